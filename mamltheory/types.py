@@ -1,0 +1,94 @@
+"""The vocabulary of shapes: few-shot tasks as in Section 3 of the paper."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mamltheory.errors import ShapeError, ValueRangeError
+
+Parameters = dict[str, Tensor]
+"""The parameters θ of a network by name."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A few-shot task T = (X, Y, X', Y') of Section 3: unprimed is *query*, primed is *support*.
+
+    query_x: n × d (or n × any shape that the network takes), query_y: n × k,
+    support_x: m × d, support_y: m × k. All of one floating dtype, finite and non-empty.
+
+    Raises ShapeError or ValueRangeError with the name of the offending part.
+    """
+
+    query_x: Tensor
+    query_y: Tensor
+    support_x: Tensor
+    support_y: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("query_x", "query_y", "support_x", "support_y"):
+            _check_part(name, getattr(self, name))
+        for part in ("query", "support"):
+            x, y = getattr(self, f"{part}_x"), getattr(self, f"{part}_y")
+            if len(x) != len(y):
+                raise ShapeError(f"{part}_x has {len(x)} samples but {part}_y has {len(y)}: give one label row each")
+        if self.query_x.shape[1:] != self.support_x.shape[1:]:
+            raise ShapeError(
+                f"query_x has samples of shape {tuple(self.query_x.shape[1:])}, support_x of shape "
+                f"{tuple(self.support_x.shape[1:])}: both go through one network, so they must agree"
+            )
+        if self.query_y.shape[1] != self.support_y.shape[1]:
+            raise ShapeError(
+                f"query_y has {self.query_y.shape[1]} outputs, support_y {self.support_y.shape[1]}: k must agree"
+            )
+        if len({part.dtype for part in (self.query_x, self.query_y, self.support_x, self.support_y)}) != 1:
+            raise ShapeError("the four parts of a task must share one dtype; convert them with Task.to(dtype)")
+
+    def to(self, *args: object, **kwargs: object) -> "Task":
+        """The same task on another device or in another dtype; arguments as for ``torch.Tensor.to``."""
+        parts = (self.query_x, self.query_y, self.support_x, self.support_y)
+        return Task(*(part.to(*args, **kwargs) for part in parts))
+
+
+def _check_part(name: str, part: Tensor) -> None:
+    if not isinstance(part, Tensor) or not part.is_floating_point():
+        got = part.dtype if isinstance(part, Tensor) else type(part).__name__
+        raise ShapeError(f"{name} must be a floating-point tensor, got {got}: convert it with .double()")
+    if part.dim() < 2 or (name.endswith("_y") and part.dim() != 2):
+        raise ShapeError(
+            f"{name} has shape {tuple(part.shape)}; expected samples × dimensions "
+            "(a single output still needs its axis: y[:, None])"
+        )
+    if part.numel() == 0:
+        raise ShapeError(f"{name} has shape {tuple(part.shape)}: a task needs at least one query and one support sample")
+    if not bool(torch.isfinite(part).all()):
+        raise ValueRangeError(f"{name} contains NaN or infinite entries: clean the data before building the task")
+
+
+def check_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
+    """The tasks as a tuple, checked to go through one network: same input shape, k and dtype.
+
+    Raises ShapeError when there is none, or when two of them do not fit together.
+    """
+    tasks = tuple(tasks)
+    if not tasks:
+        raise ShapeError("got no tasks: the meta-loss (2) needs at least one")
+    for i, task in enumerate(tasks):
+        if not isinstance(task, Task):
+            raise ShapeError(f"tasks[{i}] is a {type(task).__name__}, expected a mamltheory.Task")
+        same = (
+            task.query_x.shape[1:] == tasks[0].query_x.shape[1:]
+            and task.query_y.shape[1] == tasks[0].query_y.shape[1]
+            and task.query_x.dtype == tasks[0].query_x.dtype
+        )
+        if not same:
+            raise ShapeError(f"tasks[{i}] differs from tasks[0] in input shape, number of outputs or dtype")
+    return tasks
+
+
+def query_labels(tasks: Sequence[Task]) -> Float[Tensor, " Nnk"]:
+    """The stacked query labels 𝒴, flattened task by task, sample-major and class-minor."""
+    return torch.cat([task.query_y.reshape(-1) for task in check_tasks(tasks)])
