@@ -1,0 +1,46 @@
+"""Powers of the width, fitted: log-log slopes with confidence intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from mamltheory.errors import ShapeError, ValueRangeError
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """value ≈ prefactor · width^slope, with a 95 % confidence interval [low, high] of the slope."""
+
+    slope: float
+    low: float
+    high: float
+    prefactor: float
+
+    def __call__(self, widths: Sequence[float]) -> np.ndarray:
+        """The fitted line at these widths."""
+        return self.prefactor * np.asarray(widths, float) ** self.slope
+
+
+def root_mean_square(values: np.ndarray) -> np.ndarray:
+    """√(mean of squares) over the last axis (the seeds): the scale of a fluctuation, at every width."""
+    return np.sqrt(np.mean(np.square(values), axis=-1))
+
+
+def fit_power_law(widths: Sequence[float], values: np.ndarray) -> PowerLaw:
+    """Least squares of log value on log width over all seeds, with Student's interval of the slope.
+
+    values: widths × seeds, or one value a width. With several seeds the residuals about the line are the scatter of
+    the seeds, which is nearly the same at every width on the logarithmic scale.
+    Raises ShapeError or ValueRangeError for fewer than three points or values that have no logarithm.
+    """
+    values = np.asarray(values, float).reshape(len(widths), -1)
+    if values.size < 3 or len(set(widths)) < 2:
+        raise ShapeError(f"got {values.size} values at {len(set(widths))} widths: a slope needs 3 values at 2 widths")
+    if not (np.isfinite(values).all() and (values > 0).all()):
+        raise ValueRangeError("a power law can only be fitted to positive, finite values")
+    x = np.repeat(np.log(np.asarray(widths, float)), values.shape[1])
+    fit = stats.linregress(x, np.log(values).reshape(-1))
+    half = stats.t.ppf(0.975, len(x) - 2) * fit.stderr
+    return PowerLaw(float(fit.slope), float(fit.slope - half), float(fit.slope + half), float(np.exp(fit.intercept)))

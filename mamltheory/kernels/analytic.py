@@ -1,0 +1,151 @@
+"""Infinite-width kernels of the networks of Eq. (16): the NTK Θ of Eq. (9), the NNGP, and ANIL's last-layer 𝒦.
+
+With K¹ = σ_w² x·x'/d + σ_b², (u, v) ~ N(0, Kⁱ restricted to {x, x'}),
+Λⁱ = E[σ(u)σ(v)], Λ̇ⁱ = E[σ'(u)σ'(v)] and Kⁱ⁺¹ = σ_w² Λⁱ + σ_b²:
+
+    T¹ given,  Tⁱ⁺¹ = Aⁱ + σ_w² Λ̇ⁱ Tⁱ  (i = 1 … L),  NTK = T^{L+1} ⊗ I_k,
+
+Aⁱ being what the layer after σ(hⁱ) contributes itself, and T¹ what the first layer does:
+
+                                  T¹                Aⁱ
+    standard, (1/l) J Jᵀ, l → ∞   0                 Λⁱ
+    the same, exact 1/l terms     (x·x' + 1)/l      Λⁱ + 1/l
+    NTK parameterisation          K¹                Kⁱ⁺¹
+
+In the limit (1/l) J Jᵀ loses the first layer and all biases, whose gradients do not grow with l. The last
+layer alone contributes A^L: that is 𝒦 of Eq. (112).
+Sources: Cho & Saul (2009) for ReLU, Williams (1997) for erf; atan2 in place of arccos and arcsin, which lose half
+of the digits where points coincide.
+"""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mamltheory.errors import ShapeError, ValueRangeError
+from mamltheory.linalg import expand_outputs
+from mamltheory.networks import FullyConnected
+
+QUADRATURE_NODES = 128
+
+
+def relu_moments(k11: Tensor, k12: Tensor, k22: Tensor) -> tuple[Tensor, Tensor]:
+    """E[σ(u)σ(v)] and E[σ'(u)σ'(v)] for ReLU (arc-cosine kernels)."""
+    area = (k11 * k22 - k12.square()).clamp(min=0).sqrt()
+    angle = torch.atan2(area, k12)
+    return (area + (math.pi - angle) * k12) / (2 * math.pi), (math.pi - angle) / (2 * math.pi)
+
+
+def erf_moments(k11: Tensor, k12: Tensor, k22: Tensor) -> tuple[Tensor, Tensor]:
+    """E[σ(u)σ(v)] and E[σ'(u)σ'(v)] for erf (arc-sine kernel)."""
+    root = ((1 + 2 * k11) * (1 + 2 * k22) - 4 * k12.square()).sqrt()
+    return 2 / math.pi * torch.atan2(2 * k12, root), 4 / math.pi / root
+
+
+@lru_cache
+def _gauss_hermite(nodes: int) -> tuple[Tensor, Tensor]:
+    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    return torch.from_numpy(points), torch.from_numpy(weights / weights.sum())
+
+
+def tanh_moments(k11: Tensor, k12: Tensor, k22: Tensor) -> tuple[Tensor, Tensor]:
+    """E[σ(u)σ(v)] and E[σ'(u)σ'(v)] for tanh, by Gauss–Hermite quadrature in two dimensions.
+
+    (u, v) = (√k11 z, k12/√k11 z + √(k22 − k12²/k11) w) with independent standard normal z, w.
+    """
+    points, weights = (part.to(k12) for part in _gauss_hermite(QUADRATURE_NODES))
+    k11, k22 = torch.broadcast_to(k11, k12.shape), torch.broadcast_to(k22, k12.shape)
+    scale = k11.clamp(min=torch.finfo(k12.dtype).tiny).sqrt()
+    u = torch.tanh(scale[..., None] * points)
+    spread = (k22 - (k12 / scale).square()).clamp(min=0).sqrt()
+    v = torch.tanh((k12 / scale)[..., None, None] * points[:, None] + spread[..., None, None] * points)
+    value = torch.einsum("...p,...pq,p,q->...", u, v, weights, weights)
+    slope = torch.einsum("...p,...pq,p,q->...", 1 - u.square(), 1 - v.square(), weights, weights)
+    return value, slope
+
+
+MOMENTS = {"relu": relu_moments, "erf": erf_moments, "tanh": tanh_moments}
+
+
+def _checked(net: FullyConnected, x: Tensor) -> Tensor:
+    if x.dim() != 2 or x.shape[1] != net.input_dim or len(x) == 0:
+        raise ShapeError(f"x has shape {tuple(x.shape)}, expected samples × {net.input_dim}, at least one sample")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueRangeError("x contains NaN or infinite entries")
+    return x.double()
+
+
+def _layers(net: FullyConnected, x1: Tensor, x2: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """(Λⁱ, Λ̇ⁱ, Kⁱ⁺¹) of every hidden layer, between all pairs of samples."""
+    moments = MOMENTS[net.activation]
+
+    def preactivation(second_moment: Tensor) -> Tensor:
+        return net.sigma_w**2 * second_moment + net.sigma_b**2
+
+    k12 = preactivation(x1 @ x2.T / net.input_dim)
+    k11, k22 = (preactivation(x.square().sum(1) / net.input_dim) for x in (x1, x2))
+    layers = []
+    for _ in range(net.depth):
+        value, slope = moments(k11[:, None], k12, k22[None, :])
+        k12, k11, k22 = preactivation(value), *(preactivation(moments(k, k, k)[0]) for k in (k11, k22))
+        layers.append((value, slope, k12))
+    return layers
+
+
+def analytic_ntk(
+    net: FullyConnected,
+    x1: Float[Tensor, "n1 d"],
+    x2: Float[Tensor, "n2 d"] | None = None,
+    finite_width: bool = False,
+) -> Float[Tensor, "n1k n2k"]:
+    """NTK in the infinite-width limit, Θ = lim (1/l) ∇f ∇fᵀ, Eq. (9); float64, n1 k × n2 k.
+
+    finite_width: add the terms of order 1/l (first layer and biases) that the limit drops, with l = net.width;
+        then it is the kernel to which finite networks are compared without bias.
+    Raises ShapeError or ValueRangeError for inputs that do not fit.
+    """
+    x1 = _checked(net, x1)
+    x2 = x1 if x2 is None else _checked(net, x2)
+    ntk = _first_layer(net, x1, x2, finite_width)
+    for value, slope, following in _layers(net, x1, x2):
+        ntk = _layer_itself(net, value, following, finite_width) + net.sigma_w**2 * slope * ntk
+    return expand_outputs(ntk, net.output_dim)
+
+
+def analytic_last_layer_ntk(
+    net: FullyConnected,
+    x1: Float[Tensor, "n1 d"],
+    x2: Float[Tensor, "n2 d"] | None = None,
+    finite_width: bool = False,
+) -> Float[Tensor, "n1k n2k"]:
+    """NTK of the last linear layer alone, the 𝒦 of ANIL in Eq. (112); arguments as for :func:`analytic_ntk`."""
+    x1 = _checked(net, x1)
+    x2 = x1 if x2 is None else _checked(net, x2)
+    value, _, following = _layers(net, x1, x2)[-1]
+    return expand_outputs(_layer_itself(net, value, following, finite_width), net.output_dim)
+
+
+def nngp(
+    net: FullyConnected, x1: Float[Tensor, "n1 d"], x2: Float[Tensor, "n2 d"] | None = None
+) -> Float[Tensor, "n1k n2k"]:
+    """Covariance of the outputs f_0 at initialisation in the limit, K^{L+1} ⊗ I_k (no factor 1/l)."""
+    x1 = _checked(net, x1)
+    x2 = x1 if x2 is None else _checked(net, x2)
+    return expand_outputs(_layers(net, x1, x2)[-1][2], net.output_dim)
+
+
+def _first_layer(net: FullyConnected, x1: Tensor, x2: Tensor, finite_width: bool) -> Tensor:
+    products = x1 @ x2.T
+    if net.parameterisation == "ntk":
+        return net.sigma_w**2 * products / net.input_dim + net.sigma_b**2
+    return (products + 1) / net.width if finite_width else torch.zeros_like(products)
+
+
+def _layer_itself(net: FullyConnected, value: Tensor, following: Tensor, finite_width: bool) -> Tensor:
+    if net.parameterisation == "ntk":
+        return following
+    return value + 1 / net.width if finite_width else value

@@ -1,0 +1,190 @@
+"""Kernels of a finite network at given parameters: Θ̂ = (1/l) ∇f ∇fᵀ (Def. 1) and Φ̂ = (1/l) ∇F ∇Fᵀ (Eq. 4).
+
+Rows are sample-major, class-minor: row i·k + c belongs to output c of sample i. Jacobians are held parameter
+by parameter in the network's dtype, and contracted one parameter at a time in float64.
+
+Rows of ∇F. One inner step is θ_{s+1} = θ_s − λ P ∇ℓ(θ_s), so ∂θ_{s+1}/∂θ_s = I − λ P H_s with the Hessian H_s of
+the support loss, and by the chain rule a row of ∇F is
+
+    v_τ = a row of ∇f_{θ_τ}(X),   v_s = v_{s+1} − λ H_s P v_{s+1},   s = τ−1, …, 0:
+
+τ Hessian-vector products a row, no Hessian.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import grad, jacrev, vjp, vmap
+
+from mamltheory.errors import ConfigurationError, ShapeError
+from mamltheory.inner import InnerLoop, adapted_names, inner_path, square_loss
+from mamltheory.networks import Model, check_finite, from_module, output_of
+from mamltheory.types import Parameters, Task, check_tasks
+
+Outputs = Literal["full", "sum"]
+
+
+def resolve(model: Model | nn.Module, params: Parameters | None) -> tuple[Model, Parameters]:
+    """A pure model and its parameters, from either form in which a user may hold a network.
+
+    Raises ConfigurationError when a pure model comes without parameters, ValueRangeError for weights that are
+    not finite, UnsupportedModelError for batch statistics.
+    """
+    if isinstance(model, nn.Module):
+        pure, own = from_module(model)
+        return pure, check_finite(own if params is None else params)
+    if params is None:
+        raise ConfigurationError("a pure Model has no parameters of its own: pass params=net.initialise(generator)")
+    return model, check_finite(params)
+
+
+def jacobian(
+    model: Model,
+    params: Parameters,
+    x: Tensor,
+    outputs: Outputs = "full",
+    select: Collection[str] | None = None,
+    chunk: int | None = None,
+) -> Parameters:
+    """∇_θ f_θ(x) sample by sample: for every parameter a tensor n·k × its shape ("sum": n × its shape).
+
+    outputs: "full" for every output, "sum" for the gradient of the sum of the outputs.
+    select: names of the parameters to differentiate by (all).  chunk: samples that are held at a time.
+    """
+    moving = {name: value for name, value in params.items() if select is None or name in select}
+    if not moving:
+        raise ConfigurationError(f"select={select!r} names no parameter of the network: it has {sorted(params)}")
+
+    def single(part: Parameters, sample: Tensor) -> Tensor:
+        output = output_of(model, {**params, **part}, sample[None])[0]
+        return output.sum() if outputs == "sum" else output
+
+    derivative = grad(single) if outputs == "sum" else jacrev(single)
+    rows = vmap(derivative, in_dims=(None, 0), chunk_size=chunk)(moving, x)
+    return {name: value.reshape(-1, *params[name].shape) for name, value in rows.items()}
+
+
+def gram(rows1: Parameters, rows2: Parameters) -> Float[Tensor, "p q"]:
+    """J1 J2ᵀ, contracted parameter by parameter in float64."""
+    total = 0
+    for name, left in rows1.items():
+        right = rows2[name]
+        flat = left.flatten(1).double()
+        total = total + flat @ (flat if right is left else right.flatten(1).double()).T
+    return total
+
+
+def empirical_ntk(
+    model: Model | nn.Module,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    params: Parameters | None = None,
+    outputs: Outputs = "full",
+    select: Collection[str] | Callable[[str], bool] | None = None,
+    chunk: int | None = None,
+) -> Float[Tensor, "p q"]:
+    """Empirical NTK Θ̂(x1, x2) = (1/l) ∇f(x1) ∇f(x2)ᵀ, Definition 1, of any network; float64.
+
+    model: a ``torch.nn.Module`` (then 1/l is left out) or a pure Model with ``params``.
+    x2: None for the symmetric kernel of x1 with itself.
+    outputs: "full" for n1·k × n2·k, "sum" for the n1 × n2 kernel of the sum of the outputs.
+    select: names of parameters, or a predicate on names (all).  chunk: samples differentiated at a time.
+    Memory: (n1 + n2)·k·D numbers of the network's dtype.
+    Raises UnsupportedModelError for batch statistics, ValueRangeError for weights that are not finite.
+    """
+    pure, params = resolve(model, params)
+    names = {n for n in params if select(n)} if callable(select) else select
+    rows1 = jacobian(pure, params, _samples(x1), outputs, names, chunk)
+    rows2 = rows1 if x2 is None else jacobian(pure, params, _samples(x2), outputs, names, chunk)
+    return gram(rows1, rows2) / pure.scale
+
+
+def empirical_last_layer_ntk(
+    model: Model | nn.Module,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    params: Parameters | None = None,
+    outputs: Outputs = "full",
+    chunk: int | None = None,
+) -> Float[Tensor, "p q"]:
+    """Empirical NTK of the last linear layer alone, 𝒦̂ of Eq. (112); arguments as for :func:`empirical_ntk`.
+
+    Raises ConfigurationError when the network has no linear layer.
+    """
+    pure, params = resolve(model, params)
+    if not pure.head:
+        raise ConfigurationError("the network has no nn.Linear: the last-layer kernel of ANIL is not defined for it")
+    return empirical_ntk(pure, x1, x2, params=params, outputs=outputs, select=pure.head, chunk=chunk)
+
+
+def _samples(x: Tensor) -> Tensor:
+    if x.dim() < 2 or len(x) == 0 or not x.is_floating_point():
+        raise ShapeError(
+            f"got samples of shape {tuple(x.shape)} and dtype {x.dtype}: expected floating-point samples × dimensions"
+        )
+    return x
+
+
+def meta_jacobian(
+    model: Model, params: Parameters, task: Task, inner: InnerLoop, chunk: int | None = None
+) -> Parameters:
+    """∇_θ F_θ(X, X', Y') of one task, by Hessian-vector products: for every parameter n·k × its shape."""
+    path = inner_path(model, params, task, inner)
+    rows = jacobian(model, path[-1], task.query_x, chunk=chunk)
+    if inner.first_order:
+        return rows
+    rate = inner.lam0 / model.scale
+    names = adapted_names(model, params, inner)
+    for theta in reversed(path[:-1]):
+        product = _hessian_vector_product(model, theta, task)
+
+        def step(row: Parameters, product: Callable[[Parameters], Parameters] = product) -> Parameters:
+            moved = {name: value if name in names else torch.zeros_like(value) for name, value in row.items()}
+            curvature = product(moved)
+            return {name: value - rate * curvature[name] for name, value in row.items()}
+
+        rows = vmap(step, chunk_size=chunk)(rows)
+    return rows
+
+
+def _hessian_vector_product(model: Model, theta: Parameters, task: Task) -> Callable[[Parameters], Parameters]:
+    """v -> ∇²_θ ℓ(f_θ(X'), Y') v, by one reverse pass over the gradient (the Hessian is symmetric)."""
+
+    def loss(params: Parameters) -> Tensor:
+        return square_loss(output_of(model, params, task.support_x), task.support_y)
+
+    pullback = vjp(grad(loss), theta)[1]
+    return lambda vector: pullback(vector)[0]
+
+
+def empirical_meta_ntk(
+    model: Model | nn.Module,
+    tasks: Sequence[Task],
+    inner: InnerLoop,
+    other: Sequence[Task] | None = None,
+    *,
+    params: Parameters | None = None,
+    chunk: int | None = None,
+) -> Float[Tensor, "p q"]:
+    """Empirical MetaNTK Φ̂ = (1/l) ∇F ∇Fᵀ, Eqs. (4) and (24), of the real inner loop; float64, Nnk × Nnk.
+
+    other: None for the symmetric kernel, or the tasks of the columns.  chunk: rows differentiated at a time.
+    Memory: Nnk · D numbers of the network's dtype. Raises as :func:`empirical_ntk`.
+    """
+    pure, params = resolve(model, params)
+    rows = stacked_meta_jacobian(pure, params, tasks, inner, chunk)
+    columns = rows if other is None else stacked_meta_jacobian(pure, params, other, inner, chunk)
+    return gram(rows, columns) / pure.scale
+
+
+def stacked_meta_jacobian(
+    model: Model, params: Parameters, tasks: Sequence[Task], inner: InnerLoop, chunk: int | None = None
+) -> Parameters:
+    """J(θ) = ∇_θ F_θ(𝒳, 𝒳', 𝒴'), Eq. (22): the rows of all tasks, one task after the other."""
+    parts = [meta_jacobian(model, params, task, inner, chunk) for task in check_tasks(tasks)]
+    return {name: torch.cat([part[name] for part in parts]) for name in params}

@@ -1,0 +1,142 @@
+"""The MetaNTK as a composite of the NTK: Eqs. (11), (92), (106) for MAML and (112) for ANIL.
+
+Linear in the parameters, the inner loop maps the outputs to f(X) − C (f(X') − Y') with
+
+    C_i = Θ(X_i, X'_i) T(Θ(X'_i, X'_i)),    so    ∇F_i = ∇f(X_i) − C_i ∇f(X'_i) = A_i ∇f(X_i ∪ X'_i),  A_i = [I, −C_i]
+
+and therefore  Φ = A Θ Aᵀ  over the queries and supports of all tasks: the four terms of Eq. (106) at once, and
+positive semi-definite by construction. For ANIL the inner loop moves the last layer only: 𝒦 in place of Θ inside
+C_i, and nowhere else.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mamltheory.errors import ShapeError, ValueRangeError
+from mamltheory.inner import Algorithm
+from mamltheory.kernels.analytic import analytic_last_layer_ntk, analytic_ntk
+from mamltheory.kernels.empirical import Outputs, empirical_last_layer_ntk, empirical_ntk, resolve
+from mamltheory.linalg import Converged, Dynamics, time_operator
+from mamltheory.networks import FullyConnected, Model
+from mamltheory.types import Parameters, Task, check_tasks
+
+Sizes = Sequence[tuple[int, int]]
+"""Rows of (query, support) of every task in a joint kernel: (n·k, m·k), or (n, m) for one output."""
+
+
+def joint_inputs(tasks: Sequence[Task]) -> Tensor:
+    """X_1, X'_1, X_2, X'_2, …: the order of the samples in every joint kernel."""
+    return torch.cat([part for task in check_tasks(tasks) for part in (task.query_x, task.support_x)])
+
+
+def joint_sizes(kernel: Float[Tensor, "p p"], tasks: Sequence[Task]) -> tuple[tuple[int, int], ...]:
+    """Rows of (query, support) of every task in a joint kernel over :func:`joint_inputs`.
+
+    The number of outputs is read off the kernel (1 for outputs="sum"). Raises ShapeError if it is not whole.
+    """
+    samples = sum(len(task.query_x) + len(task.support_x) for task in tasks)
+    k, rest = divmod(len(kernel), samples)
+    if rest or k == 0:
+        raise ShapeError(f"the kernel has {len(kernel)} rows and the tasks {samples} samples: not a whole number each")
+    return tuple((k * len(task.query_x), k * len(task.support_x)) for task in tasks)
+
+
+def joint_slices(sizes: Sizes) -> list[tuple[slice, slice]]:
+    """Where the query and the support rows of every task lie in the joint kernel."""
+    slices, start = [], 0
+    for query, support in sizes:
+        slices.append((slice(start, start + query), slice(start + query, start + query + support)))
+        start += query + support
+    return slices
+
+
+def adaptation_matrix(
+    query_support: Float[Tensor, "q s"], support_support: Float[Tensor, "s s"], dynamics: Dynamics
+) -> Float[Tensor, "q s"]:
+    """C = Θ(X, X') T(Θ(X', X')): how the support residual reaches the query outputs, Eqs. (13) and (58)."""
+    return query_support.double() @ time_operator(support_support, dynamics)
+
+
+def composition(kernel: Float[Tensor, "p p"], sizes: Sizes, dynamics: Dynamics) -> Float[Tensor, "q p"]:
+    """The block matrix A with A_i = [I, −C_i] on the diagonal, from the kernel in which the inner loop moves."""
+    slices = joint_slices(sizes)
+    if not slices or slices[-1][1].stop != len(kernel):
+        raise ShapeError(f"the sizes {list(sizes)} do not add up to the kernel's {len(kernel)} rows")
+    rows = torch.zeros(sum(query for query, _ in sizes), len(kernel), dtype=torch.float64, device=kernel.device)
+    start = 0
+    for query, support in slices:
+        block = rows[start : start + query.stop - query.start]
+        block[:, query] = torch.eye(len(block), dtype=torch.float64, device=kernel.device)
+        block[:, support] = -adaptation_matrix(kernel[query, support], kernel[support, support], dynamics)
+        start += len(block)
+    return rows
+
+
+def meta_ntk_from_ntk(
+    theta: Float[Tensor, "p p"],
+    sizes: Sizes,
+    dynamics: Dynamics,
+    adaptation: Float[Tensor, "p p"] | None = None,
+) -> Float[Tensor, "q q"]:
+    """MetaNTK Φ = A Θ Aᵀ of all tasks jointly, Eqs. (11), (92), (106); (112) with ``adaptation`` = 𝒦; float64.
+
+    theta: the NTK over X_1, X'_1, X_2, X'_2, …; sizes: rows of (query, support) of every task in it.
+    dynamics: the inner loop in kernel time: GradientDescent(λ0, τ), GradientFlow(λ0 τ) or Converged(ridge),
+        the ridge acting inside T alone.
+    Raises ShapeError for sizes that do not fit, SingularKernelError for a singular support kernel at infinite
+    time without ridge.
+    """
+    if adaptation is not None and adaptation.shape != theta.shape:
+        raise ShapeError(f"adaptation has shape {tuple(adaptation.shape)}, theta {tuple(theta.shape)}: must agree")
+    rows = composition(theta if adaptation is None else adaptation, sizes, dynamics)
+    phi = rows @ theta.double() @ rows.T
+    return (phi + phi.T) / 2
+
+
+def meta_ntk(
+    model: Model | nn.Module,
+    tasks: Sequence[Task],
+    algorithm: Algorithm = "maml",
+    dynamics: Dynamics = Converged(ridge=1e-3),  # noqa: B008 - frozen
+    *,
+    params: Parameters | None = None,
+    outputs: Outputs = "full",
+    chunk: int | None = None,
+) -> Float[Tensor, "q q"]:
+    """MetaNTK of a finite network built from its empirical NTK by Eq. (11), as Section 5 does; float64.
+
+    No second derivative is taken. Any network works; labels are not used. Arguments as for
+    :func:`mamltheory.kernels.empirical.empirical_ntk` and :func:`meta_ntk_from_ntk`.
+    """
+    _check_algorithm(algorithm)
+    pure, params = resolve(model, params)
+    x = joint_inputs(tasks)
+    theta = empirical_ntk(pure, x, params=params, outputs=outputs, chunk=chunk)
+    last = None
+    if algorithm == "anil":
+        last = empirical_last_layer_ntk(pure, x, params=params, outputs=outputs, chunk=chunk)
+    return meta_ntk_from_ntk(theta, joint_sizes(theta, tasks), dynamics, last)
+
+
+def analytic_meta_ntk(
+    net: FullyConnected,
+    tasks: Sequence[Task],
+    algorithm: Algorithm,
+    dynamics: Dynamics,
+    finite_width: bool = False,
+) -> Float[Tensor, "q q"]:
+    """MetaNTK in the infinite-width limit, Eqs. (10), (11) and (112), from the analytic NTK; float64, Nnk × Nnk."""
+    _check_algorithm(algorithm)
+    x = joint_inputs(tasks)
+    theta = analytic_ntk(net, x, finite_width=finite_width)
+    last = analytic_last_layer_ntk(net, x, finite_width=finite_width) if algorithm == "anil" else None
+    return meta_ntk_from_ntk(theta, joint_sizes(theta, tasks), dynamics, last)
+
+
+def _check_algorithm(algorithm: str) -> None:
+    if algorithm not in ("maml", "anil"):
+        raise ValueRangeError(f"algorithm is {algorithm!r}: expected 'maml' or 'anil'")
+

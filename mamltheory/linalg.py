@@ -1,0 +1,175 @@
+"""Functions of a symmetric positive semi-definite matrix: T(M, t), decay and condition number.
+
+Every closed form of the paper is a spectral function of a kernel M = V diag(s) Vᵀ:
+
+    residual that is left     ρ(s)                     what was learnt     T(s) = (1 − ρ(s)) / s
+    gradient flow, time t     e^{−ts}                                      −expm1(−ts) / s
+    τ steps of rate λ         (1 − λs)^τ                                   λ Σ_{q<τ} (1 − λs)^q
+    until convergence         0 (ridge r: r/(s + r))                       1 / (s + r)
+
+T is entire in s for finite time (its value at s = 0 is t, or λτ), so that a singular kernel is harmless
+there; no inverse is ever formed. The same functions serve the inner loop (t = λ0 τ) and the outer loop
+(t = η0 t) of Eqs. (8), (11)–(13), (58), (88), (95), (96), (106) and (112), and the score of the cell search.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mamltheory.errors import ShapeError, SingularKernelError, ValueRangeError
+
+
+@dataclass(frozen=True)
+class GradientFlow:
+    """Continuous time: the paper's e^{−λ0 Θ τ}; ``time`` is the product λ0 τ (or η0 t), at least 0."""
+
+    time: float
+
+    def __post_init__(self) -> None:
+        _check_nonnegative("time", self.time, "use Converged(ridge) for infinite time")
+
+
+@dataclass(frozen=True)
+class GradientDescent:
+    """``steps`` steps of size ``rate`` (λ0 or η0, the learning rate times the width): (I − λ0 Θ)^τ."""
+
+    rate: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check_nonnegative("rate", self.rate, "use Converged(ridge) for infinite time")
+        if self.steps < 0 or self.steps != int(self.steps):
+            raise ValueRangeError(f"steps is {self.steps}: expected a whole number of at least 0")
+
+
+@dataclass(frozen=True)
+class Converged:
+    """Infinite time, with an optional ridge r inside the inverse: T(M) = (M + rI)⁻¹."""
+
+    ridge: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_nonnegative("ridge", self.ridge, "choose a small positive number such as 1e-3")
+
+
+Dynamics = GradientFlow | GradientDescent | Converged
+"""How, and for how long, a loop ran."""
+
+
+def _check_nonnegative(name: str, value: float, advice: str) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueRangeError(f"{name} is {value}: expected a finite number of at least 0; {advice}")
+
+
+def symmetrised(matrix: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
+    """The matrix in float64, checked to be finite and symmetric up to rounding, then made exactly so.
+
+    Raises ShapeError or ValueRangeError.
+    """
+    if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or matrix.numel() == 0:
+        raise ShapeError(f"a kernel must be a non-empty square matrix, got shape {tuple(matrix.shape)}")
+    wide = matrix.double()
+    if not bool(torch.isfinite(wide).all()):
+        raise ValueRangeError("the kernel has NaN or infinite entries: check the inputs and the network's weights")
+    tolerance = 1e-9 if matrix.dtype == torch.float64 else 1e-4
+    asymmetry, size = float((wide - wide.T).abs().max()), float(wide.abs().max())
+    if asymmetry > tolerance * size:
+        raise ValueRangeError(
+            f"the kernel is not symmetric: largest entry {size:.3g}, largest |M − Mᵀ| {asymmetry:.3g}; "
+            "pass the kernel of a set of samples with itself"
+        )
+    return (wide + wide.T) / 2
+
+
+def rounding_level(eigenvalues: Float[Tensor, " p"], dtype: torch.dtype = torch.float64) -> float:
+    """Size below which an eigenvalue cannot be told from zero: p · eps · largest |eigenvalue|."""
+    return len(eigenvalues) * torch.finfo(dtype).eps * float(eigenvalues.abs().max())
+
+
+def residual_values(s: Float[Tensor, " p"], dynamics: Dynamics) -> Float[Tensor, " p"]:
+    """ρ(s), the share of the residual that is left along an eigenvector of eigenvalue s."""
+    match dynamics:
+        case GradientFlow(time):
+            return torch.exp(-time * s)
+        case GradientDescent(rate, steps):
+            return (1 - rate * s) ** steps
+        case Converged(ridge):
+            return torch.zeros_like(s) if ridge == 0 else ridge / (s + ridge)
+
+
+def learnt_values(s: Float[Tensor, " p"], dynamics: Dynamics) -> Float[Tensor, " p"]:
+    """T(s) = (1 − ρ(s))/s without cancellation, finite at s = 0 for finite time.
+
+    Raises SingularKernelError for infinite time without a sufficient ridge.
+    """
+    match dynamics:
+        case GradientFlow(time):
+            return time * _relative_expm1(-time * s)
+        case GradientDescent(rate, steps):
+            return _geometric_sum(s, rate, steps)
+        case Converged(ridge):
+            shifted = s + ridge
+            if float(shifted.min()) <= rounding_level(s):
+                raise SingularKernelError(
+                    f"the kernel's least eigenvalue is {float(s.min()):.3g} (largest {float(s.max()):.3g}) and the "
+                    f"ridge {ridge:.3g} does not lift it above rounding: infinite time needs a positive definite "
+                    "kernel; remove duplicate samples or pass Converged(ridge=1e-3)"
+                )
+            return 1 / shifted
+
+
+def _relative_expm1(z: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
+    """(e^z − 1)/z, equal to 1 at z = 0."""
+    safe = torch.where(z == 0, torch.ones_like(z), z)
+    return torch.where(z == 0, torch.ones_like(z), torch.expm1(safe) / safe)
+
+
+def _geometric_sum(s: Float[Tensor, " p"], rate: float, steps: int) -> Float[Tensor, " p"]:
+    """λ Σ_{q<τ} (1 − λs)^q = (1 − (1 − λs)^τ)/s.
+
+    For λs < 1/2 the quotient would cancel, and (1 − λs)^τ − 1 = expm1(τ log1p(−λs)) does not; beyond that
+    the quotient is safe, and the base may be negative.
+    """
+    z = rate * s
+    near, far = z.clamp(max=0.5), z.clamp(min=0.5)
+    base = torch.where(near == 0, torch.ones_like(near), near)
+    by_log = torch.where(
+        near == 0, torch.full_like(z, steps), -torch.expm1(steps * torch.log1p(-near)) / base
+    )
+    by_quotient = (1 - (1 - far) ** steps) / far
+    return rate * torch.where(z < 0.5, by_log, by_quotient)
+
+
+def _spectral(matrix: Float[Tensor, "p p"], values: object, dynamics: Dynamics) -> Float[Tensor, "p p"]:
+    eigenvalues, vectors = torch.linalg.eigh(symmetrised(matrix))
+    return (vectors * values(eigenvalues, dynamics)) @ vectors.T
+
+
+def time_operator(matrix: Float[Tensor, "p p"], dynamics: Dynamics) -> Float[Tensor, "p p"]:
+    """T(M, t) = M⁻¹(I − e^{−tM}) of Eqs. (8) and (13), its discrete twin, or (M + rI)⁻¹; float64, by eigh."""
+    return _spectral(matrix, learnt_values, dynamics)
+
+
+def residual_operator(matrix: Float[Tensor, "p p"], dynamics: Dynamics) -> Float[Tensor, "p p"]:
+    """e^{−tM} of Eq. (95), its discrete twin (I − λM)^τ, or r(M + rI)⁻¹: what is left of the residual."""
+    return _spectral(matrix, residual_values, dynamics)
+
+
+def condition_number(kernel: Float[Tensor, "p p"]) -> float:
+    """C = σ_max/σ_min of a kernel, Eq. (14).
+
+    +inf, never a negative number or NaN, when the least eigenvalue is not positive beyond the rounding of
+    the dtype that the kernel came in. Raises ShapeError or ValueRangeError for what is not a kernel.
+    """
+    eigenvalues = torch.linalg.eigvalsh(symmetrised(kernel))
+    if float(eigenvalues[0]) <= rounding_level(eigenvalues, kernel.dtype):
+        return math.inf
+    return float(eigenvalues[-1] / eigenvalues[0])
+
+
+def expand_outputs(kernel: Float[Tensor, "p q"], outputs: int) -> Float[Tensor, "pk qk"]:
+    """K ⊗ I_k: the kernel of k independent outputs, sample-major and class-minor."""
+    return torch.kron(kernel, torch.eye(outputs, dtype=kernel.dtype, device=kernel.device))

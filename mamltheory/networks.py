@@ -1,0 +1,160 @@
+"""Wide fully connected networks of Eq. (16), and the models that the theory speaks of: f, centred, linearised.
+
+    h^1 = W^1 x + b^1,   h^{i+1} = W^{i+1} σ(h^i) + b^{i+1},   f(x) = h^{L+1}
+
+Standard parameterisation: W^i ~ N(0, σ_w²/fan_in), b^i ~ N(0, σ_b²). Eq. (16) prints the fan-out as the index of
+the variance; with that reading f_0 grows with the width, so that the fan-in must be meant.
+NTK parameterisation: the same function at initialisation, with W^i = σ_w/√fan_in · ω^i, b^i = σ_b β^i, and ω, β
+standard normal.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+
+from mamltheory.errors import ShapeError, UnsupportedModelError, ValueRangeError
+from mamltheory.types import Parameters
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"erf": torch.erf, "tanh": torch.tanh, "relu": torch.relu}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network as a pure function of its parameters, with what the theory needs to know about it.
+
+    function: (parameters, x) -> f_θ(x), of shape n × k.
+    scale: every kernel carries 1/scale, and the learning rates λ0, η0 are divided by it where they are applied;
+        the width l in standard parameterisation, 1 in NTK parameterisation and for networks of one's own.
+    head: names of the parameters of the last linear layer, all that ANIL's inner loop adapts.
+    """
+
+    function: Callable[[Parameters, Tensor], Tensor]
+    scale: float = 1.0
+    head: frozenset[str] = frozenset()
+
+    def __call__(self, params: Parameters, x: Tensor) -> Tensor:
+        return self.function(params, x)
+
+
+@dataclass(frozen=True)
+class FullyConnected:
+    """A fully connected network of Eq. (16): L = ``depth`` hidden layers of equal ``width`` l.
+
+    Raises ValueRangeError for a size below 1, a negative variance, or an unknown name.
+    """
+
+    input_dim: int
+    width: int
+    depth: int
+    output_dim: int = 1
+    activation: Literal["erf", "tanh", "relu"] = "erf"
+    sigma_w: float = 1.5
+    sigma_b: float = 0.1
+    parameterisation: Literal["standard", "ntk"] = "standard"
+
+    def __post_init__(self) -> None:
+        for name in ("input_dim", "width", "depth", "output_dim"):
+            if getattr(self, name) < 1:
+                raise ValueRangeError(f"{name} is {getattr(self, name)}: expected at least 1")
+        if not (self.sigma_w > 0 and self.sigma_b >= 0):
+            raise ValueRangeError(
+                f"sigma_w is {self.sigma_w}, sigma_b is {self.sigma_b}: expected sigma_w > 0, sigma_b >= 0"
+            )
+        if self.activation not in ACTIVATIONS:
+            raise ValueRangeError(f"activation is {self.activation!r}: expected one of {sorted(ACTIVATIONS)}")
+        if self.parameterisation not in ("standard", "ntk"):
+            raise ValueRangeError(f"parameterisation is {self.parameterisation!r}: expected 'standard' or 'ntk'")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Layer sizes d, l, …, l, k."""
+        return (self.input_dim, *[self.width] * self.depth, self.output_dim)
+
+    @property
+    def model(self) -> Model:
+        """The network as a pure function, with scale l (standard) or 1 (NTK parameterisation)."""
+        head = f"{self.depth + 1}"
+        scale = float(self.width) if self.parameterisation == "standard" else 1.0
+        return Model(self._forward, scale, frozenset({f"weight{head}", f"bias{head}"}))
+
+    def _forward(self, params: Parameters, x: Tensor) -> Tensor:
+        if x.dim() != 2 or x.shape[1] != self.input_dim:
+            raise ShapeError(f"x has shape {tuple(x.shape)}, expected samples × {self.input_dim}")
+        for i, fan_in in enumerate(self.sizes[:-1], start=1):
+            weight, bias = params[f"weight{i}"], params[f"bias{i}"]
+            if self.parameterisation == "ntk":
+                weight, bias = self.sigma_w / fan_in**0.5 * weight, self.sigma_b * bias
+            x = nn.functional.linear(x, weight, bias)
+            if i <= self.depth:
+                x = ACTIVATIONS[self.activation](x)
+        return x
+
+    def initialise(self, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Parameters:
+        """Gaussian parameters θ_0 of Eq. (16), W^i of shape fan_out × fan_in, on the CPU."""
+        params: Parameters = {}
+        for i, (fan_in, fan_out) in enumerate(zip(self.sizes[:-1], self.sizes[1:], strict=True), start=1):
+            standard = self.parameterisation == "standard"
+            weight = torch.randn(fan_out, fan_in, generator=generator, dtype=dtype)
+            bias = torch.randn(fan_out, generator=generator, dtype=dtype)
+            params[f"weight{i}"] = weight * (self.sigma_w / fan_in**0.5) if standard else weight
+            params[f"bias{i}"] = bias * self.sigma_b if standard else bias
+        return params
+
+
+def centred(model: Model, params0: Parameters) -> Model:
+    """f_θ − f_{θ0}: the same kernels, and an output that is exactly zero at initialisation.
+
+    The honest form of Assumption 5 (f_0 ≃ 0), which small σ_w and σ_b cannot give: the output would vanish
+    together with the kernel.
+    """
+    return Model(lambda params, x: model(params, x) - model(params0, x), model.scale, model.head)
+
+
+def linearised(model: Model, params0: Parameters) -> Model:
+    """f_{θ0}(x) + ∇f_{θ0}(x)(θ − θ0): the network whose kernels never change, at any width."""
+
+    def function(params: Parameters, x: Tensor) -> Tensor:
+        tangent = {name: params[name] - params0[name] for name in params0}
+        output, change = jvp(lambda p: model(p, x), (params0,), (tangent,))
+        return output + change
+
+    return Model(function, model.scale, model.head)
+
+
+def from_module(module: nn.Module, scale: float = 1.0) -> tuple[Model, Parameters]:
+    """A torch module as a pure function, with its parameters; buffers are read, never written.
+
+    The head is the last ``nn.Linear`` in the order of definition. Raises UnsupportedModelError for batch
+    statistics: with them the output of one sample depends on the others, and no kernel k(x, x') exists.
+    """
+    for name, part in module.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and (part.training or not part.track_running_stats):
+            raise UnsupportedModelError(
+                f"module {name!r} is a {type(part).__name__} that uses batch statistics: call .eval() on the network "
+                "or use GroupNorm"
+            )
+    linear = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    params = {name: value.detach() for name, value in module.named_parameters()}
+    head = frozenset(name for name in params if linear and name.rpartition(".")[0] == linear[-1])
+    return Model(lambda p, x: functional_call(module, p, (x,)), scale, head), params
+
+
+def check_finite(params: Parameters) -> Parameters:
+    """The parameters themselves; raises ValueRangeError naming the first that has a NaN or infinite entry."""
+    for name, value in params.items():
+        if not bool(torch.isfinite(value).all()):
+            raise ValueRangeError(f"parameter {name!r} has NaN or infinite entries: re-initialise or reload the network")
+    return params
+
+
+def output_of(model: Model, params: Parameters, x: Tensor) -> Float[Tensor, "n k"]:
+    """f_θ(x) as n × k; raises ShapeError when a network returns anything else."""
+    output = model(params, x)
+    if output.dim() != 2 or len(output) != len(x):
+        raise ShapeError(f"the network maps {len(x)} samples to shape {tuple(output.shape)}: expected {len(x)} × outputs")
+    return output
