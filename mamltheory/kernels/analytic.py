@@ -88,8 +88,11 @@ def _layers(net: FullyConnected, x1: Tensor, x2: Tensor) -> list[tuple[Tensor, T
 
     k12 = preactivation(x1 @ x2.T / net.input_dim)
     k11, k22 = (preactivation(x.square().sum(1) / net.input_dim) for x in (x1, x2))
+    # k11 k22 − k12² enters under a root: where the samples coincide it must be 0, and not 1e-16, whose root is 1e-8.
+    same = (x1[:, None] == x2[None]).all(-1)
     layers = []
     for _ in range(net.depth):
+        k12 = torch.where(same, k11[:, None], k12)
         value, slope = moments(k11[:, None], k12, k22[None, :])
         k12, k11, k22 = preactivation(value), *(preactivation(moments(k, k, k)[0]) for k in (k11, k22))
         layers.append((value, slope, k12))
