@@ -1,0 +1,277 @@
+"""Networks of stacked cells (Section 6.1): the supernet of the search and the derived network that is
+trained.
+
+Both are one module: a supernet is a network whose edges average their live operations, and a derived network
+is a supernet with one operation left on an edge. The weight of every layer depends on (seed, name of the
+layer) alone, and layers of the same place have the same name in all of them: networks built with one seed
+share their weights (common random numbers).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
+from mamltheory.nas.genotype import EDGES, NODES, Candidates, CellType, Edge, Genotype
+from mamltheory.nas.operations import (
+    FactorizedReduce,
+    Norm,
+    build_operation,
+    is_preactivated,
+    normalisation,
+    pointwise,
+)
+from mamltheory.rng import derived_seed, generator
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Size of a stacked network; the defaults are the paper's five cells on mini-ImageNet.
+
+    channels: of the stem and of the cells before the first reduction; cells: at least 3.
+    classes: outputs of the linear classifier (ways of a task in the search).
+    stem_stride: 1 in the paper; 2 halves the resolution of small experiments.
+    norm, final_norm: "batch" and no norm after the last cell for training (as released), "group" and a final
+        norm with ReLU for the kernels of the search; see :func:`for_search`.
+    Raises ConfigurationError.
+    """
+
+    channels: int = 48
+    cells: int = 5
+    classes: int = 64
+    stem_stride: int = 1
+    norm: Norm = "batch"
+    final_norm: bool = False
+    input_channels: int = 3
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("batch", "group"):
+            raise ConfigurationError(f"norm is {self.norm!r}: expected 'batch' or 'group'")
+        for name, least in (
+            ("channels", 1),
+            ("cells", 3),
+            ("classes", 1),
+            ("stem_stride", 1),
+            ("input_channels", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}: expected at least {least}")
+
+    def for_search(self, ways: int) -> "NetworkSettings":
+        """The same size as the search sees it: GroupNorm, final norm and ReLU, a head of ``ways`` outputs."""
+        return replace(self, classes=ways, norm="group", final_norm=True)
+
+
+def layout(cells: int) -> tuple[CellType, ...]:
+    """Types of the stacked cells: reductions at one third and two thirds of the depth, the others normal."""
+    return tuple("reduce" if i in (cells // 3, 2 * cells // 3) else "normal" for i in range(cells))
+
+
+class StackedCell(nn.Module):
+    """One cell: two inputs fitted to its channels, three nodes of summed edges, and their concatenation.
+
+    An edge is the mean of its live operations. In a reduction cell the edges from the two inputs have stride
+    2.
+    """
+
+    def __init__(
+        self,
+        live: dict[Edge, tuple[str, ...]],
+        channels: int,
+        inputs: tuple[int, int],
+        reduces: bool,
+        after_reduction: bool,
+        norm: Norm,
+    ) -> None:
+        super().__init__()
+        fit = FactorizedReduce if after_reduction else pointwise
+        self.fit0, self.fit1 = fit(inputs[0], channels, norm), pointwise(inputs[1], channels, norm)
+        self.relu = nn.ReLU()
+        self.edges = nn.ModuleDict()
+        self._plan: list[tuple[Edge, list[tuple[str, bool]]]] = []
+        for edge, names in live.items():
+            stride = 2 if reduces and edge.source < 2 else 1
+            key = f"{edge.node}_{edge.source}"
+            self.edges[key] = nn.ModuleDict(
+                {name: build_operation(name, channels, stride, norm) for name in names}
+            )
+            self._plan.append((edge, [(name, is_preactivated(name, stride)) for name in names]))
+
+    def forward(
+        self,
+        s0: Float[Tensor, "n a h0 w0"],
+        s1: Float[Tensor, "n b h1 w1"],
+        drop: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "n c h w"]:
+        """Concatenated nodes; ``drop`` is applied to the output of every operation but the identity."""
+        states = [self.fit0(self.relu(s0)), self.fit1(self.relu(s1))]
+        activated: dict[int, Tensor] = {}
+        for node in range(NODES):
+            total = None
+            for edge, names in self._plan:
+                if edge.node == node and names:
+                    value = self._edge(edge, names, states, activated, drop)
+                    total = value if total is None else total + value
+            states.append(total)
+        return torch.cat(states[2:], dim=1)
+
+    def _edge(
+        self,
+        edge: Edge,
+        names: list[tuple[str, bool]],
+        states: list[Tensor],
+        activated: dict[int, Tensor],
+        drop: Callable[[Tensor], Tensor] | None,
+    ) -> Tensor:
+        """Mean of the live operations; ReLU of a state is computed once for all edges that start there."""
+        operations, outputs = self.edges[f"{edge.node}_{edge.source}"], []
+        for name, preactivated in names:
+            if preactivated and edge.source not in activated:
+                activated[edge.source] = self.relu(states[edge.source])
+            operation = operations[name]
+            output = operation(activated[edge.source] if preactivated else states[edge.source])
+            droppable = drop is not None and not isinstance(operation, nn.Identity)
+            outputs.append(drop(output) if droppable else output)
+        return outputs[0] if len(outputs) == 1 else sum(outputs[1:], outputs[0]) / len(outputs)
+
+
+class Network(nn.Module):
+    """Stem, stacked cells, global average pooling, linear classifier, for any candidates.
+
+    ``drop_path`` (a float in [0, 1), 0 by default) is the probability with which, in training mode, the
+    output of an operation other than the identity is dropped for a sample. The masks are a pure function of
+    (seed, number of the training pass), see :meth:`seed_drop_path`; both are part of the ``state_dict``, so
+    that a restored network goes on with the same masks.
+    """
+
+    def __init__(
+        self,
+        candidates: Candidates,
+        settings: NetworkSettings,
+        kinds: tuple[CellType, ...],
+        stem: bool = True,
+    ) -> None:
+        super().__init__()
+        self.candidates, self.settings = candidates, settings
+        self.drop_path = 0.0
+        self._drop_seed, self._drop_step = 0, 0
+        channels = settings.channels
+        before = channels if stem else settings.input_channels
+        convolution = nn.Conv2d(
+            settings.input_channels, channels, 3, settings.stem_stride, padding=1, bias=False
+        )
+        self.stem = (
+            nn.Sequential(convolution, normalisation(settings.norm, channels)) if stem else nn.Identity()
+        )
+        self.cells = nn.ModuleList()
+        widths, after_reduction = (before, before), False
+        for kind in kinds:
+            channels = 2 * channels if kind == "reduce" else channels
+            live = {edge: candidates.on(kind, edge) for edge in EDGES}
+            reduces = kind == "reduce"
+            self.cells.append(StackedCell(live, channels, widths, reduces, after_reduction, settings.norm))
+            widths, after_reduction = (widths[1], NODES * channels), reduces
+        last = (normalisation(settings.norm, widths[1]), nn.ReLU()) if settings.final_norm else ()
+        self.last = nn.Sequential(*last)
+        self.classifier = nn.Linear(widths[1], settings.classes)
+
+    def feature_map(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n f h2 w2"]:
+        """Output of the last cell before pooling. Raises ShapeError for images of the wrong shape."""
+        if x.dim() != 4 or x.shape[1] != self.settings.input_channels:
+            raise ShapeError(
+                f"x has shape {tuple(x.shape)}, expected samples × {self.settings.input_channels} × "
+                "height × width"
+            )
+        drop = self._drop() if self.training and self.drop_path > 0 else None
+        s0 = s1 = self.stem(x)
+        for cell in self.cells:
+            s0, s1 = s1, cell(s0, s1, drop)
+        return self.last(s1)
+
+    def features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n f"]:
+        """Global average of the last cell's output: what the few-shot heads work on."""
+        return self.feature_map(x).mean(dim=(2, 3))
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Logits."""
+        return self.classifier(self.features(x))
+
+    def seed_drop_path(self, seed: int, step: int = 0) -> None:
+        """Makes the drop-path masks of the next training pass those of pass ``step`` under this seed."""
+        self._drop_seed, self._drop_step = int(seed), int(step)
+
+    def _drop(self) -> Callable[[Tensor], Tensor]:
+        if not self.drop_path < 1:
+            raise ValueRangeError(f"drop_path is {self.drop_path}: expected a probability below 1")
+        stream = generator(self._drop_seed, "drop-path", self._drop_step)
+        self._drop_step += 1
+        keep = 1 - self.drop_path
+
+        def drop(output: Tensor) -> Tensor:
+            mask = torch.rand(len(output), 1, 1, 1, generator=stream).lt(keep).to(output.dtype) / keep
+            return output * mask.to(output.device, non_blocking=True)
+
+        return drop
+
+    def get_extra_state(self) -> Tensor:
+        """Seed and pass of the drop-path masks, as a tensor in the ``state_dict``."""
+        return torch.tensor([self._drop_seed, self._drop_step])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restores what :meth:`get_extra_state` returned."""
+        self.seed_drop_path(*state.tolist())
+
+
+def build(
+    candidates: Candidates,
+    settings: NetworkSettings,
+    seed: int,
+    kinds: tuple[CellType, ...] | None = None,
+    stem: bool = True,
+) -> Network:
+    """The network of these candidates with Kaiming-normal weights (Section 5), float32 on the CPU.
+
+    kinds: types of the stacked cells, by default :func:`layout`; stem: False feeds the images to the cells.
+    """
+    with torch.device("meta"):  # the layers' own initialisation would draw from the global generator
+        network = Network(candidates, settings, kinds or layout(settings.cells), stem)
+    network = network.to_empty(device="cpu")
+    initialise(network, seed)
+    network.seed_drop_path(derived_seed(seed, "drop-path"))
+    return network
+
+
+def derived_network(genotype: Genotype, settings: NetworkSettings, seed: int) -> Network:
+    """The network that stacks finished cells: what the paper trains after the search."""
+    return build(genotype.candidates(), settings, seed)
+
+
+def supernet(candidates: Candidates, settings: NetworkSettings, seed: int) -> Network:
+    """The supernet 𝒩_k of Algorithm 1 with these live operations, in the form in which the search scores
+    it.
+    """
+    return build(candidates, settings.for_search(settings.classes), seed)
+
+
+def initialise(network: nn.Module, seed: int) -> None:
+    """Kaiming-normal weights W ~ N(0, 2/fan_in); N(0, 1/fan_in) and no bias for the linear head, which
+    follows no ReLU; norms at scale 1 and shift 0. Every layer draws from (seed, its name).
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            gain = 2.0 if isinstance(module, nn.Conv2d) else 1.0
+            draw = torch.randn(module.weight.shape, generator=generator(seed, f"weights/{name}"))
+            with torch.no_grad():
+                module.weight.copy_(draw * (gain / module.weight[0].numel()) ** 0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+            module.reset_parameters()
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Number of weights, the paper's "parameters" in Table 1."""
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -1,0 +1,135 @@
+"""The seven operations of the search space (Section 6.1) and the layers that cells are made of.
+
+The paper names the operations; what stands behind the names are the definitions of its released search space,
+which alone reproduce the paper's parameter counts: "3×3 convolution" is a depthwise convolution followed by a
+pointwise one, and pooling is followed by a norm. Convolutions have no bias. Operations of convolutions begin
+with a ReLU; it is left to the cell, which computes it once for all edges that leave the same node.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mamltheory.errors import ConfigurationError, GenotypeError
+
+Norm = Literal["batch", "group"]
+
+OPERATIONS: tuple[str, ...] = (
+    "skip_connect",
+    "sep_conv_3x3",
+    "dil_conv_3x3",
+    "avg_pool_3x3BN",
+    "max_pool_3x3BN",
+    "conv_1x5_5x1",
+    "conv_3x3",
+)
+"""The set 𝒪 of Algorithm 1."""
+
+MAX_GROUPS = 16
+
+
+def check_operation(name: str) -> str:
+    """The name itself; raises GenotypeError if it is none of the seven."""
+    if name not in OPERATIONS:
+        raise GenotypeError(f"unknown operation {name!r}: choose one of {', '.join(OPERATIONS)}")
+    return name
+
+
+def group_count(channels: int) -> int:
+    """Groups of a GroupNorm: the largest divisor of the channels up to 16 that leaves 2 channels in a group.
+
+    With one channel a group, the mean of every channel over the image is zero after the norm: global average
+    pooling then returns zero for every image, and the kernel of the head vanishes. Raises ConfigurationError
+    for fewer than 2 channels.
+    """
+    if channels < 2:
+        raise ConfigurationError(
+            f"a GroupNorm over {channels} channel removes the image's mean: use at least 2 channels or "
+            "norm='batch'"
+        )
+    return max(g for g in range(1, min(MAX_GROUPS, channels // 2) + 1) if channels % g == 0)
+
+
+def normalisation(kind: Norm, channels: int) -> nn.Module:
+    """Norm with learnt scale and shift: "batch" for training and linear regions, "group" for kernels.
+
+    A kernel needs the output of one sample not to depend on the others, which batch statistics violate.
+    """
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(group_count(channels), channels)
+
+
+class FactorizedReduce(nn.Module):
+    """Halves the resolution by two pointwise convolutions of stride 2 on grids shifted by one pixel, then a
+    norm.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, norm: Norm) -> None:
+        super().__init__()
+        half = channels_out // 2
+        if half < 1:
+            raise ConfigurationError(
+                f"a reduction to {channels_out} channel cannot be split in two halves: use at least 2 "
+                "channels"
+            )
+        self.even = nn.Conv2d(channels_in, half, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(channels_in, channels_out - half, 1, stride=2, bias=False)
+        self.norm = normalisation(norm, channels_out)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
+        """Half the resolution, rounded up."""
+        shifted = nn.functional.pad(x, (0, 1, 0, 1))[:, :, 1:, 1:]
+        return self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
+
+
+def pointwise(channels_in: int, channels_out: int, norm: Norm) -> nn.Sequential:
+    """1×1 convolution and norm, which fits a cell's input to the cell's channels."""
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, 1, bias=False), normalisation(norm, channels_out)
+    )
+
+
+def _separable(channels: int, stride: int, dilation: int, norm: Norm) -> list[nn.Module]:
+    """Depthwise 3×3, pointwise, norm."""
+    depthwise = nn.Conv2d(
+        channels, channels, 3, stride, padding=dilation, dilation=dilation, groups=channels, bias=False
+    )
+    return [depthwise, nn.Conv2d(channels, channels, 1, bias=False), normalisation(norm, channels)]
+
+
+def is_preactivated(name: str, stride: int) -> bool:
+    """Whether the operation acts on ReLU(h) instead of the node's value h."""
+    return "conv" in name or (name == "skip_connect" and stride == 2)
+
+
+def build_operation(name: str, channels: int, stride: int, norm: Norm) -> nn.Module:
+    """One operation, channels to channels, of stride 1 or 2, without its leading ReLU
+    (:func:`is_preactivated`).
+
+    Raises GenotypeError for an unknown name.
+    """
+    match check_operation(name):
+        case "skip_connect":
+            return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, norm)
+        case "conv_3x3":
+            return nn.Sequential(*_separable(channels, stride, 1, norm))
+        case "dil_conv_3x3":
+            return nn.Sequential(*_separable(channels, stride, 2, norm))
+        case "sep_conv_3x3":
+            return nn.Sequential(
+                *_separable(channels, stride, 1, norm), nn.ReLU(), *_separable(channels, 1, 1, norm)
+            )
+        case "avg_pool_3x3BN":
+            pool = nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
+            return nn.Sequential(pool, normalisation(norm, channels))
+        case "max_pool_3x3BN":
+            return nn.Sequential(nn.MaxPool2d(3, stride, padding=1), normalisation(norm, channels))
+        case _:
+            return nn.Sequential(
+                nn.Conv2d(channels, channels, (1, 5), stride, padding=(0, 2), bias=False),
+                nn.Conv2d(channels, channels, (5, 1), padding=(2, 0), bias=False),
+                normalisation(norm, channels),
+            )

@@ -1,0 +1,131 @@
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mamltheory.errors import GenotypeError
+from mamltheory.nas.genotype import (
+    EDGES,
+    Candidates,
+    Cell,
+    Edge,
+    Genotype,
+    Operator,
+    published_genotypes,
+    random_genotype,
+)
+from mamltheory.nas.operations import OPERATIONS
+from mamltheory.rng import generator
+
+FORMS = st.sampled_from(["two", "all"])
+
+
+def test_the_search_space_has_seven_operations_on_nine_edges_of_two_cells():
+    assert len(OPERATIONS) == 7
+    assert len(EDGES) == 9
+    assert len(Candidates().operators()) == 126
+
+
+@given(seed=st.integers(0, 10_000), inputs=FORMS)
+@settings(max_examples=20, deadline=None)
+def test_json_and_candidates_give_the_genotype_back(seed, inputs):
+    genotype = random_genotype(generator(seed, "genotype"), inputs)
+    assert Genotype.from_json(json.loads(json.dumps(genotype.to_json()))) == genotype
+    assert genotype.candidates().genotype() == genotype
+    candidates = genotype.candidates()
+    assert Candidates.from_json(json.loads(json.dumps(candidates.to_json()))) == candidates
+
+
+@given(seed=st.integers(0, 10_000), inputs=FORMS)
+@settings(max_examples=20, deadline=None)
+def test_random_genotypes_are_reproducible_and_have_the_requested_form(seed, inputs):
+    first, second = (random_genotype(generator(seed, "genotype"), inputs) for _ in range(2))
+    assert first == second
+    counts = [2, 2, 2] if inputs == "two" else [2, 3, 4]
+    assert [len(node) for node in first.normal.nodes] == counts
+    assert len(first.edges()["reduce"]) == sum(counts)
+
+
+def test_random_genotypes_use_every_operation_and_every_source():
+    drawn = [random_genotype(generator(0, "genotype", i)) for i in range(60)]
+    pairs = {(o, s) for g in drawn for node in g.normal.nodes for o, s in node}
+    assert pairs == {(o, s) for o in OPERATIONS for s in range(4)}
+
+
+def test_edges_name_the_vertices_of_a_drawing():
+    cell = published_genotypes()[0].genotype.normal
+    assert cell.edges()[:3] == ((0, 2, "sep_conv_3x3"), (1, 2, "sep_conv_3x3"), (1, 3, "sep_conv_3x3"))
+    assert all(source < vertex for source, vertex, _ in cell.edges())
+
+
+TWO = ((("conv_3x3", 0), ("conv_3x3", 1)),) * 3
+
+
+@pytest.mark.parametrize(
+    ("nodes", "says"),
+    [
+        (TWO[:2], "3 nodes"),
+        (((("conv_3x3", 0), ("conv_7x7", 1)), *TWO[1:]), "conv_7x7"),
+        (((("conv_3x3", 0), ("conv_3x3", 2)), *TWO[1:]), "sources 0 to 1"),
+        (((("conv_3x3", 0), ("conv_3x3", -1)), *TWO[1:]), "sources 0 to 1"),
+        (((("conv_3x3", 1), ("skip_connect", 1)), *TWO[1:]), "twice"),
+        (((("conv_3x3", 0),), *TWO[1:]), "2, 3, 4"),
+    ],
+)
+def test_a_malformed_cell_is_refused_with_advice(nodes, says):
+    with pytest.raises(GenotypeError, match=says):
+        Cell(nodes)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"normal": 3, "reduce": 3},
+        {"normal": [[["conv_3x3"]]] * 3, "reduce": []},
+        {"normal": []},
+        {"normal": None, "reduce": 1},
+    ],
+)
+def test_malformed_json_is_refused(data):
+    with pytest.raises(GenotypeError):
+        Genotype.from_json(data)
+
+
+def test_a_source_must_be_an_integer_and_not_a_flag():
+    good = {"normal": [list(map(list, node)) for node in TWO]}
+    good["reduce"] = [[["conv_3x3", 0.0], ["conv_3x3", True]], *good["normal"][1:]]
+    with pytest.raises(GenotypeError, match="expected"):
+        Genotype.from_json(good)
+
+
+def test_removing_an_operator_leaves_the_rest_and_cannot_be_done_twice():
+    operator = Operator("reduce", Edge(1, 2), "skip_connect")
+    left = Candidates().without(operator)
+    assert set(Candidates().operators()) - set(left.operators()) == {operator}
+    with pytest.raises(GenotypeError, match="not alive"):
+        left.without(operator)
+
+
+def test_candidates_refuse_dead_nodes_unknown_names_and_repeats():
+    full = Candidates().normal
+    for edges, says in (
+        (full[:8], "8 edges"),
+        ((("conv_9x9",), *full[1:]), "unknown"),
+        ((("conv_3x3", "conv_3x3"), *full[1:]), "twice"),
+        (((), (), *full[2:]), "no input"),
+    ):
+        with pytest.raises(GenotypeError, match=says):
+            Candidates(normal=edges)
+    with pytest.raises(GenotypeError, match="finish the search"):
+        Candidates().genotype()
+    with pytest.raises(GenotypeError, match="keys"):
+        Candidates.from_json({"normal": []})
+
+
+def test_random_genotypes_leave_the_global_generator_alone():
+    before = torch.get_rng_state()
+    random_genotype(generator(1, "genotype"))
+    assert torch.equal(before, torch.get_rng_state())

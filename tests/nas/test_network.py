@@ -1,0 +1,180 @@
+from statistics import mean
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
+from mamltheory.nas.genotype import Candidates, Edge, Operator, published_genotypes, random_genotype
+from mamltheory.nas.network import (
+    NetworkSettings,
+    build,
+    derived_network,
+    layout,
+    parameter_count,
+    supernet,
+)
+from mamltheory.rng import generator
+
+SMALL = NetworkSettings(channels=4, cells=3, classes=5, stem_stride=2)
+
+
+def images(n=3, size=12):
+    return torch.randn(n, 3, size, size, generator=generator(0, "images"))
+
+
+@pytest.mark.paper("Table 1")
+@pytest.mark.parametrize("cell", published_genotypes(), ids=lambda cell: f"{cell.setting}-{cell.parameters}")
+def test_a_published_cell_has_exactly_its_published_parameters(cell):
+    settings = NetworkSettings(channels=48, cells=cell.cells, classes=cell.classes)
+    assert parameter_count(derived_network(cell.genotype, settings, 0)) == cell.parameters
+
+
+@pytest.mark.paper("Table 1")
+def test_mean_sizes_are_those_of_table_1():
+    published = published_genotypes()
+    means = [
+        mean(c.parameters for c in published if c.setting == setting) / 1e6
+        for setting in ("mini-5", "mini-8", "tiered-5", "tiered-8")
+    ]
+    # Table 1 prints 4.78 for the last, the counts give 4.77.
+    assert means == pytest.approx([1.77, 3.21, 2.22, 4.77], abs=0.0061)
+
+
+@pytest.mark.parametrize(("cells", "reductions"), [(3, (1, 2)), (5, (1, 3)), (8, (2, 5)), (20, (6, 13))])
+def test_reductions_lie_at_one_and_two_thirds(cells, reductions):
+    assert tuple(i for i, kind in enumerate(layout(cells)) if kind == "reduce") == reductions
+
+
+def test_features_are_the_pooled_concatenation_and_the_classifier_reads_them():
+    network = derived_network(random_genotype(generator(0, "g")), SMALL, 0).eval()
+    x = images()
+    assert network.features(x).shape == (3, 3 * 4 * SMALL.channels)
+    assert network.feature_map(x).shape[2:] == (2, 2)
+    torch.testing.assert_close(network(x), network.classifier(network.features(x)))
+
+
+def test_supernet_and_candidate_share_every_weight_that_both_have():
+    operator = Operator("normal", Edge(1, 0), "conv_3x3")
+    whole = supernet(Candidates(), SMALL, 7).state_dict()
+    part = supernet(Candidates().without(operator), SMALL, 7).state_dict()
+    assert set(part) < set(whole)
+    assert all(torch.equal(part[name], whole[name]) for name in part)
+    assert {name.split(".")[1] for name in set(whole) - set(part)} == {"0"}  # the only normal cell of three
+
+
+def test_different_seeds_give_different_weights_and_the_head_follows_the_seed():
+    heads = [supernet(Candidates(), SMALL, seed).classifier.weight for seed in (0, 1)]
+    assert not torch.equal(*heads)
+
+
+def test_removing_an_operator_renormalises_its_edge():
+    """Twin: the output of the candidate equals that of the supernet with the edge's weights rewritten by
+    hand.
+    """
+    operator = Operator("reduce", Edge(2, 1), "avg_pool_3x3BN")
+    candidates = Candidates()
+    whole, part = (supernet(c, SMALL, 3).double().eval() for c in (candidates, candidates.without(operator)))
+    for cell, kind in zip(whole.cells, layout(3), strict=True):
+        if kind == "reduce":
+            torch.nn.init.zeros_(cell.edges["2_1"]["avg_pool_3x3BN"][-1].weight)
+            original = cell._edge
+
+            def rescaled(edge, *args, original=original):
+                return original(edge, *args) * (7 / 6 if edge == Edge(2, 1) else 1)
+
+            cell._edge = rescaled
+    x = images().double()
+    torch.testing.assert_close(whole(x), part(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_derived_network_is_the_supernet_with_one_operation_an_edge():
+    genotype = random_genotype(generator(1, "g"), "all")
+    derived = derived_network(genotype, SMALL, 5).eval()
+    single = build(genotype.candidates(), SMALL, 5).eval()
+    assert torch.equal(derived(images()), single(images()))
+
+
+def test_weights_have_the_kaiming_fan_in_variance():
+    network = supernet(Candidates(), NetworkSettings(channels=16, cells=3, classes=5), 0)
+    ratios = [
+        float(m.weight.detach().var(unbiased=False)) * m.weight[0].numel()
+        for m in network.modules()
+        if isinstance(m, torch.nn.Conv2d) and m.weight.numel() > 4000
+    ]
+    assert len(ratios) > 10
+    assert mean(ratios) == pytest.approx(2.0, rel=0.02)
+    assert float(network.classifier.bias.detach().abs().max()) == 0
+
+
+def test_building_a_network_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    supernet(Candidates(), SMALL, 0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_in_the_search_form_one_sample_does_not_depend_on_the_others():
+    network = supernet(Candidates(), SMALL, 0).double()
+    x = images().double()
+    torch.testing.assert_close(network(x)[:1], network(x[:1]))
+
+
+def test_every_weight_of_the_supernet_matters():
+    network = supernet(Candidates(), SMALL, 0)
+    network(images()).square().sum().backward()
+    dead = [
+        name for name, p in network.named_parameters() if p.grad is None or float(p.grad.abs().max()) == 0
+    ]
+    assert dead == []
+
+
+def test_drop_path_acts_in_training_only_and_is_reproducible_from_the_seed():
+    network = derived_network(random_genotype(generator(0, "g"), "all"), SMALL, 0)
+    network.drop_path = 0.5
+    x = images(4)
+    network.seed_drop_path(11)
+    first, second = network(x), network(x)
+    network.seed_drop_path(11)
+    assert torch.equal(network(x), first)
+    assert not torch.equal(first, second)
+    network.eval()
+    assert torch.equal(network(x), network(x))
+
+
+def test_drop_path_masks_go_on_where_a_restored_state_left_off():
+    genotype = random_genotype(generator(2, "g"), "all")
+    network = derived_network(genotype, SMALL, 0)
+    network.drop_path = 0.3
+    network(images())
+    restored = derived_network(genotype, SMALL, 1)
+    restored.load_state_dict(network.state_dict())
+    restored.drop_path = 0.3
+    assert torch.equal(restored(images()), network(images()))
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean():
+    network = supernet(Candidates(), SMALL, 0)
+    network.drop_path = 0.25
+    drop = network._drop()
+    dropped = drop(torch.ones(4000, 2, 3, 3))
+    torch.testing.assert_close(dropped.unique(), torch.tensor([0.0, 4 / 3]))
+    assert torch.equal(dropped.amin(dim=(1, 2, 3)), dropped.amax(dim=(1, 2, 3)))
+    assert float(dropped.mean()) == pytest.approx(1.0, abs=0.05)
+    network.drop_path = 1.0
+    with pytest.raises(ValueRangeError, match="below 1"):
+        network(images())
+
+
+def test_the_network_is_a_pure_function_of_its_parameters():
+    network = supernet(Candidates(), SMALL, 0)
+    zeroed = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
+    assert float(functional_call(network, zeroed, (images(),)).abs().max()) == 0
+
+
+def test_bad_settings_and_images_are_refused():
+    with pytest.raises(ConfigurationError, match="cells is 2"):
+        NetworkSettings(cells=2)
+    with pytest.raises(ConfigurationError, match="channels is 0"):
+        NetworkSettings(channels=0)
+    with pytest.raises(ShapeError, match="3 × height"):
+        supernet(Candidates(), SMALL, 0)(torch.zeros(2, 1, 8, 8))

@@ -1,0 +1,115 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mamltheory.errors import ConfigurationError, GenotypeError
+from mamltheory.nas.network import initialise, parameter_count
+from mamltheory.nas.operations import (
+    OPERATIONS,
+    FactorizedReduce,
+    build_operation,
+    group_count,
+    is_preactivated,
+    normalisation,
+)
+from mamltheory.rng import generator
+
+
+@given(
+    name=st.sampled_from(OPERATIONS),
+    stride=st.sampled_from([1, 2]),
+    size=st.integers(3, 9),
+    norm=st.sampled_from(["batch", "group"]),
+)
+@settings(max_examples=40, deadline=None)
+def test_every_operation_keeps_the_channels_and_divides_the_resolution_rounding_up(name, stride, size, norm):
+    x = torch.randn(2, 4, size, size, generator=generator(0, "x"))
+    expected = -(-size // stride)
+    assert build_operation(name, 4, stride, norm)(x).shape == (2, 4, expected, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "count"),
+    [
+        ("skip_connect", 1, 0),
+        ("skip_connect", 2, 64 + 16),
+        ("conv_3x3", 1, 72 + 64 + 16),
+        ("dil_conv_3x3", 2, 72 + 64 + 16),
+        ("sep_conv_3x3", 2, 2 * (72 + 64 + 16)),
+        ("conv_1x5_5x1", 1, 10 * 64 + 16),
+        ("avg_pool_3x3BN", 1, 16),
+        ("max_pool_3x3BN", 2, 16),
+    ],
+)
+def test_operations_have_the_parameters_of_the_definitions_at_8_channels(name, stride, count):
+    assert parameter_count(build_operation(name, 8, stride, "batch")) == count
+
+
+def test_a_dilated_convolution_sees_two_pixels_away_and_an_ordinary_one_does_not():
+    x = torch.zeros(1, 2, 9, 9)
+    x[:, :, 4, 4] = 1.0
+    reach = {}
+    for name in ("conv_3x3", "dil_conv_3x3"):
+        operation = build_operation(name, 2, 1, "batch")
+        initialise(operation, 0)
+        changed = (operation[:2](x) != 0).any(1)[0].nonzero() - 4
+        reach[name] = int(changed.abs().max())
+    assert reach == {"conv_3x3": 1, "dil_conv_3x3": 2}
+
+
+def test_average_pooling_does_not_count_the_padding():
+    pooled = build_operation("avg_pool_3x3BN", 2, 1, "batch")[0](torch.ones(1, 2, 4, 4))
+    assert torch.equal(pooled, torch.ones(1, 2, 4, 4))
+
+
+def test_the_two_halves_of_a_reduction_read_pixels_one_apart():
+    reduce = FactorizedReduce(1, 2, "batch")
+    with torch.no_grad():
+        reduce.even.weight.fill_(1.0)
+        reduce.odd.weight.fill_(1.0)
+    reduce.norm = torch.nn.Identity()
+    x = torch.arange(9.0).reshape(1, 1, 3, 3)
+    out = reduce(x)[0]
+    assert torch.equal(out[0], torch.tensor([[0.0, 2.0], [6.0, 8.0]]))
+    assert torch.equal(out[1], torch.tensor([[4.0, 0.0], [0.0, 0.0]]))
+
+
+@given(channels=st.integers(2, 200))
+@settings(max_examples=50, deadline=None)
+def test_groups_divide_the_channels_and_hold_at_least_two(channels):
+    groups = group_count(channels)
+    assert channels % groups == 0
+    assert 1 <= groups <= 16
+    assert channels // groups >= 2
+
+
+def test_the_paper_size_keeps_16_groups():
+    assert [group_count(c) for c in (48, 96, 192, 32, 16, 8)] == [16, 16, 16, 16, 8, 4]
+
+
+def test_one_channel_a_group_would_erase_the_pooled_features():
+    x = torch.randn(4, 8, 6, 6, generator=generator(0, "x"))
+    erased = torch.nn.GroupNorm(8, 8)(x).mean(dim=(2, 3))
+    kept = normalisation("group", 8)(x).mean(dim=(2, 3))
+    assert float(erased.abs().max()) < 1e-6 < 1e-2 < float(kept.abs().max())
+
+
+def test_only_what_contains_convolutions_begins_with_a_relu():
+    assert {name for name in OPERATIONS if is_preactivated(name, 1)} == {
+        "sep_conv_3x3",
+        "dil_conv_3x3",
+        "conv_1x5_5x1",
+        "conv_3x3",
+    }
+    assert is_preactivated("skip_connect", 2)
+    assert not is_preactivated("avg_pool_3x3BN", 2)
+
+
+def test_unknown_names_and_impossible_norms_are_refused():
+    with pytest.raises(GenotypeError, match="choose one of"):
+        build_operation("none", 8, 1, "batch")
+    with pytest.raises(ConfigurationError, match="at least 2 channels"):
+        normalisation("group", 1)
+    with pytest.raises(ConfigurationError, match="two halves"):
+        FactorizedReduce(3, 1, "batch")
