@@ -1,0 +1,131 @@
+"""A searched cell as a graph in the manner of Figure 2: one column per node, one lane per edge.
+
+Every intermediate node has its own column on the centre line. An edge to the next column is straight; every
+other edge runs along a horizontal lane above (from c_{k−2} and from intermediate nodes) or below (from
+c_{k−1}) and carries its operation in the last gap before its target. No two edges share a piece of a lane,
+so labels cannot overlap, whatever the genotype.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.path import Path
+
+from mamltheory.errors import GenotypeError
+
+Point = tuple[float, float]
+INPUT, INTERMEDIATE, OUTPUT = "#B7DFB0", "#AFD3EE", "#F9E79F"
+HALF_WIDTH, HALF_HEIGHT = 0.15, 0.36
+TURN = 0.24  # where a lane begins and ends, in columns from the node's centre
+
+
+def draw_genotype(axes: Axes, edges: Sequence[tuple[int, int, str]], title: str | None = None) -> None:
+    """Draw a cell as in Figure 2: inputs green, intermediate nodes blue, output yellow, edges with operations.
+
+    edges: (source, target, operation). Nodes 0 and 1 are the inputs c_{k−2} and c_{k−1}; 2, 3, ... are the
+    intermediate nodes, labelled 0, 1, ..., which the output c_k concatenates. Several operations on one
+    edge share one label. It needs about the full page's width and 0.3 inch of height per lane (2.3 inches
+    for three intermediate nodes). Raises GenotypeError for an edge that cannot exist.
+    """
+    operations = _operations(edges)
+    last = max(target for _, target in operations)
+    lanes = _lanes(list(operations), last)
+    reach = max(last - 1, *(abs(lane) for lane in lanes.values()))
+    centres = _centres(last)
+    for (source, target), labels in operations.items():
+        _edge(axes, centres[source], centres[target], lanes[source, target], "\n".join(labels))
+    for node in range(2, last + 1):
+        _edge(axes, centres[node], centres[last + 1], 0 if node == last else -1, "")
+    for node, centre in centres.items():
+        _node(axes, centre, *_appearance(node, last))
+    axes.set(xlim=(-0.2, centres[last + 1][0] + 0.2), ylim=(-reach - 0.5, reach + 0.5))
+    axes.set_axis_off()
+    if title is not None:
+        axes.set_title(title)
+
+
+def _operations(edges: Sequence[tuple[int, int, str]]) -> dict[tuple[int, int], list[str]]:
+    operations = defaultdict(list)
+    for source, target, operation in edges:
+        if not (0 <= source < target and target >= 2):
+            raise GenotypeError(
+                f"edge {source} → {target} cannot exist: expected a source before its target, "
+                "and a target of at least 2 (0 and 1 are the cell's inputs)"
+            )
+        operations[source, target].append(operation)
+    if not operations:
+        raise GenotypeError("got no edges: a cell to draw needs at least one")
+    return dict(operations)
+
+
+def _lanes(edges: list[tuple[int, int]], last: int) -> dict[tuple[int, int], int]:
+    """Signed lane per edge; 0 is the centre line. Short edges first, each on the innermost free lane."""
+    # The edges to the output share lane -1 behind node 2, where no other edge may run.
+    taken = {1: defaultdict(list), -1: defaultdict(list, {1: [(1, last)]})}
+    lanes = {}
+    for source, target in sorted(edges, key=lambda edge: (edge[1] - max(edge[0], 1), edge)):
+        if source >= 2 and target == source + 1:
+            lanes[source, target] = 0
+            continue
+        side, span = -1 if source == 1 else 1, (max(source, 1) - 1, target - 1)
+        lane = 1
+        while any(span[0] < end and start < span[1] for start, end in taken[side][lane]):
+            lane += 1
+        taken[side][lane].append(span)
+        lanes[source, target] = side * lane
+    return lanes
+
+
+def _centres(last: int) -> dict[int, Point]:
+    inputs = {0: (0.0, 1.0), 1: (0.0, -1.0)}
+    intermediate = {node: (float(node - 1), 0.0) for node in range(2, last + 1)}
+    return inputs | intermediate | {last + 1: (last - 0.4, 0.0)}
+
+
+def _edge(axes: Axes, source: Point, target: Point, lane: int, label: str) -> None:
+    """One arrow with its label; it leaves a node at the side that faces its lane, and arrives likewise."""
+    x0, (x1, y1) = source[0], target
+    begin, begin_bend = _attachment(source, lane, +1)
+    end, end_bend = _attachment(target, lane, -1)
+    points = [begin, begin_bend, (begin[0], lane), (x0 + TURN, lane)]
+    points += [(x1 - TURN, lane), (end[0] if lane != y1 else x1 - TURN, lane), end_bend, end]
+    codes = [Path.MOVETO, *[Path.CURVE4] * 3, Path.LINETO, *[Path.CURVE4] * 3]
+    colour = "0.25" if label else "0.6"
+    axes.add_patch(
+        FancyArrowPatch(
+            path=Path(points, codes), arrowstyle="-|>", mutation_scale=7, lw=0.9, color=colour, fill=False
+        )
+    )
+    if label:
+        box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
+        place = {"ha": "center", "va": "center", "fontsize": 8, "zorder": 3}
+        axes.text(x1 - 0.5, lane, label, bbox=box, **place)
+
+
+def _attachment(centre: Point, lane: int, direction: int) -> tuple[Point, Point]:
+    """Where an edge of this lane touches the node (direction +1 leaving, -1 arriving), and its bend."""
+    x, y = centre
+    if lane == y:
+        return (x + direction * HALF_WIDTH, y), (x + direction * TURN, y)
+    towards = 1 if lane > y else -1
+    # Lanes further out attach nearer to the middle of the node, so that arrows do not run into each other.
+    x += direction * HALF_WIDTH * 0.9 / abs(lane - y) ** 0.5
+    return (x, y + towards * HALF_HEIGHT), (x, y + (lane - y) * 0.75)
+
+
+def _node(axes: Axes, centre: Point, label: str, colour: str) -> None:
+    x, y = centre
+    corner, size = (x - HALF_WIDTH, y - HALF_HEIGHT), (2 * HALF_WIDTH, 2 * HALF_HEIGHT)
+    style = "round,pad=0,rounding_size=0.06"
+    axes.add_patch(
+        FancyBboxPatch(corner, *size, boxstyle=style, facecolor=colour, edgecolor="0.2", lw=0.8, zorder=4)
+    )
+    axes.text(x, y, label, ha="center", va="center", fontsize=9, zorder=5)
+
+
+def _appearance(node: int, last: int) -> tuple[str, str]:
+    if node < 2:
+        return ("$c_{k-2}$", "$c_{k-1}$")[node], INPUT
+    return ("$c_k$", OUTPUT) if node > last else (str(node - 2), INTERMEDIATE)

@@ -1,0 +1,118 @@
+"""How far a stage is: live bars with the time left on a terminal, a plain line per ten seconds elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from typing import TextIO, TypeVar
+
+from mamltheory.runtime.interrupt import check_interrupted
+
+Item = TypeVar("Item")
+Advance = Callable[..., None]
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def track(
+    items: Iterable[Item], description: str, total: int | None = None, stream: TextIO | None = None
+) -> Iterator[Item]:
+    """The items one by one, showing how many are done; ``total`` defaults to ``len(items)`` if there is one.
+
+    After each item that the caller has finished, raises Interrupted if a stop was asked for.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with stage(description, total, stream) as advance:
+        for item in items:
+            yield item
+            advance()
+            check_interrupted()
+
+
+@contextmanager
+def stage(
+    description: str,
+    total: int | None = None,
+    stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Advance]:
+    """Show one stage of work; yields ``advance(steps=1, note="")``, to be called as steps are done.
+
+    stream: standard error unless given. On a terminal it is a bar; elsewhere a line when the stage begins,
+    one per 10 s in which there was progress, and one when it ends.
+    """
+    stream = sys.stderr if stream is None else stream
+    show = _bar if stream.isatty() else _lines
+    with show(description, total, stream, clock) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(
+    description: str, total: int | None, stream: TextIO, clock: Callable[[], float]
+) -> Iterator[Advance]:
+    # Imported here: jobs that log to a file do without it.
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[note]}"),
+    )
+    with progress.Progress(*columns, console=Console(file=stream), get_time=clock) as bars:
+        task = bars.add_task(description, total=total, note="")
+        yield lambda steps=1, note="": bars.update(task, advance=steps, note=note)
+
+
+@contextmanager
+def _lines(
+    description: str, total: int | None, stream: TextIO, clock: Callable[[], float]
+) -> Iterator[Advance]:
+    start = last = clock()
+    done, last_note = 0, ""
+
+    def write(text: str) -> None:
+        stream.write(f"{description}: {text}\n")
+        stream.flush()
+
+    def advance(steps: int = 1, note: str = "") -> None:
+        nonlocal done, last, last_note
+        done, last_note = done + steps, note
+        now = clock()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            write(_summary(done, total, now - start, note))
+
+    write("started" if total is None else f"0/{total}")
+    try:
+        yield advance
+    except BaseException:
+        write(f"stopped after {_count(done, total)}, {duration(clock() - start)}")
+        raise
+    write(
+        f"done, {_count(done, total)} in {duration(clock() - start)}"
+        + (f"  {last_note}" if last_note else "")
+    )
+
+
+def _count(done: int, total: int | None) -> str:
+    return f"{done}" if total is None else f"{done}/{total}"
+
+
+def _summary(done: int, total: int | None, elapsed: float, note: str) -> str:
+    text = f"{_count(done, total)}, {duration(elapsed)} elapsed"
+    if total is not None and done > 0:
+        text += f", {duration(elapsed * (total - done) / done)} left"
+    return f"{text}  {note}" if note else text
+
+
+def duration(seconds: float) -> str:
+    """A span of time as people write it: ``0:07``, ``12:30`` or ``2:05:00``."""
+    minutes, rest = divmod(round(max(seconds, 0.0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

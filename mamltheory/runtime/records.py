@@ -1,0 +1,99 @@
+"""Plain records: what a result, a configuration or an environment looks like as strict JSON."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence, Set
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+
+from mamltheory.errors import ConfigurationError
+
+
+def plain(value: object) -> object:
+    """``value`` made of dict, list, str, int, float, bool and None alone, so that any JSON reader takes it.
+
+    Dataclasses become dicts, tuples lists, paths strings, tensors and arrays nested lists, and the floats
+    that JSON lacks the strings "inf", "-inf" and "nan" (``float`` reads them back).
+    Raises ConfigurationError for anything else.
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, os.PathLike):
+        return Path(value).as_posix()
+    return _plain_container(value)
+
+
+def _plain_container(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {_key(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Set):
+        return sorted((plain(item) for item in value), key=json.dumps)
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
+        return [plain(item) for item in value]
+    if hasattr(value, "detach"):  # a torch tensor, without importing torch here
+        value = value.detach().cpu().numpy()
+    if isinstance(value, (np.ndarray, np.bool_)):
+        return plain(value.tolist())
+    raise ConfigurationError(
+        f"cannot record a {type(value).__name__}: convert it to numbers, strings or lists of them"
+    )
+
+
+def _key(key: object) -> str:
+    if not isinstance(key, (str, int)):
+        raise ConfigurationError(f"cannot record the key {key!r}: keys must be strings or whole numbers")
+    return str(key)
+
+
+def to_json(value: object, indent: int | None = 2) -> str:
+    """Strict JSON text of :func:`plain` of ``value``, ending in a newline; keys keep their order."""
+    return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def sha256(data: bytes) -> str:
+    """The hexadecimal SHA-256 digest of ``data``."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write ``data`` and wait until it has reached the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_directory(directory: Path) -> None:
+    """Wait until the names in ``directory`` have reached the disk (where the system can do that)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path``; readers and crashes see the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write_synced(temporary, data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)

@@ -1,0 +1,134 @@
+"""What a run was and what it measured: ``run.json`` (feeds back as ``--config``) and ``metrics.jsonl``."""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mamltheory.errors import CheckpointError, ConfigurationError
+from mamltheory.runtime.records import plain, replace_file, to_json
+
+RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """The record of one run in its directory; made by :func:`open_run`.
+
+    ``record`` holds command, config, seed, environment, started, ended and status ("running", "finished",
+    "interrupted" or "failed"); every start after the first is counted in ``starts``.
+    """
+
+    directory: Path
+    record: dict[str, object]
+
+    def log(self, **values: object) -> None:
+        """Append one line of measurements to ``metrics.jsonl``, for example ``log(step=3, loss=0.7)``."""
+        with (self.directory / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(to_json(values, indent=None))
+
+    def close(self, status: str = "finished", **results: object) -> "RunLog":
+        """Write how the run ended, with its results in a few numbers; returns the final record."""
+        if status not in ("finished", "interrupted", "failed"):
+            raise ConfigurationError(f"status is {status!r}: expected 'finished', 'interrupted' or 'failed'")
+        closed = replace(
+            self, record={**self.record, "ended": _now(), "status": status, "results": plain(results)}
+        )
+        closed.write()
+        return closed
+
+    def write(self) -> None:
+        """Put ``run.json`` in place; a crash leaves the old or the new one, never a part."""
+        replace_file(self.directory / RUN_FILE, to_json(self.record).encode())
+
+
+def open_run(
+    directory: Path,
+    command: str,
+    config: object,
+    seed: int,
+    environment: Mapping[str, object],
+    may_differ: Collection[str] = (),
+) -> RunLog:
+    """Begin a run in ``directory``, or go on with the same one if it was begun there.
+
+    config: the resolved settings, a dataclass or mapping. may_differ: settings that do not change the
+    results, such as the number of workers, and may be others when a run goes on. Raises ConfigurationError
+    when the directory holds a run of another command or other settings, naming them; CheckpointError when
+    its record is broken.
+    """
+    config = plain(config)
+    starts, started = 1, _now()
+    if (directory / RUN_FILE).exists():
+        earlier = read_run(directory)
+        _check_same_run(directory, earlier, command, config, may_differ)
+        started = earlier.get("started", started)
+        starts = int(earlier.get("starts", 1)) + 1
+        _drop_partial_line(directory / METRICS_FILE)
+    record = {
+        "command": command,
+        "config": config,
+        "seed": seed,
+        "environment": plain(environment),
+        "started": started,
+        "ended": None,
+        "status": "running",
+        "starts": starts,
+    }
+    log = RunLog(directory, record)
+    log.write()
+    return log
+
+
+def read_run(path: Path) -> dict[str, object]:
+    """The record at ``path``, a run directory or a ``run.json``; raises CheckpointError if it is none."""
+    path = path / RUN_FILE if path.is_dir() else path
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read the run record {path}: {error}") from error
+    if not isinstance(record, dict) or "command" not in record or not isinstance(record.get("config"), dict):
+        raise CheckpointError(f"{path} is no run record: expected an object with 'command' and 'config'")
+    return record
+
+
+def read_metrics(directory: Path) -> list[dict[str, object]]:
+    """All measurements of a run in the order they were logged; a line cut short by a crash is left out."""
+    path = directory / METRICS_FILE
+    if not path.exists():
+        return []
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise CheckpointError(f"{path} has a line that is not JSON ({error}): remove that line") from error
+
+
+def _check_same_run(
+    directory: Path,
+    earlier: dict[str, object],
+    command: str,
+    config: dict[str, object],
+    may_differ: Collection[str],
+) -> None:
+    if earlier["command"] != command:
+        raise ConfigurationError(
+            f"{directory} holds a run of '{earlier['command']}', not of '{command}': choose another --out"
+        )
+    old, new = earlier["config"], config
+    keys = [key for key in {**old, **new} if key not in may_differ and old.get(key) != new.get(key)]
+    if keys:
+        changes = ", ".join(f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)" for key in keys)
+        raise ConfigurationError(
+            f"{directory} holds a run with other settings: {changes}; choose another --out"
+        )
+
+
+def _drop_partial_line(path: Path) -> None:
+    if path.exists() and not (data := path.read_bytes()).endswith(b"\n") and data:
+        replace_file(path, data[: data.rfind(b"\n") + 1])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
