@@ -22,7 +22,7 @@ TURN = 0.24  # where a lane begins and ends, in columns from the node's centre
 
 
 def draw_genotype(axes: Axes, edges: Sequence[tuple[int, int, str]], title: str | None = None) -> None:
-    """Draw a cell as in Figure 2: inputs green, intermediate nodes blue, output yellow, edges with operations.
+    """Draw a cell as in Figure 2: inputs green, intermediate nodes blue, output yellow, operations on edges.
 
     edges: (source, target, operation). Nodes 0 and 1 are the inputs c_{k−2} and c_{k−1}; 2, 3, ... are the
     intermediate nodes, labelled 0, 1, ..., which the output c_k concatenates. Several operations on one

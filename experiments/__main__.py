@@ -1,0 +1,138 @@
+"""``python -m experiments COMMAND [flags]``: presets < configuration file < flags, then the command.
+
+Exit codes: 0 done, 2 a mistake in settings or data (one line on standard error; ``--debug`` adds the
+traceback), 130 and 143 stopped by Ctrl-C or SIGTERM after the current step.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from experiments.commands import COMMANDS, Command
+from experiments.settings import require
+
+PROGRAM = "python -m experiments"
+EXAMPLES = (
+    ("demo", "everything on the embedded data, within ten minutes"),
+    ("search --preset glyph-smoke --seed 1", "a small search; flags override presets"),
+    ("search --config runs/search/run.json", "the same search again, or on from where it stopped"),
+    ("search --help", "all settings of one command"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(overview())
+        return 0
+    name, flags = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(COMMANDS)}"
+        sys.stderr.write(f"error: unknown command '{name}': {hint}\n")
+        return 2
+    return _guarded(name, flags)
+
+
+def overview() -> str:
+    """The text of ``--help``: commands by group, one line each, and examples."""
+    lines = [f"usage: {PROGRAM} COMMAND [flags]", ""]
+    for group in dict.fromkeys(command.group for command in COMMANDS.values()):
+        lines.append(f"{group}:")
+        lines += [f"  {name:12} {c.summary}" for name, c in COMMANDS.items() if c.group == group]
+        lines.append("")
+    lines.append("Examples:")
+    lines += [f"  {PROGRAM} {example:38} # {remark}" for example, remark in EXAMPLES]
+    return "\n".join(lines) + "\n"
+
+
+def _guarded(name: str, flags: list[str]) -> int:
+    try:
+        settings = resolve(name, flags)
+        function = COMMANDS[name].load()
+        # Only now: the package loads torch, which help and mistakes on the command line need not wait for.
+        from mamltheory.runtime.interrupt import Interrupted, interruptible
+
+        try:
+            with interruptible():
+                return function(settings) or 0
+        except Interrupted as stop:
+            return _stopped(stop, name, flags)
+    except Exception as error:
+        from mamltheory.errors import MamlTheoryError
+
+        if "--debug" in flags or not isinstance(error, MamlTheoryError):
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+
+
+def _stopped(stop: BaseException, name: str, flags: list[str]) -> int:
+    if stop.continue_with is None:
+        sys.stderr.write(
+            f"{stop}; nothing to go on from: start again with: {PROGRAM} {shlex.join([name, *flags])}\n"
+        )
+    else:
+        sys.stderr.write(f"{stop}; saved; continue with: {stop.continue_with}\n")
+    return stop.exit_code
+
+
+def resolve(name: str, flags: Sequence[str]) -> object:
+    """The settings of command ``name`` from presets < ``--config`` < flags.
+
+    Raises ConfigurationError for a broken configuration file or settings that do not fit together; exits
+    with code 2 for a flag that does not parse, as command lines do.
+    """
+    command = COMMANDS[name]
+    early = argparse.ArgumentParser(prog=f"{PROGRAM} {name}", add_help=False, allow_abbrev=False)
+    early.add_argument("--preset")
+    early.add_argument("--config", type=Path)
+    chosen, _ = early.parse_known_args(flags)
+    base = command.settings()
+    if chosen.preset is not None:
+        known = ", ".join(command.presets) or f"none, {name} has no presets"
+        require(
+            chosen.preset in command.presets, f"unknown preset '{chosen.preset}' for {name}: expected {known}"
+        )
+        base = command.presets[chosen.preset]
+    if chosen.config is not None:
+        from experiments.config import read_config, settings_from
+
+        base = settings_from(command.settings, read_config(chosen.config, name), base)
+    return _parse(name, command, base, flags)
+
+
+def _parse(name: str, command: Command, base: object, flags: Sequence[str]) -> object:
+    import tyro  # a tenth of a second that the overview does without
+
+    fields = [
+        ("settings", Annotated[command.settings, tyro.conf.arg(name="")], dataclasses.field(default=base))
+    ]
+    if command.presets:
+        names = "{" + ",".join(command.presets) + "}"
+        preset = Annotated[str | None, tyro.conf.arg(help="Start from named settings.", metavar=names)]
+        fields.append(("preset", preset, dataclasses.field(default=None)))
+    config = Annotated[
+        Path | None, tyro.conf.arg(help="Take settings from a run.json or another JSON file.", metavar="PATH")
+    ]
+    debug = Annotated[
+        bool, tyro.conf.arg(help="Show the traceback of an error."), tyro.conf.FlagCreatePairsOff
+    ]
+    fields += [
+        ("config", config, dataclasses.field(default=None)),
+        ("debug", debug, dataclasses.field(default=False)),
+    ]
+    invocation = dataclasses.make_dataclass("Invocation", fields, frozen=True)
+    return tyro.cli(
+        invocation, prog=f"{PROGRAM} {name}", description=command.summary, args=list(flags)
+    ).settings
+
+
+if __name__ == "__main__":
+    sys.exit(main())

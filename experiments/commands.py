@@ -1,0 +1,46 @@
+"""The list of commands. A new one is a dataclass in ``settings`` and a line here."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from experiments import presets, settings
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its settings, the function "module:name" that runs them, and its named settings.
+
+    The function takes the settings and returns an exit code or None; its module is imported only when the
+    command runs.
+    """
+
+    settings: type
+    function: str
+    group: str
+    presets: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """The first line of the settings' docstring."""
+        return (self.settings.__doc__ or "").strip().splitlines()[0]
+
+    def load(self) -> Callable[[object], int | None]:
+        """Import the function that runs this command."""
+        module, name = self.function.split(":")
+        return getattr(importlib.import_module(module), name)
+
+
+START, THEORY, CELLS = "Start here", "The theory, verified", "Cells: search, train, evaluate"
+
+COMMANDS = {
+    "demo": Command(settings.Demo, "experiments.cells.demo:run", START),
+    "doctor": Command(settings.Doctor, "experiments.doctor:run", START),
+    "convergence": Command(settings.Convergence, "experiments.theory.convergence:run", THEORY),
+    "drift": Command(settings.Drift, "experiments.theory.drift:run", THEORY),
+    "equivalence": Command(settings.Equivalence, "experiments.theory.equivalence:run", THEORY),
+    "search": Command(settings.Search, "experiments.cells.search:run", CELLS, presets.SEARCH),
+    "train": Command(settings.Train, "experiments.cells.train:run", CELLS, presets.TRAIN),
+    "evaluate": Command(settings.Evaluate, "experiments.cells.evaluate:run", CELLS, presets.EVALUATE),
+    "glyphs": Command(settings.Glyphs, "experiments.cells.glyphs:run", CELLS),
+}

@@ -1,0 +1,78 @@
+"""Settings from and to JSON, strictly: an unknown key or a value of another type is an error."""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+
+from experiments.settings import require
+
+
+def read_config(path: Path, command: str) -> dict[str, object]:
+    """The settings in ``path``: a ``run.json`` of this command, its folder, or a JSON object of settings.
+
+    Raises ConfigurationError for anything else.
+    """
+    path = path / "run.json" if path.is_dir() else path
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        require(False, f"cannot read the configuration {path}: {error}")
+    require(isinstance(content, dict), f"{path} holds no settings: expected a JSON object")
+    if "command" not in content:
+        return content
+    recorded = content["command"]
+    require(
+        recorded == command, f"{path} is a run of '{recorded}', not of '{command}': use it with that command"
+    )
+    require(
+        isinstance(content.get("config"), dict),
+        f"{path} holds no settings: expected an object under 'config'",
+    )
+    return content["config"]
+
+
+def settings_from(kind: type, content: Mapping[str, object], base: object | None = None) -> object:
+    """Settings of class ``kind`` with the values of ``content``; the others from ``base`` or the defaults.
+
+    Raises ConfigurationError for unknown keys and for values that do not have the setting's type.
+    """
+    hints = typing.get_type_hints(kind)
+    for key in content:
+        near = difflib.get_close_matches(key, hints, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(hints)}"
+        require(key in hints, f"unknown setting '{key}' for {kind.__name__.lower()}: {hint}")
+    values = {key: _convert(key, value, hints[key]) for key, value in content.items()}
+    return kind(**values) if base is None else dataclasses.replace(base, **values)
+
+
+def _convert(key: str, value: object, hint: object) -> object:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        inner = [each for each in arguments if each is not type(None)]
+        return None if value is None else _convert(key, value, inner[0])
+    if origin is typing.Literal:
+        fits, converted = value in arguments, value
+    elif origin is tuple:
+        fits = isinstance(value, list)
+        converted = tuple(_convert(key, item, arguments[0]) for item in value) if fits else ()
+    else:
+        fits, converted = _convert_plain(value, hint)
+    expected = (
+        f"one of {list(arguments)}" if origin is typing.Literal else getattr(hint, "__name__", str(hint))
+    )
+    require(fits, f"setting '{key}' is {value!r}: expected {expected}")
+    return converted
+
+
+def _convert_plain(value: object, hint: object) -> tuple[bool, object]:
+    if hint is float:
+        infinite = value in ("inf", "-inf", "nan")  # JSON has no such numbers: run records write them as text
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return (True, float(value)) if number or infinite else (False, value)
+    if hint is Path:
+        return isinstance(value, str), Path(value) if isinstance(value, str) else value
+    return type(value) is hint, value

@@ -1,0 +1,29 @@
+"""``doctor``: versions, device with its reason, threads and data found."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from experiments.settings import Doctor
+from mamltheory.errors import DataError
+from mamltheory.runtime.device import choose_device, environment
+
+
+def run(settings: Doctor) -> int:
+    """Print what a question about a result needs; raises DataError for a data folder that is not there."""
+    device = choose_device(settings.device)
+    rows = environment(device.device) | {"device reason": device.reason}
+    rows |= dict(_data(settings.data))
+    for name, value in rows.items():
+        print(f"{name:14} {'not available' if value is None else value}")
+    return 0
+
+
+def _data(folder: Path | None) -> Iterator[tuple[str, str]]:
+    yield "data: glyphs", "embedded, always there"
+    if folder is None:
+        return
+    if not folder.is_dir():
+        raise DataError(f"there is no data folder {folder}: expected the folder of mini- or tieredImageNet")
+    names = sorted(path.name for path in folder.iterdir())
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    yield f"data: {folder.name}", shown or "an empty folder"

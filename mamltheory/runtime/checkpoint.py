@@ -1,0 +1,192 @@
+"""Saved states: a directory of safetensors, JSON and SHA-256 digests that appears whole or not at all.
+
+A state is written to a temporary directory, brought to the disk, and renamed into place. What does not
+match its digests is never used, and nothing that is loaded can contain code. One process writes into a
+directory at a time.
+"""
+
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from mamltheory.errors import CheckpointError
+from mamltheory.runtime.records import sha256, sync_directory, write_synced
+
+TENSORS, STATE, DIGESTS = "tensors.safetensors", "state.json", "SHA256SUMS"
+PREFIX, TEMPORARY = "state-", ".tmp-"
+SECONDS_UNTIL_STALE = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded state: tensors by name (on the CPU), the rest as plain JSON values, and where it came from."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, object]
+    path: Path
+
+
+def save(directory: Path, tensors: Mapping[str, Tensor], state: Mapping[str, object], keep: int = 2) -> Path:
+    """Add a state to ``directory`` and keep the last ``keep``; returns the path of the new one.
+
+    state: dicts with string keys, lists, strings, numbers, booleans and None, which come back equal.
+    Raises CheckpointError for anything else in it, for keep < 1, and when the disk refuses.
+    """
+    if keep < 1:
+        raise CheckpointError(f"keep is {keep}: expected at least 1, the state just saved")
+    _check_plain(state, "state")
+    content = {TENSORS: _pack(tensors), STATE: json.dumps(state, ensure_ascii=False).encode()}
+    content[DIGESTS] = _digests(content)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        sweep(directory)
+        number = max((_number(path) for path in _states(directory)), default=0) + 1
+        path = _commit(directory, f"{PREFIX}{number:08d}", content)
+        for old in _states(directory)[:-keep]:
+            _remove(old)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot save to {directory}: {error}; free space or choose another folder"
+        ) from error
+    return path
+
+
+def load(directory: Path, report: Callable[[str], None]) -> Checkpoint | None:
+    """The newest good state in ``directory``, or None if none was ever saved there.
+
+    report: told in a sentence about every broken state that is passed over for an older one.
+    Raises CheckpointError when there are states and all of them are broken.
+    """
+    if not directory.is_dir():
+        return None
+    states = _states(directory)
+    for path in reversed(states):
+        try:
+            return read(path)
+        except CheckpointError as error:
+            report(f"{error}; trying the state before it")
+    if states:
+        raise CheckpointError(
+            f"all {len(states)} saved states in {directory} are broken: remove them to start again"
+        )
+    return None
+
+
+def read(path: Path) -> Checkpoint:
+    """The state at ``path``; raises CheckpointError unless every byte is as it was written."""
+    try:
+        content = {name: (path / name).read_bytes() for name in (TENSORS, STATE)}
+        recorded = (path / DIGESTS).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"the saved state {path} is incomplete: {error}") from error
+    if recorded != _digests(content):
+        raise CheckpointError(f"the saved state {path} is damaged: its files do not match {DIGESTS}")
+    try:
+        return Checkpoint(safetensors.torch.load(content[TENSORS]), json.loads(content[STATE]), path)
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"the saved state {path} is not in this format: {error}") from error
+
+
+def sweep(directory: Path) -> list[Path]:
+    """Remove what crashed processes left half-written in ``directory``; returns what was removed."""
+    stale = [path for path in directory.glob(f"{TEMPORARY}*") if _is_stale(path)]
+    for path in stale:
+        shutil.rmtree(path, ignore_errors=True)
+    return stale
+
+
+def _states(directory: Path) -> list[Path]:
+    found = [path for path in directory.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
+    return sorted(found, key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix(PREFIX))
+
+
+def _pack(tensors: Mapping[str, Tensor]) -> bytes:
+    # Copies: safetensors refuses views that share memory, such as tied weights.
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return safetensors.torch.save(own)
+
+
+def _digests(content: Mapping[str, bytes]) -> bytes:
+    """The text that ``sha256sum -c`` understands; fixed to the byte, so damage to it is found as well."""
+    return "".join(f"{sha256(content[name])}  {name}\n" for name in (TENSORS, STATE)).encode()
+
+
+def _commit(directory: Path, name: str, content: Mapping[str, bytes]) -> Path:
+    temporary = directory / _temporary_name()
+    temporary.mkdir()
+    try:
+        for file, data in content.items():
+            write_synced(temporary / file, data)
+        sync_directory(temporary)
+        temporary.rename(directory / name)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_directory(directory)
+    return directory / name
+
+
+def _remove(path: Path) -> None:
+    # Renamed first: a crash half-way through must not leave half a state under a state's name.
+    doomed = path.with_name(_temporary_name())
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _temporary_name() -> str:
+    return f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}-{socket.gethostname()}"
+
+
+def _is_stale(path: Path) -> bool:
+    pid, _, host = path.name.removeprefix(TEMPORARY).partition("-")
+    host = host.partition("-")[2]
+    if host == socket.gethostname() and pid.isdecimal() and int(pid) != os.getpid():
+        return not _is_running(int(pid))
+    try:
+        return time.time() - path.stat().st_mtime > SECONDS_UNTIL_STALE
+    except OSError:
+        return False
+
+
+def _is_running(pid: int) -> bool:
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _check_plain(value: object, where: str) -> None:
+    if value is None or type(value) in (bool, int, float, str):
+        return
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            _check_plain(item, f"{where}[{i}]")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise CheckpointError(f"{where} has the key {key!r}: JSON keeps only strings as keys")
+            _check_plain(item, f"{where}[{key!r}]")
+    else:
+        raise CheckpointError(
+            f"{where} is a {type(value).__name__}, which JSON would not give back: convert it to a list, "
+            "dict, string or number, or store it as a tensor"
+        )
