@@ -91,7 +91,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, object]:
 
 
 def commit(directory: Path | None = None) -> str | None:
-    """The git commit of the checkout that holds this package, with "+" if it was changed; None without git."""
+    """The git commit of the checkout of this package, with "+" if it was changed; None without git."""
     directory = Path(__file__).resolve().parents[2] if directory is None else directory
     if not (directory / ".git").exists():  # an installed package may lie inside somebody else's checkout
         return None

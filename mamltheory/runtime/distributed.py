@@ -24,7 +24,7 @@ class World:
     def __post_init__(self) -> None:
         if not (0 <= self.rank < self.size and 0 <= self.local_rank < self.size):
             raise ConfigurationError(
-                f"rank {self.rank} (local {self.local_rank}) of {self.size} processes: expected 0 <= rank < size"
+                f"rank {self.rank}, local {self.local_rank}, of {self.size}: expected 0 <= rank < size"
             )
 
     @property
