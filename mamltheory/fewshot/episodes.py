@@ -1,0 +1,183 @@
+"""N-way k-shot episodes: which classes, which support and which query images; and tasks made of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mamltheory.errors import ConfigurationError, DataError, ShapeError
+from mamltheory.fewshot.images import ImageSplit, normalise, take
+from mamltheory.rng import numpy_generator
+from mamltheory.types import Task
+
+ClassIndex = Sequence[np.ndarray]
+"""The image indices of every class, as :attr:`ImageSplit.members`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """One few-shot task as indices: `classes` (ways), `support` (ways × shots), `query` (ways × queries).
+
+    Row i of support and query holds images of classes[i]; i is the label within the episode.
+    """
+
+    classes: np.ndarray
+    support: np.ndarray
+    query: np.ndarray
+
+    @property
+    def support_labels(self) -> np.ndarray:
+        """The labels 0..ways-1 of the support images, in the order of support.ravel()."""
+        return np.repeat(np.arange(len(self.classes)), self.support.shape[1])
+
+    @property
+    def query_labels(self) -> np.ndarray:
+        """The labels 0..ways-1 of the query images, in the order of query.ravel()."""
+        return np.repeat(np.arange(len(self.classes)), self.query.shape[1])
+
+
+def sample_episode(
+    split: ImageSplit | ClassIndex, ways: int, shots: int, queries: int, seed: int, index: int
+) -> Episode:
+    """Episode number `index`: a pure function of (seed, index), no image both support and query.
+
+    Raises ConfigurationError when the split has fewer classes than ways, DataError when one of its classes
+    has fewer than shots + queries images.
+    """
+    members = _members(split)
+    _check_counts(ways, shots, queries, len(members))
+    short = min(range(len(members)), key=lambda i: len(members[i]))
+    if len(members[short]) < shots + queries:
+        raise DataError(
+            f"class {_name(split, short)} has {len(members[short])} images, an episode needs {shots} + "
+            f"{queries}: "
+            "lower shots or queries, or leave the class out"
+        )
+    random = numpy_generator(seed, "episode", index)
+    classes = random.choice(len(members), ways, replace=False)
+    images = np.stack([random.choice(members[c], shots + queries, replace=False) for c in classes])
+    return Episode(classes, images[:, :shots], images[:, shots:])
+
+
+def sample_episodes(
+    split: ImageSplit | ClassIndex,
+    count: int,
+    ways: int,
+    shots: int,
+    queries: int,
+    seed: int,
+    index: int = 0,
+    disjoint_classes: bool = False,
+) -> tuple[Episode, ...]:
+    """A batch of episodes in which no image occurs twice, nor any class if `disjoint_classes`.
+
+    A repeated image would make the joint kernel of the batch singular. A pure function of (seed, index); a
+    longer batch begins with the shorter one. Raises ConfigurationError when the split is too small for that.
+    """
+    members = _members(split)
+    _check_counts(ways, shots, queries, len(members))
+    random = numpy_generator(seed, "episode batch", index)
+    unused = [random.permutation(m) for m in members]
+    episodes = []
+    for number in range(count):
+        open_classes = [c for c, images in enumerate(unused) if len(images) >= shots + queries]
+        if len(open_classes) < ways:
+            raise ConfigurationError(
+                f"after {number} of {count} episodes only {len(open_classes)} classes have {shots + queries} "
+                "unused "
+                f"images, {ways} are needed: lower the number of tasks, ways, shots or queries"
+                + (", or allow shared classes" if disjoint_classes else "")
+            )
+        classes = random.choice(open_classes, ways, replace=False)
+        images = np.stack([unused[c][: shots + queries] for c in classes])
+        for c in classes:
+            unused[c] = unused[c][:0] if disjoint_classes else unused[c][shots + queries :]
+        episodes.append(Episode(classes, images[:, :shots], images[:, shots:]))
+    return tuple(episodes)
+
+
+def one_hot(labels: np.ndarray, ways: int, centred: bool = False) -> Tensor:
+    """One-hot rows in float64, minus 1/ways each if `centred` (then every row and a balanced column sum to
+    0).
+    """
+    return torch.eye(ways, dtype=torch.float64)[torch.from_numpy(labels)] - (1.0 / ways if centred else 0.0)
+
+
+def episode_task(
+    episode: Episode,
+    query_x: Tensor,
+    support_x: Tensor,
+    centred: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Task:
+    """The task of Section 3 for an episode, given its inputs (images or features) in the order of the
+    indices.
+
+    The dtype is that of the inputs unless another one is given; the labels go to their device.
+    """
+    if len(query_x) != episode.query.size or len(support_x) != episode.support.size:
+        raise ShapeError(
+            f"got {len(query_x)} query and {len(support_x)} support inputs for an episode with "
+            f"{episode.query.size} "
+            f"and {episode.support.size}: give one row for each index, in the order of ravel()"
+        )
+    dtype, ways = dtype or query_x.dtype, len(episode.classes)
+    labels = (one_hot(labels, ways, centred) for labels in (episode.query_labels, episode.support_labels))
+    query_y, support_y = (y.to(query_x.device, dtype) for y in labels)
+    return Task(query_x.to(dtype), query_y, support_x.to(dtype), support_y)
+
+
+def episode_tasks(
+    split: ImageSplit,
+    count: int,
+    ways: int,
+    shots: int,
+    queries: int,
+    seed: int,
+    index: int = 0,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    features: Tensor | None = None,
+    centred: bool = False,
+    disjoint_classes: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> tuple[Task, ...]:
+    """A batch of few-shot tasks without repeated images: normalised images n×3×H×W with one-hot labels.
+
+    The episodes are those of :func:`sample_episodes`; mean and std are channel statistics on the scale 0..1.
+    With `features` (one row for each image of the split) the inputs are rows of it instead of images.
+    `centred` subtracts 1/ways from the labels.
+    """
+    if features is not None and len(features) != len(split):
+        raise ShapeError(
+            f"features have {len(features)} rows for a split of {len(split)} images: give one for each"
+        )
+
+    def inputs(indices: np.ndarray) -> Tensor:
+        if features is not None:
+            return features[torch.from_numpy(indices.ravel()).to(features.device)].to(device)
+        return normalise(take(split.images, indices.ravel(), device), mean, std)
+
+    episodes = sample_episodes(split, count, ways, shots, queries, seed, index, disjoint_classes)
+    return tuple(episode_task(e, inputs(e.query), inputs(e.support), centred, dtype) for e in episodes)
+
+
+def _members(split: ImageSplit | ClassIndex) -> ClassIndex:
+    return split.members if isinstance(split, ImageSplit) else split
+
+
+def _name(split: ImageSplit | ClassIndex, index: int) -> str:
+    return repr(split.class_names[index]) if isinstance(split, ImageSplit) else str(index)
+
+
+def _check_counts(ways: int, shots: int, queries: int, classes: int) -> None:
+    if min(ways, shots, queries) < 1:
+        raise ConfigurationError(f"ways {ways}, shots {shots} and queries {queries} must all be at least 1")
+    if ways > classes:
+        raise ConfigurationError(
+            f"{ways} ways were asked for but the split has {classes} classes: lower ways"
+        )

@@ -1,0 +1,145 @@
+"""The embedded few-shot data: characters in random faces, positions, colours and textures. Nothing is
+downloaded.
+
+A class is a Unicode character, a sample one of its faces under a random affine map, in a random colour on a
+random background. Training, validation and test classes come from different scripts.
+"""
+
+import unicodedata
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from mamltheory.errors import ConfigurationError
+from mamltheory.fewshot.glyph_shapes import SCRIPTS, distinct_characters, shapes_of
+from mamltheory.fewshot.images import ImageData, ImageSplit, channel_statistics
+from mamltheory.rng import generator, numpy_generator
+
+ROTATION = 0.26  # radians: at most 15 degrees either way, so that no character turns into another
+SHEAR = 0.2
+STRETCH = 0.15
+SCALE = (0.62, 1.0)  # part of the image side that the mask fills
+SHIFT = 0.12
+CONTRAST = 0.35  # least difference of brightness between ink and background, before noise
+NOISE = 0.06
+
+
+def glyph_data(
+    image_size: int = 32,
+    train_classes: int = 96,
+    val_classes: int = 32,
+    test_classes: int = 32,
+    samples_per_class: int = 30,
+    seed: int = 0,
+) -> ImageData:
+    """Few-shot images of characters, a deterministic function of the arguments.
+
+    The classes are drawn by the seed among the distinct characters of each split, plain ones before letters
+    with diacritics. A character's images depend on (image_size, samples_per_class, seed) and itself alone,
+    not on which other characters were drawn. Raises ConfigurationError when a split has fewer characters, or
+    below 8 pixels.
+    """
+    if image_size < 8 or samples_per_class < 1:
+        raise ConfigurationError(
+            f"image_size {image_size} and samples_per_class {samples_per_class}: characters need at least 8 "
+            "pixels "
+            "and 1 sample"
+        )
+    sizes = {"train": train_classes, "val": val_classes, "test": test_classes}
+    chosen = {split: choose_characters(split, count, seed) for split, count in sizes.items()}
+    splits = {
+        split: _draw_split(codes, image_size, samples_per_class, seed) for split, codes in chosen.items()
+    }
+    mean, std = channel_statistics(splits["train"])
+    return ImageData("glyphs", **splits, mean=mean, std=std, mirrors=False)
+
+
+def choose_characters(split: str, count: int, seed: int) -> tuple[int, ...]:
+    """`count` code points of a split: a random choice, in which diacritics are used only when plain ones run
+    out.
+    """
+    available = distinct_characters(split)
+    if not 1 <= count <= len(available):
+        raise ConfigurationError(
+            f"{count} {split} classes were asked for; the scripts {', '.join(SCRIPTS[split])} give 1 to "
+            f"{len(available)} distinct characters: ask for fewer"
+        )
+    plain = [code for code in available if not unicodedata.decomposition(chr(code))]
+    order = numpy_generator(seed, f"glyph classes {split}").permutation(len(plain))
+    return tuple([plain[i] for i in order] + list(available[len(plain) :]))[:count]
+
+
+def contact_sheet(split: ImageSplit, classes: int = 16, samples: int = 12, gap: int = 2) -> np.ndarray:
+    """A picture of a split as one uint8 image: rows are classes, columns samples, white gaps of `gap`
+    pixels.
+    """
+    classes = min(classes, len(split.class_names))
+    samples = min(samples, min(len(members) for members in split.members[:classes]))
+    height, width = split.images.shape[1:3]
+    sheet = np.full((classes * (height + gap) - gap, samples * (width + gap) - gap, 3), 255, dtype=np.uint8)
+    for row in range(classes):
+        for column, image in enumerate(split.images[split.members[row][:samples]]):
+            top, left = row * (height + gap), column * (width + gap)
+            sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def _draw_split(codes: tuple[int, ...], size: int, samples: int, seed: int) -> ImageSplit:
+    images = np.concatenate([draw_character(code, size, samples, seed) for code in codes])
+    names = tuple(f"U+{code:04X} {unicodedata.name(chr(code))}" for code in codes)
+    return ImageSplit(images, np.repeat(np.arange(len(codes)), samples).astype(np.int64), names)
+
+
+def draw_character(code: int, size: int, samples: int, seed: int) -> np.ndarray:
+    """Random images of one character: uint8 samples × size × size × 3."""
+    random = generator(seed, "glyph images", code)
+    masks = torch.from_numpy(shapes_of(code))
+    # Every face is used before one comes back: few samples still show as many faces as there are.
+    faces = torch.randperm(len(masks), generator=random).repeat(-(-samples // len(masks)))[:samples]
+    ink = _place(masks[faces][:, None].float() / 255, size, random)
+    background, foreground = _colours(samples, size, random)
+    picture = background + ink * (foreground - background)
+    grain = NOISE * (2 * torch.rand(picture.shape, generator=random) - 1)
+    picture = (picture + grain).clamp(0, 1)
+    return (picture * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _uniform(count: int, low: float, high: float, random: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(count, generator=random)
+
+
+def _place(masks: Float[Tensor, "B 1 M M"], size: int, random: torch.Generator) -> Float[Tensor, "B 1 S S"]:
+    """The masks under random affine maps, sampled at twice the resolution and averaged against aliasing."""
+    count = len(masks)
+    angle = _uniform(count, -ROTATION, ROTATION, random)
+    shear = _uniform(count, -SHEAR, SHEAR, random)
+    scale = _uniform(count, *SCALE, random)
+    stretch = torch.exp(_uniform(count, -STRETCH, STRETCH, random))
+    shift = torch.stack([_uniform(count, -SHIFT, SHIFT, random) for _ in range(2)], dim=1)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    # grid_sample maps output to input positions, hence the inverse: rotation, then shear, then 1/scale.
+    linear = torch.stack([cos, sin, shear * cos - sin, shear * sin + cos], dim=1).view(count, 2, 2)
+    linear = linear / torch.stack([scale * stretch, scale / stretch], dim=1)[:, :, None]
+    grid = F.affine_grid(
+        torch.cat([linear, shift[:, :, None]], dim=2), [count, 1, 2 * size, 2 * size], align_corners=False
+    )
+    return F.avg_pool2d(F.grid_sample(masks, grid, align_corners=False), 2)
+
+
+def _colours(count: int, size: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Smooth random backgrounds B×3×S×S and ink colours B×3×1×1 of clearly different brightness."""
+    dark = torch.rand(count, generator=random) < 0.5
+    low = _uniform(count, 0.0, 0.5 - CONTRAST / 2, random)
+    high = _uniform(count, 0.5 + CONTRAST / 2, 1.0, random)
+    levels = [torch.where(dark, low, high), torch.where(dark, high, low)]
+    tints = [0.3 * (torch.rand(count, 3, generator=random) - 0.5) for _ in levels]
+    paper, ink = (
+        (level[:, None] + tint)[:, :, None, None] for level, tint in zip(levels, tints, strict=True)
+    )
+    coarse = torch.rand(count, 3, 4, 4, generator=random) - 0.5
+    strength = _uniform(count, 0.0, 0.45, random).view(-1, 1, 1, 1)
+    texture = F.interpolate(coarse, (size, size), mode="bicubic", align_corners=False)
+    return paper + strength * texture, ink

@@ -1,0 +1,156 @@
+"""Labelled images in memory: what every reader returns and everything else in this package consumes."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from mamltheory.errors import DataError, ValueRangeError
+
+STATISTICS_SAMPLE = 20_000  # images; their mean is known to 1e-3 and a 9.5 GB memory map is not read for it
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSplit:
+    """Images of a set of classes: `images` uint8 N×H×W×3 (RGB, array or memory map), `labels` int64 N.
+
+    Labels run from 0 to len(class_names) - 1 and every class has at least one image; otherwise DataError.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check_images(self.images)
+        _check_labels(self.labels, len(self.images), self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def members(self) -> tuple[np.ndarray, ...]:
+        """The image indices of every class, ascending."""
+        order = np.argsort(self.labels, kind="stable")
+        ends = np.cumsum(np.bincount(self.labels, minlength=len(self.class_names)))
+        return tuple(np.split(order, ends[:-1]))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """Train, validation and test classes of one few-shot data set; the three sets of classes are disjoint.
+
+    `mean` and `std` are per channel on the scale 0..1 (of the training images). `mirrors` says whether a
+    mirrored image still shows the same class: true of photographs, not of characters.
+    Raises DataError when two splits share a class: accuracy on "new" classes would mean nothing.
+    """
+
+    name: str
+    train: ImageSplit
+    val: ImageSplit
+    test: ImageSplit
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    mirrors: bool = True
+
+    def __post_init__(self) -> None:
+        for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
+            shared = set(getattr(self, first).class_names) & set(getattr(self, second).class_names)
+            if shared:
+                raise DataError(
+                    f"{self.name}: {first} and {second} share {len(shared)} classes (such as "
+                    f"{min(shared)!r}). "
+                    "Few-shot classes must be new at test time; this is an ordinary classification split, "
+                    "use a data set split by class"
+                )
+        sizes = {split.images.shape[1:] for split in (self.train, self.val, self.test)}
+        if len(sizes) != 1:
+            raise DataError(f"{self.name}: the splits have images of shapes {sorted(sizes)}; give image_size")
+        check_statistics(self.mean, self.std)
+
+
+def check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse channel statistics that are not three numbers on the scale 0..1 (ValueRangeError)."""
+    if (
+        len(mean) != 3
+        or len(std) != 3
+        or not all(0 <= m <= 1 for m in mean)
+        or not all(0 < s <= 1 for s in std)
+    ):
+        raise ValueRangeError(
+            f"mean {tuple(mean)} and std {tuple(std)} must be three numbers each in [0, 1], std positive: "
+            "divide statistics of 0..255 images by 255"
+        )
+
+
+def channel_statistics(split: ImageSplit) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation per channel on the scale 0..1, over at most 20,000 evenly spaced images."""
+    chosen = np.unique(np.linspace(0, len(split) - 1, min(len(split), STATISTICS_SAMPLE)).astype(np.int64))
+    total, squares, count = np.zeros(3), np.zeros(3), 0
+    for rows in np.array_split(chosen, max(1, len(chosen) // 256)):
+        pixels = split.images[rows].reshape(-1, 3) / 255.0
+        total, squares, count = total + pixels.sum(0), squares + (pixels**2).sum(0), count + len(pixels)
+    mean = total / count
+    # A constant channel would be divided by zero: one grey level is the least spread that uint8 can show.
+    std = np.sqrt(np.maximum(squares / count - mean**2, 255.0**-2))
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def take(images: np.ndarray | Tensor, indices: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """The chosen images as a uint8 tensor B×H×W×3 on the device, from an array, memory map or resident
+    tensor.
+    """
+    if isinstance(images, Tensor):
+        return images[torch.as_tensor(indices, device=images.device)].to(device)
+    return torch.from_numpy(np.ascontiguousarray(images[indices])).to(device)
+
+
+def resident(split: ImageSplit, device: torch.device | str) -> np.ndarray | Tensor:
+    """The images where batches are cut from them: on the CUDA device if they fill at most half of what is
+    free.
+
+    A copy per batch over the bus is what limits small networks; otherwise the array itself is returned.
+    """
+    device = torch.device(device)
+    if device.type != "cuda" or split.images.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+        return split.images
+    return torch.from_numpy(np.ascontiguousarray(split.images)).to(device)
+
+
+def normalise(
+    images: UInt8[Tensor, "B H W 3"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "B 3 H W"]:
+    """(image/255 − mean)/std as float32 B×3×H×W: the test-time transform."""
+    check_statistics(mean, std)
+    scaled = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
+    shift, scale = (torch.tensor(tuple(v), device=images.device).view(1, 3, 1, 1) for v in (mean, std))
+    return (scaled - shift) / scale
+
+
+def _check_images(images: np.ndarray) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
+        raise DataError(
+            f"images have dtype {images.dtype} and shape {images.shape}; expected non-empty uint8 N×H×W×3 "
+            "(RGB): "
+            "convert with (255 * x).round().astype(numpy.uint8), channels last"
+        )
+
+
+def _check_labels(labels: np.ndarray, count: int, names: Sequence[str]) -> None:
+    if labels.dtype != np.int64 or labels.shape != (count,):
+        raise DataError(
+            f"labels have dtype {labels.dtype} and shape {labels.shape}; expected int64 of shape ({count},)"
+        )
+    if not np.array_equal(np.unique(labels), np.arange(len(names))):
+        raise DataError(
+            f"labels must take every value from 0 to {len(names) - 1} (one per class name), got values from "
+            f"{labels.min()} to {labels.max()} with {len(np.unique(labels))} different ones: renumber them"
+        )
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise DataError(f"class name {twice[0]!r} occurs more than once: merge these classes or rename one")
