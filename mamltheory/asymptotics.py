@@ -37,10 +37,14 @@ def fit_power_law(widths: Sequence[float], values: np.ndarray) -> PowerLaw:
     """
     values = np.asarray(values, float).reshape(len(widths), -1)
     if values.size < 3 or len(set(widths)) < 2:
-        raise ShapeError(f"got {values.size} values at {len(set(widths))} widths: a slope needs 3 values at 2 widths")
+        raise ShapeError(
+            f"got {values.size} values at {len(set(widths))} widths: a slope needs 3 values at 2 widths"
+        )
     if not (np.isfinite(values).all() and (values > 0).all()):
         raise ValueRangeError("a power law can only be fitted to positive, finite values")
     x = np.repeat(np.log(np.asarray(widths, float)), values.shape[1])
     fit = stats.linregress(x, np.log(values).reshape(-1))
     half = stats.t.ppf(0.975, len(x) - 2) * fit.stderr
-    return PowerLaw(float(fit.slope), float(fit.slope - half), float(fit.slope + half), float(np.exp(fit.intercept)))
+    return PowerLaw(
+        float(fit.slope), float(fit.slope - half), float(fit.slope + half), float(np.exp(fit.intercept))
+    )

@@ -59,7 +59,9 @@ def adapted_names(model: Model, params: Parameters, inner: InnerLoop) -> frozens
     if inner.algorithm == "maml":
         return frozenset(params)
     if not model.head:
-        raise UnsupportedModelError("ANIL adapts the last linear layer, and this network has none: use algorithm='maml'")
+        raise UnsupportedModelError(
+            "ANIL adapts the last linear layer, and this network has none: use algorithm='maml'"
+        )
     return model.head
 
 
@@ -97,6 +99,8 @@ def meta_output(model: Model, params: Parameters, task: Task, inner: InnerLoop) 
     return output_of(model, adapt(model, params, task, inner), task.query_x).reshape(-1)
 
 
-def meta_outputs(model: Model, params: Parameters, tasks: tuple[Task, ...], inner: InnerLoop) -> Float[Tensor, " Nnk"]:
+def meta_outputs(
+    model: Model, params: Parameters, tasks: tuple[Task, ...], inner: InnerLoop
+) -> Float[Tensor, " Nnk"]:
     """F_θ(𝒳, 𝒳', 𝒴'), Eq. (20): the meta-outputs of all tasks, one after the other."""
     return torch.cat([meta_output(model, params, task, inner) for task in tasks])

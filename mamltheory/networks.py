@@ -20,7 +20,11 @@ from torch.func import functional_call, jvp
 from mamltheory.errors import ShapeError, UnsupportedModelError, ValueRangeError
 from mamltheory.types import Parameters
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"erf": torch.erf, "tanh": torch.tanh, "relu": torch.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "erf": torch.erf,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,9 @@ class FullyConnected:
         if self.activation not in ACTIVATIONS:
             raise ValueRangeError(f"activation is {self.activation!r}: expected one of {sorted(ACTIVATIONS)}")
         if self.parameterisation not in ("standard", "ntk"):
-            raise ValueRangeError(f"parameterisation is {self.parameterisation!r}: expected 'standard' or 'ntk'")
+            raise ValueRangeError(
+                f"parameterisation is {self.parameterisation!r}: expected 'standard' or 'ntk'"
+            )
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -133,7 +139,9 @@ def from_module(module: nn.Module, scale: float = 1.0) -> tuple[Model, Parameter
     statistics: with them the output of one sample depends on the others, and no kernel k(x, x') exists.
     """
     for name, part in module.named_modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and (part.training or not part.track_running_stats):
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and (
+            part.training or not part.track_running_stats
+        ):
             raise UnsupportedModelError(
                 f"module {name!r} is a {type(part).__name__} that uses batch statistics: call .eval() on the network "
                 "or use GroupNorm"
@@ -148,7 +156,9 @@ def check_finite(params: Parameters) -> Parameters:
     """The parameters themselves; raises ValueRangeError naming the first that has a NaN or infinite entry."""
     for name, value in params.items():
         if not bool(torch.isfinite(value).all()):
-            raise ValueRangeError(f"parameter {name!r} has NaN or infinite entries: re-initialise or reload the network")
+            raise ValueRangeError(
+                f"parameter {name!r} has NaN or infinite entries: re-initialise or reload the network"
+            )
     return params
 
 
@@ -156,5 +166,7 @@ def output_of(model: Model, params: Parameters, x: Tensor) -> Float[Tensor, "n k
     """f_θ(x) as n × k; raises ShapeError when a network returns anything else."""
     output = model(params, x)
     if output.dim() != 2 or len(output) != len(x):
-        raise ShapeError(f"the network maps {len(x)} samples to shape {tuple(output.shape)}: expected {len(x)} × outputs")
+        raise ShapeError(
+            f"the network maps {len(x)} samples to shape {tuple(output.shape)}: expected {len(x)} × outputs"
+        )
     return output

@@ -44,7 +44,9 @@ def adapted_output(
     Raises ShapeError when only one of the two f_0 is given.
     """
     if (query_f0 is None) != (support_f0 is None):
-        raise ShapeError("give f_0 on both the query and the support samples, or on neither (centred network)")
+        raise ShapeError(
+            "give f_0 on both the query and the support samples, or on neither (centred network)"
+        )
     matrix = adaptation_matrix(query_support, support_support, inner)
     if query_f0 is None or support_f0 is None:
         return matrix @ support_y.double()
@@ -110,7 +112,9 @@ def kernel_regression(
     labels, phi_train = query_labels(tasks), phi[:trained, :trained]
     return KernelPrediction(
         train=trained_output_on_training_tasks(phi_train, start[:trained], labels, outer),
-        test=trained_output(phi[trained:, :trained], phi_train, start[trained:], start[:trained], labels, outer),
+        test=trained_output(
+            phi[trained:, :trained], phi_train, start[trained:], start[:trained], labels, outer
+        ),
     )
 
 
@@ -118,7 +122,11 @@ def _adapted_start(
     rows: Tensor, tasks: tuple[Task, ...], sizes: Sequence[tuple[int, int]], f0: Tensor | None
 ) -> Tensor:
     """F_0 of every task by Eq. (109), from the rows A_i = [I, −C_i]: f_0(X) − C f_0(X') + C Y'."""
-    start = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device) if f0 is None else f0.double().clone()
+    start = (
+        torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+        if f0 is None
+        else f0.double().clone()
+    )
     for task, (_, support) in zip(tasks, joint_slices(sizes), strict=True):
         start[support] -= task.support_y.reshape(-1).double()
     return rows @ start

@@ -34,7 +34,9 @@ class Task:
         for part in ("query", "support"):
             x, y = getattr(self, f"{part}_x"), getattr(self, f"{part}_y")
             if len(x) != len(y):
-                raise ShapeError(f"{part}_x has {len(x)} samples but {part}_y has {len(y)}: give one label row each")
+                raise ShapeError(
+                    f"{part}_x has {len(x)} samples but {part}_y has {len(y)}: give one label row each"
+                )
         if self.query_x.shape[1:] != self.support_x.shape[1:]:
             raise ShapeError(
                 f"query_x has samples of shape {tuple(self.query_x.shape[1:])}, support_x of shape "
@@ -45,7 +47,9 @@ class Task:
                 f"query_y has {self.query_y.shape[1]} outputs, support_y {self.support_y.shape[1]}: k must agree"
             )
         if len({part.dtype for part in (self.query_x, self.query_y, self.support_x, self.support_y)}) != 1:
-            raise ShapeError("the four parts of a task must share one dtype; convert them with Task.to(dtype)")
+            raise ShapeError(
+                "the four parts of a task must share one dtype; convert them with Task.to(dtype)"
+            )
 
     def to(self, *args: object, **kwargs: object) -> "Task":
         """The same task on another device or in another dtype; arguments as for ``torch.Tensor.to``."""
@@ -63,9 +67,13 @@ def _check_part(name: str, part: Tensor) -> None:
             "(a single output still needs its axis: y[:, None])"
         )
     if part.numel() == 0:
-        raise ShapeError(f"{name} has shape {tuple(part.shape)}: a task needs at least one query and one support sample")
+        raise ShapeError(
+            f"{name} has shape {tuple(part.shape)}: a task needs at least one query and one support sample"
+        )
     if not bool(torch.isfinite(part).all()):
-        raise ValueRangeError(f"{name} contains NaN or infinite entries: clean the data before building the task")
+        raise ValueRangeError(
+            f"{name} contains NaN or infinite entries: clean the data before building the task"
+        )
 
 
 def check_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:

@@ -73,7 +73,9 @@ MOMENTS = {"relu": relu_moments, "erf": erf_moments, "tanh": tanh_moments}
 
 def _checked(net: FullyConnected, x: Tensor) -> Tensor:
     if x.dim() != 2 or x.shape[1] != net.input_dim or len(x) == 0:
-        raise ShapeError(f"x has shape {tuple(x.shape)}, expected samples × {net.input_dim}, at least one sample")
+        raise ShapeError(
+            f"x has shape {tuple(x.shape)}, expected samples × {net.input_dim}, at least one sample"
+        )
     if not bool(torch.isfinite(x).all()):
         raise ValueRangeError("x contains NaN or infinite entries")
     return x.double()

@@ -37,7 +37,9 @@ def resolve(model: Model | nn.Module, params: Parameters | None) -> tuple[Model,
         pure, own = from_module(model)
         return pure, check_finite(own if params is None else params)
     if params is None:
-        raise ConfigurationError("a pure Model has no parameters of its own: pass params=net.initialise(generator)")
+        raise ConfigurationError(
+            "a pure Model has no parameters of its own: pass params=net.initialise(generator)"
+        )
     return model, check_finite(params)
 
 
@@ -56,7 +58,9 @@ def jacobian(
     """
     moving = {name: value for name, value in params.items() if select is None or name in select}
     if not moving:
-        raise ConfigurationError(f"select={select!r} names no parameter of the network: it has {sorted(params)}")
+        raise ConfigurationError(
+            f"select={select!r} names no parameter of the network: it has {sorted(params)}"
+        )
 
     def single(part: Parameters, sample: Tensor) -> Tensor:
         output = output_of(model, {**params, **part}, sample[None])[0]
@@ -118,7 +122,9 @@ def empirical_last_layer_ntk(
     """
     pure, params = resolve(model, params)
     if not pure.head:
-        raise ConfigurationError("the network has no nn.Linear: the last-layer kernel of ANIL is not defined for it")
+        raise ConfigurationError(
+            "the network has no nn.Linear: the last-layer kernel of ANIL is not defined for it"
+        )
     return empirical_ntk(pure, x1, x2, params=params, outputs=outputs, select=pure.head, chunk=chunk)
 
 
@@ -152,7 +158,9 @@ def meta_jacobian(
     return rows
 
 
-def _hessian_vector_product(model: Model, theta: Parameters, task: Task) -> Callable[[Parameters], Parameters]:
+def _hessian_vector_product(
+    model: Model, theta: Parameters, task: Task
+) -> Callable[[Parameters], Parameters]:
     """v -> ∇²_θ ℓ(f_θ(X'), Y') v, by one reverse pass over the gradient (the Hessian is symmetric)."""
 
     def loss(params: Parameters) -> Tensor:

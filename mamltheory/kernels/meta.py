@@ -40,7 +40,9 @@ def joint_sizes(kernel: Float[Tensor, "p p"], tasks: Sequence[Task]) -> tuple[tu
     samples = sum(len(task.query_x) + len(task.support_x) for task in tasks)
     k, rest = divmod(len(kernel), samples)
     if rest or k == 0:
-        raise ShapeError(f"the kernel has {len(kernel)} rows and the tasks {samples} samples: not a whole number each")
+        raise ShapeError(
+            f"the kernel has {len(kernel)} rows and the tasks {samples} samples: not a whole number each"
+        )
     return tuple((k * len(task.query_x), k * len(task.support_x)) for task in tasks)
 
 
@@ -65,7 +67,9 @@ def composition(kernel: Float[Tensor, "p p"], sizes: Sizes, dynamics: Dynamics) 
     slices = joint_slices(sizes)
     if not slices or slices[-1][1].stop != len(kernel):
         raise ShapeError(f"the sizes {list(sizes)} do not add up to the kernel's {len(kernel)} rows")
-    rows = torch.zeros(sum(query for query, _ in sizes), len(kernel), dtype=torch.float64, device=kernel.device)
+    rows = torch.zeros(
+        sum(query for query, _ in sizes), len(kernel), dtype=torch.float64, device=kernel.device
+    )
     start = 0
     for query, support in slices:
         block = rows[start : start + query.stop - query.start]
@@ -90,7 +94,9 @@ def meta_ntk_from_ntk(
     time without ridge.
     """
     if adaptation is not None and adaptation.shape != theta.shape:
-        raise ShapeError(f"adaptation has shape {tuple(adaptation.shape)}, theta {tuple(theta.shape)}: must agree")
+        raise ShapeError(
+            f"adaptation has shape {tuple(adaptation.shape)}, theta {tuple(theta.shape)}: must agree"
+        )
     rows = composition(theta if adaptation is None else adaptation, sizes, dynamics)
     phi = rows @ theta.double() @ rows.T
     return (phi + phi.T) / 2
@@ -139,4 +145,3 @@ def analytic_meta_ntk(
 def _check_algorithm(algorithm: str) -> None:
     if algorithm not in ("maml", "anil"):
         raise ValueRangeError(f"algorithm is {algorithm!r}: expected 'maml' or 'anil'")
-

@@ -39,7 +39,9 @@ from tests.reference.dense import Dense, flatten
 PARTS = ("net", "algorithm", "tau")
 every_case = pytest.mark.parametrize(PARTS, cases(), ids=name)
 maml_case = pytest.mark.parametrize(PARTS, cases(("maml",)), ids=name)
-small_case = pytest.mark.parametrize(PARTS, cases(largest=50), ids=name)  # where a dense Hessian is affordable
+small_case = pytest.mark.parametrize(
+    PARTS, cases(largest=50), ids=name
+)  # where a dense Hessian is affordable
 
 
 def inner_loop(net, tasks, params, algorithm, tau):
@@ -118,7 +120,9 @@ def test_the_linearised_network_trains_along_the_closed_form(net, algorithm, tau
         )
         assert relative(record.observations[t].outputs, closed.train) < EXACT
         assert relative(record.observations[t].test_outputs, closed.test) < EXACT
-        by_terms = closed_forms.trained(f, *kernels(dense, algorithm), tasks, test_tasks[0], inner.dynamics, outer)
+        by_terms = closed_forms.trained(
+            f, *kernels(dense, algorithm), tasks, test_tasks[0], inner.dynamics, outer
+        )
         assert relative(closed.test[: len(by_terms)], by_terms) < 1e-8  # the twin inverts a kernel explicitly
 
 
@@ -151,7 +155,9 @@ def test_the_meta_gradient_has_the_hessian_of_equation_3(net, algorithm, tau):
     gradient, outputs = meta_gradient(net.model, params, tasks, inner)
     assert relative(flatten(gradient), dense.meta_gradient(tasks, inner)) < EXACT
     assert relative(outputs, torch.cat([dense.meta_output(task, inner) for task in tasks])) < EXACT
-    first_order, _ = meta_gradient(net.model, params, tasks, InnerLoop(inner.lam0, tau, algorithm, first_order=True))
+    first_order, _ = meta_gradient(
+        net.model, params, tasks, InnerLoop(inner.lam0, tau, algorithm, first_order=True)
+    )
     assert relative(flatten(first_order), flatten(gradient)) > 1e-3
     unscaled = InnerLoop(dense.scale, tau, algorithm)  # λ = 1, as Eqs. (1) and (3) print
     assert relative(dense.meta_gradient(tasks, unscaled), flatten(gradient)) > 1e-2
@@ -164,7 +170,10 @@ def test_the_empirical_metantk_is_the_gram_of_the_dense_meta_jacobian(net, algor
     inner = inner_loop(net, tasks, params, algorithm, tau)
     dense = Dense(net, params)
     rows = torch.cat([dense.meta_jacobian(task, inner) for task in tasks])
-    assert relative(empirical_meta_ntk(net.model, tasks, inner, params=params), rows @ rows.T / dense.scale) < EXACT
+    assert (
+        relative(empirical_meta_ntk(net.model, tasks, inner, params=params), rows @ rows.T / dense.scale)
+        < EXACT
+    )
 
 
 @pytest.mark.paper("Remarks after Theorem 2")

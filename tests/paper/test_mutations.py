@@ -1,0 +1,162 @@
+"""The exact layer catches every wrong formula: each mutant of the source must make it fail.
+
+A mutant is one textual change to a copy of the package; the exact tests run on the copy in a process of their own.
+The control, an unchanged copy, must pass: then a failure is the mutant's doing.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A wrong formula: in ``file`` the text ``right``, which stands there once, is replaced by ``wrong``."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+
+
+MUTANTS = [
+    Mutant(
+        "cross-terms-with-the-wrong-sign", "kernels/meta.py", "= -adaptation_matrix(", "= adaptation_matrix("
+    ),
+    Mutant(
+        "plus-sign-of-equation-84",
+        "predictors.py",
+        "start[support] -= task.support_y",
+        "start[support] += task.support_y",
+    ),
+    Mutant("sigma-for-sigma-squared", "linalg.py", "z = rate * s", "z = rate * s.clamp(min=0).sqrt()"),
+    Mutant("lambda-missing-in-the-inner-step", "inner.py", "rate = inner.lam0 / model.scale", "rate = 1.0"),
+    Mutant(
+        "lambda-not-divided-by-the-width", "inner.py", "rate = inner.lam0 / model.scale", "rate = inner.lam0"
+    ),
+    Mutant(
+        "lambda-missing-before-the-hessian",
+        "kernels/empirical.py",
+        "rate = inner.lam0 / model.scale",
+        "rate = 1.0",
+    ),
+    Mutant("hessian-left-out", "inner.py", "if inner.first_order:", "if True:"),
+    Mutant(
+        "hessian-with-the-wrong-sign",
+        "kernels/empirical.py",
+        "value - rate * curvature",
+        "value + rate * curvature",
+    ),
+    Mutant(
+        "T-squared-for-T",
+        "kernels/meta.py",
+        "@ time_operator(support_support, dynamics)",
+        "@ time_operator(support_support, dynamics) @ time_operator(support_support, dynamics)",
+    ),
+    Mutant(
+        "T-missing",
+        "kernels/meta.py",
+        "query_support.double() @ time_operator(support_support, dynamics)",
+        "query_support.double()",
+    ),
+    Mutant(
+        "query-and-support-exchanged-in-the-kernel",
+        "kernels/meta.py",
+        "for part in (task.query_x, task.support_x)",
+        "for part in (task.support_x, task.query_x)",
+    ),
+    Mutant(
+        "query-and-support-exchanged-in-the-inner-loop",
+        "inner.py",
+        "task.support_x), task.support_y)",
+        "task.query_x), task.query_y)",
+    ),
+    Mutant(
+        "quadratic-term-missing",
+        "kernels/meta.py",
+        "phi = rows @ theta.double() @ rows.T",
+        "identity = (rows == 1).double(); phi = (rows - identity) @ theta.double() @ identity.T; "
+        "phi = phi + phi.T + identity @ theta.double() @ identity.T",
+    ),
+    Mutant(
+        "exponential-for-the-power",
+        "linalg.py",
+        "return (1 - rate * s) ** steps",
+        "return torch.exp(-rate * s * steps)",
+    ),
+    Mutant(
+        "last-layer-kernel-outside-too",
+        "kernels/meta.py",
+        "rows = composition(theta if adaptation is None else adaptation, sizes, dynamics)",
+        "theta = theta if adaptation is None else adaptation; rows = composition(theta, sizes, dynamics)",
+    ),
+    Mutant("full-kernel-for-the-last-layer", "inner.py", "return model.head", "return frozenset(params)"),
+    Mutant(
+        "width-missing-in-the-kernel",
+        "kernels/empirical.py",
+        "names, chunk)\n    return gram(rows1, rows2) / pure.scale",
+        "names, chunk)\n    return gram(rows1, rows2)",
+    ),
+    Mutant("initial-output-dropped", "predictors.py", "f0.double().clone()", "torch.zeros_like(f0.double())"),
+]
+
+
+def run_exact_layer(folder: Path) -> subprocess.CompletedProcess:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "addopts=",
+        "-c",
+        "/dev/null",
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(folder),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    tests = str(folder / "tests" / "paper" / "test_exact.py")
+    fast = "erf-L2-l5-k2-maml or erf-L2-l5-k2-anil"
+    return subprocess.run(
+        [*command, "--rootdir", str(folder), tests, "-k", fast, "--import-mode=importlib"],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def copy_package(folder: Path) -> None:
+    ignore = shutil.ignore_patterns("__pycache__", "nas", "fewshot", "runtime")
+    shutil.copytree(ROOT / "mamltheory", folder / "mamltheory", ignore=ignore)
+    for part in ("paper", "reference"):
+        shutil.copytree(ROOT / "tests" / part, folder / "tests" / part, ignore=ignore)
+    shutil.copy(ROOT / "tests" / "__init__.py", folder / "tests")
+
+
+def test_the_exact_layer_passes_on_an_unchanged_copy(tmp_path):
+    copy_package(tmp_path)
+    result = run_exact_layer(tmp_path)
+    assert result.returncode == 0, result.stdout[-2000:]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_the_exact_layer_fails_for(mutant, tmp_path):
+    copy_package(tmp_path)
+    path = tmp_path / "mamltheory" / mutant.file
+    source = path.read_text()
+    assert source.count(mutant.right) == 1, f"{mutant.right!r} must stand in {mutant.file} exactly once"
+    path.write_text(source.replace(mutant.right, mutant.wrong))
+    result = run_exact_layer(tmp_path)
+    # 1: tests ran and one failed; a copy that cannot even be imported would be 2
+    assert result.returncode == 1, result.stdout[-2000:]
