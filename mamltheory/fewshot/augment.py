@@ -1,0 +1,144 @@
+"""The training transform of RFS (Appendix E) on a batch: random crop, colour jitter, flip, normalisation.
+
+All draws come from a generator, are made before any pixel is touched, and belong to single images; applying
+them is deterministic. Hence images may be cut into batches in any way, on any device.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+from mamltheory.errors import ConfigurationError, ShapeError
+from mamltheory.fewshot.images import check_statistics
+
+ORDERS = torch.tensor([[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's conversion to grey
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Settings of the training transform; the defaults are those of RFS.
+
+    `padding`: zero pixels added on every side before a window of the original size is cut out at random; None
+    for the rule of :func:`default_padding`. `jitter`: brightness, contrast and saturation are each multiplied by
+    a factor from [1 - jitter, 1 + jitter]. `flip`: mirror half of the images; not for characters.
+    """
+
+    padding: int | None = None
+    jitter: float = 0.4
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.padding is not None and self.padding < 0:
+            raise ConfigurationError(
+                f"padding is {self.padding}: give 0 or more pixels, or None for the rule"
+            )
+        if not 0 <= self.jitter <= 1:
+            raise ConfigurationError(f"jitter is {self.jitter}: give a number from 0 (none) to 1")
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """What was drawn for each of B images: window offsets, mirroring, factors and order of the colour
+    changes.
+
+    factors are (brightness, contrast, saturation); order holds which of the three comes first, second, third.
+    """
+
+    offsets: Int64[Tensor, "B 2"]
+    mirrored: Bool[Tensor, " B"]
+    factors: Float[Tensor, "B 3"]
+    order: Int64[Tensor, "B 3"]
+
+
+def default_padding(image_size: int) -> int:
+    """⌈8/84 of the side⌉: 8 pixels at 84 as for mini-ImageNet, 4 at 32 as RFS has it for CIFAR-FS."""
+    return math.ceil(image_size * 8 / 84)
+
+
+def draw(settings: Augmentation, image_size: int, count: int, random: torch.Generator) -> Draws:
+    """The random part of the transform for `count` images; `random` is a CPU generator."""
+    padding = default_padding(image_size) if settings.padding is None else settings.padding
+    offsets = torch.randint(0, 2 * padding + 1, (count, 2), generator=random)
+    mirrored = torch.rand(count, generator=random) < (0.5 if settings.flip else 0.0)
+    factors = 1 + settings.jitter * (2 * torch.rand(count, 3, generator=random) - 1)
+    order = ORDERS[torch.randint(0, len(ORDERS), (count,), generator=random)]
+    return Draws(offsets - padding, mirrored, factors, order)
+
+
+def join(parts: Sequence[Draws]) -> Draws:
+    """The draws of several batches as those of one."""
+    names = ("offsets", "mirrored", "factors", "order")
+    return Draws(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
+def apply_draws(
+    images: UInt8[Tensor, "B H W 3"], draws: Draws, mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "B 3 H W"]:
+    """The transformed images (float32, normalised) for given draws, on the device of the images."""
+    if len(images) != len(draws.order):
+        raise ShapeError(
+            f"got {len(images)} images and draws for {len(draws.order)}: draw once for each image"
+        )
+    check_statistics(mean, std)
+    device = images.device
+    window = crop(images, draws.offsets.to(device), draws.mirrored.to(device))
+    pixels = window.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    pixels = colour_jitter(pixels, draws.factors.to(device), draws.order.to(device))
+    shift, scale = (torch.tensor(tuple(v), device=device).view(1, 3, 1, 1) for v in (mean, std))
+    return pixels.sub_(shift).div_(scale)
+
+
+def augment(
+    images: UInt8[Tensor, "B H W 3"],
+    settings: Augmentation,
+    mean: Sequence[float],
+    std: Sequence[float],
+    random: torch.Generator,
+) -> Float[Tensor, "B 3 H W"]:
+    """The training transform with fresh draws: random crop, colour jitter, flip, (x − mean)/std."""
+    return apply_draws(images, draw(settings, images.shape[1], len(images), random), mean, std)
+
+
+def crop(
+    images: UInt8[Tensor, "B H W 3"], offsets: Int64[Tensor, "B 2"], mirrored: Bool[Tensor, " B"]
+) -> UInt8[Tensor, "B H W 3"]:
+    """Each image shifted by its (row, column) offset with zeros moving in, then mirrored if so marked.
+
+    Equal to padding with zeros and cutting out a window of the original size; one gather of whole pixels.
+    """
+    count, height, width, _ = images.shape
+    padding = int(offsets.abs().max()) if count else 0
+    # A pixel as one 4-byte word: the gather moves words instead of bytes, about twice as fast.
+    padded = images.new_zeros(count, height + 2 * padding, width + 2 * padding, 4)
+    padded[:, padding : padding + height, padding : padding + width, :3] = images
+    steps = torch.arange(width, device=images.device)
+    columns = torch.where(mirrored[:, None], width - 1 - steps, steps) + offsets[:, 1:] + padding
+    rows = torch.arange(height, device=images.device) + offsets[:, :1] + padding
+    rows = rows + padded.shape[1] * torch.arange(count, device=images.device)[:, None]
+    words = padded.view(torch.int32).view(-1)[rows[:, :, None] * padded.shape[2] + columns[:, None, :]]
+    return words.view(torch.uint8).view(count, height, width, 4)[..., :3]
+
+
+def colour_jitter(
+    pixels: Float[Tensor, "B 3 H W"], factors: Float[Tensor, "B 3"], order: Int64[Tensor, "B 3"]
+) -> Float[Tensor, "B 3 H W"]:
+    """Brightness, contrast and saturation of images on 0..1, in an order of its own for every image.
+
+    All three blend with a base, base + f·(x − base), clamped to 0..1: black for brightness, the mean grey of
+    the image for contrast, its grey version for saturation. The order is drawn per image as in the RFS
+    transform; as all three have one form it costs nothing to mix them within a batch.
+    """
+    red, green, blue = LUMA
+    for position in range(3):
+        change = order[:, position].view(-1, 1, 1, 1)
+        factor = factors.gather(1, order[:, position, None]).view(-1, 1, 1, 1)
+        grey = (red * pixels[:, 0:1]).add_(pixels[:, 1:2], alpha=green).add_(pixels[:, 2:3], alpha=blue)
+        mean = grey.mean((2, 3), keepdim=True)
+        base = torch.where(change == 2, grey, torch.where(change == 1, mean, 0.0))
+        pixels = (pixels * factor).add_(base.mul_(1 - factor)).clamp_(0, 1)
+    return pixels
