@@ -1,0 +1,54 @@
+# Each command makes its own virtual environment in .venv, once; it needs Python 3.11+, pip and git.
+#   make demo    the whole paper on the embedded data: figures and a table, within ten minutes on two cores
+#   make test    lint and the fast tests
+#   make slow    the tests that take minutes        make cuda   the tests that need a CUDA device
+#   make lint    lint and formatting                make clean  remove what these commands made
+# On Linux without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves the CUDA libraries' download.
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Two test processes with one thread each: more threads only wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+.PHONY: help demo test slow cuda lint clean install
+help:
+	@sed -n '2,5s/^# *//p' Makefile
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11: choose another with make PYTHON=python3.12 ..." >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "making the virtual environment $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing the tested versions of constraints.txt"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[test]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@$(BIN)/python -m experiments demo
+
+test: $(STAMP)
+	@echo "checking style"
+	@$(BIN)/ruff check -q .
+	@echo "running the fast tests"
+	@$(PYTEST)
+
+slow: $(STAMP)
+	@echo "running the slow tests"
+	@$(PYTEST) -m "slow and not cuda"
+
+cuda: $(STAMP)
+	@echo "running the tests that need a CUDA device"
+	@$(BIN)/python -m pytest -q -m cuda
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+clean:
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	@find mamltheory experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +

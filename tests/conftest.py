@@ -1,0 +1,28 @@
+"""Every test runs with one thread, deterministic algorithms, and examples drawn from a fixed seed."""
+
+import os
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("exploring", deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_deterministic_thread():
+    """Bits depend on the number of threads, so there is one; nothing without a deterministic form may run."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture(autouse=True)
+def _global_state_stays_as_it_was():
+    """Tests cannot reach each other through torch's global generator or the default dtype."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # torch's layers draw their first weights from it, whoever replaces them later
+        yield
+    assert torch.get_default_dtype() == torch.float32, "the default dtype was changed"

@@ -1,0 +1,206 @@
+"""The rules of the source tree, checked on its syntax trees: layers, sizes, randomness, docstrings."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MOST_LINES_PER_FILE, MOST_LINES_PER_FUNCTION = 350, 60
+
+# From the ground up; a module may import from the rows below its own, and a package from itself.
+LAYERS = (
+    {"errors"},
+    {"rng", "types"},
+    {"linalg"},
+    {"networks"},
+    {"inner"},
+    {"kernels"},
+    {"maml"},
+    {"predictors"},
+    {"bounds", "asymptotics"},
+    {"nas", "fewshot"},
+)
+LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
+# Side layers know no mathematics, and only experiments may import them.
+SIDE = {"runtime": {"errors", "runtime"}, "cell_drawing": {"errors"}, "ledger": {"errors"}}
+SIDE["plotting"] = {"errors", "runtime", "cell_drawing"}
+
+GLOBAL_RANDOMNESS = {"torch.manual_seed", "torch.seed", "np.random.seed", "numpy.random.seed", "random.seed"}
+TORCH_DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"}
+SEEDED_NUMPY = {"default_rng", "Generator", "SeedSequence", "PCG64"}
+
+
+def _sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def _tree(source: str | Path) -> ast.Module:
+    return ast.parse(source.read_text(encoding="utf-8") if isinstance(source, Path) else source)
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+PACKAGE = pytest.mark.parametrize("path", _sources("mamltheory"), ids=_name)
+PRODUCT = pytest.mark.parametrize("path", _sources("mamltheory", "experiments"), ids=_name)
+EVERYTHING = pytest.mark.parametrize("path", _sources("mamltheory", "experiments", "tests"), ids=_name)
+
+
+def _part(module: str) -> str | None:
+    """The first name below mamltheory: "kernels" for mamltheory.kernels.meta."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "mamltheory" and len(parts) > 1 else None
+
+
+def _imported(tree: ast.Module) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add("." * node.level + (node.module or ""))
+            if node.module == "mamltheory":
+                found |= {f"mamltheory.{alias.name}" for alias in node.names}
+    return found
+
+
+def layer_violations(part: str, tree: ast.Module) -> list[str]:
+    """Imports in a module of ``part`` that the layers forbid."""
+    wrong = [name for name in _imported(tree) if name.startswith((".", "experiments", "tests"))]
+    parts = {_part(name) for name in _imported(tree)} - {None}
+    if part in SIDE:
+        return wrong + sorted(parts - SIDE[part])
+    return wrong + [
+        other for other in sorted(parts) if other != part and not LEVEL.get(other, len(LAYERS)) < LEVEL[part]
+    ]
+
+
+def calls_of_global_randomness(tree: ast.Module) -> list[str]:
+    """Calls that draw from, or seed, a generator that belongs to the whole process."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    if "random" not in _imported(tree):  # then "random" is a local name, for an explicit generator
+        calls = [call for call in calls if not ast.unparse(call.func).startswith("random.")]
+    return [f"{ast.unparse(call.func)} (line {call.lineno})" for call in calls if _is_global_draw(call)]
+
+
+def _is_global_draw(call: ast.Call) -> bool:
+    function = ast.unparse(call.func)
+    module, _, name = function.rpartition(".")
+    if function in GLOBAL_RANDOMNESS or module == "random":
+        return True
+    if module in ("np.random", "numpy.random"):
+        return name not in SEEDED_NUMPY or not call.args
+    return (
+        module == "torch" and name in TORCH_DRAWS and all(each.arg != "generator" for each in call.keywords)
+    )
+
+
+def _functions(tree: ast.Module) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def public_without_docstring(tree: ast.Module) -> list[str]:
+    """Public functions and classes of a module, and public methods of public classes, that say nothing."""
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    public = [node for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+    for holder in [node for node in public if isinstance(node, ast.ClassDef)]:
+        public += [node for node in holder.body if isinstance(node, kinds) and not node.name.startswith("_")]
+    return [node.name for node in public if not ast.get_docstring(node) and not _is_override(node)]
+
+
+def _is_override(node: ast.AST) -> bool:
+    # torch calls it, torch documents it.
+    return isinstance(node, ast.FunctionDef) and node.name in ("forward", "extra_repr")
+
+
+@PACKAGE
+def test_imports_point_downwards_only(path):
+    relative = path.relative_to(ROOT / "mamltheory")
+    part = relative.parts[0].removesuffix(".py")
+    if part == "__init__":
+        assert not {_part(name) for name in _imported(_tree(path))} & set(SIDE)
+        return
+    assert part in LEVEL or part in SIDE, f"{part} stands in no layer: add it to LAYERS"
+    assert layer_violations(part, _tree(path)) == []
+
+
+@EVERYTHING
+def test_files_and_functions_stay_small(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES_PER_FILE
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in _functions(_tree(path))}
+    assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES_PER_FUNCTION} == {}
+
+
+@PACKAGE
+def test_the_package_neither_prints_nor_asserts(path):
+    nodes = list(ast.walk(_tree(path)))
+    assert [node.lineno for node in nodes if isinstance(node, ast.Assert)] == []
+    calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    assert [node.lineno for node in calls if node.func.id == "print"] == []
+
+
+@EVERYTHING
+def test_annotations_are_evaluated_so_that_shapes_are_checked(path):
+    futures = [node for node in ast.walk(_tree(path)) if isinstance(node, ast.ImportFrom)]
+    assert [node.lineno for node in futures if node.module == "__future__"] == []
+
+
+@PRODUCT
+def test_every_public_name_says_what_it_computes(path):
+    tree = _tree(path)
+    assert ast.get_docstring(tree) or not tree.body, "the module has no docstring"
+    assert public_without_docstring(tree) == []
+
+
+@PRODUCT
+def test_randomness_comes_from_explicit_generators(path):
+    assert calls_of_global_randomness(_tree(path)) == []
+
+
+def test_settings_and_commands_load_neither_torch_nor_the_package():
+    for name in ("settings", "presets", "commands", "config", "__main__"):
+        tree = _tree(ROOT / "experiments" / f"{name}.py")
+        at_the_top = ast.Module(
+            [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], []
+        )
+        roots = {module.split(".")[0] for module in _imported(at_the_top)}
+        assert not roots & {"torch", "numpy", "matplotlib", "mamltheory", "tyro", "rich"}, name
+
+
+@pytest.mark.parametrize(
+    ("part", "source"),
+    [
+        ("kernels", "from mamltheory.maml import meta_output"),
+        ("nas", "from mamltheory import fewshot"),
+        ("fewshot", "import mamltheory.runtime.progress"),
+        ("linalg", "from .errors import ShapeError"),
+        ("rng", "def f():\n    import mamltheory.linalg"),
+        ("runtime", "from mamltheory.linalg import decay"),
+        ("maml", "from experiments import settings"),
+    ],
+)
+def test_the_layer_check_finds_what_it_forbids(part, source):
+    assert layer_violations(part, _tree(source))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torch.manual_seed(0)",
+        "torch.randn(3)",
+        "np.random.rand(3)",
+        "np.random.default_rng()",
+        "import random\nrandom.shuffle(x)",
+    ],
+)
+def test_the_randomness_check_finds_what_it_forbids(source):
+    assert calls_of_global_randomness(_tree(source))
+
+
+@pytest.mark.parametrize(
+    "source", ["torch.randn(3, generator=g)", "np.random.default_rng(3)", "g.normal()", "random.normal()"]
+)
+def test_the_randomness_check_lets_explicit_generators_through(source):
+    assert not calls_of_global_randomness(_tree(source))
