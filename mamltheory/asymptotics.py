@@ -33,15 +33,21 @@ def fit_power_law(widths: Sequence[float], values: np.ndarray) -> PowerLaw:
 
     values: widths × seeds, or one value a width. With several seeds the residuals about the line are the scatter of
     the seeds, which is nearly the same at every width on the logarithmic scale.
-    Raises ShapeError or ValueRangeError for fewer than three points or values that have no logarithm.
+    Raises ShapeError or ValueRangeError for fewer than three points, values that are not laid out by width, or
+    widths or values that have no logarithm.
     """
-    values = np.asarray(values, float).reshape(len(widths), -1)
+    values = np.asarray(values, float)
+    if values.ndim not in (1, 2) or len(values) != len(widths):
+        raise ShapeError(
+            f"values has shape {values.shape} for {len(widths)} widths: expected widths × seeds, or one a width"
+        )
+    values = values.reshape(len(widths), -1)
     if values.size < 3 or len(set(widths)) < 2:
         raise ShapeError(
             f"got {values.size} values at {len(set(widths))} widths: a slope needs 3 values at 2 widths"
         )
-    if not (np.isfinite(values).all() and (values > 0).all()):
-        raise ValueRangeError("a power law can only be fitted to positive, finite values")
+    if not all((np.isfinite(part) & (part > 0)).all() for part in (values, np.asarray(widths, float))):
+        raise ValueRangeError("a power law can only be fitted to positive, finite widths and values")
     x = np.repeat(np.log(np.asarray(widths, float)), values.shape[1])
     fit = stats.linregress(x, np.log(values).reshape(-1))
     half = stats.t.ppf(0.975, len(x) - 2) * fit.stderr

@@ -8,11 +8,13 @@ Every closed form of the paper is a spectral function of a kernel M = V diag(s) 
     until convergence         0 (ridge r: r/(s + r))                       1 / (s + r)
 
 T is entire in s for finite time (its value at s = 0 is t, or λτ), so that a singular kernel is harmless
-there; no inverse is ever formed. The same functions serve the inner loop (t = λ0 τ) and the outer loop
-(t = η0 t) of Eqs. (8), (11)–(13), (58), (88), (95), (96), (106) and (112), and the score of the cell search.
+there; no inverse is ever formed. Eigenvalues that are negative by rounding alone count as zero. The same
+functions serve the inner loop (t = λ0 τ) and the outer loop (t = η0 t) of Eqs. (8), (11)–(13), (58), (88),
+(95), (96), (106) and (112), and the score of the cell search.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +43,7 @@ class GradientDescent:
 
     def __post_init__(self) -> None:
         _check_nonnegative("rate", self.rate, "use Converged(ridge) for infinite time")
-        if self.steps < 0 or self.steps != int(self.steps):
+        if not (math.isfinite(self.steps) and self.steps >= 0 and self.steps == int(self.steps)):
             raise ValueRangeError(f"steps is {self.steps}: expected a whole number of at least 0")
 
 
@@ -71,9 +73,15 @@ def symmetrised(matrix: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
     """
     if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or matrix.numel() == 0:
         raise ShapeError(f"a kernel must be a non-empty square matrix, got shape {tuple(matrix.shape)}")
+    if not matrix.is_floating_point():
+        raise ValueRangeError(
+            f"a kernel must hold real floating-point numbers, got {matrix.dtype}: convert with .double()"
+        )
     wide = matrix.double()
     if not bool(torch.isfinite(wide).all()):
-        raise ValueRangeError("the kernel has NaN or infinite entries: check the inputs and the network's weights")
+        raise ValueRangeError(
+            "the kernel has NaN or infinite entries: check the inputs and the network's weights"
+        )
     tolerance = 1e-9 if matrix.dtype == torch.float64 else 1e-4
     asymmetry, size = float((wide - wide.T).abs().max()), float(wide.abs().max())
     if asymmetry > tolerance * size:
@@ -89,36 +97,52 @@ def rounding_level(eigenvalues: Float[Tensor, " p"], dtype: torch.dtype = torch.
     return len(eigenvalues) * torch.finfo(dtype).eps * float(eigenvalues.abs().max())
 
 
-def residual_values(s: Float[Tensor, " p"], dynamics: Dynamics) -> Float[Tensor, " p"]:
-    """ρ(s), the share of the residual that is left along an eigenvector of eigenvalue s."""
+def residual_values(
+    s: Float[Tensor, " p"], dynamics: Dynamics, level: float | None = None
+) -> Float[Tensor, " p"]:
+    """ρ(s), the share of the residual that is left along an eigenvector of eigenvalue s.
+
+    level and SingularKernelError as for :func:`learnt_values`.
+    """
     match dynamics:
         case GradientFlow(time):
             return torch.exp(-time * s)
         case GradientDescent(rate, steps):
             return (1 - rate * s) ** steps
         case Converged(ridge):
-            return torch.zeros_like(s) if ridge == 0 else ridge / (s + ridge)
+            return ridge / _lifted(s, ridge, level)
 
 
-def learnt_values(s: Float[Tensor, " p"], dynamics: Dynamics) -> Float[Tensor, " p"]:
+def learnt_values(
+    s: Float[Tensor, " p"], dynamics: Dynamics, level: float | None = None
+) -> Float[Tensor, " p"]:
     """T(s) = (1 − ρ(s))/s without cancellation, finite at s = 0 for finite time.
 
+    level: size of the rounding errors in s; None for those of float64.
     Raises SingularKernelError for infinite time without a sufficient ridge.
     """
     match dynamics:
         case GradientFlow(time):
-            return time * _relative_expm1(-time * s)
+            z = time * s
+            late = z > 1  # here time · (…)/z would be ∞ · 0 for a huge time, and the quotient by s is safe
+            by_quotient = -torch.expm1(-z) / torch.where(late, s, torch.ones_like(s))
+            return torch.where(late, by_quotient, time * _relative_expm1(-z.clamp(max=1)))
         case GradientDescent(rate, steps):
             return _geometric_sum(s, rate, steps)
         case Converged(ridge):
-            shifted = s + ridge
-            if float(shifted.min()) <= rounding_level(s):
-                raise SingularKernelError(
-                    f"the kernel's least eigenvalue is {float(s.min()):.3g} (largest {float(s.max()):.3g}) and the "
-                    f"ridge {ridge:.3g} does not lift it above rounding: infinite time needs a positive definite "
-                    "kernel; remove duplicate samples or pass Converged(ridge=1e-3)"
-                )
-            return 1 / shifted
+            return 1 / _lifted(s, ridge, level)
+
+
+def _lifted(s: Tensor, ridge: float, level: float | None) -> Tensor:
+    """The eigenvalues s + r, checked to be positive beyond rounding."""
+    lifted = s + ridge
+    if float(lifted.min()) <= (rounding_level(s) if level is None else level):
+        raise SingularKernelError(
+            f"the kernel's least eigenvalue is {float(s.min()):.3g} (largest {float(s.max()):.3g}) and the "
+            f"ridge {ridge:.3g} does not lift it above rounding: infinite time needs a positive definite "
+            "kernel; remove duplicate samples or pass Converged(ridge=1e-3)"
+        )
+    return lifted
 
 
 def _relative_expm1(z: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
@@ -143,19 +167,38 @@ def _geometric_sum(s: Float[Tensor, " p"], rate: float, steps: int) -> Float[Ten
     return rate * torch.where(z < 0.5, by_log, by_quotient)
 
 
-def _spectral(matrix: Float[Tensor, "p p"], values: object, dynamics: Dynamics) -> Float[Tensor, "p p"]:
+def _spectral(
+    matrix: Float[Tensor, "p p"], values: Callable[[Tensor, float], Tensor], dynamics: Dynamics
+) -> Float[Tensor, "p p"]:
     eigenvalues, vectors = torch.linalg.eigh(symmetrised(matrix))
-    return (vectors * values(eigenvalues, dynamics)) @ vectors.T
+    level = rounding_level(eigenvalues, matrix.dtype)
+    # e^{−ts} of an eigenvalue that is −1e-17 instead of 0 would grow without bound in t
+    s = torch.where((eigenvalues < 0) & (eigenvalues >= -level), torch.zeros_like(eigenvalues), eigenvalues)
+    result = values(s, level)
+    if not bool(torch.isfinite(result).all()):
+        raise ValueRangeError(
+            f"{dynamics} diverges beyond the largest number on a kernel with eigenvalues in "
+            f"[{float(s[0]):.3g}, {float(s[-1]):.3g}]: the kernel must be positive "
+            "semi-definite, and rate · eigenvalue below 2"
+        )
+    return (vectors * result) @ vectors.T
 
 
 def time_operator(matrix: Float[Tensor, "p p"], dynamics: Dynamics) -> Float[Tensor, "p p"]:
-    """T(M, t) = M⁻¹(I − e^{−tM}) of Eqs. (8) and (13), its discrete twin, or (M + rI)⁻¹; float64, by eigh."""
-    return _spectral(matrix, learnt_values, dynamics)
+    """T(M, t) = M⁻¹(I − e^{−tM}) of Eqs. (8) and (13), its discrete twin, or (M + rI)⁻¹; float64, by eigh.
+
+    Raises SingularKernelError for infinite time on a kernel that is singular within the rounding of the dtype
+    it came in, ValueRangeError where the loop diverges beyond the largest number, and as :func:`symmetrised`.
+    """
+    return _spectral(matrix, lambda s, level: learnt_values(s, dynamics, level), dynamics)
 
 
 def residual_operator(matrix: Float[Tensor, "p p"], dynamics: Dynamics) -> Float[Tensor, "p p"]:
-    """e^{−tM} of Eq. (95), its discrete twin (I − λM)^τ, or r(M + rI)⁻¹: what is left of the residual."""
-    return _spectral(matrix, residual_values, dynamics)
+    """e^{−tM} of Eq. (95), its discrete twin (I − λM)^τ, or r(M + rI)⁻¹: what is left of the residual.
+
+    Raises as :func:`time_operator`.
+    """
+    return _spectral(matrix, lambda s, level: residual_values(s, dynamics, level), dynamics)
 
 
 def condition_number(kernel: Float[Tensor, "p p"]) -> float:

@@ -6,6 +6,7 @@ The gradient is taken through the inner loop, so that it has the Hessian term of
 leaves it out when the inner loop says so.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -106,7 +107,9 @@ def descend(
 
     Raises ValueRangeError when the loss stops being finite.
     """
-    GradientDescent(eta0, 1)
+    GradientDescent(eta0, 1)  # checks the rate
+    tasks, test_tasks = check_tasks(tasks), tuple(test_tasks)
+    check_tasks((*tasks, *test_tasks))
     state, start = MetaState(check_finite(params)), params
     while True:
         gradient, outputs = meta_gradient(model, state.params, tasks, inner)
@@ -114,11 +117,11 @@ def descend(
             step=state.step,
             loss=float(square_loss(outputs, query_labels(tasks))),
             outputs=outputs.detach(),
-            test_outputs=meta_outputs(model, state.params, tuple(test_tasks), inner) if test_tasks else None,
+            test_outputs=meta_outputs(model, state.params, test_tasks, inner) if test_tasks else None,
             movement=distance(state.params, start),
             path_length=state.path_length,
         )
-        if not torch.isfinite(torch.tensor(seen.loss)):
+        if not math.isfinite(seen.loss):
             raise ValueRangeError(
                 f"the meta-loss is {seen.loss} at step {state.step}: the learning rates are too large; take "
                 f"eta0 < 2/(sigma_max + sigma_min) of the MetaNTK and lam0 < 2/sigma_max of the NTK (eta0 = {eta0}, "
@@ -142,7 +145,11 @@ def train(
     """``steps`` steps of full-batch MAML or ANIL from ``params``, Eq. (28), with a record of every step.
 
     kernel_steps: the steps at which the empirical MetaNTK Φ̂_t is taken too (step 0 always comes with them).
+    Raises ValueRangeError for steps that do not exist, or when the loss stops being finite.
     """
+    GradientDescent(eta0, steps)  # checks both
+    if not all(0 <= step <= steps for step in kernel_steps):
+        raise ValueRangeError(f"kernel_steps is {list(kernel_steps)}: expected steps from 0 to {steps}")
     wanted = {0, *kernel_steps} if kernel_steps else set()
     observations, kernels = [], {}
     for state, seen in descend(model, params, tasks, inner, eta0, test_tasks):

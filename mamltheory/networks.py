@@ -8,6 +8,7 @@ NTK parameterisation: the same function at initialisation, with W^i = σ_w/√fa
 standard normal.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -65,9 +66,10 @@ class FullyConnected:
         for name in ("input_dim", "width", "depth", "output_dim"):
             if getattr(self, name) < 1:
                 raise ValueRangeError(f"{name} is {getattr(self, name)}: expected at least 1")
-        if not (self.sigma_w > 0 and self.sigma_b >= 0):
+        if not (0 < self.sigma_w < math.inf and 0 <= self.sigma_b < math.inf):
             raise ValueRangeError(
-                f"sigma_w is {self.sigma_w}, sigma_b is {self.sigma_b}: expected sigma_w > 0, sigma_b >= 0"
+                f"sigma_w is {self.sigma_w}, sigma_b is {self.sigma_b}: "
+                "expected finite sigma_w > 0 and sigma_b >= 0"
             )
         if self.activation not in ACTIVATIONS:
             raise ValueRangeError(f"activation is {self.activation!r}: expected one of {sorted(ACTIVATIONS)}")
@@ -135,21 +137,28 @@ def linearised(model: Model, params0: Parameters) -> Model:
 def from_module(module: nn.Module, scale: float = 1.0) -> tuple[Model, Parameters]:
     """A torch module as a pure function, with its parameters; buffers are read, never written.
 
-    The head is the last ``nn.Linear`` in the order of definition. Raises UnsupportedModelError for batch
-    statistics: with them the output of one sample depends on the others, and no kernel k(x, x') exists.
+    The head is the last ``nn.Linear`` in the order of definition, all of its parameters. Raises
+    UnsupportedModelError for batch statistics, with which the output of one sample depends on the others and no
+    kernel k(x, x') exists, and for active dropout, whose output is not a function of θ and x.
     """
     for name, part in module.named_modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and (
-            part.training or not part.track_running_stats
-        ):
-            raise UnsupportedModelError(
-                f"module {name!r} is a {type(part).__name__} that uses batch statistics: call .eval() on the network "
-                "or use GroupNorm"
-            )
+        _check_deterministic(name, part)
     linear = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
     params = {name: value.detach() for name, value in module.named_parameters()}
-    head = frozenset(name for name in params if linear and name.rpartition(".")[0] == linear[-1])
+    prefix = f"{linear[-1]}." if linear and linear[-1] else ""
+    head = frozenset(name for name in params if linear and name.startswith(prefix))
     return Model(lambda p, x: functional_call(module, p, (x,)), scale, head), params
+
+
+def _check_deterministic(name: str, part: nn.Module) -> None:
+    """Refuse modules whose output for one sample depends on the other samples, or on chance."""
+    kind = f"module {name!r} is a {type(part).__name__}"
+    if isinstance(part, nn.modules.batchnorm._BatchNorm) and (part.training or not part.track_running_stats):
+        raise UnsupportedModelError(
+            f"{kind} that uses batch statistics: call .eval() on the network or use GroupNorm"
+        )
+    if isinstance(part, nn.modules.dropout._DropoutNd) and part.training and part.p > 0:
+        raise UnsupportedModelError(f"{kind} that is active: call .eval() on the network")
 
 
 def check_finite(params: Parameters) -> Parameters:

@@ -63,9 +63,10 @@ def trained_output(
 ) -> Float[Tensor, " p"]:
     """Meta-output on any task after training: F_0 + Φ(·, 𝒳) T(Φ) (𝒴 − F_0(𝒳)), Eqs. (8), (12), (96), (111).
 
-    test_start, train_start: F_0 on the task and on the training tasks (or G of Eq. (13)).
+    test_start, train_start: F_0 on the task and on the training tasks (or G of Eq. (13)). The result is float64.
     """
-    return test_start + phi_test_train @ (time_operator(phi_train, outer) @ (labels.double() - train_start))
+    residual = labels.double() - train_start.double()
+    return test_start.double() + phi_test_train.double() @ (time_operator(phi_train, outer) @ residual)
 
 
 def trained_output_on_training_tasks(
@@ -76,7 +77,7 @@ def trained_output_on_training_tasks(
 ) -> Float[Tensor, " q"]:
     """Meta-output on the training tasks: (I − e^{−η0 Φ t}) 𝒴 + e^{−η0 Φ t} F_0, Eqs. (95) and (101)."""
     labels = labels.double()
-    return labels + residual_operator(phi_train, outer) @ (train_start - labels)
+    return labels + residual_operator(phi_train, outer) @ (train_start.double() - labels)
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,13 @@ def kernel_regression(
     theta: the NTK (analytic or empirical) over ``joint_inputs((*tasks, *test_tasks))``.
     f0: the untrained network's outputs on the same samples, flattened; None for a centred network.
     The labels of the test queries are not used.
+    Raises ShapeError when the kernel, f0 and the tasks' labels do not fit together, and as
+    :func:`mamltheory.linalg.time_operator`.
     """
     tasks = check_tasks(tasks)
     every = check_tasks((*tasks, *test_tasks))
     sizes = joint_sizes(theta, every)
+    _check_outputs(theta, every, sizes, f0)
     rows = composition(theta if adaptation is None else adaptation, sizes, inner)
     phi = rows @ theta.double() @ rows.T
     start = _adapted_start(rows, every, sizes, f0)
@@ -116,6 +120,21 @@ def kernel_regression(
             phi[trained:, :trained], phi_train, start[trained:], start[:trained], labels, outer
         ),
     )
+
+
+def _check_outputs(
+    theta: Tensor, tasks: tuple[Task, ...], sizes: Sequence[tuple[int, int]], f0: Tensor | None
+) -> None:
+    """One row of the kernel for every label, and one f_0 for every row."""
+    if sizes[0][1] != tasks[0].support_y.numel():
+        raise ShapeError(
+            f"the first task has {tasks[0].support_y.numel()} support labels and the kernel {sizes[0][1]} support "
+            'rows: both need the same number of outputs (outputs="full")'
+        )
+    if f0 is not None and f0.shape != (len(theta),):
+        raise ShapeError(
+            f"f0 has shape {tuple(f0.shape)}, expected ({len(theta)},): flatten it with .reshape(-1)"
+        )
 
 
 def _adapted_start(

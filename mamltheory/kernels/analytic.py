@@ -30,7 +30,8 @@ from mamltheory.errors import ShapeError, ValueRangeError
 from mamltheory.linalg import expand_outputs
 from mamltheory.networks import FullyConnected
 
-QUADRATURE_NODES = 128
+QUADRATURE_NODES = 160
+PAIRS_AT_A_TIME = 64  # 13 MB a table of nodes × nodes
 
 
 def relu_moments(k11: Tensor, k12: Tensor, k22: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,22 +48,34 @@ def erf_moments(k11: Tensor, k12: Tensor, k22: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache
-def _gauss_hermite(nodes: int) -> tuple[Tensor, Tensor]:
-    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
+def _gaussian_trapezium(nodes: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of the trapezium rule for E[g(z)], z standard normal, on |z| ≤ 8.5."""
+    points = np.linspace(-8.5, 8.5, nodes)
+    weights = np.exp(-(points**2) / 2)
     return torch.from_numpy(points), torch.from_numpy(weights / weights.sum())
 
 
 def tanh_moments(k11: Tensor, k12: Tensor, k22: Tensor) -> tuple[Tensor, Tensor]:
-    """E[σ(u)σ(v)] and E[σ'(u)σ'(v)] for tanh, by Gauss–Hermite quadrature in two dimensions.
+    """E[σ(u)σ(v)] and E[σ'(u)σ'(v)] for tanh, by the trapezium rule in two dimensions.
 
-    (u, v) = (√k11 z, k12/√k11 z + √(k22 − k12²/k11) w) with independent standard normal z, w.
+    On functions that are analytic around the real axis the rule converges exponentially, here to 1e-11 for
+    variances k up to 10 and 1e-6 up to 30; Gauss–Hermite with as many nodes is off by 1e-3 there, because the
+    poles of tanh(√k z) come near.
     """
-    points, weights = (part.to(k12) for part in _gauss_hermite(QUADRATURE_NODES))
-    k11, k22 = torch.broadcast_to(k11, k12.shape), torch.broadcast_to(k22, k12.shape)
+    shape = torch.broadcast_shapes(k11.shape, k12.shape, k22.shape)
+    pairs = torch.stack([part.expand(shape).reshape(-1) for part in (k11, k12, k22)])
+    moments = [_tanh_moments_of_pairs(*block) for block in pairs.split(PAIRS_AT_A_TIME, dim=1)]
+    value, slope = (torch.cat(parts).reshape(shape) for parts in zip(*moments, strict=True))
+    return value, slope
+
+
+def _tanh_moments_of_pairs(k11: Tensor, k12: Tensor, k22: Tensor) -> tuple[Tensor, Tensor]:
+    """(u, v) = (√k11 z, k12/√k11 z + √(k22 − k12²/k11) w) with independent standard normal z, w."""
+    points, weights = (part.to(k12) for part in _gaussian_trapezium(QUADRATURE_NODES))
     scale = k11.clamp(min=torch.finfo(k12.dtype).tiny).sqrt()
-    u = torch.tanh(scale[..., None] * points)
+    u = torch.tanh(scale[:, None] * points)
     spread = (k22 - (k12 / scale).square()).clamp(min=0).sqrt()
-    v = torch.tanh((k12 / scale)[..., None, None] * points[:, None] + spread[..., None, None] * points)
+    v = torch.tanh((k12 / scale)[:, None, None] * points[:, None] + spread[:, None, None] * points)
     value = torch.einsum("...p,...pq,p,q->...", u, v, weights, weights)
     slope = torch.einsum("...p,...pq,p,q->...", 1 - u.square(), 1 - v.square(), weights, weights)
     return value, slope

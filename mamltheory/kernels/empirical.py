@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad, jacrev, vjp, vmap
 
-from mamltheory.errors import ConfigurationError, ShapeError
+from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelError, ValueRangeError
 from mamltheory.inner import InnerLoop, adapted_names, inner_path, square_loss
 from mamltheory.networks import Model, check_finite, from_module, output_of
 from mamltheory.types import Parameters, Task, check_tasks
@@ -56,6 +56,11 @@ def jacobian(
     outputs: "full" for every output, "sum" for the gradient of the sum of the outputs.
     select: names of the parameters to differentiate by (all).  chunk: samples that are held at a time.
     """
+    if outputs not in ("full", "sum"):
+        raise ValueRangeError(f"outputs is {outputs!r}: expected 'full' or 'sum'")
+    unknown = set(select or ()) - set(params)
+    if unknown:
+        raise ConfigurationError(f"select names {sorted(unknown)}, but the network has {sorted(params)}")
     moving = {name: value for name, value in params.items() if select is None or name in select}
     if not moving:
         raise ConfigurationError(
@@ -98,7 +103,8 @@ def empirical_ntk(
     outputs: "full" for n1·k × n2·k, "sum" for the n1 × n2 kernel of the sum of the outputs.
     select: names of parameters, or a predicate on names (all).  chunk: samples differentiated at a time.
     Memory: (n1 + n2)·k·D numbers of the network's dtype.
-    Raises UnsupportedModelError for batch statistics, ValueRangeError for weights that are not finite.
+    Raises UnsupportedModelError for batch statistics or active dropout, ValueRangeError for weights or samples
+    that are not finite, ConfigurationError for parameters that do not exist, ShapeError for samples without axes.
     """
     pure, params = resolve(model, params)
     names = {n for n in params if select(n)} if callable(select) else select
@@ -118,11 +124,11 @@ def empirical_last_layer_ntk(
 ) -> Float[Tensor, "p q"]:
     """Empirical NTK of the last linear layer alone, 𝒦̂ of Eq. (112); arguments as for :func:`empirical_ntk`.
 
-    Raises ConfigurationError when the network has no linear layer.
+    Raises UnsupportedModelError when the network has no linear layer.
     """
     pure, params = resolve(model, params)
     if not pure.head:
-        raise ConfigurationError(
+        raise UnsupportedModelError(
             "the network has no nn.Linear: the last-layer kernel of ANIL is not defined for it"
         )
     return empirical_ntk(pure, x1, x2, params=params, outputs=outputs, select=pure.head, chunk=chunk)
@@ -133,6 +139,8 @@ def _samples(x: Tensor) -> Tensor:
         raise ShapeError(
             f"got samples of shape {tuple(x.shape)} and dtype {x.dtype}: expected floating-point samples × dimensions"
         )
+    if not bool(torch.isfinite(x).all()):
+        raise ValueRangeError("the samples contain NaN or infinite entries: clean the data first")
     return x
 
 
@@ -161,7 +169,7 @@ def meta_jacobian(
 def _hessian_vector_product(
     model: Model, theta: Parameters, task: Task
 ) -> Callable[[Parameters], Parameters]:
-    """v -> ∇²_θ ℓ(f_θ(X'), Y') v, by one reverse pass over the gradient (the Hessian is symmetric)."""
+    """The map v -> ∇²_θ ℓ(f_θ(X'), Y') v, by one reverse pass over the gradient (the Hessian is symmetric)."""
 
     def loss(params: Parameters) -> Tensor:
         return square_loss(output_of(model, params, task.support_x), task.support_y)

@@ -19,7 +19,7 @@ from mamltheory.errors import ShapeError, ValueRangeError
 from mamltheory.inner import Algorithm
 from mamltheory.kernels.analytic import analytic_last_layer_ntk, analytic_ntk
 from mamltheory.kernels.empirical import Outputs, empirical_last_layer_ntk, empirical_ntk, resolve
-from mamltheory.linalg import Converged, Dynamics, time_operator
+from mamltheory.linalg import Converged, Dynamics, symmetrised, time_operator
 from mamltheory.networks import FullyConnected, Model
 from mamltheory.types import Parameters, Task, check_tasks
 
@@ -98,6 +98,7 @@ def meta_ntk_from_ntk(
             f"adaptation has shape {tuple(adaptation.shape)}, theta {tuple(theta.shape)}: must agree"
         )
     rows = composition(theta if adaptation is None else adaptation, sizes, dynamics)
+    theta = symmetrised(theta)
     phi = rows @ theta.double() @ rows.T
     return (phi + phi.T) / 2
 
