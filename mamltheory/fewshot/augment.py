@@ -23,9 +23,9 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's conversion to grey
 class Augmentation:
     """Settings of the training transform; the defaults are those of RFS.
 
-    `padding`: zero pixels added on every side before a window of the original size is cut out at random; None
-    for the rule of :func:`default_padding`. `jitter`: brightness, contrast and saturation are each multiplied by
-    a factor from [1 - jitter, 1 + jitter]. `flip`: mirror half of the images; not for characters.
+    `padding`: zero pixels added on every side before a window of the original size is cut out at random;
+    None for the rule of :func:`default_padding`. `jitter`: brightness, contrast and saturation are each
+    multiplied by a factor from [1 - jitter, 1 + jitter]. `flip`: mirror half of the images (not characters).
     """
 
     padding: int | None = None

@@ -1,0 +1,81 @@
+"""The classifiers that are fitted to the support features of a task (Section 6, Appendix E)."""
+
+import warnings
+from typing import Literal, get_args
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestCentroid
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
+
+Head = Literal["logistic", "svc", "svc-scaled", "nearest-centroid"]
+SMALLEST_NORM = 1e-12
+
+
+def unit_norm(features: np.ndarray) -> np.ndarray:
+    """Rows of length 1 in float64; a row of zeros stays zero instead of becoming NaN.
+
+    Raises ValueRangeError for NaN or infinite features.
+    """
+    if not np.isfinite(features).all():
+        raise ValueRangeError(
+            "the network's features contain NaN or infinite entries: its training diverged, use an earlier "
+            "state"
+        )
+    features = features.astype(np.float64)
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), SMALLEST_NORM)
+
+
+def make_head(head: Head, C: float = 1.0) -> object:
+    """An unfitted scikit-learn classifier.
+
+    - "logistic": multinomial logistic regression with ℓ2 penalty 1/C.
+    - "svc": linear SVC on the features as they are. The paper's C of 0.2 to 0.75 only has an effect here.
+    - "svc-scaled": the same after scaling every feature to variance 1, as in the released code; nearly
+      always in the hard-margin regime, where C hardly matters.
+    - "nearest-centroid": the nearest mean feature; C has no meaning.
+
+    Raises ConfigurationError for another name or a C that is not positive and finite.
+    """
+    if head not in get_args(Head):
+        raise ConfigurationError(f"head is {head!r}: expected one of {', '.join(get_args(Head))}")
+    if not 0 < C < np.inf:
+        raise ConfigurationError(f"C is {C}: the inverse of the ℓ2 penalty must be positive and finite")
+    if head == "logistic":
+        return LogisticRegression(C=C, max_iter=1000)
+    if head == "nearest-centroid":
+        return NearestCentroid()
+    classifier = SVC(C=C, kernel="linear")
+    return make_pipeline(StandardScaler(), classifier) if head == "svc-scaled" else classifier
+
+
+def fit_predict(
+    head: Head, C: float, support: np.ndarray, labels: np.ndarray, query: np.ndarray
+) -> tuple[np.ndarray, bool]:
+    """Predicted labels of the query features, and whether the fit converged.
+
+    support: n×d, labels: n, query: m×d, all as they are to be used (see :func:`unit_norm`). scikit-learn's
+    warning that the iterations ran out becomes the second return value, for the caller to count; other
+    warnings pass.
+    """
+    if support.ndim != 2 or len(support) != len(labels) or support.shape[1:] != query.shape[1:]:
+        raise ShapeError(
+            f"support {support.shape}, labels {labels.shape} and query {query.shape} do not fit: expected "
+            "n×d, n and m×d"
+        )
+    classifier = make_head(head, C)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        predictions = classifier.fit(support, labels).predict(query)
+    converged = True
+    for warning in caught:
+        if issubclass(warning.category, ConvergenceWarning):
+            converged = False
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return predictions, converged
