@@ -58,7 +58,7 @@ def curve(index: int) -> dict[str, object]:
     return {"color": COLOURS[pick], "marker": MARKERS[pick], "linestyle": LINE_STYLES[pick]}
 
 
-def ticks_at(axis: Axis, values: Sequence[float]) -> None:
+def ticks_at(axis: Axis, values: Sequence[int | float]) -> None:
     """Ticks at these values alone, written as plain numbers; for widths on a logarithmic axis."""
     axis.set_major_locator(FixedLocator(list(values)))
     axis.set_major_formatter(FixedFormatter([f"{value:g}" for value in values]))
@@ -67,7 +67,7 @@ def ticks_at(axis: Axis, values: Sequence[float]) -> None:
 
 @contextmanager
 def figure(
-    width: str = "column", height: float = 2.5, rows: int = 1, columns: int = 1, **subplots: object
+    width: str = "column", height: int | float = 2.5, rows: int = 1, columns: int = 1, **subplots: object
 ) -> Iterator[tuple[Figure, np.ndarray]]:
     """A figure and its rows × columns axes; draw and :func:`save` inside the block, where the style holds.
 

@@ -4,7 +4,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import TextIO, TypeVar
+from io import TextIOBase
+from typing import TypeVar
 
 from mamltheory.runtime.interrupt import check_interrupted
 
@@ -14,7 +15,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def track(
-    items: Iterable[Item], description: str, total: int | None = None, stream: TextIO | None = None
+    items: Iterable[Item], description: str, total: int | None = None, stream: TextIOBase | None = None
 ) -> Iterator[Item]:
     """The items one by one, showing how many are done; ``total`` defaults to ``len(items)`` if there is one.
 
@@ -33,7 +34,7 @@ def track(
 def stage(
     description: str,
     total: int | None = None,
-    stream: TextIO | None = None,
+    stream: TextIOBase | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Advance]:
     """Show one stage of work; yields ``advance(steps=1, note="")``, to be called as steps are done.
@@ -49,7 +50,7 @@ def stage(
 
 @contextmanager
 def _bar(
-    description: str, total: int | None, stream: TextIO, clock: Callable[[], float]
+    description: str, total: int | None, stream: TextIOBase, clock: Callable[[], float]
 ) -> Iterator[Advance]:
     # Imported here: jobs that log to a file do without it.
     from rich import progress
@@ -71,7 +72,7 @@ def _bar(
 
 @contextmanager
 def _lines(
-    description: str, total: int | None, stream: TextIO, clock: Callable[[], float]
+    description: str, total: int | None, stream: TextIOBase, clock: Callable[[], float]
 ) -> Iterator[Advance]:
     start = last = clock()
     done, last_note = 0, ""
@@ -111,7 +112,7 @@ def _summary(done: int, total: int | None, elapsed: float, note: str) -> str:
     return f"{text}  {note}" if note else text
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """A span of time as people write it: ``0:07``, ``12:30`` or ``2:05:00``."""
     minutes, rest = divmod(round(max(seconds, 0.0)), 60)
     hours, minutes = divmod(minutes, 60)

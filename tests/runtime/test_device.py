@@ -1,0 +1,142 @@
+"""Devices are chosen with a reason and never silently replaced; work is divided without loss."""
+
+import os
+import subprocess
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mamltheory.errors import ConfigurationError
+from mamltheory.runtime import device as module
+from mamltheory.runtime.device import choose_device, commit, deterministic, environment, set_threads
+from mamltheory.runtime.distributed import World, shard, world
+from mamltheory.runtime.records import to_json
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device}")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_cuda_auto_takes_the_cpu_and_says_why():
+    chosen = choose_device()
+    assert chosen.device == torch.device("cpu")
+    assert "no CUDA device" in chosen.reason
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:1"])
+def test_cuda_that_is_not_there_is_an_error_not_the_cpu(name):
+    with pytest.raises(ConfigurationError, match="no CUDA device"):
+        choose_device(name)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_with_cuda_auto_takes_the_first_and_a_number_takes_that_one():
+    assert choose_device("auto").device == torch.device("cuda:0")
+    assert "GPU 0" in choose_device("auto").reason
+    assert choose_device("cuda").device == torch.device("cuda:0")
+    assert choose_device("cuda:1").device == torch.device("cuda:1")
+    with pytest.raises(ConfigurationError, match="2 CUDA device"):
+        choose_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "cuda1", "CPU", "mps"])
+def test_other_names_are_refused(name):
+    with pytest.raises(ConfigurationError, match="expected auto, cpu, cuda or cuda:N"):
+        choose_device(name)
+
+
+@pytest.mark.cuda
+def test_cuda_repeats_its_bits_in_deterministic_mode():
+    deterministic()
+    chosen = choose_device("cuda").device
+    x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).to(chosen)
+    index = torch.zeros(64, dtype=torch.long, device=chosen)
+    sums = [torch.zeros(1, 64, device=chosen).index_add_(0, index, x @ x) for _ in range(5)]
+    assert all(torch.equal(sums[0], each) for each in sums)
+
+
+def test_the_determinism_switch_goes_both_ways():
+    try:
+        deterministic(False)
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        deterministic()
+    assert torch.are_deterministic_algorithms_enabled()
+    assert "CUBLAS_WORKSPACE_CONFIG" in os.environ
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_threads_can_be_set_and_read():
+    assert set_threads(1) == 1
+    assert set_threads() == 1
+    with pytest.raises(ConfigurationError, match="at least 1"):
+        set_threads(0)
+
+
+def test_the_environment_is_a_record_of_versions_device_and_threads():
+    record = environment("cpu")
+    assert record["torch"] == torch.__version__
+    assert (record["device"], record["threads"]) == ("cpu", torch.get_num_threads())
+    assert to_json(record)
+
+
+def test_the_commit_is_known_in_a_checkout_and_marked_when_changed(tmp_path):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    assert commit(tmp_path) is None
+    (tmp_path / "file").write_text("1")
+    for command in (["init", "-q"], ["add", "file"], ["commit", "-q", "--no-verify", "-m", "first"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    clean = commit(tmp_path)
+    assert len(clean) == 12
+    (tmp_path / "file").write_text("2")
+    assert commit(tmp_path) == f"{clean}+"
+
+
+def test_without_git_there_is_no_commit_and_no_failure(tmp_path, monkeypatch):
+    (tmp_path / ".git").mkdir()
+
+    def absent(*_args, **_kwargs):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(module.subprocess, "run", absent)
+    assert commit(tmp_path) is None
+
+
+@given(count=st.integers(0, 30), size=st.integers(1, 7))
+def test_the_shards_partition_the_work_evenly(count, size):
+    shards = [shard(range(count), World(rank, size)) for rank in range(size)]
+    assert sorted(item for each in shards for item in each) == list(range(count))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+def test_the_world_is_what_torchrun_says_and_one_process_without_it():
+    assert world({}) == World(0, 1, 0)
+    second = world({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"})
+    assert second == World(3, 4, 1)
+    assert (World().writes, second.writes) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"RANK": "0"},
+        {"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+        {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+        {"RANK": "0", "WORLD_SIZE": "0", "LOCAL_RANK": "0"},
+    ],
+)
+def test_half_a_world_or_an_impossible_one_is_refused(environ):
+    with pytest.raises(ConfigurationError):
+        world(environ)

@@ -1,0 +1,114 @@
+"""A run's record says what ran, can be fed back, and survives crashes."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mamltheory.errors import CheckpointError, ConfigurationError
+from mamltheory.runtime.records import plain, replace_file, to_json
+from mamltheory.runtime.runlog import open_run, read_metrics, read_run
+
+
+@dataclass(frozen=True)
+class Config:
+    width: int = 3
+    inner_time: float = math.inf
+    out: Path = Path("runs/x")
+    jobs: int = 1
+
+
+def begin(directory, config=None, command="search", **options):
+    config = Config() if config is None else config
+    return open_run(directory, command, config, seed=0, environment={"threads": 1}, **options)
+
+
+def test_the_record_holds_command_settings_seed_environment_and_end(tmp_path):
+    log = begin(tmp_path)
+    running = read_run(tmp_path)
+    assert (running["status"], running["ended"]) == ("running", None)
+    log.close("finished", accuracy=0.5)
+    record = read_run(tmp_path / "run.json")
+    assert record["command"] == "search"
+    assert record["config"] == {"width": 3, "inner_time": "inf", "out": "runs/x", "jobs": 1}
+    assert (record["seed"], record["environment"]) == (0, {"threads": 1})
+    assert record["started"] <= record["ended"]
+    assert (record["status"], record["results"]) == ("finished", {"accuracy": 0.5})
+
+
+def test_metrics_are_appended_across_starts_of_the_same_run(tmp_path):
+    begin(tmp_path).log(step=1, loss=torch.tensor(0.25))
+    second = begin(tmp_path)
+    second.log(step=2, loss=math.nan)
+    assert second.record["starts"] == 2
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.25}, {"step": 2, "loss": "nan"}]
+
+
+def test_a_line_cut_by_a_crash_is_dropped_and_nothing_else(tmp_path):
+    begin(tmp_path).log(step=1)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert read_metrics(tmp_path) == [{"step": 1}]
+    begin(tmp_path).log(step=2)
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
+def test_other_settings_in_the_same_folder_are_refused_by_name(tmp_path):
+    begin(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"width \(3 there, 4 now\)"):
+        begin(tmp_path, Config(width=4))
+    with pytest.raises(ConfigurationError, match="run of 'search', not of 'train'"):
+        begin(tmp_path, command="train")
+
+
+def test_settings_that_do_not_change_results_may_differ(tmp_path):
+    begin(tmp_path)
+    with pytest.raises(ConfigurationError, match="jobs"):
+        begin(tmp_path, Config(jobs=2))
+    assert begin(tmp_path, Config(jobs=2), may_differ=("jobs",)).record["config"]["jobs"] == 2
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"command": "search"}', '{"command": "a", "config": 3}'])
+def test_a_broken_record_is_an_error(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(CheckpointError):
+        read_run(tmp_path)
+
+
+def test_an_unknown_status_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="status"):
+        begin(tmp_path).close("ok")
+
+
+def test_plain_values_survive_strict_json():
+    value = {
+        "a": (1, np.float64(0.1), np.int64(3)),
+        "b": torch.eye(2),
+        3: {Path("x/y")},
+        "c": [None, True, -math.inf],
+    }
+    text = to_json(value)
+    assert json.loads(text) == {
+        "a": [1, 0.1, 3],
+        "b": [[1, 0], [0, 1]],
+        "3": ["x/y"],
+        "c": [None, True, "-inf"],
+    }
+    assert float(json.loads(text)["c"][2]) == -math.inf
+
+
+@pytest.mark.parametrize("value", [object(), {"a": b"x"}, {(1, 2): 3}, {"f": len}])
+def test_what_has_no_plain_form_is_refused(value):
+    with pytest.raises(ConfigurationError, match="cannot record"):
+        plain(value)
+
+
+def test_replacing_a_file_leaves_nothing_else_behind(tmp_path):
+    for text in (b"old", b"new"):
+        replace_file(tmp_path / "folder" / "file", text)
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["file"]
+    assert (tmp_path / "folder" / "file").read_bytes() == b"new"
