@@ -174,6 +174,7 @@ def _spectral(
     level = rounding_level(eigenvalues, matrix.dtype)
     # e^{−ts} of an eigenvalue that is −1e-17 instead of 0 would grow without bound in t
     s = torch.where((eigenvalues < 0) & (eigenvalues >= -level), torch.zeros_like(eigenvalues), eigenvalues)
+    _check_resolved(s, level, dynamics)
     result = values(s, level)
     if not bool(torch.isfinite(result).all()):
         raise ValueRangeError(
@@ -184,11 +185,27 @@ def _spectral(
     return (vectors * result) @ vectors.T
 
 
+def _check_resolved(s: Tensor, level: float, dynamics: Dynamics) -> None:
+    """Refuse times so long that the outcome hangs on whether an eigenvalue is zero or of the size of rounding."""
+    match dynamics:
+        case GradientFlow(time):
+            horizon = time
+        case GradientDescent(rate, steps):
+            horizon = rate * steps
+        case _:
+            return
+    if horizon * level > 1 and bool((s.abs() <= level).any()):
+        raise SingularKernelError(
+            f"the kernel is singular up to rounding ({level:.3g}), and a time of {horizon:.3g} is long enough for "
+            "rounding to decide the outcome: take a shorter time, or Converged(ridge=1e-3)"
+        )
+
+
 def time_operator(matrix: Float[Tensor, "p p"], dynamics: Dynamics) -> Float[Tensor, "p p"]:
     """T(M, t) = M⁻¹(I − e^{−tM}) of Eqs. (8) and (13), its discrete twin, or (M + rI)⁻¹; float64, by eigh.
 
-    Raises SingularKernelError for infinite time on a kernel that is singular within the rounding of the dtype
-    it came in, ValueRangeError where the loop diverges beyond the largest number, and as :func:`symmetrised`.
+    Raises SingularKernelError for infinite time, or one beyond 1/rounding, on a kernel that is singular within
+    the rounding of the dtype it came in, ValueRangeError where the loop diverges beyond the largest number, and as :func:`symmetrised`.
     """
     return _spectral(matrix, lambda s, level: learnt_values(s, dynamics, level), dynamics)
 

@@ -18,7 +18,10 @@ def head_mask(params, depth):
     """1 on the coordinates of the last layer, 0 elsewhere."""
     last = str(depth + 1)
     return torch.cat(
-        [torch.full((v.numel(),), float(n in (f"weight{last}", f"bias{last}"))).double() for n, v in params.items()]
+        [
+            torch.full((v.numel(),), float(n in (f"weight{last}", f"bias{last}"))).double()
+            for n, v in params.items()
+        ]
     )
 
 
@@ -76,7 +79,9 @@ class Dense:
         rows = self.jacobian(thetas[-1], task.query_x)
         for theta in reversed(thetas[:-1]):
             hessian = torch.autograd.functional.hessian(lambda t: self.support_loss(t, task), theta)
-            rows = rows @ (torch.eye(len(mask)).double() - inner.lam0 / self.scale * torch.diag(mask) @ hessian)
+            rows = rows @ (
+                torch.eye(len(mask)).double() - inner.lam0 / self.scale * torch.diag(mask) @ hessian
+            )
         return rows
 
     def meta_gradient(self, tasks, inner):
