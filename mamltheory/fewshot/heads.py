@@ -6,7 +6,6 @@ from typing import Literal, get_args
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
@@ -32,7 +31,7 @@ def unit_norm(features: np.ndarray) -> np.ndarray:
 
 
 def make_head(head: Head, C: float = 1.0) -> object:
-    """An unfitted scikit-learn classifier.
+    """An unfitted classifier with the methods fit and predict of scikit-learn.
 
     - "logistic": multinomial logistic regression with ℓ2 penalty 1/C.
     - "svc": linear SVC on the features as they are. The paper's C of 0.2 to 0.75 only has an effect here.
@@ -49,9 +48,23 @@ def make_head(head: Head, C: float = 1.0) -> object:
     if head == "logistic":
         return LogisticRegression(C=C, max_iter=1000)
     if head == "nearest-centroid":
-        return NearestCentroid()
+        return _NearestCentroid()
     classifier = SVC(C=C, kernel="linear")
     return make_pipeline(StandardScaler(), classifier) if head == "svc-scaled" else classifier
+
+
+class _NearestCentroid:
+    """The class whose mean is nearest; scikit-learn's version divides by zero for one sample per class."""
+
+    def fit(self, support: np.ndarray, labels: np.ndarray) -> "_NearestCentroid":
+        self.classes = np.unique(labels)
+        self.centroids = np.stack([support[labels == label].mean(0) for label in self.classes])
+        return self
+
+    def predict(self, query: np.ndarray) -> np.ndarray:
+        # |q − c|² without the term |q|², which is the same for every class.
+        distances = (self.centroids**2).sum(1) - 2 * query @ self.centroids.T
+        return self.classes[distances.argmin(1)]
 
 
 def fit_predict(

@@ -10,13 +10,17 @@ from mamltheory.rng import generator, numpy_generator
 def noise_split(
     classes: int = 6, per_class: int = 20, size: int = 12, seed: int = 0, name: str = "c"
 ) -> ImageSplit:
-    """Classes that differ by a colour pattern under noise; the labels are interleaved, not sorted."""
+    """Classes that differ by colour and pattern under noise; the labels are interleaved, not sorted."""
     random = numpy_generator(seed, f"test images {name}")
-    patterns = random.integers(40, 216, (classes, size, size, 3))
+    patterns = random.integers(40, 216, (classes, 1, 1, 3)) + random.integers(
+        -30, 30, (classes, size, size, 3)
+    )
     labels = np.arange(classes * per_class) % classes
     images = patterns[labels] + random.integers(-40, 40, (len(labels), size, size, 3))
     return ImageSplit(
-        images.astype(np.uint8), labels.astype(np.int64), tuple(f"{name}{i}" for i in range(classes))
+        images.clip(0, 255).astype(np.uint8),
+        labels.astype(np.int64),
+        tuple(f"{name}{i}" for i in range(classes)),
     )
 
 
@@ -45,6 +49,7 @@ class SmallNet(torch.nn.Module):
             if parameter.dim() > 1:
                 random = generator(seed, "test network", index)
                 parameter.data = torch.randn(parameter.shape, generator=random) / parameter[0].numel() ** 0.5
+        self.classifier.bias.data.zero_()
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         return self.body(x).mean((2, 3))

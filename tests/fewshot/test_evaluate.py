@@ -1,0 +1,180 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
+from mamltheory.fewshot.evaluate import EvaluationConfig, evaluate, mean_interval, paired_difference
+from mamltheory.fewshot.images import ImageSplit
+from mamltheory.rng import numpy_generator
+from tests.fewshot.small import SmallNet, noise_split
+from tests.reference.fewshot_evaluation import accuracies as plain_accuracies
+
+SPLIT = noise_split(7, 20, name="evaluation")
+STATISTICS = ((0.5, 0.4, 0.5), (0.25, 0.3, 0.2))
+CONFIG = EvaluationConfig(shots=1, queries=6, tasks=12, head="svc", C=0.5)
+
+
+def run(config=CONFIG, seed=0, network=None, split=SPLIT, **kwargs):
+    return evaluate(network or SmallNet(), split, *STATISTICS, config, seed, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head": "svc"},
+        {"head": "svc-scaled"},
+        {"head": "logistic", "shots": 3, "C": 0.6},
+        {"head": "nearest-centroid", "flip": False, "padding": 3},
+        {"head": "logistic", "copies": 0},
+        {"head": "svc", "copies": 1, "jitter": 0.0, "ways": 3},
+    ],
+    ids=str,
+)
+def test_the_evaluation_agrees_with_a_plain_loop(change):
+    config = dataclasses.replace(CONFIG, **change)
+    network = SmallNet()
+    np.testing.assert_array_equal(
+        run(config, network=network).accuracies, plain_accuracies(network, SPLIT, *STATISTICS, config, 0)
+    )
+
+
+def test_the_result_depends_neither_on_the_batch_size_nor_on_the_number_of_processes():
+    whole = run()
+    for other in (run(dataclasses.replace(CONFIG, batch_size=7)), run(jobs=2)):
+        np.testing.assert_array_equal(other.accuracies, whole.accuracies)
+
+
+def test_more_tasks_begin_with_the_fewer_ones():
+    more = run(dataclasses.replace(CONFIG, tasks=20))
+    np.testing.assert_array_equal(more.accuracies[:12], run().accuracies)
+
+
+def test_another_seed_gives_other_tasks():
+    assert run(seed=1).tasks_digest != run().tasks_digest
+    assert not np.array_equal(run(seed=1).accuracies, run().accuracies)
+
+
+def test_easy_classes_are_recognised_and_images_of_noise_are_at_chance():
+    assert run(dataclasses.replace(CONFIG, copies=0, shots=5)).interval.mean > 0.8
+    random = numpy_generator(0, "noise images")
+    images = random.integers(0, 256, SPLIT.images.shape).astype(np.uint8)
+    noise = ImageSplit(images, SPLIT.labels, SPLIT.class_names)
+    chance = run(dataclasses.replace(CONFIG, tasks=150), split=noise).interval
+    assert abs(chance.mean - 0.2) < 3 * chance.half_width
+
+
+def test_the_network_is_used_in_evaluation_mode_and_left_as_it_was():
+    network = SmallNet().train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    run(network=network)
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_every_query_image_passes_through_the_network_once():
+    class Counting(SmallNet):
+        seen = 0
+
+        def features(self, x):
+            Counting.seen += len(x)
+            return super().features(x)
+
+    run(dataclasses.replace(CONFIG, tasks=40), network=Counting())
+    assert Counting.seen <= len(SPLIT) + 40 * 5 * 5
+
+
+def test_the_line_of_the_result_names_every_setting_that_decides_it():
+    line = run(dataclasses.replace(CONFIG, shots=2, C=0.35), seed=9).describe()
+    for part in (
+        "5-way 2-shot",
+        "6 queries",
+        "svc (C=0.35)",
+        "5 augmented copies",
+        "12 tasks",
+        "seed 9",
+        "95 %",
+    ):
+        assert part in line
+    assert "as they are" in run(dataclasses.replace(CONFIG, copies=0)).describe()
+    assert "did not converge" not in line
+    assert "3 heads did not converge" in dataclasses.replace(run(), unconverged=3).describe()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=40))
+def test_the_interval_is_that_of_scipy(values):
+    values = np.array(values)
+    interval = mean_interval(values)
+    if values.std() < 1e-9:
+        assert interval.half_width == pytest.approx(0, abs=1e-8)
+        return
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=values.mean(), scale=stats.sem(values))
+    assert interval.mean - interval.half_width == pytest.approx(low, abs=1e-9)
+    assert interval.mean + interval.half_width == pytest.approx(high, abs=1e-9)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    random = numpy_generator(0, "coverage")
+    intervals = [mean_interval(random.normal(0.6, 0.1, 12)) for _ in range(4000)]
+    covered = np.mean([abs(i.mean - 0.6) <= i.half_width for i in intervals])
+    assert covered == pytest.approx(0.95, abs=0.014)  # four standard errors
+
+
+def test_common_tasks_make_the_paired_interval_of_two_similar_networks_narrower():
+    config = dataclasses.replace(CONFIG, tasks=60)
+    first, network = run(config), SmallNet()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.02 * parameter.std(correction=0))
+    second = run(config, network=network)
+    difference = paired_difference(first, second)
+    assert difference.mean == pytest.approx(first.interval.mean - second.interval.mean)
+    assert difference.half_width < 0.7 * first.interval.half_width
+    assert paired_difference(first, first).half_width == 0
+
+
+def test_heads_may_be_compared_on_the_same_tasks_but_not_networks_on_different_ones():
+    assert isinstance(paired_difference(run(), run(dataclasses.replace(CONFIG, head="logistic"))).mean, float)
+    for other in (run(seed=1), run(dataclasses.replace(CONFIG, tasks=13))):
+        with pytest.raises(ConfigurationError, match="same data, seed"):
+            paired_difference(run(), other)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tasks": 1},
+        {"ways": 1},
+        {"shots": 0},
+        {"copies": -1},
+        {"C": -1.0},
+        {"jitter": 2.0},
+        {"batch_size": 0},
+    ],
+)
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(ConfigurationError):
+        dataclasses.replace(CONFIG, **wrong)
+
+
+def test_a_diverged_network_is_named_instead_of_scored():
+    network = SmallNet()
+    network.body[0].weight.data.fill_(float("nan"))
+    with pytest.raises(ValueRangeError, match="diverged"):
+        run(network=network)
+
+
+def test_one_value_has_no_interval():
+    with pytest.raises(ShapeError, match="at least two"):
+        mean_interval(np.array([0.5]))
+
+
+@pytest.mark.cuda
+def test_evaluation_on_cuda_agrees_with_the_cpu():
+    cpu, cuda = run(), run(device="cuda")
+    assert np.abs(cpu.accuracies - cuda.accuracies).max() < 0.1

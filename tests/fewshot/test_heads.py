@@ -1,0 +1,97 @@
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
+from mamltheory.fewshot.heads import fit_predict, make_head, unit_norm
+from mamltheory.rng import numpy_generator
+
+HEADS = ("logistic", "svc", "svc-scaled", "nearest-centroid")
+
+
+def blobs(ways=5, shots=5, dimension=12, spread=0.3, seed=0):
+    random = numpy_generator(seed, "test blobs")
+    centres = random.normal(size=(ways, dimension))
+    labels = np.repeat(np.arange(ways), shots)
+    return unit_norm(centres[labels] + spread * random.normal(size=(len(labels), dimension))), labels
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 9), st.floats(1e-6, 1e6), st.integers(0, 2**32))
+def test_rows_have_length_one_and_their_direction(rows, columns, scale, seed):
+    features = numpy_generator(seed, "rows").normal(size=(rows, columns)) * scale
+    scaled = unit_norm(features)
+    np.testing.assert_allclose(np.linalg.norm(scaled, axis=1), 1, rtol=1e-12)
+    np.testing.assert_allclose(scaled * np.linalg.norm(features, axis=1, keepdims=True), features, rtol=1e-9)
+
+
+def test_a_row_of_zeros_stays_zero_and_nan_is_refused():
+    assert (unit_norm(np.zeros((2, 3))) == 0).all()
+    with pytest.raises(ValueRangeError, match="diverged"):
+        unit_norm(np.array([[np.nan, 1.0]]))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_separates_well_separated_classes(head):
+    support, labels = blobs()
+    predictions, converged = fit_predict(head, 1.0, support, labels, support)
+    assert (predictions == labels).all()
+    assert converged
+
+
+def test_a_small_C_makes_the_plain_svc_a_nearest_mean_rule_and_leaves_the_scaled_one_alone():
+    support, labels = blobs(shots=1, spread=0)
+    copies, many = np.tile(support, (5, 1)), np.tile(labels, 5)
+    queries, _ = blobs(shots=40, spread=0.8)
+    plain = [fit_predict("svc", C, copies, many, queries)[0] for C in (0.01, 0.2)]
+    nearest = ((queries[:, None] - support) ** 2).sum(2).argmin(1)
+    assert (plain[0] == nearest).mean() > 0.97
+    assert (plain[0] == plain[1]).all()
+    scaled = [fit_predict("svc-scaled", C, copies, many, queries)[0] for C in (0.2, 1.0)]
+    assert (scaled[0] == scaled[1]).all()
+
+
+def test_C_is_used_by_the_heads_that_have_one():
+    support, labels = blobs(shots=3, spread=0.9)
+    queries, _ = blobs(shots=60, spread=0.9)
+    for head in ("logistic", "svc"):
+        one, two = (fit_predict(head, C, support, labels, queries)[0] for C in (1e-2, 1e3))
+        assert (one != two).any()
+
+
+def test_a_fit_that_runs_out_of_iterations_is_reported_and_does_not_warn(monkeypatch):
+    support, labels = blobs(spread=2.0)
+    monkeypatch.setattr("mamltheory.fewshot.heads.make_head", lambda *_: _short_of_iterations())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predictions, converged = fit_predict("logistic", 1e6, support, labels, support)
+    assert not converged
+    assert len(predictions) == len(labels)
+
+
+def _short_of_iterations():
+    return make_head("logistic", 1e6).set_params(max_iter=2)
+
+
+def test_other_warnings_of_a_head_are_passed_on(monkeypatch):
+    class Warns:
+        def fit(self, *_):
+            warnings.warn("look here", UserWarning, stacklevel=1)
+            return self
+
+        def predict(self, query):
+            return np.zeros(len(query))
+
+    monkeypatch.setattr("mamltheory.fewshot.heads.make_head", lambda *_: Warns())
+    with pytest.warns(UserWarning, match="look here"):
+        fit_predict("svc", 1.0, *blobs(), blobs()[0])
+
+
+def test_unknown_heads_bad_penalties_and_shapes_are_refused():
+    with pytest.raises(ConfigurationError, match="positive"):
+        make_head("svc", 0.0)
+    with pytest.raises(ShapeError, match="do not fit"):
+        fit_predict("svc", 1.0, np.zeros((4, 3)), np.zeros(3), np.zeros((2, 3)))
