@@ -41,28 +41,38 @@ class Theory:
     """Activation of the fully connected network (16)."""
     seeds: int = 8
     """Independent initialisations per width, for the confidence intervals."""
-    steps: int = 200
+    steps: int = 100
     """Meta-training steps t."""
-    tau: int = 1
+    tau: int = 2
     """Inner-loop steps τ."""
     algorithm: Literal["maml", "anil"] = "maml"
     """Adapt all parameters (maml) or the last layer alone (anil)."""
     tasks: Literal["sphere", "glyphs"] = "sphere"
-    """Training tasks: points on the unit sphere, or embedded glyph images."""
+    """Tasks: points on the unit sphere, or 2-way 1-shot tasks of embedded glyph images, projected to it."""
+    task_count: int = 3
+    """Number of training tasks N; as many again are held out."""
+    dimension: int = 8
+    """Input dimension d."""
     out: Path = Path("figures")
     """Folder for the figures and their numbers."""
+    runs: Path = Path("runs/theory")
+    """Folder for the measurements of every width and seed; a run stopped there goes on by itself."""
+    jobs: int = 2
+    """Worker processes of one thread each; the result does not depend on it."""
     seed: int = 0
     """Seed of every random draw."""
 
     def __post_init__(self) -> None:
-        require(len(self.widths) > 0, "widths is empty: give at least one width")
+        require(len(self.widths) > 0, "widths is empty: give at least two widths")
         require(
             min(self.widths) >= 1, f"widths contains {min(self.widths)}: expected whole numbers from 1 up"
         )
         increasing = all(a < b for a, b in zip(self.widths, self.widths[1:], strict=False))
         require(increasing, f"widths is {self.widths}: give them in increasing order, each once")
-        require_at_least(self, 1, ("depth", "seeds", "steps"))
-        require_at_least(self, 0, ("tau", "seed"))
+        require(len(self.widths) > 1, f"widths is {self.widths}: a slope needs at least two")
+        require_at_least(self, 2, ("seeds",))
+        require_at_least(self, 1, ("depth", "steps", "tau", "task_count", "dimension", "jobs"))
+        require_at_least(self, 0, ("seed",))
 
 
 @dataclass(frozen=True)

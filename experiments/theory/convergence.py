@@ -1,0 +1,74 @@
+"""``convergence``: the residual decays linearly, below the bound of Theorem 3, at every width."""
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from experiments.settings import Convergence
+from experiments.theory.report import finish, subtitle
+from experiments.theory.sweep import Sweep, sweep
+from mamltheory.bounds import theorem3_residual_bound
+from mamltheory.plotting import curve, figure, ticks_at
+
+
+def run(settings: Convergence) -> int:
+    """Measure and draw; returns 0."""
+    draw(sweep(settings, "convergence"))
+    return 0
+
+
+def numbers(result: Sweep) -> dict[str, object]:
+    """What the figure shows: relative residuals, the bound, and the rate of every run against the bound's."""
+    residuals = result.values("residuals")
+    relative = residuals / residuals[..., :1]
+    problem, steps = result.problem, result.settings.steps
+    bound = theorem3_residual_bound(problem.eta0, problem.sigma_min, 1.0, steps).numpy()
+    late = steps // 2
+    rates = (residuals[..., -1] / residuals[..., late]) ** (1 / (steps - late))
+    return {
+        "widths": result.settings.widths,
+        "median_relative_residual": np.median(relative, axis=1),
+        "largest_relative_residual": relative.max(axis=1),
+        "bound": bound,
+        "rates": rates,
+        "bound_rate": 1 - problem.eta0 * problem.sigma_min / 3,
+        "limit_rate": 1 - problem.eta0 * problem.sigma_min,
+        "share_below_bound": (relative <= bound * (1 + 1e-12)).all(axis=2).mean(axis=1),
+    }
+
+
+def draw(result: Sweep) -> None:
+    """Residuals against steps with the bound; rates against width."""
+    data = numbers(result)
+    with figure("page", 3.0, columns=2) as (drawing, axes):
+        drawing.suptitle(subtitle("MAML converges linearly, as Theorem 3 bounds it", result.settings))
+        draw_residuals(axes[0, 0], data)
+        draw_rates(axes[0, 1], data)
+        finish(drawing, "convergence", data, result.settings)
+
+
+def draw_residuals(axes: Axes, data: dict[str, object]) -> None:
+    """‖F_t − 𝒴‖ relative to its start; the median over seeds, shaded up to the largest."""
+    for i, width in enumerate(data["widths"]):
+        style = curve(i) | {"marker": "None"}
+        median, largest = data["median_relative_residual"][i], data["largest_relative_residual"][i]
+        axes.semilogy(median, label=f"$l$ = {width}", **style)
+        axes.fill_between(range(len(median)), median, largest, color=style["color"], alpha=0.12, linewidth=0)
+    axes.semilogy(data["bound"], "k--", linewidth=1.6, label="bound (31)")
+    axes.set_xlabel("meta-training step $t$")
+    axes.set_ylabel(r"$\|F_t - \mathcal{Y}\| \;/\; \|F_0 - \mathcal{Y}\|$")
+    axes.legend()
+
+
+def draw_rates(axes: Axes, data: dict[str, object]) -> None:
+    """The factor per step in the second half of the training, every seed a point."""
+    for i, width in enumerate(data["widths"]):
+        rates = data["rates"][i]
+        axes.semilogx(
+            [width] * len(rates), rates, linestyle="None", marker="o", color=curve(i)["color"], alpha=0.6
+        )
+    axes.axhline(data["bound_rate"], color="k", linestyle="--", label=r"bound, $1 - \eta_0\sigma_{\min}/3$")
+    axes.axhline(data["limit_rate"], color="k", linestyle=":", label=r"wide limit, $1 - \eta_0\sigma_{\min}$")
+    ticks_at(axes.xaxis, data["widths"])
+    axes.set_xlabel("width $l$")
+    axes.set_ylabel("residual's factor per step")
+    axes.legend()

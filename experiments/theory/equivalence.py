@@ -1,0 +1,42 @@
+"""``equivalence``: trained networks against the closed forms of Theorem 2, on held-out tasks, over widths."""
+
+from experiments.settings import Equivalence
+from experiments.theory.report import draw_power_law, draw_reference, finish, power_law_record, subtitle
+from experiments.theory.sweep import CLOSED_FORMS, Sweep, sweep
+from mamltheory.plotting import figure
+
+LABELS = {
+    "empirical kernel": r"$\hat\Theta_0$ of the network",
+    "limit kernel": r"$\Theta$, steps, $f_0$ kept",
+    "limit kernel, printed time": r"$\Theta$, Eq. (12)'s exponentials",
+    "limit kernel, no f_0": r"$\Theta$, $f_0$ dropped as in (12)",
+}
+
+
+def run(settings: Equivalence) -> int:
+    """Measure and draw; returns 0."""
+    draw(sweep(settings, "equivalence"))
+    return 0
+
+
+def numbers(result: Sweep) -> dict[str, object]:
+    """The relative deviations from every closed form, each with its fitted slope."""
+    widths = result.settings.widths
+    values = {name: result.values(f"test_deviations/{name}") for name in CLOSED_FORMS}
+    return {"widths": widths, **{name: power_law_record(widths, value) for name, value in values.items()}}
+
+
+def draw(result: Sweep) -> None:
+    """Relative deviation on the held-out tasks against width."""
+    with figure("page", 3.6) as (drawing, axes):
+        drawing.suptitle(
+            subtitle("Trained MAML becomes kernel regression with the MetaNTK (Theorem 2)", result.settings)
+        )
+        for i, name in enumerate(CLOSED_FORMS):
+            values = result.values(f"test_deviations/{name}")
+            draw_power_law(axes[0, 0], i, result.settings.widths, values, LABELS[name])
+        draw_reference(axes[0, 0], result.settings.widths)
+        axes[0, 0].set_xlabel("width $l$")
+        axes[0, 0].set_ylabel(f"relative deviation on held-out tasks,\nafter {result.settings.steps} steps")
+        axes[0, 0].legend(fontsize=7, loc="lower left")
+        finish(drawing, "equivalence", numbers(result), result.settings)

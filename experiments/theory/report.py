@@ -1,0 +1,61 @@
+"""What the theory figures have in common: subtitles, slopes with intervals, files and the lines on screen."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.settings import Theory
+from mamltheory.asymptotics import PowerLaw, fit_power_law, root_mean_square
+from mamltheory.plotting import curve, save, ticks_at
+
+
+def subtitle(claim: str, settings: Theory) -> str:
+    """The claim, and below it the setting in which it is seen."""
+    where = {"sphere": "points on the sphere", "glyphs": "glyph images"}[settings.tasks]
+    net = f"{settings.activation}, $L$ = {settings.depth}"
+    loop = f"{settings.algorithm.upper()}, $\\tau$ = {settings.tau}"
+    return f"{claim}\n{loop}; {net}; {settings.task_count} tasks of {where}; {settings.seeds} seeds"
+
+
+def finish(drawing: Figure, name: str, data: Mapping[str, object], settings: Theory) -> None:
+    """Save the figure as NAME_TASKS.{png,pdf,json} and say so."""
+    config = {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("out", "runs", "jobs")}
+    paths = save(drawing, f"{name}_{settings.tasks}", data, settings.out, config, settings.seed)
+    print(f"wrote {paths[0]} (and .pdf, .json)")
+
+
+def draw_power_law(
+    axes: Axes, index: int, widths: tuple[int, ...], values: np.ndarray, label: str
+) -> PowerLaw:
+    """Root mean square over seeds against width, every seed a faint point, and the fitted power law."""
+    law, style = fit_power_law(widths, values), curve(index)
+    text = f"{label}: slope {law.slope:.2f} [{law.low:.2f}, {law.high:.2f}]"
+    axes.loglog(widths, root_mean_square(values), label=text, **style | {"linestyle": "None"})
+    axes.loglog(widths, law(widths), **style | {"marker": "None"})
+    for width, row in zip(widths, values, strict=True):
+        axes.loglog([width] * len(row), row, linestyle="None", marker=".", color=style["color"], alpha=0.25)
+    ticks_at(axes.xaxis, widths)
+    return law
+
+
+def draw_reference(axes: Axes, widths: tuple[int, ...], slope: float = -0.5) -> None:
+    """A line of the slope that the paper proves, below the data, and room for the legend under it."""
+    low, high = axes.get_ylim()
+    line = 0.8 * low * (np.asarray(widths) / widths[-1]) ** slope
+    axes.loglog(
+        widths, line, color="0.4", linewidth=1, linestyle=(0, (1, 1)), label=f"slope {slope:g}, the paper's"
+    )
+    axes.set_ylim(low / (high / low) ** 0.5, high)
+    ticks_at(axes.xaxis, widths)
+
+
+def power_law_record(widths: tuple[int, ...], values: np.ndarray) -> dict[str, object]:
+    """A measurement with its fit, for the JSON beside the figure."""
+    return {
+        "values": values,
+        "rms": root_mean_square(values),
+        **dataclasses.asdict(fit_power_law(widths, values)),
+    }

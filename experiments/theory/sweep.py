@@ -1,0 +1,206 @@
+"""One training run per width and seed, and everything that the figures need to know of it.
+
+The three experiments look at the same runs: full-batch MAML (or ANIL) on the raw network of Eq. (16), with rate
+η0 = 1/(σ_max + σ_min) of the limit kernel Φ, half of what Theorem 3 allows, and λ0 = 1/(2 σ_max(Θ)), that
+largest eigenvalue being of the support samples of any task.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from experiments.settings import Theory
+from experiments.theory.tasks import theory_tasks
+from mamltheory import (
+    FullyConnected,
+    GradientDescent,
+    GradientFlow,
+    InnerLoop,
+    Task,
+    analytic_last_layer_ntk,
+    analytic_meta_ntk,
+    analytic_ntk,
+    empirical_last_layer_ntk,
+    empirical_ntk,
+    generator,
+    joint_inputs,
+    kernel_regression,
+    train,
+)
+from mamltheory.bounds import extreme_eigenvalues
+from mamltheory.maml import TrainingRecord
+from mamltheory.runtime.device import environment
+from mamltheory.runtime.interrupt import Interrupted
+from mamltheory.runtime.progress import track
+from mamltheory.runtime.runlog import open_run, read_metrics
+from mamltheory.runtime.workers import map_unordered
+from mamltheory.types import Parameters, query_labels
+
+CLOSED_FORMS = ("empirical kernel", "limit kernel", "limit kernel, printed time", "limit kernel, no f_0")
+"""What the trained network is compared with on held-out tasks.
+
+The first two keep f_0 (109) and use discrete time; "printed time" has the exponentials of Eqs. (12)–(13) in
+their place; "no f_0" is Eq. (12) with discrete time but without the initial outputs, as Theorem 2 prints it.
+"""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The tasks and learning rates that all widths share, and the limit kernel's extreme eigenvalues."""
+
+    tasks: tuple[Task, ...]
+    test_tasks: tuple[Task, ...]
+    inner: InnerLoop
+    eta0: float
+    sigma_min: float
+    sigma_max: float
+
+
+def network(settings: Theory, width: int) -> FullyConnected:
+    """The network of Eq. (16) at one width; σ_w = 1.5, σ_b = 0.1."""
+    return FullyConnected(settings.dimension, width, settings.depth, activation=settings.activation)
+
+
+def make_problem(settings: Theory) -> Problem:
+    """Tasks and learning rates; they depend on the limit kernels alone, so that all widths share them."""
+    tasks, test_tasks = theory_tasks(settings)
+    net = network(settings, 1)
+    top = max(extreme_eigenvalues(analytic_ntk(net, task.support_x))[1] for task in (*tasks, *test_tasks))
+    inner = InnerLoop(0.5 / top, settings.tau, settings.algorithm)
+    low, high = extreme_eigenvalues(analytic_meta_ntk(net, tasks, settings.algorithm, inner.dynamics))
+    return Problem(tasks, test_tasks, inner, 1 / (low + high), low, high)
+
+
+def measure(settings: Theory, problem: Problem, pair: tuple[int, int]) -> dict[str, object]:
+    """Train one network, of one (width, seed), and measure all that the figures need."""
+    width, seed = pair
+    net = network(settings, width)
+    params = net.initialise(generator(settings.seed, "theory init", width, seed))
+    every = max(1, settings.steps // 5)
+    record = train(
+        net.model,
+        params,
+        problem.tasks,
+        problem.inner,
+        problem.eta0,
+        settings.steps,
+        problem.test_tasks,
+        kernel_steps=range(0, settings.steps + 1, every),
+    )
+    start, labels = record.kernels[0], query_labels(problem.tasks)
+    limit = analytic_meta_ntk(
+        net, problem.tasks, problem.inner.algorithm, problem.inner.dynamics, finite_width=True
+    )
+    return {
+        "width": width,
+        "seed": seed,
+        "residuals": [float((seen.outputs - labels).norm()) for seen in record.observations],
+        "movement": record.observations[-1].movement,
+        "path_length": record.observations[-1].path_length,
+        "kernel_drift": max(record.kernel_drift().values()),
+        "kernel_norm": float(start.norm()),
+        "kernel_deviation": float((start - limit).norm() / limit.norm()),
+        "test_deviations": held_out_deviations(net, params, problem, record),
+    }
+
+
+def held_out_deviations(
+    net: FullyConnected, params: Parameters, problem: Problem, record: TrainingRecord
+) -> dict[str, float]:
+    """‖trained − closed form‖/‖trained‖ on the held-out tasks at the last step, for every closed form."""
+    model, inner, steps = net.model, problem.inner, len(record.observations) - 1
+    x = joint_inputs((*problem.tasks, *problem.test_tasks))
+    f0 = model(params, x).reshape(-1)
+    anil = inner.algorithm == "anil"
+    empirical = (empirical_ntk(model, x, params=params), None)
+    limit = (analytic_ntk(net, x), analytic_last_layer_ntk(net, x) if anil else None)
+    if anil:
+        empirical = (empirical[0], empirical_last_layer_ntk(model, x, params=params))
+    descent = (inner.dynamics, GradientDescent(problem.eta0, steps))
+    flow = (GradientFlow(inner.lam0 * inner.tau), GradientFlow(problem.eta0 * steps))
+    forms = [(*empirical, descent, f0), (*limit, descent, f0), (*limit, flow, f0), (*limit, descent, None)]
+    trained = record.observations[-1].test_outputs
+    return {
+        name: float((kernel_prediction(problem, *form) - trained).norm() / trained.norm())
+        for name, form in zip(CLOSED_FORMS, forms, strict=True)
+    }
+
+
+def kernel_prediction(
+    problem: Problem,
+    theta: torch.Tensor,
+    last: torch.Tensor | None,
+    dynamics: tuple,
+    f0: torch.Tensor | None,
+) -> torch.Tensor:
+    """The closed form's outputs on the held-out tasks."""
+    return kernel_regression(theta, problem.tasks, problem.test_tasks, *dynamics, last, f0).test
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All runs: ``rows`` as :func:`measure` gives them, width by width and seed by seed."""
+
+    settings: Theory
+    problem: Problem
+    rows: tuple[dict[str, object], ...]
+
+    def values(self, name: str) -> np.ndarray:
+        """One measurement as widths × seeds; "test_deviations/NAME" for a closed form."""
+        group, _, key = name.partition("/")
+        picked = [row[group][key] if key else row[group] for row in self.rows]
+        return np.asarray(picked, float).reshape(
+            len(self.settings.widths), self.settings.seeds, *_shape(picked)
+        )
+
+
+def _shape(picked: list[object]) -> tuple[int, ...]:
+    return (len(picked[0]),) if isinstance(picked[0], list) else ()
+
+
+def sweep(settings: Theory, command: str) -> Sweep:
+    """Run or take up the sweep; every finished run lies in the run folder, and is not done again."""
+    problem = make_problem(settings)
+    folder = run_folder(settings)
+    log = open_run(
+        folder,
+        "theory sweep",
+        _identity(settings),
+        settings.seed,
+        environment(),
+        may_differ=("widths", "seeds"),
+    )
+    done = {(row["width"], row["seed"]): row for row in read_metrics(folder)}
+    todo = [pair for pair in _pairs(settings) if pair not in done]
+    measured = map_unordered(partial(measure, settings, problem), todo, settings.jobs)
+    title = f"{command} ({settings.tasks}, L = {settings.depth}, {settings.activation})"
+    try:
+        for pair, row in track(measured, title, len(todo)):
+            done[pair] = row
+            log.log(**row)
+    except Interrupted as stop:
+        log.close("interrupted")
+        raise stop.saved(f"the same command; finished runs lie in {folder}") from None
+    log.close(runs=len(done))
+    return Sweep(settings, problem, tuple(done[pair] for pair in _pairs(settings)))
+
+
+def run_folder(settings: Theory) -> Path:
+    """Where the runs of these settings lie: settings that give other numbers have another folder."""
+    s = settings
+    net = f"{s.tasks}-{s.activation}-L{s.depth}-d{s.dimension}"
+    return s.runs / f"{net}-{s.algorithm}-tau{s.tau}-t{s.steps}-N{s.task_count}-seed{s.seed}"
+
+
+def _identity(settings: Theory) -> dict[str, object]:
+    content = dataclasses.asdict(settings)
+    return {key: value for key, value in content.items() if key not in ("out", "runs", "jobs")}
+
+
+def _pairs(settings: Theory) -> Iterator[tuple[int, int]]:
+    return ((width, seed) for width in settings.widths for seed in range(settings.seeds))
