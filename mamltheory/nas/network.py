@@ -17,10 +17,14 @@ from torch import Tensor, nn
 from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
 from mamltheory.nas.genotype import EDGES, NODES, Candidates, CellType, Edge, Genotype
 from mamltheory.nas.operations import (
+    Convolution,
     FactorizedReduce,
+    Head,
+    Leading,
     Norm,
     build_operation,
-    is_preactivated,
+    leading_module,
+    leading_step,
     normalisation,
     pointwise,
 )
@@ -90,15 +94,20 @@ class StackedCell(nn.Module):
         fit = FactorizedReduce if after_reduction else pointwise
         self.fit0, self.fit1 = fit(inputs[0], channels, norm), pointwise(inputs[1], channels, norm)
         self.relu = nn.ReLU()
+        self.leading = nn.ModuleDict()
         self.edges = nn.ModuleDict()
-        self._plan: list[tuple[Edge, list[tuple[str, bool]]]] = []
+        self._plan: dict[Edge, list[tuple[str, Leading, str]]] = {edge: [] for edge in live}
         for edge, names in live.items():
             stride = 2 if reduces and edge.source < 2 else 1
-            key = f"{edge.node}_{edge.source}"
-            self.edges[key] = nn.ModuleDict(
-                {name: build_operation(name, channels, stride, norm) for name in names}
-            )
-            self._plan.append((edge, [(name, is_preactivated(name, stride)) for name in names]))
+            operations = nn.ModuleDict()
+            for name in names:
+                step = leading_step(name, stride)
+                key = f"{step}{stride}"
+                if key not in self.leading:
+                    self.leading[key] = leading_module(step, stride)
+                operations[name] = build_operation(name, channels, stride, norm)
+                self._plan[edge].append((name, step, key))
+            self.edges[f"{edge.node}_{edge.source}"] = operations
 
     def forward(
         self,
@@ -108,33 +117,29 @@ class StackedCell(nn.Module):
     ) -> Float[Tensor, "n c h w"]:
         """Concatenated nodes; ``drop`` is applied to the output of every operation but the identity."""
         states = [self.fit0(self.relu(s0)), self.fit1(self.relu(s1))]
-        activated: dict[int, Tensor] = {}
+        shared: dict[tuple[int, str], Tensor] = {}
         for node in range(NODES):
-            total = None
-            for edge, names in self._plan:
-                if edge.node == node and names:
-                    value = self._edge(edge, names, states, activated, drop)
-                    total = value if total is None else total + value
-            states.append(total)
+            edges = [edge for edge, plan in self._plan.items() if edge.node == node and plan]
+            values = [self._edge(edge, states, shared, drop) for edge in edges]
+            states.append(sum(values[1:], values[0]))
         return torch.cat(states[2:], dim=1)
 
     def _edge(
         self,
         edge: Edge,
-        names: list[tuple[str, bool]],
         states: list[Tensor],
-        activated: dict[int, Tensor],
+        shared: dict[tuple[int, str], Tensor],
         drop: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
-        """Mean of the live operations; ReLU of a state is computed once for all edges that start there."""
+        """Mean of the live operations; a leading step of a state is computed once for all edges from
+        there.
+        """
         operations, outputs = self.edges[f"{edge.node}_{edge.source}"], []
-        for name, preactivated in names:
-            if preactivated and edge.source not in activated:
-                activated[edge.source] = self.relu(states[edge.source])
-            operation = operations[name]
-            output = operation(activated[edge.source] if preactivated else states[edge.source])
-            droppable = drop is not None and not isinstance(operation, nn.Identity)
-            outputs.append(drop(output) if droppable else output)
+        for name, step, key in self._plan[edge]:
+            if (edge.source, step) not in shared:
+                shared[edge.source, step] = self.leading[key](states[edge.source])
+            output = operations[name](shared[edge.source, step])
+            outputs.append(output if drop is None or step == "none" else drop(output))
         return outputs[0] if len(outputs) == 1 else sum(outputs[1:], outputs[0]) / len(outputs)
 
 
@@ -160,7 +165,7 @@ class Network(nn.Module):
         self._drop_seed, self._drop_step = 0, 0
         channels = settings.channels
         before = channels if stem else settings.input_channels
-        convolution = nn.Conv2d(
+        convolution = Convolution(
             settings.input_channels, channels, 3, settings.stem_stride, padding=1, bias=False
         )
         self.stem = (
@@ -176,7 +181,7 @@ class Network(nn.Module):
             widths, after_reduction = (widths[1], NODES * channels), reduces
         last = (normalisation(settings.norm, widths[1]), nn.ReLU()) if settings.final_norm else ()
         self.last = nn.Sequential(*last)
-        self.classifier = nn.Linear(widths[1], settings.classes)
+        self.classifier = Head(widths[1], settings.classes)
 
     def feature_map(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n f h2 w2"]:
         """Output of the last cell before pooling. Raises ShapeError for images of the wrong shape."""
@@ -236,9 +241,7 @@ def build(
 
     kinds: types of the stacked cells, by default :func:`layout`; stem: False feeds the images to the cells.
     """
-    with torch.device("meta"):  # the layers' own initialisation would draw from the global generator
-        network = Network(candidates, settings, kinds or layout(settings.cells), stem)
-    network = network.to_empty(device="cpu")
+    network = Network(candidates, settings, kinds or layout(settings.cells), stem)
     initialise(network, seed)
     network.seed_drop_path(derived_seed(seed, "drop-path"))
     return network
@@ -263,7 +266,7 @@ def initialise(network: nn.Module, seed: int) -> None:
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             gain = 2.0 if isinstance(module, nn.Conv2d) else 1.0
-            draw = torch.randn(module.weight.shape, generator=generator(seed, f"weights/{name}"))
+            draw = torch.randn(module.weight.shape, generator=generator(seed, f"weights {name}"))
             with torch.no_grad():
                 module.weight.copy_(draw * (gain / module.weight[0].numel()) ** 0.5)
             if module.bias is not None:

@@ -2,8 +2,10 @@
 
 The paper names the operations; what stands behind the names are the definitions of its released search space,
 which alone reproduce the paper's parameter counts: "3×3 convolution" is a depthwise convolution followed by a
-pointwise one, and pooling is followed by a norm. Convolutions have no bias. Operations of convolutions begin
-with a ReLU; it is left to the cell, which computes it once for all edges that leave the same node.
+pointwise one, and pooling is followed by a norm. Convolutions have no bias.
+
+An operation begins with a step without parameters (a ReLU before convolutions, or the pooling). The cell
+computes that step once for all edges that leave the same node; what is built here is the rest.
 """
 
 from typing import Literal
@@ -62,6 +64,23 @@ def normalisation(kind: Norm, channels: int) -> nn.Module:
     return nn.GroupNorm(group_count(channels), channels)
 
 
+class Convolution(nn.Conv2d):
+    """A convolution that waits for its weights: torch's own would draw them from the global generator."""
+
+    def reset_parameters(self) -> None:
+        """Zero, until :func:`mamltheory.nas.network.initialise` draws them."""
+        nn.init.zeros_(self.weight)
+
+
+class Head(nn.Linear):
+    """The linear classifier; waits for its weights as :class:`Convolution` does."""
+
+    def reset_parameters(self) -> None:
+        """Zero, until :func:`mamltheory.nas.network.initialise` draws them."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
 class FactorizedReduce(nn.Module):
     """Halves the resolution by two pointwise convolutions of stride 2 on grids shifted by one pixel, then a
     norm.
@@ -75,8 +94,8 @@ class FactorizedReduce(nn.Module):
                 f"a reduction to {channels_out} channel cannot be split in two halves: use at least 2 "
                 "channels"
             )
-        self.even = nn.Conv2d(channels_in, half, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(channels_in, channels_out - half, 1, stride=2, bias=False)
+        self.even = Convolution(channels_in, half, 1, stride=2, bias=False)
+        self.odd = Convolution(channels_in, channels_out - half, 1, stride=2, bias=False)
         self.norm = normalisation(norm, channels_out)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
@@ -88,26 +107,52 @@ class FactorizedReduce(nn.Module):
 def pointwise(channels_in: int, channels_out: int, norm: Norm) -> nn.Sequential:
     """1×1 convolution and norm, which fits a cell's input to the cell's channels."""
     return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 1, bias=False), normalisation(norm, channels_out)
+        Convolution(channels_in, channels_out, 1, bias=False), normalisation(norm, channels_out)
     )
 
 
 def _separable(channels: int, stride: int, dilation: int, norm: Norm) -> list[nn.Module]:
     """Depthwise 3×3, pointwise, norm."""
-    depthwise = nn.Conv2d(
+    depthwise = Convolution(
         channels, channels, 3, stride, padding=dilation, dilation=dilation, groups=channels, bias=False
     )
-    return [depthwise, nn.Conv2d(channels, channels, 1, bias=False), normalisation(norm, channels)]
+    return [depthwise, Convolution(channels, channels, 1, bias=False), normalisation(norm, channels)]
 
 
-def is_preactivated(name: str, stride: int) -> bool:
-    """Whether the operation acts on ReLU(h) instead of the node's value h."""
-    return "conv" in name or (name == "skip_connect" and stride == 2)
+Leading = Literal["none", "relu", "max", "avg"]
+"""The step without parameters with which an operation begins."""
+
+
+def leading_step(name: str, stride: int) -> Leading:
+    """Which step an operation begins with: "none" for the identity alone."""
+    match name:
+        case "max_pool_3x3BN":
+            return "max"
+        case "avg_pool_3x3BN":
+            return "avg"
+        case "skip_connect" if stride == 1:
+            return "none"
+        case _:
+            return "relu"
+
+
+def leading_module(step: Leading, stride: int) -> nn.Module:
+    """The module of a leading step; pooling is 3×3 and takes the stride, padding does not count in the
+    average.
+    """
+    match step:
+        case "relu":
+            return nn.ReLU()
+        case "max":
+            return nn.MaxPool2d(3, stride, padding=1)
+        case "avg":
+            return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
+        case _:
+            return nn.Identity()
 
 
 def build_operation(name: str, channels: int, stride: int, norm: Norm) -> nn.Module:
-    """One operation, channels to channels, of stride 1 or 2, without its leading ReLU
-    (:func:`is_preactivated`).
+    """One operation after its leading step, channels to channels, of stride 1 or 2.
 
     Raises GenotypeError for an unknown name.
     """
@@ -119,17 +164,13 @@ def build_operation(name: str, channels: int, stride: int, norm: Norm) -> nn.Mod
         case "dil_conv_3x3":
             return nn.Sequential(*_separable(channels, stride, 2, norm))
         case "sep_conv_3x3":
+            second = _separable(channels, 1, 1, norm)
+            return nn.Sequential(*_separable(channels, stride, 1, norm), nn.ReLU(), *second)
+        case "conv_1x5_5x1":
             return nn.Sequential(
-                *_separable(channels, stride, 1, norm), nn.ReLU(), *_separable(channels, 1, 1, norm)
-            )
-        case "avg_pool_3x3BN":
-            pool = nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
-            return nn.Sequential(pool, normalisation(norm, channels))
-        case "max_pool_3x3BN":
-            return nn.Sequential(nn.MaxPool2d(3, stride, padding=1), normalisation(norm, channels))
-        case _:
-            return nn.Sequential(
-                nn.Conv2d(channels, channels, (1, 5), stride, padding=(0, 2), bias=False),
-                nn.Conv2d(channels, channels, (5, 1), padding=(2, 0), bias=False),
+                Convolution(channels, channels, (1, 5), stride, padding=(0, 2), bias=False),
+                Convolution(channels, channels, (5, 1), padding=(2, 0), bias=False),
                 normalisation(norm, channels),
             )
+        case _:
+            return nn.Sequential(normalisation(norm, channels))

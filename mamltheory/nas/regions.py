@@ -1,0 +1,131 @@
+"""Number of linear regions R_N, Eq. (15): how finely a ReLU network at initialisation divides the input
+space.
+
+Two inputs lie in one linear region if they switch the same ReLUs. As in the search that the paper follows,
+the regions are counted on samples, in thin networks: one channel, one normal and one reduction cell, no
+stem, batch statistics, and 3×3 patches of a single colour channel as inputs (larger inputs would all be
+alone in their region). BatchNorm makes the patterns of a batch depend on one another: patches are counted
+all at once.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mamltheory.errors import ShapeError, UnsupportedModelError
+from mamltheory.nas.genotype import Candidates
+from mamltheory.nas.network import Network, NetworkSettings, build
+
+PATCH = 3
+
+
+def thin_network(candidates: Candidates, seed: int) -> Network:
+    """The network whose linear regions are counted; candidates of one seed share their weights.
+
+    Convolutions act as matrices on the flattened patch: the same function, much faster on 3×3 inputs.
+    """
+    settings = NetworkSettings(channels=1, classes=1, norm="batch", final_norm=True, input_channels=1)
+    return build(candidates, settings, seed, kinds=("normal", "reduce"), stem=False)
+
+
+def region_count(candidates: Candidates, patches: Float[Tensor, "n 1 h w"], seed: int) -> int:
+    """R_N of a supernet or a finished cell: number of linear regions that the patches fall into, Eq. (15)."""
+    network = thin_network(candidates, seed)
+    densify(network)
+    return distinct_patterns(activation_patterns(network, patches, network.feature_map))
+
+
+def activation_patterns(
+    network: nn.Module, x: Tensor, forward: Callable[[Tensor], Tensor] | None = None
+) -> Bool[Tensor, "n bits"]:
+    """Which ReLUs are on, sample by sample. Raises UnsupportedModelError for a network without ReLU
+    modules.
+    """
+    patterns: list[Tensor] = []
+
+    def remember(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        patterns.append((output > 0).flatten(1))
+
+    handles = [m.register_forward_hook(remember) for m in network.modules() if isinstance(m, nn.ReLU)]
+    try:
+        with torch.no_grad():
+            (forward or network)(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not patterns:
+        raise UnsupportedModelError(
+            "the network has no nn.ReLU module: it has no linear regions to be counted"
+        )
+    return torch.cat(patterns, dim=1)
+
+
+def distinct_patterns(patterns: Bool[Tensor, "n bits"]) -> int:
+    """Number of distinct rows, on bits packed into bytes."""
+    packed = np.ascontiguousarray(np.packbits(patterns.cpu().numpy(), axis=1))
+    return len(np.unique(packed.view(f"V{packed.shape[1]}")))
+
+
+def random_patches(
+    images: Float[Tensor, "n c h w"], count: int, generator: torch.Generator
+) -> Float[Tensor, "count 1 3 3"]:
+    """3×3 crops of one channel at random places of random images.
+
+    Raises ShapeError for images smaller than a patch.
+    """
+    n, channels, height, width = images.shape
+    if min(height, width) < PATCH or n == 0:
+        raise ShapeError(f"images have shape {tuple(images.shape)}: a {PATCH}×{PATCH} patch does not fit")
+
+    def draw(bound: int) -> Tensor:
+        return torch.randint(bound, (count, 1, 1), generator=generator).to(images.device)
+
+    offsets = torch.arange(PATCH, device=images.device)
+    image, channel = draw(n), draw(channels)
+    rows = draw(height - PATCH + 1) + offsets[:, None]
+    columns = draw(width - PATCH + 1) + offsets
+    return images[image, channel, rows, columns][:, None]
+
+
+class _Dense(nn.Module):
+    """A linear layer of images as a matrix, found by sending the unit images through it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.matrices: dict[tuple[int, ...], tuple[Tensor, torch.Size]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = tuple(x.shape[1:])
+        if shape not in self.matrices:
+            size = x[0].numel()
+            images = self.layer(torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, *shape))
+            self.matrices[shape] = images.flatten(1), images.shape[1:]
+        matrix, out = self.matrices[shape]
+        return (x.flatten(1) @ matrix).reshape(len(x), *out)
+
+
+def densify(network: nn.Module) -> None:
+    """Replaces, in place, every run of convolutions by its matrix; for tiny inputs and without gradient."""
+    for parent in list(network.modules()):
+        if isinstance(parent, _Dense):
+            continue
+        run: list[str] = []
+        for name, child in [*parent.named_children(), ("", None)]:
+            if isinstance(child, nn.Conv2d | nn.AvgPool2d) and (isinstance(parent, nn.Sequential) or not run):
+                run.append(name)
+                continue
+            _merge(parent, run)
+            run = [name] if isinstance(child, nn.Conv2d | nn.AvgPool2d) else []
+
+
+def _merge(parent: nn.Module, run: list[str]) -> None:
+    """One matrix in place of the first of consecutive layers, nothing in place of the others."""
+    layers = [getattr(parent, name) for name in run]
+    for name in run:
+        setattr(parent, name, nn.Identity())
+    if run:
+        setattr(parent, run[0], _Dense(nn.Sequential(*layers)))

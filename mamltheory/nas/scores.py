@@ -1,0 +1,157 @@
+"""Scores of a network at initialisation: the condition number C_N of its MetaNTK, Eq. (14), and R_N, Eq.
+(15).
+
+The MetaNTK is built from the empirical NTK by Eq. (11), from first derivatives alone. Gradients are float32,
+the algebra on kernels is float64. All random numbers of a score (weights, head, tasks, patches) depend on
+(seed, round, repeat) and not on the candidate: supernet and candidates are compared on the same draws, and no
+score depends on the order, the chunks or the process in which scores are computed.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mamltheory.errors import ConfigurationError, ShapeError
+from mamltheory.kernels.empirical import Outputs
+from mamltheory.kernels.meta import joint_inputs, joint_sizes, meta_ntk_from_ntk
+from mamltheory.linalg import Converged, Dynamics, rounding_level, symmetrised
+from mamltheory.nas.genotype import Candidates
+from mamltheory.nas.layerwise import Weights, layerwise_ntk
+from mamltheory.nas.network import Network, NetworkSettings, supernet
+from mamltheory.nas.regions import region_count
+from mamltheory.rng import derived_seed, generator
+from mamltheory.types import Task, check_tasks
+
+RIDGE = Converged(ridge=1e-3)
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """Which kernel is built and what is read off it.
+
+    kernel: "maml" (Eq. 11), "anil" (Eq. 112: the last layer as the inner loop's kernel), or "ntk" (no inner
+        loop: the score of TE-NAS, on queries and supports together).
+    outputs: "full" for the paper's kn × kn blocks, "sum" for the kernel of the summed outputs, which the
+        paper's released code uses and which is about four times cheaper.
+    weights: "weights" for convolutions and head matrix, as released (the paper does not say), or "all", with
+        the scales and shifts of the norms and the bias of the head.
+    measure: "condition" for σ_max/σ_min of Eq. (14), or "harmonic" for tr Φ · tr Φ⁻¹ / n², which averages
+        over the spectrum instead of taking its ends: it ranks alike and is less noisy.
+    dynamics: the inner loop in kernel time; the default is λτ = ∞ with the ridge 1e-3 of the support inverse.
+    """
+
+    kernel: Literal["maml", "anil", "ntk"] = "maml"
+    outputs: Outputs = "full"
+    weights: Weights = "weights"
+    measure: Literal["condition", "harmonic"] = "condition"
+    dynamics: Dynamics = RIDGE
+
+    def __post_init__(self) -> None:
+        known = {
+            "kernel": ("maml", "anil", "ntk"),
+            "outputs": ("full", "sum"),
+            "weights": ("weights", "all"),
+            "measure": ("condition", "harmonic"),
+        }
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ConfigurationError(f"{name} is {getattr(self, name)!r}: expected one of {values}")
+
+
+@dataclass(frozen=True)
+class Score:
+    """C_N (lower is better, +inf for a singular kernel) and R_N (higher is better) of one network."""
+
+    condition: float
+    regions: float
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.condition) or not math.isfinite(self.regions):
+            raise ConfigurationError(
+                f"got {self}: a score must be a number (C may be +inf, R must be finite); NaN cannot be "
+                "ranked"
+            )
+
+
+def score_kernel(network: Network, tasks: Sequence[Task], settings: ScoreSettings) -> Float[Tensor, "p p"]:
+    """The kernel whose condition number is C_N: the MetaNTK Φ̂ of all tasks jointly, or the NTK; float64.
+
+    tasks: images n × 3 × H × W; their labels are not used. The network must not use batch statistics.
+    Raises ShapeError when the network's head does not fit the tasks, UnsupportedModelError for BatchNorm.
+    """
+    tasks = check_tasks(tasks)
+    ways = tasks[0].query_y.shape[1]
+    if network.settings.classes != ways:
+        raise ShapeError(
+            f"the network has {network.settings.classes} outputs and the tasks {ways} ways: "
+            "build it with NetworkSettings(classes=ways)"
+        )
+    like = network.classifier.weight
+    x = joint_inputs(tasks).to(device=like.device, dtype=like.dtype)
+    theta, head = layerwise_ntk(network, x, settings.outputs, settings.weights)
+    if settings.kernel == "ntk":
+        return theta
+    adaptation = head if settings.kernel == "anil" else None
+    return meta_ntk_from_ntk(theta, joint_sizes(theta, tasks), settings.dynamics, adaptation)
+
+
+def conditioning(
+    kernel: Float[Tensor, "p p"], measure: Literal["condition", "harmonic"], dtype: torch.dtype
+) -> float:
+    """σ_max/σ_min, or tr Φ · tr Φ⁻¹ / n²; +inf for a kernel that is singular up to the rounding of ``dtype``.
+
+    dtype: precision of the gradients that the kernel was built from.
+    """
+    eigenvalues = torch.linalg.eigvalsh(symmetrised(kernel))
+    if float(eigenvalues[0]) <= rounding_level(eigenvalues, dtype):
+        return math.inf
+    if measure == "harmonic":
+        return float(eigenvalues.mean() * (1 / eigenvalues).mean())
+    return float(eigenvalues[-1] / eigenvalues[0])
+
+
+def condition_score(network: Network, tasks: Sequence[Task], settings: ScoreSettings) -> float:
+    """C_N, Eq. (14), of a network on a batch of tasks; +inf for a singular kernel, never negative or NaN."""
+    kernel = score_kernel(network, tasks, settings)
+    return conditioning(kernel, settings.measure, network.classifier.weight.dtype)
+
+
+@dataclass(frozen=True)
+class CellScorer:
+    """(candidates, round, repeat) -> Score: what Algorithm 1 asks for, as a value that can be sent to a
+    process.
+
+    network: size of the supernet; its ``classes`` are the ways of the tasks.
+    tasks: draws the tasks of one repeat from a generator. patches: draws the inputs of the region count.
+    Both must be functions defined at the top level of a module (or ``functools.partial`` of one), so that
+    worker processes can receive them. Either may be None when the search does not use the criterion; the
+    score is then constant. The tasks of a repeat should not share images: a repeated image makes the NTK
+    singular.
+    """
+
+    network: NetworkSettings
+    seed: int
+    tasks: Callable[[torch.Generator], Sequence[Task]] | None = None
+    patches: Callable[[torch.Generator], Tensor] | None = None
+    settings: ScoreSettings = field(default_factory=ScoreSettings)
+    device: str = "cpu"
+
+    def __call__(self, candidates: Candidates, round_index: int, repeat: int) -> Score:
+        """Score of one supernet on the draws of (round, repeat)."""
+        index = (round_index, repeat)
+        condition, regions = 1.0, 1.0
+        if self.tasks is not None:
+            net = supernet(candidates, self.network, derived_seed(self.seed, "score-weights", *index))
+            tasks = self.tasks(generator(self.seed, "score-tasks", *index))
+            condition = condition_score(net.to(self.device), tasks, self.settings)
+        if self.patches is not None:
+            patches = self.patches(generator(self.seed, "score-patches", *index))
+            regions = float(
+                region_count(candidates, patches, derived_seed(self.seed, "thin-weights", *index))
+            )
+        return Score(condition, regions)

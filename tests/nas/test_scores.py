@@ -1,0 +1,216 @@
+import math
+import pickle
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelError
+from mamltheory.kernels.empirical import empirical_last_layer_ntk, empirical_ntk
+from mamltheory.kernels.meta import joint_inputs, meta_ntk
+from mamltheory.linalg import Converged, GradientFlow, condition_number
+from mamltheory.nas.genotype import Candidates, Edge, Operator, random_genotype
+from mamltheory.nas.layerwise import layerwise_ntk
+from mamltheory.nas.network import NetworkSettings, build, derived_network, supernet
+from mamltheory.nas.regions import random_patches
+from mamltheory.nas.scores import (
+    CellScorer,
+    Score,
+    ScoreSettings,
+    condition_score,
+    conditioning,
+    score_kernel,
+)
+from mamltheory.nas.search import SearchSettings, SearchState, is_finished, step
+from mamltheory.rng import generator
+from mamltheory.types import Task
+
+WAYS = 3
+SMALL = NetworkSettings(channels=4, cells=3, classes=WAYS, stem_stride=2)
+
+
+def draw_tasks(stream, count=2, size=12, ways=WAYS):
+    labels = torch.eye(ways)
+
+    def images():
+        return torch.randn(ways, 3, size, size, generator=stream)
+
+    return [Task(images(), labels, images(), labels) for _ in range(count)]
+
+
+def draw_patches(stream, count=100):
+    return random_patches(torch.rand(4, 3, 8, 8, generator=stream), count, stream)
+
+
+def tasks(seed=0, count=2):
+    return draw_tasks(generator(seed, "tasks"), count)
+
+
+def is_weight(network, name):
+    return network.get_parameter(name).dim() > 1
+
+
+@pytest.mark.parametrize("outputs", ["full", "sum"])
+@pytest.mark.parametrize("weights", ["weights", "all"])
+@given(seed=st.integers(0, 1000), whole=st.booleans())
+@settings(max_examples=2, deadline=None)
+def test_the_layerwise_kernel_is_the_generic_one(outputs, weights, seed, whole):
+    candidates = Candidates() if whole else random_genotype(generator(seed, "g")).candidates()
+    network = supernet(candidates, SMALL, seed).double()
+    with torch.no_grad():  # away from the initial 1 and 0, which could hide an error
+        for parameter in network.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.3 * torch.rand(parameter.shape, generator=generator(seed, "shift"))
+    x = joint_inputs(tasks(seed, 1)).double()
+    theta, head = layerwise_ntk(network, x, outputs, weights)
+    chosen = None if weights == "all" else partial(is_weight, network)
+    generic = empirical_ntk(network, x, outputs=outputs, select=chosen)
+    torch.testing.assert_close(theta, generic, rtol=1e-10, atol=1e-12)
+    if weights == "all":
+        last = empirical_last_layer_ntk(network, x, outputs=outputs)
+    else:
+        last = empirical_ntk(network, x, outputs=outputs, select={"classifier.weight"})
+    torch.testing.assert_close(head, last, rtol=1e-10, atol=1e-12)
+
+
+def test_single_precision_gradients_give_the_kernel_to_single_precision():
+    x = joint_inputs(tasks())
+    network = supernet(Candidates(), SMALL, 0)
+    single = layerwise_ntk(network, x)[0]
+    double = layerwise_ntk(network.double(), x.double())[0]
+    assert single.dtype == torch.float64
+    assert float((single - double).norm() / double.norm()) < 1e-4
+
+
+def test_the_full_kernel_summed_over_outputs_is_the_kernel_of_the_sum():
+    network, x = supernet(Candidates(), SMALL, 1).double(), joint_inputs(tasks()).double()
+    full = layerwise_ntk(network, x, "full")[0]
+    summed = full.reshape(len(x), WAYS, len(x), WAYS).sum((1, 3))
+    torch.testing.assert_close(summed, layerwise_ntk(network, x, "sum")[0], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.paper("Eq. (11)", "Eq. (112)")
+@pytest.mark.parametrize("kernel", ["maml", "anil"])
+@pytest.mark.parametrize("outputs", ["full", "sum"])
+def test_the_score_kernel_is_the_meta_ntk_of_the_theory(kernel, outputs):
+    network = supernet(Candidates(), SMALL, 2).double()
+    for dynamics in (Converged(1e-3), GradientFlow(0.5)):
+        score_settings = ScoreSettings(kernel, outputs, "all", dynamics=dynamics)
+        expected = meta_ntk(
+            network, [t.to(torch.float64) for t in tasks()], kernel, dynamics, outputs=outputs
+        )
+        torch.testing.assert_close(
+            score_kernel(network, tasks(), score_settings), expected, rtol=1e-8, atol=1e-9
+        )
+
+
+def test_the_ntk_score_sees_queries_and_supports_and_the_meta_scores_queries_alone():
+    network = supernet(Candidates(), SMALL, 0)
+    sizes = {
+        (kernel, outputs): len(score_kernel(network, tasks(), ScoreSettings(kernel, outputs)))
+        for kernel in ("ntk", "maml")
+        for outputs in ("full", "sum")
+    }
+    assert sizes == {("ntk", "full"): 36, ("ntk", "sum"): 12, ("maml", "full"): 18, ("maml", "sum"): 6}
+
+
+@pytest.mark.paper("Eq. (14)")
+def test_conditioning_is_the_ratio_of_extreme_eigenvalues_or_the_harmonic_mean_ratio():
+    kernel = torch.diag(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64))
+    assert conditioning(kernel, "condition", torch.float32) == pytest.approx(4.0) == condition_number(kernel)
+    trace = kernel.trace() * torch.linalg.inv(kernel).trace() / 9
+    assert conditioning(kernel, "harmonic", torch.float32) == pytest.approx(float(trace))
+
+
+@pytest.mark.parametrize("measure", ["condition", "harmonic"])
+def test_a_singular_kernel_scores_infinity_in_the_precision_of_the_gradients(measure):
+    for least in (0.0, -1e-9, 1e-9):
+        kernel = torch.diag(torch.tensor([1.0, least], dtype=torch.float64))
+        assert conditioning(kernel, measure, torch.float32) == math.inf
+    kernel = torch.diag(torch.tensor([1.0, 1e-9], dtype=torch.float64))
+    assert conditioning(kernel, measure, torch.float64) < math.inf
+
+
+def test_a_repeated_image_makes_the_ntk_singular_and_is_reported_as_infinite():
+    first = tasks(count=1)[0]
+    twin = Task(first.query_x, first.query_y, first.query_x, first.query_y)
+    network = supernet(Candidates(), SMALL, 0)
+    assert condition_score(network, [twin], ScoreSettings("ntk")) == math.inf
+    assert condition_score(network, [first], ScoreSettings("ntk")) < math.inf
+
+
+def test_labels_do_not_enter_the_score():
+    task = tasks(count=1)[0]
+    relabelled = Task(task.query_x, task.query_y.flip(0), task.support_x, task.support_y.flip(0))
+    network = supernet(Candidates(), SMALL, 0)
+    scores = [condition_score(network, [t], ScoreSettings()) for t in (task, relabelled)]
+    assert scores[0] == scores[1] > 1
+
+
+SCORER = CellScorer(SMALL, 7, draw_tasks, draw_patches, ScoreSettings(outputs="sum"))
+
+
+def test_common_random_numbers_give_an_unchanged_candidate_the_score_of_the_supernet():
+    assert SCORER(Candidates(), 1, 2) == SCORER(Candidates(), 1, 2)
+
+
+def test_every_round_and_repeat_draws_afresh():
+    scores = {SCORER(Candidates(), k, r).condition for k in (0, 1) for r in (0, 1)}
+    assert len(scores) == 4
+
+
+def test_common_random_numbers_make_differences_between_candidates_less_noisy():
+    """Compared with drawing the candidate's weights and tasks independently of the supernet's."""
+    candidate = Candidates().without(Operator("normal", Edge(0, 0), "conv_3x3"))
+    scorer = CellScorer(SMALL, 7, draw_tasks, None, ScoreSettings(outputs="sum", measure="harmonic"))
+    whole = [math.log(scorer(Candidates(), 0, r).condition) for r in range(8)]
+    part = [math.log(scorer(candidate, 0, r).condition) for r in range(8)]
+    common = torch.tensor([a - b for a, b in zip(whole, part, strict=True)]).std()
+    independent = torch.tensor([a - b for a, b in zip(whole, part[1:] + part[:1], strict=True)]).std()
+    assert float(common) < 0.8 * float(independent)
+
+
+def test_a_scorer_can_be_sent_to_a_process():
+    copy = pickle.loads(pickle.dumps(SCORER))
+    assert copy(Candidates(), 0, 0) == SCORER(Candidates(), 0, 0)
+
+
+def test_a_criterion_without_a_sampler_is_constant():
+    only_regions = CellScorer(SMALL, 7, None, draw_patches)(Candidates(), 0, 0)
+    assert only_regions.condition == 1.0
+    assert only_regions.regions == SCORER(Candidates(), 0, 0).regions
+    assert CellScorer(SMALL, 7, draw_tasks, None, SCORER.settings)(Candidates(), 0, 0) == Score(
+        SCORER(Candidates(), 0, 0).condition, 1.0
+    )
+
+
+def test_scores_leave_the_global_generator_alone():
+    before = torch.get_rng_state()
+    SCORER(Candidates(), 0, 0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.slow
+def test_a_whole_search_on_images_ends_in_a_genotype():
+    settings_, state = SearchSettings(repeats=1), SearchState()
+    while not is_finished(state, settings_):
+        state = step(state, SCORER, settings_)
+    assert state.candidates.genotype()
+    assert all(math.isfinite(d.delta_condition) for d in state.trace)
+
+
+def test_wrong_heads_batch_norms_and_settings_are_refused():
+    network = supernet(Candidates(), SMALL, 0)
+    with pytest.raises(ShapeError, match="3 outputs and the tasks 4 ways"):
+        condition_score(network, draw_tasks(generator(0, "t"), 1, ways=4), ScoreSettings())
+    batch = build(Candidates(), SMALL, 0)
+    with pytest.raises(UnsupportedModelError, match="batch statistics"):
+        condition_score(batch, tasks(), ScoreSettings())
+    with pytest.raises(UnsupportedModelError, match="batch statistics"):
+        condition_score(
+            derived_network(random_genotype(generator(0, "g")), SMALL, 0), tasks(), ScoreSettings()
+        )
+    with pytest.raises(ConfigurationError, match="NaN"):
+        Score(math.nan, 1.0)

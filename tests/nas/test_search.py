@@ -1,0 +1,315 @@
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mamltheory.errors import CheckpointError, ConfigurationError
+from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Genotype
+from mamltheory.nas.operations import OPERATIONS
+from mamltheory.nas.pruning import difference, mean_difference, ranks
+from mamltheory.nas.scores import Score
+from mamltheory.nas.search import (
+    Job,
+    SearchSettings,
+    SearchState,
+    evaluate,
+    group,
+    is_finished,
+    pending,
+    prune,
+    record,
+    run_search,
+    state_from_json,
+    state_to_json,
+    step,
+)
+from tests.reference.nas_toy import (
+    argmin_per_edge,
+    literal_algorithm_1,
+    planted_scorer,
+    planted_values,
+    relabelled,
+)
+
+ALL = Candidates().operators()
+ZERO = dict.fromkeys(ALL, 0.0)
+ONCE = SearchSettings(repeats=1)
+
+
+def survivors(scorer, search_settings, state=None):
+    return set(run_search(scorer, search_settings, state).candidates.operators())
+
+
+@pytest.mark.paper("Algorithm 1 (MetaNTK-NAS)")
+@given(seed=st.integers(0, 1000), kind=st.sampled_from(["log", "relative", "absolute"]))
+@settings(max_examples=4, deadline=None)
+def test_with_equal_regions_the_least_condition_number_survives_on_every_edge(seed, kind):
+    values = planted_values(seed)
+    chosen = survivors(planted_scorer(values, ZERO), replace(ONCE, difference=kind))
+    assert chosen == argmin_per_edge(values)
+
+
+@pytest.mark.paper("Algorithm 1 (MetaNTK-NAS)")
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=4, deadline=None)
+def test_with_equal_condition_numbers_the_most_regions_survive_on_every_edge(seed):
+    values = planted_values(seed)
+    chosen = survivors(planted_scorer(ZERO, values), ONCE)
+    assert chosen == argmin_per_edge({o: -v for o, v in values.items()})
+
+
+def test_a_wrong_sign_of_the_condition_number_would_keep_the_worst():
+    values = planted_values(3)
+    flipped = planted_scorer({o: 200.0 - v for o, v in values.items()}, ZERO)
+    assert survivors(flipped, ONCE) == argmin_per_edge({o: -v for o, v in values.items()})
+
+
+@pytest.mark.paper("Algorithm 1 (MetaNTK-NAS)")
+def test_the_search_takes_six_rounds_and_486_candidates_and_leaves_a_single_path():
+    calls = []
+
+    def scorer(candidates, round_index, _):
+        calls.append((round_index, len(candidates.operators())))
+        return Score(1.0, 1.0)
+
+    state = run_search(scorer, ONCE)
+    assert state.round_index == len(OPERATIONS) - 1 == 6
+    assert state.candidates.is_single_path()
+    assert len(state.candidates.operators()) == 18
+    assert len(calls) == 486 + 6
+    assert len(state.trace) == 486
+    assert isinstance(state.candidates.genotype(), Genotype)
+    assert [sum(d.pruned for d in state.trace if d.round_index == k) for k in range(6)] == [18] * 6
+
+
+@pytest.mark.paper("Algorithm 1 (MetaNTK-NAS)")
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=3, deadline=None)
+def test_index_ties_are_the_printed_algorithm(seed):
+    draws = np.random.default_rng(seed)
+    scorer = planted_scorer(
+        {o: float(draws.integers(100)) for o in ALL}, {o: float(draws.integers(3)) for o in ALL}
+    )
+    literal, rounds = literal_algorithm_1(scorer, ALL)
+    chosen = survivors(scorer, SearchSettings(repeats=1, ties="index", difference="absolute"))
+    assert chosen == literal
+    assert rounds == 6
+
+
+@pytest.mark.paper("Algorithm 1 (MetaNTK-NAS)")
+def test_the_printed_ties_lose_the_best_operator_where_fair_ties_keep_it():
+    kept = {"min": 0, "index": 0}
+    for seed in range(4):
+        values = planted_values(seed)
+        for ties in ("min", "index"):
+            chosen = survivors(planted_scorer(values, ZERO), SearchSettings(repeats=1, ties=ties))
+            kept[ties] += chosen == argmin_per_edge(values)
+    assert kept["min"] == 4
+    assert kept["index"] < 4
+
+
+def relabelling(seed):
+    draws = np.random.default_rng(seed)
+
+    def permuted(names):
+        return dict(zip(names, [names[i] for i in draws.permutation(len(names))], strict=True))
+
+    return permuted(OPERATIONS), permuted(EDGES), permuted(CELL_TYPES)
+
+
+def result_is_equivariant(seed, ties):
+    """Whether renaming operations, edges and cells before or after the search gives the same cells.
+
+    R takes few values, so that ranks tie; C and R together tell all operators of an edge apart.
+    """
+    maps = relabelling(seed)
+    condition = planted_values(seed)
+    regions = {
+        o: float(v) for o, v in zip(ALL, np.random.default_rng(seed).integers(3, size=126), strict=True)
+    }
+    names = {o: relabelled(o, *maps) for o in ALL}
+    search_settings = SearchSettings(repeats=1, ties=ties)
+    before = survivors(planted_scorer(condition, regions), search_settings)
+    renamed = ({names[o]: v for o, v in values.items()} for values in (condition, regions))
+    after = survivors(planted_scorer(*renamed), search_settings)
+    return {names[o] for o in before} == after
+
+
+def test_fair_ties_do_not_depend_on_the_labels_and_index_ties_do():
+    assert all(result_is_equivariant(seed, "min") for seed in range(3))
+    assert not all(result_is_equivariant(seed, "index") for seed in range(3))
+
+
+def test_operators_that_nothing_tells_apart_are_drawn_fairly_and_reproducibly():
+    first = [run_search(None, SearchSettings(seed=s, criteria=())).candidates for s in (0, 1, 0)]
+    assert first[0] == first[2] != first[1]
+    kept = [
+        n
+        for s in range(12)
+        for c in [run_search(None, SearchSettings(seed=s, criteria=()))]
+        for n in (o.operation for o in c.candidates.operators())
+    ]
+    counts = [kept.count(name) for name in OPERATIONS]
+    assert sum(counts) == 216
+    assert max(abs(count - 216 / 7) for count in counts) < 4 * math.sqrt(216 * 6 / 49)
+
+
+def test_equal_ranks_on_an_edge_are_decided_by_the_condition_number():
+    start = single_choice(("skip_connect", "conv_3x3"))
+    a, b = group(SearchState(start), ONCE)
+    values = {a: 1.0, b: 2.0}
+    regions = {a: 1.0, b: 2.0}
+
+    def scorer(candidates, *_):
+        live = [o for o in candidates.operators() if o in values]
+        return Score(1 + sum(values[o] for o in live), sum(regions[o] for o in live))
+
+    state = run_search(scorer, ONCE, SearchState(start))
+    assert [d.tied for d in state.trace] == [True, True]
+    assert a in state.candidates.operators()
+    assert b not in state.candidates.operators()
+
+
+def single_choice(names):
+    """Candidates whose only choice is on the first normal edge."""
+    rest = (("conv_3x3",),) * 8
+    return Candidates(normal=(names, *rest), reduce=(("conv_3x3",), *rest))
+
+
+def test_an_infinite_condition_number_is_never_preferred_and_never_nan():
+    start = single_choice(("skip_connect", "conv_3x3", "max_pool_3x3BN"))
+
+    def scorer(candidates, _, repeat):
+        untrainable = "conv_3x3" not in candidates.normal[0] and repeat == 1
+        return Score(math.inf if untrainable else float(len(candidates.normal[0])), 1.0)
+
+    state = run_search(scorer, SearchSettings(repeats=3), SearchState(start))
+    assert state.candidates.normal[0] == ("conv_3x3",)
+    assert -math.inf in {d.delta_condition for d in state.trace}
+    assert state_from_json(json.loads(json.dumps(state_to_json(state), allow_nan=False))) == state
+
+
+@given(
+    a=st.floats(1, math.inf), b=st.floats(1, math.inf), kind=st.sampled_from(["log", "relative", "absolute"])
+)
+@settings(max_examples=60, deadline=None)
+def test_differences_are_numbers_with_the_sign_of_the_improvement(a, b, kind):
+    delta = difference(a, b, kind)
+    assert not math.isnan(delta)
+    assert delta >= 0 if a >= b else delta <= 0
+
+
+def test_differences_have_the_printed_the_released_and_the_default_form():
+    assert difference(6.0, 3.0, "absolute") == 3.0
+    assert difference(6.0, 3.0, "relative") == 0.5
+    assert difference(6.0, 3.0, "log") == pytest.approx(math.log(2))
+    assert mean_difference([math.inf, -math.inf, 1.0]) == -math.inf
+    assert mean_difference([math.inf, 1.0]) == math.inf
+
+
+def test_ranks_share_the_least_place_or_follow_the_index():
+    values = [2.0, 1.0, 2.0, math.inf, -math.inf, 1.0]
+    assert ranks(values, "min") == [4, 2, 4, 6, 1, 2]
+    assert ranks(values, "index") == [4, 2, 5, 6, 1, 3]
+
+
+def noisy_scorer(candidates, round_index, repeat):
+    """A score that depends on its arguments alone and looks random."""
+    text = json.dumps([candidates.to_json(), round_index, repeat])
+    draws = np.random.default_rng(list(text.encode()))
+    return Score(float(np.exp(draws.normal())), float(draws.integers(50)))
+
+
+THREE = SearchState(Candidates(*(((OPERATIONS[:3],) * 9,) * 2)))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    return run_search(noisy_scorer, SearchSettings(repeats=2), THREE)
+
+
+@pytest.mark.parametrize("limit", [1, 17])
+def test_a_search_resumed_from_json_after_every_chunk_equals_the_uninterrupted_one(uninterrupted, limit):
+    search_settings, state = SearchSettings(repeats=2), THREE
+    while not is_finished(state, search_settings):
+        state = step(state, noisy_scorer, search_settings, limit)
+        state = state_from_json(json.loads(json.dumps(state_to_json(state), allow_nan=False)))
+    assert state == uninterrupted
+
+
+def test_the_order_in_which_scores_arrive_does_not_matter(uninterrupted):
+    search_settings, state = SearchSettings(repeats=2), THREE
+    while not is_finished(state, search_settings):
+        jobs = list(pending(state, search_settings))
+        for i in np.random.default_rng(state.round_index).permutation(len(jobs)):
+            state = record(state, {jobs[i]: evaluate(jobs[i], state.candidates, noisy_scorer)})
+        state = prune(state, search_settings)
+    assert state == uninterrupted
+
+
+def test_one_supernet_score_serves_all_candidates_of_a_repeat():
+    jobs = pending(SearchState(), SearchSettings(repeats=2))
+    assert len(jobs) == 2 * 127
+    assert [job for job in jobs if job.removed is None] == [Job(0, 0, None), Job(0, 1, None)]
+
+
+def test_the_second_stage_keeps_the_two_best_inputs_of_every_node_with_14_more_candidates():
+    values, calls = planted_values(1), []
+
+    def scorer(candidates, round_index, repeat):
+        calls.append(candidates)
+        return planted_scorer(values, ZERO)(candidates, round_index, repeat)
+
+    single = survivors(planted_scorer(values, ZERO), ONCE)
+    state = run_search(scorer, SearchSettings(repeats=1, inputs="two"))
+    assert len(state.trace) == 500
+    assert len(calls) == 500 + 10
+    expected = set()
+    for cell in CELL_TYPES:
+        for node in range(3):
+            inputs = sorted((o for o in single if (o.cell, o.edge.node) == (cell, node)), key=values.get)
+            expected.update(inputs[:2])
+    assert set(state.candidates.operators()) == expected
+    assert [len(node) for node in state.candidates.genotype().normal.nodes] == [2, 2, 2]
+
+
+def test_a_criterion_that_is_left_out_has_no_say():
+    values = planted_values(5)
+    scorer = planted_scorer(values, planted_values(6))
+    chosen = survivors(scorer, SearchSettings(repeats=1, criteria=("condition",)))
+    assert chosen == argmin_per_edge(values)
+
+
+def test_repeats_are_averaged():
+    start = single_choice(("skip_connect", "conv_3x3"))
+    by_repeat = [{"skip_connect": 3.0, "conv_3x3": 2.0}, {"skip_connect": 1.0, "conv_3x3": 4.0}]
+
+    def scorer(candidates, _, repeat):
+        return Score(1 + sum(by_repeat[repeat][name] for name in candidates.normal[0]), 1.0)
+
+    kept = [
+        run_search(scorer, SearchSettings(repeats=n, difference="absolute"), SearchState(start))
+        for n in (1, 2)
+    ]
+    assert [state.candidates.normal[0] for state in kept] == [("conv_3x3",), ("skip_connect",)]
+    assert {d.operator.operation: d.delta_condition for d in kept[1].trace} == {
+        "skip_connect": 2,
+        "conv_3x3": 3,
+    }
+
+
+def test_misuse_is_refused_with_advice():
+    with pytest.raises(ConfigurationError, match="repeats is 0"):
+        SearchSettings(repeats=0)
+    with pytest.raises(ConfigurationError, match="at most once"):
+        SearchSettings(criteria=("regions", "regions"))
+    with pytest.raises(ConfigurationError, match="254 scores"):
+        prune(SearchState(), SearchSettings(repeats=2))
+    with pytest.raises(CheckpointError, match="round 3"):
+        record(SearchState(), {Job(3, 0, None): Score(1.0, 1.0)})
+    with pytest.raises(CheckpointError, match="not a saved search"):
+        state_from_json({"round": 0})
