@@ -18,7 +18,7 @@ class PowerLaw:
     high: float
     prefactor: float
 
-    def __call__(self, widths: Sequence[float]) -> np.ndarray:
+    def __call__(self, widths: Sequence[int | float]) -> np.ndarray:
         """The fitted line at these widths."""
         return self.prefactor * np.asarray(widths, float) ** self.slope
 
@@ -28,7 +28,7 @@ def root_mean_square(values: np.ndarray) -> np.ndarray:
     return np.sqrt(np.mean(np.square(values), axis=-1))
 
 
-def fit_power_law(widths: Sequence[float], values: np.ndarray) -> PowerLaw:
+def fit_power_law(widths: Sequence[int | float], values: np.ndarray) -> PowerLaw:
     """Least squares of log value on log width over all seeds, with Student's interval of the slope.
 
     values: widths × seeds, or one value a width. With several seeds the residuals about the line are the scatter of
@@ -49,8 +49,11 @@ def fit_power_law(widths: Sequence[float], values: np.ndarray) -> PowerLaw:
     if not all((np.isfinite(part) & (part > 0)).all() for part in (values, np.asarray(widths, float))):
         raise ValueRangeError("a power law can only be fitted to positive, finite widths and values")
     x = np.repeat(np.log(np.asarray(widths, float)), values.shape[1])
-    fit = stats.linregress(x, np.log(values).reshape(-1))
-    half = stats.t.ppf(0.975, len(x) - 2) * fit.stderr
+    y = np.log(values).reshape(-1)
+    fit = stats.linregress(x, y)
+    # not fit.stderr, which is NaN where all values are equal
+    scatter = np.sum((y - fit.intercept - fit.slope * x) ** 2) / (len(x) - 2)
+    half = stats.t.ppf(0.975, len(x) - 2) * np.sqrt(scatter / np.sum((x - x.mean()) ** 2))
     return PowerLaw(
         float(fit.slope), float(fit.slope - half), float(fit.slope + half), float(np.exp(fit.intercept))
     )

@@ -34,7 +34,7 @@ def largest_rate(kernel: Float[Tensor, "p p"]) -> float:
     return 2 / (high + low)
 
 
-def _check_positive(**constants: float) -> None:
+def _check_positive(**constants: int | float) -> None:
     for name, value in constants.items():
         if not 0 < value < math.inf:
             raise ValueRangeError(

@@ -1,0 +1,75 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+from mamltheory.bounds import (
+    extreme_eigenvalues,
+    largest_rate,
+    theorem3_drift_bound,
+    theorem3_path_bound,
+    theorem3_residual_bound,
+)
+from mamltheory.errors import SingularKernelError, ValueRangeError
+from tests.strategies import kernels, with_spectrum
+
+
+def contraction(matrix, rate):
+    """‖I − η0 Φ‖₂."""
+    return float(torch.linalg.matrix_norm(torch.eye(len(matrix)).double() - rate * matrix, 2))
+
+
+@pytest.mark.paper("Theorem 3")
+@settings(max_examples=50)
+@given(kernels())
+def test_the_largest_rate_is_the_one_that_contracts_most_and_the_last_with_the_stated_contraction(kernel):
+    matrix, s = kernel
+    low, high = extreme_eigenvalues(matrix)
+    assert (low, high) == (pytest.approx(float(s.min()), rel=1e-9), pytest.approx(float(s.max()), rel=1e-9))
+    rate = largest_rate(matrix)
+    for fraction in (0.3, 0.999, 1.0):
+        assert contraction(matrix, fraction * rate) == pytest.approx(1 - fraction * rate * low, abs=1e-10)
+    for factor in (0.9, 1.1):
+        assert contraction(matrix, factor * rate) > contraction(matrix, rate) - 1e-12
+    assert contraction(matrix, 1.1 * rate) > 1 - 1.1 * rate * low + 1e-9 or low == high
+
+
+@pytest.mark.parametrize("spectrum", [[0.0, 0.0], [-1.0, -0.5], [-1.0, 1.0]])
+def test_no_rate_is_given_for_a_kernel_that_is_zero_or_indefinite(spectrum):
+    with pytest.raises(SingularKernelError, match="positive semi-definite"):
+        largest_rate(with_spectrum(spectrum))
+    assert largest_rate(with_spectrum([0.0, 4.0])) == pytest.approx(0.5)
+
+
+@pytest.mark.paper("Eq. (31)", "Eq. (6)")
+def test_the_residual_bound_starts_at_the_residual_and_shrinks_by_a_constant_factor():
+    bound = theorem3_residual_bound(eta0=0.5, sigma_min=0.6, start=3.0, steps=4)
+    assert bound.tolist() == pytest.approx([3.0 * 0.9**t for t in range(5)], rel=1e-14)
+
+
+@pytest.mark.paper("Eq. (29)", "Eq. (30)")
+def test_path_and_drift_bounds_fall_with_the_root_of_the_width():
+    """3·2·5/(0.5·√64) = 7.5 and 6·2³·5/(0.5·√64) = 60."""
+    assert theorem3_path_bound(2.0, 5.0, 0.5, 64) == 7.5
+    assert theorem3_drift_bound(2.0, 5.0, 0.5, 64) == 60
+    for bound in (theorem3_path_bound, theorem3_drift_bound):
+        assert bound(2.0, 5.0, 0.5, 256) == pytest.approx(bound(2.0, 5.0, 0.5, 64) / 2)
+        assert bound(2.0, 10.0, 0.5, 64) == pytest.approx(2 * bound(2.0, 5.0, 0.5, 64))
+        assert bound(2.0, 5.0, 1.0, 64) == pytest.approx(bound(2.0, 5.0, 0.5, 64) / 2)
+
+
+@pytest.mark.parametrize("sigma_min", [0.0, -1e-17, math.nan, math.inf])
+def test_a_singular_kernel_has_no_bounds(sigma_min):
+    for bound in (theorem3_path_bound, theorem3_drift_bound):
+        with pytest.raises(ValueRangeError, match="sigma_min"):
+            bound(1.0, 1.0, sigma_min, 64)
+    with pytest.raises(ValueRangeError, match="sigma_min"):
+        theorem3_residual_bound(0.1, sigma_min, 1.0, 3)
+
+
+def test_a_rate_beyond_theorem_3_has_no_bound():
+    with pytest.raises(ValueRangeError, match="below 1"):
+        theorem3_residual_bound(eta0=4.0, sigma_min=1.0, start=1.0, steps=3)
+    with pytest.raises(ValueRangeError, match="eta0"):
+        theorem3_residual_bound(eta0=0.0, sigma_min=1.0, start=1.0, steps=3)

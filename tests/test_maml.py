@@ -1,0 +1,224 @@
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from mamltheory import (
+    FullyConnected,
+    InnerLoop,
+    adapt,
+    empirical_meta_ntk,
+    from_module,
+    generator,
+    linearised,
+    meta_gradient,
+    meta_loss,
+    meta_output,
+    meta_outputs,
+    train,
+)
+from mamltheory.errors import ShapeError, UnsupportedModelError, ValueRangeError
+from mamltheory.inner import inner_path, square_loss
+from mamltheory.kernels.empirical import jacobian, meta_jacobian, stacked_meta_jacobian
+from mamltheory.maml import descend, distance, gradient_step
+from mamltheory.types import query_labels
+from tests.paper.cases import relative
+from tests.strategies import as_users_run_it, task
+
+NET = FullyConnected(2, 3, 2, 2, "tanh", sigma_b=0.3)
+LOOPS = [InnerLoop(0.4, 1), InnerLoop(0.3, 2), InnerLoop(0.4, 2, "anil")]
+loops = pytest.mark.parametrize("inner", LOOPS, ids=["maml-1", "maml-2", "anil-2"])
+
+
+def start(net=NET, seed=0):
+    return net.initialise(generator(seed, "init"))
+
+
+def some_tasks(count=2, net=NET, seed=0):
+    return tuple(task(seed, i, 2, 2, net.input_dim, net.output_dim) for i in range(count))
+
+
+@pytest.mark.paper("Eq. (2)", "Eq. (3)")
+@loops
+def test_the_meta_loss_has_the_derivatives_that_finite_differences_say(inner):
+    params, tasks = start(), some_tasks()
+    names = list(params)
+
+    def loss(*values):
+        return meta_loss(NET.model, dict(zip(names, values, strict=True)), tasks, inner)
+
+    values = [params[name].clone().requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(loss, values)
+    assert torch.autograd.gradgradcheck(loss, values, fast_mode=True)
+
+
+@pytest.mark.paper("Eq. (2)", "Eq. (20)")
+@loops
+def test_the_meta_loss_is_half_the_sum_of_squares_over_tasks_samples_and_outputs(inner):
+    params, tasks = start(), some_tasks(3)
+    parts = []
+    for one in tasks:
+        adapted = adapt(NET.model, params, one, inner)
+        parts.append(0.5 * (NET.model(adapted, one.query_x) - one.query_y).square().sum())
+    assert float(meta_loss(NET.model, params, tasks, inner)) == pytest.approx(float(sum(parts)), rel=1e-14)
+
+
+@pytest.mark.paper("Eq. (1)")
+def test_the_inner_loop_is_gradient_descent_on_the_support_loss_as_autograd_does_it():
+    params, one = start(), some_tasks(1)[0]
+    inner = InnerLoop(0.6, 3)
+    module_like = {name: value.clone().requires_grad_() for name, value in params.items()}
+    optimiser = torch.optim.SGD(module_like.values(), lr=inner.lam0 / NET.width)
+    path = inner_path(NET.model, params, one, inner)
+    for theta in path[1:]:
+        optimiser.zero_grad()
+        square_loss(NET.model(module_like, one.support_x), one.support_y).backward()
+        optimiser.step()
+        assert distance(theta, {name: value.detach() for name, value in module_like.items()}) < 1e-14
+    assert len(path) == 4
+
+
+def test_anil_moves_the_head_alone_and_no_steps_move_nothing():
+    params, one = start(), some_tasks(1)[0]
+    adapted = adapt(NET.model, params, one, InnerLoop(0.6, 2, "anil"))
+    moved = {name for name in params if not torch.equal(params[name], adapted[name])}
+    assert moved == NET.model.head
+    unchanged = meta_output(NET.model, params, one, InnerLoop(0.6, 0))
+    assert torch.equal(unchanged, NET.model(params, one.query_x).reshape(-1))
+
+
+@pytest.mark.paper("Eq. (22)", "Eq. (28)", "Eq. (97)")
+@loops
+def test_one_step_of_training_is_the_transposed_jacobian_times_the_residual(inner):
+    params, tasks = start(), some_tasks()
+    rows = stacked_meta_jacobian(NET.model, params, tasks, inner)
+    residual = meta_outputs(NET.model, params, tasks, inner) - query_labels(tasks)
+    stepped = train(NET.model, params, tasks, inner, eta0=0.2, steps=1).params
+    for name, value in params.items():
+        gradient = torch.tensordot(residual, rows[name], dims=1)
+        assert float((stepped[name] - (value - 0.2 / NET.width * gradient)).abs().max()) < 1e-14
+
+
+@pytest.mark.paper("Eq. (7)", "Eq. (98)")
+def test_a_small_step_moves_the_outputs_by_the_metantk_times_the_residual():
+    """ΔF = −η0 Φ̂ (F − 𝒴) + O(η0²), with η0 where Eq. (7) prints η."""
+    params, tasks, inner = start(), some_tasks(), LOOPS[1]
+    kernel = empirical_meta_ntk(NET.model, tasks, inner, params=params)
+    before = meta_outputs(NET.model, params, tasks, inner)
+    errors = []
+    for eta0 in (1e-4, 1e-5):
+        gradient, _ = meta_gradient(NET.model, params, tasks, inner)
+        after = meta_outputs(NET.model, gradient_step(NET.model, params, gradient, eta0), tasks, inner)
+        errors.append(relative(after - before, -eta0 * kernel @ (before - query_labels(tasks))))
+    assert errors[1] < 1e-3
+    assert errors[0] / errors[1] == pytest.approx(10, rel=0.1)
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "anil"])
+def test_first_order_maml_takes_the_gradient_at_the_adapted_parameters(algorithm):
+    params, tasks = start(), some_tasks()
+    inner = InnerLoop(0.5, 2, algorithm, first_order=True)
+    gradient, outputs = meta_gradient(NET.model, params, tasks, inner)
+    expected = dict.fromkeys(params, 0)
+    for one in tasks:
+        theta = adapt(NET.model, params, one, inner)
+        rows = jacobian(NET.model, theta, one.query_x)
+        residual = (NET.model(theta, one.query_x) - one.query_y).reshape(-1)
+        expected = {name: expected[name] + torch.tensordot(residual, rows[name], dims=1) for name in params}
+        for name, value in meta_jacobian(NET.model, params, one, inner).items():
+            assert torch.equal(value, rows[name])
+    assert distance(gradient, expected) < 1e-13
+    second = InnerLoop(0.5, 2, algorithm)
+    assert torch.equal(outputs, meta_outputs(NET.model, params, tasks, second))
+    assert distance(gradient, meta_gradient(NET.model, params, tasks, second)[0]) > 1e-3
+
+
+def test_a_training_record_tells_what_happened():
+    params, tasks, held_out, inner = start(), some_tasks(), some_tasks(1, seed=5), InnerLoop(0.3, 1)
+    record = train(NET.model, params, tasks, inner, 0.1, 6, held_out, kernel_steps=(3, 6))
+    seen = record.observations
+    assert [one.step for one in seen] == list(range(7))
+    assert record.losses().tolist() == [one.loss for one in seen]
+    assert all(later < earlier for earlier, later in pairwise(record.losses()))
+    assert seen[0].movement == 0
+    assert seen[0].path_length == 0
+    assert all(one.movement <= one.path_length * (1 + 1e-12) for one in seen)
+    assert all(a.path_length < b.path_length for a, b in pairwise(seen))
+    assert seen[1].movement == pytest.approx(seen[1].path_length, rel=1e-14)
+    assert seen[6].movement == pytest.approx(distance(record.params, params), rel=1e-14)
+    assert torch.equal(seen[6].outputs, meta_outputs(NET.model, record.params, tasks, inner))
+    assert torch.equal(seen[6].test_outputs, meta_outputs(NET.model, record.params, held_out, inner))
+    assert seen[6].loss == pytest.approx(float(meta_loss(NET.model, record.params, tasks, inner)), rel=1e-14)
+    drift = record.kernel_drift()
+    assert set(drift) == {0, 3, 6}
+    assert drift[0] == 0
+    last = empirical_meta_ntk(NET.model, tasks, inner, params=record.params)
+    first = empirical_meta_ntk(NET.model, tasks, inner, params=params)
+    assert drift[6] == pytest.approx(float((last - first).norm()), rel=1e-12)
+
+
+def test_training_in_two_parts_is_training_in_one():
+    params, tasks, inner = start(), some_tasks(), InnerLoop(0.3, 1)
+    whole = train(NET.model, params, tasks, inner, 0.1, 5)
+    first = train(NET.model, params, tasks, inner, 0.1, 2)
+    second = train(NET.model, first.params, tasks, inner, 0.1, 3)
+    assert all(torch.equal(whole.params[name], second.params[name]) for name in params)
+    assert train(NET.model, params, tasks, inner, 0.1, 0).params is params
+    assert not whole.kernel_drift()
+
+
+def test_the_linearised_networks_kernel_never_drifts():
+    params, tasks = start(), some_tasks()
+    record = train(linearised(NET.model, params), params, tasks, InnerLoop(0.3, 2), 0.1, 3, kernel_steps=(3,))
+    assert record.kernel_drift()[3] < 1e-12
+
+
+def test_divergence_is_refused_with_the_rates_that_would_do():
+    """Activations that saturate would stop it: the network is linearised."""
+    params, tasks = start(), some_tasks()
+    with pytest.raises(ValueRangeError, match=r"eta0 = 500\.0"):
+        train(linearised(NET.model, params), params, tasks, InnerLoop(0.1, 1), 500.0, 2000)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"steps": -1}, ValueRangeError, "steps is -1"),
+        ({"steps": 1.5}, ValueRangeError, "whole number"),
+        ({"eta0": -0.1}, ValueRangeError, "-0.1"),
+        ({"eta0": math.nan}, ValueRangeError, "nan"),
+        ({"kernel_steps": (4,)}, ValueRangeError, "from 0 to 3"),
+        ({"kernel_steps": (-1,)}, ValueRangeError, "from 0 to 3"),
+        ({"tasks": ()}, ShapeError, "no tasks"),
+        ({"test_tasks": (task(d=9),)}, ShapeError, "differs"),
+    ],
+)
+def test_runs_that_cannot_be_are_refused(change, error, message):
+    arguments = {"tasks": some_tasks(), "eta0": 0.1, "steps": 3, **change}
+    with as_users_run_it(), pytest.raises(error, match=message):
+        train(NET.model, start(), inner=InnerLoop(0.3), **arguments)
+
+
+def test_training_does_not_start_from_parameters_that_are_not_finite():
+    params = start()
+    params["bias2"][1] = math.nan
+    with pytest.raises(ValueRangeError, match="'bias2'"):
+        next(descend(NET.model, params, some_tasks(), InnerLoop(0.3), 0.1))
+
+
+@pytest.mark.parametrize("arguments", [(-0.1, 1), (math.inf, 1), (0.1, -1), (0.1, 1, "reptile")])
+def test_inner_loops_that_cannot_be_are_refused(arguments):
+    with as_users_run_it(), pytest.raises(ValueRangeError, match="expected"):
+        InnerLoop(*arguments)
+
+
+def test_anil_needs_a_linear_head():
+    with torch.random.fork_rng():
+        module = torch.nn.Sequential(torch.nn.Conv1d(2, 2, 1), torch.nn.Flatten()).double()
+    model, params = from_module(module)
+    one = task(d=2, k=2)
+    shaped = type(one)(one.query_x[:, :, None], one.query_y, one.support_x[:, :, None], one.support_y)
+    assert meta_output(model, params, shaped, InnerLoop(0.1, 1)).shape == (4,)
+    with pytest.raises(UnsupportedModelError, match="maml"):
+        meta_output(model, params, shaped, InnerLoop(0.1, 1, "anil"))

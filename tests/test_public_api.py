@@ -1,0 +1,51 @@
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+import mamltheory
+from mamltheory import Task, condition_number, errors, generator, meta_ntk
+
+PUBLIC = sorted(mamltheory.__all__)
+
+
+def test_every_listed_name_exists_and_every_imported_name_is_listed():
+    assert len(PUBLIC) == len(set(PUBLIC))
+    imported = {
+        name
+        for name, value in vars(mamltheory).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert imported == set(PUBLIC)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_is_documented_and_annotated(name):
+    value = getattr(mamltheory, name)
+    assert value.__doc__
+    assert not value.__doc__.startswith(f"{name}(")  # what a dataclass gets when nobody wrote anything
+    if inspect.isfunction(value):
+        signature = inspect.signature(value)
+        annotations = [signature.return_annotation, *(p.annotation for p in signature.parameters.values())]
+        assert inspect.Signature.empty not in annotations
+
+
+def test_every_error_is_caught_by_the_package_error_and_by_its_builtin():
+    kinds = [
+        kind for kind in vars(errors).values() if inspect.isclass(kind) and kind is not errors.MamlTheoryError
+    ]
+    assert len(kinds) >= 8
+    for kind in kinds:
+        assert issubclass(kind, errors.MamlTheoryError)
+        assert issubclass(kind, (ValueError, TypeError, ArithmeticError, OSError))
+
+
+def test_a_network_of_ones_own_is_scored_in_five_lines():
+    with torch.random.fork_rng():
+        network = nn.Sequential(nn.Flatten(), nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 5))
+    g = generator(0, "images")
+    x, y = torch.randn(10, 3, 2, 2, generator=g), torch.eye(5).repeat(2, 1)
+    tasks = [Task(x[:5], y[:5], x[5:], y[5:])]
+    score = condition_number(meta_ntk(network, tasks))
+    assert 1 < score < 1e6
