@@ -45,6 +45,7 @@ def layerwise_ntk(
     finally:
         for handle in handles:
             handle.remove()
+    layers = [layer for layer in layers if layer in leaving]  # those of the live operations
     flowing = _flows(logits, [leaving[layer] for layer in layers], outputs)
     head = head_ntk(features.detach(), logits.shape[1], outputs, bias=weights == "all")
     theta = head.clone()

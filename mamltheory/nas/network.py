@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
+from mamltheory.errors import ConfigurationError, GenotypeError, ShapeError, ValueRangeError
 from mamltheory.nas.genotype import EDGES, NODES, Candidates, CellType, Edge, Genotype
 from mamltheory.nas.operations import (
     Convolution,
@@ -108,6 +108,13 @@ class StackedCell(nn.Module):
                 operations[name] = build_operation(name, channels, stride, norm)
                 self._plan[edge].append((name, step, key))
             self.edges[f"{edge.node}_{edge.source}"] = operations
+        self._active = self._plan
+
+    def restrict(self, live: dict[Edge, tuple[str, ...]]) -> None:
+        """Runs only these of the operations that the cell was built with."""
+        self._active = {
+            edge: [part for part in plan if part[0] in live[edge]] for edge, plan in self._plan.items()
+        }
 
     def forward(
         self,
@@ -119,7 +126,7 @@ class StackedCell(nn.Module):
         states = [self.fit0(self.relu(s0)), self.fit1(self.relu(s1))]
         shared: dict[tuple[int, str], Tensor] = {}
         for node in range(NODES):
-            edges = [edge for edge, plan in self._plan.items() if edge.node == node and plan]
+            edges = [edge for edge, plan in self._active.items() if edge.node == node and plan]
             values = [self._edge(edge, states, shared, drop) for edge in edges]
             states.append(sum(values[1:], values[0]))
         return torch.cat(states[2:], dim=1)
@@ -135,7 +142,7 @@ class StackedCell(nn.Module):
         there.
         """
         operations, outputs = self.edges[f"{edge.node}_{edge.source}"], []
-        for name, step, key in self._plan[edge]:
+        for name, step, key in self._active[edge]:
             if (edge.source, step) not in shared:
                 shared[edge.source, step] = self.leading[key](states[edge.source])
             output = operations[name](shared[edge.source, step])
@@ -160,7 +167,7 @@ class Network(nn.Module):
         stem: bool = True,
     ) -> None:
         super().__init__()
-        self.candidates, self.settings = candidates, settings
+        self.candidates, self.settings, self.kinds = candidates, settings, kinds
         self.drop_path = 0.0
         self._drop_seed, self._drop_step = 0, 0
         channels = settings.channels
@@ -182,6 +189,20 @@ class Network(nn.Module):
         last = (normalisation(settings.norm, widths[1]), nn.ReLU()) if settings.final_norm else ()
         self.last = nn.Sequential(*last)
         self.classifier = Head(widths[1], settings.classes)
+
+    def restrict(self, candidates: Candidates) -> "Network":
+        """The same network, in place, running these of its operations only: what building them alone would
+        give.
+
+        Raises GenotypeError for an operation that the network was not built with.
+        """
+        if unknown := set(candidates.operators()) - set(self.candidates.operators()):
+            raise GenotypeError(
+                f"the network was built without {sorted(unknown)[0]}: build it with more candidates"
+            )
+        for kind, cell in zip(self.kinds, self.cells, strict=True):
+            cell.restrict({edge: candidates.on(kind, edge) for edge in EDGES})
+        return self
 
     def feature_map(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n f h2 w2"]:
         """Output of the last cell before pooling. Raises ShapeError for images of the wrong shape."""

@@ -9,6 +9,7 @@ all at once.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -33,9 +34,18 @@ def thin_network(candidates: Candidates, seed: int) -> Network:
 
 def region_count(candidates: Candidates, patches: Float[Tensor, "n 1 h w"], seed: int) -> int:
     """R_N of a supernet or a finished cell: number of linear regions that the patches fall into, Eq. (15)."""
-    network = thin_network(candidates, seed)
-    densify(network)
+    network = _whole_thin_network(seed).restrict(candidates).to(patches.device)
     return distinct_patterns(activation_patterns(network, patches, network.feature_map))
+
+
+@lru_cache(maxsize=2)
+def _whole_thin_network(seed: int) -> Network:
+    """Kept for the other candidates of the repeat: to build it, and its matrices, takes longer than to run
+    it.
+    """
+    network = thin_network(Candidates(), seed)
+    densify(network)
+    return network
 
 
 def activation_patterns(
@@ -96,15 +106,16 @@ class _Dense(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
-        self.matrices: dict[tuple[int, ...], tuple[Tensor, torch.Size]] = {}
+        self.matrices: dict[tuple, tuple[Tensor, torch.Size]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         shape = tuple(x.shape[1:])
-        if shape not in self.matrices:
+        key = (shape, x.dtype, x.device)
+        if key not in self.matrices:
             size = x[0].numel()
             images = self.layer(torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, *shape))
-            self.matrices[shape] = images.flatten(1), images.shape[1:]
-        matrix, out = self.matrices[shape]
+            self.matrices[key] = images.flatten(1), images.shape[1:]
+        matrix, out = self.matrices[key]
         return (x.flatten(1) @ matrix).reshape(len(x), *out)
 
 

@@ -10,6 +10,7 @@ score depends on the order, the chunks or the process in which scores are comput
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -121,6 +122,12 @@ def condition_score(network: Network, tasks: Sequence[Task], settings: ScoreSett
     return conditioning(kernel, settings.measure, network.classifier.weight.dtype)
 
 
+@lru_cache(maxsize=2)
+def _whole_supernet(settings: NetworkSettings, seed: int, device: str) -> Network:
+    """The supernet of all operations, kept for the other candidates of the repeat."""
+    return supernet(Candidates(), settings, seed).to(device)
+
+
 @dataclass(frozen=True)
 class CellScorer:
     """(candidates, round, repeat) -> Score: what Algorithm 1 asks for, as a value that can be sent to a
@@ -146,9 +153,11 @@ class CellScorer:
         index = (round_index, repeat)
         condition, regions = 1.0, 1.0
         if self.tasks is not None:
-            net = supernet(candidates, self.network, derived_seed(self.seed, "score-weights", *index))
+            network = _whole_supernet(
+                self.network, derived_seed(self.seed, "score-weights", *index), self.device
+            )
             tasks = self.tasks(generator(self.seed, "score-tasks", *index))
-            condition = condition_score(net.to(self.device), tasks, self.settings)
+            condition = condition_score(network.restrict(candidates), tasks, self.settings)
         if self.patches is not None:
             patches = self.patches(generator(self.seed, "score-patches", *index))
             regions = float(

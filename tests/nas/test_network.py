@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
+from mamltheory.errors import ConfigurationError, GenotypeError, ShapeError, ValueRangeError
 from mamltheory.nas.genotype import Candidates, Edge, Operator, published_genotypes, random_genotype
 from mamltheory.nas.network import (
     NetworkSettings,
@@ -61,6 +61,17 @@ def test_supernet_and_candidate_share_every_weight_that_both_have():
     assert set(part) < set(whole)
     assert all(torch.equal(part[name], whole[name]) for name in part)
     assert {name.split(".")[1] for name in set(whole) - set(part)} == {"0"}  # the only normal cell of three
+
+
+def test_a_restricted_supernet_is_the_supernet_built_with_these_candidates_alone():
+    x = images()
+    whole = supernet(Candidates(), SMALL, 7)
+    for i in range(3):
+        candidates = random_genotype(generator(i, "g"), "all").candidates()
+        assert torch.equal(whole.restrict(candidates)(x), supernet(candidates, SMALL, 7)(x))
+    assert torch.equal(whole.restrict(Candidates())(x), supernet(Candidates(), SMALL, 7)(x))
+    with pytest.raises(GenotypeError, match="more candidates"):
+        supernet(candidates, SMALL, 7).restrict(Candidates())
 
 
 def test_different_seeds_give_different_weights_and_the_head_follows_the_seed():

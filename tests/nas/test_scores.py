@@ -24,7 +24,7 @@ from mamltheory.nas.scores import (
     score_kernel,
 )
 from mamltheory.nas.search import SearchSettings, SearchState, is_finished, step
-from mamltheory.rng import generator
+from mamltheory.rng import derived_seed, generator
 from mamltheory.types import Task
 
 WAYS = 3
@@ -154,6 +154,17 @@ SCORER = CellScorer(SMALL, 7, draw_tasks, draw_patches, ScoreSettings(outputs="s
 
 def test_common_random_numbers_give_an_unchanged_candidate_the_score_of_the_supernet():
     assert SCORER(Candidates(), 1, 2) == SCORER(Candidates(), 1, 2)
+
+
+def test_a_score_does_not_depend_on_what_was_scored_before():
+    candidate = Candidates().without(Operator("reduce", Edge(1, 1), "sep_conv_3x3"))
+    before = SCORER(candidate, 0, 0)
+    SCORER(Candidates(), 0, 0)
+    SCORER(Candidates(), 3, 1)
+    assert SCORER(candidate, 0, 0) == before
+    seed = derived_seed(SCORER.seed, "score-weights", 0, 0)
+    batch = draw_tasks(generator(SCORER.seed, "score-tasks", 0, 0))
+    assert condition_score(supernet(candidate, SMALL, seed), batch, SCORER.settings) == before.condition
 
 
 def test_every_round_and_repeat_draws_afresh():
