@@ -75,9 +75,7 @@ class Cell:
             )
 
     def edges(self) -> tuple[tuple[int, int, str], ...]:
-        """(source, vertex, operation) of every edge, where node i is the vertex i + 2: enough to draw the
-        cell.
-        """
+        """(source, vertex, operation) of every edge, for a drawing; node i is the vertex i + 2."""
         return tuple(
             (source, i + 2, operation) for i, node in enumerate(self.nodes) for operation, source in node
         )
@@ -215,9 +213,7 @@ class Candidates:
 
 
 def random_genotype(generator: torch.Generator, inputs: Literal["all", "two"] = "two") -> Genotype:
-    """A uniformly random genotype, the paper's "Random Cell" (Table 2): two inputs per node, or all nine
-    edges.
-    """
+    """A uniformly random genotype, the paper's "Random Cell" (Table 2): two inputs a node, or nine edges."""
 
     def draw(node: int) -> tuple[tuple[str, int], ...]:
         count = 2 if inputs == "two" else node + 2

@@ -77,8 +77,7 @@ def layout(cells: int) -> tuple[CellType, ...]:
 class StackedCell(nn.Module):
     """One cell: two inputs fitted to its channels, three nodes of summed edges, and their concatenation.
 
-    An edge is the mean of its live operations. In a reduction cell the edges from the two inputs have stride
-    2.
+    An edge is the mean of its live operations. Edges from the inputs of a reduction cell have stride 2.
     """
 
     def __init__(
@@ -138,9 +137,7 @@ class StackedCell(nn.Module):
         shared: dict[tuple[int, str], Tensor],
         drop: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
-        """Mean of the live operations; a leading step of a state is computed once for all edges from
-        there.
-        """
+        """Mean of the live operations; a state's leading steps are computed once for all its edges."""
         operations, outputs = self.edges[f"{edge.node}_{edge.source}"], []
         for name, step, key in self._active[edge]:
             if (edge.source, step) not in shared:

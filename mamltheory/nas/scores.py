@@ -1,5 +1,4 @@
-"""Scores of a network at initialisation: the condition number C_N of its MetaNTK, Eq. (14), and R_N, Eq.
-(15).
+"""Scores of a network at initialisation: condition number C_N of its MetaNTK, Eq. (14), and R_N, Eq. (15).
 
 The MetaNTK is built from the empirical NTK by Eq. (11), from first derivatives alone. Gradients are float32,
 the algebra on kernels is float64. All random numbers of a score (weights, head, tasks, patches) depend on

@@ -86,8 +86,7 @@ class Job(NamedTuple):
 class Decision:
     """What one operator scored in its round, and whether it was pruned.
 
-    delta_condition, delta_regions: differences averaged over the repeats (0 for a criterion that is not
-    used).
+    delta_condition, delta_regions: differences averaged over the repeats (0 for a criterion not in use).
     rank: s(o_j), the sum of its ranks. tied: another operator of the edge had the same sum.
     """
 
@@ -102,9 +101,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class SearchState:
-    """Everything a search knows: the supernet 𝒩_k, the scores of the round so far, all decisions of the
-    past.
-    """
+    """Everything a search knows: the supernet 𝒩_k, the scores of the round so far, all past decisions."""
 
     candidates: Candidates = field(default_factory=Candidates)
     round_index: int = 0
