@@ -52,8 +52,7 @@ def sample_episode(
     if len(members[short]) < shots + queries:
         raise DataError(
             f"class {_name(split, short)} has {len(members[short])} images, an episode needs {shots} + "
-            f"{queries}: "
-            "lower shots or queries, or leave the class out"
+            f"{queries}: lower shots or queries, or leave the class out"
         )
     random = numpy_generator(seed, "episode", index)
     classes = random.choice(len(members), ways, replace=False)
@@ -86,8 +85,7 @@ def sample_episodes(
         if len(open_classes) < ways:
             raise ConfigurationError(
                 f"after {number} of {count} episodes only {len(open_classes)} classes have {shots + queries} "
-                "unused "
-                f"images, {ways} are needed: lower the number of tasks, ways, shots or queries"
+                f"unused images, {ways} are needed: lower the number of tasks, ways, shots or queries"
                 + (", or allow shared classes" if disjoint_classes else "")
             )
         classes = random.choice(open_classes, ways, replace=False)
@@ -120,8 +118,8 @@ def episode_task(
     if len(query_x) != episode.query.size or len(support_x) != episode.support.size:
         raise ShapeError(
             f"got {len(query_x)} query and {len(support_x)} support inputs for an episode with "
-            f"{episode.query.size} "
-            f"and {episode.support.size}: give one row for each index, in the order of ravel()"
+            f"{episode.query.size} and {episode.support.size}: give one row for each index, in the order of "
+            "ravel()"
         )
     dtype, ways = dtype or query_x.dtype, len(episode.classes)
     labels = (one_hot(labels, ways, centred) for labels in (episode.query_labels, episode.support_labels))

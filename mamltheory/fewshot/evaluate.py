@@ -50,8 +50,7 @@ class EvaluationConfig:
         if min(self.shots, self.queries, self.batch_size) < 1 or self.copies < 0:
             raise ConfigurationError(
                 f"shots {self.shots}, queries {self.queries} and batch_size {self.batch_size} must be at "
-                "least 1, "
-                f"copies {self.copies} at least 0"
+                f"least 1, copies {self.copies} at least 0"
             )
         make_head(self.head, self.C)
         self.augmentation()
@@ -97,8 +96,8 @@ class Evaluation:
         )
         text = (
             f"{100 * accuracy.mean:.2f} ± {100 * accuracy.half_width:.2f} % (95 % interval over {c.tasks} "
-            "tasks): "
-            f"{c.ways}-way {c.shots}-shot, {c.queries} queries per class, {head}, {support}, seed {self.seed}"
+            f"tasks): {c.ways}-way {c.shots}-shot, {c.queries} queries per class, {head}, {support}, seed "
+            f"{self.seed}"
         )
         return text + (f"; {self.unconverged} heads did not converge" if self.unconverged else "")
 
@@ -122,8 +121,7 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Interval:
     if first.tasks_digest != second.tasks_digest:
         raise ConfigurationError(
             "the two evaluations used different tasks: evaluate both with the same data, seed, ways, shots, "
-            "queries "
-            "and number of tasks"
+            "queries and number of tasks"
         )
     return mean_interval(first.accuracies - second.accuracies)
 
@@ -145,6 +143,8 @@ def evaluate(
     so each passes through the network once, however many tasks use it. `jobs` processes fit the heads; the
     result does not depend on it. The network is moved to the device and left in its mode.
     """
+    if jobs < 1:
+        raise ConfigurationError(f"jobs is {jobs}: give the number of processes, at least 1")
     episodes = [
         sample_episode(split, config.ways, config.shots, config.queries, seed, i) for i in range(config.tasks)
     ]
@@ -154,20 +154,21 @@ def evaluate(
         used, query_features = _query_features(
             network, images, episodes, mean, std, config.batch_size, device
         )
-        supports = list(_support_features(network, images, episodes, mean, std, config, seed, device))
+        supports = _support_features(network, images, episodes, mean, std, config, seed, device)
+        # Support features are made while the heads are fitted: all of them together may fill gigabytes.
+        results = joblib.Parallel(n_jobs=jobs)(
+            joblib.delayed(_accuracy)(
+                config.head,
+                config.C,
+                support,
+                np.tile(episode.support_labels, max(config.copies, 1)),
+                query_features[np.searchsorted(used, episode.query.ravel())],
+                episode.query_labels,
+            )
+            for episode, support in zip(episodes, supports, strict=True)
+        )
     finally:
         network.train(mode)
-    results = joblib.Parallel(n_jobs=jobs)(
-        joblib.delayed(_accuracy)(
-            config.head,
-            config.C,
-            support,
-            np.tile(episode.support_labels, max(config.copies, 1)),
-            query_features[np.searchsorted(used, episode.query.ravel())],
-            episode.query_labels,
-        )
-        for episode, support in zip(episodes, supports, strict=True)
-    )
     accuracies = np.array([accuracy for accuracy, _ in results])
     unconverged = sum(not converged for _, converged in results)
     return Evaluation(config, seed, accuracies, unconverged, _digest(split, episodes))

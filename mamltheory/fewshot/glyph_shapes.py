@@ -1,6 +1,4 @@
-"""Shapes of characters from the fonts that matplotlib ships: which characters, which faces, which are
-look-alikes.
-"""
+"""Shapes of characters from the fonts that matplotlib ships: characters, their faces, and look-alikes."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -29,18 +27,11 @@ _SLANTED = (
     *("DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
 )
 _STIX = ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta")
-_COMPUTER_MODERN = (
-    "cmr10",
-    "cmb10",
-    "cmss10",
-    "cmti10",
-    "cmtt10",
-)  # their tables hold nonsense outside ASCII
-# LastResortHE covers every code point with a placeholder, STIXNonUni and STIXSiz place other shapes at
-# theirs.
+# Their tables hold other shapes outside ASCII.
+_COMPUTER_MODERN = ("cmr10", "cmb10", "cmss10", "cmti10", "cmtt10")
+# Left out: LastResortHE covers every code point with a placeholder, STIXNonUni and STIXSiz use private ones.
 
-# Blocks of one script or kind of symbol, first and last code point. Split by script, as Omniglot is by
-# alphabet.
+# First and last code point of scripts and kinds of symbols. Split by script, as Omniglot is by alphabet.
 SCRIPTS = {
     "train": {"Latin": (0x21, 0x2AF), "Cyrillic": (0x400, 0x4FF), "Punctuation": (0x2020, 0x205E)},
     "val": {

@@ -45,8 +45,7 @@ def glyph_data(
     if image_size < 8 or samples_per_class < 1:
         raise ConfigurationError(
             f"image_size {image_size} and samples_per_class {samples_per_class}: characters need at least 8 "
-            "pixels "
-            "and 1 sample"
+            "pixels and 1 sample"
         )
     sizes = {"train": train_classes, "val": val_classes, "test": test_classes}
     chosen = {split: choose_characters(split, count, seed) for split, count in sizes.items()}

@@ -125,15 +125,14 @@ def load_pickle(path: Path) -> object:
     except pickle.UnpicklingError as error:
         raise DataError(
             f"{path} is not a plain data pickle (it holds {error}); only arrays, lists, dictionaries, "
-            "strings and "
-            "numbers are read, and nothing in it was run: check where the file comes from, or save it as npz"
+            "strings and numbers are read, and nothing in it was run: check where the file comes from, or "
+            "save it as npz"
         ) from None
     # A broken stream makes the unpickler fail with nearly every built-in exception.
     except Exception as error:
         raise DataError(
             f"{path} cannot be read as a pickle ({type(error).__name__}: {error}); the file is cut off, "
-            "damaged or of "
-            "another kind: fetch it again and compare its size with the original"
+            "damaged or of another kind: fetch it again and compare its size with the original"
         ) from None
 
 

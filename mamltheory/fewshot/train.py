@@ -1,8 +1,8 @@
 """Pre-training on the base classes as in RFS (Section 6.1, Appendix E): cross-entropy, SGD, step decay.
 
 `train_epoch` takes a state to the next one. Order of the images, augmentation and drop path are pure
-functions of (seed, epoch, step), so that a state saved between two epochs continues bit for bit as if never
-interrupted.
+functions of (seed, epoch, step), so that on the CPU a state saved between two epochs continues bit for bit
+as if never interrupted. Other randomness inside a network, such as torch.nn.Dropout, is outside this promise.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mamltheory.errors import CheckpointError, ConfigurationError, ValueRangeError
 from mamltheory.fewshot.augment import Augmentation, augment
-from mamltheory.fewshot.images import ImageData, resident, take
+from mamltheory.fewshot.images import ImageData, fingerprint, resident, take
 from mamltheory.rng import derived_seed, generator
 
 CHECK_EVERY = 100  # steps between two looks at the loss, each of which waits for the device
@@ -59,8 +59,8 @@ class TrainConfig:
             )
         if not 0 <= self.momentum < 1 or not 0 <= self.drop_path < 1 or not 0 <= self.weight_decay < math.inf:
             raise ConfigurationError(
-                f"momentum {self.momentum} and drop_path {self.drop_path} must lie in [0, 1), "
-                f"weight_decay {self.weight_decay} be finite and not negative"
+                f"momentum {self.momentum} and drop_path {self.drop_path} must lie in [0, 1), weight_decay "
+                f"{self.weight_decay} be finite and not negative"
             )
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ConfigurationError(
@@ -168,7 +168,11 @@ def state_tensors(state: TrainState) -> tuple[dict[str, Tensor], dict[str, objec
     tensors = {
         name: value.detach().cpu().clone().contiguous() for name, value in (network | _momenta(state)).items()
     }
-    return tensors, {"epoch": state.epoch, "config": _config_record(state.config), "data": state.data.name}
+    return tensors, {
+        "epoch": state.epoch,
+        "config": _config_record(state.config),
+        "data": _data_record(state.data),
+    }
 
 
 def restore(state: TrainState, tensors: Mapping[str, Tensor], numbers: Mapping[str, object]) -> TrainState:
@@ -181,10 +185,9 @@ def restore(state: TrainState, tensors: Mapping[str, Tensor], numbers: Mapping[s
     if not state.config.drop_path and not saved.get("drop_path"):
         saved["epochs"] = ours["epochs"]
     different = [name for name in ours if saved.get(name) != ours[name]]
-    if different or numbers.get("data") != state.data.name:
-        what = (
-            ", ".join(f"{name} {saved.get(name)} (now {ours[name]})" for name in different) or "the data set"
-        )
+    if different or numbers.get("data") != _data_record(state.data):
+        settings = ", ".join(f"{name} {saved.get(name)} (now {ours[name]})" for name in different)
+        what = settings or "the data set"
         raise CheckpointError(
             f"the saved training differs in {what}: continue with its settings, or start anew"
         )
@@ -221,8 +224,7 @@ def _check_logits(network: torch.nn.Module, data: ImageData, device: torch.devic
     if shape != (2, len(data.train.class_names)):
         raise ConfigurationError(
             f"the network gives logits of shape {shape} for 2 images; {data.name} has "
-            f"{len(data.train.class_names)} "
-            "training classes: build the network with that many outputs"
+            f"{len(data.train.class_names)} training classes: build the network with that many outputs"
         )
 
 
@@ -237,6 +239,10 @@ def _check_finite(totals: Tensor, epoch: int, step: int, config: TrainConfig) ->
 def _config_record(config: TrainConfig) -> dict[str, object]:
     record = dataclasses.asdict(config)
     return record | {"milestones": list(config.milestones)}
+
+
+def _data_record(data: ImageData) -> str:
+    return f"{data.name} {fingerprint(data.train)}"
 
 
 def _momenta(state: TrainState) -> dict[str, Tensor]:

@@ -162,6 +162,11 @@ def test_impossible_settings_are_refused(wrong):
         dataclasses.replace(CONFIG, **wrong)
 
 
+def test_a_number_of_processes_below_one_is_refused():
+    with pytest.raises(ConfigurationError, match="jobs"):
+        run(jobs=0)
+
+
 def test_a_diverged_network_is_named_instead_of_scored():
     network = SmallNet()
     network.body[0].weight.data.fill_(float("nan"))

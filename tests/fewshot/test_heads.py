@@ -54,6 +54,16 @@ def test_a_small_C_makes_the_plain_svc_a_nearest_mean_rule_and_leaves_the_scaled
     assert (scaled[0] == scaled[1]).all()
 
 
+def test_only_the_scaled_svc_is_indifferent_to_the_unit_of_a_feature():
+    support, labels = blobs(shots=3, spread=0.9)
+    queries, _ = blobs(shots=60, spread=0.9)
+    units = np.where(np.arange(12) < 3, 30.0, 1.0)
+    for head, indifferent in (("svc-scaled", True), ("svc", False)):
+        one = fit_predict(head, 1.0, support, labels, queries)[0]
+        other = fit_predict(head, 1.0, support * units, labels, queries * units)[0]
+        assert (one == other).all() == indifferent
+
+
 def test_C_is_used_by_the_heads_that_have_one():
     support, labels = blobs(shots=3, spread=0.9)
     queries, _ = blobs(shots=60, spread=0.9)

@@ -3,7 +3,15 @@ import pytest
 import torch
 
 from mamltheory.errors import DataError, ValueRangeError
-from mamltheory.fewshot.images import ImageData, ImageSplit, channel_statistics, normalise, resident, take
+from mamltheory.fewshot.images import (
+    ImageData,
+    ImageSplit,
+    channel_statistics,
+    fingerprint,
+    normalise,
+    resident,
+    take,
+)
 from tests.fewshot.small import noise_data, noise_split
 
 
@@ -72,6 +80,18 @@ def test_images_are_taken_alike_from_arrays_views_and_tensors():
     assert torch.equal(take(torch.from_numpy(split.images), rows), expected)
     assert torch.equal(take(split.images[..., ::-1], rows), expected.flip(-1))
     assert resident(split, "cpu") is split.images
+
+
+def test_the_fingerprint_sees_names_labels_and_images():
+    split = noise_split()
+    prints = {
+        fingerprint(split),
+        fingerprint(noise_split(seed=1)),
+        fingerprint(ImageSplit(split.images, split.labels[::-1].copy(), split.class_names)),
+        fingerprint(ImageSplit(split.images, split.labels, split.class_names[::-1])),
+    }
+    assert len(prints) == 4
+    assert fingerprint(noise_split()) in prints
 
 
 @pytest.mark.cuda

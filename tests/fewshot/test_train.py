@@ -10,7 +10,7 @@ from mamltheory.fewshot.images import ImageData
 from mamltheory.fewshot.train import TrainConfig, restore, start_training, state_tensors, train_epoch
 from mamltheory.nas.genotype import published_genotypes
 from mamltheory.nas.network import NetworkSettings, derived_network
-from tests.fewshot.small import SmallNet, noise_data
+from tests.fewshot.small import SmallNet, noise_data, noise_split
 from tests.reference.fewshot_training import train as plain_train
 
 DATA = noise_data()
@@ -174,6 +174,9 @@ def test_a_state_of_another_training_is_refused():
     renamed = dataclasses.replace(DATA, name="other")
     with pytest.raises(CheckpointError, match="data set"):
         restore(start_training(SmallNet(), renamed, CONFIG), tensors, numbers)
+    other_images = dataclasses.replace(DATA, train=noise_split(seed=9, name="train"))
+    with pytest.raises(CheckpointError, match="data set"):
+        restore(start_training(SmallNet(), other_images, CONFIG), tensors, numbers)
     without = {name: value for name, value in tensors.items() if name.startswith("network/")}
     with pytest.raises(CheckpointError, match="no momentum"):
         restore(start_training(SmallNet(), DATA, CONFIG), without, numbers)
