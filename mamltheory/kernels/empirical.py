@@ -77,13 +77,13 @@ def jacobian(
 
 
 def gram(rows1: Parameters, rows2: Parameters) -> Float[Tensor, "p q"]:
-    """J1 J2ᵀ, contracted parameter by parameter in float64."""
+    """J1 J2ᵀ, contracted parameter by parameter in float64; exactly symmetric when both are the same object."""
     total = 0
     for name, left in rows1.items():
         right = rows2[name]
         flat = left.flatten(1).double()
         total = total + flat @ (flat if right is left else right.flatten(1).double()).T
-    return total
+    return (total + total.T) / 2 if rows2 is rows1 else total
 
 
 def empirical_ntk(
@@ -108,8 +108,8 @@ def empirical_ntk(
     """
     pure, params = resolve(model, params)
     names = {n for n in params if select(n)} if callable(select) else select
-    rows1 = jacobian(pure, params, _samples(x1), outputs, names, chunk)
-    rows2 = rows1 if x2 is None else jacobian(pure, params, _samples(x2), outputs, names, chunk)
+    rows1 = jacobian(pure, params, _samples(x1, params), outputs, names, chunk)
+    rows2 = rows1 if x2 is None else jacobian(pure, params, _samples(x2, params), outputs, names, chunk)
     return gram(rows1, rows2) / pure.scale
 
 
@@ -134,13 +134,18 @@ def empirical_last_layer_ntk(
     return empirical_ntk(pure, x1, x2, params=params, outputs=outputs, select=pure.head, chunk=chunk)
 
 
-def _samples(x: Tensor) -> Tensor:
+def _samples(x: Tensor, params: Parameters) -> Tensor:
     if x.dim() < 2 or len(x) == 0 or not x.is_floating_point():
         raise ShapeError(
             f"got samples of shape {tuple(x.shape)} and dtype {x.dtype}: expected floating-point samples × dimensions"
         )
     if not bool(torch.isfinite(x).all()):
         raise ValueRangeError("the samples contain NaN or infinite entries: clean the data first")
+    if params and x.dtype not in {value.dtype for value in params.values()}:
+        own = next(iter(params.values())).dtype
+        raise ShapeError(
+            f"the samples are {x.dtype} and the parameters {own}: convert one of them with .to(dtype)"
+        )
     return x
 
 
