@@ -7,7 +7,7 @@ authors' released programs where the paper is silent.
 import math
 from pathlib import Path
 
-from experiments.settings import Evaluate, Search, Train
+from experiments.settings import Evaluate, Search, Theory, Train
 
 MINI, TIERED = "data/mini-imagenet", "data/tiered-imagenet"
 
@@ -85,3 +85,10 @@ EVALUATE = {
     "tiered-8-1-shot": _evaluate("tiered-8", TIERED, 1, "logistic", 0.95),
     "tiered-8-5-shot": _evaluate("tiered-8", TIERED, 5, "logistic", 0.5),
 }
+
+# The demonstration: fitted to ten minutes on two cores, everything on embedded data.
+DEMO_THEORY = Theory(widths=(64, 128, 256, 512), seeds=4, steps=50)
+_DEMO_SIZE = {"channels": 8, "cells": 3, "stem_stride": 2, "image_size": 32, "device": "cpu"}
+DEMO_SEARCH = Search(**_DEMO_SIZE, tasks=3, repeats=2)
+DEMO_TRAIN = Train(**_DEMO_SIZE, epochs=14, learning_rate=0.1, milestones=(9, 12), drop_path=0.0)
+DEMO_EVALUATE = Evaluate(tasks=300)

@@ -1,6 +1,6 @@
 """One training run per width and seed, and everything that the figures need to know of it.
 
-The three experiments look at the same runs: full-batch MAML (or ANIL) on the raw network of Eq. (16), with rate
+The three experiments look at the same runs: full-batch MAML (or ANIL) on the raw network of Eq. (16), with
 η0 = 1/(σ_max + σ_min) of the limit kernel Φ, half of what Theorem 3 allows, and λ0 = 1/(2 σ_max(Θ)), that
 largest eigenvalue being of the support samples of any task.
 """
@@ -38,7 +38,7 @@ from mamltheory.runtime.device import environment
 from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.progress import track
 from mamltheory.runtime.runlog import open_run, read_metrics
-from mamltheory.runtime.workers import map_unordered
+from mamltheory.runtime.workers import workers
 from mamltheory.types import Parameters, query_labels
 
 CLOSED_FORMS = ("empirical kernel", "limit kernel", "limit kernel, printed time", "limit kernel, no f_0")
@@ -177,12 +177,13 @@ def sweep(settings: Theory, command: str) -> Sweep:
     )
     done = {(row["width"], row["seed"]): row for row in read_metrics(folder)}
     todo = [pair for pair in _pairs(settings) if pair not in done]
-    measured = map_unordered(partial(measure, settings, problem), todo, settings.jobs)
     title = f"{command} ({settings.tasks}, L = {settings.depth}, {settings.activation})"
     try:
-        for pair, row in track(measured, title, len(todo)):
-            done[pair] = row
-            log.log(**row)
+        with workers(settings.jobs) as spread:
+            measured = spread(partial(measure, settings, problem), todo)
+            for pair, row in track(measured, title, len(todo)):
+                done[pair] = row
+                log.log(**row)
     except Interrupted as stop:
         log.close("interrupted")
         raise stop.saved(f"the same command; finished runs lie in {folder}") from None

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import TypeVar
 
 from mamltheory.errors import ConfigurationError
@@ -13,26 +14,33 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def map_unordered(
-    function: Callable[[Item], Result], items: Iterable[Item], jobs: int = 1
-) -> Iterator[tuple[Item, Result]]:
-    """(item, function(item)) as the results come in, from ``jobs`` processes of one thread each.
+Mapper = Callable[[Callable[[Item], Result], Iterable[Item]], Iterator[tuple[Item, Result]]]
+"""(function, items) -> (item, function(item)) as the results come in."""
 
-    jobs = 1 stays in this process; with more, ``function`` and the items must be picklable. When the caller
-    stops early, what has not begun is dropped. Raises ConfigurationError for jobs below 1.
+
+@contextmanager
+def workers(jobs: int = 1) -> Iterator[Mapper]:
+    """A mapper over ``jobs`` processes of one thread each, which stay alive within the block.
+
+    jobs = 1 stays in this process; with more, functions and items must be picklable. When the caller stops
+    early, what has not begun is dropped. Raises ConfigurationError for jobs below 1.
     """
     if jobs < 1:
         raise ConfigurationError(f"jobs is {jobs}: expected at least 1")
     if jobs == 1:
-        yield from ((item, function(item)) for item in items)
+        yield lambda function, items: ((item, function(item)) for item in items)
         return
     # spawn: a forked child would inherit the locks of torch's thread pool, and may hang
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_begin_worker)
-    try:
+
+    def spread(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
         with _single_threaded_children():
             futures = {pool.submit(function, item): item for item in items}
         for future in as_completed(futures):
             yield futures[future], future.result()
+
+    try:
+        yield spread
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

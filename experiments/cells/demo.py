@@ -1,0 +1,179 @@
+"""``demo``: the whole path on embedded data: theory figures, then search, train, evaluate, and a table."""
+
+import dataclasses
+import math
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from experiments.cells import glyphs, search, train
+from experiments.cells.common import data_of
+from experiments.cells.evaluate import evaluate
+from experiments.presets import DEMO_EVALUATE, DEMO_SEARCH, DEMO_THEORY, DEMO_TRAIN
+from experiments.settings import Demo, Evaluate, Glyphs, Search, Train
+from experiments.theory import checks, convergence, drift, equivalence
+from experiments.theory.sweep import sweep
+from mamltheory.fewshot.evaluate import Evaluation, paired_difference
+from mamltheory.nas.genotype import Genotype, random_genotype
+from mamltheory.nas.network import parameter_count
+from mamltheory.rng import generator
+from mamltheory.runtime.progress import duration, track
+from mamltheory.runtime.records import replace_file, to_json
+from mamltheory.runtime.workers import workers
+
+RANDOM_CELLS = 3
+JOBS = 2
+
+
+def run(settings: Demo) -> int:
+    """Everything, with the time it took; a demonstration that was stopped goes on where it was. Returns 0."""
+    begun = time.monotonic()
+    print("1. The theory, checked exactly: identities in float64 at finite width")
+    checks.report(settings.seed)
+    print("2. The theory, checked in the limit: training runs over widths")
+    theory_figures(settings)
+    print("3. A cell, searched without training (Algorithm 1) on glyph images")
+    found = find_cell(settings)
+    print("4. The searched cell and random cells, trained and evaluated alike")
+    write_table(settings, compare(settings, found))
+    print(f"done in {duration(time.monotonic() - begun)}; figures and the table are in {settings.out}")
+    return 0
+
+
+def work(settings: Demo) -> Path:
+    """The folder of all runs of the demonstration."""
+    return Path("runs") / f"demo-seed{settings.seed}"
+
+
+def scale(settings: Demo, amount: int, least: int) -> int:
+    """An amount of work that was fitted to ten minutes, for the budget at hand."""
+    return max(least, round(amount * settings.budget / 10))
+
+
+def theory_figures(settings: Demo) -> None:
+    """Convergence, drift and equivalence, on the sphere and on glyph images; each training run serves all."""
+    for tasks in ("sphere", "glyphs"):
+        theory = dataclasses.replace(
+            DEMO_THEORY,
+            tasks=tasks,
+            seeds=scale(settings, DEMO_THEORY.seeds, 2),
+            seed=settings.seed,
+            out=settings.out,
+            runs=work(settings) / "theory",
+            jobs=JOBS,
+        )
+        measured = sweep(theory, "train over widths")
+        for experiment in (convergence, drift, equivalence):
+            experiment.draw(measured)
+
+
+def find_cell(settings: Demo) -> Genotype:
+    """The contact sheet, and the search with its two cells drawn."""
+    for split in ("train", "test"):
+        glyphs.run(Glyphs(split=split, seed=settings.seed, out=settings.out))
+    chosen: Search = dataclasses.replace(
+        DEMO_SEARCH,
+        repeats=scale(settings, DEMO_SEARCH.repeats, 1),
+        seed=settings.seed,
+        jobs=JOBS,
+        out=work(settings) / "search",
+    )
+    genotype = search.search(chosen)
+    search.draw_cells(genotype, chosen, "searched_cells", settings.out)
+    return genotype
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table: a trained cell, its size, and its accuracy at every number of shots."""
+
+    name: str
+    parameters: int
+    results: dict[int, Evaluation]
+
+
+def compare(settings: Demo, found: Genotype) -> list[Row]:
+    """Train the searched cell and random ones by the same recipe and evaluate them on the same tasks."""
+    cells = {"searched": found} | {
+        f"random {i + 1}": random_genotype(generator(settings.seed, "random cell", i), inputs="all")
+        for i in range(RANDOM_CELLS)
+    }
+    trainings: list[tuple[str, Genotype, Train]] = []
+    for name, genotype in cells.items():
+        recipe = dataclasses.replace(
+            DEMO_TRAIN,
+            epochs=(epochs := scale(settings, DEMO_TRAIN.epochs, 2)),
+            milestones=tuple(
+                sorted({max(1, epochs * m // DEMO_TRAIN.epochs) for m in DEMO_TRAIN.milestones})
+            ),
+            seed=settings.seed,
+            out=work(settings) / name.replace(" ", "-"),
+        )
+        trainings.append((name, genotype, recipe))
+    evaluation = dataclasses.replace(
+        DEMO_EVALUATE, tasks=scale(settings, DEMO_EVALUATE.tasks, 20), seed=settings.seed
+    )
+    data_of(DEMO_TRAIN)  # drawn once here, so that a mistake shows before the work is spread
+    with workers(JOBS) as spread:
+        done = track(
+            spread(partial(train_and_evaluate, evaluation), trainings), "cells trained", len(trainings)
+        )
+        rows = {row.name: row for _, row in done}
+    return [rows[name] for name in cells]
+
+
+def train_and_evaluate(evaluation: Evaluate, training: tuple[str, Genotype, Train]) -> Row:
+    """One row of the table, in whatever process it is asked for."""
+    name, genotype, recipe = training
+    network = train.train(recipe, genotype)
+    data = data_of(recipe)
+    results = {
+        shots: evaluate(network, data, dataclasses.replace(evaluation, shots=shots)) for shots in (1, 5)
+    }
+    return Row(name, parameter_count(network), results)
+
+
+def write_table(settings: Demo, rows: list[Row]) -> None:
+    """The table as Markdown and JSON, and on the screen; the difference is over common tasks."""
+    lines = [
+        "| cell | parameters | 5-way 1-shot (%) | 5-way 5-shot (%) | 5-shot: searched − this, same tasks |",
+        "|---|---|---|---|---|",
+    ]
+    searched = rows[0]
+    for row in rows:
+        accuracies = [percent(row.results[shots].interval) for shots in (1, 5)]
+        other = "" if row is searched else percent(paired_difference(searched.results[5], row.results[5]))
+        lines.append(f"| {row.name} | {row.parameters} | {' | '.join(accuracies)} | {other} |")
+    lines += ["", caption(settings, rows)]
+    text = "\n".join(lines) + "\n"
+    replace_file(settings.out / "demo_table.md", text.encode())
+    record = [
+        {
+            "cell": row.name,
+            "parameters": row.parameters,
+            "accuracy": {f"{shots}-shot": dataclasses.asdict(r.interval) for shots, r in row.results.items()},
+        }
+        for row in rows
+    ]
+    replace_file(settings.out / "demo_table.json", to_json({"seed": settings.seed, "rows": record}).encode())
+    print(text)
+
+
+def percent(interval: object) -> str:
+    """Mean ± half-width in per cent."""
+    return f"{100 * interval.mean:.1f} ± {100 * interval.half_width:.1f}"
+
+
+def caption(settings: Demo, rows: list[Row]) -> str:
+    """What the numbers are, and what they are not."""
+    spread = [row.results[5].interval.mean for row in rows[1:]]
+    mean = math.fsum(spread) / len(spread)
+    deviation = float(torch.tensor(spread, dtype=torch.float64).std())
+    return (
+        f"Glyph images of unseen scripts, {rows[0].results[5].config.tasks} tasks, seed {settings.seed}; ± is the "
+        f"95 % interval over tasks of one trained network. The random cells' 5-shot accuracies have mean "
+        f"{100 * mean:.1f} % and standard deviation {100 * deviation:.1f} points: one searched cell says little "
+        "about the search."
+    )
