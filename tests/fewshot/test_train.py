@@ -38,9 +38,9 @@ def test_training_agrees_with_a_plain_loop():
     state, history = run(start_training(SmallNet(), DATA, CONFIG), 4)
     network = SmallNet()
     losses = plain_train(network, DATA, CONFIG, 4)
-    np.testing.assert_allclose([m.loss for m in history], losses, rtol=1e-3)
+    np.testing.assert_allclose([m.loss for m in history], losses, rtol=1e-5)
     for ours, theirs in zip(state.network.parameters(), network.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-2)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
 def test_training_learns_the_training_classes():
