@@ -59,7 +59,7 @@ def tanh_moments(k11: Tensor, k12: Tensor, k22: Tensor) -> tuple[Tensor, Tensor]
     """E[σ(u)σ(v)] and E[σ'(u)σ'(v)] for tanh, by the trapezium rule in two dimensions.
 
     On functions that are analytic around the real axis the rule converges exponentially, here to 1e-9 for
-    variances k up to 10 and 3e-5 up to 30; Gauss–Hermite with as many nodes is off by 1e-3 there, because the
+    variances k up to 10 and 1e-4 up to 30; Gauss–Hermite with as many nodes is off by 1e-3 there, because the
     poles of tanh(√k z) come near.
     """
     shape = torch.broadcast_shapes(k11.shape, k12.shape, k22.shape)

@@ -46,7 +46,7 @@ def test_closed_forms_agree_with_integration_in_two_dimensions(activation, k11, 
 
 
 @pytest.mark.parametrize(
-    ("variance", "accuracy"), [(0.01, 1e-14), (1.0, 1e-14), (3.0, 1e-13), (10.0, 1e-9), (30.0, 3e-5)]
+    ("variance", "accuracy"), [(0.01, 1e-14), (1.0, 1e-14), (3.0, 1e-13), (10.0, 1e-9), (30.0, 1e-4)]
 )
 def test_the_quadrature_for_tanh_is_as_accurate_as_it_says(variance, accuracy):
     assert worst_error("tanh", variance, 0.7 * variance, (-0.9, 0.0, 0.4, 0.99, 1.0)) < accuracy
