@@ -1,4 +1,4 @@
-"""MAML as kernel regression: the theory verified numerically, and put to work in a training-free cell search."""
+"""MAML as kernel regression: a theory verified numerically, and put to work in a training-free search."""
 
 # tasks and networks
 from mamltheory.inner import InnerLoop, adapt, meta_output, meta_outputs

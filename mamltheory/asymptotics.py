@@ -31,8 +31,8 @@ def root_mean_square(values: np.ndarray) -> np.ndarray:
 def fit_power_law(widths: Sequence[int | float], values: np.ndarray) -> PowerLaw:
     """Least squares of log value on log width over all seeds, with Student's interval of the slope.
 
-    values: widths × seeds, or one value a width. With several seeds the residuals about the line are the scatter of
-    the seeds, which is nearly the same at every width on the logarithmic scale.
+    values: widths × seeds, or one value a width. With several seeds the residuals about the line are the
+    scatter of the seeds, which is nearly the same at every width on the logarithmic scale.
     Raises ShapeError or ValueRangeError for fewer than three points, values that are not laid out by width, or
     widths or values that have no logarithm.
     """

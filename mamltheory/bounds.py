@@ -1,7 +1,7 @@
 """The inequalities of Theorem 3, one function each, and the learning rates under which they are stated.
 
-σ_min and σ_max are the extreme eigenvalues of the limit kernel Φ; η0 = η l; K and R0 are the constants of Lemmas 1
-and 2. Kernels carry 1/l, parameters are in standard parameterisation.
+σ_min and σ_max are the extreme eigenvalues of the limit kernel Φ; η0 = η l; K and R0 are the constants of
+Lemmas 1 and 2. Kernels carry 1/l, parameters are in standard parameterisation.
 """
 
 import math

@@ -24,7 +24,7 @@ Algorithm = Literal["maml", "anil"]
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """How a task is adapted to: ``tau`` steps of rate λ = lam0 / scale, of all parameters or of the head alone.
+    """How a task is adapted to: ``tau`` steps of rate λ = lam0 / scale, of all parameters or the head.
 
     first_order: leave out the derivative of the adaptation in the meta-gradient (first-order MAML).
     Raises ValueRangeError for a negative lam0 or tau, or an unknown algorithm.
@@ -95,7 +95,7 @@ def adapt(model: Model, params: Parameters, task: Task, inner: InnerLoop) -> Par
 
 
 def meta_output(model: Model, params: Parameters, task: Task, inner: InnerLoop) -> Float[Tensor, " nk"]:
-    """F_θ(X, X', Y') = f_{θ'}(X), Eq. (1): the adapted network on the query samples, flattened sample-major."""
+    """F_θ(X, X', Y') = f_{θ'}(X), Eq. (1): the adapted network on the queries, flattened sample-major."""
     return output_of(model, adapt(model, params, task, inner), task.query_x).reshape(-1)
 
 

@@ -205,7 +205,8 @@ def time_operator(matrix: Float[Tensor, "p p"], dynamics: Dynamics) -> Float[Ten
     """T(M, t) = M⁻¹(I − e^{−tM}) of Eqs. (8) and (13), its discrete twin, or (M + rI)⁻¹; float64, by eigh.
 
     Raises SingularKernelError for infinite time, or one beyond 1/rounding, on a kernel that is singular within
-    the rounding of the dtype it came in, ValueRangeError where the loop diverges beyond the largest number, and as :func:`symmetrised`.
+    the rounding of the dtype it came in, ValueRangeError where the loop diverges beyond the largest number, and
+    as :func:`symmetrised`.
     """
     return _spectral(matrix, lambda s, level: learnt_values(s, dynamics, level), dynamics)
 

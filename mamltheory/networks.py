@@ -43,6 +43,7 @@ class Model:
     head: frozenset[str] = frozenset()
 
     def __call__(self, params: Parameters, x: Tensor) -> Tensor:
+        """f_θ(x)."""
         return self.function(params, x)
 
 

@@ -172,8 +172,8 @@ def caption(settings: Demo, rows: list[Row]) -> str:
     mean = math.fsum(spread) / len(spread)
     deviation = float(torch.tensor(spread, dtype=torch.float64).std())
     return (
-        f"Glyph images of unseen scripts, {rows[0].results[5].config.tasks} tasks, seed {settings.seed}; ± is the "
-        f"95 % interval over tasks of one trained network. The random cells' 5-shot accuracies have mean "
-        f"{100 * mean:.1f} % and standard deviation {100 * deviation:.1f} points: one searched cell says little "
-        "about the search."
+        f"Glyph images of unseen scripts, {rows[0].results[5].config.tasks} tasks, seed {settings.seed}; ± is "
+        "the 95 % interval over tasks of one trained network. The random cells' 5-shot accuracies have mean "
+        f"{100 * mean:.1f} % and standard deviation {100 * deviation:.1f} points: one searched cell says "
+        "little about the search."
     )

@@ -136,7 +136,7 @@ def scorer_of(settings: Search, device: str) -> CellScorer:
 
 
 def dynamics_of(settings: Search) -> Dynamics:
-    """λτ = ∞ with the ridge inside the support inverse, or gradient flow for a finite λτ (no ridge needed)."""
+    """λτ = ∞ with the ridge inside the support inverse, or gradient flow for a finite λτ, without."""
     endless = math.isinf(settings.inner_time)
     return Converged(settings.ridge) if endless else GradientFlow(settings.inner_time)
 

@@ -55,7 +55,7 @@ def report(seed: int) -> None:
 
 
 def run_checks(seed: int) -> list[Check]:
-    """Zero-residual identity for MAML and ANIL, the linearised network's training, and ANIL's exact output."""
+    """Zero-residual identity for MAML and ANIL, the linearised network's training, ANIL's exact output."""
     net = FullyConnected(Theory.dimension, 64, 2, activation="relu")
     params = net.initialise(generator(seed, "check init"))
     tasks = sphere_tasks(4, Theory.dimension, seed)
