@@ -25,7 +25,7 @@ class PowerLaw:
 
 def root_mean_square(values: np.ndarray) -> np.ndarray:
     """√(mean of squares) over the last axis (the seeds): the scale of a fluctuation, at every width."""
-    return np.sqrt(np.mean(np.square(values), axis=-1))
+    return np.asarray(np.sqrt(np.mean(np.square(values), axis=-1)))
 
 
 def fit_power_law(widths: Sequence[int | float], values: np.ndarray) -> PowerLaw:
