@@ -113,9 +113,6 @@ def test_maml_as_kernel_regression_is_the_papers_formula_block_by_block(algorith
         closed_forms.trained(f, *kernel_functions(algorithm), tasks, one, inner, outer) for one in test_tasks
     ]
     assert relative(got.test, torch.cat(expected)) < 1e-8
-    ridged = isinstance(
-        outer, Converged
-    )  # (95) leaves ρ = r/(s + r), and (96) on the training tasks the same
     on_training = [
         closed_forms.trained(f, *kernel_functions(algorithm), tasks, one, inner, outer) for one in tasks
     ]
