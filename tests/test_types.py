@@ -93,7 +93,7 @@ def test_at_least_one_task_is_needed_and_different_sizes_are_fine():
     assert len(check_tasks([task(n=1, m=1), task(n=5, m=2)])) == 2
 
 
-@pytest.mark.paper("Section 3")
+@pytest.mark.paper("Sec. 3")
 def test_labels_are_stacked_task_by_task_sample_major():
     first, second = task(0, 0, n=2, k=3), task(0, 1, n=1, k=3)
     expected = [*first.query_y[0], *first.query_y[1], *second.query_y[0]]

@@ -140,10 +140,10 @@ def test_the_residual_stays_below_the_bound_of_theorem_3_at_every_step(activatio
 def test_with_a_smaller_rate_the_bound_as_printed_in_theorem_1_is_false():
     """Eq. (6) allows every η < η0/l and keeps η0 in the rate; with η in the rate it holds."""
     net, tasks, inner, eta0, sigma_min = rate_setting("erf", 1, 64)
-    losses = train(net.model, start(net), tasks, inner, 0.01 * eta0, 500).losses()
-    printed = (1 - eta0 * sigma_min / 3) ** (2 * 500) * losses[0]
-    corrected = (1 - 0.01 * eta0 * sigma_min / 3) ** (2 * 500) * losses[0]
-    assert losses[-1] > 3 * printed
+    losses = train(net.model, start(net), tasks, inner, 0.01 * eta0, 300).losses()
+    printed = (1 - eta0 * sigma_min / 3) ** (2 * 300) * losses[0]
+    corrected = (1 - 0.01 * eta0 * sigma_min / 3) ** (2 * 300) * losses[0]
+    assert losses[-1] > 1.5 * printed
     assert losses[-1] < corrected
 
 
