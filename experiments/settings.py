@@ -139,7 +139,7 @@ class Search(Network):
     inner_time: float = math.inf
     """λτ of the inner loop in the kernel; inf is the limit of full adaptation."""
     ridge: float = 1e-3
-    """Ridge inside the inverse of the support kernel."""
+    """Ridge inside the inverse of the support kernel at λτ = inf; a finite λτ needs none and ignores it."""
     ties: Literal["min", "index"] = "min"
     """Equal scores share the better rank (min), or are told apart by their position (index)."""
     two_inputs: bool = False

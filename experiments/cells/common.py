@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from mamltheory.fewshot.datasets import ImageData, load_data
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import NetworkSettings
 from mamltheory.runtime.device import environment
+from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.records import replace_file, to_json
 from mamltheory.runtime.runlog import RunLog, open_run
 
@@ -26,8 +30,12 @@ def cached_data(source: str, image_size: int) -> ImageData:
 
 def data_of(settings: Network) -> ImageData:
     """The images that the settings name; raises DataError when they are not there."""
-    source = settings.data if settings.data == EMBEDDED_DATA else str(Path(settings.data))
-    return cached_data(source, settings.image_size)
+    return cached_data(source_of(settings.data), settings.image_size)
+
+
+def source_of(data: str) -> str:
+    """The data set that ``--data`` names, whatever the spelling of its folder."""
+    return data if data == EMBEDDED_DATA else str(Path(data))
 
 
 def network_size(settings: Network, classes: int) -> NetworkSettings:
@@ -38,6 +46,24 @@ def network_size(settings: Network, classes: int) -> NetworkSettings:
 def begin(settings: Network, command: str, device: str) -> RunLog:
     """Open the run folder; raises ConfigurationError when it holds a run with other settings."""
     return open_run(settings.out, command, settings, settings.seed, environment(device), FREE)
+
+
+@contextmanager
+def recorded(log: RunLog, continue_with: str | None) -> Iterator[None]:
+    """Note in the run's record when the block is stopped or fails; a stop then names how to go on."""
+    try:
+        yield
+    except Interrupted as stop:
+        log.close("interrupted")
+        raise Interrupted(stop.signal_number, continue_with) from None
+    except Exception:
+        log.close("failed")
+        raise
+
+
+def quoted(path: Path) -> str:
+    """The path as a word of a command line."""
+    return shlex.quote(str(path))
 
 
 def read_genotype(path: Path) -> Genotype:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from experiments.cells import glyphs, search, train
-from experiments.cells.common import data_of
+from experiments.cells.common import data_of, quoted, write_genotype
 from experiments.cells.evaluate import evaluate
 from experiments.presets import DEMO_EVALUATE, DEMO_SEARCH, DEMO_THEORY, DEMO_TRAIN
 from experiments.settings import Demo, Evaluate, Glyphs, Search, Train
@@ -19,7 +19,8 @@ from mamltheory.fewshot.evaluate import Evaluation, paired_difference
 from mamltheory.nas.genotype import Genotype, random_genotype
 from mamltheory.nas.network import parameter_count
 from mamltheory.rng import generator
-from mamltheory.runtime.progress import duration, track
+from mamltheory.runtime.interrupt import Interrupted
+from mamltheory.runtime.progress import duration, stage
 from mamltheory.runtime.records import replace_file, to_json
 from mamltheory.runtime.workers import workers
 
@@ -29,6 +30,16 @@ JOBS = 2
 
 def run(settings: Demo) -> int:
     """Everything, with the time it took; a demonstration that was stopped goes on where it was. Returns 0."""
+    try:
+        demonstrate(settings)
+    except Interrupted as stop:
+        again = f"python -m experiments demo --seed {settings.seed} --budget {settings.budget:g}"
+        raise stop.saved(f"{again} --out {quoted(settings.out)}") from None
+    return 0
+
+
+def demonstrate(settings: Demo) -> None:
+    """The four parts in their order."""
     begun = time.monotonic()
     print("1. The theory, checked exactly: identities in float64 at finite width")
     checks.report(settings.seed)
@@ -39,12 +50,11 @@ def run(settings: Demo) -> int:
     print("4. The searched cell and random cells, trained and evaluated alike")
     write_table(settings, compare(settings, found))
     print(f"done in {duration(time.monotonic() - begun)}; figures and the table are in {settings.out}")
-    return 0
 
 
 def work(settings: Demo) -> Path:
-    """The folder of all runs of the demonstration."""
-    return Path("runs") / f"demo-seed{settings.seed}"
+    """The folder of all runs of the demonstration; another budget is other work."""
+    return Path("runs") / f"demo-seed{settings.seed}-budget{settings.budget:g}"
 
 
 def scale(settings: Demo, amount: int, least: int) -> int:
@@ -102,6 +112,8 @@ def compare(settings: Demo, found: Genotype) -> list[Row]:
     }
     trainings: list[tuple[str, Genotype, Train]] = []
     for name, genotype in cells.items():
+        folder = work(settings) / name.replace(" ", "-")
+        write_genotype(folder / "genotype.json", genotype)
         recipe = dataclasses.replace(
             DEMO_TRAIN,
             epochs=(epochs := scale(settings, DEMO_TRAIN.epochs, 2)),
@@ -109,18 +121,19 @@ def compare(settings: Demo, found: Genotype) -> list[Row]:
                 sorted({max(1, epochs * m // DEMO_TRAIN.epochs) for m in DEMO_TRAIN.milestones})
             ),
             seed=settings.seed,
-            out=work(settings) / name.replace(" ", "-"),
+            genotype=folder / "genotype.json",
+            out=folder,
         )
         trainings.append((name, genotype, recipe))
     evaluation = dataclasses.replace(
         DEMO_EVALUATE, tasks=scale(settings, DEMO_EVALUATE.tasks, 20), seed=settings.seed
     )
     data_of(DEMO_TRAIN)  # drawn once here, so that a mistake shows before the work is spread
-    with workers(JOBS) as spread:
-        done = track(
-            spread(partial(train_and_evaluate, evaluation), trainings), "cells trained", len(trainings)
-        )
-        rows = {row.name: row for _, row in done}
+    rows = {}
+    with workers(JOBS) as spread, stage("cells trained", len(trainings)) as advance:
+        for _, row in spread(partial(train_and_evaluate, evaluation), trainings):
+            rows[row.name] = row
+            advance()
     return [rows[name] for name in cells]
 
 

@@ -1,6 +1,12 @@
 """``evaluate``: the accuracy of a trained network on few-shot tasks of classes that it has never seen."""
 
-from experiments.cells.common import FREE, data_of
+import threading
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from experiments.cells.common import FREE, data_of, recorded, source_of
 from experiments.cells.train import settings_of_run, trained_network
 from experiments.settings import Evaluate, require
 from mamltheory.fewshot.evaluate import Evaluation, EvaluationConfig
@@ -8,6 +14,8 @@ from mamltheory.fewshot.evaluate import evaluate as evaluate_network
 from mamltheory.fewshot.images import ImageData
 from mamltheory.nas.network import Network
 from mamltheory.runtime.device import choose_device, environment
+from mamltheory.runtime.interrupt import check_interrupted
+from mamltheory.runtime.progress import stage
 from mamltheory.runtime.runlog import open_run
 
 
@@ -15,21 +23,45 @@ def run(settings: Evaluate) -> int:
     """Print the result line and leave it in the run folder; returns 0."""
     training, genotype = settings_of_run(settings.checkpoint)
     require(
-        settings.data == training.data,
+        source_of(settings.data) == source_of(training.data),
         f"the network was trained on {training.data}, and data is {settings.data}: name the same with --data",
     )
-    data, device = data_of(training), choose_device(settings.device)
-    network = trained_network(training, genotype, data)
+    device, data = choose_device(settings.device), data_of(training)
+    network = trained_network(training, genotype, data).to(device.device)
     log = open_run(settings.out, "evaluate", settings, settings.seed, environment(device.device), FREE)
-    result = evaluate(network.to(device.device), data, settings)
+    with recorded(log, None), stage(f"evaluate on {settings.tasks} tasks") as advance:
+        result = evaluate(network, data, settings, advance)
     interval = result.interval
     log.close(accuracy=interval.mean, half_width=interval.half_width, description=result.describe())
     print(result.describe())
     return 0
 
 
-def evaluate(network: Network, data: ImageData, settings: Evaluate) -> Evaluation:
-    """Accuracy on the tasks of the settings; the tasks depend on seed and data, not on the network."""
+class Watched(torch.nn.Module):
+    """The network, looking after every batch of images whether the user wants to stop."""
+
+    def __init__(self, network: Network, advance: Callable[[], None] | None):
+        super().__init__()
+        self.network, self.advance = network, advance
+
+    def features(self, x: Tensor) -> Tensor:
+        """The network's features."""
+        # joblib also asks for batches from its own threads, where an exception would be lost.
+        if threading.current_thread() is threading.main_thread():
+            check_interrupted()
+        if self.advance is not None:
+            self.advance()
+        return self.network.features(x)
+
+
+def evaluate(
+    network: Network, data: ImageData, settings: Evaluate, advance: Callable[[], None] | None = None
+) -> Evaluation:
+    """Accuracy on the tasks of the settings, where the network is; ``advance`` is called before every batch.
+
+    The tasks depend on seed and data, not on the network.
+    """
+    device = network.classifier.weight.device
     split = {"val": data.val, "test": data.test}[settings.split]
     config = EvaluationConfig(
         ways=settings.ways,
@@ -41,4 +73,13 @@ def evaluate(network: Network, data: ImageData, settings: Evaluate) -> Evaluatio
         C=settings.C,
         flip=data.mirrors,
     )
-    return evaluate_network(network, split, data.mean, data.std, config, settings.seed, jobs=settings.jobs)
+    return evaluate_network(
+        Watched(network, advance),
+        split,
+        data.mean,
+        data.std,
+        config,
+        settings.seed,
+        device=device,
+        jobs=settings.jobs,
+    )

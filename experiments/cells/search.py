@@ -1,15 +1,22 @@
-"""``search``: Algorithm 1 on a supernet, score by score, resumable after every chunk of scores."""
+"""``search``: Algorithm 1 on a supernet, score by score, resumable after every score."""
 
-import dataclasses
 import math
-from collections.abc import Iterator
 from functools import partial
-from itertools import islice
 
 import torch
 from torch import Tensor
 
-from experiments.cells.common import begin, cached_data, network_size, without_paths, write_genotype
+from experiments.cells.common import (
+    begin,
+    cached_data,
+    data_of,
+    network_size,
+    quoted,
+    recorded,
+    source_of,
+    without_paths,
+    write_genotype,
+)
 from experiments.settings import Search
 from mamltheory.fewshot.episodes import episode_tasks
 from mamltheory.fewshot.images import normalise, take
@@ -33,7 +40,7 @@ from mamltheory.plotting import draw_genotype, figure, save
 from mamltheory.runtime.checkpoint import load
 from mamltheory.runtime.checkpoint import save as save_state
 from mamltheory.runtime.device import choose_device
-from mamltheory.runtime.interrupt import Interrupted, check_interrupted
+from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain
 from mamltheory.runtime.workers import Mapper, workers
@@ -56,18 +63,15 @@ def run(settings: Search) -> int:
 def search(settings: Search) -> Genotype:
     """Run or take up the search in its run folder; the genotype is the same whatever the interruptions."""
     device = choose_device(settings.device)
-    cached_data(settings.data, settings.image_size)  # a mistake in the data should show before anything else
+    data_of(settings)  # a mistake in the data should show before anything else
     log = begin(settings, "search", device.device)
     scorer, rules = scorer_of(settings, str(device.device)), rules_of(settings)
-    state = saved_state(settings)
-    try:
+    with recorded(log, f"python -m experiments search --config {quoted(settings.out)}"):
+        state = saved_state(settings)
         with workers(settings.jobs) as spread:
             while not is_finished(state, rules):
                 state = finish_round(state, rules, scorer, settings, spread)
                 log.log(round=state.round_index, operators=len(state.candidates.operators()))
-    except Interrupted as stop:
-        log.close("interrupted")
-        raise stop.saved(f"python -m experiments search --config {settings.out}") from None
     genotype = state.candidates.genotype()
     write_genotype(settings.out / "genotype.json", genotype)
     log.close(genotype=genotype.to_json())
@@ -77,31 +81,33 @@ def search(settings: Search) -> Genotype:
 def finish_round(
     state: SearchState, rules: SearchSettings, scorer: CellScorer, settings: Search, spread: Mapper
 ) -> SearchState:
-    """Score what the round still lacks, saving after every chunk, and prune."""
+    """Score what the round still lacks, saving now and then and when stopped, and prune."""
     jobs = pending(state, rules)
     score = partial(score_job, state.candidates, scorer)
     title = f"round {state.round_index + 1}: {len(state.candidates.operators())} operators"
     with stage(title, len(jobs)) as advance:
-        for chunk in chunks(jobs):
-            for job, value in spread(score, chunk):
+        try:
+            for count, (job, value) in enumerate(spread(score, jobs), 1):
                 state = record(state, {job: value})
                 advance()
-            save_state(settings.out / "state", {}, plain(state_to_json(state)))
-            check_interrupted()
+                if count % CHUNK == 0:
+                    write_state(settings, state)
+        except Interrupted:
+            write_state(settings, state)
+            raise
     state = prune(state, rules)
-    save_state(settings.out / "state", {}, plain(state_to_json(state)))
+    write_state(settings, state)
     return state
 
 
-def chunks(jobs: tuple[Job, ...]) -> Iterator[tuple[Job, ...]]:
-    """The jobs in groups of CHUNK."""
-    rest = iter(jobs)
-    while chunk := tuple(islice(rest, CHUNK)):
-        yield chunk
+def write_state(settings: Search, state: SearchState) -> None:
+    """Put the state in the run folder, from where :func:`saved_state` takes it up."""
+    save_state(settings.out / "state", {}, plain(state_to_json(state)))
 
 
 def score_job(candidates: Candidates, scorer: CellScorer, job: Job) -> Score:
     """One score, in whatever process it is asked for."""
+    torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa would drown the least eigenvalues
     return evaluate(job, candidates, scorer)
 
 
@@ -123,7 +129,7 @@ def rules_of(settings: Search) -> SearchSettings:
 
 def scorer_of(settings: Search, device: str) -> CellScorer:
     """The scorer that supernet and candidates go through."""
-    source = (settings.data, settings.image_size)
+    source = (source_of(settings.data), settings.image_size)
     counts = (settings.tasks, settings.ways, settings.shots, settings.queries)
     return CellScorer(
         network=network_size(settings, settings.ways),
@@ -166,8 +172,3 @@ def draw_cells(genotype: Genotype, settings: Search, name: str = "cells", direct
         data = {"genotype": genotype.to_json()}
         paths = save(drawing, name, data, directory or settings.out, without_paths(settings), settings.seed)
     print(f"wrote {paths[0]} (and .pdf, .json)")
-
-
-def with_folder(settings: Search, folder: object) -> Search:
-    """The same search in another run folder."""
-    return dataclasses.replace(settings, out=folder)

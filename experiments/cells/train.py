@@ -2,9 +2,19 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
-from experiments.cells.common import begin, data_of, network_size, read_genotype, without_paths
-from experiments.settings import Train
+from experiments.cells.common import (
+    begin,
+    data_of,
+    network_size,
+    quoted,
+    read_genotype,
+    recorded,
+    without_paths,
+)
+from experiments.config import read_config, settings_from
+from experiments.settings import Train, require
 from mamltheory.errors import CheckpointError
 from mamltheory.fewshot.images import ImageData
 from mamltheory.fewshot.train import (
@@ -22,9 +32,9 @@ from mamltheory.rng import derived_seed
 from mamltheory.runtime.checkpoint import load
 from mamltheory.runtime.checkpoint import save as save_state
 from mamltheory.runtime.device import choose_device
-from mamltheory.runtime.interrupt import Interrupted, check_interrupted
+from mamltheory.runtime.interrupt import check_interrupted
 from mamltheory.runtime.progress import stage
-from mamltheory.runtime.runlog import RunLog, read_metrics, read_run
+from mamltheory.runtime.runlog import RunLog, read_metrics
 
 
 def run(settings: Train) -> int:
@@ -39,16 +49,13 @@ def train(settings: Train, genotype: Genotype) -> Network:
     device, data = choose_device(settings.device), data_of(settings)
     network = new_network(settings, genotype, data)
     log = begin(settings, "train", device.device)
-    state = start_training(network, data, config_of(settings, data), device.device)
-    checkpoint = load(settings.out / "state", report=print)
-    if checkpoint is not None:
-        _check_genotype(checkpoint.state["genotype"], genotype, settings)
-        state = restore(state, checkpoint.tensors, checkpoint.state)
-    try:
+    with recorded(log, _continue_with(settings)):
+        state = start_training(network, data, config_of(settings, data), device.device)
+        checkpoint = load(settings.out / "state", report=print)
+        if checkpoint is not None:
+            _check_genotype(checkpoint.state["genotype"], genotype, settings)
+            state = restore(state, checkpoint.tensors, checkpoint.state)
         state = remaining_epochs(state, genotype, settings, log)
-    except Interrupted as stop:
-        log.close("interrupted")
-        raise stop.saved(f"python -m experiments train --config {settings.out}") from None
     log.close(epochs=state.epoch, parameters=parameter_count(network))
     return state.network
 
@@ -61,8 +68,9 @@ def remaining_epochs(state: TrainState, genotype: Genotype, settings: Train, log
         for _ in range(left):
             state, metrics = train_epoch(state, on_step=lambda *_: advance())
             tensors, numbers = state_tensors(state)
-            save_state(settings.out / "state", tensors, {**numbers, "genotype": genotype.to_json()})
+            # Logged first: a crash in between repeats the line, and never leaves out an epoch.
             log.log(**dataclasses.asdict(metrics))
+            save_state(settings.out / "state", tensors, {**numbers, "genotype": genotype.to_json()})
             check_interrupted()
     return state
 
@@ -94,8 +102,7 @@ def trained_network(settings: Train, genotype: Genotype, data: ImageData) -> Net
     if checkpoint is None or checkpoint.state["epoch"] < settings.epochs:
         done = 0 if checkpoint is None else checkpoint.state["epoch"]
         raise CheckpointError(
-            f"{settings.out} holds {done} of {settings.epochs} epochs: finish it with "
-            f"python -m experiments train --config {settings.out}"
+            f"{settings.out} holds {done} of {settings.epochs} epochs: finish it with {_continue_with(settings)}"
         )
     network = new_network(settings, genotype, data)
     prefix = "network/"
@@ -104,15 +111,20 @@ def trained_network(settings: Train, genotype: Genotype, data: ImageData) -> Net
     return network
 
 
-def settings_of_run(folder: object) -> tuple[Train, Genotype]:
+def settings_of_run(folder: Path) -> tuple[Train, Genotype]:
     """The settings and the genotype that a training's run folder records."""
-    from experiments.config import settings_from
-
-    settings = settings_from(Train, read_run(folder)["config"])
+    require(
+        (folder / "run.json").is_file(), f"{folder} is no run folder: train first, or name another folder"
+    )
+    settings = settings_from(Train, read_config(folder, "train"))
     checkpoint = load(folder / "state", report=print)
     if checkpoint is None:
         raise CheckpointError(f"{folder} holds no finished epoch yet: train first")
     return dataclasses.replace(settings, out=folder), Genotype.from_json(checkpoint.state["genotype"])
+
+
+def _continue_with(settings: Train) -> str:
+    return f"python -m experiments train --config {quoted(settings.out)}"
 
 
 def _check_genotype(saved: object, genotype: Genotype, settings: Train) -> None:
@@ -122,8 +134,10 @@ def _check_genotype(saved: object, genotype: Genotype, settings: Train) -> None:
 
 def draw_curves(settings: Train) -> None:
     """Training loss and accuracy against epochs, with the learning rate's falls."""
-    rows = read_metrics(settings.out)
-    data = {name: [row[name] for row in rows] for name in ("epoch", "loss", "accuracy", "learning_rate")}
+    rows = {row["epoch"]: row for row in read_metrics(settings.out)}
+    data = {
+        name: [row[name] for row in rows.values()] for name in ("epoch", "loss", "accuracy", "learning_rate")
+    }
     with figure("page", 2.6, columns=2) as (drawing, axes):
         for i, (panel, name) in enumerate(zip(axes[0], ("loss", "accuracy"), strict=True)):
             panel.plot(data["epoch"], data[name], **curve(i))

@@ -36,7 +36,7 @@ from mamltheory.bounds import extreme_eigenvalues
 from mamltheory.maml import TrainingRecord
 from mamltheory.runtime.device import environment
 from mamltheory.runtime.interrupt import Interrupted
-from mamltheory.runtime.progress import track
+from mamltheory.runtime.progress import stage
 from mamltheory.runtime.runlog import open_run, read_metrics
 from mamltheory.runtime.workers import workers
 from mamltheory.types import Parameters, query_labels
@@ -179,14 +179,17 @@ def sweep(settings: Theory, command: str) -> Sweep:
     todo = [pair for pair in _pairs(settings) if pair not in done]
     title = f"{command} ({settings.tasks}, L = {settings.depth}, {settings.activation})"
     try:
-        with workers(settings.jobs) as spread:
-            measured = spread(partial(measure, settings, problem), todo)
-            for pair, row in track(measured, title, len(todo)):
+        with workers(settings.jobs) as spread, stage(title, len(todo)) as advance:
+            for pair, row in spread(partial(measure, settings, problem), todo):
                 done[pair] = row
                 log.log(**row)
+                advance()
     except Interrupted as stop:
         log.close("interrupted")
         raise stop.saved(f"the same command; finished runs lie in {folder}") from None
+    except Exception:
+        log.close("failed")
+        raise
     log.close(runs=len(done))
     return Sweep(settings, problem, tuple(done[pair] for pair in _pairs(settings)))
 

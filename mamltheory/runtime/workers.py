@@ -1,14 +1,22 @@
 """One pure function over many items, in this process or in several; the results do not depend on which."""
 
+import io
 import multiprocessing
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import TypeVar
 
+import torch
+
 from mamltheory.errors import ConfigurationError
+from mamltheory.runtime.interrupt import SIGNALS, Interrupted, check_interrupted, interruptible
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -17,32 +25,95 @@ Result = TypeVar("Result")
 Mapper = Callable[[Callable[[Item], Result], Iterable[Item]], Iterator[tuple[Item, Result]]]
 """(function, items) -> (item, function(item)) as the results come in."""
 
+SECONDS_BETWEEN_LOOKS = 0.2
+"""How soon a stop is noticed while every process is busy."""
+
 
 @contextmanager
 def workers(jobs: int = 1) -> Iterator[Mapper]:
     """A mapper over ``jobs`` processes of one thread each, which stay alive within the block.
 
-    jobs = 1 stays in this process; with more, functions and items must be picklable. When the caller stops
-    early, what has not begun is dropped. Raises ConfigurationError for jobs below 1.
+    jobs = 1 stays in this process, on one thread as well: the number of threads decides the last bits. With
+    more, functions and items must be picklable. When a stop is asked for (see ``interrupt``) nothing new is
+    begun, what runs is finished and handed out, unless it looks for stops itself, and Interrupted is raised.
+    No worker outlives this process. Raises ConfigurationError for jobs below 1, and when a worker dies.
     """
     if jobs < 1:
         raise ConfigurationError(f"jobs is {jobs}: expected at least 1")
     if jobs == 1:
-        yield lambda function, items: ((item, function(item)) for item in items)
+        with _one_thread():
+            yield _one_by_one
         return
     # spawn: a forked child would inherit the locks of torch's thread pool, and may hang
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_begin_worker)
-
-    def spread(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
-        with _single_threaded_children():
-            futures = {pool.submit(function, item): item for item in items}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-
     try:
-        yield spread
+        yield lambda function, items: _spread(pool, jobs, function, items)
+    except BaseException:
+        _pass_stop_on()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _one_by_one(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
+    for item in items:
+        check_interrupted()
+        yield item, function(item)
+
+
+def _spread(
+    pool: ProcessPoolExecutor, jobs: int, function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[tuple[Item, Result]]:
+    rest, running, stop = iter(items), {}, None
+    while True:
+        stop = stop or _stop_asked_for()
+        try:
+            # No more than what can run: what waits in the pool's queue cannot be called back.
+            while stop is None and len(running) < jobs:
+                item = next(rest)
+                running[_submit(pool, function, item)] = item
+        except StopIteration:
+            pass
+        if not running:
+            break
+        for future in wait(running, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done:
+            item, (stopped, result) = running.pop(future), _result(future)
+            if stopped:
+                stop = stop or Interrupted(result)
+            else:
+                yield item, result
+    if stop is not None:
+        raise stop
+
+
+def _stop_asked_for() -> Interrupted | None:
+    try:
+        check_interrupted()
+    except Interrupted as stop:
+        _pass_stop_on()
+        return stop
+    return None
+
+
+def _pass_stop_on() -> None:
+    """Let the workers know: a function that looks for stops, such as a training, ends after its step."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+
+
+def _submit(pool: ProcessPoolExecutor, function: Callable[[Item], Result], item: Item) -> Future:
+    with _single_threaded_children(), _signals_held_back():
+        return pool.submit(_call, function, item)
+
+
+def _result(future: Future) -> tuple[bool, object]:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise ConfigurationError(
+            "a worker process died (killed, or out of memory): use fewer processes with --jobs; the same command "
+            "goes on from what has been saved"
+        ) from None
 
 
 class _single_threaded_children:
@@ -62,6 +133,75 @@ class _single_threaded_children:
                 os.environ[name] = value
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Processes begun within the block get no signal before they can deal with one (where there are masks)."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _call(function: Callable[[Item], Result], item: Item) -> tuple[bool, object]:
+    """(False, the result), or (True, the signal's number) when the function was stopped."""
+    try:
+        return False, function(item)
+    except Interrupted as stop:
+        return True, stop.signal_number
+
+
+_stops = ExitStack()
+
+
 def _begin_worker() -> None:
-    # Ctrl-C reaches the whole process group; the parent decides when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _stops.enter_context(interruptible())
+    note = signal.getsignal(signal.SIGTERM)
+
+    def note_and_go_on(number: int, frame: FrameType | None) -> None:
+        note(number, frame)
+        # A process group gets every signal as well as its parent, who passes it on: once is enough.
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+
+    signal.signal(signal.SIGTERM, note_and_go_on)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    if sys.stderr.isatty():
+        sys.stderr = _BesideABar(sys.stderr.fileno())
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+class _BesideABar(io.TextIOBase):
+    """A terminal on which the parent draws its bar: whole lines go there, and no second bar."""
+
+    def __init__(self, descriptor: int):
+        self.descriptor = descriptor
+
+    def isatty(self) -> bool:
+        """No: bars of several processes would overwrite each other."""
+        return False
+
+    def write(self, text: str) -> int:
+        """Put the text in the place of the bar, which is drawn again below it."""
+        os.write(self.descriptor, f"\r\x1b[2K{text}".encode())
+        return len(text)
