@@ -3,7 +3,8 @@
 #   make test    lint and the fast tests
 #   make slow    the tests that take minutes        make cuda   the tests that need a CUDA device
 #   make lint    lint and formatting                make clean  remove what these commands made
-# On Linux without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves the CUDA libraries' download.
+#   make ledger  write paper_checks.md from the tests' outcomes
+# On Linux without a GPU, TORCH_INDEX= (PyTorch's index of CPU builds) saves the download of the CUDA libraries.
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -13,9 +14,9 @@ STAMP := $(VENV)/.installed
 # Two test processes with one thread each: more threads only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-.PHONY: help demo test slow cuda lint clean install
+.PHONY: help demo test ledger slow cuda lint clean install
 help:
-	@sed -n '2,5s/^# *//p' Makefile
+	@sed -n '2,6s/^# *//p' Makefile
 
 install: $(STAMP)
 
@@ -35,7 +36,10 @@ test: $(STAMP)
 	@echo "checking style"
 	@$(BIN)/ruff check -q .
 	@echo "running the fast tests"
-	@$(PYTEST)
+	@$(PYTEST) --ledger check
+
+ledger: $(STAMP)
+	@$(PYTEST) --ledger write
 
 slow: $(STAMP)
 	@echo "running the slow tests"

@@ -135,4 +135,5 @@ def _parse(name: str, command: Command, base: object, flags: Sequence[str]) -> o
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # results and progress keep their order in a log file
     sys.exit(main())

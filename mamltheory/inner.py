@@ -6,6 +6,7 @@ P is the identity for MAML and the projection on the last linear layer for ANIL.
 without λ; line 5 of the algorithm has it.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,7 +37,10 @@ class InnerLoop:
     first_order: bool = False
 
     def __post_init__(self) -> None:
-        GradientDescent(self.lam0, self.tau)
+        if not (math.isfinite(self.lam0) and self.lam0 >= 0):
+            raise ValueRangeError(f"lam0 is {self.lam0}: expected a finite number of at least 0")
+        if self.tau < 0 or self.tau != int(self.tau):
+            raise ValueRangeError(f"tau is {self.tau}: expected a whole number of inner steps, at least 0")
         if self.algorithm not in ("maml", "anil"):
             raise ValueRangeError(f"algorithm is {self.algorithm!r}: expected 'maml' or 'anil'")
 

@@ -13,7 +13,7 @@ Parameters = dict[str, Tensor]
 """The parameters θ of a network by name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """A few-shot task T = (X, Y, X', Y') of Section 3: unprimed is *query*, primed is *support*.
 

@@ -6,6 +6,13 @@ import hypothesis
 import pytest
 import torch
 
+from tests.ledger_plugin import (  # noqa: F401 - hooks
+    pytest_addoption,
+    pytest_configure,
+    pytest_runtest_setup,
+    pytest_sessionfinish,
+)
+
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("exploring", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

@@ -42,7 +42,7 @@ def test_no_rate_is_given_for_a_kernel_that_is_zero_or_indefinite(spectrum):
     assert largest_rate(with_spectrum([0.0, 4.0])) == pytest.approx(0.5)
 
 
-@pytest.mark.paper("Eq. (31)", "Eq. (6)")
+@pytest.mark.paper("Eq. (31)")
 def test_the_residual_bound_starts_at_the_residual_and_shrinks_by_a_constant_factor():
     bound = theorem3_residual_bound(eta0=0.5, sigma_min=0.6, start=3.0, steps=4)
     assert bound.tolist() == pytest.approx([3.0 * 0.9**t for t in range(5)], rel=1e-14)

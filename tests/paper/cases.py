@@ -26,10 +26,10 @@ ALGORITHMS = ("maml", "anil")
 STEPS = (1, 3)
 
 
-def cases(algorithms=ALGORITHMS, largest=10**6):
+def cases(algorithms=ALGORITHMS, largest=10**6, steps=STEPS):
     """Every network with at most ``largest`` hidden neurons, algorithm and number of inner steps."""
     small = [net for net in NETWORKS if net.width * net.depth <= largest]
-    return list(itertools.product(small, algorithms, STEPS))
+    return list(itertools.product(small, algorithms, steps))
 
 
 def name(value):
