@@ -1,12 +1,14 @@
 """``glyphs``: the contact sheet of the embedded few-shot images."""
 
+import textwrap
+
 from experiments.cells.common import without_paths
 from experiments.settings import Glyphs
 from mamltheory.fewshot.glyphs import contact_sheet, glyph_data
 from mamltheory.fewshot.images import ImageSplit
 from mamltheory.plotting import figure, save
 
-PANEL = 4.2
+PANEL = 4.7
 """Width of the sheet in inches; the names of the classes take the rest of the page."""
 
 
@@ -27,7 +29,7 @@ def draw(split: ImageSplit, settings: Glyphs) -> None:
     with figure("page", PANEL * rows / settings.samples + 0.7) as (drawing, axes):
         panel = axes[0, 0]
         panel.imshow(contact_sheet(split, rows, settings.samples), interpolation="nearest")
-        panel.set_yticks([step / 2 + i * step for i in range(rows)], split.class_names)
+        panel.set_yticks([step / 2 + i * step for i in range(rows)], map(readable, split.class_names))
         panel.tick_params(length=0)
         panel.set_xticks([])
         panel.set_title(
@@ -38,3 +40,9 @@ def draw(split: ImageSplit, settings: Glyphs) -> None:
         name, data = f"glyphs_{settings.split}", {"classes": split.class_names}
         paths = save(drawing, name, data, settings.out, without_paths(settings), settings.seed)
     print(f"wrote {paths[0]} (and .pdf, .json)")
+
+
+def readable(class_name: str) -> str:
+    """A character's code and name on lines short enough to stand beside its row."""
+    code, _, name = class_name.partition(" ")
+    return "\n".join([code, *textwrap.wrap(name.capitalize(), 20)])
