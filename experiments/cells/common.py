@@ -78,7 +78,14 @@ def read_genotype(path: Path) -> Genotype:
         raise GenotypeError(
             f"{path} is not JSON ({error}): expected a genotype as the search writes it"
         ) from None
-    return Genotype.from_json(content)
+    if not isinstance(content, dict):
+        raise GenotypeError(
+            f"{path} holds no genotype: expected an object with the keys 'normal' and 'reduce'"
+        )
+    try:
+        return Genotype.from_json(content)
+    except GenotypeError as error:
+        raise GenotypeError(f"{path} holds no genotype: {error}") from None
 
 
 def write_genotype(path: Path, genotype: Genotype) -> None:

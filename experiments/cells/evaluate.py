@@ -9,9 +9,10 @@ from torch import Tensor
 from experiments.cells.common import FREE, data_of, recorded, source_of
 from experiments.cells.train import settings_of_run, trained_network
 from experiments.settings import Evaluate, require
+from mamltheory.fewshot.episodes import sample_episode
 from mamltheory.fewshot.evaluate import Evaluation, EvaluationConfig
 from mamltheory.fewshot.evaluate import evaluate as evaluate_network
-from mamltheory.fewshot.images import ImageData
+from mamltheory.fewshot.images import ImageData, ImageSplit
 from mamltheory.nas.network import Network
 from mamltheory.runtime.device import choose_device, environment
 from mamltheory.runtime.interrupt import check_interrupted
@@ -28,6 +29,9 @@ def run(settings: Evaluate) -> int:
     )
     device, data = choose_device(settings.device), data_of(training)
     network = trained_network(training, genotype, data).to(device.device)
+    # A mistake in the counts should show before the run folder stands for these settings.
+    counts = (settings.ways, settings.shots, settings.queries)
+    sample_episode(split_of(data, settings), *counts, settings.seed, 0)
     log = open_run(settings.out, "evaluate", settings, settings.seed, environment(device.device), FREE)
     with recorded(log, None), stage(f"evaluate on {settings.tasks} tasks") as advance:
         result = evaluate(network, data, settings, advance)
@@ -35,6 +39,11 @@ def run(settings: Evaluate) -> int:
     log.close(accuracy=interval.mean, half_width=interval.half_width, description=result.describe())
     print(result.describe())
     return 0
+
+
+def split_of(data: ImageData, settings: Evaluate) -> ImageSplit:
+    """The classes that the tasks are drawn from."""
+    return {"val": data.val, "test": data.test}[settings.split]
 
 
 class Watched(torch.nn.Module):
@@ -62,7 +71,6 @@ def evaluate(
     The tasks depend on seed and data, not on the network.
     """
     device = network.classifier.weight.device
-    split = {"val": data.val, "test": data.test}[settings.split]
     config = EvaluationConfig(
         ways=settings.ways,
         shots=settings.shots,
@@ -75,7 +83,7 @@ def evaluate(
     )
     return evaluate_network(
         Watched(network, advance),
-        split,
+        split_of(data, settings),
         data.mean,
         data.std,
         config,

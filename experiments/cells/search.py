@@ -37,6 +37,7 @@ from mamltheory.nas.search import (
     state_to_json,
 )
 from mamltheory.plotting import draw_genotype, figure, save
+from mamltheory.rng import generator
 from mamltheory.runtime.checkpoint import load
 from mamltheory.runtime.checkpoint import save as save_state
 from mamltheory.runtime.device import choose_device
@@ -63,9 +64,11 @@ def run(settings: Search) -> int:
 def search(settings: Search) -> Genotype:
     """Run or take up the search in its run folder; the genotype is the same whatever the interruptions."""
     device = choose_device(settings.device)
-    data_of(settings)  # a mistake in the data should show before anything else
-    log = begin(settings, "search", device.device)
+    data_of(settings)
     scorer, rules = scorer_of(settings, str(device.device)), rules_of(settings)
+    # A mistake in the data or the counts should show before the run folder stands for these settings.
+    scorer.tasks(generator(settings.seed, "trial"))
+    log = begin(settings, "search", device.device)
     with recorded(log, f"python -m experiments search --config {quoted(settings.out)}"):
         state = saved_state(settings)
         with workers(settings.jobs) as spread:

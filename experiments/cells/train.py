@@ -48,9 +48,9 @@ def train(settings: Train, genotype: Genotype) -> Network:
     """Run or take up the training in its run folder; on a CPU interruptions change no bit of the result."""
     device, data = choose_device(settings.device), data_of(settings)
     network = new_network(settings, genotype, data)
+    state = start_training(network, data, config_of(settings, data), device.device)
     log = begin(settings, "train", device.device)
     with recorded(log, _continue_with(settings)):
-        state = start_training(network, data, config_of(settings, data), device.device)
         checkpoint = load(settings.out / "state", report=print)
         if checkpoint is not None:
             _check_genotype(checkpoint.state["genotype"], genotype, settings)
