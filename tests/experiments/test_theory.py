@@ -47,7 +47,7 @@ def test_the_three_commands_train_every_network_once(swept):
 
 
 def test_every_command_leaves_its_figure_in_three_formats_and_writes_nowhere_else(swept):
-    folder, _ = swept
+    folder = swept[0]
     figures = {
         folder / "figures" / f"{name}_sphere.{end}" for name in COMMANDS for end in ("png", "pdf", "json")
     }
@@ -58,7 +58,7 @@ def test_every_command_leaves_its_figure_in_three_formats_and_writes_nowhere_els
 
 
 def test_the_residuals_drawn_are_those_measured_and_lie_below_the_bound(swept):
-    folder, _ = swept
+    folder = swept[0]
     data = figure_json(folder, "convergence")
     rows = read_metrics(sweeps.run_folder(small(folder)))
     for width, median, largest in zip(
@@ -78,7 +78,7 @@ def test_the_residuals_drawn_are_those_measured_and_lie_below_the_bound(swept):
 
 
 def test_drift_and_equivalence_record_every_value_with_its_slope(swept):
-    folder, _ = swept
+    folder = swept[0]
     rows = {(row["width"], row["seed"]): row for row in read_metrics(sweeps.run_folder(small(folder)))}
     pairs = [[(width, seed) for seed in range(2)] for width in SMALL["widths"]]
     data = figure_json(folder, "drift")
@@ -98,7 +98,7 @@ def test_drift_and_equivalence_record_every_value_with_its_slope(swept):
 
 
 def test_a_figure_records_what_decides_its_numbers_and_not_where_they_lie(swept):
-    folder, _ = swept
+    folder = swept[0]
     config = json.loads((folder / "figures" / "drift_sphere.json").read_text())["config"]
     assert set(config) == {field.name for field in dataclasses.fields(Theory)} - {"out", "runs", "jobs"}
     assert config["widths"] == [8, 16, 32]

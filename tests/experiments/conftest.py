@@ -1,0 +1,39 @@
+"""A search and a training of tiny networks on few images, shared by the tests of a module."""
+
+import pytest
+
+from experiments.cells import common, search, train
+from mamltheory.fewshot.glyphs import glyph_data
+from tests.experiments.tiny import GENOTYPE, begun, train_settings
+
+
+@pytest.fixture(scope="module")
+def few_images():
+    """Glyphs of a few classes in the place of the usual ones, for 16 pixels."""
+    data, usual = glyph_data(16, 6, 6, 6, samples_per_class=8), common.cached_data
+
+    def few(*source):
+        return data if source == ("glyphs", 16) else usual(*source)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (common, search):
+            patch.setattr(module, "cached_data", few)
+        yield data
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, few_images):  # noqa: ARG001
+    """Settings of a search that has finished in its folder."""
+    settings = begun(tmp_path_factory.mktemp("searched") / "search")
+    assert search.run(settings) == 0
+    return settings
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, few_images):  # noqa: ARG001
+    """Settings of a training that has finished in its folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    common.write_genotype(folder / "cell.json", GENOTYPE)
+    settings = train_settings(folder / "train", genotype=folder / "cell.json")
+    assert train.run(settings) == 0
+    return settings

@@ -1,0 +1,188 @@
+"""Training and evaluation of tiny networks: bit for bit the same whatever stops them, clear refusals."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+
+from experiments.cells import common, evaluate, train
+from mamltheory.errors import CheckpointError, ConfigurationError, DataError, GenotypeError
+from mamltheory.nas.genotype import random_genotype
+from mamltheory.rng import generator
+from mamltheory.runtime.checkpoint import load
+from mamltheory.runtime.runlog import read_metrics, read_run
+from tests.experiments.stops import counted, ctrl_c_during
+from tests.experiments.tiny import (
+    GENOTYPE,
+    evaluate_settings,
+    files,
+    train_settings,
+    weights,
+)
+
+pytestmark = pytest.mark.usefixtures("few_images")
+
+
+def test_a_training_leaves_its_state_curves_and_record(trained):
+    names = {name for name in files(trained.out) if not name.startswith("state/")}
+    curves = {f"learning_curves.{end}" for end in ("png", "pdf", "json")}
+    assert names == curves | {"run.json", "metrics.jsonl"}
+    data = json.loads((trained.out / "learning_curves.json").read_text())["data"]
+    assert data["epoch"] == [1, 2, 3]
+    assert data["learning_rate"] == pytest.approx([0.05, 0.05, 0.005])
+    assert read_run(trained.out)["results"]["epochs"] == 3
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_training_interrupted_in_an_epoch_goes_on_after_it_bit_for_bit(trained, tmp_path, call):
+    settings = dataclasses.replace(trained, out=tmp_path / "train")
+    with ctrl_c_during(train, "train_epoch", call) as stopped:
+        train.train(settings, GENOTYPE)
+    assert stopped.value.continue_with == f"python -m experiments train --config {settings.out}"
+    assert load(settings.out / "state", print).state["epoch"] == call
+    with counted(train, "train_epoch") as epochs:
+        train.run(settings)
+    assert len(epochs) == 3 - call
+    ours, theirs = weights(settings), weights(trained)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert read_metrics(settings.out) == read_metrics(trained.out)
+
+
+def test_a_crash_between_log_and_state_repeats_a_line_but_no_point_of_the_curve(trained, tmp_path):
+    settings = dataclasses.replace(trained, out=tmp_path / "train")
+
+    def crash(*_):
+        raise OSError("no space")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "save_state", crash)
+        with pytest.raises(OSError, match="no space"):
+            train.run(settings)
+    assert read_run(settings.out)["status"] == "failed"
+    train.run(settings)
+    assert len(read_metrics(settings.out)) == 4
+    curves = [
+        json.loads((each.out / "learning_curves.json").read_text())["data"] for each in (settings, trained)
+    ]
+    assert curves[0] == curves[1]
+
+
+def test_a_finished_training_is_not_trained_again(trained):
+    with counted(train, "train_epoch") as epochs:
+        train.run(trained)
+    assert epochs == []
+
+
+def test_another_genotype_under_the_same_name_is_refused(trained):
+    other = random_genotype(generator(1, "test cell"), inputs="all")
+    with pytest.raises(CheckpointError, match="trains another genotype: choose another --out"):
+        train.train(trained, other)
+    train.train(trained, GENOTYPE)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "search first, or name another file"),
+        ("{", "is not JSON"),
+        ("[1, 2]", "expected an object with the keys"),
+        ('{"reduce": []}', "genotype.json holds no genotype: a genotype needs the key 'normal'"),
+        ('{"normal": [], "reduce": []}', "a cell has 3 nodes"),
+        ('{"normal": [[["conv_9x9", 0]]], "reduce": []}', "3 nodes|conv_9x9"),
+    ],
+)
+def test_a_file_that_is_no_genotype_is_a_genotype_error(tmp_path, content, message):
+    file = tmp_path / "genotype.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(GenotypeError, match=message):
+        train.run(train_settings(tmp_path / "run", genotype=file))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_prints_its_line_and_records_it_and_repeats_exactly(trained, tmp_path, capsys):
+    lines = []
+    for _ in range(2):
+        assert evaluate.run(evaluate_settings(trained, tmp_path / "evaluate")) == 0
+        lines.append(capsys.readouterr().out)
+    assert lines[0] == lines[1]
+    assert re.match(r"\d+\.\d\d ± \d+\.\d\d % \(95 % interval over 4 tasks\): 3-way 1-shot", lines[0])
+    results = read_run(tmp_path / "evaluate")["results"]
+    assert lines[0].startswith(f"{100 * results['accuracy']:.2f} ± {100 * results['half_width']:.2f} %")
+    assert files(tmp_path) == {"evaluate/run.json"}
+
+
+def test_the_evaluated_weights_are_the_trained_ones(trained, few_images):
+    settings, genotype = train.settings_of_run(trained.out)
+    assert (settings, genotype) == (trained, GENOTYPE)
+    network = train.trained_network(settings, genotype, few_images)
+    saved = weights(trained)
+    assert all(torch.equal(value, saved[f"network/{name}"]) for name, value in network.state_dict().items())
+
+
+def test_classes_of_a_validation_and_of_a_test_evaluation_differ(trained, few_images):
+    network = train.trained_network(trained, GENOTYPE, few_images)
+    digests = {
+        split: evaluate.evaluate(
+            network, few_images, evaluate_settings(trained, trained.out, split=split)
+        ).tasks_digest
+        for split in ("val", "test")
+    }
+    assert digests["val"] != digests["test"]
+
+
+def test_a_network_is_evaluated_on_the_device_where_it_is(trained, few_images, monkeypatch):
+    network = train.trained_network(trained, GENOTYPE, few_images).to("meta")
+    asked = []
+    monkeypatch.setattr(evaluate, "evaluate_network", lambda *_, device, **__: asked.append(device.type))
+    evaluate.evaluate(network, few_images, evaluate_settings(trained, trained.out))
+    assert asked == ["meta"]
+
+
+def test_an_interrupted_evaluation_stops_at_the_next_batch(trained, tmp_path):
+    settings = evaluate_settings(trained, tmp_path)
+    with ctrl_c_during(evaluate, "evaluate_network", 1) as stopped:
+        evaluate.run(settings)
+    assert stopped.value.continue_with is None
+    assert read_run(tmp_path)["status"] == "interrupted"
+
+
+def test_an_unfinished_training_is_refused_with_the_command_that_finishes_it(trained, tmp_path):
+    settings = dataclasses.replace(trained, out=tmp_path / "train")
+    with ctrl_c_during(train, "train_epoch", 1):
+        train.train(settings, GENOTYPE)
+    with pytest.raises(
+        CheckpointError, match="holds 1 of 3 epochs: finish it with python -m experiments train"
+    ):
+        evaluate.run(evaluate_settings(settings, tmp_path / "evaluate"))
+    assert not (tmp_path / "evaluate").exists()
+
+
+@pytest.mark.parametrize(
+    ("others", "error", "message"),
+    [
+        ({"data": "data/mini-imagenet"}, ConfigurationError, "trained on glyphs, and data is data/mini"),
+        ({"device": "cuda:99"}, ConfigurationError, "choose another, or auto"),
+        ({"ways": 9}, ConfigurationError, "9"),
+        ({"shots": 50}, DataError, "lower shots or queries"),
+    ],
+)
+def test_wrong_settings_of_an_evaluation_are_one_clear_error(trained, tmp_path, others, error, message):
+    with pytest.raises(error, match=message):
+        evaluate.run(evaluate_settings(trained, tmp_path / "evaluate", **others))
+    assert not (tmp_path / "evaluate").exists(), "a mistake must not occupy the folder"
+
+
+def test_a_folder_without_a_training_is_refused(tmp_path, searched):
+    with pytest.raises(ConfigurationError, match="no run folder: train first, or name another"):
+        evaluate.run(evaluate_settings(train_settings(tmp_path / "absent"), tmp_path / "evaluate"))
+    with pytest.raises(ConfigurationError, match="run of 'search', not of 'train'"):
+        evaluate.run(evaluate_settings(searched, tmp_path / "evaluate"))
+
+
+def test_spellings_of_a_folder_are_one_data_set():
+    assert common.source_of("data/mini/") == common.source_of("data//mini") == "data/mini"
+    assert common.source_of("glyphs") == "glyphs"

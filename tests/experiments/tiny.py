@@ -1,0 +1,54 @@
+"""Tiny settings of search, training and evaluation, and what their tests share."""
+
+from experiments.cells import common, search
+from experiments.settings import Evaluate, Search, Train
+from mamltheory.nas.genotype import Candidates, random_genotype
+from mamltheory.nas.operations import OPERATIONS
+from mamltheory.nas.search import SearchState
+from mamltheory.rng import generator
+from mamltheory.runtime.checkpoint import load
+
+SIZE = {"channels": 4, "cells": 3, "stem_stride": 4, "image_size": 16, "device": "cpu"}
+GENOTYPE = random_genotype(generator(0, "test cell"), inputs="all")
+
+
+def files(folder):
+    """Names of all files below a folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def search_settings(folder, **others):
+    return Search(**SIZE | {"ways": 2, "tasks": 1, "repeats": 1, "out": folder} | others)
+
+
+def nearly_done():
+    """A supernet with two operations on two edges of the normal cell and three on one of the other."""
+    live = {kind: [(OPERATIONS[2],) for _ in getattr(Candidates(), kind)] for kind in ("normal", "reduce")}
+    live["normal"][0], live["normal"][4], live["reduce"][8] = (
+        OPERATIONS[1:3],
+        OPERATIONS[2:4],
+        OPERATIONS[:3],
+    )
+    return SearchState(Candidates(**{kind: tuple(names) for kind, names in live.items()}))
+
+
+def begun(folder, **others):
+    """A search that has come to :func:`nearly_done` in its folder."""
+    settings = search_settings(folder, **others)
+    common.begin(settings, "search", "cpu").close("interrupted")
+    search.write_state(settings, nearly_done())
+    return settings
+
+
+def train_settings(folder, **others):
+    usual = {"epochs": 3, "batch_size": 16, "milestones": (2,), "drop_path": 0.2, "learning_rate": 0.05}
+    return Train(**SIZE | usual | {"out": folder} | others)
+
+
+def weights(settings):
+    return load(settings.out / "state", print).tensors
+
+
+def evaluate_settings(trained, folder, **others):
+    usual = {"ways": 3, "shots": 1, "queries": 2, "tasks": 4, "augment": 1, "device": "cpu"}
+    return Evaluate(**usual | {"checkpoint": trained.out, "out": folder} | others)
