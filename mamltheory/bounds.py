@@ -1,4 +1,4 @@
-"""The inequalities of Theorem 3, one function each, and the learning rates under which they are stated.
+"""The inequalities of Lemma 1 and Theorem 3, one function each, and the learning rates under which they are stated.
 
 σ_min and σ_max are the extreme eigenvalues of the limit kernel Φ; η0 = η l; K and R0 are the constants of
 Lemmas 1 and 2. Kernels carry 1/l, parameters are in standard parameterisation.
@@ -72,3 +72,43 @@ def theorem3_drift_bound(lipschitz: float, start: float, sigma_min: float, width
     """
     _check_positive(lipschitz=lipschitz, sigma_min=sigma_min, width=width)
     return 6 * lipschitz**3 * start / (sigma_min * width**0.5)
+
+
+def theorem3_least_width(lipschitz: float, start: float, sigma_min: float) -> float:
+    """(18 K³ R0 / σ_min²)²: from this width on the drift bound (30) is at most σ_min/3, as Theorem 3's proof needs.
+
+    The proof states the condition with the square and leaves it out of Λ.
+    Raises ValueRangeError for constants that are not positive.
+    """
+    _check_positive(lipschitz=lipschitz, start=start, sigma_min=sigma_min)
+    return (18 * lipschitz**3 * start / sigma_min**2) ** 2
+
+
+def exponential_lipschitz_constant(time: float, sigma_min: float) -> float:
+    """K_2 = min{λ0 τ, 1/σ} of Eq. (78), corrected: ‖e^{−λ0τH} − e^{−λ0τH̄}‖ ≤ K_2 ‖H − H̄‖_F for H = ∇fᵀ∇f/l.
+
+    time: λ0 τ, infinite if the inner loop converges. sigma_min: σ, the least eigenvalue of the two support kernels
+    Θ̂(X', X') = ∇f∇fᵀ/l, 0 where one is singular. The bound by λ0τ is Duhamel's formula; that by 1/σ is uniform in
+    τ, by divided differences: the pair of two null vectors, whose divided difference is −λ0τ, does not contribute.
+    Raises ValueRangeError for a negative argument, or infinite time at σ = 0, which bounds nothing.
+    """
+    if not (time >= 0 and sigma_min >= 0) or (math.isinf(time) and sigma_min == 0):
+        raise ValueRangeError(
+            f"time is {time}, sigma_min is {sigma_min}: expected at least 0 each, and a finite time where a support "
+            "kernel is singular; shorten the time or remove duplicate support samples"
+        )
+    return time if sigma_min == 0 else min(time, 1 / sigma_min)
+
+
+def lemma1_lipschitz_constant(k0: float, k1: float, k2: float, rows: int, tasks: int) -> float:
+    """K = √N max{K_0, √(nk) (K_1 + 2 K_0² K_1 K_2)} of Lemma 1, Eqs. (66) and (81), for the Jacobian of N tasks.
+
+    k0, k1: bound and Lipschitz constant of ∇f/√l on the samples of one task, Eqs. (64) and (73).
+    k2: :func:`exponential_lipschitz_constant`. rows: nk, the outputs of one task. The proof leaves out √N, with
+    which the constants of one task serve the stacked Jacobian. Raises ValueRangeError for negative constants.
+    """
+    for name, value in {"k0": k0, "k1": k1, "k2": k2}.items():
+        if not 0 <= value < math.inf:
+            raise ValueRangeError(f"{name} is {value}: expected a finite constant of at least 0")
+    _check_positive(rows=rows, tasks=tasks)
+    return tasks**0.5 * max(k0, rows**0.5 * (k1 + 2 * k0**2 * k1 * k2))
