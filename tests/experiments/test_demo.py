@@ -1,0 +1,135 @@
+"""The demonstration from end to end on tiny settings: what it names is there, and a stop goes on."""
+
+import dataclasses
+import json
+
+import pytest
+
+from experiments.cells import common, demo, train
+from experiments.settings import Demo, Train
+from experiments.theory import sweep as sweeps
+from mamltheory.errors import ConfigurationError
+from mamltheory.runtime.runlog import read_run
+from tests.experiments.stops import counted, ctrl_c_during
+from tests.experiments.tiny import SIZE, begun, files
+
+CELLS = ["searched", "random 1", "random 2", "random 3"]
+FIGURES = [
+    *(
+        f"{name}_{tasks}"
+        for name in ("convergence", "drift", "equivalence")
+        for tasks in ("sphere", "glyphs")
+    ),
+    "glyphs_train",
+    "glyphs_test",
+    "searched_cells",
+]
+
+
+@pytest.fixture(scope="module")
+def tiny_demo(few_images, tmp_path_factory):  # noqa: ARG001
+    """The demonstration's settings, shrunk to seconds, in an empty folder in one process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("demo"))
+        shrink = {
+            "DEMO_THEORY": {"widths": (8, 16), "seeds": 2, "steps": 4, "dimension": 4, "task_count": 2},
+            "DEMO_SEARCH": {**SIZE, "ways": 2, "tasks": 1, "repeats": 1},
+            "DEMO_TRAIN": {**SIZE, "epochs": 4, "batch_size": 16, "milestones": (2, 3)},
+            "DEMO_EVALUATE": {"tasks": 20, "ways": 3, "queries": 2, "augment": 1, "device": "cpu"},
+        }
+        for name, values in shrink.items():
+            patch.setattr(demo, name, dataclasses.replace(getattr(demo, name), **values))
+        patch.setattr(demo, "JOBS", 1)
+        yield Demo()
+
+
+def plant_search(settings):
+    """A search that has nearly come to its end: the whole one takes minutes."""
+    recipe = dataclasses.replace(demo.DEMO_SEARCH, seed=settings.seed, out=demo.work(settings) / "search")
+    begun(recipe.out, **{k: getattr(recipe, k) for k in ("ways", "tasks", "repeats", "seed")})
+
+
+@pytest.fixture(scope="module")
+def shown(tiny_demo):
+    """The folder, and how often the demonstration trained what, when it was stopped twice and went on."""
+    plant_search(tiny_demo)
+    stops = []
+    for module, name, call in ((sweeps, "measure", 3), (train, "train_epoch", 6)):
+        with ctrl_c_during(module, name, call) as stopped:
+            demo.run(tiny_demo)
+        stops.append(stopped.value.continue_with)
+    with counted(train, "train_epoch") as epochs, counted(sweeps, "measure") as measured:
+        assert demo.run(tiny_demo) == 0
+    return stops, len(epochs), len(measured)
+
+
+@pytest.mark.slow
+def test_the_demonstration_leaves_every_figure_it_names_and_the_table(shown, tiny_demo):
+    names = {f"{name}.{end}" for name in FIGURES for end in ("png", "pdf", "json")}
+    assert files(tiny_demo.out) == names | {"demo_table.md", "demo_table.json"}
+    assert len(shown[0]) == 2
+
+
+@pytest.mark.slow
+def test_the_table_has_a_row_for_every_cell(shown, tiny_demo):  # noqa: ARG001
+    lines = (tiny_demo.out / "demo_table.md").read_text().splitlines()
+    rows = [[word.strip() for word in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    assert [row[0] for row in rows] == ["cell", *CELLS]
+    assert all(len(row) == len(rows[0]) for row in rows)
+    content = json.loads((tiny_demo.out / "demo_table.json").read_text())
+    assert [row["cell"] for row in content["rows"]] == CELLS
+    for row, record in zip(rows[1:], content["rows"], strict=True):
+        assert int(row[1]) == record["parameters"] > 0
+        for text, shots in zip(row[2:4], ("1-shot", "5-shot"), strict=True):
+            interval = record["accuracy"][shots]
+            assert text == f"{100 * interval['mean']:.1f} ± {100 * interval['half_width']:.1f}"
+            assert 0 < interval["mean"] <= 1
+    assert rows[1][4] == ""
+    difference = (
+        content["rows"][0]["accuracy"]["5-shot"]["mean"] - content["rows"][1]["accuracy"]["5-shot"]["mean"]
+    )
+    assert float(rows[2][4].split(" ±")[0]) == pytest.approx(100 * difference, abs=0.051)
+
+
+@pytest.mark.slow
+def test_a_stopped_demonstration_goes_on_by_its_own_command_and_repeats_nothing(shown, tiny_demo):
+    stops, epochs, measured = shown
+    again = f"python -m experiments demo --seed 0 --budget 10 --out {tiny_demo.out}"
+    assert stops == [again, again]
+    assert measured == 0
+    assert epochs == 4 * 4 - 6
+
+
+@pytest.mark.slow
+def test_every_training_of_the_demonstration_can_be_taken_up_alone(shown, tiny_demo):  # noqa: ARG001
+    for name in CELLS:
+        folder = demo.work(tiny_demo) / name.replace(" ", "-")
+        record = read_run(folder)
+        assert record["status"] == "finished"
+        assert record["config"]["genotype"] == str(folder / "genotype.json")
+        settings, genotype = train.settings_of_run(folder)
+        assert common.read_genotype(settings.genotype) == genotype
+
+
+def test_another_budget_is_other_work_in_another_folder():
+    assert demo.work(Demo(budget=10)) != demo.work(Demo(budget=5)) != demo.work(Demo(seed=1, budget=5))
+    assert demo.scale(Demo(budget=5), 8, 2) == 4
+    assert demo.scale(Demo(budget=0.1), 8, 2) == 2
+
+
+@pytest.mark.parametrize("budget", [0.01, 1, 3, 7, 10, 40])
+def test_every_budget_gives_a_training_that_its_settings_allow(budget, monkeypatch):
+    seen = []
+
+    def pretend(_, training):
+        seen.append(training[2])
+        raise ConfigurationError("seen enough")
+
+    monkeypatch.setattr(demo, "train_and_evaluate", pretend)
+    monkeypatch.setattr(demo, "JOBS", 1)
+    monkeypatch.setattr(demo, "write_genotype", lambda *_: None)
+    monkeypatch.setattr(demo, "data_of", lambda _: None)
+    with pytest.raises(ConfigurationError, match="seen enough"):
+        demo.compare(Demo(budget=budget), None)
+    assert isinstance(seen[0], Train)
+    assert max(seen[0].milestones) < seen[0].epochs
