@@ -1,0 +1,123 @@
+"""The paper's statements as data: complete, consistent, without circles, and known to every test that names one."""
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+CONTENT = tomllib.loads((Path(__file__).parent / "statements.toml").read_text(encoding="utf-8"))
+STATEMENTS = {entry["id"]: entry for entry in CONTENT["statement"]}
+ERRATA = {entry["id"]: entry for entry in CONTENT["erratum"]}
+KINDS = {"identity", "limit", "inequality", "definition", "algorithm", "arithmetic", "recipe", "experiment"}
+NUMBERED = {
+    *(f"Assumption {i}" for i in range(1, 6)),
+    *(f"Lemma {i}" for i in range(1, 6)),
+    *(f"Theorem {i}" for i in range(1, 5)),
+    *(f"fn. {i}" for i in range(1, 14)),
+    *(
+        "Def. 1",
+        "Def. 2",
+        "Corollary 3.1",
+        "Alg. 1 (MAML)",
+        "Algorithm 1 (MetaNTK-NAS)",
+        "Table 1",
+        "Table 2",
+    ),
+}
+
+
+def marks(source: str) -> Iterator[tuple[str, object]]:
+    """(mark, argument) of every pytest.mark.paper and pytest.mark.erratum; None for one that is no plain string."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Call(
+                func=ast.Attribute(value=ast.Attribute(attr="mark"), attr="paper" | "erratum" as mark)
+            ):
+                for argument in node.args:
+                    yield mark, argument.value if isinstance(argument, ast.Constant) else None
+
+
+def unknown(source: str) -> list[tuple[str, object]]:
+    known = {"paper": STATEMENTS, "erratum": ERRATA}
+    return [(mark, name) for mark, name in marks(source) if name not in known[mark]]
+
+
+def duplicates(entries: list[dict]) -> set[str]:
+    ids = [entry["id"] for entry in entries]
+    return {name for name in ids if ids.count(name) > 1}
+
+
+def test_no_two_entries_share_an_id():
+    assert not duplicates(CONTENT["statement"])
+    assert not duplicates(CONTENT["erratum"])
+
+
+@pytest.mark.parametrize(
+    ("table", "required", "optional"),
+    [
+        ("statement", {"id", "where", "kind", "claim", "uses"}, {"errata", "reason", "condition"}),
+        ("erratum", {"id", "where", "wrong", "corrected", "severity", "statements"}, set()),
+    ],
+)
+def test_every_entry_has_the_fields_of_the_format_each_on_one_line(table, required, optional):
+    for entry in CONTENT[table]:
+        assert required <= set(entry) <= required | optional, entry["id"]
+        for key, value in entry.items():
+            texts = value if isinstance(value, list) else [value]
+            assert all(text.strip() == text != "" and "\n" not in text for text in texts), (entry["id"], key)
+            assert len(set(texts)) == len(texts), (entry["id"], key)
+
+
+def test_kinds_and_severities_are_the_known_ones():
+    assert {entry["kind"] for entry in CONTENT["statement"]} <= KINDS
+    assert {entry["severity"] for entry in CONTENT["erratum"]} == {"cosmetic", "constant", "step", "claim"}
+
+
+def test_all_112_equations_are_there_in_the_order_of_the_paper():
+    numbers = [int(name[5:-1]) for name in STATEMENTS if name.startswith("Eq. (")]
+    assert numbers == list(range(1, 113))
+
+
+def test_everything_else_that_the_paper_numbers_is_there():
+    assert set(STATEMENTS) >= NUMBERED
+
+
+def test_errata_are_numbered_without_a_gap():
+    assert list(ERRATA) == [f"E{i}" for i in range(1, len(ERRATA) + 1)]
+    assert len(ERRATA) >= 43
+
+
+def test_statements_rest_on_statements_of_the_file_without_a_circle():
+    graph = {name: entry["uses"] for name, entry in STATEMENTS.items()}
+    assert not {used for uses in graph.values() for used in uses} - set(STATEMENTS)
+    assert len(list(TopologicalSorter(graph).static_order())) == len(
+        STATEMENTS
+    )  # raises CycleError for a circle
+
+
+def test_statements_and_errata_name_each_other():
+    of_statements = {(name, e) for name, entry in STATEMENTS.items() for e in entry.get("errata", ())}
+    of_errata = {(name, e) for e, entry in ERRATA.items() for name in entry["statements"]}
+    assert of_statements == of_errata
+    assert {name for name, _ in of_errata} <= set(STATEMENTS)
+    assert {e for _, e in of_errata} == set(ERRATA)
+
+
+def test_every_mark_names_a_statement_or_an_erratum_of_the_file():
+    wrong = {str(file.relative_to(TESTS)): unknown(file.read_text("utf-8")) for file in TESTS.rglob("*.py")}
+    assert {file: names for file, names in wrong.items() if names} == {}
+
+
+def test_a_mark_is_found_wherever_it_stands_and_a_wrong_one_is_named():
+    source = """
+pytestmark = pytest.mark.paper("Eq. (2)", "Eq. (113)")
+@pytest.mark.erratum("E0")
+@pytest.mark.parametrize("a", [pytest.param(1, marks=pytest.mark.paper(name, corrected=True))])
+def test(a): pass
+"""
+    assert next(marks(source)) == ("paper", "Eq. (2)")
+    assert set(unknown(source)) == {("paper", "Eq. (113)"), ("erratum", "E0"), ("paper", None)}
