@@ -6,7 +6,8 @@ import hypothesis
 import pytest
 import torch
 
-from tests.ledger_plugin import (  # noqa: F401 - hooks
+from tests.ledger_plugin import (  # noqa: F401 - hooks and a fixture
+    measured,
     pytest_addoption,
     pytest_configure,
     pytest_runtest_setup,

@@ -1,31 +1,60 @@
-"""Hooks that collect what the tests say of the paper's statements; they work under xdist too."""
+"""Hooks that collect what the tests say of the paper's statements; they work under xdist too.
 
+``--ledger write`` writes paper_checks.md, ``--ledger check`` fails when it is stale, and ``--ledger slow`` stores the
+outcomes of the slow tests, which the other two add to their own.
+"""
+
+import dataclasses
+import hashlib
+import json
+from datetime import date
 from pathlib import Path
 
 import pytest
 
-from mamltheory.ledger import Outcome, render
+from mamltheory.ledger import Measured, Outcome, load, merged, of, verdict
+from mamltheory.ledger_graph import draw_verdicts
+from mamltheory.ledger_text import render
+from mamltheory.plotting import figure, save
 
-LEDGER = Path(__file__).parents[1] / "paper_checks.md"
+ROOT = Path(__file__).parents[1]
+LEDGER, STATEMENTS = ROOT / "paper_checks.md", ROOT / "tests" / "paper" / "statements.toml"
+SLOW = ROOT / "tests" / "paper" / "slow_outcomes.json"
 collected = pytest.StashKey[list[Outcome]]()
+mutants = pytest.StashKey[list[tuple[str, str, str]]]()
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--ledger", choices=["write", "check"], help="write paper_checks.md, or fail if it is stale"
-    )
+    parser.addoption("--ledger", choices=["write", "check", "slow"], help="what to do with paper_checks.md")
 
 
 def pytest_configure(config):
-    config.stash[collected] = []
+    config.stash[collected], config.stash[mutants] = [], []
     config.pluginmanager.register(Collector(config), "ledger collector")
 
 
+@pytest.fixture
+def measured(request):
+    """measured(what, value, below=…) or above=…: holds a number against its bound and notes both in the ledger."""
+
+    def note(what, value, *, below=None, above=None):
+        value, bound = float(value), float(below if above is None else above)
+        request.node.user_properties.append(("measured", (what, value, bound, above is not None)))
+        assert value > bound if above is not None else value < bound, (
+            f"{what} is {value:.3g}, bound {bound:.3g}"
+        )
+
+    return note
+
+
 def pytest_runtest_setup(item):
-    marks = list(item.iter_markers("paper"))
-    statements = [(name, bool(mark.kwargs.get("corrected"))) for mark in marks for name in mark.args]
-    # user_properties travel from the worker processes to the one that reports
-    item.user_properties.append(("paper", (item.originalname or item.name, statements)))
+    named = [(name, mark.kwargs) for mark in item.iter_markers("paper") for name in mark.args]
+    named += [(name, {}) for mark in item.iter_markers("erratum") for name in mark.args]
+    if named:
+        test = item.originalname or item.name
+        slow = item.get_closest_marker("slow") is not None
+        # user_properties travel from the worker processes to the one that reports
+        item.user_properties.append(("paper", (test, slow, named)))
 
 
 class Collector:
@@ -33,24 +62,82 @@ class Collector:
         self.config = config
 
     def pytest_runtest_logreport(self, report):
-        if report.when != "call" and not (report.when == "setup" and report.failed):
-            return
-        for key, value in report.user_properties:
-            if key == "paper":
-                test, statements = value
-                outcomes = [Outcome(name, test, report.passed, corrected) for name, corrected in statements]
-                self.config.stash[collected] += outcomes
+        if report.when == "call" or (report.when == "setup" and report.failed):
+            self.config.stash[collected] += outcomes_of(report)
+            caught = [value for key, value in report.user_properties if key == "mutant"]
+            self.config.stash[mutants] += caught if report.passed else []
+
+
+def outcomes_of(report):
+    properties = {"measured": [], "paper": []}
+    for key, value in report.user_properties:
+        properties.setdefault(key, []).append(value)
+    numbers = tuple(Measured(*one) for one in properties["measured"])
+    return [
+        Outcome(
+            subject,
+            test,
+            report.passed,
+            1,
+            bool(how.get("corrected")),
+            bool(how.get("refuted")),
+            slow,
+            numbers,
+        )
+        for test, slow, named in properties["paper"]
+        for subject, how in named
+    ]
 
 
 def pytest_sessionfinish(session, exitstatus):
     mode = session.config.getoption("--ledger")
     if mode is None or hasattr(session.config, "workerinput"):
         return
-    text = render(session.config.stash[collected])
+    outcomes = merged(session.config.stash[collected])
+    if mode == "slow":
+        write_slow(outcomes)
+        return
+    slow_date, slow = read_slow()
+    statements, errata = load(STATEMENTS)
+    text = render(statements, errata, [*outcomes, *slow], slow_date, session.config.stash[mutants])
     if mode == "write":
         LEDGER.write_text(text, encoding="utf-8")
+        draw(statements, merged([*outcomes, *slow]))
     elif exitstatus == pytest.ExitCode.OK and (
         not LEDGER.exists() or LEDGER.read_text(encoding="utf-8") != text
     ):
         session.config.get_terminal_writer().line("paper_checks.md is out of date: run make ledger", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def draw(statements, outcomes):
+    verdicts = {one.id: verdict(one, of(one.id, outcomes)) for one in statements}
+    with figure("page", 8.5) as (drawing, axes):
+        draw_verdicts(axes[0, 0], statements, verdicts)
+        save(drawing, "verdicts", {"verdicts": verdicts}, ROOT / "figures")
+
+
+def tested_code():
+    """Digest of the modules that the slow tests run: their numbers belong to this code and no other."""
+    digest = hashlib.sha256()
+    names = "linalg networks inner maml predictors bounds asymptotics kernels/analytic kernels/empirical kernels/meta"
+    for name in names.split():
+        digest.update((ROOT / "mamltheory" / f"{name}.py").read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def write_slow(outcomes):
+    rows = [dataclasses.asdict(one) for one in outcomes]
+    content = {"date": date.today().isoformat(), "tested_code": tested_code(), "outcomes": rows}
+    SLOW.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_slow():
+    if not SLOW.exists():
+        return "", []
+    content = json.loads(SLOW.read_text(encoding="utf-8"))
+    rows = [
+        Outcome(**{**row, "measured": tuple(Measured(**one) for one in row["measured"])})
+        for row in content["outcomes"]
+    ]
+    return content["date"], rows

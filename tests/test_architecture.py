@@ -25,6 +25,7 @@ LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
 # Side layers know no mathematics, and only experiments may import them.
 SIDE = {"runtime": {"errors", "runtime"}, "cell_drawing": {"errors"}, "ledger": {"errors"}}
 SIDE["plotting"] = {"errors", "runtime", "cell_drawing"}
+SIDE["ledger_text"] = SIDE["ledger_graph"] = {"ledger"}
 
 GLOBAL_RANDOMNESS = {"torch.manual_seed", "torch.seed", "np.random.seed", "numpy.random.seed", "random.seed"}
 TORCH_DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"}

@@ -1,28 +1,71 @@
-from mamltheory.ledger import Outcome, reading_order, render
+import pytest
+
+from mamltheory.errors import DataError
+from mamltheory.ledger import MISSING, Erratum, Measured, Outcome, Statement, load, merged, verdict
+from mamltheory.ledger_text import render
+
+PLAIN = Statement("Eq. (2)", "Section 3", "identity", "the loss")
 
 
-def test_a_statement_holds_only_if_every_test_that_names_it_passed():
-    text = render(
-        [Outcome("Eq. (2)", "a", True), Outcome("Eq. (2)", "b", False), Outcome("Eq. (1)", "a", True)]
+def outcome(passed=True, **more):
+    return Outcome("Eq. (2)", "test_a", passed, **more)
+
+
+@pytest.mark.parametrize(
+    ("statement", "outcomes", "expected"),
+    [
+        (PLAIN, [outcome()], "holds"),
+        (PLAIN, [outcome(), outcome(False)], "FAILS"),
+        (PLAIN, [outcome(corrected=True), outcome()], "holds as corrected"),
+        (PLAIN, [outcome(False, corrected=True)], "FAILS"),
+        (PLAIN, [outcome(refuted=True)], "refuted"),
+        (PLAIN, [], MISSING),
+        (Statement("T", "", "experiment", "", reason="needs ImageNet"), [], "not checkable here"),
+        (Statement("T", "", "identity", "", condition="l large"), [outcome()], "holds under a condition"),
+        (Statement("T", "", "definition", ""), [outcome()], "definition"),
+        (Statement("T", "", "definition", ""), [], MISSING),
+    ],
+)
+def test_the_verdict_follows_from_the_outcomes(statement, outcomes, expected):
+    assert verdict(statement, outcomes) == expected
+
+
+def test_cases_of_one_test_are_added_up_and_the_worst_number_is_kept():
+    small, large = Measured("error", 1e-12, 1e-10), Measured("error", 3e-11, 1e-10)
+    margin, less = Measured("margin", 0.5, 0.1, above=True), Measured("margin", 0.2, 0.1, above=True)
+    (total,) = merged([outcome(measured=(large, margin)), outcome(measured=(small, less))])
+    assert total.cases == 2
+    assert total.measured == (large, less)
+
+
+def test_the_text_has_a_row_for_every_statement_and_erratum_with_number_and_bound():
+    statements = (
+        PLAIN,
+        Statement("Table 1", "Section 6", "experiment", "accuracies", reason="needs ImageNet"),
     )
-    rows = text.splitlines()[-2:]
-    assert rows == ["| Eq. (1) | holds | `a` | 1 |", "| Eq. (2) | FAILS in 1 | `a`<br>`b` | 2 |"]
-    text = render([Outcome("Eq. (3)", "c", True, True), Outcome("Eq. (3)", "d", True)])
-    assert text.splitlines()[-1] == "| Eq. (3) | holds as corrected | `c`<br>`d` | 2 |"
+    errata = (Erratum("E1", "Eq. (2)", "a | sign", "the other", "claim", ("Eq. (2)",)),)
+    numbers = (Measured("error", 2.34e-3, 1e-2), Measured("rounding", 3e-16, 1e-10))
+    text = render(statements, errata, [outcome(measured=numbers), Outcome("E1", "test_b", True)])
+    row = next(line for line in text.splitlines() if line.startswith("| Eq. (2) |"))
+    assert "**holds**" in row
+    assert "error: 2.3e-03 (< 0.01)" in row
+    assert "rounding: < 1e-9" in row
+    assert "`test_a` (1)" in row
+    assert "| Table 1 | **not checkable here** |" in text
+    assert r"a \| sign" in text
+    assert "1 errata, 1 of them proven" in text
 
 
-def test_a_failure_outweighs_a_correction():
-    text = render([Outcome("Eq. (3)", "c", False, True), Outcome("Eq. (3)", "d", True)])
-    assert "| Eq. (3) | FAILS in 1 |" in text
+def test_an_entry_that_does_not_fit_the_format_is_named(tmp_path):
+    path = tmp_path / "statements.toml"
+    path.write_text('erratum = []\n[[statement]]\nid = "Eq. (1)"\nwere = "Section 3"\n')
+    with pytest.raises(DataError, match=r"statements\.toml"):
+        load(path)
 
 
-def test_statements_come_in_the_order_of_their_numbers():
-    names = ["Eq. (112)", "Theorem 3", "Eq. (11)", "Def. 2", "something else", "Eq. (8)"]
-    assert sorted(names, key=reading_order) == [
-        "Def. 2",
-        "Eq. (8)",
-        "Eq. (11)",
-        "Eq. (112)",
-        "Theorem 3",
-        "something else",
-    ]
+def test_a_number_beyond_its_bound_fails_and_is_noted(measured, request):
+    measured("ratio", 0.5, below=1)
+    with pytest.raises(AssertionError, match="ratio is 2"):
+        measured("ratio", 2, below=1)
+    noted = [value for key, value in request.node.user_properties if key == "measured"]
+    assert noted == [("ratio", 0.5, 1.0, False), ("ratio", 2.0, 1.0, False)]

@@ -68,7 +68,7 @@ def kernels(dense, algorithm):
 
 @pytest.mark.paper("Eq. (59)", "Eq. (90)", "Eq. (106)", "Eq. (112)", corrected=True)
 @every_case
-def test_without_support_residual_the_real_metantk_is_the_composite_kernel(net, algorithm, tau):
+def test_without_support_residual_the_real_metantk_is_the_composite_kernel(net, algorithm, tau, measured):
     """With (I − λ0 Θ)^τ for τ real steps; the printed e^{−λ0 τ Θ} is its limit τ → ∞ at fixed λ0 τ."""
     params, tasks = start(net), make_tasks(net, 3)
     inner = inner_loop(net, tasks, params, algorithm, tau)
@@ -76,16 +76,16 @@ def test_without_support_residual_the_real_metantk_is_the_composite_kernel(net, 
     real = empirical_meta_ntk(net.model, silent, inner, params=params)
     by_terms = closed_forms.phi(*kernels(Dense(net, params), algorithm), silent, silent, inner.dynamics)
     composed = meta_ntk(net.model, silent, algorithm, inner.dynamics, params=params)
-    assert relative(real, by_terms) < EXACT
-    assert relative(composed, by_terms) < EXACT
+    measured("error", relative(real, by_terms), below=EXACT)
+    measured("error", relative(composed, by_terms), below=EXACT)
     printed = meta_ntk(net.model, silent, algorithm, GradientFlow(inner.lam0 * tau), params=params)
-    assert relative(printed, real) > 1e-4
+    measured("error of the printed form", relative(printed, real), above=1e-4)
 
 
 @pytest.mark.paper("Eq. (60)")
 @pytest.mark.paper("Eq. (61)", "Eq. (62)", corrected=True)
 @maml_case
-def test_without_support_residual_the_jacobian_is_a_power_of_the_hessian(net, algorithm, tau):
+def test_without_support_residual_the_jacobian_is_a_power_of_the_hessian(net, algorithm, tau, measured):
     """J = ∇f(X)(I − λ0 H)^τ with H = ∇fᵀ∇f/l; by the SVD of ∇f it holds Σ², where Eq. (61) prints Σ."""
     params, task = start(net), make_tasks(net, 1)[0]
     inner = inner_loop(net, (task,), params, algorithm, tau)
@@ -100,14 +100,14 @@ def test_without_support_residual_the_jacobian_is_a_power_of_the_hessian(net, al
 
     rows = meta_jacobian(net.model, params, silent, inner)
     rows = torch.cat([rows[part].flatten(1) for part in params], dim=1)
-    assert relative(through_svd(s**2), rows) < EXACT
-    assert relative(through_svd(s), rows) > 1e-3
+    measured("error", relative(through_svd(s**2), rows), below=EXACT)
+    measured("error of the printed form", relative(through_svd(s), rows), above=1e-3)
 
 
 @pytest.mark.paper("Eq. (109)")
 @pytest.mark.paper("Eq. (8)", "Eq. (95)", "Eq. (96)", "Eq. (101)", "Eq. (102)", "Eq. (108)", corrected=True)
 @three_steps
-def test_the_linearised_network_trains_along_the_closed_form(net, algorithm, tau):
+def test_the_linearised_network_trains_along_the_closed_form(net, algorithm, tau, measured):
     """With (I − η0 Φ)^t for t steps of gradient descent; the printed e^{−η0 Φ t} is the limit η0 → 0."""
     params, tasks, test_tasks = start(net), make_tasks(net, 2), make_tasks(net, 2, seed=1)
     inner = inner_loop(net, (*tasks, *test_tasks), params, algorithm, tau)
@@ -126,22 +126,26 @@ def test_the_linearised_network_trains_along_the_closed_form(net, algorithm, tau
         closed = kernel_regression(
             theta, tasks, test_tasks, inner.dynamics, outer, last, model(params, x).reshape(-1)
         )
-        assert relative(record.observations[t].outputs, closed.train) < EXACT
-        assert relative(record.observations[t].test_outputs, closed.test) < EXACT
+        measured("error", relative(record.observations[t].outputs, closed.train), below=EXACT)
+        measured("error", relative(record.observations[t].test_outputs, closed.test), below=EXACT)
         by_terms = closed_forms.trained(
             f, *kernels(dense, algorithm), tasks, test_tasks[0], inner.dynamics, outer
         )
-        assert relative(closed.test[: len(by_terms)], by_terms) < 1e-8  # the twin inverts a kernel explicitly
+        measured(
+            "error", relative(closed.test[: len(by_terms)], by_terms), below=1e-8
+        )  # the twin inverts a kernel explicitly
     f0 = model(params, x).reshape(-1)
     printed = kernel_regression(theta, tasks, test_tasks, inner.dynamics, GradientFlow(eta0), last, f0)
-    assert relative(record.observations[1].outputs, printed.train) > 1e-3
-    assert relative(record.observations[1].test_outputs, printed.test) > 1e-3
+    measured("error of the printed form", relative(record.observations[1].outputs, printed.train), above=1e-3)
+    measured(
+        "error of the printed form", relative(record.observations[1].test_outputs, printed.test), above=1e-3
+    )
 
 
 @pytest.mark.paper("Eq. (58)", "Eq. (88)")
 @pytest.mark.paper("Eq. (84)", corrected=True)
 @every_case
-def test_anil_adapts_the_real_network_exactly_as_its_last_layer_kernel_says(net, algorithm, tau):
+def test_anil_adapts_the_real_network_exactly_as_its_last_layer_kernel_says(net, algorithm, tau, measured):
     """F = f(X) − 𝒦̂ T(𝒦̂)(f(X') − Y'), with the minus that Eq. (84) lacks."""
     params, task = start(net), make_tasks(net, 1)[0]
     inner = inner_loop(net, (task,), params, "anil", tau)
@@ -152,30 +156,40 @@ def test_anil_adapts_the_real_network_exactly_as_its_last_layer_kernel_says(net,
     closed = adapted_output(
         query_support, support, task.support_y.reshape(-1), inner.dynamics, f_query, f_support
     )
-    assert relative(meta_output(model, params, task, inner), closed) < EXACT
+    measured("error", relative(meta_output(model, params, task, inner), closed), below=EXACT)
     printed = f_query + adaptation_matrix(query_support, support, inner.dynamics) @ (
         f_support - task.support_y.reshape(-1)
     )
-    assert relative(meta_output(model, params, task, inner), printed) > 1e-3
+    measured(
+        "error of the printed form", relative(meta_output(model, params, task, inner), printed), above=1e-3
+    )
 
 
 @pytest.mark.paper("Eq. (2)", "Eq. (83)", "Eq. (97)", "Alg. 1 (MAML)")
 @pytest.mark.paper("Eq. (1)", "Eq. (3)", corrected=True)
 @small_case
-def test_the_meta_gradient_has_the_hessian_of_equation_3(net, algorithm, tau):
+def test_the_meta_gradient_has_the_hessian_of_equation_3(net, algorithm, tau, measured):
     """With the step size λ before gradient and Hessian, which Eqs. (1) and (3) leave out."""
     params, tasks = start(net), make_tasks(net, 2)
     inner = inner_loop(net, tasks, params, algorithm, tau)
     dense = Dense(net, params)
     gradient, outputs = meta_gradient(net.model, params, tasks, inner)
-    assert relative(flatten(gradient), dense.meta_gradient(tasks, inner)) < EXACT
-    assert relative(outputs, torch.cat([dense.meta_output(task, inner) for task in tasks])) < EXACT
+    measured("error", relative(flatten(gradient), dense.meta_gradient(tasks, inner)), below=EXACT)
+    measured(
+        "error", relative(outputs, torch.cat([dense.meta_output(task, inner) for task in tasks])), below=EXACT
+    )
     first_order, _ = meta_gradient(
         net.model, params, tasks, InnerLoop(inner.lam0, tau, algorithm, first_order=True)
     )
-    assert relative(flatten(first_order), flatten(gradient)) > 1e-3
+    measured(
+        "distance of the first-order gradient", relative(flatten(first_order), flatten(gradient)), above=1e-3
+    )
     unscaled = InnerLoop(dense.scale, tau, algorithm)  # λ = 1, as Eqs. (1) and (3) print
-    assert relative(dense.meta_gradient(tasks, unscaled), flatten(gradient)) > 1e-2
+    measured(
+        "error of the printed form",
+        relative(dense.meta_gradient(tasks, unscaled), flatten(gradient)),
+        above=1e-2,
+    )
 
 
 @pytest.mark.paper("Eq. (4)", "Eq. (24)", "Eq. (22)")
@@ -193,7 +207,9 @@ def test_the_empirical_metantk_is_the_gram_of_the_dense_meta_jacobian(net, algor
 
 @pytest.mark.paper("Remarks after Theorem 2", corrected=True)
 @every_case
-def test_the_empirical_metantk_depends_on_support_labels_and_never_on_query_labels(net, algorithm, tau):
+def test_the_empirical_metantk_depends_on_support_labels_and_never_on_query_labels(
+    net, algorithm, tau, measured
+):
     """The remarks say that it depends on both; it cannot depend on the labels of the queries."""
     params, tasks = start(net), make_tasks(net, 2)
     inner = inner_loop(net, tasks, params, algorithm, tau)
@@ -201,19 +217,25 @@ def test_the_empirical_metantk_depends_on_support_labels_and_never_on_query_labe
     other_query = [Task(t.query_x, t.query_y + 1, t.support_x, t.support_y) for t in tasks]
     other_support = [Task(t.query_x, t.query_y, t.support_x, t.support_y + 1) for t in tasks]
     assert torch.equal(kernel, empirical_meta_ntk(net.model, other_query, inner, params=params))
-    assert relative(empirical_meta_ntk(net.model, other_support, inner, params=params), kernel) > 1e-6
+    measured(
+        "change with the support labels",
+        relative(empirical_meta_ntk(net.model, other_support, inner, params=params), kernel),
+        above=1e-6,
+    )
 
 
 @pytest.mark.paper("Eq. (11)", "Def. 2", "fn. 4")
 @three_steps
-def test_at_time_zero_the_metantk_is_the_ntk_and_it_is_always_positive_semi_definite(net, algorithm, tau):
+def test_at_time_zero_the_metantk_is_the_ntk_and_it_is_always_positive_semi_definite(
+    net, algorithm, tau, measured
+):
     tasks = make_tasks(net, 3)
     no_time = analytic_meta_ntk(net, tasks, algorithm, GradientDescent(0.0, tau))
     flow = analytic_meta_ntk(net, tasks, algorithm, GradientFlow(0.0))
     queries = torch.cat([task.query_x for task in tasks])
     theta = analytic_ntk(net, queries)
-    assert relative(no_time, theta) < EXACT
-    assert relative(flow, theta) < EXACT
+    measured("error", relative(no_time, theta), below=EXACT)
+    measured("error", relative(flow, theta), below=EXACT)
     for dynamics in (GradientDescent(0.3, tau), GradientFlow(2.0), Converged(1e-3), Converged()):
         phi = analytic_meta_ntk(net, tasks, algorithm, dynamics)
         assert torch.equal(phi, phi.T)
@@ -223,7 +245,7 @@ def test_at_time_zero_the_metantk_is_the_ntk_and_it_is_always_positive_semi_defi
 
 @pytest.mark.paper("Eq. (11)", "Eq. (13)", "Eq. (104)")
 @every_network
-def test_at_infinite_time_adaptation_interpolates_and_leaves_the_schur_complement(net, tau):
+def test_at_infinite_time_adaptation_interpolates_and_leaves_the_schur_complement(net, tau, measured):
     params, task = start(net), make_tasks(net, 1)[0]
     model, split = net.model, net.output_dim * len(task.query_x)
     theta = empirical_ntk(model, joint_inputs([task]), params=params)
@@ -231,16 +253,20 @@ def test_at_infinite_time_adaptation_interpolates_and_leaves_the_schur_complemen
         theta = theta + 1e-3 * torch.eye(len(theta)).double()
     qq, qs, ss = theta[:split, :split], theta[:split, split:], theta[split:, split:]
     block = meta_ntk_from_ntk(theta, [(split, len(theta) - split)], Converged())
-    assert relative(block, qq - qs @ torch.linalg.solve(ss, qs.T)) < 1e-9
+    measured("error", relative(block, qq - qs @ torch.linalg.solve(ss, qs.T)), below=1e-9)
     labels = task.support_y.reshape(-1)
-    assert relative(adapted_output(ss, ss, labels, Converged()), labels) < 1e-9
+    measured("error", relative(adapted_output(ss, ss, labels, Converged()), labels), below=1e-9)
     long = GradientFlow(1e12 * tau)
-    assert relative(adapted_output(qs, ss, labels, long), adapted_output(qs, ss, labels, Converged())) < 1e-9
+    measured(
+        "error",
+        relative(adapted_output(qs, ss, labels, long), adapted_output(qs, ss, labels, Converged())),
+        below=1e-9,
+    )
 
 
 @pytest.mark.paper("Eq. (95)", "Eq. (96)", "Corollary 3.1")
 @every_network
-def test_test_form_and_training_form_agree_and_interpolate_at_infinite_time(net, tau):
+def test_test_form_and_training_form_agree_and_interpolate_at_infinite_time(net, tau, measured):
     tasks = make_tasks(net, 2)
     theta = analytic_ntk(net, joint_inputs(tasks))
     theta = theta + 1e-2 * torch.eye(len(theta)).double()
@@ -249,14 +275,14 @@ def test_test_form_and_training_form_agree_and_interpolate_at_infinite_time(net,
     inner = GradientDescent(0.2, tau)
     for outer in (GradientFlow(3.0), GradientDescent(0.1, 5), Converged()):
         predicted = kernel_regression(both, tasks, tasks, inner, outer)
-        assert relative(predicted.test, predicted.train) < 1e-9
-    assert relative(predicted.train, labels) < 1e-9
+        measured("error", relative(predicted.test, predicted.train), below=1e-9)
+    measured("error", relative(predicted.train, labels), below=1e-9)
     rest = kernel_regression(both, tasks, tasks, inner, GradientFlow(0.0))
     adapted = [
         adapted_output(block[: q.numel(), q.numel() :], block[q.numel() :, q.numel() :], s.reshape(-1), inner)
         for block, q, s in task_blocks(theta, tasks)
     ]
-    assert relative(rest.train, torch.cat(adapted)) < EXACT
+    measured("error", relative(rest.train, torch.cat(adapted)), below=EXACT)
 
 
 def task_blocks(theta, tasks):

@@ -5,6 +5,7 @@ The control, an unchanged copy, must pass: then a failure is the mutant's doing.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,20 @@ MUTANTS = [
         "names, chunk)\n    return gram(rows1, rows2) / pure.scale",
         "names, chunk)\n    return gram(rows1, rows2)",
     ),
+    Mutant("learning-rate-not-divided-by-the-width", "maml.py", "value - eta0 / model.scale", "value - eta0"),
+    Mutant("ascent-for-descent", "maml.py", "value - eta0 / model.scale", "value + eta0 / model.scale"),
+    Mutant(
+        "residual-with-the-wrong-sign",
+        "predictors.py",
+        "labels + residual_operator",
+        "labels - residual_operator",
+    ),
+    Mutant(
+        "columns-of-the-test-kernel-in-the-wrong-order",
+        "predictors.py",
+        "phi[trained:, :trained], phi_train,",
+        "phi[:trained, trained:].T.flip(1), phi_train,",
+    ),
     Mutant("initial-output-dropped", "predictors.py", "f0.double().clone()", "torch.zeros_like(f0.double())"),
 ]
 
@@ -137,11 +152,12 @@ def run_exact_layer(folder: Path) -> subprocess.CompletedProcess:
 
 
 def copy_package(folder: Path) -> None:
-    ignore = shutil.ignore_patterns("__pycache__", "nas", "fewshot", "runtime")
+    ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "mamltheory", folder / "mamltheory", ignore=ignore)
     for part in ("paper", "reference"):
         shutil.copytree(ROOT / "tests" / part, folder / "tests" / part, ignore=ignore)
-    shutil.copy(ROOT / "tests" / "__init__.py", folder / "tests")
+    for part in ("__init__.py", "conftest.py", "ledger_plugin.py"):
+        shutil.copy(ROOT / "tests" / part, folder / "tests")
 
 
 def test_the_exact_layer_passes_on_an_unchanged_copy(tmp_path):
@@ -151,7 +167,7 @@ def test_the_exact_layer_passes_on_an_unchanged_copy(tmp_path):
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_the_exact_layer_fails_for(mutant, tmp_path):
+def test_the_exact_layer_fails_for(mutant, tmp_path, request):
     copy_package(tmp_path)
     path = tmp_path / "mamltheory" / mutant.file
     source = path.read_text()
@@ -160,3 +176,5 @@ def test_the_exact_layer_fails_for(mutant, tmp_path):
     result = run_exact_layer(tmp_path)
     # 1: tests ran and one failed; a copy that cannot even be imported would be 2
     assert result.returncode == 1, result.stdout[-2000:]
+    caught_by = re.search(r"^FAILED .*::(\w+)", result.stdout, flags=re.MULTILINE).group(1)
+    request.node.user_properties.append(("mutant", (mutant.name, mutant.file, caught_by)))
