@@ -18,7 +18,7 @@ LAYERS = (
     {"kernels"},
     {"maml"},
     {"predictors"},
-    {"bounds", "asymptotics"},
+    {"bounds", "asymptotics", "lipschitz"},
     {"nas", "fewshot"},
 )
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
