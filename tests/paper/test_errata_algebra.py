@@ -196,6 +196,7 @@ def test_the_product_rule_of_lemma_5_holds_on_a_network_and_its_last_term_is_not
 # --- Eqs. (61)–(63) ---
 
 
+@pytest.mark.paper("App. B.2: SVD")
 @pytest.mark.paper("Eq. (61)", "Eq. (62)", corrected=True)
 @pytest.mark.erratum("E13")
 @few

@@ -52,8 +52,8 @@ def jacobians_at_two_parameters(seed, distance, x, support):
 @pytest.mark.paper(
     "Eq. (67)", "Eq. (68)", "Eq. (69)", "Eq. (70)", "Eq. (71)", "Eq. (72)", "Eq. (73)", "Eq. (74)"
 )
-@pytest.mark.paper("Eq. (75)", "Eq. (76)", "Eq. (77)")
-@pytest.mark.paper("Eq. (78)", "Eq. (79)", "Eq. (80)", "Eq. (81)", corrected=True)
+@pytest.mark.paper("Eq. (75)", "Eq. (76)", "Eq. (77)", "Eq. (79)", "App. B.2: Lipschitz")
+@pytest.mark.paper("Eq. (78)", "Eq. (80)", "Eq. (81)", corrected=True)
 @pytest.mark.erratum("E5", "E21")
 @few
 @given(seeds, st.floats(-3, 0.5).map(lambda e: 10.0**e), times)
@@ -138,7 +138,7 @@ def integral(derivative, nodes):
     return sum(w / 2 * derivative((u + 1) / 2) for u, w in zip(points, weights, strict=True))
 
 
-@pytest.mark.paper("Proof of Theorem 3", corrected=True)
+@pytest.mark.paper("Proof of Theorem 3", "App. B.5: mean value", corrected=True)
 @pytest.mark.erratum("E17")
 def test_the_mean_value_theorem_fails_for_vectors_and_its_integral_form_holds():
     """On an arc of length 2 every derivative is 2 long and the chord 2 sin 1: they differ by 2 − 2 sin 1 at least."""
@@ -152,7 +152,7 @@ def test_the_mean_value_theorem_fails_for_vectors_and_its_integral_form_holds():
     assert float((integral(tangent, 20) - chord).norm()) < 1e-13
 
 
-@pytest.mark.paper("Proof of Theorem 3", corrected=True)
+@pytest.mark.paper("Proof of Theorem 3", "App. B.5: mean value", corrected=True)
 @pytest.mark.erratum("E17")
 def test_no_single_jacobian_of_maml_gives_a_step_and_the_mean_jacobian_does():
     """g(θ_1) − g(θ_0) = ∫₀¹ J(θ_0 + s(θ_1 − θ_0)) ds (θ_1 − θ_0), on a segment that stays in any ball."""
@@ -172,7 +172,7 @@ def test_no_single_jacobian_of_maml_gives_a_step_and_the_mean_jacobian_does():
     assert relative(integral(derivative, 60), change) < EXACT
 
 
-@pytest.mark.paper("Proof of Theorem 3")
+@pytest.mark.paper("App. B.5: learning rate")
 @settings(max_examples=100)
 @given(kernels(condition=1e3), st.floats(0.01, 3))
 def test_a_step_contracts_by_one_minus_rate_times_least_eigenvalue_exactly_up_to_the_largest_rate(
@@ -187,7 +187,7 @@ def test_a_step_contracts_by_one_minus_rate_times_least_eigenvalue_exactly_up_to
     )
 
 
-@pytest.mark.paper("Proof of Theorem 3", corrected=True)
+@pytest.mark.paper("Proof of Theorem 3", "App. B.5: closeness", corrected=True)
 @pytest.mark.erratum("E19")
 @few
 @given(kernels(condition=20, largest_size=4), seeds, st.floats(0.05, 0.999))
@@ -207,7 +207,7 @@ def test_the_kernel_must_be_within_a_third_of_its_least_eigenvalue_whatever_the_
     assert operator_norm(torch.eye(2).double() - eta0 * near) > 1 - eta0 * 0.4 / 3 + 0.05
 
 
-@pytest.mark.paper("Proof of Theorem 3", corrected=True)
+@pytest.mark.paper("Proof of Theorem 3", "App. B.5: width", corrected=True)
 @pytest.mark.erratum("E20")
 @few
 @given(st.floats(1.01, 5), st.floats(0.5, 10), st.floats(0.01, 1))
