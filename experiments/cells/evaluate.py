@@ -33,8 +33,13 @@ def run(settings: Evaluate) -> int:
     counts = (settings.ways, settings.shots, settings.queries)
     sample_episode(split_of(data, settings), *counts, settings.seed, 0)
     log = open_run(settings.out, "evaluate", settings, settings.seed, environment(device.device), FREE)
-    with recorded(log, None), stage(f"evaluate on {settings.tasks} tasks") as advance:
-        result = evaluate(network, data, settings, advance)
+    title = f"evaluate on {settings.tasks} tasks, batches of images"
+    with recorded(log, None), stage(title) as advance:
+        try:
+            result = evaluate(network, data, settings, advance)
+        except Exception:
+            check_interrupted()  # Ctrl-C reaches joblib's processes as well, and they break under it
+            raise
     interval = result.interval
     log.close(accuracy=interval.mean, half_width=interval.half_width, description=result.describe())
     print(result.describe())

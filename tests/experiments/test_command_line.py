@@ -243,6 +243,9 @@ def test_the_function_of_a_command_is_there(name):
     assert callable(COMMANDS[name].load())
 
 
+@pytest.mark.paper(
+    "Sec. 6.1: kernels of the search", "Sec. 6.1: optimisation", "App. E: batch size", "App. E: inner time"
+)
 def test_the_papers_presets_hold_the_papers_numbers():
     rows = {name: (s.kernel, s.inner_time, s.ridge, s.cells) for name, s in presets.SEARCH.items()}
     assert rows["mini-5"] == ("maml", math.inf, 1e-3, 5)

@@ -182,6 +182,7 @@ def test_glyph_tasks_and_anil_are_measured_and_drawn(tmp_path, others):
     assert (drift.numbers(result)["kernel_drift"]["rms"] > 0).all()
 
 
+@pytest.mark.paper("Assumption 1")
 @pytest.mark.parametrize("kind", ["sphere", "glyphs"])
 def test_tasks_lie_on_the_sphere_and_held_out_ones_share_no_input(kind):
     settings = Theory(tasks=kind, task_count=2, dimension=5)

@@ -115,6 +115,7 @@ def test_an_evaluation_prints_its_line_and_records_it_and_repeats_exactly(traine
     assert files(tmp_path) == {"evaluate/run.json"}
 
 
+@pytest.mark.paper("Sec. 6.1: model selection")
 def test_the_evaluated_weights_are_the_trained_ones(trained, few_images):
     settings, genotype = train.settings_of_run(trained.out)
     assert (settings, genotype) == (trained, GENOTYPE)
@@ -147,6 +148,19 @@ def test_an_interrupted_evaluation_stops_at_the_next_batch(trained, tmp_path):
     with ctrl_c_during(evaluate, "evaluate_network", 1) as stopped:
         evaluate.run(settings)
     assert stopped.value.continue_with is None
+    assert read_run(tmp_path)["status"] == "interrupted"
+
+
+def test_a_stop_that_breaks_the_processes_of_an_evaluation_is_still_a_stop(trained, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a process died")
+
+    monkeypatch.setattr(evaluate, "evaluate", broken)
+    with pytest.raises(RuntimeError, match="died"):
+        evaluate.run(evaluate_settings(trained, tmp_path))
+    assert read_run(tmp_path)["status"] == "failed"
+    with ctrl_c_during(evaluate, "evaluate", 1):
+        evaluate.run(evaluate_settings(trained, tmp_path))
     assert read_run(tmp_path)["status"] == "interrupted"
 
 
