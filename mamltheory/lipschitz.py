@@ -1,0 +1,115 @@
+"""How fast the Jacobian J of the real MAML changes with its parameters: the constant K of Lemma 1, Eq. (25).
+
+    ‖J(θ) − J(θ̄)‖_F / √l ≤ K ‖θ − θ̄‖,    ‖J(θ)‖_F / √l ≤ K
+
+To first order J(θ + v) − J(θ) = DJ(θ)[v], whose rows are ∇²F_a v. Its worst case over unit vectors v is the root of
+the largest eigenvalue of DJᵀ DJ = Σ_a (∇²F_a)², found by Lanczos iteration: two Hessian-vector products for every
+output a an iteration, and no Hessian. At a point it is the smallest K there is; over a ball, a lower bound of it.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor
+from torch.func import grad, vjp
+
+from mamltheory.errors import ValueRangeError
+from mamltheory.inner import InnerLoop, meta_output
+from mamltheory.kernels.empirical import stacked_meta_jacobian
+from mamltheory.networks import Model, check_finite
+from mamltheory.types import Parameters, Task, check_tasks
+
+
+def norm(parts: Parameters) -> float:
+    """‖·‖ over all entries of all parts: ‖v‖₂ of a parameter vector, ‖J‖_F of a Jacobian."""
+    return float(sum(part.double().square().sum() for part in parts.values())) ** 0.5
+
+
+def jacobian_size(model: Model, params: Parameters, tasks: Sequence[Task], inner: InnerLoop) -> float:
+    """‖J(θ)‖_F / √l, which K bounds in the second line of Eq. (25)."""
+    return norm(stacked_meta_jacobian(model, params, tasks, inner)) / model.scale**0.5
+
+
+def lipschitz_ratio(
+    model: Model, params: Parameters, other: Parameters, tasks: Sequence[Task], inner: InnerLoop
+) -> float:
+    """‖J(θ) − J(θ̄)‖_F / (√l ‖θ − θ̄‖) of one pair, which K bounds in the first line of Eq. (25).
+
+    Raises ValueRangeError when the two coincide.
+    """
+    distance = norm({name: params[name] - other[name] for name in params})
+    if distance == 0:
+        raise ValueRangeError("the two parameter vectors coincide: a ratio needs two different ones")
+    one, two = (stacked_meta_jacobian(model, theta, tasks, inner) for theta in (params, other))
+    return norm({name: one[name] - two[name] for name in one}) / (model.scale**0.5 * distance)
+
+
+def lipschitz_along(
+    model: Model, params: Parameters, direction: Parameters, tasks: Sequence[Task], inner: InnerLoop
+) -> float:
+    """‖DJ(θ)[v]‖_F / (√l ‖v‖): the ratio of Eq. (25) for θ and θ + εv as ε → 0.
+
+    Raises ValueRangeError for a direction that is zero.
+    """
+    length = norm(direction)
+    if length == 0:
+        raise ValueRangeError("the direction is zero: give one along which the parameters move")
+    rows = [product(direction) for product in _hessian_products(model, params, tasks, inner)]
+    return sum(norm(row) ** 2 for row in rows) ** 0.5 / (model.scale**0.5 * length)
+
+
+def lipschitz_constant(
+    model: Model,
+    params: Parameters,
+    tasks: Sequence[Task],
+    inner: InnerLoop,
+    generator: torch.Generator,
+    tolerance: float = 1e-3,
+) -> float:
+    """K of Eq. (25) at a point, the maximum of ‖DJ(θ)[v]‖_F / (√l ‖v‖): √(λ_max(Σ_a (∇²F_a)²) / l).
+
+    generator: of the start vector, which the result depends on within the relative ``tolerance`` alone.
+    With no inner steps, one query and one output it is ‖∇²f‖_op / √l of Eqs. (37) to (40). For ReLU it is that
+    of the piece on which θ lies, and Lemma 1 has no K.
+    """
+    products = _hessian_products(model, params, tasks, inner)
+    like = next(iter(params.values()))
+    size = sum(value.numel() for value in params.values())
+
+    def squared(vector: np.ndarray) -> np.ndarray:
+        direction = _unflatten(torch.from_numpy(vector.reshape(-1)).to(like), params)
+        return sum(_flatten(product(product(direction))) for product in products)
+
+    start = torch.randn(size, generator=generator, dtype=torch.float64).numpy()
+    operator = LinearOperator((size, size), matvec=squared, dtype=np.float64)
+    # the eigenvalue is the square of what is asked for; more than 8 vectors between restarts save no products
+    options = {"tol": 2 * tolerance, "ncv": min(8, size), "v0": start, "return_eigenvectors": False}
+    largest = eigsh(operator, k=1, which="LA", **options)
+    return float(max(largest[0], 0.0) / model.scale) ** 0.5
+
+
+def _hessian_products(
+    model: Model, params: Parameters, tasks: Sequence[Task], inner: InnerLoop
+) -> list[Callable[[Parameters], Parameters]]:
+    """The maps v ↦ ∇²F_a(θ) v for every meta-output a of every task (the Hessian is symmetric, so one reverse pass)."""
+    check_finite(params)
+    pullbacks = []
+    for task in check_tasks(tasks):
+        for row in range(task.query_y.numel()):
+
+            def single(theta: Parameters, task: Task = task, row: int = row) -> Tensor:
+                return meta_output(model, theta, task, inner)[row]
+
+            pullbacks.append(vjp(grad(single), params)[1])
+    return [lambda vector, pullback=pullback: pullback(vector)[0] for pullback in pullbacks]
+
+
+def _flatten(parts: Parameters) -> np.ndarray:
+    return torch.cat([part.detach().reshape(-1) for part in parts.values()]).double().cpu().numpy()
+
+
+def _unflatten(vector: Tensor, like: Parameters) -> Parameters:
+    parts = torch.split(vector, [value.numel() for value in like.values()])
+    return {name: part.reshape(value.shape) for (name, value), part in zip(like.items(), parts, strict=True)}
