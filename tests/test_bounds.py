@@ -20,7 +20,7 @@ def contraction(matrix, rate):
     return float(torch.linalg.matrix_norm(torch.eye(len(matrix)).double() - rate * matrix, 2))
 
 
-@pytest.mark.paper("Theorem 3")
+@pytest.mark.paper("Theorem 3", "App. B.5: learning rate")
 @settings(max_examples=50)
 @given(kernels())
 def test_the_largest_rate_is_the_one_that_contracts_most_and_the_last_with_the_stated_contraction(kernel):

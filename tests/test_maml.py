@@ -79,6 +79,7 @@ def test_the_inner_loop_is_gradient_descent_on_the_support_loss_as_autograd_does
     assert len(path) == 4
 
 
+@pytest.mark.paper("App. D: ANIL")
 def test_anil_moves_the_head_alone_and_no_steps_move_nothing():
     params, one = start(), some_tasks(1)[0]
     adapted = adapt(NET.model, params, one, InnerLoop(0.6, 2, "anil"))

@@ -22,7 +22,7 @@ def start(net, seed=0):
     return net.initialise(generator(seed, "init"))
 
 
-@pytest.mark.paper("Eq. (16)")
+@pytest.mark.paper("Eq. (16)", "Sec. 3: network")
 @settings(max_examples=40)
 @given(networks(), seeds)
 def test_the_network_is_equation_16_layer_by_layer(net, seed):
@@ -45,7 +45,7 @@ def test_both_parameterisations_are_the_same_function_at_initialisation():
     assert relative(standard.model(start(standard), x), ntk.model(start(ntk), x)) < 1e-14
 
 
-@pytest.mark.paper("Eq. (16)")
+@pytest.mark.paper("Eq. (16)", "Sec. 3: network")
 @pytest.mark.parametrize("parameterisation", ["standard", "ntk"])
 def test_parameters_are_gaussian_with_the_fan_in_variance(parameterisation):
     """Relative standard error of a variance of n normals: √(2/n) ≤ 0.016 for n ≥ 8000; windows of 5 of them."""

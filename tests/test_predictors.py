@@ -93,7 +93,9 @@ def kernel_functions(algorithm):
     return theta, theta if algorithm == "maml" else lambda x1, x2: analytic_last_layer_ntk(NET, x1, x2)
 
 
-@pytest.mark.paper("Theorem 2", "Theorem 4", "Eq. (12)", "Eq. (13)", "Eq. (103)", "Eq. (109)", "Eq. (111)")
+@pytest.mark.paper(
+    "Theorem 2", "Theorem 4", "Eq. (12)", "Eq. (13)", "Eq. (103)", "Eq. (109)", "Eq. (111)", "Eq. (107)"
+)
 @pytest.mark.parametrize("algorithm", ["maml", "anil"])
 @pytest.mark.parametrize("inner", LOOPS, ids=str)
 @pytest.mark.parametrize("outer", LOOPS, ids=str)

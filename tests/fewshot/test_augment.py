@@ -30,6 +30,7 @@ def images_of(count, size, seed=0):
     )
 
 
+@pytest.mark.paper("App. E: augmentation")
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 12), st.integers(5, 24), st.integers(0, 9), st.booleans(), st.integers(0, 2**32))
 def test_the_batch_transform_agrees_with_loops_over_images(count, size, padding, flip, seed):
@@ -83,6 +84,7 @@ def test_the_images_passed_in_are_left_alone():
     assert torch.equal(images, before)
 
 
+@pytest.mark.paper("App. E: augmentation")
 def test_the_draws_have_the_stated_distributions():
     draws = draw(Augmentation(), 84, 40_000, generator(0, "draws"))
     counts = torch.bincount(draws.offsets.flatten() + 8, minlength=17)

@@ -23,6 +23,7 @@ def run(config=CONFIG, seed=0, network=None, split=SPLIT, **kwargs):
     return evaluate(network or SmallNet(), split, *STATISTICS, config, seed, **kwargs)
 
 
+@pytest.mark.paper("Sec. 6.1: evaluation", "App. E: evaluation", "App. E: penalty")
 @pytest.mark.parametrize(
     "change",
     [

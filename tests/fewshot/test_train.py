@@ -34,6 +34,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.paper("Sec. 6.1: training by RFS", "Sec. 6.1: optimisation", "App. E: augmentation")
 def test_training_agrees_with_a_plain_loop():
     state, history = run(start_training(SmallNet(), DATA, CONFIG), 4)
     network = SmallNet()
@@ -83,6 +84,7 @@ def test_training_depends_on_its_seed_and_not_on_the_global_generator():
     assert not same(state_tensors(one)[0], state_tensors(other)[0])
 
 
+@pytest.mark.paper("Sec. 6.1: optimisation")
 @pytest.mark.parametrize(
     ("epochs", "milestones", "decayed"), [(100, (60, 80), (61, 81)), (60, (30, 40, 50), (31, 41, 51))]
 )
@@ -95,6 +97,7 @@ def test_the_first_decayed_epochs_are_those_after_the_milestones(epochs, milesto
     np.testing.assert_allclose(rates[-1], 0.02 * 0.1 ** len(decayed))
 
 
+@pytest.mark.paper("Sec. 6.1: optimisation", "App. E: dropout")
 def test_the_rate_and_the_drop_path_of_the_schedule_are_used():
     state = start_training(SmallNet(), DATA, CONFIG)
     for epoch in range(1, 5):

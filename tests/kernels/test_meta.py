@@ -47,7 +47,7 @@ def test_the_composite_kernel_is_the_sum_of_the_four_terms(data, net, algorithm)
     assert float((got - expected).abs().max()) < 1e-10 * (1 + float(expected.abs().max()))
 
 
-@pytest.mark.paper("Eq. (106)", "Eq. (112)")
+@pytest.mark.paper("Eq. (106)", "Eq. (112)", "Eq. (10)", "Eq. (105)")
 @pytest.mark.parametrize("algorithm", ["maml", "anil"])
 @pytest.mark.parametrize("loop", [*LOOPS, Converged()], ids=str)
 def test_the_composite_kernel_is_the_papers_for_every_kind_of_time(algorithm, loop):

@@ -22,6 +22,7 @@ from mamltheory.rng import generator
 FORMS = st.sampled_from(["two", "all"])
 
 
+@pytest.mark.paper("Sec. 6.1: search space")
 def test_the_search_space_has_seven_operations_on_nine_edges_of_two_cells():
     assert len(OPERATIONS) == 7
     assert len(EDGES) == 9

@@ -23,7 +23,7 @@ def images(n=3, size=12):
     return torch.randn(n, 3, size, size, generator=generator(0, "images"))
 
 
-@pytest.mark.paper("Table 1")
+@pytest.mark.paper("Table 1", "Sec. 6.1: MetaNAS retrained")
 @pytest.mark.parametrize("cell", published_genotypes(), ids=lambda cell: f"{cell.setting}-{cell.parameters}")
 def test_a_published_cell_has_exactly_its_published_parameters(cell):
     settings = NetworkSettings(channels=48, cells=cell.cells, classes=cell.classes)
@@ -41,6 +41,7 @@ def test_mean_sizes_are_those_of_table_1():
     assert means == pytest.approx([1.77, 3.21, 2.22, 4.77], abs=0.0061)
 
 
+@pytest.mark.paper("Sec. 6.1: network")
 @pytest.mark.parametrize(("cells", "reductions"), [(3, (1, 2)), (5, (1, 3)), (8, (2, 5)), (20, (6, 13))])
 def test_reductions_lie_at_one_and_two_thirds(cells, reductions):
     assert tuple(i for i, kind in enumerate(layout(cells)) if kind == "reduce") == reductions
@@ -106,6 +107,7 @@ def test_a_derived_network_is_the_supernet_with_one_operation_an_edge():
     assert torch.equal(derived(images()), single(images()))
 
 
+@pytest.mark.paper("fn. 3")
 def test_weights_have_the_kaiming_fan_in_variance():
     network = supernet(Candidates(), NetworkSettings(channels=16, cells=3, classes=5), 0)
     ratios = [
@@ -163,6 +165,7 @@ def test_drop_path_masks_go_on_where_a_restored_state_left_off():
     assert torch.equal(restored(images()), network(images()))
 
 
+@pytest.mark.paper("App. E: dropout")
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     network = supernet(Candidates(), SMALL, 0)
     network.drop_path = 0.25

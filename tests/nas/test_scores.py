@@ -106,6 +106,7 @@ def test_the_score_kernel_is_the_meta_ntk_of_the_theory(kernel, outputs):
         )
 
 
+@pytest.mark.paper("fn. 11")
 def test_the_ntk_score_sees_queries_and_supports_and_the_meta_scores_queries_alone():
     network = supernet(Candidates(), SMALL, 0)
     sizes = {

@@ -44,7 +44,7 @@ def survivors(scorer, search_settings, state=None):
     return set(run_search(scorer, search_settings, state).candidates.operators())
 
 
-@pytest.mark.paper("Algorithm 1 (MetaNTK-NAS)")
+@pytest.mark.paper("Algorithm 1 (MetaNTK-NAS)", "Sec. 5: both scores")
 @given(seed=st.integers(0, 1000), kind=st.sampled_from(["log", "relative", "absolute"]))
 @settings(max_examples=4, deadline=None)
 def test_with_equal_regions_the_least_condition_number_survives_on_every_edge(seed, kind):
@@ -53,7 +53,7 @@ def test_with_equal_regions_the_least_condition_number_survives_on_every_edge(se
     assert chosen == argmin_per_edge(values)
 
 
-@pytest.mark.paper("Algorithm 1 (MetaNTK-NAS)")
+@pytest.mark.paper("Algorithm 1 (MetaNTK-NAS)", "Sec. 5: both scores")
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=4, deadline=None)
 def test_with_equal_condition_numbers_the_most_regions_survive_on_every_edge(seed):
@@ -68,7 +68,7 @@ def test_a_wrong_sign_of_the_condition_number_would_keep_the_worst():
     assert survivors(flipped, ONCE) == argmin_per_edge({o: -v for o, v in values.items()})
 
 
-@pytest.mark.paper("Algorithm 1 (MetaNTK-NAS)")
+@pytest.mark.paper("Algorithm 1 (MetaNTK-NAS)", "Sec. 6.1: search schedule")
 def test_the_search_takes_six_rounds_and_486_candidates_and_leaves_a_single_path():
     calls = []
 
