@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mamltheory import FullyConnected, InnerLoop, generator, meta_output
+from mamltheory import FullyConnected, InnerLoop, analytic_meta_ntk, generator, meta_output, meta_outputs
 from mamltheory.bounds import (
     exponential_lipschitz_constant,
     extreme_eigenvalues,
@@ -188,6 +188,7 @@ def test_a_step_contracts_by_one_minus_rate_times_least_eigenvalue_exactly_up_to
 
 
 @pytest.mark.paper("Proof of Theorem 3", "App. B.5: closeness", corrected=True)
+@pytest.mark.paper("App. B.5: contraction")
 @pytest.mark.erratum("E19")
 @few
 @given(kernels(condition=20, largest_size=4), seeds, st.floats(0.05, 0.999))
@@ -200,6 +201,9 @@ def test_the_kernel_must_be_within_a_third_of_its_least_eigenvalue_whatever_the_
     near = phi + change * (low / 3 / operator_norm(change))
     step = operator_norm(torch.eye(len(phi)).double() - eta0 * near)
     assert step <= 1 - 2 * eta0 * low / 3 + 1e-10
+    drift = draws(seed, "drift", len(phi), len(phi))  # of the Jacobians since θ_0, not symmetric
+    moved = near + drift * (low / 3 / operator_norm(drift))
+    assert operator_norm(torch.eye(len(phi)).double() - eta0 * moved) <= 1 - eta0 * low / 3 + 1e-10
     phi, eta0 = torch.diag(torch.tensor([0.5, 0.4], dtype=torch.float64)), 2.2
     assert eta0 < largest_rate(phi)
     near = phi - torch.eye(2).double() * (eta0 * 0.4 / 3)  # allowed by the printed condition
@@ -226,3 +230,39 @@ def test_the_least_width_of_theorem_3_is_a_square(lipschitz, start_, sigma_min):
     assert printed**0.5 > 2
     assert theorem3_drift_bound(1.5, 2.0, 0.3, 1350) == pytest.approx(3.674, rel=1e-3)  # 0.1 is allowed
     assert theorem3_least_width(1.5, 2.0, 0.3) == pytest.approx(1350**2)
+
+
+@pytest.mark.paper("App. B.5: one step", "App. B.5: contraction")
+@pytest.mark.paper("Proof of Theorem 3", "App. B.5: mean value", corrected=True)
+@pytest.mark.erratum("E17")
+@pytest.mark.parametrize("activation", ["erf", "tanh"])
+def test_a_step_of_maml_multiplies_the_residual_by_the_mean_jacobian_of_the_step_and_contracts_as_the_proof_says(
+    activation,
+):
+    """g(θ_1) = (I − η J̄ J(θ_0)ᵀ) g(θ_0) exactly; its norm by the triangle inequality through Φ, Φ̂_0 and the ball."""
+    net, inner = FullyConnected(3, 12, 1, 1, activation), InnerLoop(0.2, 1)
+    params, tasks = start(net), make_tasks(net, 2)
+    theta = flatten(params)
+    labels = torch.cat([task.query_y.reshape(-1) for task in tasks])
+
+    def residual(vector):
+        return meta_outputs(net.model, unflatten(vector, params), tasks, inner) - labels
+
+    jacobian = torch.func.jacrev(residual)
+    g, j = residual(theta), jacobian(theta)
+    phi_hat = j @ j.T / net.width
+    eta0 = 0.5 * largest_rate(phi_hat)
+    eta = eta0 / net.width
+    step = -eta * j.T @ g
+    assert float(step.norm()) <= eta * operator_norm(j) * float(g.norm()) * ROUNDING
+    mean = integral(lambda s: jacobian(theta + s * step), 20)
+    factor = torch.eye(len(g)).double() - eta * mean @ j.T
+    assert relative(factor @ g, residual(theta + step)) < EXACT
+    phi = analytic_meta_ntk(net, tasks, "maml", inner.dynamics)
+    moved = eta * operator_norm(j @ j.T - mean @ j.T)
+    contraction = operator_norm(torch.eye(len(g)).double() - eta0 * phi)
+    assert operator_norm(factor) <= contraction + eta0 * operator_norm(phi - phi_hat) + moved * ROUNDING
+    # as printed, without η0 before Φ̂_0, the two sides of the decomposition are different matrices
+    parts = torch.eye(len(g)).double() - eta0 * phi + eta * (j @ j.T - mean @ j.T)
+    assert relative(parts + eta0 * phi - eta0 * phi_hat, factor) < EXACT
+    assert relative(parts + eta0 * phi - phi_hat, factor) > 0.05
