@@ -26,14 +26,6 @@ from mamltheory.errors import SingularKernelError
 from tests.paper.cases import EXACT, make_tasks, relative, sphere, start
 from tests.strategies import dynamics, kernels, seeds
 
-ROUNDING = 1 + 1e-9
-WIDTHS = (5, 40, 64)
-few = settings(max_examples=25)
-
-
-def matrix(rows):
-    return torch.cat([value.flatten(1) for value in rows.values()], dim=1)
-
 
 def task_of(query_x, support_x):
     return Task(
