@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,5 +136,6 @@ def _parse(name: str, command: Command, base: object, flags: Sequence[str]) -> o
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load: no traceback, nothing to save
     sys.stdout.reconfigure(line_buffering=True)  # results and progress keep their order in a log file
     sys.exit(main())

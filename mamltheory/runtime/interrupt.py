@@ -1,5 +1,7 @@
 """Ctrl-C and SIGTERM without losing work: the first lets the step finish, the second stops at once."""
 
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -54,6 +56,8 @@ def interruptible() -> Iterator[None]:
 
 def _note(number: int, _frame: FrameType | None) -> None:
     _received.append(number)
+    if multiprocessing.parent_process() is None:  # print is not safe in a handler
+        os.write(2, b"\nstopping after this step; again to stop at once\n")
     # The system's own action for the next one: it ends the process even inside a long call into C.
     for each in SIGNALS:
         signal.signal(each, signal.SIG_DFL)
