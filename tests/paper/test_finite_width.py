@@ -155,6 +155,7 @@ def test_the_residual_stays_below_the_bound_of_theorem_3_at_every_step(activatio
 
 
 @pytest.mark.paper("Theorem 1", "Eq. (6)", corrected=True)
+@pytest.mark.erratum("E1")
 def test_with_a_smaller_rate_the_bound_as_printed_in_theorem_1_is_false():
     """Eq. (6) allows every η < η0/l and keeps η0 in the rate; with η in the rate it holds."""
     net, tasks, inner, eta0, sigma_min = rate_setting("erf", 1, 64)

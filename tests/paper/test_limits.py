@@ -42,7 +42,7 @@ slow = pytest.mark.slow
 # --- finite time: E2, E11 ---
 
 
-@pytest.mark.paper("Eq. (11)", "Eq. (91)", "Eq. (106)", "Sec. 3: number of inner steps", corrected=True)
+@pytest.mark.paper("Eq. (11)", "Eq. (91)", "Eq. (106)", "Sec. 3: inner steps", corrected=True)
 @pytest.mark.erratum("E11")
 @pytest.mark.parametrize(("activation", "depth"), [("erf", 1), ("erf", 2), ("relu", 2)])
 def test_the_kernel_of_the_flow_is_that_of_many_small_steps_and_not_of_one(activation, depth, measured):
