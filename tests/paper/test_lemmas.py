@@ -173,7 +173,7 @@ def test_the_three_terms_of_equation_59_are_the_gradient_of_equation_58(measured
     measured("error", error, below=EXACT)
 
 
-SHALLOW_CASE = (("erf", 1), (64, 256, 1024), 8, -0.5, 0.1, (1.5, 2.6), (-1.9, 0.5, 2e-5))
+SHALLOW_CASE = (("erf", 1), (64, 256, 1024), 8, -0.5, 0.12, (1.5, 2.6), (-1.9, 0.5, 2e-5))
 DEEP_CASE = (("erf", 2), (64, 128, 256), 8, 0.0, 0.2, (0.3, 0.6), (-1.0, 0.7, 4e-3))
 
 
@@ -187,7 +187,7 @@ DEEP_CASE = (("erf", 2), (64, 128, 256), 8, 0.0, 0.2, (0.3, 0.6), (-1.0, 0.7, 4e
     [
         SHALLOW_CASE,
         DEEP_CASE,
-        pytest.param(("erf", 1), SHALLOW, 24, -0.5, 0.06, (1.5, 2.6), (-1.9, 0.25, 1e-5), marks=slow),
+        pytest.param(("erf", 1), SHALLOW, 24, -0.5, 0.08, (1.5, 2.6), (-1.9, 0.25, 1e-5), marks=slow),
         pytest.param(("erf", 2), DEEP, 24, 0.0, 0.15, (0.3, 0.6), (-1.0, 0.4, 1e-3), marks=slow),
     ],
 )

@@ -94,7 +94,7 @@ def test_at_a_fixed_number_of_steps_the_exponential_form_is_wrong_at_every_width
 # --- Assumption 5: E2, E12 ---
 
 
-def after_training(sigma_w, seed, activation="relu", width=512, steps=60):
+def after_training(sigma_w, seed, activation="relu", width=512, steps=40):
     """‖F_t − (12)‖/‖(12)‖, relative kernel drift and rms f_0 of the network as it is; ∞ where training diverges."""
     net = FullyConnected(4, width, 1, 1, activation, sigma_w=sigma_w, sigma_b=sigma_w / 15)
     *tasks, test = make_tasks(net, 3, seed=11, n=2, m=2)
@@ -124,7 +124,8 @@ def test_at_one_width_a_smaller_initialisation_first_helps_and_then_breaks_the_l
     measured("error of (12), σ_w = 1.5", means[1.5][0], above=0.3)
     measured("error of (12), σ_w = 0.5", means[0.5][0], below=0.3)
     assert means[0.5][0] < 0.6 * means[1.5][0]
-    measured("error of (12), σ_w = 0.1", means[0.1][0], above=10)
+    diverged = min(means[0.1][0], 1000.0)  # the value itself, 1e72 or ∞, says nothing more
+    measured("error of (12), σ_w = 0.1, at most 1000", diverged, above=10)
     measured("kernel drift, σ_w = 1.5", means[1.5][1], below=0.01)
     measured("kernel drift, σ_w = 0.2", means[0.2][1], above=0.25)
     assert means[0.1][2] < 0.05 * means[1.5][2]
@@ -220,4 +221,4 @@ def test_unequal_widths_change_the_limit_kernel(wide, off, measured):
         meta_ntk_from_ntk(theta, sizes, inner.dynamics) for theta in (kernel, aware, two_width_ntk(x, (1, 1)))
     )
     measured("Φ, ratios kept", relative(phi, phi_aware), below=0.15)
-    measured(f"Φ, l_2/l = {wide // 256}", relative(phi, phi_equal), above=0.1)
+    measured(f"Φ, l_2/l = {wide // 256}", relative(phi, phi_equal), above=0.5)

@@ -199,7 +199,7 @@ def test_lemma_1_needs_a_smooth_activation(activation, depth, measured):
 @pytest.mark.paper("Theorem 3", "Eq. (29)", "Eq. (30)", "Eq. (93)", "Eq. (99)")
 @pytest.mark.parametrize(
     ("case", "width", "seeds"),
-    [(("erf", 1), 256, 3), (("erf", 2), 128, 2), pytest.param(("erf", 2), 256, 8, marks=slow)],
+    [(("erf", 1), 256, 2), (("erf", 2), 128, 2), pytest.param(("erf", 2), 256, 8, marks=slow)],
 )
 def test_path_and_drift_stay_below_the_bounds_with_the_measured_constants(case, width, seeds, measured):
     """K = max{1, ‖J(θ_0)‖/√l, the worst rate of change of J at θ_0}, R0 = ‖g(θ_0)‖."""
