@@ -43,7 +43,7 @@ ledger: $(STAMP)
 
 slow: $(STAMP)
 	@echo "running the slow tests"
-	@$(PYTEST) -m "slow and not cuda"
+	@$(PYTEST) -m "slow and not cuda" --ledger slow
 
 cuda: $(STAMP)
 	@echo "running the tests that need a CUDA device"
