@@ -1,5 +1,6 @@
 """The paper as a map: statements in its order, section by section, what rests on what, coloured by verdict."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
@@ -16,7 +17,7 @@ COLOURS = dict(
         strict=True,
     )
 )
-PER_LINE = 14
+PER_LINE = 13
 """Statements on a line; a longer section goes on in the next."""
 
 
@@ -30,7 +31,7 @@ def positions(statements: Sequence[Statement]) -> tuple[dict[str, tuple[float, f
         sections.setdefault(where, -line)
         for i, one in enumerate(members):
             places[one.id] = (float(i % PER_LINE), -line - i // PER_LINE)
-        line += (len(members) - 1) // PER_LINE + 1.25
+        line += (len(members) - 1) // PER_LINE + 1.2
     return places, sections
 
 
@@ -49,7 +50,7 @@ def draw_verdicts(axes: Axes, statements: Sequence[Statement], verdicts: Mapping
         axes.plot(x, y, "o", markersize=6, color=COLOURS[verdicts[one.id]], markeredgecolor="0.2",
                   markeredgewidth=0.4, zorder=2)  # fmt: skip
         axes.annotate(
-            short(one.id), (x, y), (0, -5), textcoords="offset points", ha="center", va="top", fontsize=4.5
+            short(one.id), (x, y), (0, -5), textcoords="offset points", ha="center", va="top", fontsize=4.2
         )
     for where, y in sections.items():
         axes.text(-0.7, y, where, ha="right", va="center", fontsize=6)
@@ -65,5 +66,5 @@ def draw_verdicts(axes: Axes, statements: Sequence[Statement], verdicts: Mapping
 
 
 def short(name: str) -> str:
-    """A statement's id without what is the same for most of them."""
-    return name.removeprefix("Eq. ")
+    """A statement's id without what its row says already, on lines that fit beside the next one's."""
+    return textwrap.fill(name.removeprefix("Eq. ").rpartition(": ")[2], 11)
