@@ -67,4 +67,4 @@ def draw_verdicts(axes: Axes, statements: Sequence[Statement], verdicts: Mapping
 
 def short(name: str) -> str:
     """A statement's id without what its row says already, on lines that fit beside the next one's."""
-    return textwrap.fill(name.removeprefix("Eq. ").rpartition(": ")[2], 11)
+    return textwrap.fill(name.removeprefix("Eq. ").rpartition(": ")[2], 11, break_long_words=False)
