@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 # Two test processes with one thread each: more threads only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-.PHONY: help demo test ledger slow cuda lint clean install
+.PHONY: help demo test ledger ledger-check slow cuda lint clean install
 help:
 	@sed -n '2,6s/^# *//p' Makefile
 
@@ -36,6 +36,9 @@ test: $(STAMP)
 	@echo "checking style"
 	@$(BIN)/ruff check -q .
 	@echo "running the fast tests"
+	@$(PYTEST)
+
+ledger-check: $(STAMP)
 	@$(PYTEST) --ledger check
 
 ledger: $(STAMP)
