@@ -68,6 +68,15 @@ def test_values_may_differ_between_machines_and_nothing_else():
     assert text(2.3e-3, 1e-2) != text(2.3e-3, 1e-2, passed=False)
 
 
+def test_the_order_in_which_cases_report_does_not_make_the_ledger_stale():
+    numbers = (Measured("a", 0.1, 1.0), Measured("b", 0.2, 1.0))
+    one, other, less = (
+        render([PLAIN], [], [outcome(measured=m)]) for m in (numbers, numbers[::-1], numbers[:1])
+    )
+    assert one != other
+    assert skeleton(one) == skeleton(other) != skeleton(less)
+
+
 def test_the_stored_outcomes_of_the_slow_tests_belong_to_the_code_as_it_is():
     stored = json.loads(ledger_plugin.SLOW.read_text(encoding="utf-8"))["tested_code"]
     assert stored == ledger_plugin.tested_code(), (
