@@ -5,7 +5,8 @@ from mamltheory.inner import InnerLoop, adapt, meta_output, meta_outputs
 
 # kernels
 from mamltheory.kernels.analytic import analytic_last_layer_ntk, analytic_ntk, nngp
-from mamltheory.kernels.empirical import empirical_last_layer_ntk, empirical_meta_ntk, empirical_ntk
+from mamltheory.kernels.empirical import empirical_last_layer_ntk, empirical_ntk
+from mamltheory.kernels.empirical_meta import empirical_meta_ntk
 from mamltheory.kernels.meta import analytic_meta_ntk, joint_inputs, meta_ntk, meta_ntk_from_ntk
 
 # how long a loop runs, and functions of a kernel

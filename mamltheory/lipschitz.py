@@ -17,7 +17,7 @@ from torch.func import grad, vjp
 
 from mamltheory.errors import ValueRangeError
 from mamltheory.inner import InnerLoop, meta_output
-from mamltheory.kernels.empirical import stacked_meta_jacobian
+from mamltheory.kernels.empirical_meta import stacked_meta_jacobian
 from mamltheory.networks import Model, check_finite
 from mamltheory.types import Parameters, Task, check_tasks
 

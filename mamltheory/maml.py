@@ -17,7 +17,7 @@ from torch.func import grad_and_value
 
 from mamltheory.errors import ValueRangeError
 from mamltheory.inner import InnerLoop, meta_outputs, square_loss
-from mamltheory.kernels.empirical import empirical_meta_ntk
+from mamltheory.kernels.empirical_meta import empirical_meta_ntk
 from mamltheory.linalg import GradientDescent
 from mamltheory.networks import Model, check_finite
 from mamltheory.types import Parameters, Task, check_tasks, query_labels

@@ -20,7 +20,8 @@ from mamltheory import (
 )
 from mamltheory.errors import ShapeError, UnsupportedModelError, ValueRangeError
 from mamltheory.inner import inner_path, square_loss
-from mamltheory.kernels.empirical import jacobian, meta_jacobian, stacked_meta_jacobian
+from mamltheory.kernels.empirical import jacobian
+from mamltheory.kernels.empirical_meta import meta_jacobian, stacked_meta_jacobian
 from mamltheory.maml import descend, distance, gradient_step
 from mamltheory.types import query_labels
 from tests.paper.cases import relative

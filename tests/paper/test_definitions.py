@@ -23,7 +23,7 @@ from mamltheory import (
 from mamltheory.asymptotics import fit_power_law
 from mamltheory.bounds import extreme_eigenvalues
 from mamltheory.kernels.analytic import _layers
-from mamltheory.kernels.empirical import meta_jacobian
+from mamltheory.kernels.empirical_meta import meta_jacobian
 from mamltheory.maml import descend
 from mamltheory.networks import from_module
 from mamltheory.types import query_labels

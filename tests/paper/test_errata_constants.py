@@ -22,7 +22,7 @@ from mamltheory.bounds import (
     theorem3_least_width,
 )
 from mamltheory.errors import ValueRangeError
-from mamltheory.kernels.empirical import stacked_meta_jacobian
+from mamltheory.kernels.empirical_meta import stacked_meta_jacobian
 from tests.paper.cases import EXACT, make_tasks, relative, sphere, start
 from tests.reference.dense import Dense, flatten, unflatten
 from tests.reference.matrix_functions import exponential, operator_norm

@@ -36,7 +36,7 @@ from mamltheory import (
     train,
 )
 from mamltheory.bounds import extreme_eigenvalues, largest_rate
-from mamltheory.kernels.empirical import stacked_meta_jacobian
+from mamltheory.kernels.empirical_meta import stacked_meta_jacobian
 from mamltheory.kernels.meta import adaptation_matrix
 from mamltheory.types import query_labels
 from tests.paper.cases import EXACT, make_tasks, relative, sphere, start

@@ -29,7 +29,7 @@ from mamltheory import (
     train,
 )
 from mamltheory.bounds import extreme_eigenvalues, largest_rate
-from mamltheory.kernels.empirical import meta_jacobian
+from mamltheory.kernels.empirical_meta import meta_jacobian
 from mamltheory.kernels.meta import adaptation_matrix
 from mamltheory.predictors import adapted_output
 from tests.paper.cases import EXACT, cases, make_tasks, name, relative, start

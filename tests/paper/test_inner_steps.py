@@ -24,7 +24,7 @@ from mamltheory import (
 )
 from mamltheory.asymptotics import fit_power_law, root_mean_square
 from mamltheory.bounds import extreme_eigenvalues, largest_rate
-from mamltheory.kernels.empirical import meta_jacobian
+from mamltheory.kernels.empirical_meta import meta_jacobian
 from mamltheory.linalg import condition_number, residual_operator, time_operator
 from mamltheory.networks import Model
 from mamltheory.types import query_labels

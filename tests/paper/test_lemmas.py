@@ -11,7 +11,8 @@ from torch.func import grad, jacrev, jvp
 
 from mamltheory import InnerLoop, Task, generator, meta_outputs, nngp
 from mamltheory.asymptotics import root_mean_square
-from mamltheory.kernels.empirical import gram, jacobian, meta_jacobian
+from mamltheory.kernels.empirical import gram, jacobian
+from mamltheory.kernels.empirical_meta import meta_jacobian
 from mamltheory.lipschitz import lipschitz_constant, norm
 from mamltheory.types import query_labels
 from tests.paper.cases import EXACT, start

@@ -44,14 +44,14 @@ MUTANTS = [
     ),
     Mutant(
         "lambda-missing-before-the-hessian",
-        "kernels/empirical.py",
+        "kernels/empirical_meta.py",
         "rate = inner.lam0 / model.scale",
         "rate = 1.0",
     ),
     Mutant("hessian-left-out", "inner.py", "if inner.first_order:", "if True:"),
     Mutant(
         "hessian-with-the-wrong-sign",
-        "kernels/empirical.py",
+        "kernels/empirical_meta.py",
         "value - rate * curvature",
         "value + rate * curvature",
     ),
