@@ -1,6 +1,6 @@
 # Each command makes its own virtual environment in .venv, once; it needs Python 3.11+, pip and git.
 #   make demo    the whole paper on the embedded data: figures and a table, within ten minutes on two cores
-#   make test    lint and the fast tests
+#   make test    lint, the fast tests, and whether paper_checks.md is what they say
 #   make slow    the tests that take minutes        make cuda   the tests that need a CUDA device
 #   make lint    lint and formatting                make clean  remove what these commands made
 #   make ledger  write paper_checks.md from the tests' outcomes
@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 # Two test processes with one thread each: more threads only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-.PHONY: help demo test ledger ledger-check slow cuda lint clean install
+.PHONY: help demo test ledger slow cuda lint clean install
 help:
 	@sed -n '2,6s/^# *//p' Makefile
 
@@ -35,10 +35,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	@echo "checking style"
 	@$(BIN)/ruff check -q .
-	@echo "running the fast tests"
-	@$(PYTEST)
-
-ledger-check: $(STAMP)
+	@echo "running the fast tests, and comparing paper_checks.md with their outcomes"
 	@$(PYTEST) --ledger check
 
 ledger: $(STAMP)

@@ -58,7 +58,7 @@ def skeleton(text: str) -> str:
 def _introduction(slow_date: str) -> str:
     slow = f" Rows marked ◷ rest on slow tests, last run on {slow_date}." if slow_date else ""
     return (
-        "Written by `make ledger` from the outcomes of the tests; `make ledger-check` fails when this file is stale.\n"
+        "Written by `make ledger` from the outcomes of the tests; `make test` fails when this file is stale.\n"
         "Restatements are ours; symbols are the paper's, kernels carry 1/l, and time in every exponent is η0 t or\n"
         f"λ0 τ.{slow} A number is the worst over all cases of the test, beside the bound that it was held against;\n"
         "an error below 1e-7 is rounding.\n\n"
