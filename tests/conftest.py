@@ -1,14 +1,15 @@
 """Every test runs with one thread, deterministic algorithms, and examples drawn from a fixed seed."""
 
 import os
+import random
 
 import hypothesis
 import pytest
 import torch
 
+from tests import ledger_plugin
 from tests.ledger_plugin import (  # noqa: F401 - hooks and a fixture
     measured,
-    pytest_addoption,
     pytest_configure,
     pytest_runtest_setup,
     pytest_sessionfinish,
@@ -17,6 +18,23 @@ from tests.ledger_plugin import (  # noqa: F401 - hooks and a fixture
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("exploring", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+def pytest_addoption(parser):
+    ledger_plugin.pytest_addoption(parser)
+    parser.addoption(
+        "--shuffle", type=int, metavar="SEED", help="run modules, and the tests of each, in random order"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """The order depends on the seed alone, so that all worker processes agree on it."""
+    seed = config.getoption("--shuffle")
+    if seed is not None:
+        rng = random.Random(seed)
+        files = sorted({item.path for item in items})
+        place = {path: rng.random() for path in files}
+        items.sort(key=lambda item: (place[item.path], rng.random()))
 
 
 @pytest.fixture(autouse=True, scope="session")
