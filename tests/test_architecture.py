@@ -15,6 +15,7 @@ LAYERS = (
     {"linalg"},
     {"networks"},
     {"inner"},
+    {"fast_weights"},
     {"kernels"},
     {"maml"},
     {"predictors"},
