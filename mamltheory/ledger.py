@@ -45,7 +45,11 @@ class Statement:
 
 @dataclass(frozen=True)
 class Erratum:
-    """An error of the paper with its correction; ``severity`` says what it costs."""
+    """An error of the paper with its correction; ``severity`` says what it costs.
+
+    reason: why no number proves it. important: its place among the errata that the summary names, 0 for none; these
+    have a consequence in one sentence and the names of the measured numbers that show it.
+    """
 
     id: str
     where: str
@@ -53,6 +57,10 @@ class Erratum:
     corrected: str
     severity: Literal["cosmetic", "constant", "step", "claim"]
     statements: tuple[str, ...] = ()
+    reason: str = ""
+    important: int = 0
+    consequence: str = ""
+    numbers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

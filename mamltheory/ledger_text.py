@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 
-from mamltheory.ledger import VERDICTS, Erratum, Measured, Outcome, Statement, merged, of, verdict
+from mamltheory.ledger import MISSING, VERDICTS, Erratum, Measured, Outcome, Statement, merged, of, verdict
 
 SEVERITIES = {
     "claim": "breaks the claim as stated (a repair is given)",
@@ -62,7 +62,8 @@ def _introduction(slow_date: str) -> str:
         "Restatements are ours; symbols are the paper's, kernels carry 1/l, and time in every exponent is η0 t or\n"
         f"λ0 τ.{slow} A number is the worst over all cases of the test, beside the bound that it was held against;\n"
         "an error below 1e-7 is rounding.\n\n"
-        "One row again: `.venv/bin/python -m pytest -m '' -k NAME`, NAME being a test of the row.\n"
+        "One row again, with its numbers (here that of Eq. (78); the name is the row's first column):\n\n"
+        "```sh\n.venv/bin/python -m pytest -m '' --row 'Eq. (78)'\n```\n"
     )
 
 
@@ -70,11 +71,33 @@ def _summary(verdicts: dict[str, str], errata: Sequence[Erratum], outcomes: Sequ
     counts = Counter(verdicts.values())
     lines = ["## Summary\n", "| verdict | statements | meaning |", "|---|---|---|"]
     lines += [f"| {name} | {counts[name]} | {text} |" for name, text in VERDICTS.items() if counts[name]]
-    proven = sum(bool(of(one.id, outcomes)) for one in errata)
-    lines.append(f"\n{len(errata)} errata, {proven} of them proven by a test below. By what they cost:\n")
+    proven = sum(bool(numbers_of(one.id, outcomes)) for one in errata)
+    lines.append(f"\n{len(errata)} errata, {proven} of them proven by numbers below. By what they cost:\n")
     kinds = Counter(one.severity for one in errata)
     lines += [f"- {kinds[severity]} × {text}" for severity, text in SEVERITIES.items() if kinds[severity]]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + _most_important(errata, outcomes)
+
+
+def _most_important(errata: Sequence[Erratum], outcomes: Sequence[Outcome]) -> str:
+    chosen = sorted((one for one in errata if one.important), key=lambda one: one.important)
+    if not chosen:
+        return ""
+    entries = []
+    for place, one in enumerate(chosen, 1):
+        found = {number.what: number_text(number) for number in numbers_of(one.id, outcomes)}
+        shown = "; ".join(found.get(what, f"{what}: NOT MEASURED") for what in one.numbers)
+        entries.append(
+            f"{place}. **{one.id}, {one.where}.** {one.consequence} Correct is: {one.corrected}. Measured: {shown}."
+        )
+    return "\nThe most important, by their consequences:\n\n" + "\n".join(entries) + "\n"
+
+
+def numbers_of(subject: str, outcomes: Sequence[Outcome]) -> tuple[Measured, ...]:
+    """What the tests measured of one statement or erratum; of a name that recurs, the number nearest its bound."""
+    numbers: dict[str, Measured] = {}
+    for one in (number for outcome in of(subject, outcomes) for number in outcome.measured):
+        numbers[one.what] = one.worse(numbers[one.what]) if one.what in numbers else one
+    return tuple(numbers.values())
 
 
 def _sections(
@@ -103,7 +126,7 @@ def _errata(errata: Sequence[Erratum], outcomes: Sequence[Outcome]) -> list[str]
     ]
     for one in errata:
         found = of(one.id, outcomes)
-        tests = _tests(found) or "a misprint: nothing to measure"
+        tests = _tests(found) or f"*Reason:* {one.reason or MISSING}"
         cells = (one.id, one.where, one.wrong, one.corrected, one.severity, _numbers(found), tests)
         rows.append(f"| {' | '.join(_cell(text) for text in cells)} |\n")
     return ["".join(rows)]
@@ -120,10 +143,11 @@ def _mutants(mutants: Sequence[tuple[str, str, str]]) -> str:
 
 
 def _numbers(outcomes: Sequence[Outcome]) -> str:
-    return "<br>".join(_number(one) for outcome in outcomes for one in outcome.measured)
+    return "<br>".join(number_text(one) for outcome in outcomes for one in outcome.measured)
 
 
-def _number(one: Measured) -> str:
+def number_text(one: Measured) -> str:
+    """A measured number beside its bound, rounded so that it is the same on every machine."""
     sign = ">" if one.above else "<"
     value = "< 1e-7" if abs(one.value) < ROUNDING else _two_digits(one.value)
     return f"{one.what}: {value} ({sign} {_two_digits(one.bound)})"

@@ -1,7 +1,8 @@
 """Hooks that collect what the tests say of the paper's statements; they work under xdist too.
 
 ``--ledger write`` writes paper_checks.md, ``--ledger check`` fails when it is stale, and ``--ledger slow`` stores the
-outcomes of the slow tests, which the other two add to their own.
+outcomes of the slow tests, which the other two add to their own. ``--row "Eq. (12)"`` runs the tests of one row alone
+and prints its numbers.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import pytest
 
 from mamltheory.ledger import Measured, Outcome, load, merged, of, verdict
 from mamltheory.ledger_graph import draw_verdicts
-from mamltheory.ledger_text import render, skeleton
+from mamltheory.ledger_text import number_text, render, skeleton
 from mamltheory.plotting import figure, save
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +27,9 @@ mutants = pytest.StashKey[list[tuple[str, str, str]]]()
 
 def pytest_addoption(parser):
     parser.addoption("--ledger", choices=["write", "check", "slow"], help="what to do with paper_checks.md")
+    parser.addoption(
+        "--row", metavar="ID", help="run the tests of one statement or erratum, such as 'Eq. (12)'"
+    )
 
 
 def pytest_configure(config):
@@ -47,9 +51,14 @@ def measured(request):
     return note
 
 
-def pytest_runtest_setup(item):
+def named_by(item):
+    """(statement or erratum, how) of every mark of the test."""
     named = [(name, mark.kwargs) for mark in item.iter_markers("paper") for name in mark.args]
-    named += [(name, {}) for mark in item.iter_markers("erratum") for name in mark.args]
+    return named + [(name, {}) for mark in item.iter_markers("erratum") for name in mark.args]
+
+
+def pytest_runtest_setup(item):
+    named = named_by(item)
     if named:
         test = item.originalname or item.name
         slow = item.get_closest_marker("slow") is not None
@@ -60,6 +69,20 @@ def pytest_runtest_setup(item):
 class Collector:
     def __init__(self, config):
         self.config = config
+
+    def pytest_collection_modifyitems(self, config, items):
+        row = config.getoption("--row")
+        if row is not None:
+            others = [item for item in items if row not in dict(named_by(item))]
+            config.hook.pytest_deselected(items=others)
+            items[:] = [item for item in items if row in dict(named_by(item))]
+
+    def pytest_terminal_summary(self, terminalreporter):
+        row = self.config.getoption("--row")
+        if row is not None:
+            terminalreporter.section(row)
+            for line in lines_of(row, merged(self.config.stash[collected])):
+                terminalreporter.write_line(line)
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" or (report.when == "setup" and report.failed):
@@ -87,6 +110,13 @@ def outcomes_of(report):
         for test, slow, named in properties["paper"]
         for subject, how in named
     ]
+
+
+def lines_of(row, outcomes):
+    """What the tests of one row measured, test by test."""
+    for one in of(row, outcomes):
+        yield f"{one.test}: {'passed' if one.passed else 'FAILED'} ({one.cases})"
+        yield from (f"  {number_text(number)}" for number in one.measured)
 
 
 def pytest_sessionfinish(session, exitstatus):
@@ -124,7 +154,17 @@ def tested_code():
     """Digest of the modules that the slow tests run: their numbers belong to this code and no other."""
     digest = hashlib.sha256()
     package = ROOT / "mamltheory"
-    names = "linalg networks inner maml fast_weights predictors bounds asymptotics lipschitz".split()
+    names = [
+        "linalg",
+        "networks",
+        "inner",
+        "maml",
+        "fast_weights",
+        "predictors",
+        "bounds",
+        "asymptotics",
+        "lipschitz",
+    ]
     theory = [package / f"{name}.py" for name in names if (package / f"{name}.py").exists()]
     for module in sorted(theory + list((package / "kernels").glob("*.py"))):
         digest.update(module.read_bytes())

@@ -7,6 +7,7 @@ from mamltheory.ledger import MISSING, Erratum, Measured, Outcome, Statement, lo
 from mamltheory.ledger_text import render, skeleton
 from tests import ledger_plugin
 
+pytest_plugins = "pytester"
 PLAIN = Statement("Eq. (2)", "Section 3", "identity", "the loss")
 
 
@@ -46,9 +47,13 @@ def test_the_text_has_a_row_for_every_statement_and_erratum_with_number_and_boun
         PLAIN,
         Statement("Table 1", "Section 6", "experiment", "accuracies", reason="needs ImageNet"),
     )
-    errata = (Erratum("E1", "Eq. (2)", "a | sign", "the other", "claim", ("Eq. (2)",)),)
+    errata = (
+        Erratum("E1", "Eq. (2)", "a | sign", "the other", "claim", ("Eq. (2)",)),
+        Erratum("E2", "Eq. (2)", "a name", "another", "cosmetic", reason="nothing depends on it"),
+    )
     numbers = (Measured("error", 2.34e-3, 1e-2), Measured("rounding", 3e-16, 1e-10))
-    text = render(statements, errata, [outcome(measured=numbers), Outcome("E1", "test_b", True)])
+    proof = Outcome("E1", "test_b", True, measured=numbers[:1])
+    text = render(statements, errata, [outcome(measured=numbers), proof])
     row = next(line for line in text.splitlines() if line.startswith("| Eq. (2) |"))
     assert "**holds**" in row
     assert "error: 2.3e-03 (< 0.01)" in row
@@ -56,7 +61,48 @@ def test_the_text_has_a_row_for_every_statement_and_erratum_with_number_and_boun
     assert "`test_a` (1)" in row
     assert "| Table 1 | **not checkable here** |" in text
     assert r"a \| sign" in text
-    assert "1 errata, 1 of them proven" in text
+    assert "*Reason:* nothing depends on it" in text
+    assert "2 errata, 1 of them proven by numbers" in text
+    assert "The most important" not in text
+
+
+def test_the_summary_names_the_most_important_errata_with_the_numbers_of_the_tests():
+    def erratum(name, place, *numbers):
+        return Erratum(name, "Eq. (2)", "a", "b = c", "claim", (), "", place, f"{name} matters.", numbers)
+
+    errata = [erratum("E1", 2, "gap"), erratum("E2", 1, "error", "loss"), erratum("E3", 0)]
+    worse, better = Measured("error", 0.5, 0.2, above=True), Measured("error", 0.7, 0.2, above=True)
+    text = render([], errata, [Outcome("E2", name, True, measured=(one,)) for name, one in
+                               (("test_a", better), ("test_b", worse))])  # fmt: skip
+    summary = text[text.index("The most important") : text.index("## Statements")].split("\n")[2:]
+    assert summary[0] == (
+        "1. **E2, Eq. (2).** E2 matters. Correct is: b = c. Measured: error: 0.5 (> 0.2); loss: NOT MEASURED."
+    )
+    assert summary[1].startswith("2. **E1, Eq. (2).** E1 matters.")
+    assert "E3 matters" not in text
+
+
+def test_a_row_is_run_and_printed_alone(pytester):
+    """By the command that the ledger names, on a test suite of its own."""
+    pytester.makepyfile(
+        conftest="from tests.ledger_plugin import *",
+        test_some="""
+import pytest
+@pytest.mark.paper("Eq. (1)")
+def test_one(measured): measured("error", 0.25, below=1)
+@pytest.mark.erratum("E1")
+@pytest.mark.slow
+def test_two(measured): measured("gap", 3, above=1)
+def test_three(): pass
+""",
+    )
+    for row, test, number in (
+        ("Eq. (1)", "test_one", "error: 0.25 (< 1)"),
+        ("E1", "test_two", "gap: 3 (> 1)"),
+    ):
+        result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-m", "", "--row", row)
+        result.assert_outcomes(passed=1, deselected=2)
+        result.stdout.fnmatch_lines([f"*{test}*", f"*{number}*"])
 
 
 def test_values_may_differ_between_machines_and_nothing_else():

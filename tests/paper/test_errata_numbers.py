@@ -69,14 +69,15 @@ def test_samples_have_the_dimension_of_the_input_and_not_the_number_of_classes()
 @pytest.mark.paper("Sec. 3", "Assumption 2", corrected=True)
 @pytest.mark.erratum("E31")
 @pytest.mark.parametrize(("shots", "queries"), [(1, 15), (5, 15), (5, 2)])
-def test_shots_count_the_support_of_a_class_and_n_counts_all_queries(shots, queries):
+def test_shots_count_the_support_of_a_class_and_n_counts_all_queries(shots, queries, measured):
     """ "n-shot": n is the number of queries, k · queries; the support, of training tasks too, has m = k · shots."""
     ways = 5
     classes = [np.arange(20 * i, 20 * (i + 1)) for i in range(8)]
     episode = sample_episode(classes, ways, shots, queries, seed=0, index=0)
     n, m = episode.query.size, episode.support.size
     assert (n, m) == (ways * queries, ways * shots)
-    assert n != shots
+    measured("n over the number of shots", n / shots, above=1.5)
+    measured("m over k · shots", m / (ways * shots), below=1 + 1e-12)
     assert not set(episode.query.ravel()) & set(episode.support.ravel())
 
 
@@ -152,7 +153,7 @@ def test_ranks_by_index_lose_planted_optima_that_least_ranks_always_find(measure
         scorer = planted_scorer(values, dict.fromkeys(operators, 7.0))
         state = run_search(scorer, SearchSettings(repeats=1, ties=ties))
         found[ties] += set(state.candidates.operators()) == argmin_per_edge(values)
-    assert found["min"] == len(seeds)
+    measured("share of optima that least ranks find", found["min"] / len(seeds), above=0.999)
     measured("share of optima that ranks by index find", found["index"] / len(seeds), below=0.7)
 
 

@@ -60,14 +60,18 @@ def test_no_two_entries_share_an_id():
     ("table", "required", "optional"),
     [
         ("statement", {"id", "where", "kind", "claim", "uses"}, {"errata", "reason", "condition"}),
-        ("erratum", {"id", "where", "wrong", "corrected", "severity", "statements"}, set()),
+        (
+            "erratum",
+            {"id", "where", "wrong", "corrected", "severity", "statements"},
+            {"reason", "important", "consequence", "numbers"},
+        ),
     ],
 )
 def test_every_entry_has_the_fields_of_the_format_each_on_one_line(table, required, optional):
     for entry in CONTENT[table]:
         assert required <= set(entry) <= required | optional, entry["id"]
         for key, value in entry.items():
-            texts = value if isinstance(value, list) else [value]
+            texts = value if isinstance(value, list) else [str(value)]
             assert all(text.strip() == text != "" and "\n" not in text for text in texts), (entry["id"], key)
             assert len(set(texts)) == len(texts), (entry["id"], key)
 
@@ -89,6 +93,15 @@ def test_everything_else_that_the_paper_numbers_is_there():
 def test_errata_are_numbered_without_a_gap():
     assert list(ERRATA) == [f"E{i}" for i in range(1, len(ERRATA) + 1)]
     assert len(ERRATA) >= 43
+
+
+def test_three_errata_are_the_most_important_each_with_its_consequence_and_numbers():
+    chosen = [entry for entry in ERRATA.values() if "important" in entry]
+    assert sorted(entry["important"] for entry in chosen) == [1, 2, 3]
+    assert all(entry["consequence"].endswith(".") and len(entry["numbers"]) >= 2 for entry in chosen)
+    assert not any(
+        "consequence" in entry or "numbers" in entry for entry in ERRATA.values() if entry not in chosen
+    )
 
 
 def test_statements_rest_on_statements_of_the_file_without_a_circle():
