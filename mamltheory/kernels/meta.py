@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mamltheory.errors import ShapeError, ValueRangeError
 from mamltheory.inner import Algorithm
 from mamltheory.kernels.analytic import analytic_last_layer_ntk, analytic_ntk
-from mamltheory.kernels.empirical import Outputs, empirical_last_layer_ntk, empirical_ntk, resolve
+from mamltheory.kernels.empirical import Method, Outputs, Select, chosen_names, empirical_ntks, last_layer
 from mamltheory.linalg import Converged, Dynamics, symmetrised, time_operator
 from mamltheory.networks import FullyConnected, Model
 from mamltheory.types import Parameters, Task, check_tasks
@@ -111,21 +111,34 @@ def meta_ntk(
     *,
     params: Parameters | None = None,
     outputs: Outputs = "full",
+    select: Select = None,
     chunk: int | None = None,
+    memory: int | None = None,
+    method: Method = "auto",
 ) -> Float[Tensor, "q q"]:
     """MetaNTK of a finite network built from its empirical NTK by Eq. (11), as Section 5 does; float64.
 
-    No second derivative is taken. Any network works; labels are not used. Arguments as for
-    :func:`mamltheory.kernels.empirical.empirical_ntk` and :func:`meta_ntk_from_ntk`.
+    No second derivative is taken, and both kernels of ANIL come from one pass. Any network works; labels are not
+    used. Arguments as for :func:`mamltheory.kernels.empirical.empirical_ntk` and :func:`meta_ntk_from_ntk`; with
+    ``select`` ANIL's inner loop moves those of the last layer's parameters that are selected.
     """
     _check_algorithm(algorithm)
-    pure, params = resolve(model, params)
-    x = joint_inputs(tasks)
-    theta = empirical_ntk(pure, x, params=params, outputs=outputs, chunk=chunk)
-    last = None
+    selects: list[Select] = [select]
     if algorithm == "anil":
-        last = empirical_last_layer_ntk(pure, x, params=params, outputs=outputs, chunk=chunk)
-    return meta_ntk_from_ntk(theta, joint_sizes(theta, tasks), dynamics, last)
+        head = last_layer(model)
+        selects.append(head if select is None else head & chosen_names(model, params, select))
+    theta, *last = empirical_ntks(
+        model,
+        joint_inputs(tasks),
+        None,
+        selects,
+        params=params,
+        outputs=outputs,
+        chunk=chunk,
+        memory=memory,
+        method=method,
+    )
+    return meta_ntk_from_ntk(theta, joint_sizes(theta, tasks), dynamics, *last)
 
 
 def analytic_meta_ntk(

@@ -14,18 +14,21 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from mamltheory.errors import ConfigurationError, ShapeError
+from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelError
 from mamltheory.kernels.empirical import Outputs
+from mamltheory.kernels.layerwise import layerwise_kernels
 from mamltheory.kernels.meta import joint_inputs, joint_sizes, meta_ntk_from_ntk
 from mamltheory.linalg import Converged, Dynamics, rounding_level, symmetrised
 from mamltheory.nas.genotype import Candidates
-from mamltheory.nas.layerwise import Weights, layerwise_ntk
 from mamltheory.nas.network import Network, NetworkSettings, supernet
 from mamltheory.nas.regions import region_count
 from mamltheory.rng import derived_seed, generator
 from mamltheory.types import Task, check_tasks
+
+Weights = Literal["weights", "all"]
+"""Which parameters a kernel differentiates by: convolutions and head matrix, or norms and bias as well."""
 
 RIDGE = Converged(ridge=1e-3)
 
@@ -78,6 +81,27 @@ class Score:
             )
 
 
+def network_kernels(
+    network: Network, x: Float[Tensor, "n c h w"], outputs: Outputs = "full", weights: Weights = "weights"
+) -> tuple[Float[Tensor, "p p"], Float[Tensor, "p p"]]:
+    """(Θ̂, 𝒦̂): the empirical NTK of a network of cells and its last-layer part; float64.
+
+    outputs: "full" for n·k rows, "sum" for the n rows of the sum of the outputs.
+    weights: see ``Weights``. Raises UnsupportedModelError for batch statistics, whether they are used or stored.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            raise UnsupportedModelError(
+                f"module {name!r} uses batch statistics, with which no kernel of single samples exists: "
+                "build the network with NetworkSettings(norm='group'), as supernet() does"
+            )
+    params = {name: value.detach() for name, value in network.named_parameters()}
+    chosen = {name for name, value in params.items() if weights == "all" or value.dim() > 1}
+    head = {name for name in chosen if name.startswith("classifier.")}
+    theta, last = layerwise_kernels(network, x, None, [chosen, head], params, outputs, independent=True)
+    return theta, last
+
+
 def score_kernel(network: Network, tasks: Sequence[Task], settings: ScoreSettings) -> Float[Tensor, "p p"]:
     """The kernel whose condition number is C_N: the MetaNTK Φ̂ of all tasks jointly, or the NTK; float64.
 
@@ -93,7 +117,7 @@ def score_kernel(network: Network, tasks: Sequence[Task], settings: ScoreSetting
         )
     like = network.classifier.weight
     x = joint_inputs(tasks).to(device=like.device, dtype=like.dtype)
-    theta, head = layerwise_ntk(network, x, settings.outputs, settings.weights)
+    theta, head = network_kernels(network, x, settings.outputs, settings.weights)
     if settings.kernel == "ntk":
         return theta
     adaptation = head if settings.kernel == "anil" else None

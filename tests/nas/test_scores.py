@@ -12,7 +12,6 @@ from mamltheory.kernels.empirical import empirical_last_layer_ntk, empirical_ntk
 from mamltheory.kernels.meta import joint_inputs, meta_ntk
 from mamltheory.linalg import Converged, GradientFlow, condition_number
 from mamltheory.nas.genotype import Candidates, Edge, Operator, random_genotype
-from mamltheory.nas.layerwise import layerwise_ntk
 from mamltheory.nas.network import NetworkSettings, build, derived_network, supernet
 from mamltheory.nas.regions import random_patches
 from mamltheory.nas.scores import (
@@ -21,6 +20,7 @@ from mamltheory.nas.scores import (
     ScoreSettings,
     condition_score,
     conditioning,
+    network_kernels,
     score_kernel,
 )
 from mamltheory.nas.search import SearchSettings, SearchState, is_finished, step
@@ -64,31 +64,31 @@ def test_the_layerwise_kernel_is_the_generic_one(outputs, weights, seed, whole):
             if parameter.dim() == 1:
                 parameter += 0.3 * torch.rand(parameter.shape, generator=generator(seed, "shift"))
     x = joint_inputs(tasks(seed, 1)).double()
-    theta, head = layerwise_ntk(network, x, outputs, weights)
+    theta, head = network_kernels(network, x, outputs, weights)
     chosen = None if weights == "all" else partial(is_weight, network)
-    generic = empirical_ntk(network, x, outputs=outputs, select=chosen)
+    generic = empirical_ntk(network, x, outputs=outputs, select=chosen, method="generic")
     torch.testing.assert_close(theta, generic, rtol=1e-10, atol=1e-12)
     if weights == "all":
-        last = empirical_last_layer_ntk(network, x, outputs=outputs)
+        last = empirical_last_layer_ntk(network, x, outputs=outputs, method="generic")
     else:
-        last = empirical_ntk(network, x, outputs=outputs, select={"classifier.weight"})
+        last = empirical_ntk(network, x, outputs=outputs, select={"classifier.weight"}, method="generic")
     torch.testing.assert_close(head, last, rtol=1e-10, atol=1e-12)
 
 
 def test_single_precision_gradients_give_the_kernel_to_single_precision():
     x = joint_inputs(tasks())
     network = supernet(Candidates(), SMALL, 0)
-    single = layerwise_ntk(network, x)[0]
-    double = layerwise_ntk(network.double(), x.double())[0]
+    single = network_kernels(network, x)[0]
+    double = network_kernels(network.double(), x.double())[0]
     assert single.dtype == torch.float64
     assert float((single - double).norm() / double.norm()) < 1e-4
 
 
 def test_the_full_kernel_summed_over_outputs_is_the_kernel_of_the_sum():
     network, x = supernet(Candidates(), SMALL, 1).double(), joint_inputs(tasks()).double()
-    full = layerwise_ntk(network, x, "full")[0]
+    full = network_kernels(network, x, "full")[0]
     summed = full.reshape(len(x), WAYS, len(x), WAYS).sum((1, 3))
-    torch.testing.assert_close(summed, layerwise_ntk(network, x, "sum")[0], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(summed, network_kernels(network, x, "sum")[0], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.paper("Eq. (11)", "Eq. (112)")

@@ -102,8 +102,8 @@ MUTANTS = [
     Mutant(
         "width-missing-in-the-kernel",
         "kernels/empirical.py",
-        "names, chunk)\n    return gram(rows1, rows2) / pure.scale",
-        "names, chunk)\n    return gram(rows1, rows2)",
+        "[_checked(kernel) / pure.scale for",
+        "[_checked(kernel) for",
     ),
     Mutant("learning-rate-not-divided-by-the-width", "maml.py", "value - eta0 / model.scale", "value - eta0"),
     Mutant("ascent-for-descent", "maml.py", "value - eta0 / model.scale", "value + eta0 / model.scale"),

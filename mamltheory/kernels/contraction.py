@@ -1,0 +1,138 @@
+"""Gradients of one layer, held as rows or as factors, and their Gram matrices in float64.
+
+A row is the gradient of one output of one sample, flattened. A layer that multiplies what enters it, a, by a
+weight has the gradient Σ_p g_p a_pᵀ, with g what flows back and p the positions at which the weight is used (one for
+a vector, the tokens of a sequence). Two such gradients have the product
+
+    Σ_{p,q} (a_p · a'_q + c) (g_p · g'_q),        c = 1 with a bias and 0 without,
+
+which needs neither gradient. With many positions rows are cheaper: :func:`settled` decides.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+COLUMNS = 1 << 14
+"""Columns of rows that are converted to float64 at a time."""
+BLOCK = 1 << 22
+"""Products of positions that are held at a time, in numbers of float64."""
+LEAST_SPLIT = 48
+"""Rows below which the symmetric half of a Gram matrix is not worth the extra calls."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Σ_p g_p a_pᵀ of every output of every sample, and the gradient √c Σ_p g_p by a bias.
+
+    entering: n × p × j.  flowing: n × k × p × o.  bias: c, 0 without one.
+    """
+
+    entering: Tensor
+    flowing: Tensor
+    bias: float = 0.0
+
+    @property
+    def rows(self) -> Float[Tensor, "nk d"]:
+        """The gradients themselves: o·j numbers of the weight, then o of the bias."""
+        n, k, _, _ = self.flowing.shape
+        weight = self.flowing.transpose(2, 3) @ self.entering[:, None]
+        parts = [weight.reshape(n * k, -1)]
+        if self.bias:
+            parts.append(self.bias**0.5 * self.flowing.sum(2).reshape(n * k, -1))
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
+Gradients = Factors | Tensor
+"""Gradients of a group of parameters: factors, or rows of shape n·k × d."""
+
+
+def settled(gradients: Gradients, samples: int) -> Gradients:
+    """Factors or rows, whichever contract in fewer operations in a kernel of this many samples.
+
+    The choice depends on sizes per sample and on the whole kernel, not on the tile at hand.
+    """
+    if isinstance(gradients, Tensor):
+        return gradients
+    _, k, positions, o = gradients.flowing.shape
+    j, n = gradients.entering.shape[2], samples
+    by_rows = 2 * n * k * positions * o * j + (n * k) ** 2 * o * j
+    # the sum over pairs of positions runs at the speed of memory: some 8 operations a number
+    by_factors = (n * positions) ** 2 * j + (n * k * positions) ** 2 * (o + 8 * (positions > 1))
+    return gradients.rows if by_rows < by_factors else gradients
+
+
+def contract(left: Gradients, right: Gradients) -> Float[Tensor, "p q"]:
+    """Gram matrix of the gradients of one layer, float64; both in the same form."""
+    if isinstance(left, Factors) and isinstance(right, Factors):
+        return _factor_gram(left, right)
+    return _row_gram(left, right)
+
+
+def _row_gram(left: Tensor, right: Tensor) -> Float[Tensor, "p q"]:
+    total = torch.zeros(len(left), len(right), dtype=torch.float64, device=left.device)
+    for start in range(0, left.shape[1], COLUMNS):
+        part = left[:, start : start + COLUMNS].double()
+        _add_product(total, part, part if right is left else right[:, start : start + COLUMNS].double())
+    return total
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Adds left rightᵀ to total; of a symmetric product only the blocks on and below the diagonal are multiplied."""
+    half = len(left) // 2
+    if right is not left or half < LEAST_SPLIT:
+        total.addmm_(left, right.T)
+        return
+    upper, lower = left[:half], left[half:]
+    _add_product(total[:half, :half], upper, upper)
+    _add_product(total[half:, half:], lower, lower)
+    block = lower @ upper.T
+    total[half:, :half] += block
+    total[:half, half:] += block.T
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """The product left rightᵀ of matrices in any dtype, in float64."""
+    total = torch.zeros(len(left), len(right), dtype=torch.float64, device=left.device)
+    wide = left.double()
+    _add_product(total, wide, wide if right is left else right.double())
+    return total
+
+
+def _factor_gram(left: Factors, right: Factors) -> Float[Tensor, "p q"]:
+    n, k, positions, o = left.flowing.shape
+    m, ways = right.flowing.shape[:2]
+    if positions == 1:
+        entering = _product(
+            left.entering[:, 0], left.entering[:, 0] if right is left else right.entering[:, 0]
+        )
+        flowing = left.flowing.reshape(n * k, o)
+        kernel = _product(flowing, flowing if right is left else right.flowing.reshape(m * ways, o))
+        blocks = kernel.view(n, k, m, ways)
+        return blocks.mul_((entering + left.bias)[:, None, :, None]).view(n * k, m * ways)
+    total = torch.empty(n, k, m, ways, dtype=torch.float64, device=left.flowing.device)
+    for i, j in _blocks(n, m, k * positions * ways * positions):
+        total[i, :, j] = _position_sums(left, right, i, j)
+    return total.view(n * k, m * ways)
+
+
+def _position_sums(left: Factors, right: Factors, i: slice, j: slice) -> Tensor:
+    """Σ_{p,q} (a_p · a'_q + c) (g_p · g'_q) for some samples on either side: n × k × m × k."""
+    positions, columns = left.entering.shape[1], right.entering.shape[1]
+    k, ways = left.flowing.shape[1], right.flowing.shape[1]
+    entering = left.entering[i].double().flatten(0, 1) @ right.entering[j].double().flatten(0, 1).T
+    flowing = left.flowing[i].double().flatten(0, 2) @ right.flowing[j].double().flatten(0, 2).T
+    entering = (entering + left.bias).view(-1, 1, positions, len(right.entering[j]), 1, columns)
+    return flowing.view(-1, k, positions, len(right.flowing[j]), ways, columns).mul_(entering).sum((2, 5))
+
+
+def _blocks(n: int, m: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Pairs of ranges of samples with at most BLOCK numbers, where a pair of samples has ``size``."""
+    rows = max(1, min(n, BLOCK // (size * m)))
+    columns = max(1, min(m, BLOCK // (size * rows)))
+    for start in range(0, n, rows):
+        for first in range(0, m, columns):
+            yield slice(start, start + rows), slice(first, first + columns)

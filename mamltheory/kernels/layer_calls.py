@@ -1,0 +1,210 @@
+"""The calls of the layers in one forward pass of a module: what entered, and where gradients flow back to."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.func import functional_call
+
+from mamltheory.errors import ShapeError, UnsupportedModelError
+from mamltheory.kernels.layer_gradients import fits, kind_of
+from mamltheory.kernels.tiles import Budget
+from mamltheory.types import Parameters
+
+
+class NotCovered(Exception):
+    """The layers' formulas do not cover these parameters; they are left to the general way."""
+
+    def __init__(self, names: Collection[str], reason: str) -> None:
+        super().__init__(names, reason)
+        self.names, self.reason = frozenset(names), reason
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of one layer.
+
+    names: its parameters that move, own name -> name in the network.  entering: positional arguments.
+    edge: where in the graph the gradient by what leaves it passes.  flow_bytes: size of one such gradient.
+    leaving: what left it, for layers without a formula alone.  versions: of the arguments, when they entered.
+    """
+
+    name: str
+    layer: nn.Module
+    kind: type[nn.Module] | None
+    names: dict[str, str]
+    entering: tuple[object, ...]
+    versions: list[int]
+    edge: GradientEdge | None = None
+    flow_bytes: int = 0
+    leaving: Tensor | None = None
+
+
+class Recorder:
+    """Runs a module once and records the calls of every layer that owns parameters that move.
+
+    Within its call a layer holds its parameters as constants; outside, they are ``leaves``, so that every other
+    use of them shows in the graph.
+    """
+
+    def __init__(
+        self, module: nn.Module, params: Parameters, moving: Collection[str], budget: Budget
+    ) -> None:
+        self.module, self.params, self.budget = module, params, budget
+        self.leaves = {name: nn.Parameter(params[name].detach()) for name in sorted(moving)}
+        self.constants = {
+            name: nn.Parameter(leaf.detach(), requires_grad=False) for name, leaf in self.leaves.items()
+        }
+        self.calls: list[Call] = []
+        self._open: dict[nn.Module, Call] = {}
+        self._seen: set[int] = set()
+        self._samples = 0
+
+    def run(self, x: Tensor) -> Tensor:
+        """The outputs n × k, with the graph down to the layers; raises NotCovered, OverBudget, ShapeError."""
+        self._samples = len(x)
+        handles = [handle for layer in self._layers() for handle in self._hooked(*layer)]
+        try:
+            with torch.enable_grad():
+                logits = functional_call(self.module, {**self.params, **self.leaves}, (x,))
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ShapeError(f"the network maps {len(x)} samples to {got}: expected {len(x)} × outputs")
+        for call in self.calls:
+            if _versions(call.entering) != call.versions:
+                raise NotCovered(call.names.values(), f"what enters module {call.name!r} is changed in place")
+        return logits
+
+    def check_samples(self, x: Tensor, logits: Tensor) -> None:
+        """Raises when the first sample alone takes another way, or has another output, than in its batch."""
+        alone = Recorder(self.module, self.params, self.leaves, Budget(self.budget.limit, 1))
+        output = alone.run(x[:1])[0].detach()
+        same = [call.layer for call in alone.calls] == [call.layer for call in self.calls]
+        tolerance = 1e3 * torch.finfo(logits.dtype).eps * float(logits.detach().abs().max())
+        if not same or not bool(((output - logits[0].detach()).abs() <= tolerance).all()):
+            raise UnsupportedModelError(
+                f"{type(self.module).__name__} gives a sample another output alone than in its batch: some module "
+                "of it mixes samples or draws at random; call .eval() on it, use GroupNorm, or pass "
+                "method='generic' if single samples are meant"
+            )
+
+    def _layers(self) -> list[tuple[str, nn.Module, dict[str, str]]]:
+        """Modules whose own parameters move and have a formula, or that have no children."""
+        known = {id(value): name for name, value in self.module.named_parameters()}
+        found = []
+        for name, layer in self.module.named_modules():
+            own = {key: known[id(value)] for key, value in layer.named_parameters(recurse=False)}
+            own = {key: full for key, full in own.items() if full in self.leaves}
+            if own and (kind_of(layer) is not None or next(layer.children(), None) is None):
+                found.append((name, layer, own))
+        return found
+
+    def _hooked(self, name: str, layer: nn.Module, names: dict[str, str]) -> list:
+        kind = kind_of(layer)
+
+        def before(layer: nn.Module, args: tuple, kwargs: dict) -> None:
+            if kwargs or layer in self._open or not fits(kind, layer, args, self._samples):
+                raise NotCovered(names.values(), f"module {name!r} is not called with one row a sample")
+            self._open[layer] = Call(name, layer, kind, names, _detached(args), _versions(args))
+            for key, full in names.items():
+                setattr(layer, key, self.constants[full])
+
+        def after(layer: nn.Module, _: tuple, output: object) -> Tensor | None:
+            for key, full in names.items():
+                setattr(layer, key, self.leaves[full])
+            return self._record(self._open.pop(layer), output)
+
+        return [
+            layer.register_forward_pre_hook(before, with_kwargs=True),
+            layer.register_forward_hook(after, prepend=True),
+        ]
+
+    def _record(self, call: Call, output: object) -> Tensor | None:
+        """Books a call; a clone stands in for an output that has no graph yet, or that is a view of another."""
+        if not isinstance(output, Tensor) or output.dim() == 0 or len(output) != self._samples:
+            raise NotCovered(call.names.values(), f"module {call.name!r} does not return one row a sample")
+        if not torch.is_grad_enabled() or not output.is_floating_point():
+            return None  # no gradient passes here
+        replaced = not output.requires_grad or output._base is not None
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+        output = output.clone() if replaced else output
+        call.edge, call.flow_bytes = get_gradient_edge(output), output.numel() * output.element_size()
+        call.leaving = output.detach().clone() if call.kind is None else None
+        self.budget.take(f"module {call.name!r}", 2 * call.flow_bytes + self._new_bytes(call.entering))
+        self.calls.append(call)
+        return output if replaced else None
+
+    def _new_bytes(self, entering: tuple[object, ...]) -> int:
+        total = 0
+        for part in entering:
+            if isinstance(part, Tensor) and part.data_ptr() not in self._seen:
+                self._seen.add(part.data_ptr())
+                total += part.numel() * part.element_size()
+        return total
+
+
+def _detached(args: tuple) -> tuple[object, ...]:
+    return tuple(part.detach() if isinstance(part, Tensor) else part for part in args)
+
+
+def _versions(args: Sequence[object]) -> list[int]:
+    return [part._version for part in args if isinstance(part, Tensor)]
+
+
+def flows_back(columns: Sequence[Tensor], recorder: Recorder) -> list[list[Tensor] | None]:
+    """∂(output)/∂(what leaves the layer) of every call, output by output; None where no output depends on it.
+
+    Raises NotCovered for parameters that a gradient reaches past the layers' calls.
+    """
+    edges, leaves = [call.edge for call in recorder.calls], recorder.leaves
+    passes = []
+    for i, column in enumerate(columns):
+        if not column.requires_grad:
+            passes.append([None] * len(edges))
+            continue
+        gradients = torch.autograd.grad(
+            column.sum(), [*edges, *leaves.values()], retain_graph=i + 1 < len(columns), allow_unused=True
+        )
+        _check_covered(leaves, gradients[len(edges) :])
+        passes.append(gradients[: len(edges)])
+    return [_filled(list(flows)) for flows in zip(*passes, strict=True)]
+
+
+def batched_flows(logits: Tensor, recorder: Recorder) -> list[Tensor | None] | None:
+    """The same for all outputs in one vectorised pass, outputs first; None if an operation does not allow it."""
+    edges, leaves = [call.edge for call in recorder.calls], recorder.leaves
+    n, k = logits.shape
+    basis = torch.eye(k, dtype=logits.dtype, device=logits.device)[:, None].expand(k, n, k)
+    try:
+        gradients = torch.autograd.grad(
+            logits,
+            [*edges, *leaves.values()],
+            basis,
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=True,
+        )
+    except RuntimeError:
+        return None
+    _check_covered(leaves, gradients[len(edges) :])
+    return list(gradients[: len(edges)])
+
+
+def _check_covered(leaves: Parameters, gradients: Sequence[Tensor | None]) -> None:
+    reached = {name for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
+    if reached:
+        raise NotCovered(
+            reached, f"parameters {sorted(reached)} are used outside a call of the layer they are in"
+        )
+
+
+def _filled(flows: list[Tensor | None]) -> list[Tensor] | None:
+    """Zeros for the outputs that do not depend on the layer."""
+    some = next((flow for flow in flows if flow is not None), None)
+    return None if some is None else [torch.zeros_like(some) if flow is None else flow for flow in flows]

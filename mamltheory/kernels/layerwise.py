@@ -1,0 +1,201 @@
+"""Empirical NTK of any module, layer by layer: Θ̂ of Definition 1 without ever holding a Jacobian.
+
+The gradient of an output by the parameters of a layer is a function of what enters the layer and of what flows back
+to what leaves it. One forward pass with hooks and one backward pass per output give both for all layers; each
+layer's gradients are then formed, contracted in float64 and discarded.
+
+Nothing is taken on trust. Within its own call a layer sees its parameters as constants, so that what it contributes
+comes from its formula alone; whatever gradient still reaches a parameter (a weight used outside its layer, or a
+parameter of a module with children) shows in the same backward passes, and that parameter goes to the general way,
+:func:`mamltheory.kernels.jacobian.jacobian`. Calls of one module, and of modules that share a parameter, add up
+row by row.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mamltheory.errors import UnsupportedModelError
+from mamltheory.kernels.contraction import Gradients
+from mamltheory.kernels.jacobian import Outputs
+from mamltheory.kernels.layer_calls import Call, NotCovered, Recorder, batched_flows, flows_back
+from mamltheory.kernels.layer_gradients import layer_gradients, linear_factors, module_gradients
+from mamltheory.kernels.tiles import Budget, Pass, general_gradients, tiled_kernels
+from mamltheory.networks import from_module
+from mamltheory.types import Parameters
+
+SAMPLEWISE = (
+    *(nn.Sequential, nn.Identity, nn.Linear, nn.Conv1d, nn.Conv2d, nn.GroupNorm, nn.LayerNorm),
+    *(nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.Softplus, nn.LeakyReLU),
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+)
+"""Modules that are known not to mix samples; a network of these alone is not checked for it."""
+
+
+def layerwise_kernels(
+    module: nn.Module,
+    x1: Tensor,
+    x2: Tensor | None,
+    selections: Sequence[Collection[str]],
+    params: Parameters,
+    outputs: Outputs = "full",
+    *,
+    chunk: int | None = None,
+    memory: int | None = None,
+    strict: bool = False,
+    independent: bool = False,
+) -> list[Float[Tensor, "p q"]]:
+    """∇f(x1) ∇f(x2)ᵀ by the parameters of every selection, all from the same passes; float64.
+
+    x2: None for the symmetric kernels.  selections: names of parameters.  params: values of the parameters.
+    chunk, memory: most samples, and most bytes, of a tile; a tile of n samples holds about, in numbers of the
+    network's dtype,
+        n Σ_layers (what enters + (2 + k) what leaves) + n k D_layer of the layer at hand (factors: n (j + k o)),
+    and half the budget goes to the rows' tile where there are several.
+    strict: refuse parameters that only the general way covers.  independent: the caller knows that the module does
+    not mix samples; otherwise the first sample is run by itself as well, and compared.
+    Raises UnsupportedModelError (naming the module), ConfigurationError for a budget too small for one sample.
+    """
+    state = _Layerwise(module, params, selections, outputs, independent or _plain(module))
+    while True:
+        try:
+            return tiled_kernels(state.differentiate, x1, x2, selections, chunk, memory)
+        except NotCovered as found:
+            state.leave_out(found, strict)
+
+
+def parameter_routes(
+    module: nn.Module, x: Tensor, params: Parameters, select: Collection[str]
+) -> dict[str, str]:
+    """How every parameter's part of the kernel is computed: seen on the first sample.
+
+    "factors" (linear layers), "formula" (other known layers), "module" (a layer differentiated alone), "general"
+    (vmap of jacrev through the whole network), "unused" (no gradient reaches it).
+    """
+    state = _Layerwise(module, params, [select], "sum", True)
+    while True:
+        recorder = state.recorder(Budget(2**62, 1))
+        try:
+            logits = recorder.run(x[:1])
+            flows = flows_back([logits.sum(1)], recorder)
+            break
+        except NotCovered as found:
+            state.leave_out(found, False)
+    routes = dict.fromkeys(select, "unused") | dict.fromkeys(state.general, "general")
+    for call, flow in zip(recorder.calls, flows, strict=True):
+        kind = "module" if call.kind is None else "factors" if call.kind is nn.Linear else "formula"
+        routes |= dict.fromkeys(call.names.values() if flow is not None else (), kind)
+    return routes
+
+
+def _plain(module: nn.Module) -> bool:
+    return all(type(part) in SAMPLEWISE for part in module.modules())
+
+
+class _Layerwise:
+    """How one module's passes run: which parameters move, and which of them the general way takes."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        params: Parameters,
+        selections: Sequence[Collection[str]],
+        outputs: Outputs,
+        checked: bool,
+    ) -> None:
+        self.module, self.params, self.outputs, self.checked = module, params, outputs, checked
+        self.selections = [frozenset(chosen) for chosen in selections]
+        self.general: set[str] = set()
+
+    def leave_out(self, found: NotCovered, strict: bool) -> None:
+        """Takes parameters from the layers and gives them to the general way, unless that is refused."""
+        if strict:
+            raise UnsupportedModelError(
+                f"{found.reason}: method='layerwise' does not cover {sorted(found.names)}; use method='auto'"
+            ) from None
+        self.general |= found.names
+
+    def recorder(self, budget: Budget) -> Recorder:
+        """Of the layers whose parameters move and have not been left out."""
+        moving = frozenset().union(*self.selections) - self.general
+        return Recorder(self.module, self.params, moving, budget)
+
+    def differentiate(self, x: Tensor, budget: Budget) -> Pass:
+        """Gradients of the samples, group after group."""
+        recorder = self.recorder(budget)
+        logits = recorder.run(x)
+        if not self.checked and len(x) > 1:
+            recorder.check_samples(x, logits)
+            self.checked = True
+        k = 1 if self.outputs == "sum" else logits.shape[1]
+        for call in recorder.calls:
+            budget.take(f"module {call.name!r}", call.flow_bytes * k)
+        flows = self._flows(logits, recorder)
+        return Pass(len(x) * k, self._groups(recorder.calls, flows, x, k, budget))
+
+    def _flows(self, logits: Tensor, recorder: Recorder) -> list:
+        with torch.enable_grad():
+            if self.outputs == "sum":
+                return flows_back([logits.sum(1)], recorder)
+            dense = all(call.kind in (nn.Linear, nn.LayerNorm) for call in recorder.calls)
+            if dense and logits.requires_grad and logits.shape[1] > 1:
+                flows = batched_flows(logits, recorder)
+                if flows is not None:
+                    return [None if flow is None else list(flow) for flow in flows]
+            return flows_back(list(logits.unbind(1)), recorder)
+
+    def _groups(
+        self, calls: Sequence[Call], flows: list, x: Tensor, k: int, budget: Budget
+    ) -> Iterator[tuple[frozenset[str], Gradients]]:
+        counts = Counter(name for call in calls for name in call.names.values())
+        shared = {name for name, count in counts.items() if count > 1}
+        sums: Parameters = {}
+        for i, call in enumerate(calls):
+            flow, flows[i] = flows[i], None
+            if flow is None:
+                continue
+            for names, gradients in self._gradients(call, torch.stack(flow, 1), shared):
+                if names <= shared:
+                    (name,) = names
+                    sums[name] = sums[name] + gradients if name in sums else gradients
+                else:
+                    yield names, budget.hold(f"module {call.name!r}", gradients)
+        if self.general:
+            yield from general_gradients(
+                from_module(self.module)[0], self.params, x, self.outputs, self.general, k, budget
+            )
+        for name, rows in sums.items():
+            yield frozenset({name}), budget.hold(f"parameter {name!r}", rows)
+
+    def _gradients(
+        self, call: Call, flow: Tensor, shared: set[str]
+    ) -> Iterator[tuple[frozenset[str], Gradients]]:
+        """The gradients of one call by its parameters: factors where a linear layer's weight is used once."""
+        rest = dict(call.names)
+        if call.kind is None:
+            rows = self._module_gradients(call, flow)
+            yield from ((frozenset({rest[key]}), value) for key, value in rows.items())
+            return
+        if call.kind is nn.Linear and "weight" in rest and rest["weight"] not in shared:
+            together = rest.get("bias") not in {None, *shared} and self._alike(rest.values())
+            taken = [rest.pop(key) for key in (("weight", "bias") if together else ("weight",))]
+            yield frozenset(taken), linear_factors(call.entering[0], flow, together)
+        if rest:
+            rows = layer_gradients(call.layer, call.entering, flow, list(rest))
+            yield from ((frozenset({rest[key]}), value) for key, value in rows.items())
+
+    def _module_gradients(self, call: Call, flow: Tensor) -> Parameters:
+        known = {id(value): name for name, value in self.module.named_parameters()}
+        own = {key: known[id(value)] for key, value in call.layer.named_parameters(recurse=False)}
+        values = {key: self.params.get(full, None) for key, full in own.items()}
+        own_values = dict(call.layer.named_parameters(recurse=False))
+        values = {k: (own_values[k] if v is None else v).detach() for k, v in values.items()}
+        moving = {key: values.pop(key) for key in call.names}
+        return module_gradients(call.layer, call.name, call.entering, call.leaving, flow, moving, values)
+
+    def _alike(self, names: Collection[str]) -> bool:
+        """Whether every selection has all of these parameters, or none."""
+        return all(len(chosen & set(names)) in (0, len(set(names))) for chosen in self.selections)
