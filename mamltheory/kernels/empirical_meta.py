@@ -1,6 +1,7 @@
-"""The MetaNTK of the real inner loop: Φ̂ = (1/l) ∇F ∇Fᵀ (Eqs. 4 and 24), by Hessian-vector products.
+"""The MetaNTK of the real inner loop: Φ̂ = (1/l) ∇F ∇Fᵀ (Eqs. 4 and 24), of any network.
 
-Rows of ∇F. One inner step is θ_{s+1} = θ_s − λ P ∇ℓ(θ_s), so ∂θ_{s+1}/∂θ_s = I − λ P H_s with the Hessian H_s of
+Networks of Eq. (16) have it in factored form (:mod:`mamltheory.kernels.factored`). For the others it comes from
+rows of ∇F. One inner step is θ_{s+1} = θ_s − λ P ∇ℓ(θ_s), so ∂θ_{s+1}/∂θ_s = I − λ P H_s with the Hessian H_s of
 the support loss, and by the chain rule a row of ∇F is
 
     v_τ = a row of ∇f_{θ_τ}(X),   v_s = v_{s+1} − λ H_s P v_{s+1},   s = τ−1, …, 0:
@@ -9,16 +10,22 @@ the support loss, and by the chain rule a row of ∇F is
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 
+from mamltheory.errors import UnsupportedModelError, ValueRangeError
 from mamltheory.inner import InnerLoop, adapted_names, inner_path, square_loss
 from mamltheory.kernels.empirical import gram, jacobian, resolve
+from mamltheory.kernels.factored_tiles import factored_meta_ntk
 from mamltheory.networks import Model, output_of
 from mamltheory.types import Parameters, Task, check_tasks
+
+MetaMethod = Literal["auto", "factored", "generic"]
+"""How the MetaNTK is computed: "factored" for networks of Eq. (16), "generic" for any, or whichever fits."""
 
 
 def meta_jacobian(
@@ -63,13 +70,32 @@ def empirical_meta_ntk(
     *,
     params: Parameters | None = None,
     chunk: int | None = None,
+    memory: int | None = None,
+    method: MetaMethod = "auto",
 ) -> Float[Tensor, "p q"]:
     """Empirical MetaNTK Φ̂ = (1/l) ∇F ∇Fᵀ, Eqs. (4) and (24), of the real inner loop; float64, Nnk × Nnk.
 
-    other: None for the symmetric kernel, or the tasks of the columns.  chunk: rows differentiated at a time.
-    Memory: Nnk · D numbers of the network's dtype. Raises as :func:`empirical_ntk`.
+    other: None for the symmetric kernel, or the tasks of the columns.
+    method: "auto" takes "factored" for ``FullyConnected(...).model`` and its centred form, "generic" for the rest.
+    memory: bytes of temporary tensors of "factored" (2 GiB), see :mod:`mamltheory.kernels.factored_tiles`.
+    chunk: rows differentiated at a time by "generic", which holds Nnk · D numbers of the network's dtype.
+    Raises as :func:`empirical_ntk`; UnsupportedModelError for method="factored" with a network of one's own.
     """
+    if method not in ("auto", "factored", "generic"):
+        raise ValueRangeError(f"method is {method!r}: expected 'auto', 'factored' or 'generic'")
     pure, params = resolve(model, params)
+    tasks, other = check_tasks(tasks), None if other is None else check_tasks(other)
+    check_tasks((*tasks, *(other or ())))
+    if getattr(pure, "network", None) is not None and method != "generic":
+        options = {"origin": getattr(pure, "origin", None), "memory": memory}
+        return (
+            factored_meta_ntk(getattr(pure, "network", None), params, tasks, inner, other, **options)
+            / pure.scale
+        )
+    if method == "factored":
+        raise UnsupportedModelError(
+            "only FullyConnected(...).model and its centred form show their layers: use method='auto' or 'generic'"
+        )
     rows = stacked_meta_jacobian(pure, params, tasks, inner, chunk)
     columns = rows if other is None else stacked_meta_jacobian(pure, params, other, inner, chunk)
     return gram(rows, columns) / pure.scale
