@@ -5,89 +5,23 @@ the settings are made, before any computation. The numbers of a command depend o
 """
 
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from experiments.requirements import require, require_at_least
+from experiments.theory_settings import (  # noqa: F401 - the commands' settings all go by this module
+    Bounds,
+    Convergence,
+    Drift,
+    Equivalence,
+    Lipschitz,
+    Plateau,
+    Theory,
+    Widths,
+)
+
 EMBEDDED_DATA = "glyphs"
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise ConfigurationError with ``message`` unless ``condition`` holds."""
-    if not condition:
-        # Imported only here: the package loads torch, which help and good settings do not need.
-        from mamltheory.errors import ConfigurationError
-
-        raise ConfigurationError(message)
-
-
-def require_at_least(settings: object, least: float, names: Collection[str]) -> None:
-    """Raise ConfigurationError unless each named setting is at least ``least`` (NaN never is)."""
-    for name in names:
-        value = getattr(settings, name)
-        require(value >= least, f"{name} is {value}: expected at least {least}")
-
-
-@dataclass(frozen=True)
-class Theory:
-    """What the numerical checks of Sections 4 and 5 have in common."""
-
-    widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    """Widths l of the hidden layers, increasing."""
-    depth: int = 2
-    """Number of hidden layers L."""
-    activation: Literal["relu", "erf", "tanh"] = "erf"
-    """Activation of the fully connected network (16)."""
-    seeds: int = 8
-    """Independent initialisations per width, for the confidence intervals."""
-    steps: int = 100
-    """Meta-training steps t."""
-    tau: int = 2
-    """Inner-loop steps τ."""
-    algorithm: Literal["maml", "anil"] = "maml"
-    """Adapt all parameters (maml) or the last layer alone (anil)."""
-    tasks: Literal["sphere", "glyphs"] = "sphere"
-    """Tasks: points on the unit sphere, or 2-way 1-shot tasks of embedded glyph images, projected to it."""
-    task_count: int = 3
-    """Number of training tasks N; as many again are held out."""
-    dimension: int = 8
-    """Input dimension d."""
-    out: Path = Path("figures")
-    """Folder for the figures and their numbers."""
-    runs: Path = Path("runs/theory")
-    """Folder for the measurements of every width and seed; a run stopped there goes on by itself."""
-    jobs: int = 2
-    """Worker processes of one thread each; the result does not depend on it."""
-    seed: int = 0
-    """Seed of every random draw."""
-
-    def __post_init__(self) -> None:
-        require(len(self.widths) > 0, "widths is empty: give at least two widths")
-        require(
-            min(self.widths) >= 1, f"widths contains {min(self.widths)}: expected whole numbers from 1 up"
-        )
-        increasing = all(a < b for a, b in zip(self.widths, self.widths[1:], strict=False))
-        require(increasing, f"widths is {self.widths}: give them in increasing order, each once")
-        require(len(self.widths) > 1, f"widths is {self.widths}: a slope needs at least two")
-        require_at_least(self, 2, ("seeds",))
-        require_at_least(self, 1, ("depth", "steps", "tau", "task_count", "dimension", "jobs"))
-        require_at_least(self, 0, ("seed",))
-
-
-@dataclass(frozen=True)
-class Convergence(Theory):
-    """Global convergence of MAML at a linear rate, and the rate's bound (Theorems 1 and 3)."""
-
-
-@dataclass(frozen=True)
-class Drift(Theory):
-    """Parameters and kernels move less the wider the network is (Lemmas 1-3, Theorem 3)."""
-
-
-@dataclass(frozen=True)
-class Equivalence(Theory):
-    """MAML's outputs are those of kernel regression with the MetaNTK (Theorem 2, Corollary 3.1)."""
 
 
 @dataclass(frozen=True)

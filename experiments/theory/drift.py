@@ -1,9 +1,20 @@
 """``drift``: the wider a network, the less parameters and kernel move, and the nearer the limit it begins."""
 
+import numpy as np
+from matplotlib.axes import Axes
+
 from experiments.settings import Drift
-from experiments.theory.report import draw_power_law, draw_reference, finish, power_law_record, subtitle
+from experiments.theory.constants import constants, drift_bounds, path_bounds
+from experiments.theory.report import (
+    draw_power_law,
+    finish,
+    legend_room,
+    power_law_record,
+    subtitle,
+)
 from experiments.theory.sweep import Sweep, sweep
-from mamltheory.plotting import figure
+from mamltheory.asymptotics import root_mean_square
+from mamltheory.plotting import curve, figure, ticks_at
 
 MOVEMENTS = {
     "path_length": r"path $\sum_t \|\theta_t - \theta_{t-1}\|$",
@@ -21,29 +32,41 @@ def run(settings: Drift) -> int:
     return 0
 
 
-def numbers(result: Sweep) -> dict[str, object]:
-    """Every measurement with its fitted slope."""
+def numbers(result: Sweep, measured: Sweep) -> dict[str, object]:
+    """Every measurement with its fitted slope, and the bounds (29) and (30) with the measured constants."""
     widths = result.settings.widths
     fits = {name: power_law_record(widths, result.values(name)) for name in MOVEMENTS | KERNELS}
-    return {"widths": widths, **fits}
+    bounds = {"bound (29)": path_bounds(result, measured), "bound (30)": drift_bounds(result, measured)}
+    records = {name: {"values": v, "rms": root_mean_square(v)} for name, v in bounds.items()}
+    return {"widths": widths, **fits, **records}
 
 
 def draw(result: Sweep) -> None:
     """Parameter movement against width, and kernel drift and distance from the limit against width."""
     widths = result.settings.widths
-    with figure("page", 3.2, columns=2) as (drawing, axes):
+    data = numbers(result, constants(result.settings))
+    panels = {"(29)": ("Parameters", MOVEMENTS), "(30)": ("MetaNTK", KERNELS)}
+    with figure("page", 3.4, columns=2) as (drawing, axes):
         drawing.suptitle(
             subtitle("The wider the network, the less it moves: Theorem 3 and Lemma 3", result.settings)
         )
-        for panel, (title, measurements) in zip(
-            axes[0], {"parameters (29)": MOVEMENTS, "MetaNTK (30)": KERNELS}.items(), strict=True
-        ):
+        for panel, (equation, (title, measurements)) in zip(axes[0], panels.items(), strict=True):
             for i, (name, label) in enumerate(measurements.items()):
-                draw_power_law(panel, i, widths, result.values(name), label)
+                draw_power_law(panel, i, widths, result.values(name), label, solid=True)
             panel.set_title(title)
-            draw_reference(panel, widths)
+            draw_bound(panel, widths, data[f"bound {equation}"]["rms"], equation)
             panel.set_xlabel("width $l$")
-            panel.legend(fontsize=7, loc="lower left")
+            panel.legend(fontsize=6.5, loc="lower left", handlelength=2.6)
         axes[0, 0].set_ylabel("movement of $\\theta$ (norm)")
         axes[0, 1].set_ylabel("change of the kernel (norm)")
-        finish(drawing, "drift", numbers(result), result.settings)
+        finish(drawing, "drift", data, result.settings)
+
+
+def draw_bound(axes: Axes, widths: tuple[int, ...], bound: np.ndarray, equation: str) -> None:
+    """The paper's bound on the first measurement, in its colour, and room under the data for the legend."""
+    style = curve(0) | {"linestyle": "--", "markerfacecolor": "white"}
+    axes.loglog(widths, bound, label=f"bound {equation} with the measured $K$, $R_0$", **style)
+    low, _ = axes.get_ylim()
+    axes.set_ylim(low, 2 * float(bound.max()))
+    ticks_at(axes.xaxis, widths)
+    legend_room(axes, 0.5)

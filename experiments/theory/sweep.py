@@ -1,12 +1,12 @@
-"""One training run per width and seed, and everything that the figures need to know of it.
+"""One measurement per width and seed; most often a training run, and everything that the figures need to know of it.
 
-The three experiments look at the same runs: full-batch MAML (or ANIL) on the raw network of Eq. (16), with
-η0 = 1/(σ_max + σ_min) of the limit kernel Φ, half of what Theorem 3 allows, and λ0 = 1/(2 σ_max(Θ)), that
-largest eigenvalue being of the support samples of any task.
+Convergence, bounds, drift and equivalence look at the same runs: full-batch MAML (or ANIL) on the raw network of
+Eq. (16), with η0 = 1/(σ_max + σ_min) of the limit kernel Φ, half of what Theorem 3 allows, and λ0 =
+1/(2 σ_max(Θ)), that largest eigenvalue being of the support samples of any task.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,11 +76,17 @@ def make_problem(settings: Theory) -> Problem:
     return Problem(tasks, test_tasks, inner, 1 / (low + high), low, high)
 
 
+def initialised(settings: Theory, pair: tuple[int, int]) -> tuple[FullyConnected, Parameters]:
+    """The network of one (width, seed), the same for every measurement."""
+    width, seed = pair
+    net = network(settings, width)
+    return net, net.initialise(generator(settings.seed, "theory init", width, seed))
+
+
 def measure(settings: Theory, problem: Problem, pair: tuple[int, int]) -> dict[str, object]:
     """Train one network, of one (width, seed), and measure all that the figures need."""
     width, seed = pair
-    net = network(settings, width)
-    params = net.initialise(generator(settings.seed, "theory init", width, seed))
+    net, params = initialised(settings, pair)
     every = max(1, settings.steps // 5)
     record = train(
         net.model,
@@ -163,14 +169,27 @@ def _shape(picked: list[object]) -> tuple[int, ...]:
     return (len(picked[0]),) if isinstance(picked[0], list) else ()
 
 
-def sweep(settings: Theory, command: str) -> Sweep:
+@dataclass(frozen=True)
+class Measurement:
+    """Another function of (settings, problem, (width, seed)) than :func:`measure`, under a name of its own.
+
+    free_of: settings that its results do not depend on.
+    """
+
+    name: str
+    function: Callable[[Theory, Problem, tuple[int, int]], dict[str, object]]
+    free_of: tuple[str, ...] = ()
+
+
+def sweep(settings: Theory, command: str, measurement: Measurement | None = None) -> Sweep:
     """Run or take up the sweep; every finished run lies in the run folder, and is not done again."""
+    chosen = measurement or Measurement("sweep", measure)
     problem = make_problem(settings)
-    folder = run_folder(settings)
+    folder = run_folder(settings, measurement)
     log = open_run(
         folder,
-        "theory sweep",
-        _identity(settings),
+        f"theory {chosen.name}",
+        _identity(settings, chosen.free_of),
         settings.seed,
         environment(),
         may_differ=("widths", "seeds"),
@@ -180,7 +199,7 @@ def sweep(settings: Theory, command: str) -> Sweep:
     title = f"{command} ({settings.tasks}, L = {settings.depth}, {settings.activation})"
     try:
         with workers(settings.jobs) as spread, stage(title, len(todo)) as advance:
-            for pair, row in spread(partial(measure, settings, problem), todo):
+            for pair, row in spread(partial(chosen.function, settings, problem), todo):
                 done[pair] = row
                 log.log(**row)
                 advance()
@@ -194,16 +213,18 @@ def sweep(settings: Theory, command: str) -> Sweep:
     return Sweep(settings, problem, tuple(done[pair] for pair in _pairs(settings)))
 
 
-def run_folder(settings: Theory) -> Path:
+def run_folder(settings: Theory, measurement: Measurement | None = None) -> Path:
     """Where the runs of these settings lie: settings that give other numbers have another folder."""
-    s = settings
+    s, free_of = settings, measurement.free_of if measurement else ()
+    steps = "" if "steps" in free_of else f"-t{s.steps}"
     net = f"{s.tasks}-{s.activation}-L{s.depth}-d{s.dimension}"
-    return s.runs / f"{net}-{s.algorithm}-tau{s.tau}-t{s.steps}-N{s.task_count}-seed{s.seed}"
+    name = f"{net}-{s.algorithm}-tau{s.tau}{steps}-N{s.task_count}-seed{s.seed}"
+    return s.runs / (f"{name}-{measurement.name}" if measurement else name)
 
 
-def _identity(settings: Theory) -> dict[str, object]:
-    content = dataclasses.asdict(settings)
-    return {key: value for key, value in content.items() if key not in ("out", "runs", "jobs")}
+def _identity(settings: Theory, free_of: tuple[str, ...]) -> dict[str, object]:
+    names = {field.name for field in dataclasses.fields(Theory)} - {"out", "runs", "jobs", *free_of}
+    return {name: getattr(settings, name) for name in sorted(names)}
 
 
 def _pairs(settings: Theory) -> Iterator[tuple[int, int]]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.settings import Convergence, Drift, Equivalence, Theory
-from experiments.theory import checks, convergence, drift, equivalence
+from experiments.theory import checks, constants, convergence, drift, equivalence
 from experiments.theory import sweep as sweeps
 from experiments.theory.tasks import SAMPLES, theory_tasks
 from mamltheory.errors import ConfigurationError
@@ -52,9 +52,10 @@ def test_every_command_leaves_its_figure_in_three_formats_and_writes_nowhere_els
         folder / "figures" / f"{name}_sphere.{end}" for name in COMMANDS for end in ("png", "pdf", "json")
     }
     run = sweeps.run_folder(small(folder))
-    assert files(folder) == figures | {run / "run.json", run / "metrics.jsonl"}
+    runs = [run, run.parent / (run.name.replace("-t6", "") + "-constants")]
+    assert files(folder) == figures | {one / name for one in runs for name in ("run.json", "metrics.jsonl")}
     assert all(path.stat().st_size > 0 for path in figures)
-    assert read_run(run)["status"] == "finished"
+    assert [read_run(one)["status"] for one in runs] == ["finished", "finished"]
 
 
 def test_the_residuals_drawn_are_those_measured_and_lie_below_the_bound(swept):
@@ -82,7 +83,7 @@ def test_drift_and_equivalence_record_every_value_with_its_slope(swept):
     rows = {(row["width"], row["seed"]): row for row in read_metrics(sweeps.run_folder(small(folder)))}
     pairs = [[(width, seed) for seed in range(2)] for width in SMALL["widths"]]
     data = figure_json(folder, "drift")
-    assert set(data) == {"widths", *drift.MOVEMENTS, *drift.KERNELS}
+    assert set(data) == {"widths", *drift.MOVEMENTS, *drift.KERNELS, "bound (29)", "bound (30)"}
     for name in (*drift.MOVEMENTS, *drift.KERNELS):
         assert data[name]["values"] == [[rows[pair][name] for pair in line] for line in pairs]
         assert data[name]["low"] <= data[name]["slope"] <= data[name]["high"]
@@ -179,7 +180,9 @@ def test_glyph_tasks_and_anil_are_measured_and_drawn(tmp_path, others):
     assert len(list((tmp_path / "figures").glob(f"*_{settings.tasks}.png"))) == 3
     data = convergence.numbers(result)
     assert (data["median_relative_residual"][:, 1:] < 1).all()
-    assert (drift.numbers(result)["kernel_drift"]["rms"] > 0).all()
+    drifts = drift.numbers(result, constants.constants(settings))
+    assert (drifts["kernel_drift"]["rms"] > 0).all()
+    assert (drifts["kernel_drift"]["values"] < drifts["bound (30)"]["values"]).all()
 
 
 @pytest.mark.paper("Assumption 1")

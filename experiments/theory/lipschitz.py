@@ -1,0 +1,106 @@
+"""``lipschitz``: MAML's Jacobian changes no faster in wide networks than in narrow ones, except across a kink."""
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+
+from experiments.settings import Lipschitz
+from experiments.theory.constants import constants, theory
+from experiments.theory.report import draw_power_law, finish, legend_room, power_law_record, subtitle
+from experiments.theory.sweep import Sweep, initialised, make_problem
+from mamltheory.asymptotics import root_mean_square
+from mamltheory.lipschitz import lipschitz_ratio
+from mamltheory.plotting import curve, figure, ticks_at
+from mamltheory.types import Parameters
+
+DISTANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+"""ε: distances of two parameter vectors on the two sides of a kink."""
+NAMES = {"erf": "erf", "tanh": "tanh", "relu": "ReLU"}
+
+
+def run(settings: Lipschitz) -> int:
+    """Measure and draw; returns 0."""
+    depths = range(1, settings.depth + 1)
+    data = {f"L = {depth}": column(settings, depth) for depth in depths}
+    kinks = {name: ratios_across_kink(settings, name) for name in settings.activations}
+    kink = {"depth": settings.depth, "width": settings.widths[-1], "distances": DISTANCES, "ratios": kinks}
+    draw(settings, data, kink)
+    return 0
+
+
+def column(settings: Lipschitz, depth: int) -> dict[str, object]:
+    """The constants of every activation at one depth."""
+    chosen = {name: theory(settings, depth=depth, activation=name) for name in settings.activations}
+    return {name: numbers(constants(one)) for name, one in chosen.items()}
+
+
+def numbers(measured: Sweep) -> dict[str, object]:
+    """Both lines of Eq. (25) over widths, each with its fitted slope."""
+    widths = measured.settings.widths
+    names = ("rate_of_change", "jacobian_size")
+    return {name: power_law_record(widths, measured.values(name)) for name in names}
+
+
+def kink_pair(params: Parameters, sample: torch.Tensor, distance: float) -> tuple[Parameters, Parameters]:
+    """θ and θ̄ at a distance, between which the first-layer neuron nearest to its kink at ``sample`` crosses it."""
+    preactivation = params["weight1"] @ sample + params["bias1"]
+    neuron = int(preactivation.abs().argmin())
+    sides = []
+    for sign in (1, -1):
+        bias = params["bias1"].clone()
+        bias[neuron] -= preactivation[neuron] - sign * distance / 2
+        sides.append({**params, "bias1": bias})
+    return sides[0], sides[1]
+
+
+def ratios_across_kink(settings: Lipschitz, activation: str) -> list[float]:
+    """‖J(θ) − J(θ̄)‖_F/(√l ‖θ − θ̄‖) of Eq. (25) at every distance, for the first of the widest networks.
+
+    The kink is at a support sample: at a query the inner loop would move the neuron away from it.
+    """
+    chosen = theory(settings, activation=activation)
+    problem = make_problem(chosen)
+    net, params = initialised(chosen, (settings.widths[-1], 0))
+    pairs = [kink_pair(params, problem.tasks[0].support_x[0], distance) for distance in DISTANCES]
+    return [lipschitz_ratio(net.model, *pair, problem.tasks, problem.inner) for pair in pairs]
+
+
+def draw(settings: Lipschitz, data: dict[str, object], kink: dict[str, object]) -> None:
+    """The constant over widths, a panel for every depth, and the ratio across a kink over its distance."""
+    with figure("page", 3.3, columns=settings.depth + 1) as (drawing, axes):
+        claim = "Lemma 1: the Lipschitz constant $K$ of MAML's Jacobian does not grow with the width"
+        drawing.suptitle(subtitle(claim, settings))
+        for panel, (title, column_) in zip(axes[0], data.items(), strict=False):
+            panel.set_title(f"${title}$, at $\\theta_0$")
+            draw_constants(panel, settings, column_)
+        limits = np.array([panel.get_ylim() for panel in axes[0, :-1]])
+        for panel in axes[0, :-1]:
+            panel.set_ylim(limits.min(), limits.max())
+            legend_room(panel, 0.45)
+        axes[0, 0].set_ylabel("worst rate of change of $J/\\sqrt{l}$")
+        draw_kink(axes[0, -1], kink)
+        finish(drawing, "lipschitz", {**data, "kink": kink}, settings)
+
+
+def draw_constants(axes: Axes, settings: Lipschitz, data: dict[str, object]) -> None:
+    """The worst rate of change of J/√l for every activation, and its size as dotted lines."""
+    for i, (activation, record) in enumerate(data.items()):
+        values, size = record["rate_of_change"]["values"], record["jacobian_size"]["values"]
+        draw_power_law(axes, i, settings.widths, values, NAMES[activation], brief=True)
+        axes.loglog(settings.widths, root_mean_square(size), ":", color=curve(i)["color"], linewidth=1)
+    axes.plot([], [], ":", color="0.3", linewidth=1, label="dotted: $\\|J\\|_F/\\sqrt{l}$")
+    ticks_at(axes.xaxis, settings.widths)
+    axes.set_xlabel("width $l$")
+    axes.legend(fontsize=6, loc="lower left")
+
+
+def draw_kink(axes: Axes, kink: dict[str, object]) -> None:
+    """The ratio of Eq. (25) across a kink of ReLU grows as 1/ε; smooth activations have none."""
+    for i, (activation, ratios) in enumerate(kink["ratios"].items()):
+        axes.loglog(kink["distances"], np.asarray(ratios), label=NAMES[activation], **curve(i))
+    axes.invert_xaxis()
+    axes.set_title("across a kink of ReLU")
+    where = f"$L$ = {kink['depth']}, $l$ = {kink['width']}"
+    axes.set_xlabel(rf"$\|\theta - \bar\theta\|$ ({where})")
+    axes.set_ylabel(r"$\|J(\theta) - J(\bar\theta)\|_F\,/\,(\sqrt{l}\,\|\theta - \bar\theta\|)$")
+    axes.legend(fontsize=7, loc="upper left")

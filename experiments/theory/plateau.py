@@ -1,0 +1,150 @@
+"""``plateau``: against the printed closed form (12)–(13) wide networks stop approaching; against discrete time not.
+
+The centred network f_θ − f_{θ0} is trained, so that both closed forms are exactly defined without f_0.
+"""
+
+import dataclasses
+
+import numpy as np
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from experiments.settings import Plateau
+from experiments.theory.constants import theory
+from experiments.theory.report import draw_power_law, finish, legend_room, power_law_record, signed, subtitle
+from experiments.theory.sweep import (
+    Measurement,
+    Problem,
+    Sweep,
+    initialised,
+    kernel_prediction,
+    make_problem,
+    network,
+    sweep,
+)
+from mamltheory import (
+    Converged,
+    FullyConnected,
+    GradientDescent,
+    GradientFlow,
+    InnerLoop,
+    analytic_last_layer_ntk,
+    analytic_ntk,
+    centred,
+    joint_inputs,
+    train,
+)
+from mamltheory.asymptotics import root_mean_square
+from mamltheory.linalg import Dynamics
+from mamltheory.plotting import curve, figure, ticks_at
+
+DEPTHS = (1, 2, 3)
+"""Hidden layers for which the two limits are compared over the number of inner steps."""
+
+
+def run(settings: Plateau) -> int:
+    """Measure and draw; returns 0."""
+    result = sweep(theory(settings), "plateau", Measurement("plateau", measure_deviations))
+    draw(settings, numbers(settings, result))
+    return 0
+
+
+def limits(
+    net: FullyConnected, problem: Problem, inner: InnerLoop, descent: Dynamics, flow: Dynamics
+) -> tuple[Tensor, Tensor]:
+    """(discrete, printed) outputs on the held-out tasks at infinite width, after the given outer dynamics."""
+    x = joint_inputs((*problem.tasks, *problem.test_tasks))
+    kernels = analytic_ntk(net, x), analytic_last_layer_ntk(net, x) if inner.algorithm == "anil" else None
+    printed = GradientFlow(inner.lam0 * inner.tau)
+    return (
+        kernel_prediction(problem, *kernels, (inner.dynamics, descent), None),
+        kernel_prediction(problem, *kernels, (printed, flow), None),
+    )
+
+
+def limits_in_time(net: FullyConnected, problem: Problem, steps: int) -> tuple[Tensor, Tensor]:
+    """Both closed forms after ``steps`` steps: of discrete steps, and with both exponentials as printed."""
+    eta0 = problem.eta0
+    return limits(net, problem, problem.inner, GradientDescent(eta0, steps), GradientFlow(eta0 * steps))
+
+
+def gap(closed_forms: tuple[Tensor, Tensor]) -> float:
+    """‖printed − discrete‖/‖discrete‖: how far a network that tends to the one stays from the other."""
+    discrete, printed = closed_forms
+    return float((printed - discrete).norm() / discrete.norm())
+
+
+def measure_deviations(settings: Plateau, problem: Problem, pair: tuple[int, int]) -> dict[str, object]:
+    """‖trained − closed form‖ on the held-out tasks for both forms, in units of the discrete one's norm."""
+    net, params = initialised(settings, pair)
+    parts = (problem.tasks, problem.inner, problem.eta0, settings.steps, problem.test_tasks)
+    trained = train(centred(net.model, params), params, *parts).observations[-1].test_outputs
+    forms = limits_in_time(net, problem, settings.steps)
+    discrete, printed = (float((trained - form).norm() / forms[0].norm()) for form in forms)
+    return {"width": pair[0], "seed": pair[1], "discrete": discrete, "printed": printed}
+
+
+def gap_over_steps(settings: Plateau, depth: int) -> list[float]:
+    """The gap for every number of inner steps at one λ0τ, fully trained, so that the inner loop alone makes it."""
+    problem, net = make_problem(theory(settings, depth=depth)), network(theory(settings, depth=depth), 1)
+    time = problem.inner.lam0 * settings.tau
+    loops = [dataclasses.replace(problem.inner, lam0=time / tau, tau=tau) for tau in settings.taus]
+    return [gap(limits(net, problem, loop, Converged(), Converged())) for loop in loops]
+
+
+def numbers(settings: Plateau, result: Sweep) -> dict[str, object]:
+    """Deviations from both forms over widths, the plateau, and the plateau over the number of inner steps."""
+    gaps = {f"L = {depth}": np.array(gap_over_steps(settings, depth)) for depth in DEPTHS}
+    net, printed = network(result.settings, 1), result.values("printed")
+    return {
+        "widths": settings.widths,
+        "discrete": power_law_record(settings.widths, result.values("discrete")),
+        "printed": {"values": printed, "rms": root_mean_square(printed)},
+        "plateau": gap(limits_in_time(net, result.problem, settings.steps)),
+        "inner_time": result.problem.inner.lam0 * settings.tau,
+        "taus": settings.taus,
+        "gaps": {name: power_law_record(settings.taus, values) for name, values in gaps.items()},
+    }
+
+
+def draw(settings: Plateau, data: dict[str, object]) -> None:
+    """Deviation against width with the plateau, and the plateau against the number of inner steps."""
+    with figure("page", 3.3, columns=2) as (drawing, axes):
+        claim = "At finite $\\tau$ the printed form of Theorem 2 stops short, the discrete one does not"
+        drawing.suptitle(subtitle(claim, settings))
+        draw_deviations(axes[0, 0], settings, data)
+        draw_gaps(axes[0, 1], settings, data)
+        finish(drawing, "plateau", data, settings)
+
+
+def draw_deviations(axes: Axes, settings: Plateau, data: dict[str, object]) -> None:
+    """Both deviations over widths, every seed a faint point, and the gap of the two limits as a line."""
+    widths, printed = settings.widths, data["printed"]
+    draw_power_law(axes, 0, widths, data["discrete"]["values"], "discrete time", solid=True)
+    style = curve(1)
+    axes.loglog(widths, printed["rms"], label="printed, $e^{-\\lambda\\tau\\Theta}$", **style)
+    for width, row in zip(widths, printed["values"], strict=True):
+        axes.loglog([width] * len(row), row, linestyle="None", marker=".", color=style["color"], alpha=0.25)
+    label = f"gap of the two limits, {data['plateau']:.3f}"
+    axes.axhline(data["plateau"], color="k", linestyle=":", label=label)
+    ticks_at(axes.xaxis, widths)
+    axes.set_xlabel("width $l$")
+    axes.set_ylabel(f"relative deviation on held-out tasks,\nafter {settings.steps} steps")
+    legend_room(axes, 0.5)
+    axes.legend(fontsize=7, loc="lower left")
+
+
+def draw_gaps(axes: Axes, settings: Plateau, data: dict[str, object]) -> None:
+    """The gap over the number of inner steps: it falls as 1/τ, and is never 0."""
+    taus = np.asarray(settings.taus)
+    for i, (name, record) in enumerate(data["gaps"].items()):
+        axes.loglog(
+            taus, record["values"], label=f"${name}$: slope {signed(record['slope'])}", **curve(i + 2)
+        )
+    top = max(record["values"][0] for record in data["gaps"].values())
+    reference = 1.6 * top * taus[0] / taus
+    axes.loglog(taus, reference, color="0.4", linewidth=1, linestyle=(0, (1, 1)), label="slope −1")
+    ticks_at(axes.xaxis, settings.taus)
+    axes.set_xlabel("inner steps $\\tau$, at the same $\\lambda_0\\tau$")
+    axes.set_ylabel("gap of the two limits, fully trained")
+    axes.legend(fontsize=7, loc="lower left")
