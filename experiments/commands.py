@@ -32,6 +32,7 @@ class Command:
 
 
 START, THEORY, CELLS = "Start here", "The theory, verified", "Cells: search, train, evaluate"
+SPEED = "How fast"
 
 COMMANDS = {
     "demo": Command(settings.Demo, "experiments.cells.demo:run", START),
@@ -42,6 +43,7 @@ COMMANDS = {
     "lipschitz": Command(settings.Lipschitz, "experiments.theory.lipschitz:run", THEORY),
     "equivalence": Command(settings.Equivalence, "experiments.theory.equivalence:run", THEORY),
     "plateau": Command(settings.Plateau, "experiments.theory.plateau:run", THEORY),
+    "benchmark": Command(settings.Benchmark, "experiments.benchmarks.run:run", SPEED),
     "search": Command(settings.Search, "experiments.cells.search:run", CELLS, presets.SEARCH),
     "train": Command(settings.Train, "experiments.cells.train:run", CELLS, presets.TRAIN),
     "evaluate": Command(settings.Evaluate, "experiments.cells.evaluate:run", CELLS, presets.EVALUATE),

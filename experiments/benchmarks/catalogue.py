@@ -1,0 +1,20 @@
+"""All cases and groups by name."""
+
+from collections.abc import Sequence
+
+from experiments.benchmarks import kernel, maml, meta_kernel, sample_gradients
+from experiments.benchmarks.cases import Case
+from experiments.settings import require
+
+CASES = {case.name: case for module in (maml, meta_kernel, kernel, sample_gradients) for case in module.CASES}
+GROUPS = {case.group.name: case.group for case in CASES.values()}
+
+
+def chosen(names: Sequence[str]) -> tuple[Case, ...]:
+    """The cases that begin with one of these names, all for none; ConfigurationError for a name that fits none."""
+    for name in names:
+        fits = any(case.startswith(name) for case in CASES)
+        require(fits, f"no case is called {name!r}: expected the beginning of one of {', '.join(CASES)}")
+    return tuple(
+        case for name, case in CASES.items() if not names or any(name.startswith(each) for each in names)
+    )

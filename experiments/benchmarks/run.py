@@ -1,0 +1,141 @@
+"""``benchmark``: measure what is not yet measured, then write the table, the figure and their numbers."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from experiments.benchmarks import drawing, tables
+from experiments.benchmarks.cases import Case
+from experiments.benchmarks.catalogue import GROUPS, chosen
+from experiments.benchmarks.machine import absent, describe, peer_versions
+from experiments.benchmarks.measure import Plan, measure_case
+from experiments.benchmarks.processes import Workers
+from experiments.benchmarks.scaling import measure_scaling
+from experiments.benchmarks.targets import judged
+from experiments.settings import Benchmark
+from mamltheory.plotting import figure, save
+from mamltheory.runtime.device import choose_device
+from mamltheory.runtime.interrupt import Interrupted
+from mamltheory.runtime.progress import stage
+from mamltheory.runtime.records import plain, replace_file, to_json
+
+Record = dict[str, object]
+
+
+def run(settings: Benchmark) -> int:
+    """Measure and report; returns 0."""
+    choose_device(settings.device)
+    cases = chosen(settings.cases)
+    versions = peer_versions(settings.neural_tangents_python)
+    try:
+        measured = measure(settings, cases, versions)
+    except Interrupted as stop:
+        raise stop.saved(f"the same command; finished cases lie in {settings.runs}") from None
+    report(settings, cases, versions, measured)
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A part of the work with a file of its own: a case, or the growth of a group's cost.
+
+    place: ("cases" | "tuned" | "scaling", its name there).  identity: what must be the same for the file to count.
+    """
+
+    place: tuple[str, str]
+    allocator: str
+    identity: Record
+    job: Callable[[Workers], Record]
+
+
+def pieces(settings: Benchmark, cases: Sequence[Case], versions: dict[str, str | None]) -> Iterator[Piece]:
+    """All parts of the work, in the order in which they are done."""
+    plan = Plan(settings.rounds, settings.seconds, settings.quick, settings.seed, settings.runs)
+    common = {name: getattr(settings, name) for name in ("rounds", "seconds", "quick", "seed")}
+    allocators = {"both": ("default", "tuned")}.get(settings.allocator, (settings.allocator,))
+    for allocator in allocators:
+        kind = "cases" if allocator == allocators[0] else "tuned"
+        for case in cases:
+            if kind == "cases" or case.tuned:
+                used = {name: versions[name] for name in case.methods if name in versions}
+                identity = common | {
+                    "sizes": case.sizes,
+                    "check": case.check,
+                    "methods": case.methods,
+                    "peers": used,
+                }
+                yield Piece((kind, case.name), allocator, identity, _case_job(case, plan, absent(versions)))
+    for group in GROUPS.values():
+        if group.scaling and any(case.group == group for case in cases):
+            identity = common | {"sizes": group.scaling_base, "values": group.scaling}
+            yield Piece(("scaling", group.name), allocators[0], identity, _scaling_job(group, plan))
+
+
+def _case_job(case: Case, plan: Plan, missing: Sequence[str]) -> Callable[[Workers], Record]:
+    return lambda workers: measure_case(case, plan, workers, missing)
+
+
+def _scaling_job(group: object, plan: Plan) -> Callable[[Workers], Record]:
+    return lambda workers: measure_scaling(group, plan, workers)
+
+
+def measure(
+    settings: Benchmark, cases: Sequence[Case], versions: dict[str, str | None]
+) -> dict[str, dict[str, Record]]:
+    """Records of all pieces by place; those that lie in the run folder are taken from there."""
+    settings.runs.mkdir(parents=True, exist_ok=True)
+    work, found = list(pieces(settings, cases, versions)), {"cases": {}, "tuned": {}, "scaling": {}}
+    interpreters = {"neural-tangents": settings.neural_tangents_python}
+    processes = Workers(settings.device, settings.runs, interpreters, shared=settings.quick)
+    with stage("benchmark", len(work)) as advance, processes as workers:
+        for piece in work:
+            kind, name = piece.place
+            path = settings.runs / f"{kind}-{name}-{settings.device}-{piece.allocator}.json".replace(" ", "-")
+            record = None if settings.again else finished(path, piece.identity)
+            if record is None:
+                workers.use(piece.allocator)
+                record = plain(piece.job(workers))
+                replace_file(path, to_json({"identity": piece.identity, "record": record}).encode())
+            found[kind][name] = record
+            advance(note=name)
+    return found
+
+
+def finished(path: Path, identity: Record) -> Record | None:
+    """The record in the file, if it is of the same settings, sizes and peers; None otherwise."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content["record"] if content.get("identity") == plain(identity) else None
+
+
+def report(
+    settings: Benchmark,
+    cases: Sequence[Case],
+    versions: dict[str, str | None],
+    measured: dict[str, dict[str, Record]],
+) -> None:
+    """Write the figure, its numbers and the tables, and say so."""
+    data = measured | {
+        "machine": describe(settings.device),
+        "peers": versions,
+        "device": settings.device,
+        "rounds": settings.rounds,
+        "quick": settings.quick,
+        "targets": [row for case in cases for row in judged(case, measured["cases"][case.name])],
+    }
+    name = f"benchmark_{settings.device}" + ("_quick" if settings.quick else "")
+    kept = {
+        k: v for k, v in dataclasses.asdict(settings).items() if k in ("rounds", "seconds", "quick", "cases")
+    }
+    found = drawing.panels(measured["cases"])
+    with figure("page", 4.6, rows=2, columns=max(1, len(found)), sharex="col") as (sheet, axes):
+        drawing.draw(sheet, axes, found, "CPU" if settings.device == "cpu" else "device")
+        paths = save(sheet, name, data, settings.out, kept, settings.seed)
+    table = settings.out / f"{name}.md"
+    replace_file(table, tables.document(plain(data)).encode())
+    print(f"wrote {paths[0]} (and .pdf, .json) and {table}")
+    for row in data["targets"]:
+        print(f"{row['title']}: {row['target']}: {tables.outcome(row)}")

@@ -1,0 +1,131 @@
+"""The benchmark's tables in Markdown; every number is one of the JSON beside them."""
+
+from collections.abc import Mapping
+
+HEAD = (
+    "| method | {clock} s | ratio | ratio, tuned allocator | peak MB | ratio | difference to float64 | "
+    "of product rate |"
+)
+
+
+def document(data: Mapping[str, object]) -> str:
+    """Machine, numbers to reach, exponents, and a table for every case."""
+    parts = ["# Ours beside what a user would pick"]
+    parts += (
+        ["**Tiny sizes, to show that everything runs: the numbers mean nothing.**"] if data["quick"] else []
+    )
+    parts += [machine(data["machine"], data["peers"])]
+    parts += [method_note(data), "## Numbers to reach", targets(data["targets"])]
+    if data["scaling"]:
+        parts += ["## How cost grows", exponents(data["scaling"])]
+    for name, record in data["cases"].items():
+        parts += [f"## {record['title']}", case(record, data["tuned"].get(name), data["device"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def machine(about: Mapping[str, object], peers: Mapping[str, str | None]) -> str:
+    """The machine and the versions in two sentences."""
+    found = ", ".join(f"{name} {number}" for name, number in peers.items() if number)
+    missing = ", ".join(name for name, number in peers.items() if not number)
+    lines = [
+        f"{about['processor']}, {about['cores']} cores, {about['memory_gb']} GB, {about['system']}, "
+        f"{about['c_library']}; device {about['device']}; torch {about['torch']} ({about['blas']}, "
+        f"{about['cpu_capability']}), Python {about['python']}; commit {about['commit']}.",
+        f"Peers: {found or 'none beyond torch'}." + (f" Not installed: {missing}." if missing else ""),
+    ]
+    return "\n".join(lines)
+
+
+def method_note(data: Mapping[str, object]) -> str:
+    """How the numbers were taken."""
+    clock = "CPU time of one thread" if data["device"] == "cpu" else "time on the device between events"
+    return (
+        f"Float32; {clock}, medians of up to {data['rounds']} rounds in which every method has its turn in a "
+        "process of its own. Ratios are to the first row. Peak memory is that of the first call at full size "
+        "above what the process held before, parameters and samples included in the latter. Differences are "
+        "relative to the largest entry of each tensor. "
+        "Most of what methods with a copy of the weights per task cost is the kernel's, for fresh pages: the "
+        "tuned column has glibc's allocator keep freed memory (MALLOC_MMAP_THRESHOLD_=33554432 "
+        "MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456), which is fairer to them."
+    )
+
+
+def targets(judged: list[Mapping[str, object]]) -> str:
+    """What was to be reached, what was got, and whether that is enough."""
+    rows = [f"| {row['title']} | {row['target']} | {_got(row)} | {_mark(row)} |" for row in judged]
+    return "\n".join(["| work | to reach | got | |", "|---|---|---|---|", *rows])
+
+
+def outcome(row: Mapping[str, object]) -> str:
+    """What was got of one target, and whether that is enough, in a few words."""
+    return f"{_got(row)}, {_mark(row)}"
+
+
+def _mark(row: Mapping[str, object]) -> str:
+    return {True: "reached", False: "missed", None: "not measured"}[row["reached"]]
+
+
+def _got(row: Mapping[str, object]) -> str:
+    if row["got"] is None:
+        return "–"
+    if row["quantity"] == "bytes":
+        return f"{row['got'] / 1e6:.0f} MB"
+    return f"{row['got']:.1e}" if row["quantity"] == "agreement" else f"{row['got']:.2f}"
+
+
+def exponents(scaling: Mapping[str, Mapping[str, object]]) -> str:
+    """Exponents of time in every size with their intervals, and the floor's over the same values."""
+    rows = []
+    for group, record in scaling.items():
+        for axis in record["axes"].values():
+            fit, values = axis["exponent"], ", ".join(map(str, axis["values"]))
+            rows.append(
+                f"| {group} | {axis['symbol']} | {values} | {fit['slope']:.2f} [{fit['low']:.2f}, "
+                f"{fit['high']:.2f}] | {axis['floor_exponent']:.2f} |"
+            )
+    return "\n".join(["| work | in | values | time grows as power | floor |", "|---|---|---|---|---|", *rows])
+
+
+def case(record: Mapping[str, object], tuned: Mapping[str, object] | None, device: str) -> str:
+    """The table of one case; rows are methods."""
+    rows = [HEAD.format(clock="CPU" if device == "cpu" else "device"), "|---|" + "---|" * 7]
+    methods = record["methods"]
+    first = next(iter(methods.values()))
+    for name, each in methods.items():
+        if each["status"] != "measured":
+            rows.append(f"| {name} | {each['status']} | | | | | | |")
+            continue
+        cells = [
+            f"{each['median_seconds']:.3g}",
+            _ratio(each, first, "median_seconds"),
+            _tuned_ratio(name, tuned),
+            "–" if each["peak_bytes"] is None else f"{each['peak_bytes'] / 1e6:.0f}",
+            _ratio(each, first, "peak_bytes"),
+            f"{float(each['agreement']):.1e}",
+            f"{each['fraction']:.0%}" if "fraction" in each else "–",
+        ]
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join([*rows, "", _notes(record)])
+
+
+def _ratio(each: Mapping[str, object], first: Mapping[str, object], key: str) -> str:
+    if first["status"] != "measured" or not each[key] or not first[key]:
+        return "–"
+    return f"{each[key] / first[key]:.2f}"
+
+
+def _tuned_ratio(name: str, tuned: Mapping[str, object] | None) -> str:
+    if tuned is None or tuned["methods"].get(name, {"status": ""})["status"] != "measured":
+        return "–"
+    return _ratio(tuned["methods"][name], next(iter(tuned["methods"].values())), "median_seconds")
+
+
+def _notes(record: Mapping[str, object]) -> str:
+    own = {n: float(m["agreement_float64"]) for n, m in record["methods"].items() if "agreement_float64" in m}
+    notes = [f"Float64 {name} against the reference: {value:.1e}" for name, value in own.items()]
+    if record["checked_sizes"] != record["sizes"]:
+        other = {k: v for k, v in record["checked_sizes"].items() if record["sizes"][k] != v}
+        notes.append("compared at " + ", ".join(f"{k} = {v}" for k, v in other.items()))
+    if record["floor"]:
+        notes.append(f"floor {record['floor'] / 1e9:.3g} GFLOP")
+    return "; ".join(notes) + "."

@@ -1,0 +1,68 @@
+"""The measured processes of neural-tangents, in a Python of its own: weights and samples come as a file.
+
+``PYTHON -m experiments.benchmarks.tangents_worker SOCKET``, where jax and neural-tangents are installed and nothing of
+this package needs to be. Structured derivatives (its third way), compiled.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import BinaryIO
+
+import jax
+import jax.numpy as jnp
+import neural_tangents as nt
+import numpy as np
+
+from experiments.benchmarks.protocol import Arrays, Call, ProcessClock, Server, listen
+
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def fully_connected(params: list, x: jax.Array) -> jax.Array:
+    """Linear layers with relu in between; weights of shape fan_out × fan_in."""
+    for i in range(0, len(params), 2):
+        x = (jax.nn.relu(x) if i else x) @ params[i].T + params[i + 1]
+    return x
+
+
+def convolutional(strides: tuple[int, ...]) -> Callable[[list, jax.Array], jax.Array]:
+    """3 × 3 convolutions with relu, the mean over space and a linear layer; weights as torch has them."""
+
+    def function(params: list, x: jax.Array) -> jax.Array:
+        x = x.transpose(0, 2, 3, 1)
+        for i, stride in enumerate(strides):
+            kernel = params[2 * i].transpose(2, 3, 1, 0)
+            x = jax.lax.conv_general_dilated(
+                x, kernel, (stride, stride), [(1, 1), (1, 1)], dimension_numbers=DIMENSIONS
+            )
+            x = jax.nn.relu(x + params[2 * i + 1])
+        return x.mean((1, 2)) @ params[-2].T + params[-1]
+
+    return function
+
+
+def prepare(job: Mapping[str, object]) -> tuple[Call, Callable[[object], Arrays]]:
+    """The compiled kernel of the network in the job's file."""
+    with np.load(job["file"]) as file:
+        params = [jnp.asarray(file[name]) for name in sorted(file.files) if name != "x"]
+        x = jnp.asarray(file["x"])
+    function = convolutional(tuple(job["strides"])) if job["strides"] else fully_connected
+    kernel_fn = nt.empirical_ntk_fn(
+        function, trace_axes=(), vmap_axes=0, implementation=nt.NtkImplementation.STRUCTURED_DERIVATIVES
+    )
+    kernel = jax.jit(lambda samples, weights: kernel_fn(samples, None, weights))
+
+    def arrays(result: jax.Array) -> Arrays:
+        n, _, k, _ = result.shape
+        return [np.asarray(result).transpose(0, 2, 1, 3).reshape(n * k, n * k)]
+
+    return lambda: kernel(x, params).block_until_ready(), arrays
+
+
+def serve(requests: Iterable[bytes], answers: BinaryIO) -> None:
+    """Serve measurements; the rate of matrix products is taken in torch's processes."""
+    Server(prepare, lambda _: 0.0, ProcessClock()).serve(requests, answers)
+
+
+if __name__ == "__main__":
+    listen(sys.argv[1], serve)
