@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from mamltheory.ledger import MISSING, VERDICTS, Erratum, Measured, Outcome, Statement, merged, of, verdict
@@ -94,8 +94,12 @@ def _most_important(errata: Sequence[Erratum], outcomes: Sequence[Outcome]) -> s
 
 def numbers_of(subject: str, outcomes: Sequence[Outcome]) -> tuple[Measured, ...]:
     """What the tests measured of one statement or erratum; of a name that recurs, the number nearest its bound."""
+    return _nearest(number for outcome in of(subject, outcomes) for number in outcome.measured)
+
+
+def _nearest(measured: Iterable[Measured]) -> tuple[Measured, ...]:
     numbers: dict[str, Measured] = {}
-    for one in (number for outcome in of(subject, outcomes) for number in outcome.measured):
+    for one in measured:
         numbers[one.what] = one.worse(numbers[one.what]) if one.what in numbers else one
     return tuple(numbers.values())
 
@@ -143,7 +147,7 @@ def _mutants(mutants: Sequence[tuple[str, str, str]]) -> str:
 
 
 def _numbers(outcomes: Sequence[Outcome]) -> str:
-    return "<br>".join(number_text(one) for outcome in outcomes for one in outcome.measured)
+    return "<br>".join(number_text(one) for outcome in outcomes for one in _nearest(outcome.measured))
 
 
 def number_text(one: Measured) -> str:

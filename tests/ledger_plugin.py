@@ -15,7 +15,7 @@ import pytest
 
 from mamltheory.ledger import Measured, Outcome, load, merged, of, verdict
 from mamltheory.ledger_graph import draw_verdicts
-from mamltheory.ledger_text import number_text, render, skeleton
+from mamltheory.ledger_text import number_text, numbers_of, render, skeleton
 from mamltheory.plotting import figure, save
 
 ROOT = Path(__file__).parents[1]
@@ -116,7 +116,7 @@ def lines_of(row, outcomes):
     """What the tests of one row measured, test by test."""
     for one in of(row, outcomes):
         yield f"{one.test}: {'passed' if one.passed else 'FAILED'} ({one.cases})"
-        yield from (f"  {number_text(number)}" for number in one.measured)
+        yield from (f"  {number_text(number)}" for number in numbers_of(row, [one]))
 
 
 def pytest_sessionfinish(session, exitstatus):

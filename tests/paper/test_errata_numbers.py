@@ -153,7 +153,7 @@ def test_ranks_by_index_lose_planted_optima_that_least_ranks_always_find(measure
         scorer = planted_scorer(values, dict.fromkeys(operators, 7.0))
         state = run_search(scorer, SearchSettings(repeats=1, ties=ties))
         found[ties] += set(state.candidates.operators()) == argmin_per_edge(values)
-    measured("share of optima that least ranks find", found["min"] / len(seeds), above=0.999)
+    measured("share of optima that least ranks find", found["min"] / len(seeds), above=0.9)
     measured("share of optima that ranks by index find", found["index"] / len(seeds), below=0.7)
 
 

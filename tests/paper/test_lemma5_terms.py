@@ -34,8 +34,8 @@ def sizes_of_terms(net, params, tasks, inner):
 @pytest.mark.parametrize(
     ("depth", "widths", "slope", "window", "levels"),
     [
-        (1, (64, 256, 1024), -0.5, 0.15, ((1.0, 4.2), (0.6, 2.5))),
-        (2, (64, 128, 256), 0.0, 0.25, ((0.25, 1.0), (0.2, 0.85))),
+        (1, (64, 256, 1024), -0.5, 0.25, ((1.0, 4.2), (0.6, 2.5))),
+        (2, (64, 128, 256), 0.0, 0.4, ((0.25, 1.0), (0.2, 0.85))),
     ],
 )
 def test_both_terms_vanish_only_after_division_by_the_root_of_the_width(

@@ -107,7 +107,7 @@ def hessian_norm(net, params, tasks, inner):  # noqa: ARG001
     ("case", "widths", "seeds", "slope", "window", "level"),
     [
         (("erf", 1), (64, 256, 1024), 4, -0.5, 0.1, (1.1, 2.3)),
-        (("erf", 2), (64, 128, 256), 4, 0.0, 0.25, (1.1, 2.4)),
+        (("erf", 2), (64, 128, 256), 4, 0.0, 0.35, (1.1, 2.4)),
         pytest.param(("erf", 2), DEEP, 12, 0.0, 0.15, (1.1, 2.4), marks=slow),
         pytest.param(("erf", 3), (64, 128, 256), 12, 0.0, 0.3, (2.5, 7.0), marks=slow),
     ],
@@ -175,12 +175,10 @@ def test_the_three_terms_of_equation_59_are_the_gradient_of_equation_58(measured
 
 
 SHALLOW_CASE = (("erf", 1), (64, 256, 1024), 8, -0.5, 0.12, (1.5, 2.6), (-1.9, 0.5, 2e-5))
-DEEP_CASE = (("erf", 2), (64, 128, 256), 8, 0.0, 0.2, (0.3, 0.6), (-1.0, 0.7, 4e-3))
+DEEP_CASE = (("erf", 2), (64, 128, 256), 8, 0.0, 0.25, (0.25, 0.7), (-1.0, 0.95, 4e-3))
 
 
-@pytest.mark.paper(
-    "Lemma 5", "Eq. (42)", "Eq. (43)", "Eq. (54)", "Eq. (55)", "Eq. (56)", "Eq. (57)", corrected=True
-)
+@pytest.mark.paper("Lemma 5", "Eq. (42)", "Eq. (43)", "Eq. (55)", "Eq. (57)", corrected=True)
 @pytest.mark.paper("Eq. (60)", "Eq. (89)", corrected=True)
 @pytest.mark.erratum("E4", "E22")
 @pytest.mark.parametrize(

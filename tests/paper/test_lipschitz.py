@@ -132,7 +132,8 @@ def test_inside_the_ball_no_pair_exceeds_the_constant(depth, width, measured):
             assert size == pytest.approx(jacobian_size(net.model, params, tasks, inner), rel=0.25)
 
 
-@pytest.mark.paper("Lemma 1", "Eq. (25)", "Eq. (26)", "Eq. (64)", "Eq. (66)", corrected=True)
+@pytest.mark.paper("Eq. (26)")
+@pytest.mark.paper("Lemma 1", "Eq. (25)", "Eq. (64)", "Eq. (66)", corrected=True)
 @pytest.mark.erratum("E6", "E40")
 @pytest.mark.parametrize("depth", [1, 2])
 def test_no_constant_serves_every_ball_at_one_width_and_one_serves_every_ball_from_some_width_on(
@@ -155,7 +156,7 @@ def test_no_constant_serves_every_ball_at_one_width_and_one_serves_every_ball_fr
             for loop, name in ((inner, "∇F"), (InnerLoop(0.0, 0), "∇f")):
                 inside, outside = (grown(net, start(net), tasks, ball, loop) for ball in (3, 1000))
                 assert inside == pytest.approx(1, abs=0.05)
-                measured(f"‖{name}‖ at C = 1000 over ‖{name}‖ at θ_0", outside, above=2)
+                measured(f"‖{name}‖ at C = 1000 over ‖{name}‖ at θ_0", outside, above=1.5)
     assert ratios[0] > ratios[1] > ratios[2]
     measured("‖J‖ at C = 300 over ‖J‖ at θ_0, wide", ratios[-1], below=1.1)
 
