@@ -1,7 +1,7 @@
 """MAML as kernel regression: a theory verified numerically, and put to work in a training-free search."""
 
 # tasks and networks
-from mamltheory.inner import InnerLoop, adapt, meta_output, meta_outputs
+from mamltheory.inner import InnerLoop, adapt, meta_output
 
 # kernels
 from mamltheory.kernels.analytic import analytic_last_layer_ntk, analytic_ntk, nngp
@@ -20,7 +20,7 @@ from mamltheory.linalg import (
 )
 
 # training and its closed form
-from mamltheory.maml import meta_gradient, meta_loss, train
+from mamltheory.maml import meta_gradient, meta_loss, meta_method, meta_outputs, train
 from mamltheory.networks import FullyConnected, Model, centred, from_module, linearised
 from mamltheory.predictors import (
     adapted_output,
@@ -56,6 +56,7 @@ __all__ = [
     "linearised",
     "meta_gradient",
     "meta_loss",
+    "meta_method",
     "meta_ntk",
     "meta_ntk_from_ntk",
     "meta_output",

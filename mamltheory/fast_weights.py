@@ -15,7 +15,7 @@ Cost: 2τ + 1 products of N·m rows for every hidden-hidden layer, and O(τ² N 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mamltheory.errors import ShapeError
 from mamltheory.inner import InnerLoop
-from mamltheory.networks import ACTIVATIONS, FullyConnected
+from mamltheory.networks import ACTIVATIONS, FullyConnected, Model
 from mamltheory.types import Parameters, Task
 
 
@@ -81,27 +81,52 @@ class FactorPath:
 
 @dataclass(frozen=True, eq=False)
 class TaskStack:
-    """Tasks of equal sizes as one: ``index`` their places among all tasks, the other fields N × …."""
+    """Tasks of equal sizes as one: ``index`` their places among all tasks, the other fields N × ….
+
+    offset: f_{θ0}(X) for a centred network, whose labels here are those of f itself: Y' + f_{θ0}(X'), Y + offset.
+    """
 
     index: tuple[int, ...]
     query_x: Float[Tensor, "N n d"]
     query_y: Float[Tensor, "N n k"]
     support_x: Float[Tensor, "N m d"]
     support_y: Float[Tensor, "N m k"]
+    offset: Float[Tensor, "N n k"] | None = None
 
 
-def stack_tasks(tasks: Sequence[Task]) -> tuple[TaskStack, ...]:
-    """The tasks grouped by their numbers of query and support samples, and stacked."""
+def stack_tasks(
+    tasks: Sequence[Task], model: Model | None = None, chunk: int | None = None
+) -> tuple[TaskStack, ...]:
+    """The tasks grouped by their numbers of query and support samples, and stacked, at most ``chunk`` at a time.
+
+    model: the network that they are for; needed where it is centred, which then shows in the labels alone.
+    """
 
     def size(i: int) -> tuple[int, int]:
         return len(tasks[i].query_x), len(tasks[i].support_x)
 
     groups = [tuple(group) for _, group in groupby(sorted(range(len(tasks)), key=size), size)]
     parts = ("query_x", "query_y", "support_x", "support_y")
-    return tuple(
+    stacks = [
         TaskStack(group, *(torch.stack([getattr(tasks[i], part) for i in group]) for part in parts))
-        for group in groups
+        for whole in groups
+        for group in (
+            whole[i : i + step] for step in [chunk or len(whole)] for i in range(0, len(whole), step)
+        )
+    ]
+    if model is None or model.origin is None:
+        return tuple(stacks)
+    return tuple(_of_the_network_itself(model, stack) for stack in stacks)
+
+
+def _of_the_network_itself(model: Model, stack: TaskStack) -> TaskStack:
+    """f_θ − f_{θ0} fits Y as f_θ fits Y + f_{θ0}."""
+    layers = network_layers(model.network, model.origin, stack.query_x)
+    offset, support = (
+        run(layers, model.network.activation, x, (None,) * len(layers), 0.0).output
+        for x in (stack.query_x, stack.support_x)
     )
+    return replace(stack, query_y=stack.query_y + offset, support_y=stack.support_y + support, offset=offset)
 
 
 def network_layers(net: FullyConnected, params: Parameters, like: Tensor) -> tuple[Layer, ...]:
@@ -236,6 +261,8 @@ def factor_path(
     Differentiable in everything but, with ``inner.first_order``, the adaptation. Raises ShapeError.
     """
     layers = network_layers(net, params, support_x)
+    if support_y.shape[-1] != net.output_dim:
+        raise ShapeError(f"the tasks have labels of {support_y.shape[-1]} numbers, expected {net.output_dim}")
     rate, first = inner.lam0 / net.model.scale, len(layers) - 1 if inner.algorithm == "anil" else 0
     fast: list[tuple[Factors | None, ...]] = [(None,) * len(layers)]
     steps: list[Pass] = []

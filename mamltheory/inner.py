@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad
@@ -101,10 +100,3 @@ def adapt(model: Model, params: Parameters, task: Task, inner: InnerLoop) -> Par
 def meta_output(model: Model, params: Parameters, task: Task, inner: InnerLoop) -> Float[Tensor, " nk"]:
     """F_θ(X, X', Y') = f_{θ'}(X), Eq. (1): the adapted network on the queries, flattened sample-major."""
     return output_of(model, adapt(model, params, task, inner), task.query_x).reshape(-1)
-
-
-def meta_outputs(
-    model: Model, params: Parameters, tasks: tuple[Task, ...], inner: InnerLoop
-) -> Float[Tensor, " Nnk"]:
-    """F_θ(𝒳, 𝒳', 𝒴'), Eq. (20): the meta-outputs of all tasks, one after the other."""
-    return torch.cat([meta_output(model, params, task, inner) for task in tasks])

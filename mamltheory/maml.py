@@ -3,24 +3,84 @@
     𝓛(θ) = ½ ‖F_θ(𝒳, 𝒳', 𝒴') − 𝒴‖²,   θ_{t+1} = θ_t − η J(θ_t)ᵀ (F_{θ_t} − 𝒴),   η = η0 / l
 
 The gradient is taken through the inner loop, so that it has the Hessian term of Eq. (3) exactly; first-order MAML
-leaves it out when the inner loop says so.
+leaves it out when the inner loop says so. Two methods give the same numbers:
+
+    factored   fully connected networks: fast weights as low-rank factors (mamltheory.fast_weights), all tasks in
+               one product against the shared weight, no task's weights and no gradient ever formed in training
+    generic    any other network: torch.func, one task after the other (``chunk``: several)
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad_and_value
 
-from mamltheory.errors import ValueRangeError
-from mamltheory.inner import InnerLoop, meta_outputs, square_loss
+from mamltheory.errors import UnsupportedModelError, ValueRangeError
+from mamltheory.fast_weights import TaskStack, adapted_pass, factor_path, stack_tasks
+from mamltheory.inner import InnerLoop, meta_output, square_loss
 from mamltheory.kernels.empirical_meta import empirical_meta_ntk
 from mamltheory.linalg import GradientDescent
+from mamltheory.meta_step import FactoredGradient, factored_meta_gradient
 from mamltheory.networks import Model, check_finite
 from mamltheory.types import Parameters, Task, check_tasks, query_labels
+
+Method = Literal["auto", "factored", "generic"]
+
+
+def meta_method(model: Model, tasks: Sequence[Task], inner: InnerLoop) -> Literal["factored", "generic"]:
+    """The method that "auto" stands for: "factored" for a fully connected network, centred or not, while it pays.
+
+    Factors of τm rows cost 12 N m l (τm + n) operations a step more than the shared products, weights of one's
+    own 6 N m l²: a wide network (l > 128) is "generic" from τm + n ≥ l/2 on, a narrow one, where the number of
+    operations counts and not their size, from τm + n ≥ 64.
+    """
+    if model.network is None:
+        return "generic"
+    rows = max(inner.tau * len(task.support_x) + len(task.query_x) for task in tasks)
+    return "factored" if rows < max(model.network.width, 128) / 2 else "generic"
+
+
+def _chosen(method: Method, model: Model, tasks: Sequence[Task], inner: InnerLoop) -> str:
+    if method not in ("auto", "factored", "generic"):
+        raise ValueRangeError(f"method is {method!r}: expected 'auto', 'factored' or 'generic'")
+    if method == "factored" and model.network is None:
+        raise UnsupportedModelError(
+            "method='factored' needs a FullyConnected network, centred or not: take method='generic'"
+        )
+    return meta_method(model, tasks, inner) if method == "auto" else method
+
+
+def meta_outputs(
+    model: Model, params: Parameters, tasks: Sequence[Task], inner: InnerLoop, method: Method = "auto"
+) -> Float[Tensor, " Nnk"]:
+    """F_θ(𝒳, 𝒳', 𝒴'), Eq. (20): the meta-outputs of all tasks, one after the other; differentiable.
+
+    method: as for :func:`meta_gradient`.
+    """
+    tasks = check_tasks(tasks)
+    if _chosen(method, model, tasks, inner) == "generic":
+        return torch.cat([meta_output(model, params, task, inner) for task in tasks])
+    stacks = stack_tasks(tasks, model)
+    return _in_order(stacks, [_outputs(model, params, stack, inner) for stack in stacks])
+
+
+def _outputs(model: Model, params: Parameters, stack: TaskStack, inner: InnerLoop) -> Tensor:
+    path = factor_path(model.network, params, stack.support_x, stack.support_y, inner)
+    return adapted_pass(path, stack.query_x).output
+
+
+def _in_order(stacks: Sequence[TaskStack], outputs: Sequence[Tensor]) -> Float[Tensor, " Nnk"]:
+    """The stacks' outputs, less those of θ0 for a centred network, in the order of the tasks."""
+    parts = {}
+    for stack, output in zip(stacks, outputs, strict=True):
+        shifted = output if stack.offset is None else output - stack.offset
+        parts.update(zip(stack.index, shifted.flatten(1).unbind(), strict=True))
+    return torch.cat([parts[i] for i in range(len(parts))])
 
 
 def meta_loss(model: Model, params: Parameters, tasks: Sequence[Task], inner: InnerLoop) -> Float[Tensor, ""]:
@@ -30,25 +90,83 @@ def meta_loss(model: Model, params: Parameters, tasks: Sequence[Task], inner: In
 
 
 def meta_gradient(
-    model: Model, params: Parameters, tasks: Sequence[Task], inner: InnerLoop
+    model: Model,
+    params: Parameters,
+    tasks: Sequence[Task],
+    inner: InnerLoop,
+    method: Method = "auto",
+    chunk: int | None = None,
 ) -> tuple[Parameters, Float[Tensor, " Nnk"]]:
     """∇𝓛(θ) of Eq. (3), second order through all τ steps, and the meta-outputs F_θ on the way.
 
     (The step size λ, which Eq. (3) leaves out before the Hessian, is there.)
+
+    method: "auto" for what :func:`meta_method` says, or one of the two by name.  chunk: how many tasks have
+    their activations alive at a time; None for all of one size (factored) or one (generic).
+    Raises ValueRangeError for weights that are not finite or an unknown method, ShapeError for parameters that are
+    not the network's, UnsupportedModelError for method="factored" where the network is not fully connected.
     """
-    tasks = check_tasks(tasks)
-    labels = query_labels(tasks)
+    gradient, outputs = _Objective(model, tasks, inner, method, chunk).gradient(check_finite(params))
+    dense = gradient.dense()
+    return {name: dense[name] for name in params}, outputs
 
-    def loss(theta: Parameters) -> tuple[Tensor, Tensor]:
-        outputs = meta_outputs(model, theta, tasks, inner)
-        return square_loss(outputs, labels), outputs
 
-    gradient, (_, outputs) = grad_and_value(loss, has_aux=True)(params)
-    return gradient, outputs
+@dataclass(frozen=True, eq=False)
+class _DenseGradient:
+    """∇𝓛 as it is, with the interface of FactoredGradient."""
+
+    values: Parameters
+
+    def dense(self) -> Parameters:
+        return self.values
+
+    def step_(self, params: Parameters, rate: float) -> float:
+        for name, value in params.items():
+            value.sub_(self.values[name], alpha=rate)
+        return rate * _norm(self.values)
+
+
+class _Objective:
+    """The meta-loss of given tasks as a function of θ alone."""
+
+    def __init__(
+        self, model: Model, tasks: Sequence[Task], inner: InnerLoop, method: Method, chunk: int | None = None
+    ) -> None:
+        if chunk is not None and chunk < 1:
+            raise ValueRangeError(f"chunk is {chunk}: expected at least 1 task at a time, or None")
+        self.model, self.tasks, self.inner = model, check_tasks(tasks), inner
+        self.method, self.chunk = _chosen(method, model, self.tasks, inner), chunk
+        self.stacks = stack_tasks(self.tasks, model, chunk) if self.method == "factored" else ()
+
+    def gradient(self, params: Parameters) -> tuple[FactoredGradient | _DenseGradient, Tensor]:
+        """∇𝓛(θ) and F_θ."""
+        if self.method == "generic":
+            return self._generic(params)
+        gradient, outputs = factored_meta_gradient(self.model.network, params, self.stacks, self.inner)
+        return gradient, _in_order(self.stacks, outputs)
+
+    def _generic(self, params: Parameters) -> tuple[_DenseGradient, Tensor]:
+        total, seen, step = {}, [], self.chunk or 1
+        for some in (self.tasks[i : i + step] for i in range(0, len(self.tasks), step)):
+            gradient, outputs = self._of(some, params)
+            seen.append(outputs)
+            for name, value in gradient.items():
+                total[name] = total[name].add_(value) if name in total else value
+        return _DenseGradient(total), torch.cat(seen)
+
+    def _of(self, tasks: Sequence[Task], params: Parameters) -> tuple[Parameters, Tensor]:
+        labels = query_labels(tasks)
+
+        def loss(theta: Parameters) -> tuple[Tensor, Tensor]:
+            outputs = meta_outputs(self.model, theta, tasks, self.inner, "generic")
+            return square_loss(outputs, labels), outputs
+
+        gradient, (_, outputs) = grad_and_value(loss, has_aux=True)(params)
+        return gradient, outputs
 
 
 def gradient_step(model: Model, params: Parameters, gradient: Parameters, eta0: float) -> Parameters:
-    """θ − (η0 / l) ∇𝓛, Eq. (28)."""
+    """θ − (η0 / l) ∇𝓛, Eq. (28), as new parameters."""
     return {name: value - eta0 / model.scale * gradient[name] for name, value in params.items()}
 
 
@@ -75,11 +193,15 @@ class Observation:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """A whole run: one observation a step (0 … steps), and Φ̂_t at the steps where it was asked for."""
+    """A whole run: one observation a step (0 … steps), and Φ̂_t at the steps where it was asked for.
+
+    method: how the meta-gradient was taken, as :func:`meta_method` names it.
+    """
 
     observations: tuple[Observation, ...]
     params: Parameters
     kernels: dict[int, Float[Tensor, "p p"]] = field(default_factory=dict)
+    method: Literal["factored", "generic"] = "generic"
 
     def losses(self) -> Float[Tensor, " t"]:
         """𝓛(θ_t) for t = 0 … steps."""
@@ -91,8 +213,22 @@ class TrainingRecord:
 
 
 def distance(params: Parameters, other: Parameters) -> float:
-    """‖θ − θ̄‖₂ over all parameters."""
-    return float(sum((params[name] - other[name]).double().square().sum() for name in params)) ** 0.5
+    """‖θ − θ̄‖₂ over all parameters, block by block: no memory of the parameters' size."""
+    parts = [
+        torch.linalg.vector_norm(one - two, dtype=torch.float64)
+        for name in params
+        for one, two in zip(_blocks(params[name]), _blocks(other[name]), strict=True)
+    ]
+    return float(torch.linalg.vector_norm(torch.stack(parts)))
+
+
+def _norm(params: Parameters) -> float:
+    parts = [torch.linalg.vector_norm(value, dtype=torch.float64) for value in params.values()]
+    return float(torch.linalg.vector_norm(torch.stack(parts)))
+
+
+def _blocks(value: Tensor) -> tuple[Tensor, ...]:
+    return value.flatten().split(2**18)
 
 
 def descend(
@@ -102,22 +238,32 @@ def descend(
     inner: InnerLoop,
     eta0: float,
     test_tasks: Sequence[Task] = (),
+    method: Method = "auto",
 ) -> Iterator[tuple[MetaState, Observation]]:
     """Gradient descent (28) without end: yields θ_t with what is seen of it, for t = 0, 1, 2, …
 
-    Raises ValueRangeError when the loss stops being finite.
+    Every θ_t yielded is the caller's to keep. Raises ValueRangeError when the loss stops being finite.
     """
+    return _descend(model, params, tasks, inner, eta0, test_tasks, method, reuse=False)
+
+
+def _descend(
+    model: Model, params: Parameters, tasks: Sequence[Task], inner: InnerLoop, eta0: float,
+    test_tasks: Sequence[Task], method: Method, reuse: bool,
+) -> Iterator[tuple[MetaState, Observation]]:  # fmt: skip
+    """``reuse``: θ_{t+1} takes the memory of θ_t, except that of θ_0."""
     GradientDescent(eta0, 1)  # checks the rate
-    tasks, test_tasks = check_tasks(tasks), tuple(test_tasks)
-    check_tasks((*tasks, *test_tasks))
+    objective, test_tasks = _Objective(model, tasks, inner, method), tuple(test_tasks)
+    check_tasks((*objective.tasks, *test_tasks))
+    labels, rate = query_labels(objective.tasks), eta0 / model.scale
     state, start = MetaState(check_finite(params)), params
     while True:
-        gradient, outputs = meta_gradient(model, state.params, tasks, inner)
+        gradient, outputs = objective.gradient(state.params)
         seen = Observation(
             step=state.step,
-            loss=float(square_loss(outputs, query_labels(tasks))),
+            loss=float(square_loss(outputs, labels)),
             outputs=outputs.detach(),
-            test_outputs=meta_outputs(model, state.params, test_tasks, inner) if test_tasks else None,
+            test_outputs=meta_outputs(model, state.params, test_tasks, inner, method) if test_tasks else None,
             movement=distance(state.params, start),
             path_length=state.path_length,
         )
@@ -128,8 +274,11 @@ def descend(
                 f"lam0 = {inner.lam0})"
             )
         yield state, seen
-        moved = gradient_step(model, state.params, gradient, eta0)
-        state = MetaState(moved, state.step + 1, state.path_length + distance(moved, state.params))
+        moved = state.params
+        if not reuse or state.step == 0:
+            moved = {name: value.detach().clone() for name, value in moved.items()}
+        length = gradient.step_(moved, rate)
+        state = MetaState(moved, state.step + 1, state.path_length + length)
 
 
 def train(
@@ -141,21 +290,25 @@ def train(
     steps: int,
     test_tasks: Sequence[Task] = (),
     kernel_steps: Sequence[int] = (),
+    method: Method = "auto",
 ) -> TrainingRecord:
     """``steps`` steps of full-batch MAML or ANIL from ``params``, Eq. (28), with a record of every step.
 
     kernel_steps: the steps at which the empirical MetaNTK Φ̂_t is taken too (step 0 always comes with them).
+    method: as for :func:`meta_gradient`; the record names the one that was taken.
+    Memory: θ_t beside the given θ_0, which stays as it is, and the activations; "generic" holds a gradient too.
     Raises ValueRangeError for steps that do not exist, or when the loss stops being finite.
     """
     GradientDescent(eta0, steps)  # checks both
     if not all(0 <= step <= steps for step in kernel_steps):
         raise ValueRangeError(f"kernel_steps is {list(kernel_steps)}: expected steps from 0 to {steps}")
     wanted = {0, *kernel_steps} if kernel_steps else set()
+    chosen = _chosen(method, model, check_tasks(tasks), inner)
     observations, kernels = [], {}
-    for state, seen in descend(model, params, tasks, inner, eta0, test_tasks):
+    for state, seen in _descend(model, params, tasks, inner, eta0, test_tasks, chosen, reuse=True):
         observations.append(seen)
         if state.step in wanted:
             kernels[state.step] = empirical_meta_ntk(model, tasks, inner, params=state.params)
         if state.step == steps:
-            return TrainingRecord(tuple(observations), state.params, kernels)
+            return TrainingRecord(tuple(observations), state.params, kernels, chosen)
     raise AssertionError("descend never ends by itself")

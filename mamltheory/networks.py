@@ -10,7 +10,7 @@ standard normal.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -36,11 +36,15 @@ class Model:
     scale: every kernel carries 1/scale, and the learning rates λ0, η0 are divided by it where they are applied;
         the width l in standard parameterisation, 1 in NTK parameterisation and for networks of one's own.
     head: names of the parameters of the last linear layer, all that ANIL's inner loop adapts.
+    network: the fully connected network that this is, if it is one; then MAML can do without per-task weights.
+    origin: the parameters θ0 of a centred network f_θ − f_{θ0}.
     """
 
     function: Callable[[Parameters, Tensor], Tensor]
     scale: float = 1.0
     head: frozenset[str] = frozenset()
+    network: "FullyConnected | None" = None
+    origin: Parameters | None = field(default=None, repr=False, compare=False)
 
     def __call__(self, params: Parameters, x: Tensor) -> Tensor:
         """f_θ(x)."""
@@ -89,7 +93,7 @@ class FullyConnected:
         """The network as a pure function, with scale l (standard) or 1 (NTK parameterisation)."""
         head = f"{self.depth + 1}"
         scale = float(self.width) if self.parameterisation == "standard" else 1.0
-        return Model(self._forward, scale, frozenset({f"weight{head}", f"bias{head}"}))
+        return Model(self._forward, scale, frozenset({f"weight{head}", f"bias{head}"}), self)
 
     def _forward(self, params: Parameters, x: Tensor) -> Tensor:
         if x.dim() != 2 or x.shape[1] != self.input_dim:
@@ -121,7 +125,11 @@ def centred(model: Model, params0: Parameters) -> Model:
     The honest form of Assumption 5 (f_0 ≃ 0), which small σ_w and σ_b cannot give: the output would vanish
     together with the kernel.
     """
-    return Model(lambda params, x: model(params, x) - model(params0, x), model.scale, model.head)
+
+    def function(params: Parameters, x: Tensor) -> Tensor:
+        return model(params, x) - model(params0, x)
+
+    return Model(function, model.scale, model.head, model.network, params0)
 
 
 def linearised(model: Model, params0: Parameters) -> Model:
@@ -165,7 +173,8 @@ def _check_deterministic(name: str, part: nn.Module) -> None:
 def check_finite(params: Parameters) -> Parameters:
     """The parameters themselves; raises ValueRangeError naming the first that has a NaN or infinite entry."""
     for name, value in params.items():
-        if not bool(torch.isfinite(value).all()):
+        # a NaN or infinite entry shows in the sum, which needs no memory; a sum may also overflow by itself
+        if not bool(torch.isfinite(value.sum())) and not bool(torch.isfinite(value).all()):
             raise ValueRangeError(
                 f"parameter {name!r} has NaN or infinite entries: re-initialise or reload the network"
             )

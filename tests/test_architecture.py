@@ -16,6 +16,7 @@ LAYERS = (
     {"networks"},
     {"inner"},
     {"fast_weights"},
+    {"meta_step"},
     {"kernels"},
     {"maml"},
     {"predictors"},

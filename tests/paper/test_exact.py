@@ -30,6 +30,7 @@ from mamltheory import (
 )
 from mamltheory.bounds import extreme_eigenvalues, largest_rate
 from mamltheory.kernels.empirical_meta import meta_jacobian
+from mamltheory.kernels.factored_tiles import factored_meta_ntk
 from mamltheory.kernels.meta import adaptation_matrix
 from mamltheory.predictors import adapted_output
 from tests.paper.cases import EXACT, cases, make_tasks, name, relative, start
@@ -173,11 +174,15 @@ def test_the_meta_gradient_has_the_hessian_of_equation_3(net, algorithm, tau, me
     params, tasks = start(net), make_tasks(net, 2)
     inner = inner_loop(net, tasks, params, algorithm, tau)
     dense = Dense(net, params)
-    gradient, outputs = meta_gradient(net.model, params, tasks, inner)
-    measured("error", relative(flatten(gradient), dense.meta_gradient(tasks, inner)), below=EXACT)
-    measured(
-        "error", relative(outputs, torch.cat([dense.meta_output(task, inner) for task in tasks])), below=EXACT
-    )
+    expected = dense.meta_gradient(tasks, inner)
+    adapted = torch.cat([dense.meta_output(task, inner) for task in tasks])
+    for method in ("factored", "generic"):
+        gradient, outputs = meta_gradient(net.model, params, tasks, inner, method)
+        measured("error", relative(flatten(gradient), expected), below=EXACT)
+        measured("error", relative(outputs, adapted), below=EXACT)
+        record = train(net.model, params, tasks, inner, eta0=0.1, steps=1, method=method)
+        step = flatten(params) - flatten(record.params)
+        measured("error", relative(step, 0.1 / dense.scale * expected), below=EXACT)
     first_order, _ = meta_gradient(
         net.model, params, tasks, InnerLoop(inner.lam0, tau, algorithm, first_order=True)
     )
@@ -199,10 +204,10 @@ def test_the_empirical_metantk_is_the_gram_of_the_dense_meta_jacobian(net, algor
     inner = inner_loop(net, tasks, params, algorithm, tau)
     dense = Dense(net, params)
     rows = torch.cat([dense.meta_jacobian(task, inner) for task in tasks])
-    assert (
-        relative(empirical_meta_ntk(net.model, tasks, inner, params=params), rows @ rows.T / dense.scale)
-        < EXACT
-    )
+    expected = rows @ rows.T / dense.scale
+    whole = empirical_meta_ntk(net.model, tasks, inner, params=params, method="generic")
+    assert relative(whole, expected) < EXACT
+    assert relative(factored_meta_ntk(net, params, tasks, inner) / dense.scale, expected) < EXACT
 
 
 @pytest.mark.paper("Remarks after Theorem 2", corrected=True)
