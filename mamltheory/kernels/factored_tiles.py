@@ -4,7 +4,7 @@ A tile of T tasks with R = n·k rows each, m support samples, τ steps, b bytes 
 F_p = fan-out (1 + D-slots) + fan-in (E-slots) numbers a row (or fan-out (fan-in + 1), where that is less) holds
 
     rows           T R Σ_p F_p · b                        of this tile, and of a second one when there are several
-    passes         T (m R (2 Σ_p w_p + 3 max_p w_p) + (n k + n + 5 τ m) Σ_p w_p) · b         while the rows are made
+    passes         T (m R (2 Σ_p w_p + 4 max_p w_p) + (n k + n + 5 τ m) Σ_p w_p) · b         while the rows are made
     contraction    8 (2 T R max_p F_p + 3 (m τ + n) R max_p w_p + (T R)²)                    while the blocks are made
 
 bytes at most: the rows, and the larger of passes and contraction; weights and the (N R)² kernel come on top.
@@ -86,7 +86,7 @@ def tile_bytes(net: FullyConnected, stack: TaskStack, inner: InnerLoop, several:
     shapes = list(zip(net.sizes[:-1], net.sizes[1:], strict=True))
     held = [_row_numbers(*shape, *slot) for shape, slot in zip(shapes, slots(net, inner, m), strict=True)]
     widths = [sum(shape) for shape in shapes]
-    passes = m * rows * (2 * sum(widths) + 3 * max(widths)) + (rows + n + 5 * inner.tau * m) * sum(widths)
+    passes = m * rows * (2 * sum(widths) + 4 * max(widths)) + (rows + n + 5 * inner.tau * m) * sum(widths)
     contraction = (
         2 * tasks * rows * max(held) + 3 * (m * inner.tau + n) * rows * max(widths) + (tasks * rows) ** 2
     )
