@@ -233,7 +233,7 @@ class Benchmark:
     """Beginnings of the names of the cases to measure; all if none is given."""
     rounds: int = 5
     """Rounds in which every method has its turn; medians are reported."""
-    seconds: float = 12.0
+    seconds: float = 8.0
     """CPU seconds of a method's rounds after which it sits out the rest."""
     quick: bool = False
     """Tiny problems in one process: shows that everything runs, its numbers mean nothing."""

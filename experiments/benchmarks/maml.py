@@ -235,7 +235,7 @@ CASES = (
     case(512, 5, targets=(Target("speed", 3, OURS), EXACT), tuned=True),
     case(1024),
     case(2048, targets=(Target("speed", 5, OURS), Target("fraction", 0.65, OURS), EXACT), tuned=True),
-    case(4096),
+    case(4096, check={"tasks": 2}),
     case(
         8192,
         methods=(OURS, FUSED, LOOP),

@@ -50,10 +50,10 @@ def measure_case(case: Case, plan: Plan, workers: Workers, absent: Sequence[str]
     session = Session(case, plan, workers)
     for method in present:
         records[method.name] |= session.first(method, sizes, save=sizes == checked)
+    session.rounds(present, records)
+    for method in present:  # only now: from here on the processes hold other problems
         if sizes != checked:
             session.result(method, checked, "float32", records[method.name])
-    session.rounds(present, records)
-    for method in present:
         if method.ours:
             session.result(method, checked, "float64", records[method.name])
         session.workers.close(method.name)

@@ -123,6 +123,10 @@ def _tuned_ratio(name: str, tuned: Mapping[str, object] | None) -> str:
 def _notes(record: Mapping[str, object]) -> str:
     own = {n: float(m["agreement_float64"]) for n, m in record["methods"].items() if "agreement_float64" in m}
     notes = [f"Float64 {name} against the reference: {value:.1e}" for name, value in own.items()]
+    taken = {n: len(m["seconds"]) for n, m in record["methods"].items() if m["status"] == "measured"}
+    fewer = [f"{name} {rounds}" for name, rounds in taken.items() if rounds < max(taken.values())]
+    if fewer:
+        notes.append(f"rounds: {max(taken.values())}, but " + ", ".join(fewer))
     if record["checked_sizes"] != record["sizes"]:
         other = {k: v for k, v in record["checked_sizes"].items() if record["sizes"][k] != v}
         notes.append("compared at " + ", ".join(f"{k} = {v}" for k, v in other.items()))

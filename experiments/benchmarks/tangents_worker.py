@@ -19,33 +19,41 @@ DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 def fully_connected(params: list, x: jax.Array) -> jax.Array:
-    """Linear layers with relu in between; weights of shape fan_out × fan_in."""
+    """Linear layers with relu in between; weights of shape fan_in × fan_out."""
     for i in range(0, len(params), 2):
-        x = (jax.nn.relu(x) if i else x) @ params[i].T + params[i + 1]
+        x = (jax.nn.relu(x) if i else x) @ params[i] + params[i + 1]
     return x
 
 
 def convolutional(strides: tuple[int, ...]) -> Callable[[list, jax.Array], jax.Array]:
-    """3 × 3 convolutions with relu, the mean over space and a linear layer; weights as torch has them."""
+    """3 × 3 convolutions with relu, the mean over space and a linear layer; channels last."""
 
     def function(params: list, x: jax.Array) -> jax.Array:
-        x = x.transpose(0, 2, 3, 1)
         for i, stride in enumerate(strides):
-            kernel = params[2 * i].transpose(2, 3, 1, 0)
             x = jax.lax.conv_general_dilated(
-                x, kernel, (stride, stride), [(1, 1), (1, 1)], dimension_numbers=DIMENSIONS
+                x, params[2 * i], (stride, stride), [(1, 1), (1, 1)], dimension_numbers=DIMENSIONS
             )
             x = jax.nn.relu(x + params[2 * i + 1])
-        return x.mean((1, 2)) @ params[-2].T + params[-1]
+        return x.mean((1, 2)) @ params[-2] + params[-1]
 
     return function
+
+
+def in_jax_order(array: np.ndarray) -> jax.Array:
+    """An array of torch with the axes where jax has them: channels last, fan_out last.
+
+    Done before and not within the network: the package finds no structure behind a transposition.
+    """
+    axes = {2: (1, 0), 4: (2, 3, 1, 0)}.get(array.ndim)
+    return jnp.asarray(np.ascontiguousarray(array if axes is None else array.transpose(axes)))
 
 
 def prepare(job: Mapping[str, object]) -> tuple[Call, Callable[[object], Arrays]]:
     """The compiled kernel of the network in the job's file."""
     with np.load(job["file"]) as file:
-        params = [jnp.asarray(file[name]) for name in sorted(file.files) if name != "x"]
-        x = jnp.asarray(file["x"])
+        params = [in_jax_order(file[name]) for name in sorted(file.files) if name != "x"]
+        samples = file["x"]
+    x = jnp.asarray(samples.transpose(0, 2, 3, 1) if samples.ndim == 4 else samples)
     function = convolutional(tuple(job["strides"])) if job["strides"] else fully_connected
     kernel_fn = nt.empirical_ntk_fn(
         function, trace_axes=(), vmap_axes=0, implementation=nt.NtkImplementation.STRUCTURED_DERIVATIVES
