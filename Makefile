@@ -2,6 +2,7 @@
 #   make demo    the whole paper on the embedded data: figures and a table, within ten minutes on two cores
 #   make test    lint, the fast tests, and whether paper_checks.md is what they say
 #   make slow    the tests that take minutes        make cuda   the tests that need a CUDA device
+#   make explore the property tests fifty times, with random examples and in random order
 #   make lint    lint and formatting                make clean  remove what these commands made
 #   make ledger  write paper_checks.md from the tests' outcomes
 # On Linux without a GPU, TORCH_INDEX= (PyTorch's index of CPU builds) saves the download of the CUDA libraries.
@@ -14,9 +15,9 @@ STAMP := $(VENV)/.installed
 # Two test processes with one thread each: more threads only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-.PHONY: help demo test ledger slow cuda lint clean install
+.PHONY: help demo test ledger slow explore cuda lint clean install
 help:
-	@sed -n '2,6s/^# *//p' Makefile
+	@sed -n '2,7s/^# *//p' Makefile
 
 install: $(STAMP)
 
@@ -44,6 +45,11 @@ ledger: $(STAMP)
 slow: $(STAMP)
 	@echo "running the slow tests"
 	@$(PYTEST) -m "slow and not cuda" --ledger slow
+
+explore: $(STAMP)
+	@for order in $$(seq 50); do echo "random order $$order"; HYPOTHESIS_PROFILE=exploring OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -q -m "hypothesis and not slow and not cuda" --hypothesis-seed=random \
+	  --shuffle $$order || exit 1; done
 
 cuda: $(STAMP)
 	@echo "running the tests that need a CUDA device"
