@@ -86,12 +86,9 @@ def empirical_meta_ntk(
     pure, params = resolve(model, params)
     tasks, other = check_tasks(tasks), None if other is None else check_tasks(other)
     check_tasks((*tasks, *(other or ())))
-    if getattr(pure, "network", None) is not None and method != "generic":
-        options = {"origin": getattr(pure, "origin", None), "memory": memory}
-        return (
-            factored_meta_ntk(getattr(pure, "network", None), params, tasks, inner, other, **options)
-            / pure.scale
-        )
+    if pure.network is not None and method != "generic":
+        options = {"origin": pure.origin, "memory": memory}
+        return factored_meta_ntk(pure.network, params, tasks, inner, other, **options) / pure.scale
     if method == "factored":
         raise UnsupportedModelError(
             "only FullyConnected(...).model and its centred form show their layers: use method='auto' or 'generic'"

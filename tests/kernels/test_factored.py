@@ -153,3 +153,15 @@ def test_what_does_not_fit_is_refused(case):
     arguments = {"params": start(WIDE), "tasks": several(WIDE), "inner": InnerLoop(0.4, 2), **changes}
     with as_users_run_it(), pytest.raises(kind, match=message):
         factored_meta_ntk(WIDE, **arguments)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_kernel_on_cuda_is_that_of_the_cpu(dtype):
+    params, some, inner = start(WIDE, dtype=dtype), several(WIDE, dtype=dtype), InnerLoop(0.4, 2)
+    there = factored_meta_ntk(
+        WIDE, {n: v.cuda() for n, v in params.items()}, [t.to("cuda") for t in some], inner
+    )
+    assert there.device.type == "cuda"
+    here = factored_meta_ntk(WIDE, params, some, inner)
+    assert error(there.cpu(), here) < (1e-12 if dtype == torch.float64 else 1e-5)

@@ -1,0 +1,71 @@
+import pytest
+import torch
+from torch import nn
+
+from mamltheory import FullyConnected, InnerLoop, centred, empirical_meta_ntk, generator, linearised
+from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelError, ValueRangeError
+from mamltheory.kernels.factored_tiles import factored_meta_ntk
+from tests.reference.meta_rows import meta_gram
+from tests.strategies import as_users_run_it, task
+
+NET = FullyConnected(4, 30, 2, 2, "erf")
+PARAMS, ORIGIN = (NET.initialise(generator(seed, "init")) for seed in (0, 1))
+TASKS = (task(0, 0, k=2), task(0, 1, n=1, m=2, k=2))
+INNER = InnerLoop(0.3, 2)
+
+
+def error(got, expected):
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("model", "structured"),
+    [(NET.model, True), (centred(NET.model, ORIGIN), True), (linearised(NET.model, ORIGIN), False)],
+    ids=["plain", "centred", "linearised"],
+)
+@pytest.mark.parametrize("other", [None, TASKS[1:]])
+def test_every_method_gives_the_kernel_of_the_model_that_was_asked_for(model, structured, other):
+    expected = meta_gram(model, PARAMS, TASKS, INNER, other) / model.scale
+    for method in ["auto", "generic", *(["factored"] if structured else [])]:
+        got = empirical_meta_ntk(model, TASKS, INNER, other, params=PARAMS, method=method)
+        assert error(got, expected) < 1e-12
+
+
+def test_networks_of_equation_16_take_the_factored_rows_by_themselves():
+    for model, origin in ((NET.model, None), (centred(NET.model, ORIGIN), ORIGIN)):
+        factored = factored_meta_ntk(NET, PARAMS, TASKS, INNER, origin=origin) / model.scale
+        assert torch.equal(empirical_meta_ntk(model, TASKS, INNER, params=PARAMS), factored)
+
+
+def test_shifting_the_support_labels_by_the_first_outputs_is_what_centring_does():
+    """f − f_0 fits Y' as f fits Y' + f_0(X'), and without the shift the kernel is another one."""
+    centre = empirical_meta_ntk(centred(NET.model, ORIGIN), TASKS, INNER, params=PARAMS)
+    plain = empirical_meta_ntk(NET.model, TASKS, INNER, params=PARAMS)
+    assert error(plain, centre) > 1e-3
+
+
+REFUSED = {
+    "method": (NET.model, {"method": "hooks"}, ValueRangeError, "'factored'"),
+    "no-layers": (
+        nn.Linear(4, 2).double(),
+        {"method": "factored", "params": None},
+        UnsupportedModelError,
+        "FullyConnected",
+    ),
+    "memory": (NET.model, {"memory": 100}, ConfigurationError, "raise memory"),
+    "nan": (NET.model, {"params": {**PARAMS, "bias1": PARAMS["bias1"] / 0}}, ValueRangeError, "bias1"),
+    "other": (NET.model, {"other": [task(k=1)]}, ShapeError, "differs"),
+    "float32": (
+        NET.model,
+        {"params": NET.initialise(generator(0, "init"), torch.float32)},
+        ShapeError,
+        "float32",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_has_no_metantk_is_refused(case):
+    model, changes, kind, message = REFUSED[case]
+    with as_users_run_it(), pytest.raises(kind, match=message):
+        empirical_meta_ntk(model, TASKS, INNER, **{"params": PARAMS, **changes})
