@@ -35,14 +35,14 @@ Method = Literal["auto", "factored", "generic"]
 def meta_method(model: Model, tasks: Sequence[Task], inner: InnerLoop) -> Literal["factored", "generic"]:
     """The method that "auto" stands for: "factored" for a fully connected network, centred or not, while it pays.
 
-    Factors of τm rows cost 12 N m l (τm + n) operations a step more than the shared products, weights of one's
-    own 6 N m l²: a wide network (l > 128) is "generic" from τm + n ≥ l/2 on, a narrow one, where the number of
-    operations counts and not their size, from τm + n ≥ 64.
+    In every step factors of τm rows cost 12 N m l (τm + n) operations beyond the shared products, and weights of
+    a task's own 6 N m l²: a wide network is "generic" from τm + n ≥ l/2 on. Below 384 rows the number of
+    operations counts and not their size, and factors are faster at any width (measured on one core).
     """
     if model.network is None:
         return "generic"
     rows = max(inner.tau * len(task.support_x) + len(task.query_x) for task in tasks)
-    return "factored" if rows < max(model.network.width, 128) / 2 else "generic"
+    return "factored" if rows < max(model.network.width / 2, 384) else "generic"
 
 
 def _chosen(method: Method, model: Model, tasks: Sequence[Task], inner: InnerLoop) -> str:

@@ -188,7 +188,7 @@ def test_the_method_is_chosen_by_the_network_and_the_number_of_rows():
     net, narrow = FullyConnected(4, 512, 2), FullyConnected(4, 20, 2)
     params = start(narrow)
     assert meta_method(net.model, some, inner) == "factored"
-    assert meta_method(net.model, some, InnerLoop(0.2, 30)) == "generic"
+    assert meta_method(net.model, some, InnerLoop(0.2, 60)) == "generic"
     assert meta_method(narrow.model, some, inner) == "factored"
     assert meta_method(centred(narrow.model, params), some, inner) == "factored"
     assert meta_method(linearised(narrow.model, params), some, inner) == "generic"
