@@ -34,7 +34,7 @@ from mamltheory.inner import InnerLoop
 from mamltheory.networks import FullyConnected
 from mamltheory.types import Parameters
 
-BLOCK = 2**23
+BLOCK = 2**21
 """Entries of a weight that a fused step changes at a time."""
 
 
