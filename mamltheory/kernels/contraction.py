@@ -9,7 +9,7 @@ a vector, the tokens of a sequence). Two such gradients have the product
 which needs neither gradient. With many positions rows are cheaper: :func:`settled` decides.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,19 +65,23 @@ def settled(gradients: Gradients, samples: int) -> Gradients:
     return gradients.rows if by_rows < by_factors else gradients
 
 
-def contract(left: Gradients, right: Gradients) -> Float[Tensor, "p q"]:
-    """Gram matrix of the gradients of one layer, float64; both in the same form."""
+def add_contraction(totals: Sequence[Tensor], left: Gradients, right: Gradients) -> None:
+    """Adds the Gram matrix of the gradients of one layer, both in the same form, to float64 totals in place."""
     if isinstance(left, Factors) and isinstance(right, Factors):
-        return _factor_gram(left, right)
-    return _row_gram(left, right)
+        product = _factor_gram(left, right)
+    elif len(totals) == 1:
+        return _add_row_gram(totals[0], left, right)
+    else:
+        product = torch.zeros_like(totals[0])
+        _add_row_gram(product, left, right)
+    for total in totals:
+        total += product
 
 
-def _row_gram(left: Tensor, right: Tensor) -> Float[Tensor, "p q"]:
-    total = torch.zeros(len(left), len(right), dtype=torch.float64, device=left.device)
+def _add_row_gram(total: Tensor, left: Tensor, right: Tensor) -> None:
     for start in range(0, left.shape[1], COLUMNS):
         part = left[:, start : start + COLUMNS].double()
         _add_product(total, part, part if right is left else right[:, start : start + COLUMNS].double())
-    return total
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

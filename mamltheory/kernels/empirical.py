@@ -186,7 +186,7 @@ def _gradients(
     with torch.no_grad():
         k = 1 if outputs == "sum" else output_of(model, params, x[:1]).shape[1]
     names = frozenset().union(*selections)
-    return Pass(len(x) * k, general_gradients(model, params, x, outputs, names, k, budget))
+    return Pass(len(x) * k, x.device, general_gradients(model, params, x, outputs, names, k, budget))
 
 
 def chosen_names(model: Model | nn.Module, params: Parameters | None, select: Select) -> frozenset[str]:

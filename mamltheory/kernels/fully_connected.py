@@ -32,7 +32,7 @@ def fully_connected_gradients(
     output_of(net.model, params, x[:1])
     k = 1 if outputs == "sum" else net.output_dim
     budget.take("the hidden layers", len(x) * (sum(net.sizes) + 2 * k * net.width) * x.element_size())
-    return Pass(len(x) * k, _groups(net, params, x, outputs, selections, budget))
+    return Pass(len(x) * k, x.device, _groups(net, params, x, outputs, selections, budget))
 
 
 def _groups(

@@ -4,7 +4,9 @@ Rows are sample-major, class-minor: row i·k + c belongs to output c of sample i
 parameter in the network's dtype, and contracted one parameter at a time in float64.
 """
 
-from collections.abc import Collection
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from jaxtyping import Float
@@ -16,6 +18,14 @@ from mamltheory.networks import Model, output_of
 from mamltheory.types import Parameters
 
 Outputs = Literal["full", "sum"]
+
+
+@contextmanager
+def without_batching_warnings() -> Iterator[None]:
+    """Silences torch where it runs an operation sample by sample: slower, and the same numbers."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        yield
 
 
 def check_outputs(outputs: str) -> None:
@@ -60,7 +70,8 @@ def jacobian(
 
     derivative = grad(single) if outputs == "sum" else jacrev(single)
     try:
-        rows = vmap(derivative, in_dims=(None, 0), chunk_size=chunk)(moving, x)
+        with without_batching_warnings():
+            rows = vmap(derivative, in_dims=(None, 0), chunk_size=chunk)(moving, x)
     except (RuntimeError, NotImplementedError) as error:
         raise UnsupportedModelError(
             f"the network cannot be differentiated sample by sample with respect to {sorted(moving)} "

@@ -1,12 +1,13 @@
 """The calls of the layers in one forward pass of a module: what entered, and where gradients flow back to."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
 
 from mamltheory.errors import ShapeError, UnsupportedModelError
 from mamltheory.kernels.layer_gradients import fits, kind_of
@@ -68,7 +69,7 @@ class Recorder:
         handles = [handle for layer in self._layers() for handle in self._hooked(*layer)]
         try:
             with torch.enable_grad():
-                logits = functional_call(self.module, {**self.params, **self.leaves}, (x,))
+                logits = functional_call(self.module, {**self._replaced(), **self.leaves}, (x,))
         finally:
             for handle in handles:
                 handle.remove()
@@ -79,6 +80,11 @@ class Recorder:
             if _versions(call.entering) != call.versions:
                 raise NotCovered(call.names.values(), f"what enters module {call.name!r} is changed in place")
         return logits
+
+    def _replaced(self) -> Parameters:
+        """Values that are not those that the module holds."""
+        own = dict(self.module.named_parameters(remove_duplicate=False))
+        return {name: value for name, value in self.params.items() if not value.is_set_to(own[name])}
 
     def check_samples(self, x: Tensor, logits: Tensor) -> None:
         """Raises when the first sample alone takes another way, or has another output, than in its batch."""
@@ -93,20 +99,21 @@ class Recorder:
                 "method='generic' if single samples are meant"
             )
 
-    def _layers(self) -> list[tuple[str, nn.Module, dict[str, str]]]:
+    def _layers(self) -> Iterator[tuple[str, nn.Module, type[nn.Module] | None, dict[str, str]]]:
         """Modules whose own parameters move and have a formula, or that have no children."""
-        known = {id(value): name for name, value in self.module.named_parameters()}
-        found = []
-        for name, layer in self.module.named_modules():
-            own = {key: known[id(value)] for key, value in layer.named_parameters(recurse=False)}
-            own = {key: full for key, full in own.items() if full in self.leaves}
-            if own and (kind_of(layer) is not None or next(layer.children(), None) is None):
-                found.append((name, layer, own))
-        return found
+        modules = dict(self.module.named_modules())
+        for name, own in own_parameters(self.module).items():
+            moving = {key: full for key, full in own.items() if full in self.leaves}
+            if name not in modules:  # another name of a module that is in two places
+                continue
+            layer = modules[name]
+            kind = kind_of(layer, own)
+            if moving and (kind is not None or next(layer.children(), None) is None):
+                yield name, layer, kind, moving
 
-    def _hooked(self, name: str, layer: nn.Module, names: dict[str, str]) -> list:
-        kind = kind_of(layer)
-
+    def _hooked(
+        self, name: str, layer: nn.Module, kind: type[nn.Module] | None, names: dict[str, str]
+    ) -> list[RemovableHandle]:
         def before(layer: nn.Module, args: tuple, kwargs: dict) -> None:
             if kwargs or layer in self._open or not fits(kind, layer, args, self._samples):
                 raise NotCovered(names.values(), f"module {name!r} is not called with one row a sample")
@@ -149,6 +156,16 @@ class Recorder:
         return total
 
 
+def own_parameters(module: nn.Module) -> dict[str, dict[str, str]]:
+    """For every submodule with parameters of its own: own name -> name in the network, one for shared ones."""
+    first: dict[int, str] = {}
+    found: dict[str, dict[str, str]] = {}
+    for full, value in module.named_parameters(remove_duplicate=False):
+        owner, _, key = full.rpartition(".")
+        found.setdefault(owner, {})[key] = first.setdefault(id(value), full)
+    return found
+
+
 def _detached(args: tuple) -> tuple[object, ...]:
     return tuple(part.detach() if isinstance(part, Tensor) else part for part in args)
 
@@ -164,6 +181,8 @@ def flows_back(columns: Sequence[Tensor], recorder: Recorder) -> list[list[Tenso
     """
     edges, leaves = [call.edge for call in recorder.calls], recorder.leaves
     passes = []
+    if not leaves:
+        return []
     for i, column in enumerate(columns):
         if not column.requires_grad:
             passes.append([None] * len(edges))

@@ -4,7 +4,7 @@ Shapes: what enters n × …, what flows back n × k × (shape of what leaves on
 the parameter). A layer whose formula is not written here is differentiated alone, sample by sample.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,26 +12,21 @@ from torch.func import functional_call, vjp, vmap
 
 from mamltheory.errors import UnsupportedModelError
 from mamltheory.kernels.contraction import Factors
+from mamltheory.kernels.jacobian import without_batching_warnings
 from mamltheory.types import Parameters
 
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
-_WEIGHT_GRADIENT = {
-    nn.Conv1d: nn.grad.conv1d_weight,
-    nn.Conv2d: nn.grad.conv2d_weight,
-    nn.Conv3d: nn.grad.conv3d_weight,
-}
+_WEIGHT_GRADIENT = {1: nn.grad.conv1d_weight, 2: nn.grad.conv2d_weight, 3: nn.grad.conv3d_weight}
 
 
-def kind_of(layer: nn.Module) -> type[nn.Module] | None:
-    """The class whose formula applies to the layer; None where it must be differentiated by itself.
+def kind_of(layer: nn.Module, own: Collection[str]) -> type[nn.Module] | None:
+    """The class whose formula applies to a layer with these parameters; None where it must be differentiated alone.
 
-    A subclass counts as its parent when it inherits ``forward`` and holds the parameters as its own.
+    A subclass counts as its parent when it inherits ``forward`` and holds weight and bias as parameters.
     """
-    for kind in _RULES:
-        if isinstance(layer, kind) and type(layer).forward is kind.forward:
-            own = dict(layer.named_parameters(recurse=False))
-            return kind if set(own) <= {"weight", "bias"} and "weight" in own else None
-    return None
+    forward = type(layer).forward
+    kind = next((kind for kind in _RULES if forward is kind.forward and isinstance(layer, kind)), None)
+    return kind if "weight" in own and len(own) == 1 + ("bias" in own) else None
 
 
 def fits(kind: type[nn.Module] | None, layer: nn.Module, args: Sequence[object], samples: int) -> bool:
@@ -81,9 +76,12 @@ def _convolution_weight(layer: nn.Module, entering: Tensor, flow: Tensor) -> Ten
     n, k, groups = *flow.shape[:2], layer.groups
     entering, padding = _padded(layer, entering)
     size, space = tuple(layer.weight.shape[1:]), flow.shape[3:]
+    if groups == 1 and set(size[1:]) == {1} and not any(padding):  # a linear layer on the pixels of a grid
+        grid = entering[(..., *(slice(None, None, step) for step in layer.stride))]
+        return (flow.flatten(1, 2).flatten(2) @ grid.flatten(2).transpose(1, 2)).view(n * k, -1)
     if groups > 1 and k > 1:
         flow = flow.unflatten(2, (groups, -1)).transpose(1, 2)
-    gradient = _WEIGHT_GRADIENT[kind_of(layer)](
+    gradient = _WEIGHT_GRADIENT[len(layer.kernel_size)](
         entering.reshape(1, -1, *entering.shape[2:]),
         (n * k * layer.out_channels, *size),
         flow.reshape(1, -1, *space),
@@ -150,10 +148,10 @@ _RULES: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor, Sequence[str]
 
 
 def layer_gradients(
-    layer: nn.Module, entering: tuple[object, ...], flow: Tensor, names: Sequence[str]
+    kind: type[nn.Module], layer: nn.Module, entering: Tensor, flow: Tensor, names: Sequence[str]
 ) -> Parameters:
-    """Gradients of a layer by those of its own parameters that are named, by its formula."""
-    return _RULES[kind_of(layer)](layer, entering[0], flow, names)
+    """Gradients of a layer by those of its own parameters that are named, by the formula of its kind."""
+    return _RULES[kind](layer, entering, flow, names)
 
 
 def module_gradients(
@@ -184,7 +182,16 @@ def module_gradients(
 
     try:
         axes = (0, *(0 if split else None for split in mapped))
-        alone, rows = vmap(pulled, in_dims=axes)(flow, *entering)
+        with without_batching_warnings():
+            alone, rows = vmap(pulled, in_dims=axes)(flow, *entering)
+        if not _adds_up(
+            rows,
+            lambda own, *parts: functional_call(layer, {**constants, **own}, parts),
+            entering,
+            flow,
+            values,
+        ):
+            alone, rows = _sample_by_sample(single, mapped, entering, flow, values)
     except RuntimeError:  # an operation without a batching rule, or control flow that looks at values
         alone, rows = _sample_by_sample(single, mapped, entering, flow, values)
     tolerance = 1e3 * torch.finfo(leaving.dtype).eps * float(leaving.abs().max())
@@ -195,6 +202,35 @@ def module_gradients(
             "samples exists"
         )
     return {name: value.reshape(flow.shape[0] * flow.shape[1], -1) for name, value in rows.items()}
+
+
+def _adds_up(
+    rows: Parameters,
+    whole: Callable[..., Tensor],
+    entering: tuple[object, ...],
+    flow: Tensor,
+    values: Parameters,
+) -> bool:
+    """Whether the rows, weighted and added, are the gradient of one plain pass over the batch.
+
+    Some operations' batching rules give wrong numbers (PReLU with several slopes in torch 2.13).
+    """
+    weights = torch.arange(flow.shape[0] * flow.shape[1], device=flow.device).to(flow.dtype).cos() + 0.5
+    weights = weights.view(flow.shape[:2])
+    own = {name: value.detach().requires_grad_() for name, value in values.items()}
+    with torch.enable_grad():
+        output = whole(own, *entering)
+    combined = torch.einsum("nk,nk...->n...", weights, flow)
+    plain = torch.autograd.grad(
+        output, list(own.values()), combined, allow_unused=True, materialize_grads=True
+    )
+    tolerance = 1e3 * torch.finfo(flow.dtype).eps
+    for name, gradient in zip(own, plain, strict=True):
+        terms = torch.einsum("nk,nk...->...", weights, rows[name])
+        size = torch.einsum("nk,nk...->...", weights.abs(), rows[name].abs())
+        if not bool(((terms - gradient).abs() <= tolerance * size.amax() + tolerance**2).all()):
+            return False
+    return True
 
 
 def _sample_by_sample(
@@ -223,4 +259,5 @@ def _sample_by_sample(
             )
         outputs.append(output.detach())
     stacked = {name: torch.stack(parts) for name, parts in zip(own, zip(*rows, strict=True), strict=True)}
+    stacked = {name: value.unflatten(0, flow.shape[:2]) for name, value in stacked.items()}
     return torch.stack(outputs), stacked

@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from mamltheory.errors import UnsupportedModelError
 from mamltheory.kernels.contraction import Gradients
 from mamltheory.kernels.jacobian import Outputs
-from mamltheory.kernels.layer_calls import Call, NotCovered, Recorder, batched_flows, flows_back
+from mamltheory.kernels.layer_calls import (
+    Call,
+    NotCovered,
+    Recorder,
+    batched_flows,
+    flows_back,
+    own_parameters,
+)
 from mamltheory.kernels.layer_gradients import layer_gradients, linear_factors, module_gradients
 from mamltheory.kernels.tiles import Budget, Pass, general_gradients, tiled_kernels
 from mamltheory.networks import from_module
@@ -95,6 +102,11 @@ def _plain(module: nn.Module) -> bool:
     return all(type(part) in SAMPLEWISE for part in module.modules())
 
 
+def _stacked(flows: list[Tensor]) -> Tensor:
+    """The flows n × k × …, from one tensor for each output."""
+    return flows[0][:, None] if len(flows) == 1 else torch.stack(flows, 1)
+
+
 class _Layerwise:
     """How one module's passes run: which parameters move, and which of them the general way takes."""
 
@@ -134,7 +146,7 @@ class _Layerwise:
         for call in recorder.calls:
             budget.take(f"module {call.name!r}", call.flow_bytes * k)
         flows = self._flows(logits, recorder)
-        return Pass(len(x) * k, self._groups(recorder.calls, flows, x, k, budget))
+        return Pass(len(x) * k, x.device, self._groups(recorder.calls, flows, x, k, budget))
 
     def _flows(self, logits: Tensor, recorder: Recorder) -> list:
         with torch.enable_grad():
@@ -157,7 +169,7 @@ class _Layerwise:
             flow, flows[i] = flows[i], None
             if flow is None:
                 continue
-            for names, gradients in self._gradients(call, torch.stack(flow, 1), shared):
+            for names, gradients in self._gradients(call, _stacked(flow), shared):
                 if names <= shared:
                     (name,) = names
                     sums[name] = sums[name] + gradients if name in sums else gradients
@@ -184,15 +196,13 @@ class _Layerwise:
             taken = [rest.pop(key) for key in (("weight", "bias") if together else ("weight",))]
             yield frozenset(taken), linear_factors(call.entering[0], flow, together)
         if rest:
-            rows = layer_gradients(call.layer, call.entering, flow, list(rest))
+            rows = layer_gradients(call.kind, call.layer, call.entering[0], flow, list(rest))
             yield from ((frozenset({rest[key]}), value) for key, value in rows.items())
 
     def _module_gradients(self, call: Call, flow: Tensor) -> Parameters:
-        known = {id(value): name for name, value in self.module.named_parameters()}
-        own = {key: known[id(value)] for key, value in call.layer.named_parameters(recurse=False)}
-        values = {key: self.params.get(full, None) for key, full in own.items()}
-        own_values = dict(call.layer.named_parameters(recurse=False))
-        values = {k: (own_values[k] if v is None else v).detach() for k, v in values.items()}
+        own = own_parameters(self.module)[call.name]
+        present = dict(call.layer.named_parameters(recurse=False))
+        values = {key: self.params.get(full, present[key]).detach() for key, full in own.items()}
         moving = {key: values.pop(key) for key in call.names}
         return module_gradients(call.layer, call.name, call.entering, call.leaving, flow, moving, values)
 

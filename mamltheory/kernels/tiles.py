@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mamltheory.errors import ConfigurationError
-from mamltheory.kernels.contraction import Factors, Gradients, contract, settled
+from mamltheory.kernels.contraction import Factors, Gradients, add_contraction, settled
 from mamltheory.kernels.jacobian import Outputs, jacobian
 from mamltheory.networks import Model
 from mamltheory.types import Parameters
@@ -62,6 +62,7 @@ class Pass:
     """Gradients of some samples: rows of the kernel, and group after group of (names, gradients)."""
 
     rows: int
+    device: torch.device
     groups: Iterable[tuple[frozenset[str], Gradients]]
 
 
@@ -118,7 +119,7 @@ def _kernels(
     grid = []
     for i, tile in enumerate(left):
         first = differentiate(tile, Budget(memory // 2, samples, kept=True))
-        kept = Pass(first.rows, list(first.groups))
+        kept = Pass(first.rows, tile.device, list(first.groups))
         row = [
             _products(differentiate(other, Budget(memory // 2, samples)), kept, selections)
             for other in (columns[:i] if symmetric else columns)
@@ -133,16 +134,13 @@ def _products(columns: Pass, rows: Pass | None, selections: Sequence[Collection[
     """Gram matrices of the rows (None: of the columns themselves) with the columns, for every selection."""
     kept = None if rows is None else dict(rows.groups)
     height = columns.rows if rows is None else rows.rows
-    totals = [torch.zeros(height, columns.rows, dtype=torch.float64) for _ in selections]
+    device, chosen = columns.device, [set(names) for names in selections]
+    totals = [torch.zeros(height, columns.rows, dtype=torch.float64, device=device) for _ in selections]
     for names, right in columns.groups:
         left = right if kept is None else kept.get(names)
-        if left is None:  # no row's output depends on these parameters
-            continue
-        product = contract(left, right)
-        totals = [
-            product + total.to(product.device) if names <= set(chosen) else total
-            for total, chosen in zip(totals, selections, strict=True)
-        ]
+        if left is not None:  # otherwise no row's output depends on these parameters
+            parts = [total for total, own in zip(totals, chosen, strict=True) if names <= own]
+            add_contraction(parts, left, right)
     return totals
 
 
