@@ -5,10 +5,11 @@ parameter in the network's dtype, and contracted one parameter at a time in floa
 """
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
@@ -79,6 +80,32 @@ def jacobian(
             "leave those parameters out with select="
         ) from error
     return {name: value.reshape(-1, *params[name].shape) for name, value in rows.items()}
+
+
+def adds_up(
+    rows: Parameters, outputs: Callable[[Parameters], Tensor], flow: Tensor, values: Parameters
+) -> bool:
+    """Whether rows of n × k gradients, weighted and added, are the gradient of one plain pass over the batch.
+
+    outputs: parameters -> n × …; flow: n × k × …, its gradients that the rows pulled back; rows: n × k × shape.
+    Some operations' batching rules give wrong numbers (PReLU with several slopes in torch 2.13).
+    """
+    weights = torch.arange(flow.shape[0] * flow.shape[1], device=flow.device).to(flow.dtype).cos() + 0.5
+    weights = weights.view(flow.shape[:2])
+    own = {name: value.detach().requires_grad_() for name, value in values.items()}
+    with torch.enable_grad():
+        output = outputs(own)
+    combined = torch.einsum("nk,nk...->n...", weights, flow)
+    plain = torch.autograd.grad(
+        output, list(own.values()), combined, allow_unused=True, materialize_grads=True
+    )
+    tolerance = 1e3 * torch.finfo(flow.dtype).eps
+    for name, gradient in zip(own, plain, strict=True):
+        total = torch.einsum("nk,nk...->...", weights, rows[name])
+        size = torch.einsum("nk,nk...->...", weights.abs(), rows[name].abs()).amax()
+        if not bool(((total - gradient).abs() <= tolerance * size + tolerance**2).all()):
+            return False
+    return True
 
 
 def gram(rows1: Parameters, rows2: Parameters) -> Float[Tensor, "p q"]:

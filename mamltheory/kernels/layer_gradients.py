@@ -12,7 +12,7 @@ from torch.func import functional_call, vjp, vmap
 
 from mamltheory.errors import UnsupportedModelError
 from mamltheory.kernels.contraction import Factors
-from mamltheory.kernels.jacobian import without_batching_warnings
+from mamltheory.kernels.jacobian import adds_up, without_batching_warnings
 from mamltheory.types import Parameters
 
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
@@ -184,13 +184,11 @@ def module_gradients(
         axes = (0, *(0 if split else None for split in mapped))
         with without_batching_warnings():
             alone, rows = vmap(pulled, in_dims=axes)(flow, *entering)
-        if not _adds_up(
-            rows,
-            lambda own, *parts: functional_call(layer, {**constants, **own}, parts),
-            entering,
-            flow,
-            values,
-        ):
+
+        def whole(own: Parameters) -> Tensor:
+            return functional_call(layer, {**constants, **own}, entering)
+
+        if not adds_up(rows, whole, flow, values):
             alone, rows = _sample_by_sample(single, mapped, entering, flow, values)
     except RuntimeError:  # an operation without a batching rule, or control flow that looks at values
         alone, rows = _sample_by_sample(single, mapped, entering, flow, values)
@@ -202,35 +200,6 @@ def module_gradients(
             "samples exists"
         )
     return {name: value.reshape(flow.shape[0] * flow.shape[1], -1) for name, value in rows.items()}
-
-
-def _adds_up(
-    rows: Parameters,
-    whole: Callable[..., Tensor],
-    entering: tuple[object, ...],
-    flow: Tensor,
-    values: Parameters,
-) -> bool:
-    """Whether the rows, weighted and added, are the gradient of one plain pass over the batch.
-
-    Some operations' batching rules give wrong numbers (PReLU with several slopes in torch 2.13).
-    """
-    weights = torch.arange(flow.shape[0] * flow.shape[1], device=flow.device).to(flow.dtype).cos() + 0.5
-    weights = weights.view(flow.shape[:2])
-    own = {name: value.detach().requires_grad_() for name, value in values.items()}
-    with torch.enable_grad():
-        output = whole(own, *entering)
-    combined = torch.einsum("nk,nk...->n...", weights, flow)
-    plain = torch.autograd.grad(
-        output, list(own.values()), combined, allow_unused=True, materialize_grads=True
-    )
-    tolerance = 1e3 * torch.finfo(flow.dtype).eps
-    for name, gradient in zip(own, plain, strict=True):
-        terms = torch.einsum("nk,nk...->...", weights, rows[name])
-        size = torch.einsum("nk,nk...->...", weights.abs(), rows[name].abs())
-        if not bool(((terms - gradient).abs() <= tolerance * size.amax() + tolerance**2).all()):
-            return False
-    return True
 
 
 def _sample_by_sample(

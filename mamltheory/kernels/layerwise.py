@@ -177,7 +177,14 @@ class _Layerwise:
                     yield names, budget.hold(f"module {call.name!r}", gradients)
         if self.general:
             yield from general_gradients(
-                from_module(self.module)[0], self.params, x, self.outputs, self.general, k, budget
+                from_module(self.module)[0],
+                self.params,
+                x,
+                self.outputs,
+                self.general,
+                k,
+                budget,
+                checked=True,
             )
         for name, rows in sums.items():
             yield frozenset({name}), budget.hold(f"parameter {name!r}", rows)

@@ -7,15 +7,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mamltheory import FullyConnected, Task, condition_number, empirical_ntk, generator, meta_ntk
-from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelError, ValueRangeError
-from mamltheory.kernels.contraction import Factors, add_contraction, settled
 from mamltheory.kernels.empirical import empirical_ntks
 from mamltheory.kernels.fully_connected import fully_connected_gradients
 from mamltheory.kernels.layerwise import parameter_routes
 from mamltheory.kernels.tiles import tiled_kernels
 from tests.paper.cases import relative
 from tests.reference.kernels_autograd import ntk
-from tests.strategies import as_users_run_it, seeds
 
 
 @pytest.fixture(autouse=True)
@@ -237,31 +234,6 @@ def test_the_budget_is_kept():
     assert sizes[-2] < 8
 
 
-@given(seed=seeds, positions=st.integers(1, 5), bias=st.booleans(), wide=st.booleans())
-@settings(max_examples=15, deadline=None)
-def test_factors_and_rows_have_the_same_gram_matrix(seed, positions, bias, wide):
-    n, k, o, j = (100, 2, 3, 2) if wide else (3, 2, 4, 5)
-    left, right = (
-        Factors(
-            draw(m, positions, j, seed=seed + i), draw(m, k, positions, o, seed=seed + 2 + i), float(bias)
-        )
-        for i, m in enumerate((n, 2))
-    )
-    for one, other in ((left, right), (left, left)):
-        sums = [torch.zeros(one.rows.shape[0], other.rows.shape[0], dtype=torch.float64) for _ in range(2)]
-        add_contraction(sums[:1], one, other)
-        rows = one.rows
-        add_contraction(sums[1:], rows, rows if other is one else other.rows)
-        assert relative(sums[0], sums[1]) < 1e-13
-        assert relative(sums[1], one.rows @ other.rows.T) < 1e-13
-
-
-def test_many_positions_are_contracted_as_rows_and_few_as_factors():
-    few, many = (Factors(torch.zeros(4, p, 64), torch.zeros(4, 2, p, 64)) for p in (2, 500))
-    assert isinstance(settled(few, 50), Factors)
-    assert isinstance(settled(many, 50), torch.Tensor)
-
-
 @pytest.mark.parametrize("parameterisation", ["standard", "ntk"])
 @pytest.mark.parametrize("activation", ["erf", "tanh", "relu"])
 @pytest.mark.parametrize("outputs", ["full", "sum"])
@@ -319,123 +291,3 @@ def test_float32_gradients_cost_a_millionth_of_the_kernel():
     module, x = residual_net(), draw(6, 3, 9, 9)
     narrow = empirical_ntk(module, x.float())
     assert relative(narrow, empirical_ntk(module.double(), x)) < 2e-6
-
-
-class Mixing(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.layer(x - x.mean(0))
-
-
-class Centre(nn.Module):
-    """Batch statistics in a layer of one's own."""
-
-    def __init__(self):
-        super().__init__()
-        self.shift = nn.Parameter(torch.zeros(4))
-
-    def forward(self, x):
-        return x - x.mean(0) + self.shift
-
-
-class SequenceFirst(nn.Module):
-    """A layer whose leading axis is as long as the batch, and is not the batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 3)
-
-    def forward(self, x):
-        return torch.tanh(self.layer(x.transpose(0, 1))).mean(0)
-
-
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.cell, self.head = nn.GRU(4, 4, batch_first=True), nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.head(self.cell(x)[0][:, -1])
-
-
-def test_an_axis_as_long_as_the_batch_is_not_taken_for_it():
-    module, x = SequenceFirst().double(), draw(3, 3, 4)
-    assert relative(empirical_ntk(module, x), ntk(module, x, x)) < 1e-13
-
-
-X, IMAGES = torch.ones(3, 4) + torch.eye(3, 4), torch.ones(3, 4, 5, 5)
-REFUSED = {
-    "mixing": (Mixing, X, {}, UnsupportedModelError, "mixes samples"),
-    "centred": (
-        lambda: nn.Sequential(nn.Linear(4, 4), Centre(), nn.Linear(4, 3)),
-        X,
-        {},
-        UnsupportedModelError,
-        "single|mixes",
-    ),
-    "batch-norm": (
-        lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)),
-        X,
-        {},
-        UnsupportedModelError,
-        "'1'.*batch statistics",
-    ),
-    "strict": (
-        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))),
-        X,
-        {"method": "layerwise"},
-        UnsupportedModelError,
-        "method='auto'",
-    ),
-    "pure": (
-        lambda: nn.Linear(4, 3),
-        X,
-        {"method": "fast"},
-        ValueRangeError,
-        "'generic'",
-    ),
-    "budget": (
-        lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(54, 3)),
-        IMAGES,
-        {"memory": 1000},
-        ConfigurationError,
-        "module '0'.*memory=",
-    ),
-    "no-budget": (lambda: nn.Linear(4, 3), X, {"memory": 0}, ConfigurationError, "memory is 0"),
-    "no-chunk": (lambda: nn.Linear(4, 3), X, {"chunk": 0}, ConfigurationError, "chunk is 0"),
-    "integers": (lambda: nn.Embedding(4, 3), X.long(), {}, ShapeError, "int64"),
-    "tuple": (lambda: nn.LSTM(4, 3), X, {}, ShapeError, "× outputs"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_has_no_kernel_is_refused_with_the_module_and_the_remedy(case):
-    make, x, options, error, message = REFUSED[case]
-    with as_users_run_it(), pytest.raises(error, match=message):
-        empirical_ntk(make(), x, **options)
-
-
-def test_a_recurrent_network_is_refused_by_name_where_torch_cannot_vectorise_it():
-    module, x = Recurrent().double(), draw(3, 5, 4)
-    with pytest.raises(UnsupportedModelError, match=r"cell\.weight_hh_l0.*select="):
-        empirical_ntk(module, x)
-    assert (
-        relative(empirical_ntk(module, x, select=["head.weight"]), ntk(module, x, x, ["head.weight"])) < 1e-13
-    )
-
-
-def test_an_error_inside_the_network_leaves_it_as_it_was():
-    class Failing(nn.Sequential):
-        def forward(self, x):
-            super().forward(x)
-            raise RuntimeError("on purpose")
-
-    module = Failing(nn.Linear(4, 3))
-    before = dict(module.named_parameters())
-    with pytest.raises(RuntimeError, match="on purpose"):
-        empirical_ntk(module, X)
-    assert all(before[name] is value for name, value in module.named_parameters())
-    assert not module[0]._forward_hooks
