@@ -27,7 +27,8 @@ def run(settings: Benchmark) -> int:
     """Measure and report; returns 0."""
     choose_device(settings.device)
     cases = chosen(settings.cases)
-    versions = peer_versions(settings.neural_tangents_python)
+    # the other Python's peer computes on the CPU alone
+    versions = peer_versions(settings.neural_tangents_python if settings.device == "cpu" else None)
     try:
         measured = measure(settings, cases, versions)
     except Interrupted as stop:
