@@ -37,11 +37,15 @@ SPEED = "How fast"
 COMMANDS = {
     "demo": Command(settings.Demo, "experiments.cells.demo:run", START),
     "doctor": Command(settings.Doctor, "experiments.doctor:run", START),
-    "convergence": Command(settings.Convergence, "experiments.theory.convergence:run", THEORY),
+    "convergence": Command(
+        settings.Convergence, "experiments.theory.convergence:run", THEORY, presets.CONVERGENCE
+    ),
     "bounds": Command(settings.Bounds, "experiments.theory.bounds:run", THEORY),
-    "drift": Command(settings.Drift, "experiments.theory.drift:run", THEORY),
+    "drift": Command(settings.Drift, "experiments.theory.drift:run", THEORY, presets.DRIFT),
     "lipschitz": Command(settings.Lipschitz, "experiments.theory.lipschitz:run", THEORY),
-    "equivalence": Command(settings.Equivalence, "experiments.theory.equivalence:run", THEORY),
+    "equivalence": Command(
+        settings.Equivalence, "experiments.theory.equivalence:run", THEORY, presets.EQUIVALENCE
+    ),
     "plateau": Command(settings.Plateau, "experiments.theory.plateau:run", THEORY),
     "benchmark": Command(settings.Benchmark, "experiments.benchmarks.run:run", SPEED),
     "search": Command(settings.Search, "experiments.cells.search:run", CELLS, presets.SEARCH),

@@ -7,7 +7,7 @@ authors' released programs where the paper is silent.
 import math
 from pathlib import Path
 
-from experiments.settings import Evaluate, Search, Theory, Train
+from experiments.settings import Convergence, Drift, Equivalence, Evaluate, Search, Theory, Train
 
 MINI, TIERED = "data/mini-imagenet", "data/tiered-imagenet"
 
@@ -85,6 +85,12 @@ EVALUATE = {
     "tiered-8-1-shot": _evaluate("tiered-8", TIERED, 1, "logistic", 0.95),
     "tiered-8-5-shot": _evaluate("tiered-8", TIERED, 5, "logistic", 0.5),
 }
+
+# Wide networks: the factored fast weights hold one copy of the parameters, 0.5 GB at l = 8192, whatever the tasks.
+_WIDE = {"widths": (64, 256, 1024, 4096, 8192), "seeds": 3, "steps": 50, "out": Path("figures/wide")}
+CONVERGENCE = {"wide": Convergence(**_WIDE)}
+DRIFT = {"wide": Drift(**_WIDE)}
+EQUIVALENCE = {"wide": Equivalence(**_WIDE)}
 
 # The demonstration: fitted to ten minutes on two cores, everything on embedded data.
 DEMO_THEORY = Theory(widths=(64, 128, 256, 512), seeds=4, steps=50)

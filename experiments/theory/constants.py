@@ -18,6 +18,9 @@ from mamltheory.lipschitz import jacobian_size, lipschitz_constant
 TOLERANCE = 1e-2
 """Relative error allowed to the rate of change; the seeds scatter by ten times as much."""
 
+WIDEST = 1024
+"""Widest network whose constants are measured: the rate of change is sought with rows of all D parameters."""
+
 
 def theory(settings: Widths, **changes: object) -> Theory:
     """The settings of a sweep alone, of those of a figure, with some of them changed."""
@@ -40,9 +43,12 @@ def measure_constants(settings: Theory, problem: Problem, pair: tuple[int, int])
 
 
 def constants(settings: Theory) -> Sweep:
-    """The constants of every network of a sweep; they do not depend on how long it is trained."""
+    """The constants of every network of a sweep up to ``WIDEST``; they do not depend on how long it is trained."""
+    count = max(2, sum(width <= WIDEST for width in settings.widths))
     return sweep(
-        settings, "Lipschitz constants", Measurement("constants", measure_constants, free_of=("steps",))
+        theory(settings, widths=settings.widths[:count]),
+        "Lipschitz constants",
+        Measurement("constants", measure_constants, free_of=("steps",)),
     )
 
 
@@ -53,18 +59,19 @@ def lemma1_constant(measured: Sweep) -> np.ndarray:
 
 
 def path_bounds(result: Sweep, measured: Sweep) -> np.ndarray:
-    """The bound (29) of every network, widths × seeds."""
+    """The bound (29) of every network whose constants are measured, widths × seeds."""
     return _bounds(theorem3_path_bound, result, measured)
 
 
 def drift_bounds(result: Sweep, measured: Sweep) -> np.ndarray:
-    """The bound (30) of every network, widths × seeds."""
+    """The bound (30) of every network whose constants are measured, widths × seeds."""
     return _bounds(theorem3_drift_bound, result, measured)
 
 
 def _bounds(bound: Callable[[float, float, float, int], float], result: Sweep, measured: Sweep) -> np.ndarray:
     lipschitz, start = lemma1_constant(measured), result.values("residuals")[..., 0]
-    widths, sigma_min = result.settings.widths, result.problem.sigma_min
+    widths, sigma_min = measured.settings.widths, result.problem.sigma_min
+    start = start[: len(widths)]
     return np.array(
         [
             [bound(float(k), float(r), sigma_min, width) for k, r in zip(*row, strict=True)]

@@ -38,7 +38,7 @@ def numbers(result: Sweep, measured: Sweep) -> dict[str, object]:
     fits = {name: power_law_record(widths, result.values(name)) for name in MOVEMENTS | KERNELS}
     bounds = {"bound (29)": path_bounds(result, measured), "bound (30)": drift_bounds(result, measured)}
     records = {name: {"values": v, "rms": root_mean_square(v)} for name, v in bounds.items()}
-    return {"widths": widths, **fits, **records}
+    return {"widths": widths, "bound widths": measured.settings.widths, **fits, **records}
 
 
 def draw(result: Sweep) -> None:
@@ -65,7 +65,7 @@ def draw(result: Sweep) -> None:
 def draw_bound(axes: Axes, widths: tuple[int, ...], bound: np.ndarray, equation: str) -> None:
     """The paper's bound on the first measurement, in its colour, and room under the data for the legend."""
     style = curve(0) | {"linestyle": "--", "markerfacecolor": "white"}
-    axes.loglog(widths, bound, label=f"bound {equation} with the measured $K$, $R_0$", **style)
+    axes.loglog(widths[: len(bound)], bound, label=f"bound {equation} with the measured $K$, $R_0$", **style)
     low, _ = axes.get_ylim()
     axes.set_ylim(low, 2 * float(bound.max()))
     ticks_at(axes.xaxis, widths)

@@ -7,7 +7,7 @@ layer) alone, and layers of the same place have the same name in all of them: ne
 share their weights (common random numbers).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mamltheory.errors import ConfigurationError, GenotypeError, ShapeError, ValueRangeError
-from mamltheory.nas.genotype import EDGES, NODES, Candidates, CellType, Edge, Genotype
+from mamltheory.nas.genotype import EDGES, NODES, Candidates, CellType, Edge, Genotype, Operator
 from mamltheory.nas.operations import (
     Convolution,
     FactorizedReduce,
@@ -108,6 +108,11 @@ class StackedCell(nn.Module):
                 self._plan[edge].append((name, step, key))
             self.edges[f"{edge.node}_{edge.source}"] = operations
         self._active = self._plan
+        self._mixing: dict[tuple[Edge, str], Tensor] | None = None
+
+    def mix(self, weights: dict[tuple[Edge, str], Tensor] | None) -> None:
+        """Weights of the operations in the sums of their edges; None for the mean."""
+        self._mixing = weights
 
     def restrict(self, live: dict[Edge, tuple[str, ...]]) -> None:
         """Runs only these of the operations that the cell was built with."""
@@ -143,7 +148,10 @@ class StackedCell(nn.Module):
             if (edge.source, step) not in shared:
                 shared[edge.source, step] = self.leading[key](states[edge.source])
             output = operations[name](shared[edge.source, step])
-            outputs.append(output if drop is None or step == "none" else drop(output))
+            output = output if drop is None or step == "none" else drop(output)
+            outputs.append(output if self._mixing is None else self._mixing[edge, name] * output)
+        if self._mixing is not None:
+            return sum(outputs[1:], outputs[0])
         return outputs[0] if len(outputs) == 1 else sum(outputs[1:], outputs[0]) / len(outputs)
 
 
@@ -199,6 +207,18 @@ class Network(nn.Module):
             )
         for kind, cell in zip(self.kinds, self.cells, strict=True):
             cell.restrict({edge: candidates.on(kind, edge) for edge in EDGES})
+        return self
+
+    def mix(self, weights: Mapping[Operator, Tensor] | None) -> "Network":
+        """The same network, in place, with these numbers (0-dimensional tensors) as weights of its live
+        operators, in all cells of their type; None returns to the mean of the operations of an edge.
+        """
+        for kind, cell in zip(self.kinds, self.cells, strict=True):
+            cell.mix(
+                None
+                if weights is None
+                else {(edge, name): w for (own, edge, name), w in weights.items() if own == kind}
+            )
         return self
 
     def feature_map(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n f h2 w2"]:

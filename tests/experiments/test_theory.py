@@ -83,7 +83,14 @@ def test_drift_and_equivalence_record_every_value_with_its_slope(swept):
     rows = {(row["width"], row["seed"]): row for row in read_metrics(sweeps.run_folder(small(folder)))}
     pairs = [[(width, seed) for seed in range(2)] for width in SMALL["widths"]]
     data = figure_json(folder, "drift")
-    assert set(data) == {"widths", *drift.MOVEMENTS, *drift.KERNELS, "bound (29)", "bound (30)"}
+    assert set(data) == {
+        "widths",
+        "bound widths",
+        *drift.MOVEMENTS,
+        *drift.KERNELS,
+        "bound (29)",
+        "bound (30)",
+    }
     for name in (*drift.MOVEMENTS, *drift.KERNELS):
         assert data[name]["values"] == [[rows[pair][name] for pair in line] for line in pairs]
         assert data[name]["low"] <= data[name]["slope"] <= data[name]["high"]

@@ -51,6 +51,18 @@ def drifted(tmp_path_factory):
     return folder
 
 
+def test_of_wide_networks_no_constant_is_measured_and_no_bound_drawn(drifted, monkeypatch):
+    monkeypatch.setattr(constants, "WIDEST", SMALL["widths"][1])
+    settings = small(drifted, Drift, widths=(*SMALL["widths"], 64), out=drifted / "wide")
+    assert drift.run(settings) == 0
+    data = json.loads((settings.out / "drift_sphere.json").read_text())["data"]
+    whole = figure_json(drifted, "drift")
+    assert data["bound widths"] == list(SMALL["widths"])
+    for equation in ("bound (29)", "bound (30)"):
+        assert data[equation]["values"] == whole[equation]["values"]
+    assert len(data["movement"]["values"]) == 3
+
+
 def test_the_bounds_drawn_are_those_of_theorem_3_with_the_constants_of_each_network(drifted):
     """K and R0 computed again here, from the network itself."""
     data = figure_json(drifted, "drift")
