@@ -14,6 +14,9 @@ from mamltheory.kernels.layer_gradients import fits, kind_of
 from mamltheory.kernels.tiles import Budget
 from mamltheory.types import Parameters
 
+OwnParameters = dict[str, dict[str, str]]
+"""Name of a module -> own name of a parameter of its -> name in the network."""
+
 
 class NotCovered(Exception):
     """The layers' formulas do not cover these parameters; they are left to the general way."""
@@ -48,16 +51,28 @@ class Recorder:
 
     Within its call a layer holds its parameters as constants; outside, they are ``leaves``, so that every other
     use of them shows in the graph.
+
+    own: the module's :func:`own_parameters`.  trusted: the module holds the values of ``params`` and uses each
+    inside calls of its own layer alone; it runs as it is, and there are no leaves.
     """
 
     def __init__(
-        self, module: nn.Module, params: Parameters, moving: Collection[str], budget: Budget
+        self,
+        module: nn.Module,
+        params: Parameters,
+        moving: Collection[str],
+        budget: Budget,
+        own: OwnParameters,
+        trusted: bool = False,
     ) -> None:
         self.module, self.params, self.budget = module, params, budget
-        self.leaves = {name: nn.Parameter(params[name].detach()) for name in sorted(moving)}
-        self.constants = {
-            name: nn.Parameter(leaf.detach(), requires_grad=False) for name, leaf in self.leaves.items()
-        }
+        self.moving, self.own, self.trusted = frozenset(moving), own, trusted
+        self.leaves, self.constants = {}, {}
+        if not trusted:
+            self.leaves = {name: nn.Parameter(params[name].detach()) for name in sorted(moving)}
+            self.constants = {
+                name: nn.Parameter(leaf.detach(), requires_grad=False) for name, leaf in self.leaves.items()
+            }
         self.calls: list[Call] = []
         self._open: dict[nn.Module, Call] = {}
         self._seen: set[int] = set()
@@ -69,7 +84,7 @@ class Recorder:
         handles = [handle for layer in self._layers() for handle in self._hooked(*layer)]
         try:
             with torch.enable_grad():
-                logits = functional_call(self.module, {**self._replaced(), **self.leaves}, (x,))
+                logits = self._outputs(x)
         finally:
             for handle in handles:
                 handle.remove()
@@ -81,6 +96,11 @@ class Recorder:
                 raise NotCovered(call.names.values(), f"what enters module {call.name!r} is changed in place")
         return logits
 
+    def _outputs(self, x: Tensor) -> object:
+        if self.trusted:
+            return self.module(x)
+        return functional_call(self.module, {**self._replaced(), **self.leaves}, (x,))
+
     def _replaced(self) -> Parameters:
         """Values that are not those that the module holds."""
         own = dict(self.module.named_parameters(remove_duplicate=False))
@@ -88,7 +108,9 @@ class Recorder:
 
     def check_samples(self, x: Tensor, logits: Tensor) -> None:
         """Raises when the first sample alone takes another way, or has another output, than in its batch."""
-        alone = Recorder(self.module, self.params, self.leaves, Budget(self.budget.limit, 1))
+        alone = Recorder(
+            self.module, self.params, self.moving, Budget(self.budget.limit, 1), self.own, self.trusted
+        )
         output = alone.run(x[:1])[0].detach()
         same = [call.layer for call in alone.calls] == [call.layer for call in self.calls]
         tolerance = 1e3 * torch.finfo(logits.dtype).eps * float(logits.detach().abs().max())
@@ -102,8 +124,8 @@ class Recorder:
     def _layers(self) -> Iterator[tuple[str, nn.Module, type[nn.Module] | None, dict[str, str]]]:
         """Modules whose own parameters move and have a formula, or that have no children."""
         modules = dict(self.module.named_modules())
-        for name, own in own_parameters(self.module).items():
-            moving = {key: full for key, full in own.items() if full in self.leaves}
+        for name, own in self.own.items():
+            moving = {key: full for key, full in own.items() if full in self.moving}
             if name not in modules:  # another name of a module that is in two places
                 continue
             layer = modules[name]
@@ -118,12 +140,14 @@ class Recorder:
             if kwargs or layer in self._open or not fits(kind, layer, args, self._samples):
                 raise NotCovered(names.values(), f"module {name!r} is not called with one row a sample")
             self._open[layer] = Call(name, layer, kind, names, _detached(args), _versions(args))
-            for key, full in names.items():
-                setattr(layer, key, self.constants[full])
+            if not self.trusted:
+                for key, full in names.items():
+                    setattr(layer, key, self.constants[full])
 
         def after(layer: nn.Module, _: tuple, output: object) -> Tensor | None:
-            for key, full in names.items():
-                setattr(layer, key, self.leaves[full])
+            if not self.trusted:
+                for key, full in names.items():
+                    setattr(layer, key, self.leaves[full])
             return self._record(self._open.pop(layer), output)
 
         return [
@@ -156,10 +180,10 @@ class Recorder:
         return total
 
 
-def own_parameters(module: nn.Module) -> dict[str, dict[str, str]]:
+def own_parameters(module: nn.Module) -> OwnParameters:
     """For every submodule with parameters of its own: own name -> name in the network, one for shared ones."""
     first: dict[int, str] = {}
-    found: dict[str, dict[str, str]] = {}
+    found: OwnParameters = {}
     for full, value in module.named_parameters(remove_duplicate=False):
         owner, _, key = full.rpartition(".")
         found.setdefault(owner, {})[key] = first.setdefault(id(value), full)
@@ -181,7 +205,7 @@ def flows_back(columns: Sequence[Tensor], recorder: Recorder) -> list[list[Tenso
     """
     edges, leaves = [call.edge for call in recorder.calls], recorder.leaves
     passes = []
-    if not leaves:
+    if not edges and not leaves:
         return []
     for i, column in enumerate(columns):
         if not column.requires_grad:

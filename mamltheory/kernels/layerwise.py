@@ -4,11 +4,11 @@ The gradient of an output by the parameters of a layer is a function of what ent
 to what leaves it. One forward pass with hooks and one backward pass per output give both for all layers; each
 layer's gradients are then formed, contracted in float64 and discarded.
 
-Nothing is taken on trust. Within its own call a layer sees its parameters as constants, so that what it contributes
-comes from its formula alone; whatever gradient still reaches a parameter (a weight used outside its layer, or a
-parameter of a module with children) shows in the same backward passes, and that parameter goes to the general way,
-:func:`mamltheory.kernels.jacobian.jacobian`. Calls of one module, and of modules that share a parameter, add up
-row by row.
+Nothing is taken on trust, unless the caller vouches for the module. Within its own call a layer sees its
+parameters as constants, so that what it contributes comes from its formula alone; whatever gradient still reaches a
+parameter (a weight used outside its layer, or a parameter of a module with children) shows in the same backward
+passes, and that parameter goes to the general way, :func:`mamltheory.kernels.jacobian.jacobian`. Calls of one
+module, and of modules that share a parameter, add up row by row.
 """
 
 from collections import Counter
@@ -53,7 +53,7 @@ def layerwise_kernels(
     chunk: int | None = None,
     memory: int | None = None,
     strict: bool = False,
-    independent: bool = False,
+    trusted: bool = False,
 ) -> list[Float[Tensor, "p q"]]:
     """∇f(x1) ∇f(x2)ᵀ by the parameters of every selection, all from the same passes; float64.
 
@@ -62,11 +62,12 @@ def layerwise_kernels(
     network's dtype,
         n Σ_layers (what enters + (2 + k) what leaves) + n k D_layer of the layer at hand (factors: n (j + k o)),
     and half the budget goes to the rows' tile where there are several.
-    strict: refuse parameters that only the general way covers.  independent: the caller knows that the module does
-    not mix samples; otherwise the first sample is run by itself as well, and compared.
+    strict: refuse parameters that only the general way covers.  trusted: the caller knows that the module does not
+    mix samples, holds the values of ``params``, and uses each inside calls of the layer it is in alone; none of
+    that is checked then. Otherwise the first sample is run by itself as well, and compared.
     Raises UnsupportedModelError (naming the module), ConfigurationError for a budget too small for one sample.
     """
-    state = _Layerwise(module, params, selections, outputs, independent or _plain(module))
+    state = _Layerwise(module, params, selections, outputs, trusted or _plain(module), trusted)
     while True:
         try:
             return tiled_kernels(state.differentiate, x1, x2, selections, chunk, memory)
@@ -117,8 +118,10 @@ class _Layerwise:
         selections: Sequence[Collection[str]],
         outputs: Outputs,
         checked: bool,
+        trusted: bool = False,
     ) -> None:
         self.module, self.params, self.outputs, self.checked = module, params, outputs, checked
+        self.own, self.trusted = own_parameters(module), trusted
         self.selections = [frozenset(chosen) for chosen in selections]
         self.general: set[str] = set()
 
@@ -133,7 +136,7 @@ class _Layerwise:
     def recorder(self, budget: Budget) -> Recorder:
         """Of the layers whose parameters move and have not been left out."""
         moving = frozenset().union(*self.selections) - self.general
-        return Recorder(self.module, self.params, moving, budget)
+        return Recorder(self.module, self.params, moving, budget, self.own, self.trusted)
 
     def differentiate(self, x: Tensor, budget: Budget) -> Pass:
         """Gradients of the samples, group after group."""
@@ -207,7 +210,7 @@ class _Layerwise:
             yield from ((frozenset({rest[key]}), value) for key, value in rows.items())
 
     def _module_gradients(self, call: Call, flow: Tensor) -> Parameters:
-        own = own_parameters(self.module)[call.name]
+        own = self.own[call.name]
         present = dict(call.layer.named_parameters(recurse=False))
         values = {key: self.params.get(full, present[key]).detach() for key, full in own.items()}
         moving = {key: values.pop(key) for key in call.names}

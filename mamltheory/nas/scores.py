@@ -98,7 +98,7 @@ def network_kernels(
     params = {name: value.detach() for name, value in network.named_parameters()}
     chosen = {name for name, value in params.items() if weights == "all" or value.dim() > 1}
     head = {name for name in chosen if name.startswith("classifier.")}
-    theta, last = layerwise_kernels(network, x, None, [chosen, head], params, outputs, independent=True)
+    theta, last = layerwise_kernels(network, x, None, [chosen, head], params, outputs, trusted=True)
     return theta, last
 
 
