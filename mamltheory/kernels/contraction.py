@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-COLUMNS = 1 << 14
-"""Columns of rows that are converted to float64 at a time."""
+COLUMNS = 1 << 12
+"""Columns of rows that are converted to float64 at a time: few enough that they stay in the cache."""
 BLOCK = 1 << 22
 """Products of positions that are held at a time, in numbers of float64."""
-LEAST_SPLIT = 48
-"""Rows below which the symmetric half of a Gram matrix is not worth the extra calls."""
+STRIP = 48
+"""Least number of rows of a symmetric Gram matrix that are multiplied at a time, by themselves and those above."""
 
 
 @dataclass(frozen=True)
@@ -79,30 +79,28 @@ def add_contraction(totals: Sequence[Tensor], left: Gradients, right: Gradients)
 
 
 def _add_row_gram(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Adds left rightᵀ to a float64 total, whatever their dtype; of a symmetric product one half is multiplied."""
+    symmetric = right is left and len(left) >= 2 * STRIP
+    sums, height = torch.zeros_like(total) if symmetric else total, max(STRIP, len(left) // 8)
     for start in range(0, left.shape[1], COLUMNS):
         part = left[:, start : start + COLUMNS].double()
-        _add_product(total, part, part if right is left else right[:, start : start + COLUMNS].double())
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Adds left rightᵀ to total; of a symmetric product only the blocks on and below the diagonal are multiplied."""
-    half = len(left) // 2
-    if right is not left or half < LEAST_SPLIT:
-        total.addmm_(left, right.T)
-        return
-    upper, lower = left[:half], left[half:]
-    _add_product(total[:half, :half], upper, upper)
-    _add_product(total[half:, half:], lower, lower)
-    block = lower @ upper.T
-    total[half:, :half] += block
-    total[:half, half:] += block.T
+        if symmetric:
+            for row in range(0, len(part), height):
+                end = row + height
+                sums[row:end, :end].addmm_(part[row:end], part[:end].T)
+        else:
+            other = part if right is left else right[:, start : start + COLUMNS].double()
+            sums.addmm_(part, other.T)
+    if symmetric:
+        lower = sums.tril()
+        total += lower
+        total += lower.tril_(-1).T
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """The product left rightᵀ of matrices in any dtype, in float64."""
     total = torch.zeros(len(left), len(right), dtype=torch.float64, device=left.device)
-    wide = left.double()
-    _add_product(total, wide, wide if right is left else right.double())
+    _add_row_gram(total, left, right)
     return total
 
 

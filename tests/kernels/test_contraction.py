@@ -1,9 +1,10 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamltheory import generator
-from mamltheory.kernels.contraction import Factors, add_contraction, settled
+from mamltheory.kernels.contraction import COLUMNS, Factors, add_contraction, settled
 from tests.paper.cases import relative
 from tests.strategies import seeds
 
@@ -29,6 +30,16 @@ def test_factors_and_rows_have_the_same_gram_matrix(seed, positions, bias, wide)
         add_contraction(sums[1:], rows, rows if other is one else other.rows)
         assert relative(sums[0], sums[1]) < 1e-13
         assert relative(sums[1], one.rows @ other.rows.T) < 1e-13
+
+
+@pytest.mark.parametrize("rows", [1, 95, 96, 97, 200, 401])
+def test_strips_and_blocks_of_columns_give_the_whole_gram_matrix(rows):
+    one, other = (draw(rows, COLUMNS + 3, seed=seed).float() for seed in (0, 1))
+    for right in (one, other):
+        total = torch.ones(rows, rows, dtype=torch.float64)
+        add_contraction([total], one, right)
+        assert relative(total - 1, one.double() @ right.double().T) < 1e-13
+        assert right is other or torch.equal(total, total.T) or rows < 96
 
 
 def test_many_positions_are_contracted_as_rows_and_few_as_factors():
