@@ -14,6 +14,7 @@ products. The first layer that adapts (the head, for ANIL) sees the same A at ev
 Cost: 2τ + 1 products of N·m rows for every hidden-hidden layer, and O(τ² N m² l); memory O(τ L N m l), never N l².
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
@@ -52,11 +53,13 @@ class Pass:
 
     entering: z_p, the input of layer p (N × n × fan_in).  output: the last layer's h (N × n × k).
     slopes: σ'(h_p);  bends: σ''(h_p)/σ'(h_p), None for ReLU; both of the hidden layers p = 0 … L−1.
+    told: c² z_p Aᵀ + c_b² of every layer, None where the weight is the shared one.
     """
 
     entering: tuple[Tensor, ...]
     slopes: tuple[Tensor, ...]
     bends: tuple[Tensor | None, ...]
+    told: tuple[Tensor | None, ...]
     output: Tensor
 
 
@@ -67,6 +70,7 @@ class FactorPath:
     layers: the shared network, p = 0 … L.  rate: λ.  first: the first layer that adapts (0; ANIL: L).
     steps: the forward pass on the support samples at θ_s, s = 0 … τ−1; steps[s].entering[p] is A_s of layer p.
     flowing: flowing[s][p] is G_s of layer p (N × m × fan_out), None for layers below ``first``.
+    inside: inside[s][p] is G_s Gᵀ with the G of all steps before s, None where there is none.
     fast: fast[s][p] are the factors of W_i(s), s = 0 … τ, None where the weight is still the shared one.
     """
 
@@ -76,6 +80,7 @@ class FactorPath:
     first: int
     steps: tuple[Pass, ...]
     flowing: tuple[tuple[Tensor | None, ...], ...]
+    inside: tuple[tuple[Tensor | None, ...], ...]
     fast: tuple[tuple[Factors | None, ...], ...]
 
 
@@ -161,8 +166,12 @@ def network_layers(net: FullyConnected, params: Parameters, like: Tensor) -> tup
     )
 
 
-def forth(layer: Layer, z: Tensor, factors: Factors | None, rate: float, bias: bool = True) -> Tensor:
-    """Each task's affine map c z W_iᵀ + c_b b_i of its rows z (N × n × fan_in); without bias, adjoint to ``back``."""
+def forth(layer: Layer, z: Tensor, factors: Factors | None, rate: float, bias: bool = True,
+          told: Tensor | None = None) -> Tensor:  # fmt: skip
+    """Each task's affine map c z W_iᵀ + c_b b_i of its rows z (N × n × fan_in); without bias, adjoint to ``back``.
+
+    told: :func:`overlap` of z and the factors, where it is known.
+    """
     rows = z.flatten(0, 1)
     if bias:
         shift = layer.bias if layer.c_b == 1 else layer.c_b * layer.bias
@@ -172,15 +181,19 @@ def forth(layer: Layer, z: Tensor, factors: Factors | None, rate: float, bias: b
     h = h.unflatten(0, z.shape[:2])
     if factors is None:
         return h
-    return torch.baddbmm(h, overlap(layer, z, factors, bias), factors.flowing, alpha=-rate)
+    told = overlap(layer, z, factors, bias) if told is None else told
+    return h.baddbmm_(told, factors.flowing, alpha=-rate)
 
 
-def back(layer: Layer, g: Tensor, factors: Factors | None, rate: float) -> Tensor:
-    """∂ℓ/∂z = c g W_i of every task's rows g = ∂ℓ/∂h (N × n × fan_out)."""
+def back(
+    layer: Layer, g: Tensor, factors: Factors | None, rate: float, inside: Tensor | None = None
+) -> Tensor:
+    """∂ℓ/∂z = c g W_i of every task's rows g = ∂ℓ/∂h (N × n × fan_out); inside: g Gᵀ, where it is known."""
     z = _scaled(g.flatten(0, 1) @ layer.weight, layer.c).unflatten(0, g.shape[:2])
     if factors is None:
         return z
-    return torch.baddbmm(z, g @ factors.flowing.mT, factors.entering, alpha=-rate * layer.c**2)
+    inside = g @ factors.flowing.mT if inside is None else inside
+    return z.baddbmm_(inside, factors.entering, alpha=-rate * layer.c**2)
 
 
 def overlap(layer: Layer, z: Tensor, factors: Factors, bias: bool = True) -> Tensor:
@@ -193,11 +206,15 @@ def _scaled(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 else factor * x
 
 
+LOG_SLOPE = math.log(2 / math.pi**0.5)
+"""log erf'(0)."""
+
+
 def slope_and_bend(activation: str, h: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
     """σ'(h) and σ''(h)/σ'(h) at z = σ(h); None where the second derivative is zero."""
     match activation:
         case "erf":
-            return torch.exp(-h.square()) * (2 / torch.pi**0.5), -2 * h
+            return torch.exp(LOG_SLOPE - h.square()), -2 * h
         case "tanh":
             return 1 - z.square(), -2 * z
         case _:
@@ -207,30 +224,36 @@ def slope_and_bend(activation: str, h: Tensor, z: Tensor) -> tuple[Tensor, Tenso
 def run(path_layers: Sequence[Layer], activation: str, x: Tensor, fast: Sequence[Factors | None], rate: float,
         below: Pass | None = None, first: int = 0) -> Pass:  # fmt: skip
     """Forward pass of N × n samples; ``below`` and ``first``: take the layers before ``first`` from that pass."""
-    entering, slopes, bends = [x], [], []
+    entering, slopes, bends, told = [x], [], [], []
     if below is not None:
-        entering, slopes, bends = (
-            list(part) for part in (below.entering[: first + 1], below.slopes[:first], below.bends[:first])
+        entering, slopes, bends, told = (
+            list(part[:first]) for part in (below.entering, below.slopes, below.bends, below.told)
         )
-    for p in range(len(entering) - 1, len(path_layers) - 1):
-        h = forth(path_layers[p], entering[p], fast[p], rate)
+        entering.append(below.entering[first])
+    for p in range(len(entering) - 1, len(path_layers)):
+        factors = fast[p]
+        told.append(None if factors is None else overlap(path_layers[p], entering[p], factors))
+        h = forth(path_layers[p], entering[p], factors, rate, told=told[p])
+        if p == len(path_layers) - 1:
+            break
         z = ACTIVATIONS[activation](h)
         slope, bend = slope_and_bend(activation, h, z)
         entering.append(z)
         slopes.append(slope)
         bends.append(bend)
-    output = forth(path_layers[-1], entering[-1], fast[-1], rate)
-    return Pass(tuple(entering), tuple(slopes), tuple(bends), output)
+    return Pass(tuple(entering), tuple(slopes), tuple(bends), tuple(told), h)
 
 
 def _flow(path: Sequence[Layer], seen: Pass, residual: Tensor, fast: Sequence[Factors | None], rate: float,
-          first: int) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """G of every layer down to ``first``: the residual flown back."""
+          first: int) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:  # fmt: skip
+    """G of every layer down to ``first``, the residual flown back; and its overlaps with the G of the past."""
     flowing: list[Tensor | None] = [None] * len(path)
+    inside: list[Tensor | None] = [None] * len(path)
     flowing[-1] = residual
     for p in range(len(path) - 1, first, -1):
-        flowing[p - 1] = back(path[p], flowing[p], fast[p], rate) * seen.slopes[p - 1]
-    return tuple(flowing)
+        inside[p] = None if fast[p] is None else flowing[p] @ fast[p].flowing.mT
+        flowing[p - 1] = back(path[p], flowing[p], fast[p], rate, inside[p]).mul_(seen.slopes[p - 1])
+    return tuple(flowing), tuple(inside)
 
 
 def _appended(
@@ -267,15 +290,19 @@ def factor_path(
     fast: list[tuple[Factors | None, ...]] = [(None,) * len(layers)]
     steps: list[Pass] = []
     flows: list[tuple[Tensor | None, ...]] = []
+    insides: list[tuple[Tensor | None, ...]] = []
     for _ in range(inner.tau):
         below = steps[0] if steps else None
         seen = run(layers, net.activation, support_x, fast[-1], rate, below, first)
-        flowing = _flow(layers, seen, seen.output - support_y, fast[-1], rate, first)
+        flowing, inside = _flow(layers, seen, seen.output - support_y, fast[-1], rate, first)
         grown = _appended(fast[-1], seen, flowing, first)
         steps.append(seen)
         flows.append(flowing)
+        insides.append(inside)
         fast.append(tuple(_detached(part) for part in grown) if inner.first_order else grown)
-    return FactorPath(layers, net.activation, rate, first, tuple(steps), tuple(flows), tuple(fast))
+    return FactorPath(
+        layers, net.activation, rate, first, tuple(steps), tuple(flows), tuple(insides), tuple(fast)
+    )
 
 
 def _detached(factors: Factors | None) -> Factors | None:

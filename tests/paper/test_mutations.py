@@ -168,14 +168,14 @@ MUTANTS = [
     Mutant(
         "rows-of-the-past-exchanged",
         "meta_step.py",
-        "inside = factors.flowing @ u.mT",
-        "inside = factors.flowing.flip(1) @ u.mT",
+        "p == 0 else u @ factors.flowing.mT",
+        "p == 0 else u @ factors.flowing.flip(1).mT",
     ),
     Mutant(
         "flow-reached-by-the-forward-pass-alone",
         "meta_step.py",
-        "reverse.use(p, g[p], onto_z, s, affine=False)",
-        "reverse.use(p, g[p], onto_z, s, affine=False, through=False)",
+        "reverse.use(p, g[p], onto_z, told, path.inside[s][p], affine=False)",
+        "reverse.use(p, g[p], onto_z, *(told if told is None else told * 0,) * 2, affine=False)",
     ),
     Mutant(
         "residual-with-the-wrong-sign",
