@@ -17,7 +17,11 @@ VERSION_CODE = "from importlib.metadata import version; print(version('neural-ta
 
 
 def describe(device: str) -> dict[str, object]:
-    """Processor, cores, memory, C library (its allocator), BLAS and CPU capability of torch, and versions."""
+    """Processor, memory, C library (its allocator), BLAS and CPU capability of torch, versions, and how busy it was.
+
+    load_average: of the last quarter of an hour; above the number of cores, CPU times are some way too long, for
+    caches and memory are shared.
+    """
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -27,6 +31,7 @@ def describe(device: str) -> dict[str, object]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         **environment(choose_device(device).device),
         "threads": 1,
+        "load_average": round(os.getloadavg()[2], 1),
     }
 
 

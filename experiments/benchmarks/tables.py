@@ -29,8 +29,9 @@ def machine(about: Mapping[str, object], peers: Mapping[str, str | None]) -> str
     missing = ", ".join(name for name, number in peers.items() if not number)
     lines = [
         f"{about['processor']}, {about['cores']} cores, {about['memory_gb']} GB, {about['system']}, "
-        f"{about['c_library']}; device {about['device']}; torch {about['torch']} ({about['blas']}, "
-        f"{about['cpu_capability']}), Python {about['python']}; commit {about['commit']}.",
+        f"{about['c_library']}, load average {about['load_average']}; device {about['device']}; "
+        f"torch {about['torch']} ({about['blas']}, {about['cpu_capability']}), Python {about['python']}; "
+        f"commit {about['commit']}.",
         f"Peers: {found or 'none beyond torch'}." + (f" Not installed: {missing}." if missing else ""),
     ]
     return "\n".join(lines)
@@ -42,9 +43,10 @@ def method_note(data: Mapping[str, object]) -> str:
     return (
         f"Float32; {clock}, medians of up to {data['rounds']} rounds in which every method has its turn in a "
         "process of its own. Ratios are to the first row. Peak memory is that of the first call at full size "
-        "above what the process held before, parameters and samples included in the latter. Differences are "
+        "above what the process held before (parameters and samples, and a few MB that it may use again). "
+        "Differences are "
         "relative to the largest entry of each tensor. "
-        "Most of what methods with a copy of the weights per task cost is the kernel's, for fresh pages: the "
+        "Part of what methods with a copy of the weights per task cost is the system's, for fresh pages: the "
         "tuned column has glibc's allocator keep freed memory (MALLOC_MMAP_THRESHOLD_=33554432 "
         "MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456), which is fairer to them."
     )
