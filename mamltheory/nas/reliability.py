@@ -1,4 +1,4 @@
-"""How far the scores of a round can be trusted: variance components, shrinkage, and when to stop.
+"""How far the scores of a round can be trusted: variance components, permutation null, halves, and shrinkage.
 
 scores: operators × repeats, larger = better to take out. Only contrasts on an edge decide, and every repeat has a
 scale of its own: a repeat is centred on every edge and divided by the standard deviation of what is left,
@@ -16,7 +16,6 @@ edges, a share λ = R r_e/(1 + (R − 1) r_e) is signal, with r_e its reliabilit
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -26,12 +25,6 @@ from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
 Labels = Sequence
 """One hashable label for each operator: its edge, or its cell type and operation."""
 Scores = Float[np.ndarray, "o r"]
-Basis = Literal["operators", "types", "parameters"]
-"""What decides a round: the operators' own scores, those of their (cell type × operation), or their size."""
-
-MIN_REPEATS = 4
-"""Repeats before a search may stop."""
-ENOUGH_AGREEMENT, LITTLE_REGRET = 0.85, 0.05
 
 
 def standardised(scores: Scores, edges: Labels) -> Scores:
@@ -45,8 +38,8 @@ def standardised(scores: Scores, edges: Labels) -> Scores:
         )
     if not np.isfinite(scores).all():
         raise ValueRangeError("scores contain NaN or infinite numbers: leave these operators or repeats out")
-    places = _codes(edges)
-    centred = scores - _group_means(scores, places)[places]
+    places = codes(edges)
+    centred = scores - group_means(scores, places)[places]
     freedom = max(len(scores) - len(set(places.tolist())), 1)
     scale = np.sqrt((centred**2).sum(0) / freedom)
     return centred / np.where(scale > 0, scale, 1.0)
@@ -61,7 +54,7 @@ def single_repeat_reliability(scores: Scores, edges: Labels, types: Labels | Non
     if scores.shape[-1] < 2:
         raise ConfigurationError(f"reliability needs at least 2 repeats, got {scores.shape[-1]}")
     values = standardised(scores, edges)
-    basis = _effects(edges, types)
+    basis = effects(edges, types)
     return _intraclass(values - basis @ (basis.T @ values), len(values) - basis.shape[1])
 
 
@@ -93,7 +86,7 @@ def permutation_null(
     scores: Scores, edges: Labels, random: np.random.Generator, draws: int = 200, level: float = 0.95
 ) -> tuple[float, float]:
     """Central interval of r₁ when operators change places on their edge, independently in every repeat."""
-    values, places = standardised(scores, edges), _codes(edges)
+    values, places = standardised(scores, edges), codes(edges)
     freedom = len(values) - len(set(places.tolist()))
     found = []
     for _ in range(draws):
@@ -136,7 +129,7 @@ def half_agreement(
     repeats = scores.shape[1]
     if repeats < 2:
         raise ConfigurationError(f"halves need at least 2 repeats, got {repeats}")
-    places = _codes(edges)
+    places = codes(edges)
     members = [np.flatnonzero(places == place) for place in range(places.max() + 1)]
     members = [each for each in members if len(each) > 1]
     taus, sames, tau_draws, same_draws = [], [], [], []
@@ -186,154 +179,27 @@ def shrunken_scores(
         specific = single_repeat_reliability(scores, edges, types) if repeats > 1 else 0.0
         share = mean_reliability(specific, repeats)
     mean = standardised(scores, edges).mean(1)
-    basis = _effects(edges, types)
+    basis = effects(edges, types)
     common = basis @ (basis.T @ mean)
     return common + share * (mean - common), share
 
 
-@dataclass(frozen=True)
-class Certainty:
-    """How surely the operators to go are known, from bootstrap draws of the repeats.
-
-    same: probability that the same operator goes, averaged over edges.  regret: what the choice loses against the
-    best one of a draw, in standard deviations of a repeat, averaged over edges.  by_edge: ``same`` edge by edge, in
-    order of first appearance.
-    """
-
-    same: float
-    regret: float
-    by_edge: tuple[float, ...]
-
-
-def certainty(
-    scores: Scores,
-    edges: Labels,
-    random: np.random.Generator,
-    types: Labels | None = None,
-    draws: int = 200,
-) -> Certainty:
-    """Bootstrap over repeats of the operator with the largest mean, or with ``types`` the largest shrunken score.
-
-    λ stays that of all repeats. Deviations are widened by √(R/(R − 1)), by which the bootstrap of R repeats is too
-    narrow. Raises ConfigurationError for fewer than 2 repeats.
-    """
-    repeats = scores.shape[1]
-    if repeats < 2:
-        raise ConfigurationError(f"a bootstrap over repeats needs at least 2, got {repeats}")
-    values, places = standardised(scores, edges), _codes(edges)
-    weights = random.multinomial(repeats, np.full(repeats, 1 / repeats), size=draws).T / repeats
-    centre = values.mean(1, keepdims=True)
-    means = centre + math.sqrt(repeats / (repeats - 1)) * (values @ weights - centre)
-    if types is not None:
-        share = shrunken_scores(scores, edges, types)[1]
-        basis = _effects(edges, types)
-        centre, means = (
-            common + share * (each - common)
-            for each, common in ((each, basis @ (basis.T @ each)) for each in (centre, means))
-        )
-    same, regret = [], []
-    for place in range(places.max() + 1):
-        rows = means[places == place]
-        pick = int(centre[places == place].argmax())
-        same.append(float((rows.argmax(0) == pick).mean()))
-        regret.append(float((rows.max(0) - rows[pick]).mean()))
-    return Certainty(float(np.mean(same)), float(np.mean(regret)), tuple(same))
-
-
-def may_stop(state: Certainty, repeats: int, budget: int) -> str | None:
-    """Why no further repeat is needed: "agreement", "regret" or "budget"; None to go on."""
-    if repeats >= budget:
-        return "budget"
-    if repeats < MIN_REPEATS:
-        return None
-    if state.same >= ENOUGH_AGREEMENT:
-        return "agreement"
-    return "regret" if state.regret < LITTLE_REGRET else None
-
-
-@dataclass(frozen=True)
-class RoundReliability:
-    """What a round knows about its own scores; see the functions of this module for every number."""
-
-    repeats: int
-    single: float
-    specific: float
-    null: tuple[float, float]
-    agreement: Agreement
-    certainty: Certainty
-    share: float
-    basis: Basis
-
-    @property
-    def tied(self) -> bool:
-        """Whether r₁ lies inside the permutation null: the operators' own scores are not to be told from noise."""
-        return self.basis != "operators"
-
-
-def judge(
-    scores: Scores, edges: Labels, cells: Labels, operations: Labels, random: np.random.Generator
-) -> RoundReliability:
-    """All numbers of a round, and on which basis it is to be decided; at least 2 repeats.
-
-    The operators' scores decide where r₁ exceeds the permutation null. Otherwise the round is a tie, decided by the
-    means over (cell type × operation) where their own r₁ exceeds its null, which pools all edges; otherwise by size.
-    """
-    types = list(zip(cells, operations, strict=True))
-    single, null = single_repeat_reliability(scores, edges), permutation_null(scores, edges, random)
-    basis: Basis = "operators"
-    if single <= null[1]:
-        kinds, kind_cells = _pooled(standardised(scores, edges), types)
-        pooled_null = permutation_null(kinds, kind_cells, random)
-        basis = "types" if single_repeat_reliability(kinds, kind_cells) > pooled_null[1] else "parameters"
-    return RoundReliability(
-        repeats=scores.shape[1],
-        single=single,
-        specific=single_repeat_reliability(scores, edges, types),
-        null=null,
-        agreement=half_agreement(scores, edges, random),
-        certainty=certainty(scores, edges, random, types),
-        share=shrunken_scores(scores, edges, types)[1],
-        basis=basis,
-    )
-
-
-def decided_scores(
-    scores: Scores, edges: Labels, types: Labels, parameters: Sequence[int], basis: Basis
-) -> Float[np.ndarray, " o"]:
-    """The scores by which a round goes, larger = to be taken out: shrunken, of the types alone, or the size.
-
-    parameters: of every operator. By size the larger goes: a score that says nothing is no reason for more weights.
-    """
-    match basis:
-        case "operators":
-            return shrunken_scores(scores, edges, types)[0]
-        case "types":
-            return shrunken_scores(scores, edges, types, 0.0)[0]
-        case _:
-            return np.asarray(parameters, dtype=float)
-
-
-def _codes(labels: Labels) -> np.ndarray:
+def codes(labels: Labels) -> np.ndarray:
     """Numbers 0, 1, … of the labels in order of first appearance."""
     numbers: dict = {}
     return np.array([numbers.setdefault(label, len(numbers)) for label in labels])
 
 
-def _group_means(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    sums = np.zeros((codes.max() + 1, *values.shape[1:]))
-    np.add.at(sums, codes, values)
-    return sums / np.bincount(codes).reshape(-1, *[1] * (values.ndim - 1))
+def group_means(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Mean of the rows that have the same number."""
+    sums = np.zeros((numbers.max() + 1, *values.shape[1:]))
+    np.add.at(sums, numbers, values)
+    return sums / np.bincount(numbers).reshape(-1, *[1] * (values.ndim - 1))
 
 
-def _effects(edges: Labels, types: Labels | None) -> np.ndarray:
+def effects(edges: Labels, types: Labels | None) -> np.ndarray:
     """Orthonormal basis of what edges, and types, have in common: o × rank."""
     both = [edges] if types is None else [edges, types]
-    columns = [np.eye(codes.max() + 1)[codes] for codes in map(_codes, both)]
+    columns = [np.eye(numbers.max() + 1)[numbers] for numbers in map(codes, both)]
     vectors, sizes, _ = np.linalg.svd(np.concatenate(columns, 1), full_matrices=False)
     return vectors[:, sizes > 1e-9 * sizes[0]]
-
-
-def _pooled(values: Scores, types: Labels) -> tuple[Float[np.ndarray, "t r"], list]:
-    """Means over the edges of every (cell type, operation), and the cell types."""
-    codes = _codes(types)
-    return _group_means(values, codes), [cell for cell, _ in dict.fromkeys(types)]

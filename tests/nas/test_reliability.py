@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -6,14 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
-from mamltheory.nas.reliability import (
+from mamltheory.nas.judgement import (
     MIN_REPEATS,
     Certainty,
+    RoundReliability,
     certainty,
     decided_scores,
-    half_agreement,
     judge,
     may_stop,
+)
+from mamltheory.nas.reliability import (
+    half_agreement,
     mean_reliability,
     permutation_null,
     repeats_for,
@@ -225,6 +229,7 @@ def test_judgements_depend_on_the_seed_and_the_scores_alone():
     scores = planted(0, 5, kind=0.3)[0]
     first, second = (judge(scores, EDGES, CELLS, OPERATIONS, draws(4)) for _ in range(2))
     assert first == second
+    assert RoundReliability.from_json(json.loads(json.dumps(first.to_json()))) == first
 
 
 def test_edges_need_not_have_the_same_number_of_operators():
