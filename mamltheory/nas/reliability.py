@@ -88,11 +88,9 @@ def permutation_null(
     """Central interval of r₁ when operators change places on their edge, independently in every repeat."""
     values, places = standardised(scores, edges), codes(edges)
     freedom = len(values) - len(set(places.tolist()))
-    found = []
+    home, found = np.argsort(places, kind="stable"), []
     for _ in range(draws):
-        keys = random.random(values.shape)
-        home = np.argsort(places, kind="stable")
-        order = np.lexsort((keys.T, np.broadcast_to(places, keys.T.shape))).T
+        order = np.argsort(places[:, None] + random.random(values.shape), axis=0)
         shuffled = np.empty_like(values)
         shuffled[home] = np.take_along_axis(values, order, 0)
         found.append(_intraclass(shuffled, freedom))
@@ -129,42 +127,45 @@ def half_agreement(
     repeats = scores.shape[1]
     if repeats < 2:
         raise ConfigurationError(f"halves need at least 2 repeats, got {repeats}")
+    halves = [np.zeros((repeats, draws)) for _ in range(2)]
+    for draw in range(draws):
+        order = random.permutation(repeats)
+        halves[0][order[: repeats // 2], draw] = 2 / (repeats - repeats % 2)
+        halves[1][order[repeats // 2 : 2 * (repeats // 2)], draw] = 2 / (repeats - repeats % 2)
+    left, right = (_summaries(scores, half, edges, types) for half in halves)
     places = codes(edges)
     members = [np.flatnonzero(places == place) for place in range(places.max() + 1)]
     members = [each for each in members if len(each) > 1]
-    taus, sames, tau_draws, same_draws = [], [], [], []
-    for _ in range(draws):
-        order = random.permutation(repeats)
-        halves = order[: repeats // 2], order[repeats // 2 : 2 * (repeats // 2)]
-        left, right = (_summary(scores[:, half], edges, types) for half in halves)
-        pairs = np.array([_concordance(left[each], right[each]) for each in members])
-        equal = np.array([left[each].argmax() == right[each].argmax() for each in members], float)
-        chosen = random.integers(len(members), size=len(members))
-        taus.append(pairs[:, 0].sum() / pairs[:, 1].sum())
-        sames.append(equal.mean())
-        tau_draws.append(pairs[chosen, 0].sum() / pairs[chosen, 1].sum())
-        same_draws.append(equal[chosen].mean())
-    chance = float(np.mean([1 / len(each) for each in members]))
+    concordant = np.array([_concordance(left[each], right[each]) for each in members])
+    pairs = np.array([len(each) * (len(each) - 1) / 2 for each in members])
+    equal = np.array([left[each].argmax(0) == right[each].argmax(0) for each in members], float)
+    chosen = random.integers(len(members), size=(len(members), draws))
+    drawn = np.take_along_axis(concordant, chosen, 0).sum(0) / pairs[chosen].sum(0)
     return Agreement(
-        float(np.mean(taus)), _interval(tau_draws), float(np.mean(sames)), _interval(same_draws), chance
+        tau=float(concordant.sum(0).mean() / pairs.sum()),
+        tau_interval=_interval(drawn),
+        same=float(equal.mean()),
+        same_interval=_interval(np.take_along_axis(equal, chosen, 0).mean(0)),
+        chance=float(np.mean([1 / len(each) for each in members])),
     )
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float]:
+def _interval(values: np.ndarray) -> tuple[float, float]:
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 
 
-def _concordance(left: np.ndarray, right: np.ndarray) -> tuple[float, int]:
-    """Concordant less discordant pairs, and all pairs."""
+def _concordance(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Concordant less discordant pairs of the operators of an edge, in every draw."""
     i, j = np.triu_indices(len(left), 1)
-    signs = np.sign(left[i] - left[j]) * np.sign(right[i] - right[j])
-    return float(signs.sum()), len(i)
+    return (np.sign(left[i] - left[j]) * np.sign(right[i] - right[j])).sum(0)
 
 
-def _summary(scores: Scores, edges: Labels, types: Labels | None) -> np.ndarray:
-    """Mean of standardised repeats, or the shrunken score."""
-    return standardised(scores, edges).mean(1) if types is None else shrunken_scores(scores, edges, types)[0]
+def _summaries(scores: Scores, halves: np.ndarray, edges: Labels, types: Labels | None) -> np.ndarray:
+    """Mean of the standardised repeats of every half (a column), or its shrunken score."""
+    if types is None:
+        return standardised(scores, edges) @ halves
+    return np.stack([shrunken_scores(scores[:, half > 0], edges, types)[0] for half in halves.T], 1)
 
 
 def shrunken_scores(
