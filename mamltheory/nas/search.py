@@ -21,6 +21,12 @@ Where the paper leaves a choice:
 - Second stage. The released code goes on to keep two inputs per node (``inputs="two"``): node by node, the
   edges of the node are taken out in turn and ranked in the same way.
 
+- Estimator. ``"gradient"`` takes the first-order difference of every operator from one gradient a repeat
+  (:mod:`mamltheory.nas.gradient`) instead of one score for each; C_N alone has one.
+- Shrinkage. ΔC may be shrunk towards the mean of (cell type × operation), and a round whose ΔC cannot be told from
+  noise is then decided by :func:`mamltheory.nas.judgement.decided_scores` instead. Every round with 2 repeats or more
+  says how reliable its ΔC was, whatever decides.
+
 An infinite C_N means a network that cannot be trained: a candidate with C = ∞ ranks as worst to prune,
 whatever the other repeats say.
 """
@@ -34,12 +40,16 @@ from typing import Literal, NamedTuple
 
 from mamltheory.errors import CheckpointError, ConfigurationError
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, NODES, Candidates, Edge, Operator
+from mamltheory.nas.judgement import RoundReliability
 from mamltheory.nas.pruning import Difference, Ties, competitors, difference, losers, mean_difference, ranks
+from mamltheory.nas.round_report import decided_differences, reliability
 from mamltheory.nas.scores import Score
 from mamltheory.rng import derived_seed
 
-Scorer = Callable[[Candidates, int, int], Score]
+Scorer = Callable[[Candidates, int, int], Score | Mapping[Operator | None, Score]]
+"""Scores one supernet; with ``estimator="gradient"``, it (None) and it without each of its operators."""
 Criterion = Literal["condition", "regions"]
+Estimator = Literal["leave-one-out", "gradient"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ class SearchSettings:
     ties: Ties = "min"
     difference: Difference = "log"
     inputs: Literal["all", "two"] = "all"
+    estimator: Estimator = "leave-one-out"
+    shrinkage: bool = False
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
@@ -68,10 +80,13 @@ class SearchSettings:
             "ties": ("min", "index"),
             "difference": ("log", "relative", "absolute"),
             "inputs": ("all", "two"),
+            "estimator": ("leave-one-out", "gradient"),
         }
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ConfigurationError(f"{name} is {getattr(self, name)!r}: expected one of {values}")
+        if self.estimator == "gradient" and "regions" in self.criteria:
+            raise ConfigurationError("the gradient scores C_N alone: give criteria=('condition',) with it")
 
 
 class Job(NamedTuple):
@@ -107,6 +122,8 @@ class SearchState:
     round_index: int = 0
     scores: Mapping[Job, Score] = field(default_factory=dict)
     trace: tuple[Decision, ...] = ()
+    reliability: tuple[RoundReliability | None, ...] = ()
+    """Of every finished round; None where it had no two repeats to compare."""
 
 
 def group(state: SearchState, settings: SearchSettings) -> tuple[Operator, ...]:
@@ -153,6 +170,14 @@ def evaluate(job: Job, candidates: Candidates, scorer: Scorer) -> Score:
     return scorer(network, job.round_index, job.repeat)
 
 
+def evaluate_repeat(
+    state: SearchState, repeat: int, scorer: Scorer, settings: SearchSettings
+) -> dict[Job, Score]:
+    """All scores of one repeat of the round, from the gradient."""
+    found = scorer(state.candidates, state.round_index, repeat)
+    return {Job(state.round_index, repeat, o): found[o] for o in (None, *group(state, settings))}
+
+
 def record(state: SearchState, results: Mapping[Job, Score]) -> SearchState:
     """The state with more scores; raises CheckpointError for scores of another round."""
     for job in results:
@@ -170,7 +195,11 @@ def step(
     missing.
     """
     jobs = islice(pending(state, settings), limit)
-    state = record(state, {job: evaluate(job, state.candidates, scorer) for job in jobs})
+    if settings.estimator == "gradient":
+        for repeat in sorted({job.repeat for job in jobs}):
+            state = record(state, evaluate_repeat(state, repeat, scorer, settings))
+    else:
+        state = record(state, {job: evaluate(job, state.candidates, scorer) for job in jobs})
     return state if pending(state, settings) else prune(state, settings)
 
 
@@ -201,14 +230,17 @@ def prune(state: SearchState, settings: SearchSettings) -> SearchState:
         return state
     delta_c = [_delta(state, settings, "condition", o) for o in operators]
     delta_r = [_delta(state, settings, "regions", o) for o in operators]
-    ranks_c, ranks_r = ranks([-d for d in delta_c], settings.ties), ranks(delta_r, settings.ties)
+    draws = [_draws(state, settings, "condition", o) for o in operators]
+    report = reliability(operators, draws, settings.seed, state.round_index)
+    by_c = decided_differences(operators, draws, report) if settings.shrinkage and report else delta_c
+    ranks_c, ranks_r = ranks([-d for d in by_c], settings.ties), ranks(delta_r, settings.ties)
     total = {
         o: ("condition" in settings.criteria) * c + ("regions" in settings.criteria) * r
         for o, c, r in zip(operators, ranks_c, ranks_r, strict=True)
     }
     order = {
         o: (total[o], *((-c, r) if settings.ties == "min" else ()), *_last_resort(o, i, state, settings))
-        for i, (o, c, r) in enumerate(zip(operators, delta_c, delta_r, strict=True))
+        for i, (o, c, r) in enumerate(zip(operators, by_c, delta_r, strict=True))
     }
     pruned: set[Operator] = set()
     tied: set[Operator] = set()
@@ -221,19 +253,27 @@ def prune(state: SearchState, settings: SearchSettings) -> SearchState:
         for o, c, r in zip(operators, delta_c, delta_r, strict=True)
     )
     left = state.candidates.without(*(o for o in operators if o in pruned))
-    return SearchState(left, state.round_index + 1, {}, state.trace + trace)
+    return SearchState(left, state.round_index + 1, {}, state.trace + trace, (*state.reliability, report))
 
 
 def _delta(state: SearchState, settings: SearchSettings, criterion: Criterion, operator: Operator) -> float:
     """ΔC or ΔR of line 4 or 6, averaged over the repeats; a single −∞ decides."""
+    values = _draws(state, settings, criterion, operator)
+    return mean_difference(values) if values else 0.0
+
+
+def _draws(
+    state: SearchState, settings: SearchSettings, criterion: Criterion, operator: Operator
+) -> list[float]:
+    """ΔC or ΔR of every repeat; none for a criterion that is not in use."""
     if criterion not in settings.criteria:
-        return 0.0
+        return []
     kind = settings.difference if criterion == "condition" else "absolute"
     values = []
     for repeat in range(settings.repeats):
         whole, part = (state.scores[Job(state.round_index, repeat, o)] for o in (None, operator))
         values.append(difference(getattr(whole, criterion), getattr(part, criterion), kind))
-    return mean_difference(values)
+    return values
 
 
 def _last_resort(
@@ -267,6 +307,7 @@ def state_to_json(state: SearchState) -> dict:
             ]
             for d in state.trace
         ],
+        "reliability": [report and report.to_json() for report in state.reliability],
     }
 
 
@@ -283,7 +324,9 @@ def state_from_json(data: Mapping) -> SearchState:
             Decision(k, _operator(o), float(c), float(r), rank, pruned, tied)
             for k, o, c, r, rank, pruned, tied in data["trace"]
         )
-        return SearchState(Candidates.from_json(data["candidates"]), data["round"], scores, trace)
+        reports = tuple(r and RoundReliability.from_json(r) for r in data.get("reliability", ()))
+        candidates = Candidates.from_json(data["candidates"])
+        return SearchState(candidates, data["round"], scores, trace, reports)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"not a saved search: {error!r}; start the search anew") from error
 
