@@ -256,7 +256,7 @@ def run_exact_layer(folder: Path) -> subprocess.CompletedProcess:
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     tests = str(folder / "tests" / "paper" / "test_exact.py")
-    fast = "erf-L2-l5-k2-maml or erf-L2-l5-k2-anil"
+    fast = "erf-L2-l5-k2-maml-3 or erf-L2-l5-k2-anil-3"
     return subprocess.run(
         [*command, "--rootdir", str(folder), tests, "-k", fast, "--import-mode=importlib"],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
