@@ -166,7 +166,8 @@ def tested_code():
         "lipschitz",
     ]
     theory = [package / f"{name}.py" for name in names if (package / f"{name}.py").exists()]
-    for module in sorted(theory + list((package / "kernels").glob("*.py"))):
+    kernels = [one for one in (package / "kernels").glob("*.py") if not one.name.startswith("layer")]
+    for module in sorted(theory + kernels):  # the layers of modules are no part of Eq. (16)'s networks
         digest.update(module.read_bytes())
     return digest.hexdigest()[:16]
 

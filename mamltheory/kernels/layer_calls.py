@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -136,24 +137,34 @@ class Recorder:
     def _hooked(
         self, name: str, layer: nn.Module, kind: type[nn.Module] | None, names: dict[str, str]
     ) -> list[RemovableHandle]:
-        def before(layer: nn.Module, args: tuple, kwargs: dict) -> None:
-            if kwargs or layer in self._open or not fits(kind, layer, args, self._samples):
-                raise NotCovered(names.values(), f"module {name!r} is not called with one row a sample")
-            self._open[layer] = Call(name, layer, kind, names, _detached(args), _versions(args))
-            if not self.trusted:
-                for key, full in names.items():
-                    setattr(layer, key, self.constants[full])
-
-        def after(layer: nn.Module, _: tuple, output: object) -> Tensor | None:
-            if not self.trusted:
-                for key, full in names.items():
-                    setattr(layer, key, self.leaves[full])
-            return self._record(self._open.pop(layer), output)
-
+        """Hooks before and after the layer's calls; bound methods, for closures would be made for every layer."""
+        before = partial(self._before, name, kind, names)
         return [
             layer.register_forward_pre_hook(before, with_kwargs=True),
-            layer.register_forward_hook(after, prepend=True),
+            layer.register_forward_hook(partial(self._after, names), prepend=True),
         ]
+
+    def _before(
+        self,
+        name: str,
+        kind: type[nn.Module] | None,
+        names: dict[str, str],
+        layer: nn.Module,
+        args: tuple,
+        kwargs: dict,
+    ) -> None:
+        if kwargs or layer in self._open or not fits(kind, layer, args, self._samples):
+            raise NotCovered(names.values(), f"module {name!r} is not called with one row a sample")
+        self._open[layer] = Call(name, layer, kind, names, _detached(args), _versions(args))
+        if not self.trusted:
+            for key, full in names.items():
+                setattr(layer, key, self.constants[full])
+
+    def _after(self, names: dict[str, str], layer: nn.Module, _: tuple, output: object) -> Tensor | None:
+        if not self.trusted:
+            for key, full in names.items():
+                setattr(layer, key, self.leaves[full])
+        return self._record(self._open.pop(layer), output)
 
     def _record(self, call: Call, output: object) -> Tensor | None:
         """Books a call; a clone stands in for an output that has no graph yet, or that is a view of another."""
