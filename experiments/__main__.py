@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated
 
 from experiments.commands import COMMANDS, Command
-from experiments.settings import require
+from experiments.requirements import require
 
 PROGRAM = "python -m experiments"
 EXAMPLES = (

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 
-from experiments.settings import require
+from experiments.requirements import require
 
 
 def read_config(path: Path, command: str) -> dict[str, object]:

@@ -163,13 +163,15 @@ def test_randomness_comes_from_explicit_generators(path):
 
 
 def test_settings_and_commands_load_neither_torch_nor_the_package():
-    for name in ("settings", "presets", "commands", "config", "__main__"):
-        tree = _tree(ROOT / "experiments" / f"{name}.py")
+    folder = ROOT / "experiments"
+    modules = [folder / f"{name}.py" for name in ("requirements", "commands", "config", "__main__")]
+    for path in [*modules, *(folder / "settings").glob("*.py"), *(folder / "presets").glob("*.py")]:
+        tree = _tree(path)
         at_the_top = ast.Module(
             [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], []
         )
         roots = {module.split(".")[0] for module in _imported(at_the_top)}
-        assert not roots & {"torch", "numpy", "matplotlib", "mamltheory", "tyro", "rich"}, name
+        assert not roots & {"torch", "numpy", "matplotlib", "mamltheory", "tyro", "rich"}, path
 
 
 @pytest.mark.parametrize(

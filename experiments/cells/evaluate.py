@@ -8,7 +8,8 @@ from torch import Tensor
 
 from experiments.cells.common import FREE, data_of, recorded, source_of
 from experiments.cells.train import settings_of_run, trained_network
-from experiments.settings import Evaluate, require
+from experiments.requirements import require
+from experiments.settings import Evaluate
 from mamltheory.fewshot.episodes import sample_episode
 from mamltheory.fewshot.evaluate import Evaluation, EvaluationConfig
 from mamltheory.fewshot.evaluate import evaluate as evaluate_network

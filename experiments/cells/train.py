@@ -14,7 +14,8 @@ from experiments.cells.common import (
     without_paths,
 )
 from experiments.config import read_config, settings_from
-from experiments.settings import Train, require
+from experiments.requirements import require
+from experiments.settings import Train
 from mamltheory.errors import CheckpointError
 from mamltheory.fewshot.images import ImageData
 from mamltheory.fewshot.train import (

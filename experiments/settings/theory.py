@@ -1,4 +1,4 @@
-"""The settings of the theory's commands; :mod:`experiments.settings` hands them on with all others."""
+"""The settings of the commands of the theory."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,0 +1,7 @@
+"""Named settings of the commands; every number of the paper's has its source beside it."""
+
+from experiments.presets.demo import DEMO_EVALUATE, DEMO_SEARCH, DEMO_THEORY, DEMO_TRAIN
+from experiments.presets.evaluate import EVALUATE
+from experiments.presets.search import SEARCH
+from experiments.presets.theory import CONVERGENCE, DRIFT, EQUIVALENCE
+from experiments.presets.train import TRAIN

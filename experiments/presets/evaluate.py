@@ -1,0 +1,33 @@
+"""Named settings of the evaluation: the smoke test on embedded glyphs, and the eight numbers of Table 1.
+
+Sources: [6.1] optimisation set-up of Section 6.1; [E] the paragraphs of Appendix E; [code] a default of the
+authors' released programs where the paper is silent.
+"""
+
+from pathlib import Path
+
+from experiments.presets.sources import MINI, TIERED
+from experiments.settings import Evaluate
+
+
+def _evaluate(name: str, data: str, shots: int, head: str, C: float) -> Evaluate:
+    # [E] 5 augmented copies of the support; [code] 1000 tasks of 15 queries per class.
+    folder = Path(f"runs/{name}")
+    files = {"checkpoint": folder / "train", "out": folder / f"evaluate-{shots}-shot"}
+    return Evaluate(data=data, shots=shots, head=head, C=C, augment=5, tasks=1000, queries=15, **files)
+
+
+# [E] head and C of each of the eight numbers in Table 1.
+EVALUATE = {
+    "glyph-smoke": Evaluate(
+        checkpoint=Path("runs/glyph-smoke/train"), tasks=50, augment=1, out=Path("runs/glyph-smoke/evaluate")
+    ),
+    "mini-5-1-shot": _evaluate("mini-5", MINI, 1, "svc", 0.2),
+    "mini-5-5-shot": _evaluate("mini-5", MINI, 5, "logistic", 0.6),
+    "mini-8-1-shot": _evaluate("mini-8", MINI, 1, "svc", 0.35),
+    "mini-8-5-shot": _evaluate("mini-8", MINI, 5, "logistic", 0.4),
+    "tiered-5-1-shot": _evaluate("tiered-5", TIERED, 1, "svc", 0.75),
+    "tiered-5-5-shot": _evaluate("tiered-5", TIERED, 5, "logistic", 0.8),
+    "tiered-8-1-shot": _evaluate("tiered-8", TIERED, 1, "logistic", 0.95),
+    "tiered-8-5-shot": _evaluate("tiered-8", TIERED, 5, "logistic", 0.5),
+}

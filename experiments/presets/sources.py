@@ -1,0 +1,3 @@
+"""Where the presets look for the real data sets."""
+
+MINI, TIERED = "data/mini-imagenet", "data/tiered-imagenet"

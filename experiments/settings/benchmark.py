@@ -1,0 +1,46 @@
+"""The settings of the benchmarks."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from experiments.requirements import require, require_at_least
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Time, memory and exactness of the fast routines, beside what a user would pick instead."""
+
+    cases: tuple[str, ...] = ()
+    """Beginnings of the names of the cases to measure; all if none is given."""
+    rounds: int = 5
+    """Rounds in which every method has its turn; medians are reported."""
+    seconds: float = 8.0
+    """CPU seconds of a method's rounds after which it sits out the rest."""
+    quick: bool = False
+    """Tiny problems in one process: shows that everything runs, its numbers mean nothing."""
+    allocator: Literal["default", "tuned", "both"] = "default"
+    """Settings of the C library's allocator; "both" repeats the cases in which it matters."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to compute; time is the CPU's or that between events on the device."""
+    neural_tangents_python: Path | None = None
+    """Python in whose environment neural-tangents is installed."""
+    again: bool = False
+    """Measure finished cases again."""
+    seed: int = 0
+    """Seed of every random draw."""
+    out: Path = Path("figures")
+    """Folder for the table, the figure and its numbers."""
+    runs: Path = Path("runs/benchmark")
+    """Folder for the measurements of every case; a run stopped there goes on by itself."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, ("rounds",))
+        require_at_least(self, 0, ("seed",))
+        require(0 < self.seconds < math.inf, f"seconds is {self.seconds}: expected a positive finite number")
+        python = self.neural_tangents_python
+        require(
+            python is None or python.is_file(),
+            f"neural-tangents-python is {python}: expected the program of a Python, such as env/bin/python",
+        )

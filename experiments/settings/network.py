@@ -1,0 +1,35 @@
+"""What search, training and their studies share: data, size of the network, seed, device."""
+
+from dataclasses import dataclass
+
+from experiments.requirements import require, require_at_least
+
+EMBEDDED_DATA = "glyphs"
+
+
+@dataclass(frozen=True)
+class Network:
+    """Where images come from and how the cells are stacked; search and training share it."""
+
+    data: str = EMBEDDED_DATA
+    """"glyphs" (embedded, no download), or the folder of mini- or tieredImageNet."""
+    image_size: int = 32
+    """Side of the square images in pixels."""
+    channels: int = 48
+    """Channels C of the first cells; doubled at each reduction."""
+    cells: int = 5
+    """Number of stacked cells; reductions at one and two thirds."""
+    stem_stride: int = 1
+    """Stride of the stem convolution; 2 halves the image first and costs a quarter."""
+    seed: int = 0
+    """Seed of every random draw."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda or cuda:N."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.data), 'data is empty: expected "glyphs" or a folder')
+        require_at_least(self, 8, ("image_size",))
+        require_at_least(self, 1, ("channels",))
+        require_at_least(self, 3, ("cells",))
+        require_at_least(self, 0, ("seed",))
+        require(self.stem_stride in (1, 2, 4), f"stem_stride is {self.stem_stride}: expected 1, 2 or 4")
