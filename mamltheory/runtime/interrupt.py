@@ -23,6 +23,10 @@ class Interrupted(BaseException):
         self.signal_number = signal_number
         self.continue_with = continue_with
 
+    def __reduce__(self) -> tuple:
+        """Both fields travel between processes; an exception's own way would pass the message as the signal."""
+        return Interrupted, (self.signal_number, self.continue_with)
+
     @property
     def exit_code(self) -> int:
         """The shell's convention: 130 after Ctrl-C, 143 after SIGTERM."""

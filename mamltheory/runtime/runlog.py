@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mamltheory.errors import CheckpointError, ConfigurationError
+from mamltheory.runtime.lock import hold, let_go
 from mamltheory.runtime.records import plain, replace_file, to_json
 
 RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
@@ -29,13 +30,17 @@ class RunLog:
             file.write(to_json(values, indent=None))
 
     def close(self, status: str = "finished", **results: object) -> "RunLog":
-        """Write how the run ended, with its results in a few numbers; returns the final record."""
+        """Write how the run ended, with its results in a few numbers, and leave the folder to other processes.
+
+        Returns the final record.
+        """
         if status not in ("finished", "interrupted", "failed"):
             raise ConfigurationError(f"status is {status!r}: expected 'finished', 'interrupted' or 'failed'")
         closed = replace(
             self, record={**self.record, "ended": _now(), "status": status, "results": plain(results)}
         )
         closed.write()
+        let_go(self.directory)
         return closed
 
     def write(self) -> None:
@@ -55,10 +60,26 @@ def open_run(
 
     config: the resolved settings, a dataclass or mapping. may_differ: settings that do not change the
     results, such as the number of workers, and may be others when a run goes on. Raises ConfigurationError
-    when the directory holds a run of another command or other settings, naming them; CheckpointError when
-    its record is broken.
+    when the directory holds a run of another command or other settings, naming them, or when another process
+    writes there; CheckpointError when its record is broken.
     """
-    config = plain(config)
+    taken = hold(directory)
+    try:
+        return _open_held(directory, command, plain(config), seed, environment, may_differ)
+    except BaseException:
+        if taken:
+            let_go(directory)
+        raise
+
+
+def _open_held(
+    directory: Path,
+    command: str,
+    config: dict[str, object],
+    seed: int,
+    environment: Mapping[str, object],
+    may_differ: Collection[str],
+) -> RunLog:
     starts, started = 1, _now()
     if (directory / RUN_FILE).exists():
         earlier = read_run(directory)
