@@ -8,10 +8,9 @@ alone in their region). BatchNorm makes the patterns of a batch depend on one an
 all at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from mamltheory.errors import ShapeError, UnsupportedModelError
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import Network, NetworkSettings, build
+from mamltheory.nas.shared_patterns import PatternCounter, distinct_rows, packed_bits
 
 PATCH = 3
 
@@ -34,8 +34,18 @@ def thin_network(candidates: Candidates, seed: int) -> Network:
 
 def region_count(candidates: Candidates, patches: Float[Tensor, "n 1 h w"], seed: int) -> int:
     """R_N of a supernet or a finished cell: number of linear regions that the patches fall into, Eq. (15)."""
-    network = _whole_thin_network(seed).restrict(candidates).to(patches.device)
-    return distinct_patterns(activation_patterns(network, patches, network.feature_map))
+    return region_counts([candidates], patches, seed)[0]
+
+
+def region_counts(
+    candidates: Sequence[Candidates], patches: Float[Tensor, "n 1 h w"], seed: int
+) -> list[int]:
+    """R_N of many supernets on the same patches and weights, as :func:`region_count` one by one.
+
+    What a candidate computes from the same values as the first one is taken from there.
+    """
+    counter = PatternCounter(_whole_thin_network(seed).to(patches.device), patches)
+    return [counter.count(each) for each in candidates]
 
 
 @lru_cache(maxsize=2)
@@ -75,8 +85,7 @@ def activation_patterns(
 
 def distinct_patterns(patterns: Bool[Tensor, "n bits"]) -> int:
     """Number of distinct rows, on bits packed into bytes."""
-    packed = np.ascontiguousarray(np.packbits(patterns.cpu().numpy(), axis=1))
-    return len(np.unique(packed.view(f"V{packed.shape[1]}")))
+    return distinct_rows([packed_bits(patterns)])
 
 
 def random_patches(

@@ -7,7 +7,8 @@ score depends on the order, the chunks or the process in which scores are comput
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
@@ -16,14 +17,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelError
+from mamltheory.errors import ConfigurationError, ShapeError, SingularKernelError, UnsupportedModelError
 from mamltheory.kernels.empirical import Outputs
 from mamltheory.kernels.layerwise import layerwise_kernels
 from mamltheory.kernels.meta import joint_inputs, joint_sizes, meta_ntk_from_ntk
 from mamltheory.linalg import Converged, Dynamics, rounding_level, symmetrised
+from mamltheory.nas.batched import MEMORY, candidate_kernels
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import Network, NetworkSettings, supernet
-from mamltheory.nas.regions import region_count
+from mamltheory.nas.regions import region_counts
 from mamltheory.rng import derived_seed, generator
 from mamltheory.types import Task, check_tasks
 
@@ -66,12 +68,20 @@ class ScoreSettings:
                 raise ConfigurationError(f"{name} is {getattr(self, name)!r}: expected one of {values}")
 
 
+Failure = Literal["not finite", "no gradient", "singular"]
+"""Why a network has no condition number: overflow on the way, an output that no weight moves, a singular kernel."""
+
+
 @dataclass(frozen=True)
 class Score:
-    """C_N (lower is better, +inf for a singular kernel) and R_N (higher is better) of one network."""
+    """C_N (lower is better, +inf for a network that cannot be scored) and R_N (higher is better) of one network.
+
+    failure: why C_N is +inf, where it was found out; equality of scores does not look at it.
+    """
 
     condition: float
     regions: float
+    failure: Failure | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if math.isnan(self.condition) or not math.isfinite(self.regions):
@@ -79,6 +89,11 @@ class Score:
                 f"got {self}: a score must be a number (C may be +inf, R must be finite); NaN cannot be "
                 "ranked"
             )
+
+
+def failures(scores: Iterable[Score]) -> dict[str, int]:
+    """How many of the scores are +inf, by reason ("unknown" where none was recorded)."""
+    return dict(Counter(s.failure or "unknown" for s in scores if math.isinf(s.condition)))
 
 
 def network_kernels(
@@ -108,6 +123,12 @@ def score_kernel(network: Network, tasks: Sequence[Task], settings: ScoreSetting
     tasks: images n × 3 × H × W; their labels are not used. The network must not use batch statistics.
     Raises ShapeError when the network's head does not fit the tasks, UnsupportedModelError for BatchNorm.
     """
+    tasks = _checked(network, tasks)
+    theta, head = network_kernels(network, _images(network, tasks), settings.outputs, settings.weights)
+    return _composed(theta, head, tasks, settings)
+
+
+def _checked(network: Network, tasks: Sequence[Task]) -> tuple[Task, ...]:
     tasks = check_tasks(tasks)
     ways = tasks[0].query_y.shape[1]
     if network.settings.classes != ways:
@@ -115,9 +136,16 @@ def score_kernel(network: Network, tasks: Sequence[Task], settings: ScoreSetting
             f"the network has {network.settings.classes} outputs and the tasks {ways} ways: "
             "build it with NetworkSettings(classes=ways)"
         )
+    return tasks
+
+
+def _images(network: Network, tasks: Sequence[Task]) -> Tensor:
     like = network.classifier.weight
-    x = joint_inputs(tasks).to(device=like.device, dtype=like.dtype)
-    theta, head = network_kernels(network, x, settings.outputs, settings.weights)
+    return joint_inputs(tasks).to(device=like.device, dtype=like.dtype)
+
+
+def _composed(theta: Tensor, head: Tensor, tasks: Sequence[Task], settings: ScoreSettings) -> Tensor:
+    """The kernel that is scored, from the NTK and its last-layer part."""
     if settings.kernel == "ntk":
         return theta
     adaptation = head if settings.kernel == "anil" else None
@@ -129,20 +157,66 @@ def conditioning(
 ) -> float:
     """σ_max/σ_min, or tr Φ · tr Φ⁻¹ / n²; +inf for a kernel that is singular up to the rounding of ``dtype``.
 
-    dtype: precision of the gradients that the kernel was built from.
+    dtype: precision of the gradients that the kernel was built from. A kernel that is not finite is +inf, too.
     """
+    return _conditioning(kernel, measure, dtype)[0]
+
+
+def _conditioning(
+    kernel: Tensor, measure: Literal["condition", "harmonic"], dtype: torch.dtype
+) -> tuple[float, Failure | None]:
+    if not bool(torch.isfinite(kernel).all()):
+        return math.inf, "not finite"
     eigenvalues = torch.linalg.eigvalsh(symmetrised(kernel))
     if float(eigenvalues[0]) <= rounding_level(eigenvalues, dtype):
-        return math.inf
+        return math.inf, "singular" if bool(eigenvalues.any()) else "no gradient"
     if measure == "harmonic":
-        return float(eigenvalues.mean() * (1 / eigenvalues).mean())
-    return float(eigenvalues[-1] / eigenvalues[0])
+        value = float(eigenvalues.mean() * (1 / eigenvalues).mean())
+    else:
+        value = float(eigenvalues[-1] / eigenvalues[0])
+    return (value, None) if math.isfinite(value) else (math.inf, "not finite")
+
+
+def candidate_conditions(
+    network: Network,
+    candidates: Sequence[Candidates],
+    tasks: Sequence[Task],
+    settings: ScoreSettings,
+    memory: int | None = None,
+) -> list[tuple[float, Failure | None]]:
+    """C_N of every candidate on the same tasks and weights, and why it is +inf where it is.
+
+    network: one with all their operations.  memory: see :func:`mamltheory.nas.batched.candidate_kernels`.
+    Values agree with :func:`condition_score` one by one up to rounding. Errors as for :func:`score_kernel`.
+    """
+    tasks = _checked(network, tasks)
+    kernels = candidate_kernels(
+        network, candidates, _images(network, tasks), settings.outputs, settings.weights, memory
+    )
+    return [
+        _measured(theta, head, tasks, settings, network.classifier.weight.dtype) for theta, head in kernels
+    ]
+
+
+def _measured(
+    theta: Tensor, head: Tensor, tasks: Sequence[Task], settings: ScoreSettings, dtype: torch.dtype
+) -> tuple[float, Failure | None]:
+    if not bool(torch.isfinite(theta).all()):
+        return math.inf, "not finite"
+    if not bool(theta.any()):
+        return math.inf, "no gradient"
+    try:
+        kernel = _composed(theta, head, tasks, settings)
+    except SingularKernelError:
+        return math.inf, "singular"
+    return _conditioning(kernel, settings.measure, dtype)
 
 
 def condition_score(network: Network, tasks: Sequence[Task], settings: ScoreSettings) -> float:
-    """C_N, Eq. (14), of a network on a batch of tasks; +inf for a singular kernel, never negative or NaN."""
-    kernel = score_kernel(network, tasks, settings)
-    return conditioning(kernel, settings.measure, network.classifier.weight.dtype)
+    """C_N, Eq. (14), of a network on a batch of tasks; +inf for a network that cannot be scored, never NaN."""
+    tasks = _checked(network, tasks)
+    kernels = network_kernels(network, _images(network, tasks), settings.outputs, settings.weights)
+    return _measured(*kernels, tasks, settings, network.classifier.weight.dtype)[0]
 
 
 @lru_cache(maxsize=2)
@@ -162,6 +236,7 @@ class CellScorer:
     worker processes can receive them. Either may be None when the search does not use the criterion; the
     score is then constant. The tasks of a repeat should not share images: a repeated image makes the NTK
     singular.
+    memory: bytes that a batch of candidates may hold.
     """
 
     network: NetworkSettings
@@ -170,20 +245,24 @@ class CellScorer:
     patches: Callable[[torch.Generator], Tensor] | None = None
     settings: ScoreSettings = field(default_factory=ScoreSettings)
     device: str = "cpu"
+    memory: int = MEMORY
 
     def __call__(self, candidates: Candidates, round_index: int, repeat: int) -> Score:
         """Score of one supernet on the draws of (round, repeat)."""
-        index = (round_index, repeat)
-        condition, regions = 1.0, 1.0
+        return self.batch([candidates], round_index, repeat)[0]
+
+    def batch(self, candidates: Sequence[Candidates], round_index: int, repeat: int) -> list[Score]:
+        """Scores of many supernets on the same draws, in a few passes; the same as one by one up to rounding."""
+        index, count = (round_index, repeat), len(candidates)
+        conditions: list[tuple[float, Failure | None]] = [(1.0, None)] * count
+        regions = [1] * count
         if self.tasks is not None:
-            network = _whole_supernet(
-                self.network, derived_seed(self.seed, "score-weights", *index), self.device
-            )
+            seed = derived_seed(self.seed, "score-weights", *index)
+            network = _whole_supernet(self.network, seed, self.device)
             tasks = self.tasks(generator(self.seed, "score-tasks", *index))
-            condition = condition_score(network.restrict(candidates), tasks, self.settings)
+            conditions = candidate_conditions(network, candidates, tasks, self.settings, self.memory)
         if self.patches is not None:
             patches = self.patches(generator(self.seed, "score-patches", *index))
-            regions = float(
-                region_count(candidates, patches, derived_seed(self.seed, "thin-weights", *index))
-            )
-        return Score(condition, regions)
+            seed = derived_seed(self.seed, "thin-weights", *index)
+            regions = region_counts(candidates, patches, seed)
+        return [Score(c, float(r), why) for (c, why), r in zip(conditions, regions, strict=True)]

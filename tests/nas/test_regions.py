@@ -12,9 +12,16 @@ from mamltheory.nas.regions import (
     distinct_patterns,
     random_patches,
     region_count,
+    region_counts,
     thin_network,
 )
 from mamltheory.rng import generator
+from tests.reference.nas_regions import (
+    count_by_products,
+    exact_intervals,
+    released_way,
+    unshared_patterns,
+)
 from tests.reference.nas_toy import count_distinct_by_pairs, intervals_of_shallow_relu
 
 
@@ -50,6 +57,61 @@ def test_on_a_fine_grid_the_count_is_the_exact_number_of_intervals_of_a_shallow_
     grid = torch.cat([between, torch.linspace(-3, 3, 500, dtype=torch.float64)])[:, None]
     exact = intervals_of_shallow_relu(weight.tolist(), bias.tolist(), -3.0, 3.0)
     assert distinct_patterns(activation_patterns(network, grid)) == exact
+
+
+@given(widths=st.lists(st.integers(1, 5), min_size=1, max_size=3), seed=st.integers(0, 1000))
+@settings(max_examples=12, deadline=None)
+def test_in_one_dimension_a_dense_sample_finds_exactly_the_regions_that_the_kinks_bound(widths, seed):
+    stream = generator(seed, "deep toy")
+    sizes = [1, *widths]
+    linear = [nn.Linear(a, b, dtype=torch.float64) for a, b in zip(sizes, widths, strict=False)]
+    with torch.no_grad():
+        for layer in linear:
+            for parameter in layer.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=stream, dtype=torch.float64))
+    pieces = exact_intervals([(each.weight.tolist(), each.bias.tolist()) for each in linear], -3, 3)
+    network = nn.Sequential(*(module for each in linear for module in (each, nn.ReLU())))
+    exact = len({pattern for _, _, pattern in pieces})
+    middles = torch.tensor([float(a + b) / 2 for a, b, _ in pieces], dtype=torch.float64)
+    sample = torch.cat([middles, torch.linspace(-3, 3, 3000, dtype=torch.float64)])[:, None]
+    assert distinct_patterns(activation_patterns(network, sample)) == exact
+    kinks = {float(a) for a, _, _ in pieces[1:]}
+    assert exact <= len(kinks) + 1
+    assert distinct_patterns(activation_patterns(network, sample[:1])) == 1
+
+
+def test_an_interval_that_is_known_by_hand_is_cut_where_it_should_be():
+    pieces = exact_intervals([([[1.0], [-1.0]], [0.0, 0.0]), ([[1.0, 1.0]], [-0.5])], -1, 1)
+    assert [(float(a), float(b)) for a, b, _ in pieces] == [(-1, -0.5), (-0.5, 0), (0, 0.5), (0.5, 1)]
+    assert len({pattern for _, _, pattern in pieces}) == 4
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=3, deadline=None)
+def test_the_released_way_of_counting_gives_the_same_number(seed):
+    operators = Candidates().operators()
+    candidates = Candidates().without(operators[seed % len(operators)])
+    x, network = patches(150, seed), thin_network(Candidates(), seed)
+    bits = unshared_patterns(network, candidates, x)
+    assert bits.shape[1] > 1000
+    assert (
+        region_count(candidates, x, seed) == count_by_products(bits) == released_way(network, candidates, x)
+    )
+
+
+def test_all_candidates_together_have_the_counts_that_they_have_one_by_one():
+    operators = Candidates().operators()
+    finished = random_genotype(generator(2, "g")).candidates()
+    candidates = [*(Candidates().without(o) for o in operators[::9]), Candidates(), finished]
+    x = patches(120)
+    expected = []
+    for each in candidates:
+        network = thin_network(each, 5)
+        densify(network)
+        expected.append(distinct_patterns(activation_patterns(network, x, network.feature_map)))
+    assert region_counts(candidates, x, 5) == expected
+    assert region_counts(candidates[::-1], x, 5) == expected[::-1]
+    assert len(set(expected)) > 1
 
 
 @given(seed=st.integers(0, 1000))

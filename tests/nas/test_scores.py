@@ -18,8 +18,10 @@ from mamltheory.nas.scores import (
     CellScorer,
     Score,
     ScoreSettings,
+    candidate_conditions,
     condition_score,
     conditioning,
+    failures,
     network_kernels,
     score_kernel,
 )
@@ -142,6 +144,54 @@ def test_a_repeated_image_makes_the_ntk_singular_and_is_reported_as_infinite():
     assert condition_score(network, [first], ScoreSettings("ntk")) < math.inf
 
 
+def only_path(doomed):
+    """Candidates whose reduction cells hear their inputs through one edge, with two operations on it."""
+    rest = (("conv_3x3",),) * 9
+    reduce = ((), (doomed, "skip_connect"), (), (), ("skip_connect",), (), (), (), ("skip_connect",))
+    return Candidates(normal=rest, reduce=reduce)
+
+
+def test_an_operator_whose_removal_kills_all_gradients_gives_infinity_and_the_reason():
+    network = supernet(Candidates(), SMALL, 3)
+    with torch.no_grad():  # a dead operation: nothing passes, in either direction
+        for parameter in network.cells[1].edges["0_1"]["skip_connect"].parameters():
+            parameter.zero_()
+    whole = only_path("conv_3x3")
+    dead = whole.without(Operator("reduce", Edge(0, 1), "conv_3x3"))
+    (value, why), (lost, reason) = candidate_conditions(network, [whole, dead], tasks(), ScoreSettings())
+    assert why is None
+    assert value < math.inf
+    assert (lost, reason) == (math.inf, "no gradient")
+
+
+def test_a_repeated_image_is_singular_and_an_overflow_not_finite():
+    first, network = tasks(count=1)[0], supernet(Candidates(), SMALL, 0)
+    twin = Task(first.query_x, first.query_y, first.query_x, first.query_y)
+    assert candidate_conditions(network, [Candidates()], [twin], ScoreSettings("ntk")) == [
+        (math.inf, "singular")
+    ]
+    with torch.no_grad():
+        network.stem[0].weight.fill_(math.inf)
+    lost = candidate_conditions(network, [Candidates()] * 2, [first], ScoreSettings(outputs="sum"))
+    assert lost == [(math.inf, "not finite")] * 2
+    assert condition_score(network, [first], ScoreSettings(outputs="sum")) == math.inf
+
+
+def test_failures_are_counted_by_their_reason():
+    scores = [Score(1.0, 1.0), Score(math.inf, 1.0, "singular"), Score(math.inf, 1.0), Score(2.0, 1.0)]
+    assert failures(scores) == {"singular": 1, "unknown": 1}
+    assert failures(scores[:1]) == {}
+    assert Score(math.inf, 1.0, "singular") == Score(math.inf, 1.0)
+
+
+def test_a_batch_of_candidates_scores_as_one_by_one():
+    candidates = [Candidates(), Candidates().without(Operator("normal", Edge(1, 1), "sep_conv_3x3"))]
+    for score, each in zip(SCORER.batch(candidates, 0, 1), candidates, strict=True):
+        alone = SCORER(each, 0, 1)
+        assert score.condition == pytest.approx(alone.condition, rel=1e-3)
+        assert score.regions == alone.regions
+
+
 def test_labels_do_not_enter_the_score():
     task = tasks(count=1)[0]
     relabelled = Task(task.query_x, task.query_y.flip(0), task.support_x, task.support_y.flip(0))
@@ -165,7 +215,8 @@ def test_a_score_does_not_depend_on_what_was_scored_before():
     assert SCORER(candidate, 0, 0) == before
     seed = derived_seed(SCORER.seed, "score-weights", 0, 0)
     batch = draw_tasks(generator(SCORER.seed, "score-tasks", 0, 0))
-    assert condition_score(supernet(candidate, SMALL, seed), batch, SCORER.settings) == before.condition
+    alone = condition_score(supernet(candidate, SMALL, seed), batch, SCORER.settings)
+    assert before.condition == pytest.approx(alone, rel=1e-3)
 
 
 def test_every_round_and_repeat_draws_afresh():

@@ -1,0 +1,181 @@
+"""Kernels of many candidates at once: the candidate is a batch dimension.
+
+All candidates of a round share their weights, and GroupNorm acts sample by sample: the images, once for every
+candidate, go through one forward and one backward pass. An operation that some candidates lack runs on the images
+of the others alone, and every image averages the operations of its own candidate. Each layer's per-sample
+gradients become one Gram matrix per candidate and are discarded.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mamltheory.errors import ConfigurationError, GenotypeError, UnsupportedModelError
+from mamltheory.kernels.jacobian import Outputs
+from mamltheory.nas.genotype import EDGES, NODES, Candidates, CellType, Edge
+from mamltheory.nas.network import Network, StackedCell
+from mamltheory.nas.operations import leading_step
+from mamltheory.nas.sample_gradients import add_grams, symmetric_halves
+from mamltheory.nas.stages import Chain, OverBudget, Stage
+
+MEMORY = 3 << 30
+"""Default budget of a batch of candidates, in bytes: one candidate of the paper's size."""
+MOST_CANDIDATES = 64
+"""Candidates beyond which a batch does not fill a device any better."""
+
+
+def candidate_kernels(
+    network: Network,
+    candidates: Sequence[Candidates],
+    x: Float[Tensor, "n c h w"],
+    outputs: Outputs = "full",
+    weights: Literal["weights", "all"] = "weights",
+    memory: int | None = None,
+) -> Iterator[tuple[Float[Tensor, "p p"], Float[Tensor, "p p"]]]:
+    """(Θ̂, 𝒦̂) of every candidate in turn: the empirical NTK and its last-layer part on the same images; float64.
+
+    network: one that was built with all their operations; what it is restricted to has no effect.
+    outputs, weights: as for :func:`mamltheory.nas.scores.network_kernels`, whose kernels these are.
+    memory: bytes that a batch holds (MEMORY), from which the number of its candidates follows: the first is run by
+    itself, and batches grow until they would have to run cells twice.
+    Raises ConfigurationError when one candidate alone does not fit, GenotypeError for an operation that the network
+    lacks, UnsupportedModelError for batch statistics.
+    """
+    memory, most = MEMORY if memory is None else memory, MOST_CANDIDATES
+    values = dict(network.named_parameters())
+    names = {name for name, value in values.items() if weights == "all" or value.dim() > 1}
+    size, start = 1, 0
+    while start < len(candidates):
+        batch = CandidateBatch(network, candidates[start : start + size], x, names)
+        try:
+            kernels = batch.kernels(outputs, memory)
+        except (OverBudget, torch.OutOfMemoryError) as over:
+            if size == 1:
+                raise _too_large(over, memory) from None
+            size = most = size // 2
+            continue
+        yield from zip(*kernels, strict=True)
+        start += size
+        fitting = memory * len(batch.candidates) // batch.chain.needed
+        size = max(1, min(most, fitting, len(candidates) - start))
+
+
+def _too_large(over: Exception, memory: int) -> ConfigurationError:
+    needed = f"{over.needed} bytes" if isinstance(over, OverBudget) else "more than the device has"
+    return ConfigurationError(
+        f"one candidate needs {needed} and memory={memory} was given: raise it, or take fewer channels, tasks or "
+        "a lower resolution"
+    )
+
+
+class CandidateBatch:
+    """Several candidates of one network on the same images; rows are candidate-major, image-minor.
+
+    names: parameters that the kernels differentiate by.
+    """
+
+    def __init__(
+        self, network: Network, candidates: Sequence[Candidates], x: Float[Tensor, "n c h w"], names: set[str]
+    ) -> None:
+        for each in candidates:
+            if unknown := set(each.operators()) - set(network.candidates.operators()):
+                raise GenotypeError(
+                    f"the network was built without {sorted(unknown)[0]}: build it with more candidates"
+                )
+        self.network, self.candidates, self.x = network, list(candidates), x
+        self.everyone = self.holders = tuple(range(len(candidates)))
+        cells = [
+            Stage(partial(self._cell, kind, cell), (max(i, 1), i + 1))
+            for i, (kind, cell) in enumerate(zip(network.kinds, network.cells, strict=True))
+        ]
+        stages = [Stage(network.stem, (0,)), *cells, Stage(self._end, (len(cells) + 1,))]
+        self.chain = Chain(stages, _layers(network, names), lambda: self.holders)
+
+    def kernels(self, outputs: Outputs, memory: int) -> tuple[Float[Tensor, "c p p"], Float[Tensor, "c p p"]]:
+        """Kernels of all candidates by all names, and by those of the head alone; float64.
+
+        Raises OverBudget when one cell of these candidates does not fit.
+        """
+        ways = self.network.settings.classes if outputs == "full" else 1
+        images = self.x.repeat(len(self.candidates), 1, 1, 1)
+        logits = self.chain.forward(images, ways, memory)
+        columns = torch.eye(logits.shape[1]).to(logits) if ways > 1 else torch.ones_like(logits[:1])
+        size = (len(self.candidates), *(2 * (len(self.x) * ways,)))
+        theta, last = (torch.zeros(size, dtype=torch.float64, device=logits.device) for _ in range(2))
+        for call, rows in self.chain.backward([column.expand_as(logits) for column in columns]):
+            add_grams(theta, rows, call.holders)
+            if call.layer is self.network.classifier:
+                add_grams(last, rows, call.holders)
+        return symmetric_halves(theta), symmetric_halves(last)
+
+    def _end(self, state: Tensor) -> Tensor:
+        return self.network.classifier(self.network.last(state).mean(dim=(2, 3)))
+
+    def _cell(self, kind: CellType, cell: StackedCell, s0: Tensor, s1: Tensor) -> Tensor:
+        states = [cell.fit0(cell.relu(s0)), cell.fit1(cell.relu(s1))]
+        shared: dict[tuple[int, str], Tensor] = {}
+        for node in range(NODES):
+            edges = [self._edge(kind, cell, edge, states, shared) for edge in EDGES if edge.node == node]
+            values = [value for value in edges if value is not None]
+            states.append(sum(values[1:], values[0]))
+        return torch.cat(states[2:], dim=1)
+
+    def _edge(
+        self,
+        kind: CellType,
+        cell: StackedCell,
+        edge: Edge,
+        states: list[Tensor],
+        shared: dict[tuple[int, str], Tensor],
+    ) -> Tensor | None:
+        """Mean of every candidate's own operations; None where no candidate has one."""
+        live = [each.on(kind, edge) for each in self.candidates]
+        stride, total = 2 if kind == "reduce" and edge.source < 2 else 1, None
+        for name, operation in cell.edges[f"{edge.node}_{edge.source}"].items():
+            holders = tuple(i for i, names in enumerate(live) if name in names)
+            if not holders:
+                continue
+            step = leading_step(name, stride)
+            if (edge.source, step) not in shared:
+                shared[edge.source, step] = cell.leading[f"{step}{stride}"](states[edge.source])
+            part = self._run(operation, shared[edge.source, step], holders)
+            total = part if total is None else total + part
+        return None if total is None else total / self._counts(live, total)
+
+    def _run(self, operation: nn.Module, x: Tensor, holders: tuple[int, ...]) -> Tensor:
+        """The operation on the images of these candidates, zero on those of the others."""
+        if holders == self.everyone:
+            return operation(x)
+        index, self.holders = torch.tensor(holders, device=x.device), holders
+        part = operation(x.unflatten(0, (-1, len(self.x)))[index].flatten(0, 1)).unflatten(
+            0, (len(holders), -1)
+        )
+        self.holders = self.everyone
+        return part.new_zeros(len(self.everyone), *part.shape[1:]).index_copy(0, index, part).flatten(0, 1)
+
+    def _counts(self, live: Sequence[tuple[str, ...]], like: Tensor) -> Tensor | int:
+        """How many operations every row averages, and 1 for a row without any."""
+        counts = [max(len(names), 1) for names in live]
+        if len(set(counts)) == 1:
+            return counts[0]
+        rows = torch.tensor(counts, dtype=like.dtype, device=like.device).repeat_interleave(len(self.x))
+        return rows[:, None, None, None]
+
+
+def _layers(network: Network, names: set[str]) -> dict[nn.Module, tuple[str, ...]]:
+    """The layers that own parameters of these names, and their own names for them."""
+    found = {}
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            raise UnsupportedModelError(
+                f"module {name!r} uses batch statistics, with which no kernel of single samples exists: build the "
+                "network with NetworkSettings(norm='group'), as supernet() does"
+            )
+        own = [key for key, _ in layer.named_parameters(recurse=False) if f"{name}.{key}" in names]
+        if own:
+            found[layer] = tuple(own)
+    return found

@@ -1,0 +1,195 @@
+"""Forward and backward passes stage by stage: what flows back to a layer is held while its stage is at work.
+
+A stage is the stem, a cell or the end of the network: a function of earlier states. As long as the budget lasts, its
+graph waits for the backward pass; the graphs of the first stages go first, and those stages are run again.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
+
+from mamltheory.nas.sample_gradients import gradient_rows
+
+
+class OverBudget(Exception):
+    """The samples at hand need more bytes than there are."""
+
+    def __init__(self, needed: int) -> None:
+        super().__init__(needed)
+        self.needed = needed
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of one layer: what entered, and where the gradient by what left it passes.
+
+    names: the layer's own parameters that are differentiated by.  holders: which candidates' images entered.
+    flow_bytes, row_bytes: of the gradient by what left it, for one output, and of those by the parameters.
+    """
+
+    layer: nn.Module
+    names: tuple[str, ...]
+    holders: tuple[int, ...]
+    entering: Tensor
+    edge: GradientEdge
+    flow_bytes: int
+    row_bytes: int
+
+    def kept(self, flow: Tensor, outputs: int) -> Tensor:
+        """What waits for the gradients of other outputs: rows, where they are shorter than what flows back."""
+        return self.rows(flow[:, None]) if self._waits_as_rows(outputs) else flow
+
+    def joined(self, parts: list[Tensor]) -> Tensor:
+        """Gradients by the parameters, images × outputs × numbers, from what was kept."""
+        return torch.cat(parts, 1) if self._waits_as_rows(len(parts)) else self.rows(torch.stack(parts, 1))
+
+    def rows(self, flow: Tensor) -> Tensor:
+        """Gradients by the parameters: images × outputs × numbers."""
+        return gradient_rows(self.layer, self.names, self.entering, flow)
+
+    def _waits_as_rows(self, outputs: int) -> bool:
+        return outputs > 1 and self.row_bytes < self.flow_bytes
+
+
+@dataclass(eq=False)
+class Stage:
+    """A function of earlier states, numbered from 0 for the images, and its last forward pass.
+
+    held: bytes of the graph.  flowing: bytes of the gradients that its backward pass holds.
+    """
+
+    function: Callable[..., Tensor]
+    sources: tuple[int, ...]
+    inputs: list[Tensor] = field(default_factory=list)
+    output: Tensor | None = None
+    calls: list[Call] = field(default_factory=list)
+    held: int = 0
+    flowing: int = 0
+
+    def forget(self) -> None:
+        """Drops the graph."""
+        self.inputs, self.output, self.calls, self.held = [], None, [], 0
+
+
+class _Booking:
+    """Hooks of one forward pass of a stage; bound methods, for closures would be made anew at every pass.
+
+    storages: size of every storage that the graph holds, by its address.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        layers: Mapping[nn.Module, tuple[str, ...]],
+        holders: Callable[[], tuple[int, ...]],
+    ) -> None:
+        self.stage, self.layers, self.holders = stage, layers, holders
+        self.storages: dict[int, int] = {}
+
+    def tensor(self, tensor: Tensor) -> Tensor:
+        """Books a tensor that is held, and lets go of its graph."""
+        storage = tensor.untyped_storage()
+        self.storages[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()
+
+    def call(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        """Books a call of a layer that is differentiated."""
+        names, item = self.layers[layer], output.element_size()
+        numbers = sum(layer.get_parameter(name).numel() for name in names)
+        sizes = output.numel() * item, len(output) * numbers * item
+        edge = get_gradient_edge(output)
+        self.stage.calls.append(Call(layer, names, self.holders(), self.tensor(args[0]), edge, *sizes))
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class Chain:
+    """Stages in a row, each making the next state.
+
+    layers: those that are differentiated, with their own parameters' names.  outputs: how many gradients of every
+    image's logits are taken.  holders: whose images go through the layer that is called next.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        layers: Mapping[nn.Module, tuple[str, ...]],
+        holders: Callable[[], tuple[int, ...]],
+    ) -> None:
+        self.stages, self.layers, self.holders = list(stages), layers, holders
+        self.states: list[Tensor] = []
+        self.needed = 0
+
+    def forward(self, x: Tensor, outputs: int, memory: int) -> Tensor:
+        """The last state; ``needed`` becomes the bytes with which no stage had to be run again.
+
+        Raises OverBudget when one stage alone does not fit.
+        """
+        self.states, graphs, most = [x], 0, 0
+        for place, stage in enumerate(self.stages):
+            self._advance(stage, outputs)
+            self.states.append(stage.output.detach())
+            graphs, most = graphs + stage.held, max(most, stage.flowing)
+            if stage.held + stage.flowing > memory:
+                raise OverBudget(stage.held + stage.flowing)
+            for earlier in self.stages[:place]:
+                if sum(each.held for each in self.stages) + most > memory:
+                    earlier.forget()
+        self.needed = graphs + most
+        return self.states[-1]
+
+    def backward(self, flows: Sequence[Tensor]) -> Iterator[tuple[Call, Tensor]]:
+        """(call, gradients by its parameters: images × outputs × numbers), from the last stage to the first.
+
+        flows: by the last state, one for each output.
+        """
+        arriving = [[0.0] * len(flows) for _ in self.stages] + [list(flows)]
+        for place in reversed(range(len(self.stages))):
+            stage = self.stages[place]
+            if stage.output is None:
+                self._advance(stage, len(flows))
+            kept: list[list[Tensor]] = [[] for _ in stage.calls]
+            for k, flow in enumerate(arriving.pop()):
+                gradients = iter(self._pulled(stage, flow, k + 1 < len(flows)))
+                for call, parts in zip(stage.calls, kept, strict=True):
+                    gradient = next(gradients)
+                    if gradient is not None:
+                        parts.append(call.kept(gradient, len(flows)))
+                for source, gradient in zip(stage.sources, gradients, strict=False):
+                    if gradient is not None:
+                        arriving[source][k] = gradient + arriving[source][k]
+            calls = stage.calls
+            stage.forget()
+            for call, parts in zip(calls, kept, strict=True):
+                if parts:
+                    rows = call.joined(parts)
+                    parts.clear()
+                    yield call, rows
+
+    def _pulled(self, stage: Stage, flow: Tensor, again: bool) -> Sequence[Tensor | None]:
+        """Gradients by what leaves every call of the stage, then by the states that enter it, images excepted."""
+        inputs = stage.inputs if stage.sources != (0,) else []
+        wanted = [*(call.edge for call in stage.calls), *inputs]
+        return torch.autograd.grad(stage.output, wanted, flow, retain_graph=again, allow_unused=True)
+
+    def _advance(self, stage: Stage, outputs: int) -> None:
+        """Runs a stage on detached states and records the calls of its layers, and what its graph holds."""
+        stage.forget()
+        stage.inputs = [self.states[i].detach().requires_grad_() for i in stage.sources]
+        booking = _Booking(stage, self.layers, self.holders)
+        handles = [layer.register_forward_hook(booking.call) for layer in self.layers]
+        try:
+            with torch.enable_grad(), saved_tensors_hooks(booking.tensor, _unchanged):
+                stage.output = stage.function(*stage.inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        stage.held = sum(booking.storages.values())
+        stage.flowing = sum(
+            call.flow_bytes + (outputs - 1) * min(call.flow_bytes, call.row_bytes) for call in stage.calls
+        ) + max((call.row_bytes * outputs for call in stage.calls), default=0)

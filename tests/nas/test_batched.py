@@ -1,0 +1,217 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mamltheory.errors import ConfigurationError, GenotypeError, UnsupportedModelError
+from mamltheory.kernels.meta import joint_inputs
+from mamltheory.nas import batched
+from mamltheory.nas.batched import CandidateBatch, candidate_kernels
+from mamltheory.nas.genotype import Candidates, Edge, Operator, random_genotype
+from mamltheory.nas.network import NetworkSettings, build, supernet
+from mamltheory.nas.sample_gradients import add_grams, gradient_rows
+from mamltheory.nas.scores import (
+    ScoreSettings,
+    candidate_conditions,
+    condition_score,
+    network_kernels,
+)
+from mamltheory.rng import generator
+from mamltheory.types import Task
+
+WAYS = 3
+SMALL = NetworkSettings(channels=4, cells=3, classes=WAYS, stem_stride=2)
+ALL = Candidates().operators()
+
+
+def tasks(seed=0, count=2, size=12):
+    stream, labels = generator(seed, "tasks"), torch.eye(WAYS)
+    return [
+        Task(
+            *(part for _ in range(2) for part in (torch.randn(WAYS, 3, size, size, generator=stream), labels))
+        )
+        for _ in range(count)
+    ]
+
+
+def shaken(seed=0, dtype=torch.float64, network_settings=SMALL):
+    """A supernet whose norms are away from their initial 1 and 0, which could hide an error."""
+    network = supernet(Candidates(), network_settings, seed).to(dtype)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.3 * torch.rand(parameter.shape, generator=generator(seed, "shift"))
+    return network
+
+
+def some_candidates(seed, count=4):
+    """The supernet, candidates of its round, and finished cells of both kinds."""
+    stream = generator(seed, "candidates")
+    picks = torch.randperm(len(ALL), generator=stream)[: count - 2].tolist()
+    finished = random_genotype(stream, "two" if seed % 2 else "all").candidates()
+    return [Candidates(), *(Candidates().without(ALL[i]) for i in picks), finished]
+
+
+@pytest.mark.parametrize(("outputs", "weights"), [("full", "all"), ("sum", "weights")])
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=2, deadline=None)
+def test_many_candidates_at_once_have_the_kernels_that_they_have_one_by_one(outputs, weights, seed):
+    network, candidates = shaken(seed), some_candidates(seed, 3)
+    x = joint_inputs(tasks(seed, 1, 8)).double()
+    found = list(candidate_kernels(network, candidates, x, outputs, weights))
+    assert len(found) == len(candidates)
+    for each, kernels in zip(candidates, found, strict=True):
+        expected = network_kernels(network.restrict(each), x, outputs, weights)
+        for kernel, other in zip(kernels, expected, strict=True):
+            torch.testing.assert_close(kernel, other, rtol=1e-9, atol=1e-11 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize(("kernel", "outputs"), [("maml", "full"), ("anil", "sum"), ("ntk", "sum")])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 1e-3)])
+def test_condition_numbers_of_a_batch_are_those_of_the_generic_kernels(kernel, outputs, dtype, tolerance):
+    network, score_settings = shaken(3, dtype), ScoreSettings(kernel, outputs)
+    candidates = some_candidates(3, 3)[:-1]
+    found = candidate_conditions(network, candidates, tasks(3), score_settings)
+    plain = [condition_score(network.restrict(each), tasks(3), score_settings) for each in candidates]
+    assert all(1 < value < math.inf for value in plain)
+    assert [value for value, _ in found] == pytest.approx(plain, rel=tolerance)
+
+
+@pytest.mark.parametrize("outputs", ["full", "sum"])
+def test_neither_the_budget_nor_the_order_changes_a_kernel(outputs, monkeypatch):
+    network, candidates = shaken(1), some_candidates(1, 5)[:-1]
+    x = joint_inputs(tasks(1, 1, 8)).double()
+    sizes, usual = [], CandidateBatch.kernels
+
+    def counted(batch, *args):
+        sizes.append(len(batch.candidates))
+        return usual(batch, *args)
+
+    monkeypatch.setattr(CandidateBatch, "kernels", counted)
+    plenty = list(candidate_kernels(network, candidates, x, outputs))
+    assert sizes == [1, 3]
+    alone = CandidateBatch(network, candidates[:1], x, {name for name, _ in network.named_parameters()})
+    usual(alone, outputs, 1 << 30)
+    sizes.clear()
+    two = list(candidate_kernels(network, candidates[::-1], x, outputs, memory=2 * alone.chain.needed + 10))
+    assert sizes == [1, 2, 1]
+    sizes.clear()
+    runs = count_of_stem_runs(network)
+    tight = list(candidate_kernels(network, candidates, x, outputs, memory=int(0.7 * alone.chain.needed)))
+    assert set(sizes) == {1}
+    assert len(runs) == 2 * len(candidates), "the first stages run a second time where the budget is tight"
+    for a, b, c in zip(plenty, two[::-1], tight, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(a, c, rtol=1e-11, atol=1e-12)
+
+
+def count_of_stem_runs(network):
+    runs = []
+    network.stem.register_forward_hook(lambda *_: runs.append(1))
+    return runs
+
+
+def test_too_large_a_batch_is_halved(monkeypatch):
+    network, x = shaken(2), joint_inputs(tasks(2, 1, 8)).double()
+    sizes, usual = [], CandidateBatch.kernels
+
+    def scarce(batch, *args):
+        sizes.append(len(batch.candidates))
+        if len(batch.candidates) > 2:
+            raise torch.OutOfMemoryError
+        return usual(batch, *args)
+
+    monkeypatch.setattr(CandidateBatch, "kernels", scarce)
+    found = list(candidate_kernels(network, [Candidates()] * 7, x, "sum"))
+    assert len(found) == 7
+    assert sizes == [1, 6, 3, *[1] * 6]
+
+
+def test_the_candidates_of_a_batch_are_limited(monkeypatch):
+    monkeypatch.setattr(batched, "MOST_CANDIDATES", 2)
+    network, x = shaken(2), joint_inputs(tasks(2, 1, 8)).double()
+    kernels = list(candidate_kernels(network, [Candidates()] * 5, x, "sum"))
+    assert all(torch.allclose(theta, kernels[0][0], rtol=1e-12) for theta, _ in kernels)
+
+
+def test_what_one_candidate_overflows_with_reaches_no_other():
+    """An operation with weights that are not numbers: all are lost but the candidate without it."""
+    doomed = Operator("reduce", Edge(1, 1), "conv_1x5_5x1")
+    network, free = shaken(4), Candidates().without(doomed)
+    with torch.no_grad():
+        network.cells[1].edges["1_1"]["conv_1x5_5x1"][0].weight.fill_(math.nan)
+    candidates = [Candidates(), free, Candidates().without(ALL[0])]
+    found = candidate_conditions(network, candidates, tasks(4), ScoreSettings(outputs="sum"))
+    assert [why for _, why in found] == ["not finite", None, "not finite"]
+    assert [value for value, _ in found][::2] == [math.inf, math.inf]
+    plain = condition_score(shaken(4).restrict(free), tasks(4), ScoreSettings(outputs="sum"))
+    assert found[1] == (pytest.approx(plain, rel=1e-8), None)
+
+
+def test_a_pass_leaves_the_network_as_it_was():
+    network, x = shaken(5), joint_inputs(tasks(5, 1, 8)).double()
+    before = {name: value.clone() for name, value in network.state_dict().items() if value.dim()}
+    list(candidate_kernels(network, some_candidates(5), x))
+    assert all(
+        torch.equal(value, before[name]) for name, value in network.state_dict().items() if value.dim()
+    )
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("groups", [1, 6])
+@given(
+    size=st.sampled_from([(1, 5), (5, 1), (3, 3), (1, 1)]),
+    stride=st.integers(1, 2),
+    dilation=st.integers(1, 2),
+    space=st.sampled_from([(5, 7), (8, 8), (16, 17)]),
+    k=st.integers(1, 2),
+)
+@settings(max_examples=12, deadline=None)
+def test_rows_of_a_convolution_have_the_products_of_autograds_gradients(
+    groups, size, stride, dilation, space, k
+):
+    stream = generator(sum(space), "rows", k, stride)
+    padding = tuple(dilation * (s - 1) // 2 for s in size)
+    layer = torch.nn.Conv2d(6, 6, size, stride, padding, dilation, groups, bias=False, dtype=torch.float64)
+    x = torch.randn(3, 6, *space, generator=stream, dtype=torch.float64)
+    flow = torch.randn(3, k, *layer(x).shape[1:], generator=stream, dtype=torch.float64)
+    rows = gradient_rows(layer, ["weight"], x, flow)
+    exact = torch.stack(
+        [
+            torch.autograd.grad(layer(x[i : i + 1]), layer.weight, flow[i, o][None])[0].flatten()
+            for i in range(3)
+            for o in range(k)
+        ]
+    )
+    totals = torch.zeros(1, 3 * k, 3 * k, dtype=torch.float64)
+    add_grams(totals, rows, (0,))
+    torch.testing.assert_close(totals[0], exact @ exact.T, rtol=1e-10, atol=1e-10)
+
+
+@given(count=st.integers(1, 60), columns=st.integers(1, 40))
+@settings(max_examples=8, deadline=None)
+def test_gram_matrices_go_to_the_candidates_that_hold_the_layer(count, columns):
+    rows = torch.randn(4 * count, 2, columns, generator=generator(count, "rows"), dtype=torch.float64)
+    totals = torch.ones(3, 4 * count, 4 * count, dtype=torch.float64)
+    add_grams(totals, rows, (2, 0))
+    each = rows.reshape(2, 4 * count, columns)
+    expected = torch.stack(
+        [1 + each[1] @ each[1].T, torch.ones(4 * count, 4 * count), 1 + each[0] @ each[0].T]
+    )
+    torch.testing.assert_close(totals, expected)
+
+
+def test_what_cannot_be_scored_is_refused():
+    x = joint_inputs(tasks())
+    whole, part = (
+        supernet(c, SMALL, 0) for c in (Candidates(), random_genotype(generator(0, "g")).candidates())
+    )
+    with pytest.raises(GenotypeError, match="built without"):
+        list(candidate_kernels(part, [Candidates()], x))
+    with pytest.raises(UnsupportedModelError, match="batch statistics"):
+        list(candidate_kernels(build(Candidates(), SMALL, 0), [Candidates()], x))
+    with pytest.raises(ConfigurationError, match="one candidate needs"):
+        list(candidate_kernels(whole, [Candidates()], x, memory=1000))
