@@ -3,20 +3,20 @@ features.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import joblib
 import numpy as np
 import torch
-from scipy import stats
 
-from mamltheory.errors import ConfigurationError, ShapeError
-from mamltheory.fewshot.augment import Augmentation, apply_draws, draw, join
+from mamltheory.errors import ConfigurationError
+from mamltheory.fewshot.augment import Augmentation
 from mamltheory.fewshot.episodes import Episode, sample_episode
-from mamltheory.fewshot.heads import Head, fit_predict, make_head, unit_norm
-from mamltheory.fewshot.images import ImageSplit, normalise, resident, take
-from mamltheory.rng import generator
+from mamltheory.fewshot.features import FeatureMap
+from mamltheory.fewshot.heads import Head, fit_predict, make_head
+from mamltheory.fewshot.images import ImageSplit, resident
+from mamltheory.fewshot.statistics import Interval, mean_interval
 
 
 @dataclass(frozen=True)
@@ -60,27 +60,24 @@ class EvaluationConfig:
         return Augmentation(self.padding, self.jitter, self.flip)
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean with the half-width of its two-sided 95 % interval."""
-
-    mean: float
-    half_width: float
-
-
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Accuracies of one network on a sequence of tasks, with everything that decides them.
+    """Results of one network on a sequence of tasks, with everything that decides them.
 
-    `tasks_digest` identifies the images of all tasks; `unconverged` counts the tasks whose head stopped
-    early.
+    `correct`: of every task, how many of its ways · queries images were recognised. `tasks_digest`
+    identifies the images of all tasks; `unconverged` counts the tasks whose head stopped early.
     """
 
     config: EvaluationConfig
     seed: int
-    accuracies: np.ndarray
+    correct: np.ndarray
     unconverged: int
     tasks_digest: str
+
+    @property
+    def accuracies(self) -> np.ndarray:
+        """Share of the query images of each task that were recognised."""
+        return self.correct / (self.config.ways * self.config.queries)
 
     @property
     def interval(self) -> Interval:
@@ -100,16 +97,6 @@ class Evaluation:
             f"{self.seed}"
         )
         return text + (f"; {self.unconverged} heads did not converge" if self.unconverged else "")
-
-
-def mean_interval(values: np.ndarray) -> Interval:
-    """Mean and half-width t(0.975; n-1)·s/√n of independent values; at least two are needed."""
-    if values.ndim != 1 or len(values) < 2:
-        raise ShapeError(
-            f"got values of shape {values.shape}: an interval needs at least two numbers in a row"
-        )
-    quantile = stats.t.ppf(0.975, len(values) - 1)
-    return Interval(float(values.mean()), float(quantile * values.std(ddof=1) / np.sqrt(len(values))))
 
 
 def paired_difference(first: Evaluation, second: Evaluation) -> Interval:
@@ -149,86 +136,41 @@ def evaluate(
         sample_episode(split, config.ways, config.shots, config.queries, seed, i) for i in range(config.tasks)
     ]
     images, mode = resident(split, device), network.training
-    network = network.to(device).eval()
+    features = FeatureMap(network.to(device).eval(), mean, std, device, config.batch_size)
     try:
-        used, query_features = _query_features(
-            network, images, episodes, mean, std, config.batch_size, device
+        used = np.unique(np.concatenate([episode.query.ravel() for episode in episodes]))
+        queries = features.plain(images, used)
+        supports = features.supports(
+            images,
+            [episode.support.ravel() for episode in episodes],
+            config.augmentation(),
+            config.copies,
+            seed,
         )
-        supports = _support_features(network, images, episodes, mean, std, config, seed, device)
         # Support features are made while the heads are fitted: all of them together may fill gigabytes.
         results = joblib.Parallel(n_jobs=jobs)(
-            joblib.delayed(_accuracy)(
+            joblib.delayed(_correct)(
                 config.head,
                 config.C,
                 support,
                 np.tile(episode.support_labels, max(config.copies, 1)),
-                query_features[np.searchsorted(used, episode.query.ravel())],
+                queries[np.searchsorted(used, episode.query.ravel())],
                 episode.query_labels,
             )
             for episode, support in zip(episodes, supports, strict=True)
         )
     finally:
         network.train(mode)
-    accuracies = np.array([accuracy for accuracy, _ in results])
+    correct = np.array([count for count, _ in results])
     unconverged = sum(not converged for _, converged in results)
-    return Evaluation(config, seed, accuracies, unconverged, _digest(split, episodes))
+    return Evaluation(config, seed, correct, unconverged, _digest(split, episodes))
 
 
-def _features(network: torch.nn.Module, x: torch.Tensor) -> np.ndarray:
-    with torch.no_grad():
-        return unit_norm(network.features(x).cpu().numpy())
-
-
-def _query_features(
-    network: torch.nn.Module,
-    images: np.ndarray | torch.Tensor,
-    episodes: Sequence[Episode],
-    mean: Sequence[float],
-    std: Sequence[float],
-    batch_size: int,
-    device: torch.device | str,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of all images that are a query of some task, ascending, and their features."""
-    used = np.unique(np.concatenate([episode.query.ravel() for episode in episodes]))
-    batches = np.split(used, range(batch_size, len(used), batch_size))
-    return used, np.concatenate(
-        [_features(network, normalise(take(images, rows, device), mean, std)) for rows in batches]
-    )
-
-
-def _support_features(
-    network: torch.nn.Module,
-    images: np.ndarray | torch.Tensor,
-    episodes: Sequence[Episode],
-    mean: Sequence[float],
-    std: Sequence[float],
-    config: EvaluationConfig,
-    seed: int,
-    device: torch.device | str,
-) -> Iterator[np.ndarray]:
-    """For each task the features of its support images: copy by copy, in the order of support.ravel()."""
-    settings, size = config.augmentation(), images.shape[1]
-    count = config.ways * config.shots * max(config.copies, 1)
-    together = max(1, config.batch_size // count)
-    for first in range(0, len(episodes), together):
-        group = range(first, min(first + together, len(episodes)))
-        rows = np.concatenate([np.tile(episodes[i].support.ravel(), max(config.copies, 1)) for i in group])
-        pixels = take(images, rows, device)
-        if config.copies:
-            streams = (generator(seed, "support augmentation", i) for i in group)
-            x = apply_draws(
-                pixels, join([draw(settings, size, count, stream) for stream in streams]), mean, std
-            )
-        else:
-            x = normalise(pixels, mean, std)
-        yield from _features(network, x).reshape(len(group), count, -1)
-
-
-def _accuracy(
+def _correct(
     head: Head, C: float, support: np.ndarray, labels: np.ndarray, query: np.ndarray, truth: np.ndarray
-) -> tuple[float, bool]:
+) -> tuple[int, bool]:
     predictions, converged = fit_predict(head, C, support, labels, query)
-    return float((predictions == truth).mean()), converged
+    return int((predictions == truth).sum()), converged
 
 
 def _digest(split: ImageSplit, episodes: Sequence[Episode]) -> str:

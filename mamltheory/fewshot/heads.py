@@ -57,14 +57,16 @@ class _NearestCentroid:
     """The class whose mean is nearest; scikit-learn's version divides by zero for one sample per class."""
 
     def fit(self, support: np.ndarray, labels: np.ndarray) -> "_NearestCentroid":
-        self.classes = np.unique(labels)
-        self.centroids = np.stack([support[labels == label].mean(0) for label in self.classes])
+        self.classes_ = np.unique(labels)
+        self.centroids = np.stack([support[labels == label].mean(0) for label in self.classes_])
         return self
 
+    def closeness(self, query: np.ndarray) -> np.ndarray:
+        # −|q − c|² without the term |q|², which is the same for every class.
+        return 2 * query @ self.centroids.T - (self.centroids**2).sum(1)
+
     def predict(self, query: np.ndarray) -> np.ndarray:
-        # |q − c|² without the term |q|², which is the same for every class.
-        distances = (self.centroids**2).sum(1) - 2 * query @ self.centroids.T
-        return self.classes[distances.argmin(1)]
+        return self.classes_[self.closeness(query).argmax(1)]
 
 
 def fit_predict(
@@ -76,6 +78,49 @@ def fit_predict(
     warning that the iterations ran out becomes the second return value, for the caller to count; other
     warnings pass.
     """
+    classifier, converged = _fitted(head, C, support, labels, query)
+    return classifier.predict(query), converged
+
+
+def fit_confidence(
+    head: Head, C: float, support: np.ndarray, labels: np.ndarray, query: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """As :func:`fit_predict`, with how sure the head is of each prediction in between.
+
+    "logistic": the probability of the predicted class. The SVCs: its least decision value against another
+    class, where 1 is the margin and a negative value means that the vote of the pairs overruled one of them.
+    "nearest-centroid": how much farther the next centroid is, as a difference of squared distances.
+    """
+    classifier, converged = _fitted(head, C, support, labels, query)
+    predictions = classifier.predict(query)
+    chosen = np.searchsorted(classifier.classes_, predictions)
+    if head == "logistic":
+        confidence = classifier.predict_proba(query)[np.arange(len(query)), chosen]
+    elif head == "nearest-centroid":
+        ordered = np.sort(classifier.closeness(query), axis=1)
+        confidence = ordered[:, -1] - ordered[:, -2]
+    else:
+        against = _pairwise_decisions(classifier, query)
+        confidence = against[np.arange(len(query)), chosen].min(1)
+    return predictions, confidence, converged
+
+
+def _pairwise_decisions(classifier: object, query: np.ndarray) -> np.ndarray:
+    """Entry (q, i, j): the decision value of query q for class i against class j; ∞ for i = j."""
+    svc = classifier if isinstance(classifier, SVC) else classifier[-1]
+    svc.decision_function_shape = "ovo"
+    values, ways = classifier.decision_function(query), len(classifier.classes_)
+    # With two classes scikit-learn's sign is for the second one, with more it is for the first of a pair.
+    columns = -values[:, None] if ways == 2 else values
+    decisions = np.full((len(query), ways, ways), np.inf)
+    first, second = np.triu_indices(ways, 1)
+    decisions[:, first, second], decisions[:, second, first] = columns, -columns
+    return decisions
+
+
+def _fitted(
+    head: Head, C: float, support: np.ndarray, labels: np.ndarray, query: np.ndarray
+) -> tuple[object, bool]:
     if support.ndim != 2 or len(support) != len(labels) or support.shape[1:] != query.shape[1:]:
         raise ShapeError(
             f"support {support.shape}, labels {labels.shape} and query {query.shape} do not fit: expected "
@@ -84,11 +129,11 @@ def fit_predict(
     classifier = make_head(head, C)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        predictions = classifier.fit(support, labels).predict(query)
+        classifier.fit(support, labels)
     converged = True
     for warning in caught:
         if issubclass(warning.category, ConvergenceWarning):
             converged = False
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return predictions, converged
+    return classifier, converged

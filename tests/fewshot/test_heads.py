@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
-from mamltheory.fewshot.heads import fit_predict, make_head, unit_norm
+from mamltheory.fewshot.heads import fit_confidence, fit_predict, make_head, unit_norm
 from mamltheory.rng import numpy_generator
+from tests.reference.fewshot_evaluation import predictions as plain_predictions
 
 HEADS = ("logistic", "svc", "svc-scaled", "nearest-centroid")
 
@@ -40,6 +41,51 @@ def test_every_head_separates_well_separated_classes(head):
     predictions, converged = fit_predict(head, 1.0, support, labels, support)
     assert (predictions == labels).all()
     assert converged
+
+
+@pytest.mark.paper("Sec. 6.1: evaluation", "App. E: evaluation")
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("shots", "C"), [(1, 0.2), (5, 0.6)])
+def test_every_prediction_is_that_of_a_plain_transcription(head, shots, C):
+    for seed in range(3):
+        support, labels = blobs(shots=shots, spread=0.7, seed=seed)
+        query, _ = blobs(shots=30, spread=0.7, seed=seed)
+        predictions, _ = fit_predict(head, C, support, labels, query)
+        np.testing.assert_array_equal(predictions, plain_predictions(head, C, support, labels, query))
+
+
+@pytest.mark.parametrize("ways", [2, 5])
+@pytest.mark.parametrize("head", HEADS)
+def test_confidence_belongs_to_the_prediction_and_is_high_where_the_head_is_right(head, ways):
+    support, labels = blobs(ways, 5, spread=0.8)
+    query, truth = blobs(ways, 40, spread=0.8)
+    predictions, confidence, converged = fit_confidence(head, 1.0, support, labels, query)
+    np.testing.assert_array_equal(predictions, fit_predict(head, 1.0, support, labels, query)[0])
+    assert converged
+    right = predictions == truth
+    assert 0.5 < right.mean() < 1
+    assert confidence[right].mean() > confidence[~right].mean()
+    if head == "logistic":
+        assert (confidence >= 1 / ways).all()
+        assert (confidence <= 1).all()
+    elif head == "nearest-centroid":
+        centroids = np.array([support[labels == label].mean(0) for label in range(ways)])
+        distances = np.sort(((query[:, None] - centroids) ** 2).sum(2), axis=1)
+        np.testing.assert_allclose(confidence, distances[:, 1] - distances[:, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize("ways", [2, 4])
+def test_the_margin_of_the_svc_is_its_least_decision_value_of_a_pair(ways):
+    support, labels = blobs(ways, 5, spread=0.8)
+    query, _ = blobs(ways, 20, spread=0.8)
+    predictions, confidence, _ = fit_confidence("svc", 0.7, support, labels, query)
+    for x, label, sure in zip(query, predictions, confidence, strict=True):
+        values = []
+        for other in set(range(ways)) - {label}:
+            pair = (labels == label) | (labels == other)
+            machine = make_head("svc", 0.7).fit(support[pair], labels[pair] == label)
+            values.append(machine.decision_function(x[None])[0])
+        assert sure == pytest.approx(min(values), abs=2e-3)  # libsvm stops at a tolerance of 1e-3
 
 
 def test_a_small_C_makes_the_plain_svc_a_nearest_mean_rule_and_leaves_the_scaled_one_alone():

@@ -43,7 +43,8 @@ def _task_accuracy(network, split, mean, std, config, seed, index):
                 labels.append(label)
     query = [_feature(network, (split.images[row] / 255 - mean) / std) for row in episode.query.ravel()]
     truth = [label for label in range(config.ways) for _ in range(config.queries)]
-    return np.mean(_predict(config, np.array(support), np.array(labels), np.array(query)) == truth)
+    parts = (np.array(part) for part in (support, labels, query))
+    return np.mean(predictions(config.head, config.C, *parts) == truth)
 
 
 def _feature(network, image):
@@ -53,13 +54,19 @@ def _feature(network, image):
     return feature / np.sqrt((feature**2).sum())
 
 
-def _predict(config, support, labels, query):
-    if config.head == "nearest-centroid":
-        centroids = np.array([support[labels == label].mean(0) for label in range(config.ways)])
+def predictions(head, C, support, labels, query):
+    """The labels that scikit-learn's classifiers give, called as Appendix E and the released code call them."""
+    if head == "nearest-centroid":
+        centroids = np.array([support[labels == label].mean(0) for label in np.unique(labels)])
         return ((query[:, None] - centroids) ** 2).sum(2).argmin(1)
-    if config.head == "logistic":
-        return LogisticRegression(C=config.C, max_iter=1000).fit(support, labels).predict(query)
-    if config.head == "svc-scaled":
+    if head == "logistic":
+        return (
+            LogisticRegression(C=C, random_state=0, solver="lbfgs", max_iter=1000)
+            .fit(support, labels)
+            .predict(query)
+        )
+    if head == "svc-scaled":
         scaler = StandardScaler().fit(support)
         support, query = scaler.transform(support), scaler.transform(query)
-    return SVC(C=config.C, kernel="linear").fit(support, labels).predict(query)
+    machine = SVC(C=C, kernel="linear", gamma="auto", decision_function_shape="ovr")
+    return machine.fit(support, labels).predict(query)

@@ -1,0 +1,118 @@
+"""What accuracies say: intervals over tasks, deviations over runs, and the comparison of two methods.
+
+The tasks of one trained network and the runs of a method are two levels. An interval over tasks is about one
+network; a statement about a method needs runs, of which each is a search, a training and an evaluation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from mamltheory.errors import ConfigurationError, ShapeError
+
+MOST_RUNS = 16
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with the half-width of its two-sided 95 % interval."""
+
+    mean: float
+    half_width: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean over runs, the standard deviation of a single run (None for one run), and how many there are."""
+
+    mean: float
+    deviation: float | None
+    runs: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Accuracy of a first method minus that of a second over runs; the runs are the unit.
+
+    `differences`: of every run, the mean over the tasks that both networks met; `task_errors`: the standard
+    error of each over its tasks. `interval`: mean of the differences with the t interval over runs.
+    `p_value`: two-sided, of the exact test that flips signs of the differences; with n runs it cannot fall
+    below `least_p_value` = 2^(1-n), so that three runs never reach 5 %.
+    """
+
+    differences: tuple[float, ...]
+    task_errors: tuple[float, ...]
+    interval: Interval
+    p_value: float
+
+    @property
+    def least_p_value(self) -> float:
+        """The smallest p-value that so many runs can give."""
+        return 2.0 ** (1 - len(self.differences))
+
+    @property
+    def shown(self) -> bool:
+        """Whether the interval over runs leaves out zero."""
+        return abs(self.interval.mean) > self.interval.half_width
+
+    @property
+    def run_deviation(self) -> float:
+        """Standard deviation of the difference between runs, beyond what the choice of tasks explains."""
+        beyond = np.var(self.differences, ddof=1) - np.mean(np.square(self.task_errors))
+        return float(np.sqrt(max(beyond, 0.0)))
+
+
+def mean_interval(values: np.ndarray) -> Interval:
+    """Mean and half-width t(0.975; n-1)·s/√n of independent values; at least two are needed."""
+    if values.ndim != 1 or len(values) < 2:
+        raise ShapeError(
+            f"got values of shape {values.shape}: an interval needs at least two numbers in a row"
+        )
+    quantile = stats.t.ppf(0.975, len(values) - 1)
+    return Interval(float(values.mean()), float(quantile * _standard_error(values)))
+
+
+def over_runs(values: Sequence[float]) -> Spread:
+    """Mean and standard deviation (n-1) over runs: what the paper's tables print after ±."""
+    if not len(values):
+        raise ShapeError("got no runs: a mean needs at least one")
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Spread(float(np.mean(values)), deviation, len(values))
+
+
+def compare_runs(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Comparison:
+    """Compare two methods, given for every run the accuracies of both on the same tasks in the same order.
+
+    Raises ShapeError when the runs or their tasks do not pair up, or for a single run; ConfigurationError
+    for more than 16 runs, whose sign flips are too many.
+    """
+    shapes = [np.shape(a) == np.shape(b) for a, b in zip(first, second, strict=False)]
+    if len(first) != len(second) or not all(shapes):
+        raise ShapeError(
+            f"got {len(first)} and {len(second)} runs, with tasks {[len(a) for a in first]} and "
+            f"{[len(b) for b in second]}: give both methods' accuracies on the same tasks of each run"
+        )
+    if len(first) > MOST_RUNS:
+        raise ConfigurationError(f"{len(first)} runs have too many sign flips: give at most {MOST_RUNS}")
+    pairs = [np.asarray(a) - np.asarray(b) for a, b in zip(first, second, strict=True)]
+    differences = np.array([pair.mean() for pair in pairs])
+    errors = tuple(float(_standard_error(pair)) for pair in pairs)
+    p_value = sign_flip_p_value(differences)
+    return Comparison(tuple(differences.tolist()), errors, mean_interval(differences), p_value)
+
+
+def sign_flip_p_value(differences: np.ndarray) -> float:
+    """Share of all 2ⁿ sign patterns whose |mean| is at least the observed one: exact and two-sided.
+
+    Valid when a difference is as likely to be -d as d if the methods are alike; nothing else is assumed.
+    """
+    count = len(differences)
+    signs = 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
+    sums = np.abs(signs @ differences)
+    return float((sums >= abs(differences.sum()) * (1 - 1e-12) - 1e-15).mean())
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return values.std(ddof=1) / np.sqrt(len(values))

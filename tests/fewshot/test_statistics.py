@@ -1,0 +1,101 @@
+"""Intervals over tasks, deviations over runs, and the comparison of two methods over both."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from mamltheory.errors import ConfigurationError, ShapeError
+from mamltheory.fewshot.statistics import compare_runs, mean_interval, over_runs, sign_flip_p_value
+from mamltheory.rng import numpy_generator
+
+
+def two_methods(runs, tasks, effect, run_sd, seed=0):
+    """Accuracies of two methods: tasks of common difficulty, runs of their own luck, and a true difference."""
+    random = numpy_generator(seed, "two methods")
+    difficulty = random.normal(0.7, 0.1, (runs, tasks))
+    luck = random.normal(0, run_sd, (2, runs, 1))
+    first, second = (difficulty + luck[i] + random.normal(0, 0.02, (runs, tasks)) for i in range(2))
+    return list(first + effect), list(second)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=40))
+def test_the_interval_is_that_of_scipy(values):
+    values = np.array(values)
+    interval = mean_interval(values)
+    if values.std() < 1e-9:
+        assert interval.half_width == pytest.approx(0, abs=1e-8)
+        return
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=values.mean(), scale=stats.sem(values))
+    assert interval.mean - interval.half_width == pytest.approx(low, abs=1e-9)
+    assert interval.mean + interval.half_width == pytest.approx(high, abs=1e-9)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    random = numpy_generator(0, "coverage")
+    intervals = [mean_interval(random.normal(0.6, 0.1, 12)) for _ in range(4000)]
+    covered = np.mean([abs(i.mean - 0.6) <= i.half_width for i in intervals])
+    assert covered == pytest.approx(0.95, abs=0.014)  # four standard errors
+
+
+def test_one_value_has_no_interval():
+    with pytest.raises(ShapeError, match="at least two"):
+        mean_interval(np.array([0.5]))
+
+
+def test_the_deviation_is_that_of_a_single_run_and_one_run_has_none():
+    spread = over_runs([0.5, 0.6, 0.7])
+    assert (spread.mean, spread.deviation, spread.runs) == (pytest.approx(0.6), pytest.approx(0.1), 3)
+    assert over_runs([0.4]).deviation is None
+    with pytest.raises(ShapeError, match="no runs"):
+        over_runs([])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=8))
+def test_the_p_value_is_that_of_the_exact_permutation_test_of_scipy(values):
+    values = np.round(np.array(values), 6)
+    exact = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    # scipy doubles the smaller tail, which is the same for a symmetric distribution, up to ties at zero.
+    assert sign_flip_p_value(values) == pytest.approx(min(exact.pvalue, 1.0), abs=1e-12)
+
+
+def test_three_runs_cannot_reach_five_per_cent_however_large_the_difference():
+    comparison = compare_runs(*two_methods(3, 50, 0.5, 0.001))
+    assert comparison.p_value == comparison.least_p_value == 0.25
+    assert compare_runs(*two_methods(6, 50, 0.5, 0.001)).p_value == 2 / 64
+
+
+def test_many_tasks_do_not_make_up_for_runs():
+    """Methods that are alike differ in most pairs of runs; only the interval over runs knows."""
+    few = [compare_runs(*two_methods(3, 400, 0.0, 0.03, seed)) for seed in range(400)]
+    over_tasks = np.mean([abs(c.differences[0]) > 2 * c.task_errors[0] for c in few])
+    assert over_tasks > 0.8
+    assert np.mean([c.shown for c in few]) == pytest.approx(0.05, abs=0.033)  # three standard errors
+
+
+def test_a_true_difference_is_found_and_the_runs_own_deviation_estimated():
+    comparison = compare_runs(*two_methods(16, 200, 0.05, 0.02))
+    assert comparison.shown
+    assert comparison.p_value < 1e-3
+    assert comparison.interval.mean == pytest.approx(0.05, abs=0.02)
+    assert comparison.run_deviation == pytest.approx(0.02 * 2**0.5, rel=0.5)
+    assert compare_runs(*two_methods(16, 5, 0.05, 0.0)).run_deviation < 0.01
+
+
+def test_the_comparison_changes_its_sign_with_the_order_of_the_methods():
+    first, second = two_methods(4, 30, 0.02, 0.01)
+    there, back = compare_runs(first, second), compare_runs(second, first)
+    assert there.interval.mean == -back.interval.mean
+    assert (there.p_value, there.interval.half_width) == (back.p_value, back.interval.half_width)
+
+
+def test_runs_that_do_not_pair_up_are_refused():
+    first, second = two_methods(3, 30, 0.0, 0.01)
+    for a, b in ((first, second[:2]), (first, [*second[:2], second[2][:-1]]), (first[:1], second[:1])):
+        with pytest.raises(ShapeError):
+            compare_runs(a, b)
+    with pytest.raises(ConfigurationError, match="at most 16"):
+        compare_runs([np.zeros(2)] * 17, [np.zeros(2)] * 17)
