@@ -1,13 +1,32 @@
-"""Which share of the work this process does, under torchrun or alone."""
+"""The processes of torchrun: rank 0 leads, the others compute what it sends them; the results are those of one.
+
+Only rank 0 has a state, writes files and decides; what the others return is put in the order of the items. So the
+result cannot depend on the number of processes, and no two of them can disagree. Messages are a few kilobytes of
+host memory, which gloo carries whatever the devices are; it also notices at once when a process has ended.
+"""
 
 import os
-from collections.abc import Mapping, Sequence
+import pickle
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from datetime import timedelta
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
 
 from mamltheory.errors import ConfigurationError
+from mamltheory.runtime.interrupt import Interrupted, check_interrupted
+from mamltheory.runtime.workers import Mapper, one_thread, workers
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MINUTES = 60.0
+"""How long a process waits for another: longer than any item takes, for one that hangs must end the job."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +47,8 @@ class World:
             )
 
     @property
-    def writes(self) -> bool:
-        """Whether this process is the one that writes files."""
+    def leads(self) -> bool:
+        """Whether this process is the one that decides and writes files."""
         return self.rank == 0
 
 
@@ -56,6 +75,154 @@ def world(environ: Mapping[str, str] | None = None) -> World:
         raise ConfigurationError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers: {error}") from error
 
 
-def shard(items: Sequence[Item], world: World) -> list[Item]:
-    """The items of this process: every ``size``-th, so that the shards of all ranks partition ``items``."""
-    return list(items[world.rank :: world.size])
+def share(items: Sequence[Item], index: int, count: int) -> list[Item]:
+    """Every ``count``-th of the items, from ``index`` (0, 1, …) on: the shares of all indices partition them."""
+    return list(items[index::count])
+
+
+@contextmanager
+def joined(minutes: float = MINUTES) -> Iterator[bool]:
+    """Whether this process is to run the command. Under torchrun rank 0 is; the others have served it by then.
+
+    Within the block :func:`spread_over` gives rank 0 the mapper over all ranks. Each rank sees one GPU, its own.
+    Raises ConfigurationError when a process ends or does not answer within ``minutes``.
+    """
+    here = world()
+    if here.size == 1:
+        yield True
+        return
+    _see_one_gpu(here.local_rank)
+    with _explained("a process did not start"):
+        dist.init_process_group("gloo", timeout=timedelta(minutes=minutes))
+    try:
+        if here.leads:
+            yield True
+        else:
+            with one_thread():
+                _serve()
+            yield False
+    finally:
+        if here.leads:
+            _dismiss(here.size)
+        dist.destroy_process_group()
+
+
+@contextmanager
+def spread_over(jobs: int) -> Iterator[Mapper]:
+    """A mapper over the ranks of :func:`joined`, each on one thread, or without torchrun over ``jobs`` processes.
+
+    The ranks work in step, an item each; results come in the order of the items. A stop that any of them is asked
+    for ends all of them after their items. Raises ConfigurationError for several jobs in each of several ranks.
+    """
+    if not dist.is_initialized():
+        with workers(jobs) as mapper:
+            yield mapper
+        return
+    if jobs != 1:
+        raise ConfigurationError(
+            f"jobs is {jobs} under torchrun, whose processes share the work: leave out --jobs, or torchrun"
+        )
+    with one_thread():
+        yield _map_over_ranks
+
+
+def _map_over_ranks(
+    function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[tuple[Item, Result]]:
+    rest, size = iter(items), dist.get_world_size()
+    while block := list(islice(rest, size)):
+        check_interrupted()
+        for rank, item in enumerate(block[1:], 1):
+            _send((function, item), rank)
+        outcomes = [_outcome(function, block[0])]
+        outcomes += [_receive(rank) for rank in range(1, len(block))]
+        for rank, (item, outcome) in enumerate(zip(block, outcomes, strict=True)):
+            if outcome.error is not None:
+                outcome.error.add_note(f"on rank {rank} of {size}")
+                raise outcome.error
+            if outcome.finished:
+                yield item, outcome.result
+        for outcome in outcomes:
+            if outcome.stop is not None:
+                raise Interrupted(outcome.stop)
+
+
+class _Outcome(NamedTuple):
+    """What became of an item: its result, an error, or a stop (which may come with a result)."""
+
+    finished: bool = False
+    result: object = None
+    error: Exception | None = None
+    stop: int | None = None
+
+
+def _outcome(function: Callable[[Item], Result], item: Item) -> _Outcome:
+    try:
+        outcome = _Outcome(finished=True, result=function(item))
+    except Interrupted as stop:
+        return _Outcome(stop=stop.signal_number)
+    except Exception as error:
+        return _Outcome(error=_portable(error))
+    try:
+        check_interrupted()
+    except Interrupted as stop:
+        return outcome._replace(stop=stop.signal_number)
+    return outcome
+
+
+def _portable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever a class of its own makes of it
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _serve() -> None:
+    """Compute what rank 0 sends, until it sends nothing more."""
+    while (task := _receive(0)) is not None:
+        _send(_outcome(*task), 0)
+
+
+def _dismiss(size: int) -> None:
+    # A failure is on its way up already where a rank is gone: the others are to be told in any case.
+    for rank in range(1, size):
+        try:
+            _send(None, rank)
+        except ConfigurationError:
+            continue
+
+
+def _send(value: object, rank: int) -> None:
+    with _explained(f"rank {rank} is gone"):
+        dist.send_object_list([value], rank)
+
+
+def _receive(rank: int) -> object:
+    found = [None]
+    with _explained(f"rank {rank} has ended, or does not answer"):
+        dist.recv_object_list(found, rank)
+    return found[0]
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # all of torch.distributed's derive from it
+        # gloo: "[file:line] what happened. General remarks": the middle is what helps
+        reason = re.sub(r"^\[.*?\] |\. This is typically.*", "", f"{error}".partition("\n")[0])
+        raise ConfigurationError(
+            f"{what} ({reason}): its own messages say why; the same command goes on from what has been saved, "
+            "with any number of processes"
+        ) from error
+
+
+def _see_one_gpu(local_rank: int) -> None:
+    """Before the first use of CUDA: the rank's GPU becomes the only one, cuda:0, in its eyes."""
+    if torch.version.cuda is None:
+        return
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
+    if names:
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[local_rank % len(names)]

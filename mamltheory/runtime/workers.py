@@ -41,7 +41,7 @@ def workers(jobs: int = 1) -> Iterator[Mapper]:
     if jobs < 1:
         raise ConfigurationError(f"jobs is {jobs}: expected at least 1")
     if jobs == 1:
-        with _one_thread():
+        with one_thread():
             yield _one_by_one
         return
     # spawn: a forked child would inherit the locks of torch's thread pool, and may hang
@@ -134,7 +134,8 @@ class _single_threaded_children:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Within the block torch computes on one thread, whose number decides the last bits of a sum."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mamltheory.errors import ConfigurationError
 from mamltheory.runtime import device as module
 from mamltheory.runtime.device import choose_device, commit, deterministic, environment, set_threads
-from mamltheory.runtime.distributed import World, shard, world
+from mamltheory.runtime.distributed import World, share, world
 from mamltheory.runtime.records import to_json
 
 
@@ -115,17 +115,17 @@ def test_without_git_there_is_no_commit_and_no_failure(tmp_path, monkeypatch):
 
 
 @given(count=st.integers(0, 30), size=st.integers(1, 7))
-def test_the_shards_partition_the_work_evenly(count, size):
-    shards = [shard(range(count), World(rank, size)) for rank in range(size)]
-    assert sorted(item for each in shards for item in each) == list(range(count))
-    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+def test_the_shares_partition_the_work_evenly(count, size):
+    shares = [share(range(count), index, size) for index in range(size)]
+    assert sorted(item for each in shares for item in each) == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_the_world_is_what_torchrun_says_and_one_process_without_it():
     assert world({}) == World(0, 1, 0)
     second = world({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"})
     assert second == World(3, 4, 1)
-    assert (World().writes, second.writes) == (True, False)
+    assert (World().leads, second.leads) == (True, False)
 
 
 @pytest.mark.parametrize(
