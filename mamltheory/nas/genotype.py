@@ -226,8 +226,12 @@ def random_genotype(generator: torch.Generator, inputs: Literal["all", "two"] = 
 
 @dataclass(frozen=True)
 class PublishedCell:
-    """A genotype that was published for the paper, with the size of its network at 48 initial channels."""
+    """A genotype that was published for the paper, with the size of its network at 48 initial channels.
 
+    name: "mini-5-1" is the first of three for 5 cells on miniImageNet, "metanas-mini-5" the cell of MetaNAS.
+    """
+
+    name: str
     setting: str
     cells: int
     classes: int
@@ -240,7 +244,12 @@ def published_genotypes() -> tuple[PublishedCell, ...]:
     text = resources.files("mamltheory.nas").joinpath("published_genotypes.json").read_text(encoding="utf-8")
     return tuple(
         PublishedCell(
-            entry["setting"], entry["cells"], entry["classes"], Genotype.from_json(entry), entry["parameters"]
+            name=entry["name"],
+            setting=entry["setting"],
+            cells=entry["cells"],
+            classes=entry["classes"],
+            genotype=Genotype.from_json(entry),
+            parameters=entry["parameters"],
         )
         for entry in json.loads(text)["cells"]
     )

@@ -1,0 +1,63 @@
+"""Sizes of derived networks without building them, and random cells as large as a given one.
+
+Cells are compared fairly at equal size: among the operations of the search space the number of weights differs by a
+factor of ten, and larger networks are more accurate whatever chose them.
+"""
+
+from collections import Counter
+from functools import lru_cache
+
+import torch
+
+from mamltheory.errors import ConfigurationError
+from mamltheory.nas.genotype import Candidates, Edge, Genotype, Operator, random_genotype
+from mamltheory.nas.network import Network, NetworkSettings, layout
+
+
+def genotype_parameters(genotype: Genotype, size: NetworkSettings) -> int:
+    """Number of parameters of the network that stacks these cells: ``parameter_count(derived_network(...))``."""
+    common, own = _parts(size)
+    return common + sum(own[operator] for operator in genotype.candidates().operators())
+
+
+def random_genotype_like(
+    genotype: Genotype, draws: int, tolerance: float, generator: torch.Generator, size: NetworkSettings
+) -> Genotype:
+    """Of so many random genotypes of the same form, other than this one, the nearest in number of parameters.
+
+    tolerance: most relative difference of the two networks' sizes, for example 0.05.
+    Raises ConfigurationError when no draw comes as near, naming the nearest, and for draws < 1 or tolerance < 0.
+    """
+    if draws < 1 or not tolerance >= 0:
+        raise ConfigurationError(f"got {draws} draws, tolerance {tolerance}: expected at least 1 and 0")
+    target = genotype_parameters(genotype, size)
+    inputs = "two" if all(len(node) == 2 for node in genotype.normal.nodes) else "all"
+    nearest, least = None, float("inf")
+    for _ in range(draws):
+        drawn = random_genotype(generator, inputs)
+        gap = abs(genotype_parameters(drawn, size) - target) / target
+        if gap < least and drawn != genotype:
+            nearest, least = drawn, gap
+    if nearest is None or least > tolerance:
+        raise ConfigurationError(
+            f"none of {draws} random cells comes within {100 * tolerance:g} % of {target} parameters: the nearest "
+            f"is {100 * least:.3g} % away; draw more, or allow more"
+        )
+    return nearest
+
+
+@lru_cache(maxsize=8)
+def _parts(size: NetworkSettings) -> tuple[int, dict[Operator, int]]:
+    """Parameters that every genotype has, and of every operator in all cells of its type together."""
+    kinds = layout(size.cells)
+    with torch.device("meta"):  # shapes alone
+        network = Network(Candidates(), size, kinds)
+    common, own = 0, Counter()
+    for name, value in network.named_parameters():
+        path = name.split(".")  # cells.CELL.edges.NODE_SOURCE.OPERATION.…
+        if path[0] == "cells" and path[2] == "edges":
+            edge = Edge(*map(int, path[3].split("_")))
+            own[Operator(kinds[int(path[1])], edge, path[4])] += value.numel()
+        else:
+            common += value.numel()
+    return common, own
