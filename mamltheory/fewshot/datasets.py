@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from mamltheory.errors import DataError
-from mamltheory.fewshot.formats import FORMATS, Options
+from mamltheory.fewshot.formats import Options, recognise
+from mamltheory.fewshot.formats.common import SPLITS
 from mamltheory.fewshot.glyphs import glyph_data
-from mamltheory.fewshot.images import ImageData, ImageSplit
+from mamltheory.fewshot.images import ImageData, ImageSplit, channel_statistics
 
-__all__ = ["ImageData", "ImageSplit", "load_data"]
+__all__ = ["ImageData", "ImageSplit", "load_data", "read_data"]
 
 
 def load_data(
@@ -20,7 +21,10 @@ def load_data(
     images and means nothing for data on disk. `tiered_bgr`: the published tieredImageNet arrays hold blue
     first; False for a corrected copy.
 
-    Raises DataError when the folder is missing, of no known layout, damaged, or not split by class.
+    Memory: arrays that lie uncompressed in their files, at the size asked for, are mapped and take none;
+    encoded or resized images take N·H·W·3 bytes, once. Prepare such data (``experiments data --prepare``) to
+    map them too. Raises DataError when the folder is missing, of no known layout, damaged, or not split by
+    class.
     """
     if image_size is not None and image_size < 1:
         raise DataError(
@@ -28,14 +32,22 @@ def load_data(
         )
     if str(source) == "glyphs":
         return glyph_data(image_size=image_size or 32, seed=seed)
-    path = Path(source)
-    if not path.is_dir():
+    return read_data(Path(source), Options(image_size, as_stored=not tiered_bgr))
+
+
+def read_data(path: Path, options: Options) -> ImageData:
+    """A data set on disk; see :func:`load_data`, and :class:`Options` for where the images go."""
+    layout, folder = recognise(path)
+    missing = [split for split in SPLITS if split not in layout.present(folder)]
+    if missing:
         raise DataError(
-            f"there is no folder {path}: give the path of a data set, or glyphs for the embedded one"
+            f"{folder} holds {layout.name}, of which {', '.join(missing)} is missing: expected {layout.layout}"
         )
-    for layout in FORMATS:
-        if layout.matches(path):
-            return layout.read(path, Options(image_size, tiered_bgr))
-    found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-    known = "; ".join(f"{layout.name}: {layout.layout}" for layout in FORMATS)
-    raise DataError(f"{path} has no known layout (it holds {found}). Known are {known}")
+    try:
+        splits = {split: layout.read(folder, split, options) for split in SPLITS}
+        mean, std = layout.statistics(folder) or channel_statistics(splits["train"])
+        return ImageData(layout.title(folder), **splits, mean=mean, std=std, mirrors=layout.mirrors(folder))
+    except DataError:
+        raise
+    except OSError as error:  # a file that must not be read, or a disk that fails
+        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}") from None

@@ -6,7 +6,9 @@ from PIL import Image
 
 from mamltheory.errors import DataError
 from mamltheory.fewshot.datasets import load_data
-from mamltheory.fewshot.formats import IMAGENET_MEAN, open_npz_member, resize
+from mamltheory.fewshot.formats.arrays import open_npz_member
+from mamltheory.fewshot.formats.common import IMAGENET_MEAN, Options
+from mamltheory.fewshot.formats.pixels import fitted
 from tests.fewshot.small import noise_split
 
 SPLITS = ("train", "val", "test")
@@ -61,7 +63,7 @@ def test_images_are_resized_on_request_and_jpeg_is_read(tmp_path):
 def test_resizing_crops_the_centre_of_an_oblong_image():
     image = np.zeros((1, 4, 12, 3), np.uint8)
     image[:, :, 4:8] = 200
-    assert (resize(image, 4) == 200).all()
+    assert (fitted(image, "train", Options(4)) == 200).all()
 
 
 @pytest.mark.parametrize("protocol", range(6))

@@ -1,0 +1,132 @@
+"""Pickles with all images of a split: mini-ImageNet and the CIFAR sets as RFS, MetaOptNet and others keep them."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from mamltheory.errors import DataError
+from mamltheory.fewshot.formats.common import (
+    CIFAR_MEAN,
+    CIFAR_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Format,
+    Options,
+    Statistics,
+    dictionary,
+    first_file,
+    image_array,
+    integers,
+    renumbered,
+)
+from mamltheory.fewshot.formats.pixels import fitted
+from mamltheory.fewshot.images import ImageSplit
+
+CATEGORY = "miniImageNet_category_split_{}.pickle"
+CATEGORY_PARTS = {"train": "train_phase_train", "val": "val", "test": "test"}
+CACHE_PARTS = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}
+
+
+def find_category(folder: Path, split: str) -> Path | None:
+    """The pickle of a split of mini-ImageNet; for training the images that RFS trains on."""
+    return first_file(folder, [CATEGORY.format(CATEGORY_PARTS[split])])
+
+
+def find_cache(folder: Path, split: str) -> Path | None:
+    """The pickle of a split in the layout of Ren et al."""
+    return first_file(folder, [f"mini-imagenet-cache-{part}.pkl" for part in CACHE_PARTS[split]])
+
+
+def find_cifar(folder: Path, split: str) -> Path | None:
+    """The pickle of a split of CIFAR-FS or FC100, under the name that RFS or that MetaOptNet gives it."""
+    return first_file(folder, [f"{set_}{split}.pickle" for set_ in ("", "CIFAR_FS_", "FC100_")])
+
+
+def read_category(folder: Path, split: str, options: Options, find: object = find_category) -> ImageSplit:
+    """Images under 'data', labels under 'labels' (not from 0, with gaps), names under 'catname2label'.
+
+    The images are a memory map of a file by Python 2 or by protocol 3 and up (nothing is loaded until it is
+    used), else loaded once.
+    """
+    file = find(folder, split)
+    content = dictionary(file, "data", "labels")
+    images = fitted(image_array(content["data"], file, "data"), split, options)
+    return renumbered(images, content["labels"], category_names(content, file), split, file)
+
+
+def category_names(content: Mapping[str, object], file: Path) -> dict[int, str]:
+    """Label → name from 'catname2label' or 'label2catname'; empty where there is neither."""
+    if "catname2label" in content:
+        table, flip = content["catname2label"], True
+    else:
+        table, flip = content.get("label2catname", {}), False
+    pairs = [(label, name) if flip else (name, label) for name, label in _items(table)]
+    if not all(isinstance(label, int | np.integer) and isinstance(name, str) for label, name in pairs):
+        raise DataError(f"{file}: the table of class names must map names to whole numbers")
+    return {int(label): name for label, name in pairs}
+
+
+def _items(table: object) -> list[tuple[object, object]]:
+    return list(table.items()) if isinstance(table, dict) else []
+
+
+def read_cache(folder: Path, split: str, options: Options) -> ImageSplit:
+    """Images under 'image_data' and, under 'class_dict', the rows of every class by its name."""
+    file = find_cache(folder, split)
+    content = dictionary(file, "image_data", "class_dict")
+    images, classes = image_array(content["image_data"], file, "image_data"), content["class_dict"]
+    if not isinstance(classes, dict) or not classes:
+        raise DataError(f"{file}: 'class_dict' must map every class to its rows")
+    names = [name.decode("latin1") if isinstance(name, bytes) else str(name) for name in classes]
+    labels = np.full(len(images), -1, np.int64)
+    for label, (name, rows) in enumerate(zip(names, classes.values(), strict=True)):
+        rows = integers(rows, f"the rows of class {name!r} in {file}")
+        if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(images) or (labels[rows] >= 0).any():
+            raise DataError(
+                f"{file}: class {name!r} has no rows, rows of another class, or rows beyond the "
+                f"{len(images)} images"
+            )
+        labels[rows] = label
+    if (labels < 0).any():
+        raise DataError(f"{file}: {int((labels < 0).sum())} images belong to no class")
+    return ImageSplit(fitted(images, split, options), labels, tuple(names))
+
+
+def _cifar_name(folder: Path) -> str:
+    named = any((folder / f"FC100_{split}.pickle").is_file() for split in CATEGORY_PARTS)
+    return "FC100" if named or "fc100" in folder.resolve().name.lower() else "CIFAR-FS"
+
+
+def _imagenet(_: Path) -> Statistics:
+    return IMAGENET_MEAN, IMAGENET_STD
+
+
+CATEGORY_FORMAT = Format(
+    "mini-ImageNet pickles",
+    CATEGORY.format("{train_phase_train,val,test}"),
+    find_category,
+    read_category,
+    lambda _: "mini-ImageNet",
+    _imagenet,
+    lambda _: "miniImageNet",
+)
+CACHE_FORMAT = Format(
+    "mini-ImageNet cache pickles",
+    "mini-imagenet-cache-{train,val,test}.pkl",
+    find_cache,
+    read_cache,
+    lambda _: "mini-ImageNet",
+    _imagenet,
+    lambda _: "miniImageNet",
+)
+CIFAR_FORMAT = Format(
+    "CIFAR-FS or FC100 pickles",
+    "{train,val,test}.pickle, also with CIFAR_FS_ or FC100_ before it",
+    find_cifar,
+    partial(read_category, find=find_cifar),
+    _cifar_name,
+    lambda _: (CIFAR_MEAN, CIFAR_STD),
+    _cifar_name,
+)

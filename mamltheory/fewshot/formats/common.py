@@ -1,0 +1,165 @@
+"""What the readers of all layouts share: options, splits from raw labels, and files that must be there."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mamltheory.errors import DataError
+from mamltheory.fewshot.images import ImageSplit
+from mamltheory.fewshot.safe_pickle import load_pickle, refuse_other_files
+
+SPLITS = ("train", "val", "test")
+Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+# Of mini-ImageNet's training images, on the scale 0..255; RFS uses them for tieredImageNet too.
+IMAGENET_MEAN = tuple(v / 255 for v in (120.39586422, 115.59361427, 104.54012653))
+IMAGENET_STD = tuple(v / 255 for v in (70.68188272, 68.27635443, 72.54505529))
+CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+MOST_TEXT = 256 * 2**20  # bytes of a CSV or JSON file: a million images need 60 MB
+
+
+def in_memory(split: str, shape: tuple[int, ...]) -> np.ndarray:  # noqa: ARG001
+    """Room for the images of a split in memory."""
+    return np.empty(shape, np.uint8)
+
+
+def unwatched(images: int) -> None:
+    """Take no notice of the images that were read."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller may choose.
+
+    `image_size`: side of the square images (None: as stored). `as_stored`: leave the channels of the
+    tieredImageNet arrays in their order, for a copy that is no longer blue first. `allocate(split, shape)`
+    gives the uint8 array that decoded or resized images are written into, one image at a time: nothing else
+    of the size of the data is made. `advance(n)` is called when n more images are read.
+    """
+
+    image_size: int | None = None
+    as_stored: bool = False
+    allocate: Callable[[str, tuple[int, ...]], np.ndarray] = in_memory
+    advance: Callable[[int], None] = unwatched
+
+
+@dataclass(frozen=True)
+class Format:
+    """One layout on disk.
+
+    `layout`: what it looks like, for messages; `find(folder, split)`: the main file or folder of a split, or
+    None when it is not there; `read(folder, split, options)`: the split, DataError when it is damaged;
+    `statistics(folder)`: channel mean and std, None to take them of the training images; `published`: a
+    name in :data:`mamltheory.fewshot.inspection.PUBLISHED` whose sizes the data should have.
+    """
+
+    name: str
+    layout: str
+    find: Callable[[Path, str], Path | None]
+    read: Callable[[Path, str, Options], ImageSplit]
+    title: Callable[[Path], str]
+    statistics: Callable[[Path], Statistics | None] = lambda _: None
+    published: Callable[[Path], str | None] = lambda _: None
+    mirrors: Callable[[Path], bool] = lambda _: True
+
+    def present(self, folder: Path) -> tuple[str, ...]:
+        """The splits that are there."""
+        return tuple(split for split in SPLITS if self.find(folder, split) is not None)
+
+
+def first_file(folder: Path, names: Sequence[str]) -> Path | None:
+    """The first of these names that is a file in the folder."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def renumbered(
+    images: np.ndarray, labels: object, names: Mapping[int, str], split: str, source: Path
+) -> ImageSplit:
+    """A split with labels 0..n-1 for raw integer labels.
+
+    Classes without a name are called after split and label, so they stay distinct across splits.
+    """
+    raw = integers(labels, f"the labels in {source}")
+    if len(raw) != len(images):
+        raise DataError(
+            f"{source}: {len(images)} images but {len(raw)} labels: the files do not fit together"
+        )
+    values, compact = np.unique(raw, return_inverse=True)
+    known = all(int(v) in names for v in values)
+    titles = tuple(names[int(v)] if known else f"{split}/{int(v)}" for v in values)
+    return ImageSplit(images, compact.astype(np.int64), titles)
+
+
+def integers(values: object, what: str) -> np.ndarray:
+    """A list or array of whole numbers as a vector; raises DataError for anything else."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, OverflowError):  # lists within lists of different lengths
+        array = np.empty(0, object)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise DataError(f"{what} have shape {array.shape} and type {array.dtype}: expected whole numbers")
+    return array
+
+
+def dictionary(file: Path, *keys: str) -> dict:
+    """The dictionary in a pickle, which must have these keys; those of Python 2 and 3 alike."""
+    content = load_pickle(existing(file))
+    if isinstance(content, dict):
+        content = {_text(key): value for key, value in content.items()}
+    if not isinstance(content, dict) or any(key not in content for key in keys):
+        found = sorted(map(str, content))[:8] if isinstance(content, dict) else type(content).__name__
+        raise DataError(f"{file} holds {found}; expected a dictionary with {', '.join(keys) or 'entries'}")
+    return content
+
+
+def _text(key: object) -> object:
+    return key.decode("latin1") if isinstance(key, bytes) else key
+
+
+def image_array(images: object, file: Path, key: str) -> np.ndarray:
+    """The images as they came from a file; raises DataError unless they are an N×H×W×3 array of bytes."""
+    wrong = not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4
+    if wrong or images.shape[3] != 3 or 0 in images.shape:
+        got = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+        raise DataError(f"{file}: {key!r} is a {got}; expected a uint8 array N×H×W×3")
+    return images
+
+
+def existing(file: Path) -> Path:
+    """The path, if it is a file that can be opened; raises DataError otherwise."""
+    if not file.is_file():
+        raise DataError(f"{file} is missing: every split needs its own")
+    return file
+
+
+def read_text(file: Path) -> str:
+    """The text of a CSV or JSON file; raises DataError for what is none."""
+    if existing(file).stat().st_size > MOST_TEXT:
+        raise DataError(f"{file} has more than {MOST_TEXT // 2**20} MiB: this is no list of images")
+    raw = file.read_bytes()
+    refuse_other_files(file, raw[:64])
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is no text ({error.reason} at byte {error.start}): fetch it again") from None
+
+
+def read_json(file: Path) -> dict:
+    """The object in a JSON file; raises DataError for anything else."""
+    try:
+        content = json.loads(read_text(file))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} is not JSON ({error}): fetch it again") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{file} holds a {type(content).__name__}: expected a JSON object")
+    return content
+
+
+def strings(content: Mapping[str, object], key: str, file: Path) -> tuple[str, ...]:
+    """The list of strings under a key; raises DataError when there is none."""
+    value = content.get(key)
+    if not isinstance(value, list) or not value or not all(isinstance(each, str) for each in value):
+        raise DataError(f"{file}: {key!r} must be a list of strings")
+    return tuple(value)

@@ -1,0 +1,137 @@
+"""Image files named by a list: the CSV files of Ravi and Larochelle, and the CSV and JSON files of easyfsl."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from mamltheory.errors import DataError
+from mamltheory.fewshot.formats.common import (
+    SPLITS,
+    Format,
+    Options,
+    first_file,
+    read_json,
+    read_text,
+    strings,
+)
+from mamltheory.fewshot.formats.folders import class_images, labelled
+from mamltheory.fewshot.formats.pixels import decoded
+from mamltheory.fewshot.images import ImageSplit
+
+COLUMNS = (("label", "filename"), ("class_name", "image_name"))
+"""Class and file in the header of a CSV: Ravi and Larochelle's, and easyfsl's."""
+
+
+def find_csv(folder: Path, split: str) -> Path | None:
+    """The list of a split's images."""
+    return first_file(folder, [f"{split}.csv"])
+
+
+def find_json(folder: Path, split: str) -> Path | None:
+    """The specification of a split's classes."""
+    return first_file(folder, [f"{split}.json"])
+
+
+def read_csv(folder: Path, split: str, options: Options) -> ImageSplit:
+    """One row an image; the files lie in the folder itself or in images/, flat or in a folder per class.
+
+    The decoded images fill memory unless the options allocate them in a file.
+    """
+    file = find_csv(folder, split)
+    pairs = _rows(file)
+    roots = [root for root in (folder / "images", folder) if root.is_dir()]
+    root, nested = _place(roots, pairs[0], file)
+    files = [root / name / image if nested else root / image for name, image in pairs]
+    titles, labels = np.unique([name for name, _ in pairs], return_inverse=True)
+    images = decoded(((str(each), each) for each in files), len(files), split, options)
+    return ImageSplit(images, labels.astype(np.int64), tuple(titles.tolist()))
+
+
+def _rows(file: Path) -> list[tuple[str, str]]:
+    try:
+        rows = list(csv.DictReader(read_text(file).splitlines(), strict=True))
+    except csv.Error as error:
+        raise DataError(f"{file} is not a CSV file ({error}): fetch it again") from None
+    header = rows[0].keys() if rows else ()
+    columns = next((pair for pair in COLUMNS if set(pair) <= set(header)), None)
+    if columns is None:
+        raise DataError(
+            f"{file} has the columns {list(map(str, header))[:8]} in {len(rows)} rows: expected images under "
+            "filename,label or class_name,image_name"
+        )
+    pairs = [(row[columns[0]], row[columns[1]]) for row in rows]
+    for name, image in pairs:
+        if not name or not image or not (_inside(image) and _inside(name)):
+            raise DataError(
+                f"{file} names the image {image!r:.80} of class {name!r:.80}: expected plain names"
+            )
+    return pairs
+
+
+def _inside(name: str) -> bool:
+    path = PurePosixPath(name.replace("\\", "/"))
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in name and ":" not in path.parts[0]
+
+
+def _place(roots: Sequence[Path], pair: tuple[str, str], file: Path) -> tuple[Path, bool]:
+    """Where the first image is, and whether in a folder of its class: the others are in the same place."""
+    name, image = pair
+    for root in roots:
+        for nested in (False, True):
+            candidate = root / name / image if nested else root / image
+            if len(str(candidate)) < 1000 and candidate.is_file():
+                return root, nested
+    raise DataError(f"{file} names {image}, which is neither in images/ nor beside the list: add the images")
+
+
+def read_specification(folder: Path, split: str, options: Options) -> ImageSplit:
+    """Classes by name with the folder of each under 'class_roots', which may be relative to several places.
+
+    Tried are the data's folder and those above it, then the working folder, as the roots in public files
+    begin with the path from wherever their author worked.
+    """
+    file = find_json(folder, split)
+    content = read_json(file)
+    names, roots = strings(content, "class_names", file), strings(content, "class_roots", file)
+    if len(names) != len(roots):
+        raise DataError(f"{file}: {len(names)} class_names but {len(roots)} class_roots")
+    groups = {name: class_images(_root(folder, root, file)) for name, root in zip(names, roots, strict=True)}
+    if len(groups) != len(names):
+        raise DataError(f"{file}: a class name occurs more than once: merge these classes or rename one")
+    return labelled(groups, split, options)
+
+
+def _root(folder: Path, root: str, file: Path) -> Path:
+    for base in (folder, *folder.resolve().parents, Path()):
+        if "\0" not in root and len(root) < 1000 and (base / root).is_dir():
+            return base / root
+    raise DataError(f"{file} names the folder {root:.200}, which is not there: correct class_roots")
+
+
+def _is_ravi(folder: Path) -> bool:
+    lists = [folder / f"{split}.csv" for split in SPLITS]
+    heads = [file.open("rb").readline(200) for file in lists if file.is_file()]
+    return any(b"filename" in head for head in heads)
+
+
+def _published(folder: Path) -> str | None:
+    return "miniImageNet" if _is_ravi(folder) or "mini" in folder.resolve().name.lower() else None
+
+
+CSV_FORMAT = Format(
+    "lists of images",
+    "{train,val,test}.csv (filename,label or class_name,image_name) + images/",
+    find_csv,
+    read_csv,
+    lambda folder: folder.resolve().name,
+    published=_published,
+)
+JSON_FORMAT = Format(
+    "easyfsl specifications",
+    "{train,val,test}.json (class_names, class_roots)",
+    find_json,
+    read_specification,
+    lambda folder: folder.resolve().name,
+)

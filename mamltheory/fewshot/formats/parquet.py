@@ -1,0 +1,128 @@
+"""Parquet files as Hugging Face keeps images: columns `image` (bytes, path) and `label`; needs pyarrow."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from mamltheory.errors import DataError
+from mamltheory.fewshot.formats.common import Format, Options, renumbered
+from mamltheory.fewshot.formats.pixels import decoded
+from mamltheory.fewshot.images import ImageSplit
+from mamltheory.fewshot.safe_pickle import refuse_other_files
+
+NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
+BATCH = 256
+MOST_EXPANSION = 50  # encoded images hardly shrink further
+SMALL = 2**28  # bytes that may unpack from anything
+
+
+def shards(folder: Path, split: str) -> list[Path]:
+    """The files of a split in order: train.parquet or train-00000-of-00004.parquet, also in data/."""
+    for place in (folder, folder / "data"):
+        for name in NAMES[split]:
+            found = sorted([*place.glob(f"{name}.parquet"), *place.glob(f"{name}-*.parquet")])
+            if found:
+                return found
+    return []
+
+
+def find_parquet(folder: Path, split: str) -> Path | None:
+    """The first file of a split."""
+    return next(iter(shards(folder, split)), None)
+
+
+def read_parquet(folder: Path, split: str, options: Options) -> ImageSplit:
+    """All files of a split; class names from the files' own description of their label column.
+
+    The encoded images pass through memory 256 at a time; the decoded ones stay there, unless the options
+    allocate them in a file.
+    """
+    reader, labels, names = _pyarrow(), [], {}
+    opened = [_open(reader, file) for file in shards(folder, split)]
+    try:
+        count = sum(each.metadata.num_rows for _, each in opened)
+        images = decoded(_images(opened, labels), count, split, options)
+        for _, each in opened:
+            names |= _class_names(each.schema_arrow.metadata or {})
+    finally:
+        for _, each in opened:
+            each.close()
+    if all(isinstance(value, str) for value in labels):
+        titles, labels = np.unique(labels, return_inverse=True)
+        names = dict(enumerate(titles.tolist()))
+    return renumbered(images, labels, names, split, opened[0][0])
+
+
+def _pyarrow() -> ModuleType:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(
+            "this data set is in parquet files, and pyarrow, which reads them, is not installed: "
+            "pip install 'mamltheory[parquet]'"
+        ) from None
+    return pyarrow.parquet
+
+
+def _open(reader: ModuleType, file: Path) -> tuple[Path, object]:
+    with file.open("rb") as opened:
+        refuse_other_files(file, opened.read(64))
+    try:
+        parquet = reader.ParquetFile(file, thrift_string_size_limit=2**26, thrift_container_size_limit=2**20)
+        groups = [parquet.metadata.row_group(i) for i in range(parquet.metadata.num_row_groups)]
+        columns = parquet.schema_arrow.names
+    except Exception as error:  # the library has errors of its own for broken files
+        raise _damaged(file, error) from None
+    if sum(group.total_byte_size for group in groups) > max(SMALL, MOST_EXPANSION * file.stat().st_size):
+        raise DataError(f"{file} announces far more than its {file.stat().st_size} bytes can hold")
+    if not {"image", "label"} <= set(columns):
+        raise DataError(f"{file} has the columns {columns[:8]}: expected image and label")
+    return file, parquet
+
+
+def _images(opened: list[tuple[Path, object]], labels: list) -> Iterator[tuple[str, bytes]]:
+    """The images by name; their labels are put into `labels` as they pass."""
+    for file, parquet in opened:
+        try:
+            for batch in parquet.iter_batches(BATCH, columns=["image", "label"]):
+                columns = batch.to_pydict()
+                labels += columns["label"]
+                for row, image in enumerate(columns["image"], len(labels) - len(columns["label"])):
+                    yield f"{file} image {row}", _bytes(image, file)
+        except DataError:
+            raise
+        except Exception as error:
+            raise _damaged(file, error) from None
+
+
+def _damaged(file: Path, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())[:200]
+    return DataError(f"{file} cannot be read as parquet ({reason}): fetch it again")
+
+
+def _bytes(image: object, file: Path) -> bytes:
+    raw = image.get("bytes") if isinstance(image, dict) else image
+    if not isinstance(raw, bytes) or not raw:
+        raise DataError(f"{file} holds an image without bytes: expected encoded images in the file itself")
+    return raw
+
+
+def _class_names(metadata: dict[bytes, bytes]) -> dict[int, str]:
+    """Label → name from what the datasets library leaves in the schema; empty where it left nothing."""
+    try:
+        names = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    return dict(enumerate(map(str, names))) if isinstance(names, list) else {}
+
+
+PARQUET_FORMAT = Format(
+    "parquet files",
+    "{train,val,test}*.parquet with the columns image and label",
+    find_parquet,
+    read_parquet,
+    lambda folder: folder.resolve().name,
+)

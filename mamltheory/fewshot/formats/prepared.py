@@ -1,0 +1,102 @@
+"""The layout of this package: decoded images in plain arrays, mapped in place, at the size they are used at."""
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from mamltheory.errors import DataError
+from mamltheory.fewshot.formats.arrays import open_npy
+from mamltheory.fewshot.formats.common import (
+    SPLITS,
+    Format,
+    Options,
+    Statistics,
+    existing,
+    image_array,
+    read_json,
+    strings,
+)
+from mamltheory.fewshot.formats.pixels import CHUNK, fitted
+from mamltheory.fewshot.images import ImageData, ImageSplit
+
+RECORD = "few-shot-data.json"  # written last: without it the folder is not finished
+IMAGES, LABELS = "{}_images.npy", "{}_labels.npy"
+
+
+def find_prepared(folder: Path, split: str) -> Path | None:
+    """The images of a split, once the whole folder has been written."""
+    file = folder / IMAGES.format(split)
+    return file if file.is_file() and (folder / RECORD).is_file() else None
+
+
+def read_prepared(folder: Path, split: str, options: Options) -> ImageSplit:
+    """A memory map of the images; nothing is read before it is used."""
+    file, labels = folder / IMAGES.format(split), folder / LABELS.format(split)
+    names = strings(_entry(folder, "class_names", dict), split, folder / RECORD)
+    images = fitted(image_array(open_npy(existing(file)), file, "images"), split, options)
+    return ImageSplit(images, np.array(open_npy(existing(labels))), names)
+
+
+def room_in(folder: Path, split: str, shape: tuple[int, ...]) -> np.ndarray:
+    """An array for the images of a split in a file of this layout: ``Options.allocate`` with its folder."""
+    return np.lib.format.open_memmap(folder / IMAGES.format(split), "w+", np.uint8, shape)
+
+
+def write_prepared(data: ImageData, folder: Path, options: Options) -> None:
+    """Write data in this layout. What :func:`room_in` has put there already is left as it is.
+
+    Other images are copied 512 at a time, so that a memory map of any size goes through.
+    """
+    for split in SPLITS:
+        part = getattr(data, split)
+        place = folder / IMAGES.format(split)
+        if not isinstance(part.images, np.memmap) or not _same(part.images, place):
+            target = room_in(folder, split, part.images.shape)
+            for start in range(0, len(target), CHUNK):
+                target[start : start + CHUNK] = part.images[start : start + CHUNK]
+                options.advance(len(target[start : start + CHUNK]))
+            target.flush()
+        else:
+            part.images.flush()
+        np.save(folder / LABELS.format(split), part.labels)
+    record = {
+        "name": data.name,
+        "mean": data.mean,
+        "std": data.std,
+        "mirrors": data.mirrors,
+        "class_names": {split: getattr(data, split).class_names for split in SPLITS},
+    }
+    (folder / f"{RECORD}.part").write_text(json.dumps(record, ensure_ascii=False, indent=1), encoding="utf-8")
+    os.replace(folder / f"{RECORD}.part", folder / RECORD)
+
+
+def _same(images: np.memmap, place: Path) -> bool:
+    return images.filename is not None and place.exists() and os.path.samefile(images.filename, place)
+
+
+def _entry(folder: Path, key: str, kind: type) -> object:
+    value = read_json(folder / RECORD).get(key)
+    if not isinstance(value, kind):
+        raise DataError(f"{folder / RECORD} has no usable {key!r}: prepare the data again")
+    return value
+
+
+def _statistics(folder: Path) -> Statistics:
+    both = [_entry(folder, key, list) for key in ("mean", "std")]
+    if not all(len(each) == 3 and all(isinstance(v, float | int) for v in each) for each in both):
+        raise DataError(f"{folder / RECORD} has no usable mean and std: prepare the data again")
+    return tuple(float(v) for v in both[0]), tuple(float(v) for v in both[1])
+
+
+PREPARED_FORMAT = Format(
+    "prepared arrays",
+    "{train,val,test}_images.npy + _labels.npy + " + RECORD,
+    find_prepared,
+    read_prepared,
+    partial(_entry, key="name", kind=str),
+    _statistics,
+    mirrors=partial(_entry, key="mirrors", kind=bool),
+)
