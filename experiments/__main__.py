@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(COMMANDS)}"
         sys.stderr.write(f"error: unknown command '{name}': {hint}\n")
         return 2
+    first = COMMANDS[name].positional
+    if first is not None and flags and not flags[0].startswith("-"):
+        flags = [f"--{first}", *flags]
     return _guarded(name, flags)
 
 
@@ -58,11 +62,12 @@ def _guarded(name: str, flags: list[str]) -> int:
         settings = resolve(name, flags)
         function = COMMANDS[name].load()
         # Only now: the package loads torch, which help and mistakes on the command line need not wait for.
+        from mamltheory.runtime.distributed import joined
         from mamltheory.runtime.interrupt import Interrupted, interruptible
 
         try:
-            with interruptible():
-                return function(settings) or 0
+            with interruptible(), joined() if COMMANDS[name].ranks else nullcontext(True) as leads:
+                return (function(settings) or 0) if leads else 0
         except Interrupted as stop:
             return _stopped(stop, name, flags)
     except Exception as error:

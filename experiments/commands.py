@@ -12,13 +12,16 @@ class Command:
     """A command: its settings, the function "module:name" that runs them, and its named settings.
 
     The function takes the settings and returns an exit code or None; its module is imported only when the
-    command runs.
+    command runs. ranks: it spreads over the processes of torchrun, where rank 0 alone calls the function.
+    positional: the setting that the first word after the command may give without its flag.
     """
 
     settings: type
     function: str
     group: str
     presets: Mapping[str, object] = field(default_factory=dict)
+    ranks: bool = False
+    positional: str | None = None
 
     @property
     def summary(self) -> str:
@@ -48,7 +51,8 @@ COMMANDS = {
     ),
     "plateau": Command(settings.Plateau, "experiments.theory.plateau:run", THEORY),
     "benchmark": Command(settings.Benchmark, "experiments.benchmarks.run:run", SPEED),
-    "search": Command(settings.Search, "experiments.cells.search:run", CELLS, presets.SEARCH),
+    "search": Command(settings.Search, "experiments.cells.search:run", CELLS, presets.SEARCH, ranks=True),
+    "cell": Command(settings.PublishedCells, "experiments.cells.published:run", CELLS, positional="name"),
     "train": Command(settings.Train, "experiments.cells.train:run", CELLS, presets.TRAIN),
     "evaluate": Command(settings.Evaluate, "experiments.cells.evaluate:run", CELLS, presets.EVALUATE),
     "glyphs": Command(settings.Glyphs, "experiments.cells.glyphs:run", CELLS),

@@ -5,6 +5,7 @@ the settings are made, before any computation. The numbers of a command depend o
 """
 
 from experiments.settings.benchmark import Benchmark
+from experiments.settings.cell import PublishedCells
 from experiments.settings.evaluate import Evaluate
 from experiments.settings.network import EMBEDDED_DATA, Network
 from experiments.settings.search import Search
