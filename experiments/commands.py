@@ -55,5 +55,6 @@ COMMANDS = {
     "cell": Command(settings.PublishedCells, "experiments.cells.published:run", CELLS, positional="name"),
     "train": Command(settings.Train, "experiments.cells.train:run", CELLS, presets.TRAIN),
     "evaluate": Command(settings.Evaluate, "experiments.cells.evaluate:run", CELLS, presets.EVALUATE),
+    "predict": Command(settings.Predict, "experiments.cells.predict:run", CELLS),
     "glyphs": Command(settings.Glyphs, "experiments.cells.glyphs:run", CELLS),
 }

@@ -1,8 +1,10 @@
 """``evaluate``: the accuracy of a trained network on few-shot tasks of classes that it has never seen."""
 
+import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from mamltheory.fewshot.episodes import sample_episode
 from mamltheory.fewshot.evaluate import Evaluation, EvaluationConfig
 from mamltheory.fewshot.evaluate import evaluate as evaluate_network
 from mamltheory.fewshot.images import ImageData, ImageSplit
-from mamltheory.nas.network import Network
+from mamltheory.nas.network import Network, parameter_count
 from mamltheory.runtime.device import choose_device, environment
 from mamltheory.runtime.interrupt import check_interrupted
 from mamltheory.runtime.progress import stage
@@ -23,6 +25,15 @@ from mamltheory.runtime.runlog import open_run
 
 def run(settings: Evaluate) -> int:
     """Print the result line and leave it in the run folder; returns 0."""
+    print(evaluate_run(settings)["description"])
+    return 0
+
+
+def evaluate_run(settings: Evaluate) -> dict[str, object]:
+    """Evaluate a finished training and record it; returns the results as the run's record holds them.
+
+    They name every task's number of recognised images, so that methods can be compared task by task.
+    """
     training, genotype = settings_of_run(settings.checkpoint)
     require(
         source_of(settings.data) == source_of(training.data),
@@ -41,10 +52,36 @@ def run(settings: Evaluate) -> int:
         except Exception:
             check_interrupted()  # Ctrl-C reaches joblib's processes as well, and they break under it
             raise
+    return log.close(**results_of(result, network)).record["results"]
+
+
+def results_of(result: Evaluation, network: Network) -> dict[str, object]:
+    """What the record of an evaluation holds: interval over tasks, size of the network, every task's count."""
     interval = result.interval
-    log.close(accuracy=interval.mean, half_width=interval.half_width, description=result.describe())
-    print(result.describe())
-    return 0
+    return {
+        "accuracy": interval.mean,
+        "half_width": interval.half_width,
+        "description": result.describe(),
+        "parameters": parameter_count(network),
+        "weights": digest_of(network.state_dict()),
+        "tasks_digest": result.tasks_digest,
+        "queries_per_task": result.config.ways * result.config.queries,
+        "correct": " ".join(map(str, result.correct)),  # one line of the file, however many tasks
+    }
+
+
+def accuracies_of(results: dict[str, object]) -> np.ndarray:
+    """The accuracy on every task, from the record of an evaluation."""
+    return np.array([int(word) for word in results["correct"].split()]) / results["queries_per_task"]
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors: tells whether an evaluation is of the weights that a folder holds now."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
+        digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def split_of(data: ImageData, settings: Evaluate) -> ImageSplit:

@@ -1,6 +1,6 @@
 """Named settings of the evaluation: the smoke test on embedded glyphs, and the eight numbers of Table 1.
 
-Sources: [6.1] optimisation set-up of Section 6.1; [E] the paragraphs of Appendix E; [code] a default of the
+Sources: [6.2] empirical results of Section 6.2; [E] the paragraphs of Appendix E; [code] a default of the
 authors' released programs where the paper is silent.
 """
 
@@ -11,7 +11,7 @@ from experiments.settings import Evaluate
 
 
 def _evaluate(name: str, data: str, shots: int, head: str, C: float) -> Evaluate:
-    # [E] 5 augmented copies of the support; [code] 1000 tasks of 15 queries per class.
+    # [E] 5 augmented copies of the support; [6.2] 1000 tasks; [code] 15 queries per class.
     folder = Path(f"runs/{name}")
     files = {"checkpoint": folder / "train", "out": folder / f"evaluate-{shots}-shot"}
     return Evaluate(data=data, shots=shots, head=head, C=C, augment=5, tasks=1000, queries=15, **files)

@@ -8,6 +8,7 @@ from experiments.settings.benchmark import Benchmark
 from experiments.settings.cell import PublishedCells
 from experiments.settings.evaluate import Evaluate
 from experiments.settings.network import EMBEDDED_DATA, Network
+from experiments.settings.predict import Predict
 from experiments.settings.search import Search
 from experiments.settings.start import Demo, Doctor, Glyphs
 from experiments.settings.theory import (

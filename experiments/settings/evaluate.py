@@ -8,6 +8,8 @@ from typing import Literal
 from experiments.requirements import require, require_at_least
 from experiments.settings.network import EMBEDDED_DATA
 
+Head = Literal["logistic", "svc", "svc-scaled", "nearest-centroid"]
+
 
 @dataclass(frozen=True)
 class Evaluate:
@@ -27,10 +29,10 @@ class Evaluate:
     """Query samples per class."""
     tasks: int = 1000
     """Number of test tasks."""
-    head: Literal["logistic", "svc", "svc-scaled"] = "logistic"
-    """Last-layer classifier: logistic regression, linear SVC, or SVC after scaling (the code of RFS)."""
+    head: Head = "logistic"
+    """Last-layer classifier: logistic regression, linear SVC, SVC after scaling (the code of RFS), or centroids."""
     C: float = 1.0
-    """1 / ℓ2 penalty of the last-layer classifier."""
+    """1 / ℓ2 penalty of the last-layer classifier; centroids have none."""
     augment: int = 5
     """Augmented copies of each support sample; 0 takes the samples as they are."""
     seed: int = 0
