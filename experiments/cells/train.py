@@ -1,11 +1,15 @@
-"""``train``: RFS pre-training of the network that stacks a genotype's cells, resumable after every epoch."""
+"""``train``: RFS pre-training of a network, alone or under torchrun, resumable after every step."""
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from experiments.cells.common import (
-    begin,
+    FREE,
     data_of,
     network_size,
     quoted,
@@ -13,91 +17,131 @@ from experiments.cells.common import (
     recorded,
     without_paths,
 )
+from experiments.cells.steps import Pauses, leading_stage
 from experiments.config import read_config, settings_from
 from experiments.requirements import require
 from experiments.settings import Train
 from mamltheory.errors import CheckpointError
+from mamltheory.fewshot.evaluate import EvaluationConfig
+from mamltheory.fewshot.evaluate import evaluate as evaluate_network
+from mamltheory.fewshot.execution import Execution
 from mamltheory.fewshot.images import ImageData
-from mamltheory.fewshot.train import (
-    TrainConfig,
-    TrainState,
-    restore,
-    start_training,
-    state_tensors,
-    train_epoch,
-)
+from mamltheory.fewshot.resnet import resnet12
+from mamltheory.fewshot.train import TrainConfig, TrainState, start_training, train_epoch
+from mamltheory.fewshot.training_state import restore, state_tensors
 from mamltheory.nas.genotype import Genotype
-from mamltheory.nas.network import Network, derived_network, parameter_count
+from mamltheory.nas.network import derived_network, parameter_count
 from mamltheory.plotting import curve, figure, save
 from mamltheory.rng import derived_seed
 from mamltheory.runtime.checkpoint import load
 from mamltheory.runtime.checkpoint import save as save_state
-from mamltheory.runtime.device import choose_device
-from mamltheory.runtime.interrupt import check_interrupted
-from mamltheory.runtime.progress import stage
-from mamltheory.runtime.runlog import RunLog, read_metrics
+from mamltheory.runtime.data_parallel import Team, team
+from mamltheory.runtime.device import choose_device, environment
+from mamltheory.runtime.runlog import RunLog, open_run, read_metrics
 
 
 def run(settings: Train) -> int:
-    """Train the genotype of the settings and draw the learning curve; returns 0."""
-    train(settings, read_genotype(settings.genotype))
-    draw_curves(settings)
+    """Train the network of the settings and draw the learning curve; returns 0."""
+    genotype = read_genotype(settings.genotype) if settings.network == "cells" else None
+    with team() as crew:
+        train(settings, genotype, crew)
+        if crew.leads:
+            draw_curves(settings)
     return 0
 
 
-def train(settings: Train, genotype: Genotype) -> Network:
+def train(settings: Train, genotype: Genotype | None, crew: Team | None = None) -> torch.nn.Module:
     """Run or take up the training in its run folder; on a CPU interruptions change no bit of the result."""
-    device, data = choose_device(settings.device), data_of(settings)
+    crew = crew or Team()
+    device = choose_device(crew.device_name(settings.device)).device
+    data = data_of(settings)
     network = new_network(settings, genotype, data)
-    state = start_training(network, data, config_of(settings, data), device.device)
-    log = begin(settings, "train", device.device)
-    with recorded(log, _continue_with(settings)):
+    execution = Execution(settings.channels_last, settings.compile, crew.rank, crew.size)
+    state = start_training(network, data, config_of(settings, data), device, execution)
+    with _record(settings, crew, device) as log:
         checkpoint = load(settings.out / "state", report=print)
         if checkpoint is not None:
             _check_genotype(checkpoint.state["genotype"], genotype, settings)
             state = restore(state, checkpoint.tensors, checkpoint.state)
-        state = remaining_epochs(state, genotype, settings, log)
-    log.close(epochs=state.epoch, parameters=parameter_count(network))
-    return state.network
+        crew.check_same((state.epoch, state.step), "epoch and step")
+        state = _remaining_steps(state, genotype, settings, crew, log)
+    if log is not None:
+        log.close(epochs=state.epoch, parameters=parameter_count(network))
+    # What is evaluated now and what is loaded later should agree to the last bit.
+    return state.network.to(memory_format=torch.contiguous_format)
 
 
-def remaining_epochs(state: TrainState, genotype: Genotype, settings: Train, log: RunLog) -> TrainState:
-    """All epochs that are left, each saved when it is done."""
-    steps = len(state.data.train) // settings.batch_size
-    left = settings.epochs - state.epoch
-    with stage(f"train ({settings.out.name})", left * steps) as advance:
-        for _ in range(left):
-            state, metrics = train_epoch(state, on_step=lambda *_: advance())
-            tensors, numbers = state_tensors(state)
-            # Logged first: a crash in between repeats the line, and never leaves out an epoch.
-            log.log(**dataclasses.asdict(metrics))
-            save_state(settings.out / "state", tensors, {**numbers, "genotype": genotype.to_json()})
-            check_interrupted()
+@contextmanager
+def _record(settings: Train, crew: Team, device: torch.device) -> Iterator[RunLog | None]:
+    """The run's record, for the process that writes; the others have none."""
+    if not crew.leads:
+        yield None
+        return
+    where = environment(device) | ({"processes": crew.size} if crew.size > 1 else {})
+    log = open_run(settings.out, "train", settings, settings.seed, where, (*FREE, "save_minutes"))
+    with recorded(log, _continue_with(settings)):
+        yield log
+
+
+def _remaining_steps(
+    state: TrainState, genotype: Genotype | None, settings: Train, crew: Team, log: RunLog | None
+) -> TrainState:
+    """All steps that are left; the state is saved after every epoch, after so many minutes, and at a stop."""
+    name = json.loads(json.dumps(genotype.to_json())) if genotype is not None else None
+    left = (settings.epochs - state.epoch) * state.steps - state.step
+    with leading_stage(f"train ({settings.out.name})", left, crew.leads) as advance:
+        pauses = Pauses(settings.save_minutes, crew.any, advance, settings.batch_size)
+        while state.epoch < settings.epochs:
+            pauses.note = f"epoch {state.epoch + 1}/{settings.epochs}"
+            state, metrics = train_epoch(state, pauses)
+            if log is not None:
+                # Logged first: a crash in between repeats the line, and never leaves out an epoch.
+                if metrics is not None:
+                    log.log(**dataclasses.asdict(metrics), **_validated(state, settings))
+                tensors, numbers = state_tensors(state)
+                save_state(settings.out / "state", tensors, {**numbers, "genotype": name})
+            pauses.saved()
     return state
+
+
+def _validated(state: TrainState, settings: Train) -> dict[str, float]:
+    """Few-shot accuracy on the validation classes, where it is due after this epoch."""
+    if not settings.validate_every or state.epoch % settings.validate_every:
+        return {}
+    split = state.data.val
+    fewest = min(len(members) for members in split.members)
+    config = EvaluationConfig(
+        ways=min(5, len(split.class_names)),
+        shots=1,
+        queries=max(1, min(15, fewest - 1)),
+        tasks=settings.validation_tasks,
+        copies=0,
+        head="nearest-centroid",
+    )
+    result = evaluate_network(
+        state.network, split, state.data.mean, state.data.std, config, settings.seed, device=state.device
+    ).interval
+    return {"val_accuracy": result.mean, "val_half_width": result.half_width}
 
 
 def config_of(settings: Train, data: ImageData) -> TrainConfig:
     """The recipe; images are mirrored where a mirrored image shows the same class (not so for characters)."""
     names = (
-        "batch_size",
-        "learning_rate",
-        "momentum",
-        "weight_decay",
-        "epochs",
-        "milestones",
-        "drop_path",
-        "seed",
+        *("batch_size", "learning_rate", "momentum", "weight_decay", "epochs", "milestones", "drop_path"),
+        *("precision", "seed"),
     )
     return TrainConfig(**{name: getattr(settings, name) for name in names}, flip=data.mirrors)
 
 
-def new_network(settings: Train, genotype: Genotype, data: ImageData) -> Network:
+def new_network(settings: Train, genotype: Genotype | None, data: ImageData) -> torch.nn.Module:
     """The untrained network; its weights depend on the seed alone."""
-    size = network_size(settings, len(data.train.class_names))
-    return derived_network(genotype, size, derived_seed(settings.seed, "training weights"))
+    classes, seed = len(data.train.class_names), derived_seed(settings.seed, "training weights")
+    if settings.network == "resnet12":
+        return resnet12(classes, seed)
+    return derived_network(genotype, network_size(settings, classes), seed)
 
 
-def trained_network(settings: Train, genotype: Genotype, data: ImageData) -> Network:
+def trained_network(settings: Train, genotype: Genotype | None, data: ImageData) -> torch.nn.Module:
     """The network as its run folder holds it; raises CheckpointError when the training has not finished."""
     checkpoint = load(settings.out / "state", report=print)
     if checkpoint is None or checkpoint.state["epoch"] < settings.epochs:
@@ -112,39 +156,49 @@ def trained_network(settings: Train, genotype: Genotype, data: ImageData) -> Net
     return network
 
 
-def settings_of_run(folder: Path) -> tuple[Train, Genotype]:
-    """The settings and the genotype that a training's run folder records."""
+def settings_of_run(folder: Path) -> tuple[Train, Genotype | None]:
+    """The settings and the genotype (None for ResNet-12) that a training's run folder records."""
     require(
         (folder / "run.json").is_file(), f"{folder} is no run folder: train first, or name another folder"
     )
     settings = settings_from(Train, read_config(folder, "train"))
     checkpoint = load(folder / "state", report=print)
     if checkpoint is None:
-        raise CheckpointError(f"{folder} holds no finished epoch yet: train first")
-    return dataclasses.replace(settings, out=folder), Genotype.from_json(checkpoint.state["genotype"])
+        raise CheckpointError(f"{folder} holds no saved state yet: train first")
+    saved = checkpoint.state["genotype"]
+    return dataclasses.replace(settings, out=folder), Genotype.from_json(saved) if saved else None
 
 
 def _continue_with(settings: Train) -> str:
     return f"python -m experiments train --config {quoted(settings.out)}"
 
 
-def _check_genotype(saved: object, genotype: Genotype, settings: Train) -> None:
-    if json.dumps(saved) != json.dumps(genotype.to_json()):
+def _check_genotype(saved: object, genotype: Genotype | None, settings: Train) -> None:
+    ours = genotype.to_json() if genotype is not None else None
+    if json.dumps(saved) != json.dumps(ours):
         raise CheckpointError(f"{settings.out} trains another genotype: choose another --out")
 
 
 def draw_curves(settings: Train) -> None:
-    """Training loss and accuracy against epochs, with the learning rate's falls."""
+    """Training loss and accuracy against epochs, validation accuracy where it was taken, falls of the rate."""
     rows = {row["epoch"]: row for row in read_metrics(settings.out)}
     data = {
         name: [row[name] for row in rows.values()] for name in ("epoch", "loss", "accuracy", "learning_rate")
     }
+    seen = [row for row in rows.values() if "val_accuracy" in row]
+    for name in ("epoch", "val_accuracy", "val_half_width") if seen else ():
+        data[f"val_{name.removeprefix('val_')}"] = [row[name] for row in seen]
     with figure("page", 2.6, columns=2) as (drawing, axes):
         for i, (panel, name) in enumerate(zip(axes[0], ("loss", "accuracy"), strict=True)):
-            panel.plot(data["epoch"], data[name], **curve(i))
+            panel.plot(data["epoch"], data[name], label="training, all base classes", **curve(i))
             for milestone in settings.milestones:
                 panel.axvline(milestone + 0.5, color="0.6", linestyle=":")
             panel.set_xlabel("epoch (dotted: the learning rate falls)")
             panel.set_ylabel({"loss": "training cross-entropy (nats)", "accuracy": "training accuracy"}[name])
+        if seen:
+            bars = {"x": data["val_epoch"], "y": data["val_accuracy"], "yerr": data["val_half_width"]}
+            axes[0, 1].errorbar(**bars, label="validation, few-shot, new classes", capsize=2, **curve(2))
+            axes[0, 1].set_ylabel("accuracy")
+            axes[0, 1].legend()
         paths = save(drawing, "learning_curves", data, settings.out, without_paths(settings), settings.seed)
     print(f"wrote {paths[0]} (and .pdf, .json)")

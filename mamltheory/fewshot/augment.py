@@ -76,20 +76,33 @@ def join(parts: Sequence[Draws]) -> Draws:
     return Draws(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
+def part(draws: Draws, rows: slice) -> Draws:
+    """The draws of some images of a batch."""
+    return Draws(draws.offsets[rows], draws.mirrored[rows], draws.factors[rows], draws.order[rows])
+
+
 def apply_draws(
-    images: UInt8[Tensor, "B H W 3"], draws: Draws, mean: Sequence[float], std: Sequence[float]
+    images: UInt8[Tensor, "B H W 3"],
+    draws: Draws,
+    mean: Sequence[float],
+    std: Sequence[float],
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> Float[Tensor, "B 3 H W"]:
-    """The transformed images (float32, normalised) for given draws, on the device of the images."""
+    """The transformed images (float32, normalised) for given draws, on the device of the images, in a memory
+    layout. Nothing waits for the device.
+    """
     if len(images) != len(draws.order):
         raise ShapeError(
             f"got {len(images)} images and draws for {len(draws.order)}: draw once for each image"
         )
     check_statistics(mean, std)
     device = images.device
-    window = crop(images, draws.offsets.to(device), draws.mirrored.to(device))
-    pixels = window.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    pixels = colour_jitter(pixels, draws.factors.to(device), draws.order.to(device))
-    shift, scale = (torch.tensor(tuple(v), device=device).view(1, 3, 1, 1) for v in (mean, std))
+    window = crop(images, draws.offsets, draws.mirrored)
+    pixels = window.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout).div_(255)
+    pixels = colour_jitter(pixels, *(x.to(device, non_blocking=True) for x in (draws.factors, draws.order)))
+    shift, scale = (
+        torch.tensor(tuple(v)).view(1, 3, 1, 1).to(device, non_blocking=True) for v in (mean, std)
+    )
     return pixels.sub_(shift).div_(scale)
 
 
@@ -112,7 +125,8 @@ def crop(
     Equal to padding with zeros and cutting out a window of the original size; one gather of whole pixels.
     """
     count, height, width, _ = images.shape
-    padding = int(offsets.abs().max()) if count else 0
+    padding = int(offsets.abs().max()) if count else 0  # of draws on the CPU: no wait for the device
+    offsets, mirrored = (x.to(images.device, non_blocking=True) for x in (offsets, mirrored))
     # A pixel as one 4-byte word: the gather moves words instead of bytes, about twice as fast.
     padded = images.new_zeros(count, height + 2 * padding, width + 2 * padding, 4)
     padded[:, padding : padding + height, padding : padding + width, :3] = images

@@ -1,23 +1,34 @@
 """Pre-training on the base classes as in RFS (Section 6.1, Appendix E): cross-entropy, SGD, step decay.
 
-`train_epoch` takes a state to the next one. Order of the images, augmentation and drop path are pure
-functions of (seed, epoch, step), so that on the CPU a state saved between two epochs continues bit for bit
-as if never interrupted. Other randomness inside a network, such as torch.nn.Dropout, is outside this promise.
+`train_epoch` takes a state to the end of its epoch, or to the step at which it is asked to stop. Order of the
+images, augmentation and drop path are pure functions of (seed, epoch, step), so that on the CPU a state saved
+after any step continues bit for bit as if never interrupted. Other randomness inside a network, such as
+torch.nn.Dropout, is outside this promise.
+
+Several processes (:class:`Execution`) take parts of the same batches: the same images, augmented alike, in the same
+order. Their drop-path masks are their own, functions of (seed, epoch, step, rank).
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mamltheory.errors import CheckpointError, ConfigurationError, ValueRangeError
-from mamltheory.fewshot.augment import Augmentation, augment
-from mamltheory.fewshot.images import ImageData, fingerprint, resident, take
+from mamltheory.errors import ConfigurationError, ValueRangeError
+from mamltheory.fewshot.augment import Augmentation, apply_draws, draw, part
+from mamltheory.fewshot.execution import Execution, placed, runner
+from mamltheory.fewshot.images import ImageData, resident, take
+from mamltheory.fewshot.precision import (
+    Precision,
+    autocast,
+    check_precision,
+    float32_products,
+    gradient_scaler,
+)
 from mamltheory.rng import derived_seed, generator
 
 CHECK_EVERY = 100  # steps between two looks at the loss, each of which waits for the device
@@ -30,7 +41,8 @@ class TrainConfig:
     `milestones` are the last epochs (counted from 1) before the learning rate falls by `decay`: (60, 80)
     makes 61 and 81 the first decayed ones, as in RFS. Drop path grows to `drop_path` in the last epoch.
     `padding`, `jitter` and `flip` are those of :class:`Augmentation`. The last images of an epoch that fill
-    no batch are left out.
+    no batch are left out. `batch_size` is that of all processes together. `precision`: see
+    :mod:`mamltheory.fewshot.precision`.
     """
 
     batch_size: int = 64
@@ -44,6 +56,7 @@ class TrainConfig:
     padding: int | None = None
     jitter: float = 0.4
     flip: bool = True
+    precision: Precision = "fp32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -83,19 +96,32 @@ class TrainConfig:
 
 @dataclass(frozen=True, eq=False)
 class TrainState:
-    """Where a training stands after `epoch` finished epochs.
+    """Where a training stands: `epoch` finished epochs, and `step` steps of the next one.
 
-    The network and the optimiser inside are updated in place by :func:`train_epoch`: go on with the state
-    that it returns, and save with :func:`state_tensors` what has to outlive the next epoch.
+    `totals`: sum of losses and number of correct predictions in those steps, over all processes.
+    The network, the optimiser and the scaler inside are updated in place by :func:`train_epoch`: go on with the
+    state that it returns, and save with :func:`mamltheory.fewshot.training_state.state_tensors` what has to
+    outlive the next step. `runner` is the network as the steps call it: compiled, or one of several processes.
     """
 
     network: torch.nn.Module
+    runner: torch.nn.Module
     optimizer: torch.optim.SGD
+    scaler: torch.amp.GradScaler
     data: ImageData
-    images: np.ndarray | Tensor
+    images: object
+    labels: Tensor
     config: TrainConfig
     device: torch.device
+    execution: Execution
     epoch: int = 0
+    step: int = 0
+    totals: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return len(self.data.train) // self.config.batch_size
 
 
 @dataclass(frozen=True)
@@ -110,109 +136,115 @@ class EpochMetrics:
 
 
 def start_training(
-    network: torch.nn.Module, data: ImageData, config: TrainConfig, device: torch.device | str = "cpu"
+    network: torch.nn.Module,
+    data: ImageData,
+    config: TrainConfig,
+    device: torch.device | str = "cpu",
+    execution: Execution | None = None,
 ) -> TrainState:
-    """The state before the first epoch; the network is moved to the device.
+    """The state before the first step; the network is moved to the device.
 
-    Raises ConfigurationError when a batch does not fit the data, when characters are to be mirrored, or when
-    the network's logits are not one per training class.
+    Raises ConfigurationError when a batch does not fit the data or the number of processes, when characters are
+    to be mirrored, when the device lacks the precision, or when the network's logits are not one per training
+    class.
     """
-    device = torch.device(device)
+    device, execution = torch.device(device), execution or Execution()
     if config.batch_size > len(data.train):
         raise ConfigurationError(
             f"batch_size {config.batch_size} exceeds the {len(data.train)} training images: lower it"
         )
     if config.flip and not data.mirrors:
         raise ConfigurationError(f"a mirrored image of {data.name} shows another class: set flip to False")
-    network = network.to(device)
+    check_precision(config.precision, device)
+    execution.part(config.batch_size)
+    network = placed(network, device, execution)
     _check_logits(network, data, device)
     optimizer = torch.optim.SGD(
         network.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay
     )
-    return TrainState(network, optimizer, data, resident(data.train, device), config, device)
+    return TrainState(
+        network,
+        runner(network, device, execution),
+        optimizer,
+        gradient_scaler(config.precision, device),
+        data,
+        resident(data.train, device),
+        torch.from_numpy(data.train.labels).to(device),
+        config,
+        device,
+        execution,
+    )
 
 
 def train_epoch(
-    state: TrainState, on_step: Callable[[int, int], None] | None = None
-) -> tuple[TrainState, EpochMetrics]:
-    """The state one epoch later; `on_step(steps done, steps in all)` is called after every step.
+    state: TrainState, stop: Callable[[int, int], bool] | None = None
+) -> tuple[TrainState, EpochMetrics | None]:
+    """The state at the end of its epoch, with the means over the epoch.
 
-    Raises ValueRangeError as soon as the loss is seen not to be finite (looked at every 100 steps and at the
-    end).
+    `stop(steps done, steps in all)` is called after every step; when it says True the epoch is left there, and
+    there are no means. Raises ValueRangeError as soon as the loss is seen not to be finite (looked at every 100
+    steps and at the end).
     """
-    config, epoch = state.config, state.epoch + 1
+    config, epoch, steps = state.config, state.epoch + 1, state.steps
     if epoch > config.epochs:
         raise ConfigurationError(f"all {config.epochs} epochs are done: raise epochs to train longer")
     for group in state.optimizer.param_groups:
         group["lr"] = config.learning_rate_in(epoch)
     if hasattr(state.network, "drop_path"):
         state.network.drop_path = config.drop_path_in(epoch)
-    state.network.train()
-    order = torch.randperm(len(state.data.train), generator=generator(config.seed, "shuffle", epoch)).numpy()
-    steps = len(order) // config.batch_size
-    totals = torch.zeros(2, device=state.device, dtype=torch.float64)
-    for step in range(steps):
-        totals += _train_step(state, epoch, step, order[step * config.batch_size :][: config.batch_size])
-        if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
-            _check_finite(totals, epoch, step + 1, config)
-        if on_step is not None:
-            on_step(step + 1, steps)
-    loss, correct = (totals / (steps * config.batch_size)).tolist()
+    state.runner.train()
+    order = torch.randperm(len(state.data.train), generator=generator(config.seed, "shuffle", epoch))
+    # What was summed before the epoch was left belongs to the first process.
+    totals = torch.tensor(state.totals, device=state.device, dtype=torch.float64)
+    totals = totals * float(state.execution.rank == 0)
+    with float32_products(config.precision):
+        for step in range(state.step, steps):
+            rows = order[step * config.batch_size :][: config.batch_size]
+            totals += _train_step(state, epoch, step, rows)
+            if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
+                _check_finite(totals, epoch, step + 1, config)
+            if stop is not None and stop(step + 1, steps) and step + 1 < steps:
+                return dataclasses.replace(state, step=step + 1, totals=_summed(totals, state)), None
+    loss, correct = (total / (steps * config.batch_size) for total in _summed(totals, state))
     metrics = EpochMetrics(epoch, loss, correct, config.learning_rate_in(epoch), config.drop_path_in(epoch))
-    return dataclasses.replace(state, epoch=epoch), metrics
+    return dataclasses.replace(state, epoch=epoch, step=0, totals=(0.0, 0.0)), metrics
 
 
-def state_tensors(state: TrainState) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Everything that a continuation needs: named CPU tensors, and numbers and settings fit for JSON."""
-    network = {f"network/{name}": value for name, value in state.network.state_dict().items()}
-    tensors = {
-        name: value.detach().cpu().clone().contiguous() for name, value in (network | _momenta(state)).items()
-    }
-    return tensors, {
-        "epoch": state.epoch,
-        "config": _config_record(state.config),
-        "data": _data_record(state.data),
-    }
-
-
-def restore(state: TrainState, tensors: Mapping[str, Tensor], numbers: Mapping[str, object]) -> TrainState:
-    """The saved state, loaded into a fresh one of the same network, data and settings.
-
-    Raises CheckpointError when the settings or the data differ, or the tensors do not fit the network.
-    `epochs` may differ as long as there is no drop path, whose ramp depends on it.
-    """
-    saved, ours = dict(numbers.get("config", {})), _config_record(state.config)
-    if not state.config.drop_path and not saved.get("drop_path"):
-        saved["epochs"] = ours["epochs"]
-    different = [name for name in ours if saved.get(name) != ours[name]]
-    if different or numbers.get("data") != _data_record(state.data):
-        settings = ", ".join(f"{name} {saved.get(name)} (now {ours[name]})" for name in different)
-        what = settings or "the data set"
-        raise CheckpointError(
-            f"the saved training differs in {what}: continue with its settings, or start anew"
-        )
-    epoch = numbers.get("epoch")
-    if not isinstance(epoch, int) or epoch < 0:
-        raise CheckpointError(f"the saved training says epoch {epoch!r}: expected a whole number; start anew")
-    _load_network(state.network, tensors)
-    _load_momenta(state, tensors, epoch)
-    return dataclasses.replace(state, epoch=epoch)
-
-
-def _train_step(state: TrainState, epoch: int, step: int, rows: np.ndarray) -> Tensor:
+def _train_step(state: TrainState, epoch: int, step: int, rows: Tensor) -> Tensor:
     """One SGD step; returns (sum of losses, number of correct predictions) without waiting for the device."""
-    config, data = state.config, state.data
-    random = generator(config.seed, "augment", epoch, step)
-    x = augment(take(state.images, rows, state.device), config.augmentation(), data.mean, data.std, random)
-    y = torch.from_numpy(data.train.labels[rows]).to(state.device)
+    config, data, execution = state.config, state.data, state.execution
+    random, mine = generator(config.seed, "augment", epoch, step), execution.part(len(rows))
+    # Drawn for the whole batch, so that an image is augmented alike whichever process takes it.
+    draws = part(draw(config.augmentation(), data.train.images.shape[1], len(rows), random), mine)
+    rows = rows[mine]
+    x = apply_draws(_images(state, rows), draws, data.mean, data.std, execution.layout)
+    y = state.labels[rows.to(state.device, non_blocking=True)]
     if hasattr(state.network, "seed_drop_path"):
-        state.network.seed_drop_path(derived_seed(config.seed, "drop path", epoch, step))
-    logits = state.network(x)
-    loss = F.cross_entropy(logits, y)
+        rank = () if execution.size == 1 else (execution.rank,)
+        state.network.seed_drop_path(derived_seed(config.seed, "drop path", epoch, step, *rank))
+    with autocast(config.precision, state.device):
+        logits = state.runner(x)
+    loss = F.cross_entropy(logits.float(), y)
     state.optimizer.zero_grad()
-    loss.backward()
-    state.optimizer.step()
-    return torch.stack([loss.detach().double() * len(rows), (logits.detach().argmax(1) == y).sum().double()])
+    state.scaler.scale(loss).backward()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    correct = (logits.detach().argmax(1) == y).sum().double()
+    return torch.stack([loss.detach().double() * len(rows), correct])
+
+
+def _images(state: TrainState, rows: Tensor) -> Tensor:
+    if isinstance(state.images, Tensor):
+        return state.images[rows.to(state.images.device, non_blocking=True)]
+    return take(state.images, rows.numpy(), state.device)
+
+
+def _summed(totals: Tensor, state: TrainState) -> tuple[float, float]:
+    """The totals of all processes."""
+    if state.execution.size > 1:
+        torch.distributed.all_reduce(totals)
+    loss, correct = totals.tolist()
+    return loss, correct
 
 
 def _check_logits(network: torch.nn.Module, data: ImageData, device: torch.device) -> None:
@@ -233,45 +265,4 @@ def _check_finite(totals: Tensor, epoch: int, step: int, config: TrainConfig) ->
         raise ValueRangeError(
             f"the training loss is not finite (epoch {epoch}, by step {step}, learning rate "
             f"{config.learning_rate_in(epoch):g}): lower learning_rate, or look for broken images"
-        )
-
-
-def _config_record(config: TrainConfig) -> dict[str, object]:
-    record = dataclasses.asdict(config)
-    return record | {"milestones": list(config.milestones)}
-
-
-def _data_record(data: ImageData) -> str:
-    return f"{data.name} {fingerprint(data.train)}"
-
-
-def _momenta(state: TrainState) -> dict[str, Tensor]:
-    buffers = ((name, state.optimizer.state[p].get("momentum_buffer")) for name, p in _trained(state))
-    return {f"momentum/{name}": buffer for name, buffer in buffers if buffer is not None}
-
-
-def _trained(state: TrainState) -> list[tuple[str, torch.nn.Parameter]]:
-    return list(state.network.named_parameters())
-
-
-def _load_network(network: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    prefix = "network/"
-    weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"the saved weights do not fit this network: {error}") from None
-
-
-def _load_momenta(state: TrainState, tensors: Mapping[str, Tensor], epoch: int) -> None:
-    for name, parameter in _trained(state):
-        buffer = tensors.get(f"momentum/{name}")
-        if buffer is None:
-            continue  # a parameter without gradient has none, nor has any before the first step
-        if buffer.shape != parameter.shape:
-            raise CheckpointError(f"the saved momentum of {name} has shape {tuple(buffer.shape)}: start anew")
-        state.optimizer.state[parameter]["momentum_buffer"] = buffer.to(state.device, parameter.dtype).clone()
-    if epoch and state.config.momentum and not any(name.startswith("momentum/") for name in tensors):
-        raise CheckpointError(
-            f"the state saved after epoch {epoch} holds no momentum: it is incomplete, start anew"
         )

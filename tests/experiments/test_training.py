@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import re
+from functools import partial
 
 import pytest
 import torch
 
 from experiments.cells import common, evaluate, train
 from mamltheory.errors import CheckpointError, ConfigurationError, DataError, GenotypeError
+from mamltheory.fewshot.resnet import resnet12
 from mamltheory.nas.genotype import random_genotype
 from mamltheory.rng import generator
 from mamltheory.runtime.checkpoint import load
@@ -35,20 +37,77 @@ def test_a_training_leaves_its_state_curves_and_record(trained):
     assert read_run(trained.out)["results"]["epochs"] == 3
 
 
+def assert_same_end(settings, others):
+    ours, theirs = weights(settings), weights(others)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert read_metrics(settings.out) == read_metrics(others.out)
+
+
 @pytest.mark.parametrize("call", [1, 2])
-def test_a_training_interrupted_in_an_epoch_goes_on_after_it_bit_for_bit(trained, tmp_path, call):
+def test_a_training_interrupted_in_an_epoch_stops_after_its_step_and_goes_on_bit_for_bit(
+    trained, tmp_path, call
+):
     settings = dataclasses.replace(trained, out=tmp_path / "train")
     with ctrl_c_during(train, "train_epoch", call) as stopped:
         train.train(settings, GENOTYPE)
     assert stopped.value.continue_with == f"python -m experiments train --config {settings.out}"
-    assert load(settings.out / "state", print).state["epoch"] == call
+    numbers = load(settings.out / "state", print).state
+    assert (numbers["epoch"], numbers["step"]) == (call - 1, 1)
     with counted(train, "train_epoch") as epochs:
         train.run(settings)
-    assert len(epochs) == 3 - call
+    assert len(epochs) == 4 - call
+    assert_same_end(settings, trained)
+
+
+@pytest.mark.parametrize("saved", [1, 4, 6])
+def test_a_crash_after_any_saved_step_loses_that_step_at_most(trained, tmp_path, saved):
+    """The state is saved after every step; the run dies when it is about to save once more."""
+    settings = dataclasses.replace(trained, out=tmp_path / "train", save_minutes=0.0)
+    calls = []
+
+    def dies(*arguments):
+        if len(calls) == saved:
+            raise OSError("no space")
+        calls.append(train_save(*arguments))
+
+    train_save = train.save_state
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "save_state", dies)
+        with pytest.raises(OSError, match="no space"):
+            train.train(settings, GENOTYPE)
+    numbers = load(settings.out / "state", print).state
+    assert numbers["epoch"] * 3 + numbers["step"] == saved
+    train.train(dataclasses.replace(settings, save_minutes=10.0), GENOTYPE)
     ours, theirs = weights(settings), weights(trained)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert read_metrics(settings.out) == read_metrics(trained.out)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    curve = {row["epoch"]: row for row in read_metrics(settings.out)}
+    assert list(curve.values()) == read_metrics(trained.out)
+
+
+def test_validation_classes_are_tried_when_they_are_due_and_change_no_weight(trained, tmp_path):
+    settings = dataclasses.replace(trained, out=tmp_path / "train", validate_every=2, validation_tasks=5)
+    assert train.run(settings) == 0
+    rows = read_metrics(settings.out)
+    assert ["val_accuracy" in row for row in rows] == [False, True, False]
+    assert 0 < rows[1]["val_accuracy"] <= 1
+    assert json.loads((settings.out / "learning_curves.json").read_text())["data"]["val_epoch"] == [2]
+    ours, theirs = weights(settings), weights(trained)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_resnet12_is_trained_and_evaluated_by_the_same_commands(tmp_path, few_images, monkeypatch, capsys):
+    monkeypatch.setattr(train, "resnet12", partial(resnet12, widths=(4, 6, 8, 10)))
+    settings = train_settings(
+        tmp_path / "train", network="resnet12", genotype=tmp_path / "absent.json", epochs=3
+    )
+    assert train.run(settings) == 0
+    assert train.settings_of_run(settings.out) == (settings, None)
+    network = train.trained_network(settings, None, few_images)
+    assert network.blocks[3].path[0].out_channels == 10
+    capsys.readouterr()
+    assert evaluate.run(evaluate_settings(settings, tmp_path / "evaluate")) == 0
+    assert "3-way 1-shot" in capsys.readouterr().out
 
 
 def test_a_crash_between_log_and_state_repeats_a_line_but_no_point_of_the_curve(trained, tmp_path):
@@ -169,7 +228,7 @@ def test_an_unfinished_training_is_refused_with_the_command_that_finishes_it(tra
     with ctrl_c_during(train, "train_epoch", 1):
         train.train(settings, GENOTYPE)
     with pytest.raises(
-        CheckpointError, match="holds 1 of 3 epochs: finish it with python -m experiments train"
+        CheckpointError, match="holds 0 of 3 epochs: finish it with python -m experiments train"
     ):
         evaluate.run(evaluate_settings(settings, tmp_path / "evaluate"))
     assert not (tmp_path / "evaluate").exists()

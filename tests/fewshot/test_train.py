@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from mamltheory.errors import CheckpointError, ConfigurationError, ValueRangeError
+from mamltheory.fewshot.execution import Execution
 from mamltheory.fewshot.images import ImageData
-from mamltheory.fewshot.train import TrainConfig, restore, start_training, state_tensors, train_epoch
+from mamltheory.fewshot.precision import check_precision, float32_products
+from mamltheory.fewshot.train import TrainConfig, start_training, train_epoch
+from mamltheory.fewshot.training_state import restore, state_tensors
 from mamltheory.nas.genotype import published_genotypes
 from mamltheory.nas.network import NetworkSettings, derived_network
 from tests.fewshot.small import SmallNet, noise_data, noise_split
@@ -28,6 +31,10 @@ def run(state, epochs):
 def searched_network(seed):
     settings = NetworkSettings(channels=4, cells=3, classes=6)
     return derived_network(published_genotypes()[0].genotype, settings, seed)
+
+
+def small_network(seed):
+    return SmallNet(seed=seed)
 
 
 def same(a, b):
@@ -53,18 +60,36 @@ def test_training_learns_the_training_classes():
     assert history[-1].loss < history[0].loss
 
 
-@pytest.mark.parametrize("make", [SmallNet, searched_network], ids=["small", "searched"])
-def test_stopping_after_any_epoch_and_going_on_changes_no_bit(make):
-    make = (lambda seed: SmallNet(seed=seed)) if make is SmallNet else make
-    whole, history = run(start_training(make(0), DATA, CONFIG), 4)
-    state = start_training(make(0), DATA, CONFIG)
-    for epoch in range(4):
+def in_pieces(make, config, stops):
+    """The end of a training that is stopped after these steps, saved as JSON, and taken up by a fresh network."""
+    state, history = start_training(make(0), DATA, config), []
+    for last in [*stops, config.epochs * state.steps]:
+        while (before := state.epoch * state.steps) + state.step < last:
+            state, metrics = train_epoch(state, lambda step, _, stop=last - before: step == stop)
+            history += [metrics] if metrics else []
         tensors, numbers = state_tensors(state)
-        numbers = json.loads(json.dumps(numbers))
-        state = restore(start_training(make(100 + epoch), DATA, CONFIG), tensors, numbers)
-        state, metrics = train_epoch(state)
-        assert metrics == history[epoch]
-    assert same(state_tensors(state)[0], state_tensors(whole)[0])
+        state = restore(start_training(make(99), DATA, config), tensors, json.loads(json.dumps(numbers)))
+    return state, history
+
+
+@pytest.mark.parametrize(
+    ("make", "precision", "stops"),
+    [
+        (small_network, "fp32", [1, 3, 7, 9, 10]),
+        (small_network, "fp16", [2, 6, 13]),
+        (small_network, "bf16", [8]),
+        (searched_network, "fp32", [3]),
+    ],
+)
+def test_stopping_after_any_step_and_going_on_changes_no_bit(make, precision, stops):
+    epochs = 1 if make is searched_network else 2
+    config = dataclasses.replace(CONFIG, epochs=epochs, milestones=(1,)[: epochs - 1], precision=precision)
+    whole, history = run(start_training(make(0), DATA, config), epochs)
+    state, seen = in_pieces(make, config, stops)
+    assert seen == history
+    ours, theirs = state_tensors(state), state_tensors(whole)
+    assert same(ours[0], theirs[0])
+    assert ours[1] == theirs[1]
 
 
 def test_a_saved_state_does_not_move_when_training_goes_on():
@@ -119,7 +144,7 @@ def test_every_step_has_drop_path_masks_of_its_own_and_the_same_in_every_run():
 def test_steps_are_reported_and_the_incomplete_batch_is_left_out():
     seen = []
     train_epoch(
-        start_training(SmallNet(), DATA, CONFIG), on_step=lambda done, total: seen.append((done, total))
+        start_training(SmallNet(), DATA, CONFIG), lambda done, total: bool(seen.append((done, total)))
     )
     assert seen == [(i + 1, 7) for i in range(7)]
 
@@ -183,8 +208,73 @@ def test_a_state_of_another_training_is_refused():
     without = {name: value for name, value in tensors.items() if name.startswith("network/")}
     with pytest.raises(CheckpointError, match="no momentum"):
         restore(start_training(SmallNet(), DATA, CONFIG), without, numbers)
-    with pytest.raises(CheckpointError, match="epoch"):
-        restore(start_training(SmallNet(), DATA, CONFIG), tensors, numbers | {"epoch": "1"})
+    for name, wrong in (("epoch", "1"), ("step", -1), ("totals", [0.0]), ("totals", ["a", "b"])):
+        with pytest.raises(CheckpointError, match=name):
+            restore(start_training(SmallNet(), DATA, CONFIG), tensors, numbers | {name: wrong})
+
+
+def test_the_scale_of_a_float16_loss_is_part_of_the_state():
+    config = dataclasses.replace(CONFIG, precision="fp16")
+    tensors, numbers = state_tensors(run(start_training(SmallNet(), DATA, config), 1)[0])
+    assert numbers["scaler"]["_growth_tracker"] == 7
+    changed = numbers | {"scaler": numbers["scaler"] | {"scale": 4.0}}
+    assert restore(start_training(SmallNet(), DATA, config), tensors, changed).scaler.get_scale() == 4.0
+    with pytest.raises(CheckpointError, match="scale of the loss"):
+        restore(start_training(SmallNet(), DATA, config), tensors, numbers | {"scaler": None})
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_short_formats_keep_weights_in_float32_and_learn_as_well(precision):
+    config = dataclasses.replace(CONFIG, precision=precision, drop_path=0.0)
+    (whole, full), (state, short) = (
+        run(start_training(SmallNet(), DATA, c), 4)
+        for c in (dataclasses.replace(CONFIG, drop_path=0.0), config)
+    )
+    assert {p.dtype for p in state.network.parameters()} == {torch.float32}
+    np.testing.assert_allclose([m.loss for m in short], [m.loss for m in full], rtol=0.05)
+    assert not same(state_tensors(state)[0], state_tensors(whole)[0])
+
+
+def test_a_precision_that_the_device_lacks_is_refused():
+    with pytest.raises(ConfigurationError, match="cpu does not have"):
+        start_training(SmallNet(), DATA, dataclasses.replace(CONFIG, precision="tf32"))
+    with pytest.raises(ConfigurationError, match="expected fp32"):
+        check_precision("fp8", torch.device("cpu"))
+
+
+def test_tf32_is_allowed_within_its_block_alone():
+    before = torch.backends.cuda.matmul.allow_tf32
+    with float32_products("tf32"):
+        assert torch.backends.cuda.matmul.allow_tf32
+        with float32_products("fp32"):
+            assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cuda.matmul.allow_tf32 == before
+
+
+def test_the_memory_layout_changes_roundings_alone():
+    losses = [
+        [m.loss for m in run(start_training(SmallNet(), DATA, CONFIG, execution=Execution(layout)), 2)[1]]
+        for layout in (True, False)
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_a_batch_is_cut_into_equal_parts_or_refused():
+    assert [Execution(rank=r, size=4).part(16) for r in (0, 3)] == [slice(0, 4), slice(12, 16)]
+    with pytest.raises(ConfigurationError, match="16 cannot be cut into 3 equal parts"):
+        start_training(SmallNet(), DATA, CONFIG, execution=Execution(size=3))
+    with pytest.raises(ConfigurationError, match="rank 2 of 2"):
+        Execution(rank=2, size=2)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_compiled_blocks_give_the_same_training_up_to_rounding():
+    losses = [
+        [m.loss for m in run(start_training(SmallNet(), DATA, CONFIG, execution=Execution(True, each)), 2)[1]]
+        for each in (False, True)
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
 def test_training_may_be_prolonged_only_where_no_ramp_depends_on_its_length():

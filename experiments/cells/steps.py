@@ -1,0 +1,57 @@
+"""What long runs of many short steps share: when to leave them for a moment to save, or for good."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from mamltheory.runtime.interrupt import Interrupted, check_interrupted
+from mamltheory.runtime.progress import Advance, stage
+
+
+class Pauses:
+    """Called after every step: shows it, and says whether to leave the steps there and save.
+
+    That is at a stop that some process was asked for, and ``minutes`` after the last saving. ``anywhere`` tells
+    whether a flag is up in some process; ``batch_size`` is for the rate that is shown beside ``note``.
+    """
+
+    def __init__(
+        self, minutes: float, anywhere: Callable[[bool], bool], advance: Advance, batch_size: int
+    ) -> None:
+        self.minutes, self.anywhere, self.advance, self.batch_size = minutes, anywhere, advance, batch_size
+        self.note, self.stop = "", None
+        self.begun = self.saved_at = time.monotonic()
+        self.done = 0
+
+    def __call__(self, *_: int) -> bool:
+        """Whether to pause after this step; every process has to ask."""
+        now = time.monotonic()
+        self.done += 1
+        rate = self.done * self.batch_size / max(now - self.begun, 1e-9)
+        self.advance(note=f"{self.note}, {rate:.0f} images/s")
+        return self.anywhere(self._asked_to_stop() or now - self.saved_at > 60 * self.minutes)
+
+    def saved(self) -> None:
+        """To be called when the state is on disk; raises Interrupted if a stop was asked for anywhere."""
+        self.saved_at = time.monotonic()
+        stopped = self._asked_to_stop()
+        if self.anywhere(stopped):
+            raise self.stop or Interrupted(signal.SIGTERM)
+
+    def _asked_to_stop(self) -> bool:
+        try:
+            check_interrupted()
+        except Interrupted as stop:
+            self.stop = stop
+        return self.stop is not None
+
+
+@contextmanager
+def leading_stage(description: str, total: int, leads: bool) -> Iterator[Advance]:
+    """The progress of the process that leads; the others show nothing."""
+    if not leads:
+        yield lambda *_, **__: None
+        return
+    with stage(description, total) as advance:
+        yield advance
