@@ -1,63 +1,132 @@
+"""Every layout comes back as what was written; what is missing or does not fit is named."""
+
+import io
+import json
 import pickle
+import sys
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mamltheory.errors import DataError
-from mamltheory.fewshot.datasets import load_data
+from mamltheory.fewshot.datasets import load_data, read_data
+from mamltheory.fewshot.formats import FORMATS, Options, recognise
 from mamltheory.fewshot.formats.arrays import open_npz_member
-from mamltheory.fewshot.formats.common import IMAGENET_MEAN, Options
+from mamltheory.fewshot.formats.common import CIFAR_MEAN, IMAGENET_MEAN
+from mamltheory.fewshot.formats.folders import FOLDER_FORMAT
 from mamltheory.fewshot.formats.pixels import fitted
+from mamltheory.fewshot.formats.prepared import room_in, write_prepared
+from mamltheory.fewshot.images import fingerprint
+from tests.fewshot import layouts, python2
+from tests.fewshot.layouts import SPLITS, tiny_splits
 from tests.fewshot.small import noise_split
 
-SPLITS = ("train", "val", "test")
-MINI = "miniImageNet_category_split_{}.pickle"
+
+@pytest.fixture(autouse=True)
+def _needs(request):
+    if any("parquet" in str(value) for value in getattr(request.node, "callspec", request).__dict__.values()):
+        pytest.importorskip("pyarrow")
 
 
-def write_folder(path, suffix=".png", size=12):
-    for seed, split in enumerate(SPLITS):
-        content = noise_split(3, 4, size, seed, split)
-        for i, (image, label) in enumerate(zip(content.images, content.labels, strict=True)):
-            file = path / split / content.class_names[label] / f"{i:03d}{suffix}"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(file)
+def assert_same(data, splits, names=True, turn=False):
+    """Each class has its images in their order, under its name or as the same number within the split."""
+    for split, expected in splits.items():
+        got = getattr(data, split)
+        for label, name in enumerate(expected.class_names):
+            index = got.class_names.index(name) if names else label
+            images = got.images[got.members[index]]
+            np.testing.assert_array_equal(
+                images[..., ::-1] if turn else images, expected.images[expected.members[label]]
+            )
 
 
-def write_mini(path, protocol=2, names=True):
-    for seed, (split, part) in enumerate(zip(SPLITS, ("train_phase_train", "val", "test"), strict=True)):
-        content = noise_split(3, 4, 12, seed, split)
-        labels = [int(v) + 64 * seed for v in content.labels]
-        raw = {"data": content.images, "labels": labels}
-        if names:
-            raw["catname2label"] = {f"n{v:08d}": v for v in sorted(set(labels))}
-        (path / MINI.format(part)).write_bytes(pickle.dumps(raw, protocol))
+@pytest.mark.parametrize("name", layouts.LAYOUTS)
+def test_every_layout_is_recognised_and_gives_back_its_classes_and_images(tmp_path, name):
+    splits = tiny_splits()
+    layouts.LAYOUTS[name](tmp_path, splits)
+    layout, folder = recognise(tmp_path)
+    assert (layout.name, folder) == (name, tmp_path)
+    assert layout.present(tmp_path) == SPLITS
+    assert_same(load_data(tmp_path), splits, names=not name.startswith("CIFAR"))
 
 
-def write_tiered(path, key="labels", compressed=False):
-    for seed, split in enumerate(SPLITS):
-        content = noise_split(3, 4, 12, seed, split)
-        save = np.savez_compressed if compressed else np.savez
-        save(path / f"{split}_images.npz", images=content.images[..., ::-1])
-        raw = {key: content.labels.astype(np.int32), f"{key}_str": [f"{split} {i}" for i in range(3)]}
-        (path / f"{split}_labels.pkl").write_bytes(pickle.dumps(raw, 2))
+def test_every_layout_has_a_test_of_its_own():
+    assert {layout.name for layout in FORMATS} == {*layouts.LAYOUTS, "prepared arrays"}
 
 
-def test_an_image_folder_gives_back_the_images_with_the_folders_as_classes(tmp_path):
-    write_folder(tmp_path)
+@pytest.mark.parametrize(
+    "write",
+    [
+        partial(layouts.write_cache, validation="validation"),
+        partial(layouts.write_png, columns=False, prefix="tiered-imagenet-"),
+        partial(layouts.write_npz, compressed=True),
+        partial(layouts.write_csv, ravi=False, kind="PNG"),
+        partial(layouts.write_folders, val="validation"),
+        *(
+            partial(write, dumps=partial(pickle.dumps, protocol=protocol))
+            for protocol in range(6)
+            for write in (layouts.write_category, layouts.write_cache, layouts.write_png, layouts.write_npz)
+        ),
+    ],
+    ids=lambda write: f"{write.func.__name__} {write.keywords.get('dumps', write).keywords}",
+)
+def test_variants_of_a_layout_give_the_same_data(tmp_path, write):
+    splits = tiny_splits()
+    write(tmp_path, splits)
+    assert_same(load_data(tmp_path), splits)
+
+
+@pytest.mark.parametrize("pattern", ["{}.pickle", "CIFAR_FS_{}.pickle", "FC100_{}.pickle"])
+def test_cifar_sets_are_told_apart_by_their_names(tmp_path, pattern):
+    layouts.write_category(tmp_path, tiny_splits(), names=False, pattern=pattern)
     data = load_data(tmp_path)
-    assert data.val.class_names == ("val0", "val1", "val2")
-    expected = noise_split(3, 4, 12, 1, "val")
-    for c in range(3):
-        np.testing.assert_array_equal(
-            data.val.images[data.val.members[c]], expected.images[expected.members[c]]
-        )
-    assert data.mirrors
+    assert data.name == ("FC100" if "FC100" in pattern else "CIFAR-FS")
+    assert data.mean == CIFAR_MEAN
+    assert data.val.class_names == ("val/64", "val/65", "val/66")
 
 
-def test_images_are_resized_on_request_and_jpeg_is_read(tmp_path):
-    write_folder(tmp_path, ".jpg", size=16)
-    assert load_data(tmp_path, image_size=8).train.images.shape == (12, 8, 8, 3)
+def test_published_statistics_are_used_for_published_sets_and_the_images_own_for_others(tmp_path):
+    layouts.write_category(tmp_path / "mini", tiny_splits())
+    layouts.write_folders(tmp_path / "own", tiny_splits())
+    assert load_data(tmp_path / "mini").mean == IMAGENET_MEAN
+    train = tiny_splits()["train"].images / 255
+    np.testing.assert_allclose(load_data(tmp_path / "own").mean, train.mean((0, 1, 2)))
+
+
+def test_images_of_a_python_2_pickle_stay_in_their_file(tmp_path):
+    splits = tiny_splits(per_class=40)
+    layouts.write_category(tmp_path, splits)
+    images = load_data(tmp_path).train.images
+    assert isinstance(images, np.memmap)
+    assert not images.flags.writeable
+    assert_same(load_data(tmp_path), splits)
+
+
+def test_an_uncompressed_npz_is_mapped_and_turned_from_bgr_without_a_copy(tmp_path):
+    splits = tiny_splits()
+    layouts.write_npz(tmp_path, splits)
+    assert isinstance(open_npz_member(tmp_path / "train_images.npz", "images"), np.memmap)
+    images = load_data(tmp_path).train.images
+    assert isinstance(images, np.memmap)
+    assert images.strides[-1] == -1
+    assert_same(load_data(tmp_path, tiered_bgr=False), splits, turn=True)
+
+
+def test_labels_of_copies_without_names_are_read(tmp_path):
+    layouts.write_npz(tmp_path, tiny_splits(), key="labels")
+    assert load_data(tmp_path).train.class_names == ("train/0", "train/1", "train/2")
+
+
+def test_jpeg_files_are_decoded_and_resized_on_request(tmp_path):
+    layouts.write_csv(tmp_path, tiny_splits(size=16))
+    data = load_data(tmp_path)
+    first = sorted((tmp_path / "images").glob("n00000010*.jpg"))[0]
+    np.testing.assert_array_equal(data.train.images[0], np.asarray(Image.open(first)))
+    small = load_data(tmp_path, image_size=8)
+    assert small.train.images.shape == (12, 8, 8, 3)
+    assert abs(small.train.images.mean() - data.train.images.mean()) < 2
 
 
 def test_resizing_crops_the_centre_of_an_oblong_image():
@@ -66,89 +135,216 @@ def test_resizing_crops_the_centre_of_an_oblong_image():
     assert (fitted(image, "train", Options(4)) == 200).all()
 
 
-@pytest.mark.parametrize("protocol", range(6))
-def test_mini_imagenet_pickles_of_every_protocol_are_read(tmp_path, protocol):
-    write_mini(tmp_path, protocol)
-    data = load_data(tmp_path)
-    np.testing.assert_array_equal(data.test.images, noise_split(3, 4, 12, 2, "test").images)
-    assert data.test.class_names == ("n00000128", "n00000129", "n00000130")
-    assert set(data.test.labels) == {0, 1, 2}
-    assert data.mean == IMAGENET_MEAN
+def test_many_images_decoded_in_threads_keep_their_order(tmp_path):
+    splits = tiny_splits(per_class=1, size=4) | {"train": noise_split(2, 300, 4)}
+    layouts.write_png(tmp_path, splits)
+    counts = []
+    assert_same(read_data(tmp_path, Options(advance=counts.append)), splits)
+    assert counts == [512, 88, 3, 3]
 
 
-def test_classes_without_names_stay_distinct_across_splits(tmp_path):
-    write_mini(tmp_path, names=False)
-    assert load_data(tmp_path).val.class_names == ("val/64", "val/65", "val/66")
+@pytest.mark.parametrize("name", ["tieredImageNet PNG pickles", "mini-ImageNet pickles"])
+@pytest.mark.parametrize("size", [None, 8])
+def test_prepared_data_are_the_same_data_mapped(tmp_path, name, size):
+    layouts.LAYOUTS[name](tmp_path / "raw", tiny_splits())
+    (tmp_path / "ready").mkdir()
+    options = Options(size, allocate=partial(room_in, tmp_path / "ready"))
+    data = read_data(tmp_path / "raw", options)
+    write_prepared(data, tmp_path / "ready", options)
+    again = load_data(tmp_path / "ready", image_size=size)
+    for split in SPLITS:
+        assert isinstance(getattr(again, split).images, np.memmap)
+        assert fingerprint(getattr(again, split)) == fingerprint(getattr(data, split))
+    assert (again.name, again.mean, again.std) == (data.name, data.mean, data.std)
+    (tmp_path / "ready" / "few-shot-data.json").unlink()
+    with pytest.raises(DataError, match="no known layout"):
+        load_data(tmp_path / "ready")
 
 
-@pytest.mark.parametrize("key", ["labels", "label_specific"])
-@pytest.mark.parametrize("compressed", [False, True])
-def test_tiered_arrays_are_turned_from_bgr_to_rgb_unless_told_otherwise(tmp_path, key, compressed):
-    write_tiered(tmp_path, key, compressed)
-    expected = noise_split(3, 4, 12, 0, "train").images
-    np.testing.assert_array_equal(load_data(tmp_path).train.images, expected)
-    np.testing.assert_array_equal(load_data(tmp_path, tiered_bgr=False).train.images, expected[..., ::-1])
-
-
-def test_an_uncompressed_npz_is_mapped_not_loaded(tmp_path):
-    write_tiered(tmp_path)
-    array = open_npz_member(tmp_path / "train_images.npz", "images")
-    assert isinstance(array, np.memmap)
-    assert isinstance(load_data(tmp_path).train.images, np.memmap)
-
-
-def test_an_npz_with_python_objects_is_refused(tmp_path):
-    write_tiered(tmp_path)
-    np.savez(tmp_path / "val_images.npz", images=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(DataError, match="val_images"):
+def test_the_only_data_set_inside_a_folder_is_found_and_of_two_one_must_be_named(tmp_path):
+    layouts.write_category(tmp_path / "mini-imagenet", tiny_splits())
+    assert recognise(tmp_path)[1] == tmp_path / "mini-imagenet"
+    layouts.write_folders(tmp_path / "birds", tiny_splits())
+    with pytest.raises(DataError, match=r"several data sets \(birds, mini-imagenet\)"):
         load_data(tmp_path)
 
 
-def test_a_missing_folder_an_unknown_layout_and_a_missing_part_are_named(tmp_path):
+def test_the_layout_with_most_splits_counts(tmp_path):
+    layouts.write_folders(tmp_path, tiny_splits())
+    (tmp_path / "train.csv").write_text("filename,label\n")
+    assert recognise(tmp_path)[0].name == "image folder"
+
+
+def test_a_missing_folder_a_file_and_an_unknown_layout_are_named(tmp_path):
     with pytest.raises(DataError, match="no folder"):
         load_data(tmp_path / "nothing")
     (tmp_path / "readme.txt").write_text("hello")
     with pytest.raises(DataError, match=r"no known layout \(it holds readme.txt\).*image folder"):
         load_data(tmp_path)
-    write_mini(tmp_path)
-    (tmp_path / MINI.format("val")).unlink()
-    with pytest.raises(DataError, match="is missing"):
+    with pytest.raises(DataError, match="is a file: give the folder"):
+        load_data(tmp_path / "readme.txt")
+
+
+@pytest.mark.parametrize("name", layouts.LAYOUTS)
+def test_a_missing_split_is_named_with_the_layout(tmp_path, name):
+    splits = tiny_splits()
+    layouts.LAYOUTS[name](tmp_path, {split: splits[split] for split in ("train", "test")})
+    with pytest.raises(DataError, match=rf"{name}, of which val is missing: expected"):
         load_data(tmp_path)
 
 
-def test_an_ordinary_classification_split_is_refused(tmp_path):
+@pytest.mark.parametrize("name", [name for name in layouts.LAYOUTS if not name.startswith("CIFAR")])
+def test_an_ordinary_classification_split_is_refused_in_every_layout(tmp_path, name):
+    splits = tiny_splits()
+    splits["test"] = splits["train"]
+    layouts.LAYOUTS[name](tmp_path, splits)
+    with pytest.raises(DataError, match=r"train and test share 3 classes .*split by class"):
+        load_data(tmp_path)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     for split in SPLITS:
-        for name in ("cat", "dog"):
-            (tmp_path / split / name).mkdir(parents=True)
-            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "1.png")
-    with pytest.raises(DataError, match="split by class"):
+        (tmp_path / f"{split}.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(DataError, match=r"mamltheory\[parquet\]"):
         load_data(tmp_path)
 
 
 def test_broken_images_empty_classes_and_mixed_sizes_are_named(tmp_path):
-    write_folder(tmp_path)
-    broken = tmp_path / "val" / "val1" / "001.png"
+    layouts.write_folders(tmp_path, tiny_splits())
+    broken = sorted((tmp_path / "val" / "n00000021").iterdir())[1]
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"001\.png cannot be read"):
+    with pytest.raises(DataError, match=rf"{broken.name} cannot be read"):
+        load_data(tmp_path)
+    broken.write_bytes(b"<!DOCTYPE html>")
+    with pytest.raises(DataError, match="web page"):
         load_data(tmp_path)
     Image.new("RGB", (9, 9)).save(broken)
     with pytest.raises(DataError, match="different sizes"):
         load_data(tmp_path)
+    assert load_data(tmp_path, image_size=9).val.images.shape[1:] == (9, 9, 3)
     (tmp_path / "test" / "empty").mkdir()
     broken.write_bytes(whole)
     with pytest.raises(DataError, match="empty holds no images"):
         load_data(tmp_path)
 
 
+@pytest.mark.parametrize("side", [10_000, 20_000])
+def test_an_image_that_unpacks_to_gigabytes_is_refused_before_it_does(tmp_path, side):
+    layouts.write_folders(tmp_path, {"test": noise_split(1, 2)})
+    bomb = layouts.png_of_declared_size(side, side)
+    (tmp_path / "test" / "c0" / "001.png").write_bytes(bomb)
+    with pytest.raises(DataError, match=r"001\.png is refused.*pixels"):
+        FOLDER_FORMAT.read(tmp_path, "test", Options(image_size=8))
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "/etc/secret.png", "C:\\secret.png", "a\\..\\..\\b.png", "."]
+)
+def test_a_list_cannot_name_files_outside_its_folder(tmp_path, name):
+    layouts.write_csv(tmp_path, tiny_splits())
+    (tmp_path / "val.csv").write_text(f"filename,label\n{name},n01\n")
+    with pytest.raises(DataError, match="expected plain names"):
+        load_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,class\na,b\n", r"columns \['name', 'class'\].*expected"),
+        ("filename,label\n", "0 rows"),
+        ("", "0 rows"),
+        ("filename,label\nabsent.jpg,n01\n", "neither in images/ nor beside"),
+        ("filename,label\na.jpg\n", "expected plain names"),
+    ],
+)
+def test_a_list_of_other_content_is_named(tmp_path, text, message):
+    layouts.write_csv(tmp_path, tiny_splits())
+    (tmp_path / "val.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "expected a JSON object"),
+        ({"class_names": ["a"]}, "class_roots"),
+        ({"class_names": ["a"], "class_roots": ["images/a", "b"]}, "1 class_names but 2"),
+        ({"class_names": ["a"], "class_roots": ["no/such/place"]}, "not there"),
+        ({"class_names": ["a", 3], "class_roots": ["b"]}, "list of strings"),
+    ],
+)
+def test_a_specification_of_other_content_is_named(tmp_path, content, message):
+    layouts.write_json(tmp_path, tiny_splits())
+    (tmp_path / "test.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        load_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [1, 2],
+        {"data": 1},
+        {"data": [1], "labels": [1]},
+        {"data": np.zeros((2, 4, 4, 3), np.uint8), "labels": [1, 2, 3]},
+        {"data": np.zeros((2, 4, 4, 3), np.uint8), "labels": [[1], [1, 2]]},
+        {"data": np.zeros((2, 4, 4, 3), np.uint8), "labels": ["a", "b"]},
+        {"data": np.zeros((2, 4, 4, 3), np.uint8), "labels": [0, 1], "catname2label": {"a": "b"}},
+    ],
+)
+def test_a_pickle_with_other_content_is_named(tmp_path, content):
+    layouts.write_category(tmp_path, tiny_splits())
+    (tmp_path / "miniImageNet_category_split_test.pickle").write_bytes(pickle.dumps(content))
+    with pytest.raises(DataError, match=r"split_test\.pickle"):
+        load_data(tmp_path)
+
+
+@pytest.mark.parametrize("rows", [{"a": [0, 1], "b": [1, 2]}, {"a": [0, 9]}, {"a": [0]}, {"a": []}, [0, 1]])
+def test_rows_of_a_cache_that_are_no_partition_are_refused(tmp_path, rows):
+    layouts.write_cache(tmp_path, tiny_splits())
+    raw = {"image_data": np.zeros((3, 4, 4, 3), np.uint8), "class_dict": rows}
+    (tmp_path / "mini-imagenet-cache-test.pkl").write_bytes(python2.dumps(raw))
+    with pytest.raises(DataError, match=r"cache-test\.pkl"):
+        load_data(tmp_path)
+
+
+def test_an_npz_with_python_objects_or_a_declared_size_beyond_its_own_is_refused(tmp_path):
+    layouts.write_npz(tmp_path, tiny_splits())
+    file = tmp_path / "val_images.npz"
+    np.savez(file, images=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(DataError, match="Python objects"):
+        load_data(tmp_path)
+    for save in (np.savez, np.savez_compressed):
+        stream = io.BytesIO()
+        save(stream, images=np.zeros((2, 2, 2, 3), np.uint8))
+        with file.open("wb") as target:
+            # The same header with a shape of 9·10¹⁷ images; a zip member's checksum is looked at last.
+            _write_with_shape(target, (9 * 10**17, 2, 2, 3), compressed=save is np.savez_compressed)
+        with pytest.raises(DataError, match="is announced"):
+            load_data(tmp_path)
+
+
+def _write_with_shape(target, shape, compressed):
+    import zipfile
+
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    kind = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    with zipfile.ZipFile(target, "w", kind) as archive:
+        archive.writestr("images.npy", stream.getvalue() + bytes(24))
+
+
+def test_a_small_npz_that_unpacks_to_gigabytes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("mamltheory.fewshot.formats.arrays.SMALL", 2**16)
+    np.savez_compressed(tmp_path / "x.npz", images=np.zeros((100, 30, 30, 3), np.uint8))
+    with pytest.raises(DataError, match="announce"):
+        open_npz_member(tmp_path / "x.npz", "images")
+
+
 def test_a_negative_image_size_is_refused(tmp_path):
     with pytest.raises(DataError, match="positive"):
         load_data(tmp_path, image_size=0)
-
-
-@pytest.mark.parametrize("content", [[1, 2], {"data": 1}, {"data": [1], "labels": [1]}])
-def test_a_pickle_with_other_content_is_named(tmp_path, content):
-    write_mini(tmp_path)
-    (tmp_path / MINI.format("test")).write_bytes(pickle.dumps(content))
-    with pytest.raises(DataError, match="expected"):
-        load_data(tmp_path)

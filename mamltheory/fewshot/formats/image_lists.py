@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -51,7 +52,7 @@ def read_csv(folder: Path, split: str, options: Options) -> ImageSplit:
 
 def _rows(file: Path) -> list[tuple[str, str]]:
     try:
-        rows = list(csv.DictReader(read_text(file).splitlines(), strict=True))
+        rows = list(csv.DictReader(StringIO(read_text(file), newline=""), strict=True))
     except csv.Error as error:
         raise DataError(f"{file} is not a CSV file ({error}): fetch it again") from None
     header = rows[0].keys() if rows else ()
@@ -71,8 +72,9 @@ def _rows(file: Path) -> list[tuple[str, str]]:
 
 
 def _inside(name: str) -> bool:
-    path = PurePosixPath(name.replace("\\", "/"))
-    return not path.is_absolute() and ".." not in path.parts and "\0" not in name and ":" not in path.parts[0]
+    """Whether the name stays below the folder that it is joined to, on any system."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    return bool(parts) and parts[0] != "/" and ".." not in parts and ":" not in parts[0] and "\0" not in name
 
 
 def _place(roots: Sequence[Path], pair: tuple[str, str], file: Path) -> tuple[Path, bool]:
@@ -89,8 +91,8 @@ def _place(roots: Sequence[Path], pair: tuple[str, str], file: Path) -> tuple[Pa
 def read_specification(folder: Path, split: str, options: Options) -> ImageSplit:
     """Classes by name with the folder of each under 'class_roots', which may be relative to several places.
 
-    Tried are the data's folder and those above it, then the working folder, as the roots in public files
-    begin with the path from wherever their author worked.
+    The roots in public files begin with the path from wherever their author worked: tried are their ends
+    below the data's folder, the longest first, then the root as it stands.
     """
     file = find_json(folder, split)
     content = read_json(file)
@@ -104,9 +106,12 @@ def read_specification(folder: Path, split: str, options: Options) -> ImageSplit
 
 
 def _root(folder: Path, root: str, file: Path) -> Path:
-    for base in (folder, *folder.resolve().parents, Path()):
-        if "\0" not in root and len(root) < 1000 and (base / root).is_dir():
-            return base / root
+    parts = PurePosixPath(root).parts if "\0" not in root and len(root) < 1000 else ()
+    # Below the data's folder come the last parts of the root: what is before them is its author's.
+    inside = [folder.joinpath(*parts[i:]) for i in range(len(parts)) if ".." not in parts and parts[i] != "/"]
+    for candidate in (*inside, *([Path(root)] if parts else [])):
+        if candidate.is_dir():
+            return candidate
     raise DataError(f"{file} names the folder {root:.200}, which is not there: correct class_roots")
 
 
