@@ -37,6 +37,7 @@ from mamltheory.runtime.checkpoint import load
 from mamltheory.runtime.checkpoint import save as save_state
 from mamltheory.runtime.data_parallel import Team, team
 from mamltheory.runtime.device import choose_device, environment
+from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.runlog import RunLog, open_run, read_metrics
 
 
@@ -74,12 +75,16 @@ def train(settings: Train, genotype: Genotype | None, crew: Team | None = None) 
 @contextmanager
 def _record(settings: Train, crew: Team, device: torch.device) -> Iterator[RunLog | None]:
     """The run's record, for the process that writes; the others have none."""
+    again = _continue_with(settings, crew.size)
     if not crew.leads:
-        yield None
+        try:
+            yield None
+        except Interrupted as stop:
+            raise stop.saved(again) from None
         return
     where = environment(device) | ({"processes": crew.size} if crew.size > 1 else {})
     log = open_run(settings.out, "train", settings, settings.seed, where, (*FREE, "save_minutes"))
-    with recorded(log, _continue_with(settings)):
+    with recorded(log, again):
         yield log
 
 
@@ -169,8 +174,9 @@ def settings_of_run(folder: Path) -> tuple[Train, Genotype | None]:
     return dataclasses.replace(settings, out=folder), Genotype.from_json(saved) if saved else None
 
 
-def _continue_with(settings: Train) -> str:
-    return f"python -m experiments train --config {quoted(settings.out)}"
+def _continue_with(settings: Train, processes: int = 1) -> str:
+    program = "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
+    return f"{program} -m experiments train --config {quoted(settings.out)}"
 
 
 def _check_genotype(saved: object, genotype: Genotype | None, settings: Train) -> None:
