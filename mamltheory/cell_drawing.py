@@ -1,22 +1,35 @@
 """A searched cell as a graph in the manner of Figure 2: one column per node, one lane per edge.
 
 Every intermediate node has its own column on the centre line. An edge to the next column is straight; every
-other edge runs along a horizontal lane above (from c_{k−2} and from intermediate nodes) or below (from
-c_{k−1}) and carries its operation in the last gap before its target. No two edges share a piece of a lane,
-so labels cannot overlap, whatever the genotype.
+other edge runs along a horizontal lane and carries its operation in the last gap before its target. Edges from
+c_{k−2} run above, those from c_{k−1} below; the others, and what goes to the output, run on whichever side crosses
+fewer edges. No two edges share a piece of a lane, so labels cannot overlap, whatever the genotype. A cell with all
+nine edges cannot be drawn from left to right without a crossing: there the later edge bridges the earlier one.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
+from matplotlib.patheffects import Normal, Stroke
 
 from mamltheory.errors import GenotypeError
 
 Point = tuple[float, float]
 INPUT, INTERMEDIATE, OUTPUT = "#B7DFB0", "#AFD3EE", "#F9E79F"
+LABELS = {
+    "sep_conv_3x3": "sep conv 3×3",
+    "dil_conv_3x3": "dil conv 3×3",
+    "conv_3x3": "conv 3×3",
+    "conv_1x5_5x1": "conv 1×5, 5×1",
+    "max_pool_3x3BN": "max pool 3×3",
+    "avg_pool_3x3BN": "avg pool 3×3",
+    "skip_connect": "skip",
+}
+"""What a reader sees of an operation's name; any other name is shown as it is."""
 HALF_WIDTH, HALF_HEIGHT = 0.15, 0.36
 TURN = 0.24  # where a lane begins and ends, in columns from the node's centre
 
@@ -32,14 +45,15 @@ def draw_genotype(axes: Axes, edges: Sequence[tuple[int, int, str]], title: str 
     operations = _operations(edges)
     last = max(target for _, target in operations)
     lanes = _lanes(list(operations), last)
-    reach = max(last - 1, *(abs(lane) for lane in lanes.values()))
     centres = _centres(last)
-    for (source, target), labels in operations.items():
-        _edge(axes, centres[source], centres[target], lanes[source, target], "\n".join(labels))
     for node in range(2, last + 1):
-        _edge(axes, centres[node], centres[last + 1], 0 if node == last else -1, "")
+        lane = 0 if node == last else lanes[node, last + 1]
+        _edge(axes, centres[node], centres[last + 1], lane, "")
+    for (source, target), labels in sorted(operations.items(), key=lambda each: -abs(lanes[each[0]])):
+        _edge(axes, centres[source], centres[target], lanes[source, target], "\n".join(labels))
     for node, centre in centres.items():
         _node(axes, centre, *_appearance(node, last))
+    reach = max(last - 1, *map(abs, lanes.values()))  # the same for all cells of so many nodes
     axes.set(xlim=(-0.2, centres[last + 1][0] + 0.2), ylim=(-reach - 0.5, reach + 0.5))
     axes.set_axis_off()
     if title is not None:
@@ -54,28 +68,55 @@ def _operations(edges: Sequence[tuple[int, int, str]]) -> dict[tuple[int, int], 
                 f"edge {source} → {target} cannot exist: expected a source before its target, "
                 "and a target of at least 2 (0 and 1 are the cell's inputs)"
             )
-        operations[source, target].append(operation)
+        operations[source, target].append(LABELS.get(operation, operation))
     if not operations:
         raise GenotypeError("got no edges: a cell to draw needs at least one")
     return dict(operations)
 
 
 def _lanes(edges: list[tuple[int, int]], last: int) -> dict[tuple[int, int], int]:
-    """Signed lane per edge; 0 is the centre line. Short edges first, each on the innermost free lane."""
-    # The edges to the output share lane -1 behind node 2, where no other edge may run.
-    taken = {1: defaultdict(list), -1: defaultdict(list, {1: [(1, last)]})}
+    """Signed lane of every edge, those to the output included; 0 is the centre line.
+
+    The sides are those with the fewest crossings of operations, then of what goes to the output as well, then with the
+    fewest lanes, then the first: above for edges between nodes, below for the output.
+    """
+    lanes = {edge: 0 for edge in edges if edge[0] >= 2 and edge[1] == edge[0] + 1}
+    fixed = {edge: -1 if edge[0] == 1 else 1 for edge in edges if edge[0] < 2}
+    free = [edge for edge in edges if edge[0] >= 2 and edge not in lanes]
+    outputs = [(node, last + 1) for node in range(2, last)]
+    best = None
+    for *sides, down in itertools.product((1, -1), repeat=len(free) + 1):
+        chosen = fixed | dict(zip(free, sides, strict=True)) | dict.fromkeys(outputs, -down)
+        found = _one_layout(chosen, set(outputs))
+        between = {edge: lane for edge, lane in found.items() if edge not in outputs}
+        cost = (_crossings(between), _crossings(found), max(map(abs, found.values()), default=0))
+        if best is None or cost < best[0]:
+            best = cost, found
+    return lanes | best[1]
+
+
+def _one_layout(
+    sides: dict[tuple[int, int], int], outputs: set[tuple[int, int]]
+) -> dict[tuple[int, int], int]:
+    """Short edges first, each on the innermost free lane of its side; the edges to the output share one."""
+    taken = {+1: defaultdict(list), -1: defaultdict(list)}
     lanes = {}
-    for source, target in sorted(edges, key=lambda edge: (edge[1] - max(edge[0], 1), edge)):
-        if source >= 2 and target == source + 1:
-            lanes[source, target] = 0
-            continue
-        side, span = -1 if source == 1 else 1, (max(source, 1) - 1, target - 1)
-        lane = 1
-        while any(span[0] < end and start < span[1] for start, end in taken[side][lane]):
+    for edge in sorted(sides, key=lambda edge: (edge not in outputs, edge[1] - max(edge[0], 1), edge)):
+        side, span, lane = sides[edge], (max(edge[0], 1), edge[1]), 1
+        while edge not in outputs and any(span[0] < b and a < span[1] for a, b in taken[side][lane]):
             lane += 1
         taken[side][lane].append(span)
-        lanes[source, target] = side * lane
+        lanes[edge] = side * lane
     return lanes
+
+
+def _crossings(lanes: dict[tuple[int, int], int]) -> int:
+    """How often the way of an edge to and from its lane meets another lane further in."""
+    count = 0
+    for (edge, outer), (other, inner) in itertools.permutations(lanes.items(), 2):
+        if outer * inner > 0 and abs(outer) > abs(inner):
+            count += sum(max(other[0], 1) < end < other[1] for end in edge)
+    return count
 
 
 def _centres(last: int) -> dict[int, Point]:
@@ -92,15 +133,14 @@ def _edge(axes: Axes, source: Point, target: Point, lane: int, label: str) -> No
     points = [begin, begin_bend, (begin[0], lane), (x0 + TURN, lane)]
     points += [(x1 - TURN, lane), (end[0] if lane != y1 else x1 - TURN, lane), end_bend, end]
     codes = [Path.MOVETO, *[Path.CURVE4] * 3, Path.LINETO, *[Path.CURVE4] * 3]
-    colour = "0.25" if label else "0.6"
-    axes.add_patch(
-        FancyArrowPatch(
-            path=Path(points, codes), arrowstyle="-|>", mutation_scale=7, lw=0.9, color=colour, fill=False
-        )
-    )
+    colour, width, above = ("0.2", 1.0, 2) if label else ("0.62", 0.9, 1)
+    look = {"arrowstyle": "-|>", "mutation_scale": 8, "lw": width, "color": colour, "zorder": above}
+    if label:  # a white rim lets the edge drawn later pass over the earlier one like a bridge
+        look["path_effects"] = [Stroke(linewidth=width + 3, foreground="white"), Normal()]
+    axes.add_patch(FancyArrowPatch(path=Path(points, codes), **look))
     if label:
         box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
-        place = {"ha": "center", "va": "center", "fontsize": 8, "zorder": 3}
+        place = {"ha": "center", "va": "center", "fontsize": 8.5, "zorder": 3}
         axes.text(x1 - 0.5, lane, label, bbox=box, **place)
 
 

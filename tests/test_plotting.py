@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mamltheory import plotting
-from mamltheory.cell_drawing import _lanes
+from mamltheory.cell_drawing import LABELS, _lanes
 from mamltheory.errors import ConfigurationError, GenotypeError
+from mamltheory.nas.operations import OPERATIONS as SEARCHED
 
 OPERATIONS = ("sep_conv_3x3", "conv_1x5_5x1", "max_pool_3x3", "skip_connect")
 FULL = [(s, t, OPERATIONS[(s + t) % 4]) for t in (2, 3, 4) for s in range(t)]
@@ -134,9 +135,35 @@ def test_no_two_labels_of_a_cell_overlap(edges):
 @given(edges=genotypes)
 def test_no_two_edges_share_a_piece_of_a_lane(edges):
     lanes = _lanes([(s, t) for s, t, _ in edges], last=5)
+    assert set(lanes) == {(s, t) for s, t, _ in edges} | {(s, 6) for s in (2, 3, 4)}
     for (first, a), (second, b) in itertools.combinations(lanes.items(), 2):
+        if first[1] == second[1] == 6:  # what goes to the output runs together
+            assert a == b
+            continue
         apart = first[1] - 1 <= max(second[0], 1) - 1 or second[1] - 1 <= max(first[0], 1) - 1
         assert a != b or apart, (first, second)
+
+
+def crossings(lanes):
+    """Pairs of edges on one side, neither an output, of which one begins inside the other and ends outside."""
+    spans = [((max(s, 1), t), lane) for (s, t), lane in lanes.items() if t < 5]
+    return sum(
+        a * b > 0 and p[0] < q[0] < p[1] < q[1] for (p, a), (q, b) in itertools.product(spans, repeat=2)
+    )
+
+
+def test_edges_cross_only_where_every_drawing_from_left_to_right_has_a_crossing():
+    full = _lanes([(s, t) for s, t, _ in FULL], last=4)
+    assert crossings(full) == 1  # node 1 lies between c_{k−2} above, c_{k−1} below, and the edge from 0 to 2
+    for missing in ((0, 3), (1, 3), (2, 4)):
+        assert crossings(_lanes([(s, t) for s, t, _ in FULL if (s, t) != missing], last=4)) == 0
+
+
+def test_what_is_drawn_of_an_operation_is_readable_and_tells_all_of_them_apart():
+    names = [text for text, _ in drawn_texts([(0, i, name) for i, name in enumerate(LABELS, start=2)])]
+    assert set(LABELS) == set(SEARCHED)
+    assert len(set(LABELS.values())) == len(LABELS)
+    assert set(LABELS.values()) < set(names)
 
 
 def test_several_operations_on_one_edge_share_a_label():
