@@ -7,7 +7,7 @@ authors' released programs where the paper is silent.
 import math
 from pathlib import Path
 
-from experiments.presets.sources import MINI, TIERED
+from experiments.presets.sources import GLYPHS_MINI, MINI, TIERED
 from experiments.settings import Search
 
 
@@ -28,4 +28,5 @@ SEARCH = {
     "mini-8": _search("mini-8", MINI, 8, kernel="anil", inner_time=1.0, ridge=1e-5),
     "tiered-5": _search("tiered-5", TIERED, 5, kernel="maml", inner_time=math.inf, ridge=1e-3),
     "tiered-8": _search("tiered-8", TIERED, 8, kernel="anil", inner_time=math.inf, ridge=1e-3),
+    "glyph-84": _search("glyph-84", GLYPHS_MINI, 5, kernel="maml", inner_time=math.inf, ridge=1e-3),
 }
