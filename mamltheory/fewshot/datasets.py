@@ -5,7 +5,7 @@ from pathlib import Path
 from mamltheory.errors import DataError
 from mamltheory.fewshot.formats import Options, recognise
 from mamltheory.fewshot.formats.common import SPLITS
-from mamltheory.fewshot.glyphs import glyph_data
+from mamltheory.fewshot.glyphs import GLYPH_SETS, named_glyphs
 from mamltheory.fewshot.images import ImageData, ImageSplit, channel_statistics
 
 __all__ = ["ImageData", "ImageSplit", "load_data", "read_data"]
@@ -14,10 +14,10 @@ __all__ = ["ImageData", "ImageSplit", "load_data", "read_data"]
 def load_data(
     source: str | Path, *, image_size: int | None = None, seed: int = 0, tiered_bgr: bool = True
 ) -> ImageData:
-    """The embedded characters for "glyphs", or a data set on disk, recognised by its layout.
+    """The embedded characters for "glyphs" and "glyphs-mini", or a data set on disk, recognised by its layout.
 
     A path must be a folder in one of the layouts of :data:`mamltheory.fewshot.formats.FORMATS`. `image_size`
-    is the side of the square images (None: as stored, 32 for glyphs). `seed` draws the glyph classes and
+    is the side of the square images (None: as stored; 32 for glyphs, 84 for glyphs-mini). `seed` draws the glyph classes and
     images and means nothing for data on disk. `tiered_bgr`: the published tieredImageNet arrays hold blue
     first; False for a corrected copy.
 
@@ -30,8 +30,8 @@ def load_data(
         raise DataError(
             f"image_size is {image_size}: give a positive number of pixels, or None to keep the stored size"
         )
-    if str(source) == "glyphs":
-        return glyph_data(image_size=image_size or 32, seed=seed)
+    if str(source) in GLYPH_SETS:
+        return named_glyphs(str(source), image_size, seed)
     return read_data(Path(source), Options(image_size, as_stored=not tiered_bgr))
 
 
