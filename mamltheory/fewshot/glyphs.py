@@ -6,6 +6,7 @@ random background. Training, validation and test classes come from different scr
 """
 
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,6 +26,32 @@ SCALE = (0.62, 1.0)  # part of the image side that the mask fills
 SHIFT = 0.12
 CONTRAST = 0.35  # least difference of brightness between ink and background, before noise
 NOISE = 0.06
+
+
+GLYPH_SETS: dict[str, dict[str, int]] = {
+    "glyphs": {},
+    "glyphs-mini": {
+        "image_size": 84,
+        "train_classes": 64,
+        "val_classes": 16,
+        "test_classes": 20,
+        "samples_per_class": 600,
+    },
+}
+"""The embedded data sets by name: a small one, and a stand-in for miniImageNet of its size (1.3 GB of memory,
+two minutes to draw)."""
+
+
+def named_glyphs(name: str, image_size: int | None = None, seed: int = 0) -> ImageData:
+    """A data set of :data:`GLYPH_SETS`, at its own size or another; raises ConfigurationError for another name."""
+    if name not in GLYPH_SETS:
+        raise ConfigurationError(
+            f"no embedded data are called {name!r}: expected one of {', '.join(GLYPH_SETS)}"
+        )
+    data = glyph_data(
+        **GLYPH_SETS[name] | ({} if image_size is None else {"image_size": image_size}), seed=seed
+    )
+    return replace(data, name=name)
 
 
 def glyph_data(
@@ -87,7 +114,9 @@ def contact_sheet(split: ImageSplit, classes: int = 16, samples: int = 12, gap: 
 
 
 def _draw_split(codes: tuple[int, ...], size: int, samples: int, seed: int) -> ImageSplit:
-    images = np.concatenate([draw_character(code, size, samples, seed) for code in codes])
+    images = np.empty((len(codes) * samples, size, size, 3), dtype=np.uint8)
+    for i, code in enumerate(codes):
+        images[i * samples : (i + 1) * samples] = draw_character(code, size, samples, seed)
     names = tuple(f"U+{code:04X} {unicodedata.name(chr(code))}" for code in codes)
     return ImageSplit(images, np.repeat(np.arange(len(codes)), samples).astype(np.int64), names)
 

@@ -13,7 +13,14 @@ from mamltheory.fewshot.glyph_shapes import (
     likeness,
     shapes_of,
 )
-from mamltheory.fewshot.glyphs import choose_characters, contact_sheet, draw_character, glyph_data
+from mamltheory.fewshot.glyphs import (
+    GLYPH_SETS,
+    choose_characters,
+    contact_sheet,
+    draw_character,
+    glyph_data,
+    named_glyphs,
+)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +110,25 @@ def test_the_contact_sheet_shows_classes_as_rows_and_samples_as_columns(data):
     assert sheet.shape == (4 * 33 - 1, 5 * 33 - 1, 3)
     np.testing.assert_array_equal(sheet[33:65, 66:98], data.val.images[data.val.members[1][2]])
     assert (sheet[32] == 255).all()
+
+
+def test_the_stand_in_for_miniimagenet_has_its_classes_its_samples_and_its_size(monkeypatch):
+    assert GLYPH_SETS["glyphs-mini"] == {
+        "image_size": 84,
+        "train_classes": 64,
+        "val_classes": 16,
+        "test_classes": 20,
+        "samples_per_class": 600,
+    }
+    monkeypatch.setitem(GLYPH_SETS["glyphs-mini"], "samples_per_class", 1)
+    data = load_data("glyphs-mini")
+    assert data.name == "glyphs-mini"
+    assert [s.images.shape for s in (data.train, data.val, data.test)] == [
+        (n, 84, 84, 3) for n in (64, 16, 20)
+    ]
+    assert load_data("glyphs-mini", image_size=16).train.images.shape == (64, 16, 16, 3)
+    with pytest.raises(ConfigurationError, match="glyphs, glyphs-mini"):
+        named_glyphs("glyphs-maxi")
 
 
 def test_glyphs_are_loaded_by_name():
