@@ -12,7 +12,7 @@ class Network:
     """Where images come from and how the cells are stacked; search and training share it."""
 
     data: str = EMBEDDED_DATA
-    """"glyphs" (embedded, no download), or the folder of mini- or tieredImageNet."""
+    """"glyphs" or "glyphs-mini" (embedded, no download), or the folder of mini- or tieredImageNet."""
     image_size: int = 32
     """Side of the square images in pixels."""
     channels: int = 48
