@@ -24,6 +24,7 @@ from mamltheory.errors import UnsupportedModelError, ValueRangeError
 from mamltheory.fast_weights import TaskStack, adapted_pass, factor_path, stack_tasks
 from mamltheory.inner import InnerLoop, meta_output, square_loss
 from mamltheory.kernels.empirical_meta import empirical_meta_ntk
+from mamltheory.kernels.memory import keep_freed_memory
 from mamltheory.linalg import GradientDescent
 from mamltheory.meta_step import FactoredGradient, factored_meta_gradient
 from mamltheory.networks import Model, check_finite
@@ -132,6 +133,7 @@ class _Objective:
     def __init__(
         self, model: Model, tasks: Sequence[Task], inner: InnerLoop, method: Method, chunk: int | None = None
     ) -> None:
+        keep_freed_memory()
         if chunk is not None and chunk < 1:
             raise ValueRangeError(f"chunk is {chunk}: expected at least 1 task at a time, or None")
         self.model, self.tasks, self.inner = model, check_tasks(tasks), inner

@@ -10,6 +10,7 @@ from mamltheory.plotting import curve, ticks_at
 STYLES = {
     "ours": 0,
     "ours, fused step": 6,
+    "ours, float64 sums": 6,
     "PyTorch loop": 1,
     "autograd rows": 1,
     "torch.func": 2,

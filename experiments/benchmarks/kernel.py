@@ -19,7 +19,7 @@ from experiments.benchmarks.cases import Case, Group, Method, Sizes, Target
 from experiments.benchmarks.problems import network, parameter_count, points, sequential
 from mamltheory import empirical_ntk, generator
 
-OURS, FUNC, OPACUS = "ours", "torch.func", "opacus"
+OURS, WIDE, FUNC, OPACUS = "ours", "ours, float64 sums", "torch.func", "opacus"
 NNGEOMETRY, TANGENTS = "nngeometry", "neural-tangents"
 STRIDES = (1, 2, 1, 2, 1)
 """Strides of the 3 × 3 convolutions of the convolutional network."""
@@ -102,7 +102,12 @@ def parameters(sizes: Sizes) -> int:
 
 
 def ours(problem: KernelProblem) -> Callable[[], Tensor]:
-    """The package's empirical NTK of any module."""
+    """The package's empirical NTK of any module, in the network's dtype throughout as the peers'."""
+    return lambda: empirical_ntk(problem.module, problem.x, dtype=problem.x.dtype)
+
+
+def ours_wide(problem: KernelProblem) -> Callable[[], Tensor]:
+    """The package's empirical NTK as it is by default: the gradients' products are accumulated in float64."""
     return lambda: empirical_ntk(problem.module, problem.x)
 
 
@@ -188,6 +193,7 @@ def export(problem: KernelProblem) -> dict[str, object]:
 
 METHODS = (
     Method(OURS, ours, ours=True),
+    Method(WIDE, ours_wide, ours=True),
     Method(FUNC, torch_func),
     Method(OPACUS, opacus, "opacus"),
     Method(NNGEOMETRY, nngeometry, "nngeometry"),
@@ -218,7 +224,7 @@ CONVOLUTIONAL = Group(
     parameters=parameters,
     export=export,
 )
-STRUCTURED = (OURS, NNGEOMETRY, TANGENTS)
+STRUCTURED = (OURS, WIDE, NNGEOMETRY, TANGENTS)
 ALL = tuple(method.name for method in METHODS)
 EXACT = Target("agreement", 1e-12, OURS)
 

@@ -18,6 +18,7 @@ from experiments.benchmarks.problems import MetaProblem, meta_problem, parameter
 from mamltheory import meta_gradient
 from mamltheory.fast_weights import stack_tasks
 from mamltheory.inner import square_loss
+from mamltheory.kernels.memory import keep_freed_memory
 from mamltheory.meta_step import FactoredGradient, factored_meta_gradient
 
 OURS, FUSED, LOOP = "ours", "ours, fused step", "PyTorch loop"
@@ -49,6 +50,7 @@ def ours(problem: MetaProblem) -> Callable[[], Gradient]:
 def fused_step(problem: MetaProblem) -> Callable[[], FactoredGradient]:
     """The package's gradient and its step of descent in one product, in place, as its training takes it."""
     model, rate = problem.net.model, STEP / problem.net.model.scale
+    keep_freed_memory()  # as training does
 
     def call() -> FactoredGradient:
         stacks = stack_tasks(problem.tasks, model)

@@ -1,4 +1,4 @@
-"""Gradients of one layer, held as rows or as factors, and their Gram matrices in float64.
+"""Gradients of one layer, held as rows or as factors, and their Gram matrices, in the dtype that is asked for.
 
 A row is the gradient of one output of one sample, flattened. A layer that multiplies what enters it, a, by a
 weight has the gradient Σ_p g_p a_pᵀ, with g what flows back and p the positions at which the weight is used (one for
@@ -17,10 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 COLUMNS = 1 << 12
-"""Columns of rows that are converted to float64 at a time: few enough that they stay in the cache."""
+"""Columns of rows that are converted to another dtype at a time: few enough that they stay in the cache."""
 BLOCK = 1 << 22
-"""Products of positions that are held at a time, in numbers of float64."""
-STRIP = 48
+"""Products of positions that are held at a time, in numbers of the kernel's dtype."""
+STRIP = 64
 """Least number of rows of a symmetric Gram matrix that are multiplied at a time, by themselves and those above."""
 
 
@@ -38,9 +38,10 @@ class Factors:
     @property
     def rows(self) -> Float[Tensor, "nk d"]:
         """The gradients themselves: o·j numbers of the weight, then o of the bias."""
-        n, k, _, _ = self.flowing.shape
-        weight = self.flowing.transpose(2, 3) @ self.entering[:, None]
-        parts = [weight.reshape(n * k, -1)]
+        n, k, positions, _ = self.flowing.shape
+        # one product a sample, for which the flows of its outputs lie side by side
+        flowing = self.flowing.transpose(1, 2).reshape(n, positions, -1)
+        parts = [(flowing.mT @ self.entering).reshape(n * k, -1)]
         if self.bias:
             parts.append(self.bias**0.5 * self.flowing.sum(2).reshape(n * k, -1))
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
@@ -58,17 +59,26 @@ def settled(gradients: Gradients, samples: int) -> Gradients:
     if isinstance(gradients, Tensor):
         return gradients
     _, k, positions, o = gradients.flowing.shape
-    j, n = gradients.entering.shape[2], samples
-    by_rows = 2 * n * k * positions * o * j + (n * k) ** 2 * o * j
+    as_rows = rows_pay(positions, gradients.entering.shape[2], o, k, samples)
+    return gradients.rows if as_rows else gradients
+
+
+def rows_pay(positions: int, j: int, o: int, k: int, samples: int) -> bool:
+    """Whether Σ_p g_p a_pᵀ of k outputs contract in fewer operations as rows of j·o numbers than as factors."""
+    by_rows = 2 * samples * k * positions * o * j + (samples * k) ** 2 * o * j
     # the sum over pairs of positions runs at the speed of memory: some 8 operations a number
-    by_factors = (n * positions) ** 2 * j + (n * k * positions) ** 2 * (o + 8 * (positions > 1))
-    return gradients.rows if by_rows < by_factors else gradients
+    by_factors = (samples * positions) ** 2 * j
+    by_factors += (samples * k * positions) ** 2 * (o + 8 * (positions > 1))
+    return by_rows < by_factors
 
 
 def add_contraction(totals: Sequence[Tensor], left: Gradients, right: Gradients) -> None:
-    """Adds the Gram matrix of the gradients of one layer, both in the same form, to float64 totals in place."""
+    """Adds the Gram matrix of the gradients of one layer, both in the same form, to totals in place.
+
+    It is accumulated in the dtype of the totals, whatever that of the gradients.
+    """
     if isinstance(left, Factors) and isinstance(right, Factors):
-        product = _factor_gram(left, right)
+        product = _factor_gram(left, right, totals[0].dtype)
     elif len(totals) == 1:
         return _add_row_gram(totals[0], left, right)
     else:
@@ -79,54 +89,76 @@ def add_contraction(totals: Sequence[Tensor], left: Gradients, right: Gradients)
 
 
 def _add_row_gram(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Adds left rightᵀ to a float64 total, whatever their dtype; of a symmetric product one half is multiplied."""
-    symmetric = right is left and len(left) >= 2 * STRIP
-    sums, height = torch.zeros_like(total) if symmetric else total, max(STRIP, len(left) // 8)
-    for start in range(0, left.shape[1], COLUMNS):
-        part = left[:, start : start + COLUMNS].double()
+    """Adds left rightᵀ to a total, whatever their dtype; of a symmetric product one half, and its mirror image."""
+    symmetric = right is left
+    sums = torch.zeros_like(total) if symmetric else total
+    height = max(STRIP, len(left) // 8) if len(left) >= 2 * STRIP else len(left)
+    for part, other in _columns(left, right, total.dtype):
         if symmetric:
             for row in range(0, len(part), height):
                 end = row + height
                 sums[row:end, :end].addmm_(part[row:end], part[:end].T)
         else:
-            other = part if right is left else right[:, start : start + COLUMNS].double()
             sums.addmm_(part, other.T)
     if symmetric:
-        lower = sums.tril()
+        lower = sums.tril_()
         total += lower
         total += lower.tril_(-1).T
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """The product left rightᵀ of matrices in any dtype, in float64."""
-    total = torch.zeros(len(left), len(right), dtype=torch.float64, device=left.device)
+def _columns(left: Tensor, right: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both in a dtype: whole where they have it already, else a few columns after the other."""
+    if left.dtype == right.dtype == dtype:
+        yield left, right
+        return
+    for start in range(0, left.shape[1], COLUMNS):
+        part = left[:, start : start + COLUMNS].to(dtype)
+        yield part, part if right is left else right[:, start : start + COLUMNS].to(dtype)
+
+
+def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """The product left rightᵀ of matrices in any dtype, in another."""
+    total = torch.zeros(len(left), len(right), dtype=dtype, device=left.device)
     _add_row_gram(total, left, right)
     return total
 
 
-def _factor_gram(left: Factors, right: Factors) -> Float[Tensor, "p q"]:
-    n, k, positions, o = left.flowing.shape
+def _factor_gram(left: Factors, right: Factors, dtype: torch.dtype) -> Float[Tensor, "p q"]:
+    n, k, positions, _ = left.flowing.shape
     m, ways = right.flowing.shape[:2]
     if positions == 1:
-        entering = _product(
-            left.entering[:, 0], left.entering[:, 0] if right is left else right.entering[:, 0]
-        )
-        flowing = left.flowing.reshape(n * k, o)
-        kernel = _product(flowing, flowing if right is left else right.flowing.reshape(m * ways, o))
-        blocks = kernel.view(n, k, m, ways)
-        return blocks.mul_((entering + left.bias)[:, None, :, None]).view(n * k, m * ways)
-    total = torch.empty(n, k, m, ways, dtype=torch.float64, device=left.flowing.device)
+        return _vector_gram(left, right, dtype)
+    total = torch.empty(n, k, m, ways, dtype=dtype, device=left.flowing.device)
     for i, j in _blocks(n, m, k * positions * ways * positions):
-        total[i, :, j] = _position_sums(left, right, i, j)
+        total[i, :, j] = _position_sums(left, right, i, j, dtype)
     return total.view(n * k, m * ways)
 
 
-def _position_sums(left: Factors, right: Factors, i: slice, j: slice) -> Tensor:
+def _vector_gram(left: Factors, right: Factors, dtype: torch.dtype) -> Float[Tensor, "p q"]:
+    """(a · a' + c) (g · g'), where a sample uses the weight once."""
+    entering = left.entering[:, 0]
+    entering = _product(entering, entering if right is left else right.entering[:, 0], dtype)
+    rows, one_first = _flat(left.flowing[:, :, 0])
+    columns, other_first = (rows, one_first) if right is left else _flat(right.flowing[:, :, 0])
+    (n, k), (m, ways) = left.flowing.shape[:2], right.flowing.shape[:2]
+    kernel = _product(rows, columns, dtype)
+    kernel = kernel.unflatten(0, (k, n)).transpose(0, 1) if one_first else kernel.unflatten(0, (n, k))
+    kernel = kernel.unflatten(2, (ways, m)).mT if other_first else kernel.unflatten(2, (m, ways))
+    return kernel.mul_((entering + left.bias)[:, None, :, None]).reshape(n * k, m * ways)
+
+
+def _flat(flowing: Float[Tensor, "n k o"]) -> tuple[Tensor, bool]:
+    """Rows of all samples and outputs in the order in which they lie in memory, and whether outputs come first."""
+    outputs_first = flowing.transpose(0, 1).is_contiguous() and not flowing.is_contiguous()
+    return (flowing.transpose(0, 1) if outputs_first else flowing).flatten(0, 1), outputs_first
+
+
+def _position_sums(left: Factors, right: Factors, i: slice, j: slice, dtype: torch.dtype) -> Tensor:
     """Σ_{p,q} (a_p · a'_q + c) (g_p · g'_q) for some samples on either side: n × k × m × k."""
     positions, columns = left.entering.shape[1], right.entering.shape[1]
     k, ways = left.flowing.shape[1], right.flowing.shape[1]
-    entering = left.entering[i].double().flatten(0, 1) @ right.entering[j].double().flatten(0, 1).T
-    flowing = left.flowing[i].double().flatten(0, 2) @ right.flowing[j].double().flatten(0, 2).T
+    entering = left.entering[i].to(dtype).flatten(0, 1) @ right.entering[j].to(dtype).flatten(0, 1).T
+    flowing = left.flowing[i].to(dtype).flatten(0, 2) @ right.flowing[j].to(dtype).flatten(0, 2).T
     entering = (entering + left.bias).view(-1, 1, positions, len(right.entering[j]), 1, columns)
     return flowing.view(-1, k, positions, len(right.flowing[j]), ways, columns).mul_(entering).sum((2, 5))
 

@@ -2,7 +2,8 @@
 
 Rows are sample-major, class-minor: row i·k + c belongs to output c of sample i. The kernel is computed layer by
 layer wherever the layers are known, in closed form for the networks of Eq. (16), and from rows of the Jacobian
-otherwise; it is the same kernel. Gradients are in the network's dtype, their products in float64.
+otherwise; it is the same kernel. Gradients are in the network's dtype, their products in float64 unless asked
+otherwise.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelError, ValueRangeError
 from mamltheory.kernels.fully_connected import fully_connected_gradients
-from mamltheory.kernels.jacobian import Outputs, check_outputs, selected
+from mamltheory.kernels.jacobian import Outputs, check_dtype, check_outputs, selected
 from mamltheory.kernels.jacobian import gram as gram
 from mamltheory.kernels.jacobian import jacobian as jacobian
 from mamltheory.kernels.layerwise import layerwise_kernels
@@ -61,8 +62,9 @@ def empirical_ntk(
     chunk: int | None = None,
     memory: int | None = None,
     method: Method = "auto",
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "p q"]:
-    """Empirical NTK Θ̂(x1, x2) = (1/l) ∇f(x1) ∇f(x2)ᵀ, Definition 1, of any network; float64.
+    """Empirical NTK Θ̂(x1, x2) = (1/l) ∇f(x1) ∇f(x2)ᵀ, Definition 1, of any network.
 
     model: a ``torch.nn.Module`` (then 1/l is left out) or a pure Model with ``params``.
     x2: None for the symmetric kernel of x1 with itself, at half the work.
@@ -73,14 +75,25 @@ def empirical_ntk(
         numbers for a tile.
     method: "auto" takes "layerwise", and "generic" for the parameters which that does not cover;
         :func:`mamltheory.kernels.layerwise.parameter_routes` says which.
-    A float32 network's gradients carry float32's rounding (some 1e-7 of the largest entry); their Gram matrix does not,
-    so that it is positive semi-definite to float64's.
+    dtype: of the kernel and of its accumulation, float64 for None. A float32 network's gradients carry float32's
+        rounding (some 1e-7 of the largest entry) either way. In float64 their Gram matrix is positive semi-definite to
+        float64's rounding, as condition numbers need (their error was 5e-9); torch.float32 is faster and leaves them
+        an error of 1e-5, and :func:`mamltheory.linalg.condition_number` takes the kernel at its own dtype's rounding.
     Raises UnsupportedModelError for batch statistics, active dropout or a layer that no method covers,
     ValueRangeError for weights or samples that are not finite, ConfigurationError for parameters that do not exist
     or a budget too small for one sample, ShapeError for samples without axes or of integers.
     """
     (kernel,) = empirical_ntks(
-        model, x1, x2, [select], params=params, outputs=outputs, chunk=chunk, memory=memory, method=method
+        model,
+        x1,
+        x2,
+        [select],
+        params=params,
+        outputs=outputs,
+        chunk=chunk,
+        memory=memory,
+        method=method,
+        dtype=dtype,
     )
     return kernel
 
@@ -96,9 +109,11 @@ def empirical_ntks(
     chunk: int | None = None,
     memory: int | None = None,
     method: Method = "auto",
+    dtype: torch.dtype | None = None,
 ) -> list[Float[Tensor, "p q"]]:
     """The empirical NTK by several sets of parameters, from one pass; arguments as for :func:`empirical_ntk`."""
     check_outputs(outputs)
+    check_dtype(dtype)
     if method not in ("auto", "layerwise", "generic"):
         raise ValueRangeError(f"method is {method!r}: expected 'auto', 'layerwise' or 'generic'")
     pure, params = resolve(model, params)
@@ -115,10 +130,11 @@ def empirical_ntks(
             chunk=chunk,
             memory=memory,
             strict=method == "layerwise",
+            dtype=dtype,
         )
     else:
         differentiate = partial(_gradients, _structure(pure, method), pure, params, outputs, selections)
-        kernels = tiled_kernels(differentiate, x1, x2, selections, chunk, memory)
+        kernels = tiled_kernels(differentiate, x1, x2, selections, chunk, memory, dtype)
     return [_checked(kernel) / pure.scale for kernel in kernels]
 
 
@@ -132,6 +148,7 @@ def empirical_last_layer_ntk(
     chunk: int | None = None,
     memory: int | None = None,
     method: Method = "auto",
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "p q"]:
     """Empirical NTK of the last linear layer alone, 𝒦̂ of Eq. (112); arguments as for :func:`empirical_ntk`.
 
@@ -147,6 +164,7 @@ def empirical_last_layer_ntk(
         chunk=chunk,
         memory=memory,
         method=method,
+        dtype=dtype,
     )
     return kernel
 

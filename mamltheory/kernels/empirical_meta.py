@@ -21,6 +21,7 @@ from mamltheory.errors import UnsupportedModelError, ValueRangeError
 from mamltheory.inner import InnerLoop, adapted_names, inner_path, square_loss
 from mamltheory.kernels.empirical import gram, jacobian, resolve
 from mamltheory.kernels.factored_tiles import factored_meta_ntk
+from mamltheory.kernels.jacobian import check_dtype
 from mamltheory.networks import Model, output_of
 from mamltheory.types import Parameters, Task, check_tasks
 
@@ -72,22 +73,26 @@ def empirical_meta_ntk(
     chunk: int | None = None,
     memory: int | None = None,
     method: MetaMethod = "auto",
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "p q"]:
-    """Empirical MetaNTK Φ̂ = (1/l) ∇F ∇Fᵀ, Eqs. (4) and (24), of the real inner loop; float64, Nnk × Nnk.
+    """Empirical MetaNTK Φ̂ = (1/l) ∇F ∇Fᵀ, Eqs. (4) and (24), of the real inner loop; Nnk × Nnk.
 
     other: None for the symmetric kernel, or the tasks of the columns.
     method: "auto" takes "factored" for ``FullyConnected(...).model`` and its centred form, "generic" for the rest.
     memory: bytes of temporary tensors of "factored" (2 GiB), see :mod:`mamltheory.kernels.factored_tiles`.
     chunk: rows differentiated at a time by "generic", which holds Nnk · D numbers of the network's dtype.
+    dtype: of the kernel and of its accumulation, float64 for None; as for :func:`empirical_ntk`.
     Raises as :func:`empirical_ntk`; UnsupportedModelError for method="factored" with a network of one's own.
     """
     if method not in ("auto", "factored", "generic"):
         raise ValueRangeError(f"method is {method!r}: expected 'auto', 'factored' or 'generic'")
+    check_dtype(dtype)
+    dtype = dtype or torch.float64
     pure, params = resolve(model, params)
     tasks, other = check_tasks(tasks), None if other is None else check_tasks(other)
     check_tasks((*tasks, *(other or ())))
     if pure.network is not None and method != "generic":
-        options = {"origin": pure.origin, "memory": memory}
+        options = {"origin": pure.origin, "memory": memory, "dtype": dtype}
         return factored_meta_ntk(pure.network, params, tasks, inner, other, **options) / pure.scale
     if method == "factored":
         raise UnsupportedModelError(
@@ -95,7 +100,7 @@ def empirical_meta_ntk(
         )
     rows = stacked_meta_jacobian(pure, params, tasks, inner, chunk)
     columns = rows if other is None else stacked_meta_jacobian(pure, params, other, inner, chunk)
-    return gram(rows, columns) / pure.scale
+    return gram(rows, columns, dtype) / pure.scale
 
 
 def stacked_meta_jacobian(

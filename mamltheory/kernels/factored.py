@@ -172,11 +172,11 @@ def _through_the_head(path: FactorPath, rows: Rows) -> None:
         total = _each(back, path, p, 0, delta_dot) if p else None
 
 
-def factored_gram(rows: Rows, columns: Rows) -> Float[Tensor, "p q"]:
-    """⟨V_R, V_S⟩ summed over the layers, in float64; exactly symmetric when both are the same object."""
+def factored_gram(rows: Rows, columns: Rows, dtype: torch.dtype = torch.float64) -> Float[Tensor, "p q"]:
+    """⟨V_R, V_S⟩ summed over the layers, in a dtype; exactly symmetric when both are the same object."""
     total = 0
     for left, right in zip(rows, columns, strict=True):
-        wide = left.double()
-        total = total + wide.gram(wide if columns is rows else right.double())
+        own = left.to(dtype)
+        total = total + own.gram(own if columns is rows else right.to(dtype))
     total = total.flatten(2).flatten(0, 1)
     return total.triu() + total.triu(1).T if columns is rows else total

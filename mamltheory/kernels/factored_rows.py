@@ -15,6 +15,7 @@ A layer whose rows are smaller multiplied out than as factors (a head of few out
 Axes: tasks T, slots α, rows R (sample-major, class-minor), neurons of a layer.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -42,9 +43,9 @@ class DenseRows:
         if e is not None:
             self.weight += delta.mT[:, None] @ e.transpose(1, 2)
 
-    def double(self) -> "DenseRows":
-        """The same rows in float64."""
-        return DenseRows(self.weight.double(), self.bias.double(), self.beta)
+    def to(self, dtype: torch.dtype) -> "DenseRows":
+        """The same rows in another dtype."""
+        return DenseRows(self.weight.to(dtype), self.bias.to(dtype), self.beta)
 
     def of_task(self, i: int) -> "DenseRows":
         """The rows of task i alone, T = 1."""
@@ -127,10 +128,10 @@ class FactoredRows:
         if e is not None:
             self.e[:, filled] = e
 
-    def double(self) -> "FactoredRows":
-        """The same rows in float64."""
+    def to(self, dtype: torch.dtype) -> "FactoredRows":
+        """The same rows in another dtype."""
         parts = (self.g, self.a_query, *self._filled())
-        return FactoredRows(*(part.double() for part in parts), self.beta, 0)
+        return FactoredRows(*(part.to(dtype) for part in parts), self.beta, 0)
 
     def of_task(self, i: int) -> "FactoredRows":
         """The rows of task i alone, T = 1."""

@@ -21,6 +21,7 @@ from mamltheory.errors import ConfigurationError, ValueRangeError
 from mamltheory.fast_weights import TaskStack, stack_tasks
 from mamltheory.inner import InnerLoop
 from mamltheory.kernels.factored import Rows, factored_gram, is_dense, meta_rows, slots
+from mamltheory.kernels.memory import keep_freed_memory
 from mamltheory.networks import FullyConnected
 from mamltheory.types import Parameters, Task
 
@@ -38,24 +39,26 @@ def factored_meta_ntk(
     *,
     origin: Parameters | None = None,
     memory: int | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> Float[Tensor, "p q"]:
-    """∇F ∇Fᵀ of a fully connected network, rows as outer products; float64, without the factor 1/l.
+    """∇F ∇Fᵀ of a fully connected network, rows as outer products; without the factor 1/l.
 
     other: None for the symmetric kernel, or the tasks of the columns.
     origin: θ_0 when the network is f_θ − f_{θ0}, which shifts the support labels and nothing else.
     memory: bytes of temporary tensors (2 GiB), by the formula at the head of this module. Tiles change the
-    result by no more than rounding.
+    result by no more than rounding.  dtype: of the kernel and of its accumulation.
     Raises ConfigurationError when one task needs more than ``memory``, ShapeError for parameters or samples that
     are not the network's.
     """
+    keep_freed_memory()
     memory = MEMORY if memory is None else memory
     if memory < 1:
         raise ValueRangeError(f"memory is {memory}: expected a number of bytes of at least 1")
     tiles = _tiles(net, tasks, inner, memory, several=other is not None)
     columns = tiles if other is None else _tiles(net, other, inner, memory, several=True)
-    kernel = torch.zeros(_outputs(tasks), _outputs(tasks if other is None else other), dtype=torch.float64)
+    kernel = torch.zeros(_outputs(tasks), _outputs(tasks if other is None else other), dtype=dtype)
     kernel = kernel.to(tasks[0].query_x.device)
-    for i, j, block in _blocks(net, params, inner, origin, tiles, None if other is None else columns):
+    for i, j, block in _blocks(net, params, inner, origin, tiles, None if other is None else columns, dtype):
         rows, cols = _places(tasks, tiles[i]), _places(tasks if other is None else other, columns[j])
         kernel[rows[:, None], cols] = block
         if other is None and i != j:
@@ -65,16 +68,16 @@ def factored_meta_ntk(
 
 def _blocks(
     net: FullyConnected, params: Parameters, inner: InnerLoop, origin: Parameters | None,
-    tiles: Sequence[TaskStack], columns: Sequence[TaskStack] | None,
+    tiles: Sequence[TaskStack], columns: Sequence[TaskStack] | None, dtype: torch.dtype,
 ) -> Iterator[tuple[int, int, Tensor]]:  # fmt: skip
     """Blocks (i, j) of the kernel, on and above the diagonal if it is symmetric (``columns`` is None)."""
     for i, tile in enumerate(tiles):
         rows = meta_rows(net, params, tile, inner, origin)
         if columns is None:
-            yield i, i, factored_gram(rows, rows)
+            yield i, i, factored_gram(rows, rows, dtype)
         for j in range(i + 1 if columns is None else 0, len(columns or tiles)):
             right: Rows | None = meta_rows(net, params, (columns or tiles)[j], inner, origin)
-            block = factored_gram(rows, right)
+            block = factored_gram(rows, right, dtype)
             right = None  # before the next tile's rows are made
             yield i, j, block
 

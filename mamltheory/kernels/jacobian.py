@@ -35,6 +35,12 @@ def check_outputs(outputs: str) -> None:
         raise ValueRangeError(f"outputs is {outputs!r}: expected 'full' or 'sum'")
 
 
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raises ValueRangeError unless kernels can be accumulated in this dtype; None stands for float64."""
+    if dtype not in (None, torch.float32, torch.float64):
+        raise ValueRangeError(f"dtype is {dtype}: expected torch.float64 (or None) or torch.float32")
+
+
 def selected(params: Parameters, select: Collection[str] | None) -> Parameters:
     """The parameters of these names (all for None); raises ConfigurationError for unknown names or none at all."""
     unknown = set(select or ()) - set(params)
@@ -108,11 +114,11 @@ def adds_up(
     return True
 
 
-def gram(rows1: Parameters, rows2: Parameters) -> Float[Tensor, "p q"]:
-    """J1 J2ᵀ, contracted parameter by parameter in float64; exactly symmetric when both are the same object."""
+def gram(rows1: Parameters, rows2: Parameters, dtype: torch.dtype = torch.float64) -> Float[Tensor, "p q"]:
+    """J1 J2ᵀ, contracted parameter by parameter in a dtype; exactly symmetric when both are the same object."""
     total = 0
     for name, left in rows1.items():
         right = rows2[name]
-        flat = left.flatten(1).double()
-        total = total + flat @ (flat if right is left else right.flatten(1).double()).T
+        flat = left.flatten(1).to(dtype)
+        total = total + flat @ (flat if right is left else right.flatten(1).to(dtype)).T
     return (total + total.T) / 2 if rows2 is rows1 else total

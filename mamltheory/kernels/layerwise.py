@@ -2,7 +2,7 @@
 
 The gradient of an output by the parameters of a layer is a function of what enters the layer and of what flows back
 to what leaves it. One forward pass with hooks and one backward pass per output give both for all layers; each
-layer's gradients are then formed, contracted in float64 and discarded.
+layer's gradients are then formed, contracted and discarded.
 
 Nothing is taken on trust, unless the caller vouches for the module. Within its own call a layer sees its
 parameters as constants, so that what it contributes comes from its formula alone; whatever gradient still reaches a
@@ -54,8 +54,9 @@ def layerwise_kernels(
     memory: int | None = None,
     strict: bool = False,
     trusted: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> list[Float[Tensor, "p q"]]:
-    """∇f(x1) ∇f(x2)ᵀ by the parameters of every selection, all from the same passes; float64.
+    """∇f(x1) ∇f(x2)ᵀ by the parameters of every selection, all from the same passes.
 
     x2: None for the symmetric kernels.  selections: names of parameters.  params: values of the parameters.
     chunk, memory: most samples, and most bytes, of a tile; a tile of n samples holds about, in numbers of the
@@ -65,12 +66,13 @@ def layerwise_kernels(
     strict: refuse parameters that only the general way covers.  trusted: the caller knows that the module does not
     mix samples, holds the values of ``params``, and uses each inside calls of the layer it is in alone; none of
     that is checked then. Otherwise the first sample is run by itself as well, and compared.
+    dtype: of the kernels and of their accumulation (float64).
     Raises UnsupportedModelError (naming the module), ConfigurationError for a budget too small for one sample.
     """
     state = _Layerwise(module, params, selections, outputs, trusted or _plain(module), trusted)
     while True:
         try:
-            return tiled_kernels(state.differentiate, x1, x2, selections, chunk, memory)
+            return tiled_kernels(state.differentiate, x1, x2, selections, chunk, memory, dtype)
         except NotCovered as found:
             state.leave_out(found, strict)
 
@@ -103,8 +105,10 @@ def _plain(module: nn.Module) -> bool:
     return all(type(part) in SAMPLEWISE for part in module.modules())
 
 
-def _stacked(flows: list[Tensor]) -> Tensor:
-    """The flows n × k × …, from one tensor for each output."""
+def _stacked(flows: list[Tensor] | Tensor) -> Tensor:
+    """The flows n × k × …, from one tensor for each output or from k × n × …."""
+    if isinstance(flows, Tensor):
+        return flows.transpose(0, 1)
     return flows[0][:, None] if len(flows) == 1 else torch.stack(flows, 1)
 
 
@@ -159,7 +163,7 @@ class _Layerwise:
             if dense and logits.requires_grad and logits.shape[1] > 1:
                 flows = batched_flows(logits, recorder)
                 if flows is not None:
-                    return [None if flow is None else list(flow) for flow in flows]
+                    return flows
             return flows_back(list(logits.unbind(1)), recorder)
 
     def _groups(

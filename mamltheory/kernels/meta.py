@@ -115,12 +115,15 @@ def meta_ntk(
     chunk: int | None = None,
     memory: int | None = None,
     method: Method = "auto",
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "q q"]:
-    """MetaNTK of a finite network built from its empirical NTK by Eq. (11), as Section 5 does; float64.
+    """MetaNTK of a finite network built from its empirical NTK by Eq. (11), as Section 5 does.
 
     No second derivative is taken, and both kernels of ANIL come from one pass. Any network works; labels are not
     used. Arguments as for :func:`mamltheory.kernels.empirical.empirical_ntk` and :func:`meta_ntk_from_ntk`; with
     ``select`` ANIL's inner loop moves those of the last layer's parameters that are selected.
+    dtype: of the NTK and of the result, float64 for None. The steps in between are float64 always, and take the NTK at
+        its own dtype's rounding.
     """
     _check_algorithm(algorithm)
     selects: list[Select] = [select]
@@ -137,8 +140,9 @@ def meta_ntk(
         chunk=chunk,
         memory=memory,
         method=method,
+        dtype=dtype,
     )
-    return meta_ntk_from_ntk(theta, joint_sizes(theta, tasks), dynamics, *last)
+    return meta_ntk_from_ntk(theta, joint_sizes(theta, tasks), dynamics, *last).to(theta.dtype)
 
 
 def analytic_meta_ntk(

@@ -15,6 +15,7 @@ from torch import Tensor
 from mamltheory.errors import ConfigurationError, UnsupportedModelError
 from mamltheory.kernels.contraction import Factors, Gradients, add_contraction, settled
 from mamltheory.kernels.jacobian import Outputs, adds_up, jacobian
+from mamltheory.kernels.memory import keep_freed_memory
 from mamltheory.networks import Model, output_of
 from mamltheory.types import Parameters
 
@@ -76,13 +77,16 @@ def tiled_kernels(
     selections: Sequence[Collection[str]],
     chunk: int | None = None,
     memory: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> list[Float[Tensor, "p q"]]:
-    """Kernels of the selected parameters, one for each selection, from the same passes; float64.
+    """Kernels of the selected parameters, one for each selection, from the same passes.
 
     x2: None for the symmetric kernels.  chunk: most samples in a tile (all).  memory: bytes (MEMORY).
+    dtype: of the kernels and of their accumulation (float64).
     A group of parameters must lie in a selection as a whole or not at all.
     Raises ConfigurationError when a single sample does not fit the budget, naming what asked for too much.
     """
+    keep_freed_memory()
     memory = MEMORY if memory is None else memory
     for name, value in (("chunk", chunk), ("memory", memory)):
         if value is not None and value < 1:
@@ -91,8 +95,9 @@ def tiled_kernels(
     size = size if chunk is None else min(size, chunk)
     while True:
         try:
+            columns = None if x2 is None else x2.split(size)
             return _kernels(
-                differentiate, x1.split(size), None if x2 is None else x2.split(size), selections, memory
+                differentiate, x1.split(size), columns, selections, memory, dtype or torch.float64
             )
         except OverBudget as over:
             if size == 1:
@@ -109,33 +114,36 @@ def _kernels(
     right: Sequence[Tensor] | None,
     selections: Sequence[Collection[str]],
     memory: int,
+    dtype: torch.dtype,
 ) -> list[Tensor]:
     """Row of tiles by row of tiles; of a symmetric kernel those below the diagonal alone."""
     columns, symmetric = left if right is None else right, right is None
     samples = max(sum(map(len, left)), sum(map(len, columns)))
     if symmetric and len(left) == 1:
         whole = differentiate(left[0], Budget(memory, samples))
-        return [(kernel + kernel.T) / 2 for kernel in _products(whole, None, selections)]
+        return [(kernel + kernel.T) / 2 for kernel in _products(whole, None, selections, dtype)]
     grid = []
     for i, tile in enumerate(left):
         first = differentiate(tile, Budget(memory // 2, samples, kept=True))
         kept = Pass(first.rows, tile.device, list(first.groups))
         row = [
-            _products(differentiate(other, Budget(memory // 2, samples)), kept, selections)
+            _products(differentiate(other, Budget(memory // 2, samples)), kept, selections, dtype)
             for other in (columns[:i] if symmetric else columns)
         ]
-        grid.append([*row, _products(kept, None, selections)] if symmetric else row)
+        grid.append([*row, _products(kept, None, selections, dtype)] if symmetric else row)
     return [
         _assembled([[cell[s] for cell in row] for row in grid], symmetric) for s in range(len(selections))
     ]
 
 
-def _products(columns: Pass, rows: Pass | None, selections: Sequence[Collection[str]]) -> list[Tensor]:
+def _products(
+    columns: Pass, rows: Pass | None, selections: Sequence[Collection[str]], dtype: torch.dtype
+) -> list[Tensor]:
     """Gram matrices of the rows (None: of the columns themselves) with the columns, for every selection."""
     kept = None if rows is None else dict(rows.groups)
     height = columns.rows if rows is None else rows.rows
     device, chosen = columns.device, [set(names) for names in selections]
-    totals = [torch.zeros(height, columns.rows, dtype=torch.float64, device=device) for _ in selections]
+    totals = [torch.zeros(height, columns.rows, dtype=dtype, device=device) for _ in selections]
     for names, right in columns.groups:
         left = right if kept is None else kept.get(names)
         if left is not None:  # otherwise no row's output depends on these parameters

@@ -39,7 +39,8 @@ def test_strips_and_blocks_of_columns_give_the_whole_gram_matrix(rows):
         total = torch.ones(rows, rows, dtype=torch.float64)
         add_contraction([total], one, right)
         assert relative(total - 1, one.double() @ right.double().T) < 1e-13
-        assert right is other or torch.equal(total, total.T) or rows < 96
+        if right is one:
+            assert torch.equal(total, total.T)
 
 
 def test_many_positions_are_contracted_as_rows_and_few_as_factors():
