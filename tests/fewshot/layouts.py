@@ -10,6 +10,9 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
+from mamltheory.fewshot.formats import Options
+from mamltheory.fewshot.formats.prepared import write_prepared
+from mamltheory.fewshot.images import ImageData
 from tests.fewshot import python2
 from tests.fewshot.small import noise_split
 
@@ -138,7 +141,19 @@ def write_parquet(folder, splits, shards=2):
             pa.parquet.write_table(table.slice(shard * step, step), file)
 
 
+def write_arrays(folder, splits):
+    """The package's own layout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    size = splits["train"].images.shape[1]
+    contents = {split: splits.get(split, other) for split, other in tiny_splits(2, 2, size).items()}
+    data = ImageData("birds", **contents, mean=(0.5,) * 3, std=(0.25,) * 3, mirrors=False)
+    write_prepared(data, folder, Options())
+    for absent in set(SPLITS) - set(splits):
+        (folder / f"{absent}_images.npy").unlink()
+
+
 LAYOUTS = {
+    "prepared arrays": write_arrays,
     "mini-ImageNet pickles": write_category,
     "mini-ImageNet cache pickles": write_cache,
     "tieredImageNet arrays": write_npz,

@@ -53,7 +53,7 @@ def test_every_layout_is_recognised_and_gives_back_its_classes_and_images(tmp_pa
 
 
 def test_every_layout_has_a_test_of_its_own():
-    assert {layout.name for layout in FORMATS} == {*layouts.LAYOUTS, "prepared arrays"}
+    assert {layout.name for layout in FORMATS} == set(layouts.LAYOUTS)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,9 @@ def test_a_missing_split_is_named_with_the_layout(tmp_path, name):
         load_data(tmp_path)
 
 
-@pytest.mark.parametrize("name", [name for name in layouts.LAYOUTS if not name.startswith("CIFAR")])
+@pytest.mark.parametrize(
+    "name", [name for name in layouts.LAYOUTS if not name.startswith(("CIFAR", "prepared"))]
+)
 def test_an_ordinary_classification_split_is_refused_in_every_layout(tmp_path, name):
     splits = tiny_splits()
     splits["test"] = splits["train"]
@@ -348,3 +350,15 @@ def test_a_small_npz_that_unpacks_to_gigabytes_is_refused(tmp_path, monkeypatch)
 def test_a_negative_image_size_is_refused(tmp_path):
     with pytest.raises(DataError, match="positive"):
         load_data(tmp_path, image_size=0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("mean", [4.5, 0.5, 0.5]), ("std", ["a", 1, 1]), ("name", 3), ("class_names", {"train": []})],
+)
+def test_a_record_of_prepared_data_with_impossible_entries_is_refused(tmp_path, key, value):
+    layouts.write_arrays(tmp_path, tiny_splits())
+    file = tmp_path / "few-shot-data.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(DataError, match=r"few-shot-data\.json"):
+        load_data(tmp_path)

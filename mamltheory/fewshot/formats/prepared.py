@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mamltheory.errors import DataError
+from mamltheory.errors import DataError, ValueRangeError
 from mamltheory.fewshot.formats.arrays import open_npy
 from mamltheory.fewshot.formats.common import (
     SPLITS,
@@ -20,7 +20,7 @@ from mamltheory.fewshot.formats.common import (
     strings,
 )
 from mamltheory.fewshot.formats.pixels import CHUNK, fitted
-from mamltheory.fewshot.images import ImageData, ImageSplit
+from mamltheory.fewshot.images import ImageData, ImageSplit, check_statistics
 
 RECORD = "few-shot-data.json"  # written last: without it the folder is not finished
 IMAGES, LABELS = "{}_images.npy", "{}_labels.npy"
@@ -85,10 +85,12 @@ def _entry(folder: Path, key: str, kind: type) -> object:
 
 
 def _statistics(folder: Path) -> Statistics:
-    both = [_entry(folder, key, list) for key in ("mean", "std")]
-    if not all(len(each) == 3 and all(isinstance(v, float | int) for v in each) for each in both):
-        raise DataError(f"{folder / RECORD} has no usable mean and std: prepare the data again")
-    return tuple(float(v) for v in both[0]), tuple(float(v) for v in both[1])
+    mean, std = (_entry(folder, key, list) for key in ("mean", "std"))
+    try:
+        check_statistics(mean, std)
+    except (ValueRangeError, TypeError):
+        raise DataError(f"{folder / RECORD} has no usable mean and std: prepare the data again") from None
+    return tuple(map(float, mean)), tuple(map(float, std))
 
 
 PREPARED_FORMAT = Format(
