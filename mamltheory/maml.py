@@ -147,6 +147,11 @@ class _Objective:
         gradient, outputs = factored_meta_gradient(self.model.network, params, self.stacks, self.inner)
         return gradient, _in_order(self.stacks, outputs)
 
+    @torch.no_grad()
+    def outputs(self, params: Parameters) -> Tensor:
+        """F_θ alone."""
+        return meta_outputs(self.model, params, self.tasks, self.inner, self.method)
+
     def _generic(self, params: Parameters) -> tuple[_DenseGradient, Tensor]:
         total, seen, step = {}, [], self.chunk or 1
         for some in (self.tasks[i : i + step] for i in range(0, len(self.tasks), step)):
@@ -251,16 +256,20 @@ def descend(
 
 def _descend(
     model: Model, params: Parameters, tasks: Sequence[Task], inner: InnerLoop, eta0: float,
-    test_tasks: Sequence[Task], method: Method, reuse: bool,
+    test_tasks: Sequence[Task], method: Method, reuse: bool, last: int | None = None,
 ) -> Iterator[tuple[MetaState, Observation]]:  # fmt: skip
-    """``reuse``: θ_{t+1} takes the memory of θ_t, except that of θ_0."""
+    """``reuse``: θ_{t+1} takes the memory of θ_t, except that of θ_0.  last: the step that ends it, if any does."""
     GradientDescent(eta0, 1)  # checks the rate
     objective, test_tasks = _Objective(model, tasks, inner, method), tuple(test_tasks)
     check_tasks((*objective.tasks, *test_tasks))
     labels, rate = query_labels(objective.tasks), eta0 / model.scale
     state, start = MetaState(check_finite(params)), params
     while True:
-        gradient, outputs = objective.gradient(state.params)
+        gradient = None  # the last step needs the outputs alone
+        if state.step == last:
+            outputs = objective.outputs(state.params)
+        else:
+            gradient, outputs = objective.gradient(state.params)
         seen = Observation(
             step=state.step,
             loss=float(square_loss(outputs, labels)),
@@ -276,6 +285,8 @@ def _descend(
                 f"lam0 = {inner.lam0})"
             )
         yield state, seen
+        if gradient is None:
+            return
         moved = state.params
         if not reuse or state.step == 0:
             moved = {name: value.detach().clone() for name, value in moved.items()}
@@ -307,10 +318,8 @@ def train(
     wanted = {0, *kernel_steps} if kernel_steps else set()
     chosen = _chosen(method, model, check_tasks(tasks), inner)
     observations, kernels = [], {}
-    for state, seen in _descend(model, params, tasks, inner, eta0, test_tasks, chosen, reuse=True):
+    for state, seen in _descend(model, params, tasks, inner, eta0, test_tasks, chosen, True, steps):
         observations.append(seen)
         if state.step in wanted:
             kernels[state.step] = empirical_meta_ntk(model, tasks, inner, params=state.params)
-        if state.step == steps:
-            return TrainingRecord(tuple(observations), state.params, kernels, chosen)
-    raise AssertionError("descend never ends by itself")
+    return TrainingRecord(tuple(observations), state.params, kernels, chosen)

@@ -12,6 +12,7 @@ from mamltheory import (
     from_module,
     generator,
     linearised,
+    maml,
     meta_gradient,
     meta_loss,
     meta_output,
@@ -158,6 +159,22 @@ def test_a_training_record_tells_what_happened():
     last = empirical_meta_ntk(NET.model, tasks, inner, params=record.params)
     first = empirical_meta_ntk(NET.model, tasks, inner, params=params)
     assert drift[6] == pytest.approx(float((last - first).norm()), rel=1e-12)
+
+
+@pytest.mark.parametrize("method", ["factored", "generic"])
+def test_training_takes_one_gradient_a_step_and_none_at_the_last(method, monkeypatch):
+    taken, gradient = [], maml._Objective.gradient
+
+    def counted(self, params):
+        taken.append(params)
+        return gradient(self, params)
+
+    monkeypatch.setattr(maml._Objective, "gradient", counted)
+    params = start()
+    record = train(NET.model, params, some_tasks(), InnerLoop(0.3, 1), 0.1, 3, method=method)
+    assert (len(taken), len(record.observations)) == (3, 4)
+    got = meta_outputs(NET.model, record.params, some_tasks(), InnerLoop(0.3, 1), method)
+    assert torch.equal(record.observations[3].outputs, got)
 
 
 def test_training_in_two_parts_is_training_in_one():
