@@ -18,7 +18,7 @@ from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.records import replace_file, to_json
 from mamltheory.runtime.runlog import RunLog, open_run
 
-FREE = ("out", "jobs", "device")
+FREE = ("out", "jobs", "device", "shard")
 """Settings that do not change the numbers: a run goes on with other ones."""
 
 

@@ -83,7 +83,7 @@ def _open_held(
     starts, started = 1, _now()
     if (directory / RUN_FILE).exists():
         earlier = read_run(directory)
-        _check_same_run(directory, earlier, command, config, may_differ)
+        check_same_run(directory, earlier, command, config, may_differ)
         started = earlier.get("started", started)
         starts = int(earlier.get("starts", 1)) + 1
         _drop_partial_line(directory / METRICS_FILE)
@@ -126,24 +126,28 @@ def read_metrics(directory: Path) -> list[dict[str, object]]:
         raise CheckpointError(f"{path} has a line that is not JSON ({error}): remove that line") from error
 
 
-def _check_same_run(
+def check_same_run(
     directory: Path,
     earlier: dict[str, object],
     command: str,
     config: dict[str, object],
     may_differ: Collection[str],
 ) -> None:
+    """Raise ConfigurationError, naming the differences, unless the record is of this command with these settings."""
     if earlier["command"] != command:
         raise ConfigurationError(
             f"{directory} holds a run of '{earlier['command']}', not of '{command}': choose another --out"
         )
-    old, new = earlier["config"], config
-    keys = [key for key in {**old, **new} if key not in may_differ and old.get(key) != new.get(key)]
-    if keys:
-        changes = ", ".join(f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)" for key in keys)
+    if changes := differences(earlier["config"], config, may_differ):
         raise ConfigurationError(
             f"{directory} holds a run with other settings: {changes}; choose another --out"
         )
+
+
+def differences(there: Mapping[str, object], now: Mapping[str, object], but: Collection[str]) -> str:
+    """In words, the settings that are not equal, except those in ``but``; empty where all are."""
+    keys = [key for key in {**there, **now} if key not in but and there.get(key) != now.get(key)]
+    return ", ".join(f"{key} ({there.get(key)!r} there, {now.get(key)!r} now)" for key in keys)
 
 
 def _drop_partial_line(path: Path) -> None:
