@@ -23,7 +23,7 @@ def test_the_code_blocks_run_one_after_the_other(capsys):
 
 
 def test_the_table_of_commands_is_complete():
-    listed = re.findall(r"^\| `([a-z]+)` \|", TEXT, flags=re.MULTILINE)
+    listed = re.findall(r"^\| `([a-z-]+)` \|", TEXT, flags=re.MULTILINE)
     assert listed == sorted(listed, key=listed.index)
     assert set(listed) == set(COMMANDS)
 
