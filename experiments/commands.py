@@ -54,6 +54,9 @@ COMMANDS = {
     "search": Command(settings.Search, "experiments.cells.search:run", CELLS, presets.SEARCH, ranks=True),
     "cell": Command(settings.PublishedCells, "experiments.cells.published:run", CELLS, positional="name"),
     "train": Command(settings.Train, "experiments.cells.train:run", CELLS, presets.TRAIN),
+    "meta-train": Command(
+        settings.MetaTrain, "experiments.cells.meta_train:run", CELLS, presets.META_TRAIN
+    ),
     "evaluate": Command(settings.Evaluate, "experiments.cells.evaluate:run", CELLS, presets.EVALUATE),
     "predict": Command(settings.Predict, "experiments.cells.predict:run", CELLS),
     "glyphs": Command(settings.Glyphs, "experiments.cells.glyphs:run", CELLS),
