@@ -1,6 +1,9 @@
-"""``search``: Algorithm 1 on a supernet, score by score, resumable after every score."""
+"""``search``: Algorithm 1 on a supernet, resumable after every chunk of scores."""
 
 import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -17,131 +20,175 @@ from experiments.cells.common import (
     without_paths,
     write_genotype,
 )
+from experiments.cells.search_report import LEGEND, closing_lines, goes_first, round_lines, search_record
 from experiments.settings import Search
 from mamltheory.fewshot.episodes import episode_tasks
 from mamltheory.fewshot.images import normalise, take
 from mamltheory.linalg import Converged, Dynamics, GradientFlow
 from mamltheory.nas.genotype import CELL_TYPES, Candidates, Genotype
+from mamltheory.nas.gradient import GradientScorer
+from mamltheory.nas.own_draws import OwnDraws
 from mamltheory.nas.regions import random_patches
+from mamltheory.nas.schedule import chunks, is_finished
 from mamltheory.nas.scores import CellScorer, Score, ScoreSettings
-from mamltheory.nas.search import (
-    Job,
-    SearchSettings,
-    SearchState,
-    evaluate,
-    is_finished,
-    pending,
-    prune,
-    record,
-    state_from_json,
-    state_to_json,
-)
+from mamltheory.nas.search import evaluate, prune, record
+from mamltheory.nas.search_settings import SearchSettings
+from mamltheory.nas.search_state import Job, SearchState, state_from_json, state_to_json
 from mamltheory.plotting import draw_genotype, figure, save
 from mamltheory.rng import generator
 from mamltheory.runtime.checkpoint import load
 from mamltheory.runtime.checkpoint import save as save_state
 from mamltheory.runtime.device import choose_device
-from mamltheory.runtime.interrupt import Interrupted
+from mamltheory.runtime.distributed import processes, spread_over
 from mamltheory.runtime.progress import stage
-from mamltheory.runtime.records import plain
-from mamltheory.runtime.workers import Mapper, workers
+from mamltheory.runtime.records import plain, replace_file, to_json
+from mamltheory.runtime.runlog import RunLog
+from mamltheory.runtime.workers import Mapper
 from mamltheory.types import Task
 
 CHUNK = 16
-"""Scores between two saves."""
+"""Scores that are computed together and then saved."""
 PATCHES, PATCH_IMAGES = 3000, 300
 """Inputs of the region count (released code), cut from so many images."""
 
 
 def run(settings: Search) -> int:
-    """Search, write ``genotype.json`` and draw the cells; returns 0."""
+    """Search, write ``genotype.json`` and ``search.json``, and draw the cells; returns 0."""
     genotype = search(settings)
     draw_cells(genotype, settings)
     print(f"genotype: {settings.out / 'genotype.json'}")
     return 0
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A search as it lies in its run folder: its state, and the CPU seconds that its scores have taken."""
+
+    state: SearchState
+    cpu_seconds: float = 0.0
+
+
 def search(settings: Search) -> Genotype:
     """Run or take up the search in its run folder; the genotype is the same whatever the interruptions."""
+    settings = settings.resolved()
     device = choose_device(settings.device)
     data_of(settings)
     scorer, rules = scorer_of(settings, str(device.device)), rules_of(settings)
     # A mistake in the data or the counts should show before the run folder stands for these settings.
-    scorer.tasks(generator(settings.seed, "trial"))
+    if scorer.tasks is not None:
+        scorer.tasks(generator(settings.seed, "trial"))
     log = begin(settings, "search", device.device)
     with recorded(log, f"python -m experiments search --config {quoted(settings.out)}"):
-        state = saved_state(settings)
-        with workers(settings.jobs) as spread:
-            while not is_finished(state, rules):
-                state = finish_round(state, rules, scorer, settings, spread)
-                log.log(round=state.round_index, operators=len(state.candidates.operators()))
-    genotype = state.candidates.genotype()
+        saved = saved_search(settings)
+        print(LEGEND)
+        with spread_over(settings.jobs) as spread:
+            while not is_finished(saved.state, rules):
+                before, saved = saved.state, finish_round(saved, rules, scorer, settings, spread)
+                print("\n".join(round_lines(before, saved.state)), flush=True)
+                report = saved.state.reports[-1].to_json()
+                log.log(round=saved.state.round_index, cpu_seconds=saved.cpu_seconds, **report)
+    return finish(saved, settings, log)
+
+
+def finish(saved: Saved, settings: Search, log: RunLog) -> Genotype:
+    """Write what was found, and say what stayed open."""
+    result = search_record(saved.state, without_paths(settings))
+    genotype = saved.state.candidates.genotype()
     write_genotype(settings.out / "genotype.json", genotype)
-    log.close(genotype=genotype.to_json())
+    replace_file(settings.out / "search.json", to_json(result).encode())
+    print("\n".join(closing_lines(saved.state)))
+    kept = {name: result[name] for name in ("genotype", "undecided", "failures", "rounds")}
+    log.close(cpu_seconds=saved.cpu_seconds, **kept)
     return genotype
 
 
 def finish_round(
-    state: SearchState, rules: SearchSettings, scorer: CellScorer, settings: Search, spread: Mapper
-) -> SearchState:
-    """Score what the round still lacks, saving now and then and when stopped, and prune."""
-    jobs = pending(state, rules)
-    score = partial(score_job, state.candidates, scorer)
-    title = f"round {state.round_index + 1}: {len(state.candidates.operators())} operators"
-    with stage(title, len(jobs)) as advance:
-        try:
-            for count, (job, value) in enumerate(spread(score, jobs), 1):
-                state = record(state, {job: value})
-                advance()
-                if count % CHUNK == 0:
-                    write_state(settings, state)
-        except Interrupted:
-            write_state(settings, state)
-            raise
-    state = prune(state, rules)
-    write_state(settings, state)
-    return state
+    saved: Saved, rules: SearchSettings, scorer: CellScorer, settings: Search, spread: Mapper
+) -> Saved:
+    """Score what the round still lacks, saving after every chunk, and prune."""
+    round_scorer = scorer_by(rules, scorer)
+    # Repeats in advance only where a repeat is a single piece of work, and other processes would have none.
+    ahead = processes(settings.jobs) - 1 if rules.estimator == "gradient" else 0
+    most = "at most " if rules.stopping else ""
+    operators = len(saved.state.candidates.operators())
+    title = f"round {saved.state.round_index + 1}: {operators} operators, {most}{rules.repeats} repeats"
+    with stage(title, len(chunks(saved.state, rules, CHUNK, rules.repeats))) as advance:
+        while lacking := chunks(saved.state, rules, CHUNK, ahead):
+            score = partial(score_chunk, saved.state.candidates, round_scorer, rules)
+            for _, (found, seconds) in spread(score, lacking):
+                saved = Saved(record(saved.state, found), saved.cpu_seconds + seconds)
+                write_state(settings, saved)
+                advance(note=goes_first(saved.state, rules))
+    saved = Saved(prune(saved.state, rules), saved.cpu_seconds)
+    write_state(settings, saved)
+    return saved
 
 
-def write_state(settings: Search, state: SearchState) -> None:
-    """Put the state in the run folder, from where :func:`saved_state` takes it up."""
-    save_state(settings.out / "state", {}, plain(state_to_json(state)))
-
-
-def score_job(candidates: Candidates, scorer: CellScorer, job: Job) -> Score:
-    """One score, in whatever process it is asked for."""
+def score_chunk(
+    candidates: Candidates, scorer: object, rules: SearchSettings, chunk: Sequence[Job]
+) -> tuple[dict[Job, Score], float]:
+    """The scores of a chunk, and the CPU seconds they took, in whatever process it is asked for."""
     torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa would drown the least eigenvalues
-    return evaluate(job, candidates, scorer)
+    begun = time.process_time()
+    found = evaluate(chunk, candidates, scorer, rules)
+    return found, time.process_time() - begun
 
 
-def saved_state(settings: Search) -> SearchState:
+def write_state(settings: Search, saved: Saved) -> None:
+    """Put the state in the run folder, from where :func:`saved_search` takes it up."""
+    content = {"search": state_to_json(saved.state), "cpu_seconds": saved.cpu_seconds}
+    save_state(settings.out / "state", {}, plain(content))
+
+
+def saved_search(settings: Search) -> Saved:
     """The newest good state of the run folder, or the full supernet."""
     checkpoint = load(settings.out / "state", report=print)
-    return SearchState() if checkpoint is None else state_from_json(checkpoint.state)
+    if checkpoint is None:
+        return Saved(SearchState())
+    content = checkpoint.state
+    return Saved(state_from_json(content.get("search", {})), float(content.get("cpu_seconds", 0.0)))
 
 
 def rules_of(settings: Search) -> SearchSettings:
     """How Algorithm 1 decides, from the command's settings."""
+    settings = settings.resolved()
     return SearchSettings(
         seed=settings.seed,
         repeats=settings.repeats,
+        criteria=settings.criteria,
         ties=settings.ties,
+        difference=settings.difference,
         inputs="two" if settings.two_inputs else "all",
+        estimator=settings.estimator,
+        shrinkage=settings.shrinkage,
+        stopping=settings.stopping,
+        common_random_numbers=settings.common_random_numbers,
     )
 
 
 def scorer_of(settings: Search, device: str) -> CellScorer:
     """The scorer that supernet and candidates go through."""
+    settings = settings.resolved()
     source = (source_of(settings.data), settings.image_size)
     counts = (settings.tasks, settings.ways, settings.shots, settings.queries)
+    size = network_size(settings, settings.ways)
     return CellScorer(
-        network=network_size(settings, settings.ways),
+        network=replace(size, initialisation=settings.initialisation),
         seed=settings.seed,
-        tasks=partial(draw_tasks, source, counts),
-        patches=partial(draw_patches, source),
-        settings=ScoreSettings(settings.kernel, settings.outputs, dynamics=dynamics_of(settings)),
+        tasks=partial(draw_tasks, source, counts) if "condition" in settings.criteria else None,
+        patches=partial(draw_patches, source) if "regions" in settings.criteria else None,
+        settings=ScoreSettings(
+            settings.kernel, settings.outputs, measure=settings.metric, dynamics=dynamics_of(settings)
+        ),
         device=device,
     )
+
+
+def scorer_by(rules: SearchSettings, scorer: CellScorer) -> object:
+    """The scorer in the form that :func:`mamltheory.nas.search.evaluate` expects under these rules."""
+    if rules.estimator == "gradient":
+        return GradientScorer(scorer)
+    return scorer if rules.common_random_numbers else OwnDraws(scorer)
 
 
 def dynamics_of(settings: Search) -> Dynamics:

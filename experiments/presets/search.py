@@ -12,9 +12,9 @@ from experiments.settings import Search
 
 
 def _search(name: str, data: str, cells: int, **kernel: object) -> Search:
-    # [code] 48 channels, 3 tasks of 5 ways, 1 shot and 1 query at 32 × 32 pixels, 3 repeats, summed outputs,
-    # and the two best inputs per node at the end.
-    paper = {"channels": 48, "image_size": 32, "tasks": 3, "repeats": 3, "outputs": "sum", "two_inputs": True}
+    # [code] 48 channels, tasks of 5 ways, 1 shot and 1 query at 32 × 32 pixels, and summed outputs; with the
+    # protocol paper also 3 tasks and 3 repeats.
+    paper = {"protocol": "paper", "channels": 48, "image_size": 32, "outputs": "sum"}
     return Search(data=data, cells=cells, out=Path(f"runs/{name}/search"), **paper, **kernel)
 
 
@@ -22,8 +22,15 @@ def _search(name: str, data: str, cells: int, **kernel: object) -> Search:
 # [6.1] the MAML kernel for 5 cells, the ANIL kernel for 8.
 SEARCH = {
     "glyph-smoke": Search(
-        channels=4, cells=3, stem_stride=2, ways=3, tasks=2, repeats=1, out=Path("runs/glyph-smoke/search")
+        protocol="stable",
+        channels=4,
+        cells=3,
+        stem_stride=2,
+        repeats=4,
+        tasks=12,
+        out=Path("runs/glyph-smoke/search"),
     ),
+    "glyph-5": Search(protocol="stable", channels=8, cells=5, stem_stride=2, out=Path("runs/glyph-5/search")),
     "mini-5": _search("mini-5", MINI, 5, kernel="maml", inner_time=math.inf, ridge=1e-3),
     "mini-8": _search("mini-8", MINI, 8, kernel="anil", inner_time=1.0, ridge=1e-5),
     "tiered-5": _search("tiered-5", TIERED, 5, kernel="maml", inner_time=math.inf, ridge=1e-3),

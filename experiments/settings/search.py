@@ -1,53 +1,111 @@
 """The settings of the cell search."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from experiments.requirements import require, require_at_least
+from experiments.settings.methods import KERNELS, METHODS, Criteria, Method, criteria
 from experiments.settings.network import Network
+from experiments.settings.protocols import PROTOCOLS, Protocol
 
 
 @dataclass(frozen=True)
 class Search(Network):
     """MetaNTK-NAS: search a cell without training, by condition number and linear regions (Algorithm 1)."""
 
+    protocol: Protocol = "paper"
+    """Algorithm 1 as printed, what the released code computes, or the reproducible one; it gives a value to every
+    setting below that is None (see experiments/settings/protocols.py), and each can still be given by itself."""
+    method: Method = "metantk-nas"
+    """What decides: MetaNTK and linear regions, the plain NTK and linear regions (TE-NAS), linear regions alone, or
+    chance; like a protocol, it gives values to settings below that are None (see experiments/settings/methods.py)."""
     kernel: Literal["maml", "anil", "ntk"] = "maml"
     """Kernel whose condition number ranks the cells: MetaNTK of MAML or ANIL, or the plain NTK (TE-NAS)."""
-    outputs: Literal["full", "sum"] = "sum"
-    """Kernel of all outputs (kn × kn), or of their sum (n × n; the released code)."""
     ways: int = 5
     """Classes per task."""
     shots: int = 1
     """Support samples per class."""
     queries: int = 1
     """Query samples per class."""
-    tasks: int = 3
-    """Tasks per kernel."""
-    repeats: int = 3
-    """Independent evaluations that are averaged per candidate."""
     inner_time: float = math.inf
     """λτ of the inner loop in the kernel; inf is the limit of full adaptation."""
     ridge: float = 1e-3
     """Ridge inside the inverse of the support kernel at λτ = inf; a finite λτ needs none and ignores it."""
-    ties: Literal["min", "index"] = "min"
-    """Equal scores share the better rank (min), or are told apart by their position (index)."""
-    two_inputs: bool = False
-    """Keep the best two inputs per node at the end (the released code; not in Algorithm 1)."""
+    metric: Literal["condition", "harmonic"] | None = None
+    """σ_max/σ_min of the kernel, or tr · tr of the inverse / n², which is less noisy; None: the protocol's."""
+    estimator: Literal["leave-one-out", "gradient"] | None = None
+    """A kernel for every operator taken out, or all from one gradient a repeat; None: the protocol's."""
+    regions: bool | None = None
+    """Count linear regions as well, and add the ranks; None: the protocol's."""
+    outputs: Literal["full", "sum"] | None = None
+    """Kernel of all outputs (kn × kn), or of their sum (n × n), about four times cheaper; None: the protocol's."""
+    tasks: int | None = None
+    """Tasks per kernel; None: the protocol's."""
+    repeats: int | None = None
+    """Independent draws of weights, head and tasks that are averaged, with stopping at most; None: the protocol's."""
+    stopping: bool | None = None
+    """End a round once its repeats agree on who goes, or a wrong choice costs little; None: the protocol's."""
+    shrinkage: bool | None = None
+    """Shrink scores towards the mean of (cell type × operation), and decide rounds without signal by that mean, or by
+    size; None: the protocol's."""
+    difference: Literal["log", "relative", "absolute"] | None = None
+    """How condition numbers are compared: difference of logarithms, relative, or absolute; None: the protocol's."""
+    ties: Literal["min", "index"] | None = None
+    """Equal scores share the better rank, or are told apart by their position; None: the protocol's."""
+    initialisation: Literal["kaiming", "default"] | None = None
+    """Kaiming-normal weights, or PyTorch's default ones; None: the protocol's."""
+    common_random_numbers: bool | None = None
+    """All networks of a repeat share weights, head and tasks; None: the protocol's."""
+    two_inputs: bool | None = None
+    """Keep the best two inputs per node at the end, which is not in Algorithm 1; None: the protocol's."""
     jobs: int = 1
     """Worker processes; the result does not depend on it."""
+    shard: str | None = None
+    """"2/8": compute the second of eight shares of the round's scores, for ``merge``; for job arrays."""
     out: Path = Path("runs/search")
     """Run folder; a run stopped there goes on by itself."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(self, 2, ("ways",))
-        require_at_least(self, 1, ("shots", "queries", "tasks", "repeats", "jobs"))
+        require_at_least(self, 1, ("shots", "queries", "jobs"))
         require_at_least(self, 0, ("inner_time", "ridge"))
+        require_at_least(self, 1, [name for name in ("tasks", "repeats") if getattr(self, name) is not None])
         require(math.isfinite(self.ridge), f"ridge is {self.ridge}: expected a finite number")
         plain = self.kernel == "ntk" and not (self.inner_time == math.inf and self.ridge == 1e-3)
         require(
             not plain,
             "kernel ntk has no inner loop: leave out --inner-time and --ridge, or choose maml or anil",
         )
+        gradient = self.value("estimator") == "gradient"
+        require(
+            not (gradient and self.value("regions")),
+            "the gradient scores condition numbers alone: give --regions False with it",
+        )
+        require(
+            not (gradient and not self.value("common_random_numbers")),
+            "one gradient serves all networks of a repeat: give --common-random-numbers True with it",
+        )
+
+        if self.shard is not None:
+            index, _, count = self.shard.partition("/")
+            whole = index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)
+            require(whole, f"shard is {self.shard!r}: expected the form 2/8, from 1/8 to 8/8")
+
+    def value(self, name: str) -> object:
+        """A setting, or where it is None the method's or the protocol's value."""
+        given, usual = getattr(self, name), {**PROTOCOLS[self.protocol], **METHODS[self.method]}
+        return usual.get(name) if given is None else given
+
+    @property
+    def criteria(self) -> Criteria:
+        """What operators are ranked by; none for the random cell."""
+        return criteria(self.method, bool(self.value("regions")))
+
+    def resolved(self) -> "Search":
+        """The same settings with the protocol's and the method's values filled in: what a run records."""
+        filled = {name: self.value(name) for name in PROTOCOLS[self.protocol]}
+        return dataclasses.replace(self, **filled, **KERNELS.get(self.method, {}))

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mamltheory.errors import ConfigurationError, SingularKernelError
+from mamltheory.errors import ConfigurationError, SingularKernelError, ValueRangeError
 from mamltheory.kernels.meta import Sizes, joint_inputs, joint_sizes, joint_slices
 from mamltheory.linalg import (
     Converged,
@@ -154,16 +154,19 @@ class GradientScorer:
             found = operator_gradients(
                 network.to(scorer.device), candidates, tasks, scorer.settings, self.width, self.chunk
             )
-        except SingularKernelError:
-            return dict.fromkeys((None, *candidates.operators()), Score(math.inf, 1.0))
+        except (SingularKernelError, ValueRangeError) as error:
+            why = "singular" if isinstance(error, SingularKernelError) else "not finite"
+            return dict.fromkeys((None, *candidates.operators()), Score(math.inf, 1.0, why))
         deltas = first_order_differences(candidates, found.gradients)
         logs = {None: found.value, **{o: found.value - delta for o, delta in deltas.items()}}
-        return {o: Score(_exponential(value), 1.0) for o, value in logs.items()}
+        return {o: _score(value) for o, value in logs.items()}
 
 
-def _exponential(value: float) -> float:
-    """e^value, kept inside the positive finite numbers, in which first-order scores of any size are compared."""
-    return math.exp(min(max(value, -700.0), 700.0))
+def _score(log: float) -> Score:
+    """e^log, kept inside the positive finite numbers, in which first-order scores of any size are compared."""
+    if math.isnan(log):
+        return Score(math.inf, 1.0, "not finite")
+    return Score(math.exp(min(max(log, -700.0), 700.0)), 1.0)
 
 
 def log_score_slopes(

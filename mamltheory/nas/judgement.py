@@ -3,11 +3,12 @@
 A round stops when bootstrap draws of its repeats would take out the same operators with probability
 ENOUGH_AGREEMENT, averaged over edges; when a wrong choice costs less than LITTLE_REGRET standard deviations of a
 repeat; or when the budget is spent; and not before MIN_REPEATS. Scores that cannot be told from noise declare the
-round a tie, which is decided by a rule and never by them.
+round a tie, which is decided by a rule and never by them. Repeats of earlier rounds count in the means over
+(cell type × operation): a late round's own repeats say little about those.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -20,6 +21,7 @@ from mamltheory.nas.reliability import (
     Labels,
     Scores,
     codes,
+    combined,
     effects,
     group_means,
     half_agreement,
@@ -32,9 +34,14 @@ from mamltheory.nas.reliability import (
 Basis = Literal["operators", "types", "parameters"]
 """What decides a round: the operators' own scores, those of their (cell type × operation), or their size."""
 
+Stop = Literal["agreement", "regret", "budget", "fixed", "nothing to compare"]
+"""Why a round took no further repeat; "fixed": their number was given."""
+
 MIN_REPEATS = 4
 """Repeats before a search may stop."""
 ENOUGH_AGREEMENT, LITTLE_REGRET = 0.85, 0.05
+SEPARATED = 0.9
+"""Probability with which bootstrap draws of the repeats must take out the same operator for an edge to be decided."""
 
 
 @dataclass(frozen=True)
@@ -57,36 +64,49 @@ def certainty(
     random: np.random.Generator,
     types: Labels | None = None,
     draws: int = 200,
+    share: float | None = None,
+    picks: Collection[int] = (),
+    earlier: Scores | None = None,
 ) -> Certainty:
     """Bootstrap over repeats of the operator with the largest mean, or with ``types`` the largest shrunken score.
 
-    λ stays that of all repeats. Deviations are widened by √(R/(R − 1)), by which the bootstrap of R repeats is too
-    narrow. Raises ConfigurationError for fewer than 2 repeats.
+    λ stays that of all repeats, or is ``share``; repeats of earlier rounds are drawn for themselves. Deviations are
+    widened by √(R/(R − 1)), by which the bootstrap of R repeats is too narrow. picks: rows that were taken out; on an
+    edge without one it is the largest of all repeats. Raises ConfigurationError for fewer than 2 repeats.
     """
-    repeats = scores.shape[1]
-    if repeats < 2:
-        raise ConfigurationError(f"a bootstrap over repeats needs at least 2, got {repeats}")
-    values, places = standardised(scores, edges), codes(edges)
-    weights = random.multinomial(repeats, np.full(repeats, 1 / repeats), size=draws).T / repeats
-    centre = values.mean(1, keepdims=True)
-    means = centre + math.sqrt(repeats / (repeats - 1)) * (values @ weights - centre)
+    if scores.shape[1] < 2:
+        raise ConfigurationError(f"a bootstrap over repeats needs at least 2, got {scores.shape[1]}")
+    centre, means = _bootstrap(standardised(scores, edges), random, draws)
     if types is not None:
-        share = shrunken_scores(scores, edges, types)[1]
-        basis = effects(edges, types)
+        share = shrunken_scores(scores, edges, types)[1] if share is None else share
+        basis, repeats, more = effects(edges, types), scores.shape[1], 0
+        before = np.zeros_like(centre), np.zeros_like(means)
+        if earlier is not None and earlier.shape[1] > 1:
+            before, more = _bootstrap(standardised(earlier, edges), random, draws), earlier.shape[1]
         centre, means = (
-            common + share * (each - common)
-            for each, common in ((each, basis @ (basis.T @ each)) for each in (centre, means))
+            combined(own, (repeats * own + more * past) / (repeats + more), basis, share)
+            for own, past in zip((centre, means), before, strict=True)
         )
-    same, regret = [], []
+    places, same, regret = codes(edges), [], []
     for place in range(places.max() + 1):
-        rows = means[places == place]
-        pick = int(centre[places == place].argmax())
+        members = np.flatnonzero(places == place)
+        rows = means[members]
+        chosen = [i for i, member in enumerate(members.tolist()) if member in picks]
+        pick = chosen[0] if chosen else int(centre[members].argmax())
         same.append(float((rows.argmax(0) == pick).mean()))
         regret.append(float((rows.max(0) - rows[pick]).mean()))
     return Certainty(float(np.mean(same)), float(np.mean(regret)), tuple(same))
 
 
-def may_stop(state: Certainty, repeats: int, budget: int) -> str | None:
+def _bootstrap(values: Scores, random: np.random.Generator, draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over the repeats as a column, and the means of bootstrap draws, widened."""
+    repeats = values.shape[1]
+    weights = random.multinomial(repeats, np.full(repeats, 1 / repeats), size=draws).T / repeats
+    centre = values.mean(1, keepdims=True)
+    return centre, centre + math.sqrt(repeats / (repeats - 1)) * (values @ weights - centre)
+
+
+def may_stop(state: Certainty, repeats: int, budget: int) -> Stop | None:
     """Why no further repeat is needed: "agreement", "regret" or "budget"; None to go on."""
     if repeats >= budget:
         return "budget"
@@ -113,7 +133,7 @@ class RoundReliability:
     @property
     def tied(self) -> bool:
         """Whether r₁ lies inside the permutation null: the operators' own scores are not to be told from noise."""
-        return self.basis != "operators"
+        return self.single <= self.null[1]
 
     def to_json(self) -> dict:
         """Numbers, strings and lists."""
@@ -131,34 +151,61 @@ class RoundReliability:
 
 
 def judge(
-    scores: Scores, edges: Labels, cells: Labels, operations: Labels, random: np.random.Generator
+    scores: Scores,
+    edges: Labels,
+    cells: Labels,
+    operations: Labels,
+    random: np.random.Generator,
+    shrinkage: bool = True,
+    picks: Collection[int] = (),
+    earlier: Scores | None = None,
 ) -> RoundReliability:
     """All numbers of a round, and on which basis it is to be decided; at least 2 repeats.
 
     The operators' scores decide where r₁ exceeds the permutation null. Otherwise the round is a tie, decided by the
-    means over (cell type × operation) where their own r₁ exceeds its null, which pools all edges; otherwise by size.
+    means over (cell type × operation) where their own r₁ exceeds its null, which pools all edges and the repeats of
+    earlier rounds; otherwise by size.
+    shrinkage: False for a search that goes by the operators' own scores whatever they are worth.
+    picks: rows that were taken out, where the caller decides.  earlier: see :func:`shrunken_scores`.
     """
     types = list(zip(cells, operations, strict=True))
+    earlier = earlier if shrinkage else None
     single, null = single_repeat_reliability(scores, edges), permutation_null(scores, edges, random)
     basis: Basis = "operators"
-    if single <= null[1]:
-        kinds, kind_cells = _pooled(standardised(scores, edges), types)
-        pooled_null = permutation_null(kinds, kind_cells, random)
-        basis = "types" if single_repeat_reliability(kinds, kind_cells) > pooled_null[1] else "parameters"
+    if shrinkage and single <= null[1]:
+        basis = _basis_of_a_tie(scores, edges, types, random, earlier)
+    share = shrunken_scores(scores, edges, types)[1]
+    kinds, used = (types, 0.0 if basis == "types" else share) if shrinkage else (None, None)
     return RoundReliability(
         repeats=scores.shape[1],
         single=single,
         specific=single_repeat_reliability(scores, edges, types),
         null=null,
-        agreement=half_agreement(scores, edges, random),
-        certainty=certainty(scores, edges, random, types),
-        share=shrunken_scores(scores, edges, types)[1],
+        agreement=half_agreement(scores, edges, random, kinds, earlier=earlier),
+        certainty=certainty(scores, edges, random, kinds, share=used, picks=picks, earlier=earlier),
+        share=share,
         basis=basis,
     )
 
 
+def _basis_of_a_tie(
+    scores: Scores, edges: Labels, types: Labels, random: np.random.Generator, earlier: Scores | None
+) -> Basis:
+    values = standardised(scores, edges)
+    if earlier is not None and earlier.shape[1]:
+        values = np.concatenate([values, standardised(earlier, edges)], 1)
+    kinds, cells = _pooled(values, types)
+    null = permutation_null(kinds, cells, random)
+    return "types" if single_repeat_reliability(kinds, cells) > null[1] else "parameters"
+
+
 def decided_scores(
-    scores: Scores, edges: Labels, types: Labels, parameters: Sequence[int], basis: Basis
+    scores: Scores,
+    edges: Labels,
+    types: Labels,
+    parameters: Sequence[int],
+    basis: Basis,
+    earlier: Scores | None = None,
 ) -> Float[np.ndarray, " o"]:
     """The scores by which a round goes, larger = to be taken out: shrunken, of the types alone, or the size.
 
@@ -166,9 +213,9 @@ def decided_scores(
     """
     match basis:
         case "operators":
-            return shrunken_scores(scores, edges, types)[0]
+            return shrunken_scores(scores, edges, types, None, earlier)[0]
         case "types":
-            return shrunken_scores(scores, edges, types, 0.0)[0]
+            return shrunken_scores(scores, edges, types, 0.0, earlier)[0]
         case _:
             return np.asarray(parameters, dtype=float)
 

@@ -9,6 +9,7 @@ share their weights (common random numbers).
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -30,6 +31,9 @@ from mamltheory.nas.operations import (
 )
 from mamltheory.rng import derived_seed, generator
 
+Initialisation = Literal["kaiming", "default"]
+"""Kaiming normal (Section 5), or PyTorch's own, which is what the released code has in effect."""
+
 
 @dataclass(frozen=True)
 class NetworkSettings:
@@ -40,6 +44,7 @@ class NetworkSettings:
     stem_stride: 1 in the paper; 2 halves the resolution of small experiments.
     norm, final_norm: "batch" and no norm after the last cell for training (as released), "group" and a final
         norm with ReLU for the kernels of the search; see :func:`for_search`.
+    initialisation: see ``Initialisation`` and :func:`initialise_layer`.
     Raises ConfigurationError.
     """
 
@@ -50,10 +55,15 @@ class NetworkSettings:
     norm: Norm = "batch"
     final_norm: bool = False
     input_channels: int = 3
+    initialisation: Initialisation = "kaiming"
 
     def __post_init__(self) -> None:
         if self.norm not in ("batch", "group"):
             raise ConfigurationError(f"norm is {self.norm!r}: expected 'batch' or 'group'")
+        if self.initialisation not in ("kaiming", "default"):
+            raise ConfigurationError(
+                f"initialisation is {self.initialisation!r}: expected 'kaiming' or 'default'"
+            )
         for name, least in (
             ("channels", 1),
             ("cells", 3),
@@ -275,12 +285,12 @@ def build(
     kinds: tuple[CellType, ...] | None = None,
     stem: bool = True,
 ) -> Network:
-    """The network of these candidates with Kaiming-normal weights (Section 5), float32 on the CPU.
+    """The network of these candidates with the weights of its initialisation, float32 on the CPU.
 
     kinds: types of the stacked cells, by default :func:`layout`; stem: False feeds the images to the cells.
     """
     network = Network(candidates, settings, kinds or layout(settings.cells), stem)
-    initialise(network, seed)
+    initialise(network, seed, settings.initialisation)
     network.seed_drop_path(derived_seed(seed, "drop-path"))
     return network
 
@@ -297,20 +307,34 @@ def supernet(candidates: Candidates, settings: NetworkSettings, seed: int) -> Ne
     return build(candidates, settings.for_search(settings.classes), seed)
 
 
-def initialise(network: nn.Module, seed: int) -> None:
-    """Kaiming-normal weights W ~ N(0, 2/fan_in); N(0, 1/fan_in) and no bias for the linear head, which
-    follows no ReLU; norms at scale 1 and shift 0. Every layer draws from (seed, its name).
-    """
+def initialise(network: nn.Module, seed: int, initialisation: Initialisation = "kaiming") -> None:
+    """Draws all weights, every layer from (seed, its name); norms at scale 1 and shift 0."""
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            gain = 2.0 if isinstance(module, nn.Conv2d) else 1.0
-            draw = torch.randn(module.weight.shape, generator=generator(seed, f"weights {name}"))
-            with torch.no_grad():
-                module.weight.copy_(draw * (gain / module.weight[0].numel()) ** 0.5)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            initialise_layer(module, initialisation, generator(seed, f"weights {name}"))
         elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
             module.reset_parameters()
+
+
+def initialise_layer(
+    module: nn.Conv2d | nn.Linear, initialisation: Initialisation, stream: torch.Generator
+) -> None:
+    """Kaiming-normal weights W ~ N(0, 2/fan_in), or N(0, 1/fan_in) for a linear head, which follows no ReLU, and no
+    bias; the default: weights and bias uniform in ±1/√fan_in, of variance 1/(3 fan_in).
+    """
+    fan_in = module.weight[0].numel()
+    with torch.no_grad():
+        if initialisation == "kaiming":
+            gain = 2.0 if isinstance(module, nn.Conv2d) else 1.0
+            draw = torch.randn(module.weight.shape, generator=stream)
+            module.weight.copy_(draw * (gain / fan_in) ** 0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+            return
+        for parameter in (module.weight, module.bias):
+            if parameter is not None:
+                draw = 2 * torch.rand(parameter.shape, generator=stream) - 1
+                parameter.copy_(draw / fan_in**0.5)
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -40,17 +40,17 @@ def mean_difference(values: Sequence[float]) -> float:
     return -math.inf if -math.inf in values else fmean(values)
 
 
-def competitors(operators: Sequence[Operator]) -> list[list[Operator]]:
-    """Who competes with whom: the operators of an edge, or, once no edge has a choice, the edges of a
-    node.
+def competitions(operators: Sequence[Operator]) -> dict[str, list[Operator]]:
+    """Who competes with whom: the operators of an edge ("normal 2←3": from source 3 to node 2), or, once no edge
+    has a choice, the edges of a node ("normal node 2").
     """
-    edges: dict[tuple, list[Operator]] = {}
-    nodes: dict[tuple, list[Operator]] = {}
+    edges: dict[str, list[Operator]] = {}
+    nodes: dict[str, list[Operator]] = {}
     for operator in operators:
-        edges.setdefault((operator.cell, operator.edge), []).append(operator)
-        nodes.setdefault((operator.cell, operator.edge.node), []).append(operator)
-    choice = any(len(members) > 1 for members in edges.values())
-    return list((edges if choice else nodes).values())
+        cell, (node, source), _ = operator
+        edges.setdefault(f"{cell} {node}←{source}", []).append(operator)
+        nodes.setdefault(f"{cell} node {node}", []).append(operator)
+    return edges if any(len(members) > 1 for members in edges.values()) else nodes
 
 
 def losers(members: Sequence[Operator], order: Mapping[Operator, tuple]) -> set[Operator]:

@@ -10,7 +10,9 @@ R r₁/(1 + (R − 1) r₁) (Spearman and Brown), which is the correlation to be
 
 Most of the signal is common to an operation on all edges of a cell type. Of the rest, the part that is specific to
 edges, a share λ = R r_e/(1 + (R − 1) r_e) is signal, with r_e its reliability: the shrunken score is the mean of
-(cell type × operation) plus λ times what the edge adds. Pure functions on arrays; randomness by an explicit generator.
+(cell type × operation) plus λ times what the edge adds. The mean of the type may be taken over the repeats of earlier
+rounds as well (``earlier``), whose supernets held more operators: what types do hardly changes from round to round, and
+late rounds alone say little about it. Pure functions on arrays; randomness by an explicit generator.
 """
 
 import math
@@ -119,20 +121,21 @@ def half_agreement(
     random: np.random.Generator,
     types: Labels | None = None,
     draws: int = 200,
+    earlier: Scores | None = None,
 ) -> Agreement:
     """Agreement between disjoint halves of the repeats, of means or, with ``types``, of shrunken scores.
 
+    earlier: repeats of earlier rounds, halved like the others; see :func:`shrunken_scores`.
     Raises ConfigurationError for fewer than 2 repeats; of an odd number one stays out in turn.
     """
-    repeats = scores.shape[1]
-    if repeats < 2:
-        raise ConfigurationError(f"halves need at least 2 repeats, got {repeats}")
-    halves = [np.zeros((repeats, draws)) for _ in range(2)]
-    for draw in range(draws):
-        order = random.permutation(repeats)
-        halves[0][order[: repeats // 2], draw] = 2 / (repeats - repeats % 2)
-        halves[1][order[repeats // 2 : 2 * (repeats // 2)], draw] = 2 / (repeats - repeats % 2)
-    left, right = (_summaries(scores, half, edges, types) for half in halves)
+    if scores.shape[1] < 2:
+        raise ConfigurationError(f"halves need at least 2 repeats, got {scores.shape[1]}")
+    halves = _halves(scores.shape[1], draws, random)
+    before = None if earlier is None else (earlier, _halves(earlier.shape[1], draws, random))
+    left, right = (
+        _summaries(scores, half, edges, types, before and (before[0], before[1][k]))
+        for k, half in enumerate(halves)
+    )
     places = codes(edges)
     members = [np.flatnonzero(places == place) for place in range(places.max() + 1)]
     members = [each for each in members if len(each) > 1]
@@ -150,6 +153,16 @@ def half_agreement(
     )
 
 
+def _halves(repeats: int, draws: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (repeats × draws) of the means over two disjoint halves."""
+    halves = np.zeros((2, repeats, draws))
+    for draw in range(draws):
+        order = random.permutation(repeats)
+        halves[0, order[: repeats // 2], draw] = 2 / (repeats - repeats % 2)
+        halves[1, order[repeats // 2 : 2 * (repeats // 2)], draw] = 2 / (repeats - repeats % 2)
+    return halves[0], halves[1]
+
+
 def _interval(values: np.ndarray) -> tuple[float, float]:
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
@@ -161,28 +174,69 @@ def _concordance(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return (np.sign(left[i] - left[j]) * np.sign(right[i] - right[j])).sum(0)
 
 
-def _summaries(scores: Scores, halves: np.ndarray, edges: Labels, types: Labels | None) -> np.ndarray:
+def _summaries(
+    scores: Scores,
+    halves: np.ndarray,
+    edges: Labels,
+    types: Labels | None,
+    before: tuple[Scores, np.ndarray] | None,
+) -> np.ndarray:
     """Mean of the standardised repeats of every half (a column), or its shrunken score."""
+    values = standardised(scores, edges)
+    means = values @ halves
     if types is None:
-        return standardised(scores, edges) @ halves
-    return np.stack([shrunken_scores(scores[:, half > 0], edges, types)[0] for half in halves.T], 1)
+        return means
+    basis = effects(edges, types)
+    rest = values - basis @ (basis.T @ values)
+    shares = [_signal_share(rest[:, half > 0], len(values) - basis.shape[1]) for half in halves.T]
+    pooled = means
+    if before is not None and before[0].shape[1] > 1:
+        pooled = _weighted(means, len(halves), standardised(before[0], edges) @ before[1], len(before[1]))
+    return combined(means, pooled, basis, np.array(shares))
+
+
+def _weighted(means: np.ndarray, repeats: int, others: np.ndarray, more: int) -> np.ndarray:
+    return (repeats * means + more * others) / (repeats + more)
+
+
+def combined(
+    means: np.ndarray, pooled: np.ndarray, basis: np.ndarray, share: np.ndarray | float
+) -> np.ndarray:
+    """Type effects of the pooled means plus λ times what edges add to those of the round."""
+    return basis @ (basis.T @ pooled) + share * (means - basis @ (basis.T @ means))
+
+
+def _signal_share(rest: Scores, freedom: int) -> float:
+    """λ from what repeats hold beyond the common effects; 0 for a single repeat."""
+    repeats = rest.shape[1]
+    return mean_reliability(_intraclass(rest, freedom), repeats) if repeats > 1 else 0.0
+
+
+def pooled_mean(scores: Scores, edges: Labels, earlier: Scores | None) -> Float[np.ndarray, " o"]:
+    """Mean over the standardised repeats of this round and of earlier ones, each repeat counting once."""
+    mean = standardised(scores, edges).mean(1)
+    if earlier is None or earlier.shape[1] == 0:
+        return mean
+    return _weighted(mean, scores.shape[1], standardised(earlier, edges).mean(1), earlier.shape[1])
 
 
 def shrunken_scores(
-    scores: Scores, edges: Labels, types: Labels, share: float | None = None
+    scores: Scores,
+    edges: Labels,
+    types: Labels,
+    share: float | None = None,
+    earlier: Scores | None = None,
 ) -> tuple[Float[np.ndarray, " o"], float]:
     """(score of every operator in units of a repeat's standard deviation, λ): type effect + λ · what the edge adds.
 
     share: λ, by default R r_e/(1 + (R − 1) r_e) with r_e the edge-specific reliability, and 0 for a single repeat.
+    earlier: the same operators in the repeats of earlier rounds, which enter the type effects alone.
     """
+    values, basis = standardised(scores, edges), effects(edges, types)
+    rest = values - basis @ (basis.T @ values)
     if share is None:
-        repeats = scores.shape[1]
-        specific = single_repeat_reliability(scores, edges, types) if repeats > 1 else 0.0
-        share = mean_reliability(specific, repeats)
-    mean = standardised(scores, edges).mean(1)
-    basis = effects(edges, types)
-    common = basis @ (basis.T @ mean)
-    return common + share * (mean - common), share
+        share = _signal_share(rest, len(values) - basis.shape[1])
+    return combined(values.mean(1), pooled_mean(scores, edges, earlier), basis, share), share
 
 
 def codes(labels: Labels) -> np.ndarray:

@@ -23,10 +23,9 @@ from mamltheory.nas.search import (
     prune,
     record,
     run_search,
-    state_from_json,
-    state_to_json,
     step,
 )
+from mamltheory.nas.search_state import state_from_json, state_to_json
 from tests.reference.nas_toy import (
     argmin_per_edge,
     literal_algorithm_1,
@@ -246,7 +245,8 @@ def test_the_order_in_which_scores_arrive_does_not_matter(uninterrupted):
     while not is_finished(state, search_settings):
         jobs = list(pending(state, search_settings))
         for i in np.random.default_rng(state.round_index).permutation(len(jobs)):
-            state = record(state, {jobs[i]: evaluate(jobs[i], state.candidates, noisy_scorer)})
+            found = evaluate([jobs[i]], state.candidates, noisy_scorer, search_settings)
+            state = record(state, found)
         state = prune(state, search_settings)
     assert state == uninterrupted
 

@@ -17,10 +17,9 @@ from mamltheory.nas.search import (
     is_finished,
     pending,
     run_search,
-    state_from_json,
-    state_to_json,
     step,
 )
+from mamltheory.nas.search_state import state_from_json, state_to_json
 from mamltheory.rng import generator, numpy_generator
 from mamltheory.types import Task
 from tests.reference.nas_toy import argmin_per_edge, planted_scorer, planted_values
@@ -116,8 +115,8 @@ def test_a_singular_kernel_says_nothing_and_stops_nothing():
 def test_rounds_report_the_reliability_of_what_they_saw():
     signal = {"skip_connect": 2.0, "conv_3x3": 1.0}
     settings = replace(BY_GRADIENT, repeats=5)
-    clear = step(SearchState(), noisy_scorer(signal, 0.3), settings).reliability[0]
-    noise = step(SearchState(), noisy_scorer({}, 0.3), settings).reliability[0]
+    clear = step(SearchState(), noisy_scorer(signal, 0.3), settings).reports[0].reliability
+    noise = step(SearchState(), noisy_scorer({}, 0.3), settings).reports[0].reliability
     assert clear.single > 0.8 > 0.2 > noise.single
     assert not clear.tied
     assert noise.tied
@@ -126,9 +125,9 @@ def test_rounds_report_the_reliability_of_what_they_saw():
 
 def test_a_single_repeat_has_no_reliability():
     once = replace(BY_GRADIENT, repeats=1)
-    assert step(SearchState(), noisy_scorer({}, 1.0), once).reliability == (None,)
+    assert step(SearchState(), noisy_scorer({}, 1.0), once).reports[0].reliability is None
     unscored = replace(once, criteria=(), estimator="leave-one-out", shrinkage=True)
-    assert set(run_search(None, unscored).reliability) == {None}
+    assert {report.reliability for report in run_search(None, unscored).reports} == {None}
 
 
 def test_shrinkage_makes_independent_searches_prune_alike():
@@ -146,7 +145,7 @@ def test_shrinkage_makes_independent_searches_prune_alike():
 def test_a_round_of_noise_is_decided_by_size_and_not_by_noise():
     settings = replace(BY_GRADIENT, repeats=4, shrinkage=True)
     states = (step(SearchState(), noisy_scorer({}, 1.0, seed), settings) for seed in range(10))
-    by_size = next(s for s in states if s.reliability[0].basis == "parameters")
+    by_size = next(s for s in states if s.reports[0].reliability.basis == "parameters")
     for cell, edge in {o[:2] for o in ALL}:
         gone = next(d.operator for d in by_size.trace if d.pruned and d.operator[:2] == (cell, edge))
         assert parameter_size(gone) == max(parameter_size(o) for o in ALL if o[:2] == (cell, edge))
@@ -172,4 +171,4 @@ def test_gradients_of_linear_regions_are_refused():
 def test_nothing_is_pending_in_a_finished_search():
     state = run_search(planted_gradient(planted_values(0)), BY_GRADIENT)
     assert pending(state, BY_GRADIENT) == ()
-    assert len(state.reliability) == 6
+    assert len(state.reports) == 6

@@ -1,0 +1,119 @@
+"""Who goes in a round (lines 8 to 15 of Algorithm 1), and how far the repeats bear that out."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from mamltheory.nas.genotype import CELL_TYPES, NODES, Operator
+from mamltheory.nas.pruning import competitions, difference, losers, mean_difference, ranks
+from mamltheory.nas.round_report import RoundReport, decided_differences, reliability, undecided
+from mamltheory.nas.search_settings import Criterion, SearchSettings
+from mamltheory.nas.search_state import Decision, Job, SearchState
+from mamltheory.rng import derived_seed
+
+
+def group(state: SearchState, settings: SearchSettings) -> tuple[Operator, ...]:
+    """The operators that are compared in this round: none when the search has finished.
+
+    While an edge has a choice, all operators of such edges; then, with ``inputs="two"``, the edges of the
+    first node that has more than two inputs.
+    """
+    live = state.candidates.operators()
+    choices = tuple(o for o in live if len(state.candidates.on(o.cell, o.edge)) > 1)
+    if choices or settings.inputs == "all":
+        return choices
+    for cell in CELL_TYPES:
+        for node in range(NODES):
+            inputs = tuple(o for o in live if o.cell == cell and o.edge.node == node)
+            if len(inputs) > 2:
+                return inputs
+    return ()
+
+
+def decide(
+    state: SearchState, settings: SearchSettings, repeats: int
+) -> tuple[tuple[Decision, ...], RoundReport]:
+    """What the first ``repeats`` repeats of the round say of every operator, and how far they can be trusted."""
+    operators, index = group(state, settings), (settings.seed, state.round_index)
+    draws = deciding_draws(state, settings, operators, repeats)
+    delta_c = [_mean(_draws(state, settings, "condition", o, repeats)) for o in operators]
+    delta_r = [_mean(_draws(state, settings, "regions", o, repeats)) for o in operators]
+    found = reliability(operators, draws, *index, history=state.history) if settings.shrinkage else None
+    by_c = decided_differences(operators, draws, found, state.history) if found else delta_c
+    ranks_c, ranks_r = ranks([-d for d in by_c], settings.ties), ranks(delta_r, settings.ties)
+    # What is shrunk are the numbers that decide: all criteria in one.
+    count_c = found is not None or "condition" in settings.criteria
+    count_r = found is None and "regions" in settings.criteria
+    total = {o: count_c * c + count_r * r for o, c, r in zip(operators, ranks_c, ranks_r, strict=True)}
+    order = {
+        o: (total[o], *((-c, r) if settings.ties == "min" else ()), *_last_resort(o, i, state, settings))
+        for i, (o, c, r) in enumerate(zip(operators, by_c, delta_r, strict=True))
+    }
+    contests = competitions(operators)
+    pruned = frozenset(o for members in contests.values() for o in losers(members, order))
+    sums = {name: Counter(total[o] for o in members) for name, members in contests.items()}
+    if found is None:
+        found = reliability(operators, draws, *index, False, pruned)
+    open_edges = undecided(operators, draws, found)
+    place = {o: name for name, members in contests.items() for o in members}
+    trace = tuple(
+        Decision(
+            state.round_index,
+            o,
+            c,
+            r,
+            total[o],
+            pruned=o in pruned,
+            tied=sums[place[o]][total[o]] > 1,
+            undecided=o in pruned and place[o] in open_edges,
+        )
+        for o, c, r in zip(operators, delta_c, delta_r, strict=True)
+    )
+    return trace, RoundReport(repeats, "fixed", open_edges, {}, found)
+
+
+def deciding_draws(
+    state: SearchState, settings: SearchSettings, operators: Sequence[Operator], repeats: int
+) -> list[list[float]]:
+    """Of every operator, one number a repeat, larger = better to take out: see :mod:`mamltheory.nas.round_report`."""
+    by_c, by_r = (
+        [_draws(state, settings, criterion, o, repeats) for o in operators]
+        for criterion in ("condition", "regions")
+    )
+    if "regions" not in settings.criteria:
+        return by_c
+    if "condition" not in settings.criteria:
+        return [[-d for d in draws] for draws in by_r]
+    sums = []
+    for c, r in zip(zip(*by_c, strict=True), zip(*by_r, strict=True), strict=True):
+        pairs = zip(ranks([-d for d in c], "min"), ranks(r, "min"), strict=True)
+        sums.append([float(-a - b) for a, b in pairs])
+    return [list(draws) for draws in zip(*sums, strict=True)]
+
+
+def _draws(
+    state: SearchState, settings: SearchSettings, criterion: Criterion, operator: Operator, repeats: int
+) -> list[float]:
+    """ΔC or ΔR of every repeat; none for a criterion that is not in use."""
+    if criterion not in settings.criteria:
+        return []
+    kind = settings.difference if criterion == "condition" else "absolute"
+    beside, values = None if settings.common_random_numbers else operator, []
+    for repeat in range(repeats):
+        whole, part = (state.scores[Job(state.round_index, repeat, o, beside)] for o in (None, operator))
+        values.append(difference(getattr(whole, criterion), getattr(part, criterion), kind))
+    return values
+
+
+def _mean(values: Sequence[float]) -> float:
+    """ΔC or ΔR of line 4 or 6, averaged over the repeats; a single −∞ decides."""
+    return mean_difference(values) if values else 0.0
+
+
+def _last_resort(
+    operator: Operator, index: int, state: SearchState, settings: SearchSettings
+) -> tuple[int, ...]:
+    """What decides between operators that nothing else tells apart."""
+    if settings.ties == "index":
+        return (index,)
+    name = f"tie {operator.cell} {operator.edge.node} {operator.edge.source} {operator.operation}"
+    return (derived_seed(settings.seed, name, state.round_index),)
