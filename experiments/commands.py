@@ -59,5 +59,6 @@ COMMANDS = {
     ),
     "evaluate": Command(settings.Evaluate, "experiments.cells.evaluate:run", CELLS, presets.EVALUATE),
     "predict": Command(settings.Predict, "experiments.cells.predict:run", CELLS),
+    "data": Command(settings.Data, "experiments.cells.data:run", CELLS, positional="path"),
     "glyphs": Command(settings.Glyphs, "experiments.cells.glyphs:run", CELLS),
 }

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from experiments.settings import Doctor
 from mamltheory.errors import DataError
+from mamltheory.fewshot.formats import recognise
+from mamltheory.fewshot.formats.common import SPLITS
 from mamltheory.runtime.device import choose_device, environment
 
 
@@ -24,6 +26,20 @@ def _data(folder: Path | None) -> Iterator[tuple[str, str]]:
         return
     if not folder.is_dir():
         raise DataError(f"there is no data folder {folder}: expected the folder of mini- or tieredImageNet")
+    yield f"data: {folder.name}", _found(folder)
     names = sorted(path.name for path in folder.iterdir())
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    yield f"data: {folder.name}", shown or "an empty folder"
+    yield "  it holds", shown or "nothing"
+
+
+def _found(folder: Path) -> str:
+    """The layout and the splits that are there, by the files' names alone: ``data`` looks into them."""
+    try:
+        layout, place = recognise(folder)
+    except DataError as error:
+        return str(error).replace(f"{folder} ", "", 1).split(" (")[0]
+    present = layout.present(place)
+    missing = [split for split in SPLITS if split not in present]
+    inside = "" if place == folder else f" in {place.name}"
+    lack = f", without {', '.join(missing)}" if missing else ""
+    return f"{layout.name}{inside}: {', '.join(present)}{lack}"

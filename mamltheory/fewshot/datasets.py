@@ -1,14 +1,15 @@
 """Image data for few-shot learning by name or by path."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from mamltheory.errors import DataError
-from mamltheory.fewshot.formats import Options, recognise
+from mamltheory.fewshot.formats import Format, Options, recognise
 from mamltheory.fewshot.formats.common import SPLITS
 from mamltheory.fewshot.glyphs import GLYPH_SETS, named_glyphs
 from mamltheory.fewshot.images import ImageData, ImageSplit, channel_statistics
 
-__all__ = ["ImageData", "ImageSplit", "load_data", "read_data"]
+__all__ = ["ImageData", "ImageSplit", "complete", "load_data", "read_data"]
 
 
 def load_data(
@@ -17,9 +18,9 @@ def load_data(
     """The embedded characters for "glyphs" and "glyphs-mini", or a data set on disk, recognised by its layout.
 
     A path must be a folder in one of the layouts of :data:`mamltheory.fewshot.formats.FORMATS`. `image_size`
-    is the side of the square images (None: as stored; 32 for glyphs, 84 for glyphs-mini). `seed` draws the glyph classes and
-    images and means nothing for data on disk. `tiered_bgr`: the published tieredImageNet arrays hold blue
-    first; False for a corrected copy.
+    is the side of the square images (None: as stored; 32 for glyphs, 84 for glyphs-mini). `seed` draws the
+    glyph classes and images and means nothing for data on disk. `tiered_bgr`: the published tieredImageNet
+    arrays hold blue first; False for a corrected copy.
 
     Memory: arrays that lie uncompressed in their files, at the size asked for, are mapped and take none;
     encoded or resized images take N·H·W·3 bytes, once. Prepare such data (``experiments data --prepare``) to
@@ -44,10 +45,16 @@ def read_data(path: Path, options: Options) -> ImageData:
             f"{folder} holds {layout.name}, of which {', '.join(missing)} is missing: expected {layout.layout}"
         )
     try:
-        splits = {split: layout.read(folder, split, options) for split in SPLITS}
-        mean, std = layout.statistics(folder) or channel_statistics(splits["train"])
-        return ImageData(layout.title(folder), **splits, mean=mean, std=std, mirrors=layout.mirrors(folder))
+        return complete(layout, folder, {split: layout.read(folder, split, options) for split in SPLITS})
     except DataError:
         raise
     except OSError as error:  # a file that must not be read, or a disk that fails
         raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
+
+
+def complete(layout: Format, folder: Path, splits: Mapping[str, ImageSplit]) -> ImageData:
+    """The splits of a data set with its name and statistics; DataError when they share a class or differ in
+    size.
+    """
+    mean, std = layout.statistics(folder) or channel_statistics(splits["train"])
+    return ImageData(layout.title(folder), **splits, mean=mean, std=std, mirrors=layout.mirrors(folder))

@@ -2,9 +2,10 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mamltheory.errors import DataError, ValueRangeError
 
+PIECE = 4096  # images that are copied to a device at once
 STATISTICS_SAMPLE = 20_000  # images; their mean is known to 1e-3 and a 9.5 GB memory map is not read for it
 
 
@@ -60,14 +62,7 @@ class ImageData:
     mirrors: bool = True
 
     def __post_init__(self) -> None:
-        for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
-            shared = set(getattr(self, first).class_names) & set(getattr(self, second).class_names)
-            if shared:
-                raise DataError(
-                    f"{self.name}: {first} and {second} share {len(shared)} classes (such as "
-                    f"{min(shared)!r}). Few-shot classes must be new at test time; this is an ordinary "
-                    "classification split, use a data set split by class"
-                )
+        _refuse_shared_classes({"train": self.train, "val": self.val, "test": self.test}, self.name)
         sizes = {split.images.shape[1:] for split in (self.train, self.val, self.test)}
         if len(sizes) != 1:
             raise DataError(f"{self.name}: the splits have images of shapes {sorted(sizes)}; give image_size")
@@ -123,12 +118,16 @@ def resident(split: ImageSplit, device: torch.device | str) -> np.ndarray | Tens
     """The images where batches are cut from them: on the CUDA device if they fill at most half of what is
     free.
 
-    A copy per batch over the bus is what limits small networks; otherwise the array itself is returned.
+    A copy per batch over the bus is what limits small networks; otherwise the array itself is returned. A
+    memory map goes to the device in pieces, without a copy of the whole in host memory.
     """
     device = torch.device(device)
     if device.type != "cuda" or split.images.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
         return split.images
-    return torch.from_numpy(np.ascontiguousarray(split.images)).to(device)
+    images = torch.empty(split.images.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(images), PIECE):
+        images[start : start + PIECE] = take(split.images, np.arange(start, min(start + PIECE, len(images))))
+    return images
 
 
 def normalise(
@@ -139,6 +138,17 @@ def normalise(
     scaled = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
     shift, scale = (torch.tensor(tuple(v), device=images.device).view(1, 3, 1, 1) for v in (mean, std))
     return (scaled - shift) / scale
+
+
+def _refuse_shared_classes(splits: Mapping[str, ImageSplit], name: str) -> None:
+    for first, second in combinations(splits, 2):
+        shared = set(splits[first].class_names) & set(splits[second].class_names)
+        if shared:
+            raise DataError(
+                f"{name}: {first} and {second} share {len(shared)} classes (such as {min(shared)!r}). Few-shot "
+                "classes must be new at test time; this is an ordinary classification split, use a data set "
+                "split by class"
+            )
 
 
 def _check_images(images: np.ndarray) -> None:

@@ -1,0 +1,167 @@
+"""``data``: what a data set on disk is, whether it is what it should be, and how to make it load at once."""
+
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from experiments.cells.common import without_paths
+from experiments.cells.data_report import Report, channels, sizes, storage
+from experiments.requirements import require
+from experiments.settings import Data
+from mamltheory.errors import DataError
+from mamltheory.fewshot.datasets import complete, load_data
+from mamltheory.fewshot.formats import Options, recognise
+from mamltheory.fewshot.formats.common import SPLITS, in_memory
+from mamltheory.fewshot.formats.prepared import IMAGES, LABELS, room_in, write_prepared
+from mamltheory.fewshot.glyphs import GLYPH_SETS, contact_sheet
+from mamltheory.fewshot.images import ImageData, ImageSplit
+from mamltheory.fewshot.inspection import Overlap, channel_order, image_hashes, overlaps
+from mamltheory.plotting import figure, save
+from mamltheory.runtime.interrupt import check_interrupted
+from mamltheory.runtime.progress import stage
+
+
+def run(settings: Data) -> int:
+    """Print the report, draw the contact sheet and prepare the data if asked to; returns 0.
+
+    Raises DataError, after the report, when the data are damaged, incomplete or not split by class. Encoded
+    images fill memory at N·H·W·3 bytes, unless they are prepared: then they go to their file one by one.
+    """
+    if settings.prepare is not None:
+        claim(settings.prepare)
+    report = read(settings)
+    for line in (*sizes(report), *storage(report)):
+        print(line)
+    if report.splits:
+        draw(report.splits, settings)
+    if report.problems:
+        raise DataError(report.problems[0])
+    data = report.complete()
+    print(channels(channel_order(data.train), report))
+    check_images(report, settings.path)
+    if settings.prepare is not None:
+        prepare(data, settings, settings.prepare)
+    return 0
+
+
+def read(settings: Data) -> Report:
+    """The splits that can be read, and what is wrong with the others."""
+    if settings.path in GLYPH_SETS:
+        data = load_data(settings.path, image_size=settings.image_size)
+        splits = {split: getattr(data, split) for split in SPLITS}
+        return Report("embedded characters", settings.path, splits, [], None, False, lambda: data)
+    layout, folder = recognise(Path(settings.path))
+    splits, problems = {}, []
+    for split in SPLITS:
+        if layout.find(folder, split) is None:
+            problems.append(f"{folder}: {split} is missing; expected {layout.layout}: add its files")
+            continue
+        try:
+            with watched(f"read {split}") as advance:
+                splits[split] = layout.read(folder, split, options_of(settings, advance))
+        except DataError as error:
+            problems.append(str(error))
+    name, mirrors = f"{layout.name} ({layout.layout})", layout.mirrors(folder)
+    whole = partial(complete, layout, folder, splits)
+    return Report(name, str(folder), splits, problems, layout.published(folder), mirrors, whole)
+
+
+def options_of(settings: Data, advance: Callable[[int], None]) -> Options:
+    """How the settings want the images read, and where to: into their file at once if they are prepared."""
+    allocate = in_memory if settings.prepare is None else partial(room_in, settings.prepare)
+    return Options(settings.image_size, settings.as_stored, allocate, advance)
+
+
+@contextmanager
+def watched(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A stage of work on many images, which can be stopped between two lots of them."""
+    with stage(description, total) as show:
+
+        def advance(images: int) -> None:
+            show(images)
+            check_interrupted()
+
+        yield advance
+
+
+def check_images(report: Report, path: str) -> None:
+    """Compare all images of different splits; raises DataError when classes turn out to be the same."""
+    total = sum(map(len, report.splits.values()))
+    with watched("compare images", total) as advance:
+        hashes = {name: image_hashes(split, advance) for name, split in report.splits.items()}
+    shared = overlaps(report.splits, hashes)
+    same = [overlap for overlap in shared if overlap.same_class]
+    if same:
+        raise DataError(
+            f"{path}: {describe(same[0])}, and {len(same) - 1} more such pairs: they are one class under two "
+            "names. Few-shot classes must be new at test time; use a data set split by class"
+        )
+    count = sum(overlap.images for overlap in shared)
+    worst = f" (most: {describe(shared[0])})" if shared else ""
+    print(f"{'shared':10} {count} identical images in two splits{worst}: no class is in two of them")
+
+
+def describe(overlap: Overlap) -> str:
+    """Which classes have how many identical images."""
+    (first, a), (second, b) = overlap.first, overlap.second
+    images = "1 image" if overlap.images == 1 else f"{overlap.images} images"
+    return f"{images} of {first} class {a!r} and {second} class {b!r} are identical ({overlap.share:.0%})"
+
+
+def draw(splits: Mapping[str, ImageSplit], settings: Data) -> None:
+    """Contact sheets of the splits side by side, classes and samples evenly spaced or from the first on."""
+    rows = max(min(settings.classes, len(split.class_names)) for split in splits.values())
+    height = 0.6 + 1.45 * rows / settings.samples
+    with figure("page", height, columns=len(splits)) as (drawing, axes):
+        names = {}
+        for panel, (name, split) in zip(axes[0], splits.items(), strict=True):
+            chosen = some_classes(split, settings.classes, settings.samples)
+            names[name] = chosen.class_names
+            step, count = chosen.images.shape[1] + 2, len(chosen.class_names)
+            panel.imshow(contact_sheet(chosen, count, settings.samples), interpolation="nearest")
+            panel.set_yticks([step / 2 + i * step for i in range(count)], map(readable, chosen.class_names))
+            panel.tick_params(length=0, labelsize=5)
+            panel.set_xticks([])
+            panel.set_title(f"{name}: {count} of {len(split.class_names)} classes")
+            panel.spines[:].set_visible(False)
+            panel.grid(False)
+        paths = save(drawing, "contact_sheet", {"classes": names}, settings.out, without_paths(settings))
+    print(f"{'sheet':10} {paths[0]} (and .pdf, .json)")
+
+
+def some_classes(split: ImageSplit, classes: int, samples: int) -> ImageSplit:
+    """Evenly spaced classes of a split, each with its first images."""
+    count = min(classes, len(split.class_names))
+    chosen = np.unique(np.linspace(0, len(split.class_names) - 1, count).round().astype(np.int64))
+    rows = [split.members[c][:samples] for c in chosen]
+    labels = np.repeat(np.arange(len(chosen)), [len(each) for each in rows])
+    images = np.ascontiguousarray(split.images[np.concatenate(rows)])
+    return ImageSplit(images, labels.astype(np.int64), tuple(split.class_names[c] for c in chosen))
+
+
+def readable(class_name: str) -> str:
+    """A class name on lines short enough to stand beside a row of small images."""
+    return "\n".join(textwrap.wrap(class_name, 14)[:3])
+
+
+def claim(folder: Path) -> None:
+    """Make the folder for prepared data; raises ConfigurationError for one that holds anything else.
+
+    What a stopped preparation has left there is written over.
+    """
+    unfinished = {pattern.format(split) for pattern in (IMAGES, LABELS) for split in SPLITS}
+    free = not folder.exists() or (folder.is_dir() and {each.name for each in folder.iterdir()} <= unfinished)
+    require(free, f"{folder} is in use: name a new folder with --prepare")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def prepare(data: ImageData, settings: Data, folder: Path) -> None:
+    """Write the data in the layout that is mapped at once."""
+    with watched("prepare") as advance:
+        write_prepared(data, folder, options_of(settings, advance))
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"{'prepared':10} {folder} ({size / 1e9:.2f} GB): use --data {folder}")

@@ -1,0 +1,87 @@
+"""The lines of the report on a data set."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mamltheory.fewshot.images import ImageData, ImageSplit
+from mamltheory.fewshot.inspection import PUBLISHED, ChannelOrder
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found: the layout, where, the splits that could be read, and what is wrong with the others.
+
+    `published`: the public set that the layout belongs to, None when any data can have it.
+    """
+
+    layout: str
+    place: str
+    splits: Mapping[str, ImageSplit]
+    problems: list[str]
+    published: str | None
+    photographs: bool
+    complete: Callable[[], ImageData]
+    """All of it as one, once nothing is wrong."""
+
+
+def sizes(report: Report) -> Iterator[str]:
+    """Layout, and for each split classes and images against those of the public set."""
+    yield f"{'layout':10} {report.layout}"
+    yield f"{'folder':10} {report.place}"
+    name = _nearest(report.splits) or report.published
+    expected = PUBLISHED.get(name, {})
+    for split, content in report.splits.items():
+        counts = np.bincount(content.labels)
+        each = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+        line = f"{split:10} {len(counts)} classes, {len(content)} images ({each} a class)"
+        if split in expected:
+            same = expected[split] == (len(counts), len(content))
+            classes, images = expected[split]
+            line += f", as in {name}" if same else f"; {name} has {classes} classes, {images} images"
+        yield line
+    if not expected and report.photographs and report.splits:
+        yield f"{'expected':10} nothing: no public set is known to have these classes ({', '.join(PUBLISHED)})"
+
+
+def _nearest(splits: Mapping[str, ImageSplit]) -> str | None:
+    """The public set with as many classes in every split that is there; by image size where two have."""
+    found = [
+        name
+        for name, expected in PUBLISHED.items()
+        if splits and all(len(content.class_names) == expected[split][0] for split, content in splits.items())
+    ]
+    small = any(content.images.shape[1] <= 32 for content in splits.values())
+    return next((name for name in found if small == (name in ("CIFAR-FS", "FC100"))), None)
+
+
+def storage(report: Report) -> Iterator[str]:
+    """Size of the images, and whether they are mapped or fill memory."""
+    for shape in sorted({content.images.shape[1:3] for content in report.splits.values()}):
+        yield f"{'images':10} {shape[1]} × {shape[0]} pixels"
+    loaded = [content.images.nbytes for content in report.splits.values() if not _mapped(content)]
+    if loaded:
+        made = "decoded" if report.photographs else "drawn"
+        yield (
+            f"{'memory':10} {sum(loaded) / 1e9:.2f} GB, {made} anew by every command: --prepare FOLDER writes "
+            "them to where they are mapped"
+        )
+    elif report.splits:
+        yield f"{'memory':10} none: the images are mapped in their files"
+
+
+def _mapped(content: ImageSplit) -> bool:
+    return isinstance(content.images, np.memmap)
+
+
+def channels(order: ChannelOrder, report: Report) -> str:
+    """The guess at the order of the channels, with its evidence."""
+    means = ", ".join(f"{value:.1f}" for value in order.means)
+    evidence = f"means {means}; first − third {order.difference:+.1f} ± {order.error:.1f} over classes"
+    verdict = f"{order.verdict} ({evidence}; photographs are warmer than grey: ImageNet has +15.9)"
+    if not report.photographs:
+        verdict = f"of drawn images, of any colour ({evidence})"
+    elif order.verdict == "blue first":
+        verdict += ": turn them round; for tieredImageNet arrays give or leave out --as-stored"
+    return f"{'channels':10} {verdict}"

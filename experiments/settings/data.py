@@ -1,0 +1,33 @@
+"""The settings of the look into a data set."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.requirements import require, require_at_least
+from experiments.settings.network import EMBEDDED_DATA
+
+
+@dataclass(frozen=True)
+class Data:
+    """Look into a data set: layout, sizes against the published ones, channels, shared images, a sheet."""
+
+    path: str = EMBEDDED_DATA
+    """One of the embedded sets ("glyphs", "glyphs-mini"), or the folder of a data set in any known layout."""
+    image_size: int | None = None
+    """Bring the images to squares of so many pixels; as they are stored unless given."""
+    as_stored: bool = False
+    """Leave the channels of tieredImageNet arrays in their order: for a copy that is red first already."""
+    prepare: Path | None = None
+    """Write the images, decoded and resized, to this folder, from where they are mapped at once."""
+    classes: int = 6
+    """Rows of the contact sheet for each split."""
+    samples: int = 5
+    """Columns of the contact sheet for each split."""
+    out: Path = Path("runs/data")
+    """Folder for the contact sheet."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.path), 'path is empty: expected "glyphs" or a folder')
+        require_at_least(self, 1, ("classes", "samples"))
+        if self.image_size is not None:
+            require_at_least(self, 8, ("image_size",))
