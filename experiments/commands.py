@@ -51,7 +51,8 @@ COMMANDS = {
     ),
     "plateau": Command(settings.Plateau, "experiments.theory.plateau:run", THEORY),
     "benchmark": Command(settings.Benchmark, "experiments.benchmarks.run:run", SPEED),
-    "search": Command(settings.Search, "experiments.cells.search:run", CELLS, presets.SEARCH, ranks=True),
+    "search": Command(settings.Search, "experiments.cells.sharding:run", CELLS, presets.SEARCH, ranks=True),
+    "merge": Command(settings.Merge, "experiments.cells.sharding:merge", CELLS, positional="out"),
     "cell": Command(settings.PublishedCells, "experiments.cells.published:run", CELLS, positional="name"),
     "train": Command(settings.Train, "experiments.cells.train:run", CELLS, presets.TRAIN),
     "meta-train": Command(

@@ -9,6 +9,7 @@ from experiments.settings.cell import PublishedCells
 from experiments.settings.data import Data
 from experiments.settings.evaluate import Evaluate
 from experiments.settings.meta_train import MetaTrain
+from experiments.settings.merge import Merge
 from experiments.settings.network import EMBEDDED_DATA, Network
 from experiments.settings.predict import Predict
 from experiments.settings.search import Search

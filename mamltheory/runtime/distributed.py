@@ -126,6 +126,11 @@ def spread_over(jobs: int) -> Iterator[Mapper]:
         yield _map_over_ranks
 
 
+def processes(jobs: int) -> int:
+    """How many processes :func:`spread_over` gives items to at a time."""
+    return dist.get_world_size() if dist.is_initialized() else jobs
+
+
 def _map_over_ranks(
     function: Callable[[Item], Result], items: Iterable[Item]
 ) -> Iterator[tuple[Item, Result]]:
