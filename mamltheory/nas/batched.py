@@ -6,7 +6,7 @@ of the others alone, and every image averages the operations of its own candidat
 gradients become one Gram matrix per candidate and are discarded.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal
 
@@ -19,13 +19,16 @@ from mamltheory.kernels.jacobian import Outputs
 from mamltheory.nas.genotype import EDGES, NODES, Candidates, CellType, Edge
 from mamltheory.nas.network import Network, StackedCell
 from mamltheory.nas.operations import leading_step
+from mamltheory.nas.pooling import pooled
 from mamltheory.nas.sample_gradients import add_grams, symmetric_halves
-from mamltheory.nas.stages import Chain, OverBudget, Stage
+from mamltheory.nas.stages import Call, Chain, OverBudget, Rows, Stage
 
 MEMORY = 3 << 30
 """Default budget of a batch of candidates, in bytes: one candidate of the paper's size."""
 MOST_CANDIDATES = 64
 """Candidates beyond which a batch does not fill a device any better."""
+CACHED = 1 << 28
+"""Bytes of a batch beyond which a CPU, whose caches it leaves, scores several candidates faster one by one."""
 
 
 def candidate_kernels(
@@ -35,6 +38,7 @@ def candidate_kernels(
     outputs: Outputs = "full",
     weights: Literal["weights", "all"] = "weights",
     memory: int | None = None,
+    halved: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Float[Tensor, "p p"], Float[Tensor, "p p"]]]:
     """(Θ̂, 𝒦̂) of every candidate in turn: the empirical NTK and its last-layer part on the same images; float64.
 
@@ -42,10 +46,12 @@ def candidate_kernels(
     outputs, weights: as for :func:`mamltheory.nas.scores.network_kernels`, whose kernels these are.
     memory: bytes that a batch holds (MEMORY), from which the number of its candidates follows: the first is run by
     itself, and batches grow until they would have to run cells twice.
+    halved: is called whenever a batch did not fit after all and goes on with half as many candidates.
     Raises ConfigurationError when one candidate alone does not fit, GenotypeError for an operation that the network
     lacks, UnsupportedModelError for batch statistics.
     """
     memory, most = MEMORY if memory is None else memory, MOST_CANDIDATES
+    room = memory if x.is_cuda else min(memory, CACHED)
     values = dict(network.named_parameters())
     names = {name for name, value in values.items() if weights == "all" or value.dim() > 1}
     size, start = 1, 0
@@ -57,10 +63,12 @@ def candidate_kernels(
             if size == 1:
                 raise _too_large(over, memory) from None
             size = most = size // 2
+            if halved is not None:
+                halved()
             continue
         yield from zip(*kernels, strict=True)
         start += size
-        fitting = memory * len(batch.candidates) // batch.chain.needed
+        fitting = room * len(batch.candidates) // batch.chain.needed
         size = max(1, min(most, fitting, len(candidates) - start))
 
 
@@ -106,11 +114,15 @@ class CandidateBatch:
         columns = torch.eye(logits.shape[1]).to(logits) if ways > 1 else torch.ones_like(logits[:1])
         size = (len(self.candidates), *(2 * (len(self.x) * ways,)))
         theta, last = (torch.zeros(size, dtype=torch.float64, device=logits.device) for _ in range(2))
-        for call, rows in self.chain.backward([column.expand_as(logits) for column in columns]):
-            add_grams(theta, rows, call.holders)
-            if call.layer is self.network.classifier:
-                add_grams(last, rows, call.holders)
+        take = partial(self._take, theta, last)
+        self.chain.backward([column.expand_as(logits) for column in columns], take)
         return symmetric_halves(theta), symmetric_halves(last)
+
+    def _take(self, theta: Tensor, last: Tensor, call: Call, rows: Rows) -> None:
+        for block in rows:
+            add_grams(theta, block, call.holders)
+            if call.layer is self.network.classifier:
+                add_grams(last, block, call.holders)
 
     def _end(self, state: Tensor) -> Tensor:
         return self.network.classifier(self.network.last(state).mean(dim=(2, 3)))
@@ -141,7 +153,7 @@ class CandidateBatch:
                 continue
             step = leading_step(name, stride)
             if (edge.source, step) not in shared:
-                shared[edge.source, step] = cell.leading[f"{step}{stride}"](states[edge.source])
+                shared[edge.source, step] = pooled(cell.leading[f"{step}{stride}"], states[edge.source])
             part = self._run(operation, shared[edge.source, step], holders)
             total = part if total is None else total + part
         return None if total is None else total / self._counts(live, total)

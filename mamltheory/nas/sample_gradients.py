@@ -19,21 +19,21 @@ LEAST_SPLIT = 48
 
 def gradient_rows(
     layer: nn.Module, names: Sequence[str], entering: Tensor, flow: Float[Tensor, "n k *space"]
-) -> Float[Tensor, "n k d"]:
-    """Gradients of n images' k outputs by the layer's own parameters of these names, columns in any fixed order."""
+) -> list[Float[Tensor, "n k _"]]:
+    """Gradients of n images' k outputs by the layer's own parameters of these names, in blocks of columns."""
     n, k = flow.shape[:2]
     if isinstance(layer, nn.Conv2d) and _is_small(layer, flow):
         return _shifted_rows(layer, entering, flow)
     kind = kind_of(layer, [name for name, _ in layer.named_parameters(recurse=False)])
     rows = layer_gradients(kind, layer, entering, flow, list(names))
-    return torch.cat([rows[name].view(n, k, -1) for name in names], dim=2)
+    return [rows[name].view(n, k, -1) for name in names]
 
 
 def _is_small(layer: nn.Conv2d, flow: Tensor) -> bool:
     return layer.groups == 1 and max(layer.kernel_size) > 1 and flow[0, 0, 0].numel() < FEW_POSITIONS
 
 
-def _shifted_rows(layer: nn.Conv2d, entering: Tensor, flow: Tensor) -> Tensor:
+def _shifted_rows(layer: nn.Conv2d, entering: Tensor, flow: Tensor) -> list[Tensor]:
     """Σ_p g_p a_pᵀ for every tap of the kernel, a being the image shifted to where the tap sees it."""
     (height, width), (down, right) = layer.padding, layer.stride
     padded = nn.functional.pad(entering, (width, width, height, height))
@@ -43,7 +43,7 @@ def _shifted_rows(layer: nn.Conv2d, entering: Tensor, flow: Tensor) -> Tensor:
         top, start = i * layer.dilation[0], j * layer.dilation[1]
         seen = padded[:, :, top : top + down * rows : down, start : start + right * columns : right]
         taps.append((left @ seen[:, :, :rows, :columns].flatten(2).transpose(1, 2)).view(n, k, -1))
-    return torch.cat(taps, 2)
+    return taps
 
 
 def add_grams(totals: Float[Tensor, "c p p"], rows: Float[Tensor, "m k d"], holders: Sequence[int]) -> None:

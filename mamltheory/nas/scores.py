@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal
 
 import torch
@@ -77,11 +77,13 @@ class Score:
     """C_N (lower is better, +inf for a network that cannot be scored) and R_N (higher is better) of one network.
 
     failure: why C_N is +inf, where it was found out; equality of scores does not look at it.
+    halvings: how often the batch of this score, of which it is the first, had to be halved for want of memory.
     """
 
     condition: float
     regions: float
     failure: Failure | None = field(default=None, compare=False)
+    halvings: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         if math.isnan(self.condition) or not math.isfinite(self.regions):
@@ -94,6 +96,11 @@ class Score:
 def failures(scores: Iterable[Score]) -> dict[str, int]:
     """How many of the scores are +inf, by reason ("unknown" where none was recorded)."""
     return dict(Counter(s.failure or "unknown" for s in scores if math.isinf(s.condition)))
+
+
+def halvings(scores: Iterable[Score]) -> int:
+    """How often a batch of candidates did not fit the memory and was halved, while these were scored."""
+    return sum(score.halvings for score in scores)
 
 
 def network_kernels(
@@ -183,15 +190,16 @@ def candidate_conditions(
     tasks: Sequence[Task],
     settings: ScoreSettings,
     memory: int | None = None,
+    halved: Callable[[], None] | None = None,
 ) -> list[tuple[float, Failure | None]]:
     """C_N of every candidate on the same tasks and weights, and why it is +inf where it is.
 
-    network: one with all their operations.  memory: see :func:`mamltheory.nas.batched.candidate_kernels`.
+    network: one with all their operations.  memory, halved: see :func:`mamltheory.nas.batched.candidate_kernels`.
     Values agree with :func:`condition_score` one by one up to rounding. Errors as for :func:`score_kernel`.
     """
     tasks = _checked(network, tasks)
     kernels = candidate_kernels(
-        network, candidates, _images(network, tasks), settings.outputs, settings.weights, memory
+        network, candidates, _images(network, tasks), settings.outputs, settings.weights, memory, halved
     )
     return [
         _measured(theta, head, tasks, settings, network.classifier.weight.dtype) for theta, head in kernels
@@ -255,14 +263,19 @@ class CellScorer:
         """Scores of many supernets on the same draws, in a few passes; the same as one by one up to rounding."""
         index, count = (round_index, repeat), len(candidates)
         conditions: list[tuple[float, Failure | None]] = [(1.0, None)] * count
+        halved: list[None] = []
         regions = [1] * count
         if self.tasks is not None:
             seed = derived_seed(self.seed, "score-weights", *index)
             network = _whole_supernet(self.network, seed, self.device)
             tasks = self.tasks(generator(self.seed, "score-tasks", *index))
-            conditions = candidate_conditions(network, candidates, tasks, self.settings, self.memory)
+            conditions = candidate_conditions(
+                network, candidates, tasks, self.settings, self.memory, partial(halved.append, None)
+            )
         if self.patches is not None:
             patches = self.patches(generator(self.seed, "score-patches", *index))
             seed = derived_seed(self.seed, "thin-weights", *index)
             regions = region_counts(candidates, patches, seed)
-        return [Score(c, float(r), why) for (c, why), r in zip(conditions, regions, strict=True)]
+        times = (len(halved) if i == 0 else 0 for i in range(count))
+        scored = zip(conditions, regions, times, strict=True)
+        return [Score(c, float(r), why, again) for (c, why), r, again in scored]

@@ -4,14 +4,18 @@ A stage is the stem, a cell or the end of the network: a function of earlier sta
 graph waits for the backward pass; the graphs of the first stages go first, and those stages are run again.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
 from mamltheory.nas.sample_gradients import gradient_rows
+
+Rows = list[Tensor]
+"""Gradients by the parameters of a layer, images × outputs × numbers, in blocks of numbers."""
 
 
 class OverBudget(Exception):
@@ -40,14 +44,14 @@ class Call:
 
     def kept(self, flow: Tensor, outputs: int) -> Tensor:
         """What waits for the gradients of other outputs: rows, where they are shorter than what flows back."""
-        return self.rows(flow[:, None]) if self._waits_as_rows(outputs) else flow
+        return torch.cat(self.rows(flow[:, None]), 2) if self._waits_as_rows(outputs) else flow
 
-    def joined(self, parts: list[Tensor]) -> Tensor:
-        """Gradients by the parameters, images × outputs × numbers, from what was kept."""
-        return torch.cat(parts, 1) if self._waits_as_rows(len(parts)) else self.rows(torch.stack(parts, 1))
+    def joined(self, parts: list[Tensor]) -> Rows:
+        """Gradients by the parameters, from what was kept."""
+        return [torch.cat(parts, 1)] if self._waits_as_rows(len(parts)) else self.rows(torch.stack(parts, 1))
 
-    def rows(self, flow: Tensor) -> Tensor:
-        """Gradients by the parameters: images × outputs × numbers."""
+    def rows(self, flow: Tensor) -> Rows:
+        """Gradients by the parameters."""
         return gradient_rows(self.layer, self.names, self.entering, flow)
 
     def _waits_as_rows(self, outputs: int) -> bool:
@@ -143,8 +147,8 @@ class Chain:
         self.needed = graphs + most
         return self.states[-1]
 
-    def backward(self, flows: Sequence[Tensor]) -> Iterator[tuple[Call, Tensor]]:
-        """(call, gradients by its parameters: images × outputs × numbers), from the last stage to the first.
+    def backward(self, flows: Sequence[Tensor], take: Callable[[Call, Rows], None]) -> None:
+        """Hands over the gradients by the parameters of every call, from the last stage to the first.
 
         flows: by the last state, one for each output.
         """
@@ -153,29 +157,45 @@ class Chain:
             stage = self.stages[place]
             if stage.output is None:
                 self._advance(stage, len(flows))
-            kept: list[list[Tensor]] = [[] for _ in stage.calls]
-            for k, flow in enumerate(arriving.pop()):
-                gradients = iter(self._pulled(stage, flow, k + 1 < len(flows)))
-                for call, parts in zip(stage.calls, kept, strict=True):
-                    gradient = next(gradients)
-                    if gradient is not None:
-                        parts.append(call.kept(gradient, len(flows)))
-                for source, gradient in zip(stage.sources, gradients, strict=False):
+            pull = self._passed if len(flows) == 1 else self._gathered
+            for k, gradients in enumerate(pull(stage, arriving.pop(), take)):
+                for source, gradient in zip(stage.sources, gradients, strict=True):
                     if gradient is not None:
                         arriving[source][k] = gradient + arriving[source][k]
-            calls = stage.calls
-            stage.forget()
-            for call, parts in zip(calls, kept, strict=True):
-                if parts:
-                    rows = call.joined(parts)
-                    parts.clear()
-                    yield call, rows
 
-    def _pulled(self, stage: Stage, flow: Tensor, again: bool) -> Sequence[Tensor | None]:
-        """Gradients by what leaves every call of the stage, then by the states that enter it, images excepted."""
-        inputs = stage.inputs if stage.sources != (0,) else []
-        wanted = [*(call.edge for call in stage.calls), *inputs]
-        return torch.autograd.grad(stage.output, wanted, flow, retain_graph=again, allow_unused=True)
+    def _passed(
+        self, stage: Stage, flows: Sequence[Tensor], take: Callable[[Call, Rows], None]
+    ) -> list[Sequence[Tensor | None]]:
+        """For one output: what flows back to a layer is used when it passes, and not held."""
+        handles = [call.edge.node.register_prehook(partial(_arrived, call, take)) for call in stage.calls]
+        try:
+            return [torch.autograd.grad(stage.output, stage.inputs, flows[0], allow_unused=True)]
+        finally:
+            for handle in handles:  # a node that keeps a hook that knows the node is never freed
+                handle.remove()
+            stage.forget()
+
+    def _gathered(
+        self, stage: Stage, flows: Sequence[Tensor], take: Callable[[Call, Rows], None]
+    ) -> list[Sequence[Tensor | None]]:
+        """For several outputs: the rows of all of them together."""
+        kept: list[list[Tensor]] = [[] for _ in stage.calls]
+        passed, calls = [], stage.calls
+        wanted = [*(call.edge for call in calls), *stage.inputs]
+        for k, flow in enumerate(flows):
+            gradients = torch.autograd.grad(
+                stage.output, wanted, flow, retain_graph=k + 1 < len(flows), allow_unused=True
+            )
+            for call, parts, gradient in zip(calls, kept, gradients, strict=False):
+                if gradient is not None:
+                    parts.append(call.kept(gradient, len(flows)))
+            passed.append(gradients[len(calls) :])
+        stage.forget()
+        for call, parts in zip(calls, kept, strict=True):
+            if parts:
+                take(call, call.joined(parts))
+                parts.clear()
+        return passed
 
     def _advance(self, stage: Stage, outputs: int) -> None:
         """Runs a stage on detached states and records the calls of its layers, and what its graph holds."""
@@ -190,6 +210,20 @@ class Chain:
             for handle in handles:
                 handle.remove()
         stage.held = sum(booking.storages.values())
-        stage.flowing = sum(
-            call.flow_bytes + (outputs - 1) * min(call.flow_bytes, call.row_bytes) for call in stage.calls
-        ) + max((call.row_bytes * outputs for call in stage.calls), default=0)
+        stage.flowing = _flowing(stage.calls, outputs)
+
+
+def _flowing(calls: Sequence[Call], outputs: int) -> int:
+    """Bytes of the gradients that a backward pass holds at once, about."""
+    rows = max((call.row_bytes * outputs for call in calls), default=0)
+    if outputs == 1:
+        return rows + 2 * max((call.flow_bytes for call in calls), default=0)
+    return rows + sum(
+        call.flow_bytes + (outputs - 1) * min(call.flow_bytes, call.row_bytes) for call in calls
+    )
+
+
+def _arrived(call: Call, take: Callable[[Call, Rows], None], flows: tuple[Tensor | None, ...]) -> None:
+    flow = flows[call.edge.output_nr]
+    if flow is not None:
+        take(call, call.rows(flow[:, None]))

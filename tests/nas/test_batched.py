@@ -1,4 +1,6 @@
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from mamltheory.nas import batched
 from mamltheory.nas.batched import CandidateBatch, candidate_kernels
 from mamltheory.nas.genotype import Candidates, Edge, Operator, random_genotype
 from mamltheory.nas.network import NetworkSettings, build, supernet
+from mamltheory.nas.operations import leading_module
+from mamltheory.nas.pooling import pooled
 from mamltheory.nas.sample_gradients import add_grams, gradient_rows
 from mamltheory.nas.scores import (
     ScoreSettings,
@@ -124,9 +128,35 @@ def test_too_large_a_batch_is_halved(monkeypatch):
         return usual(batch, *args)
 
     monkeypatch.setattr(CandidateBatch, "kernels", scarce)
-    found = list(candidate_kernels(network, [Candidates()] * 7, x, "sum"))
+    halved = []
+    found = list(candidate_kernels(network, [Candidates()] * 7, x, "sum", halved=lambda: halved.append(1)))
     assert len(found) == 7
     assert sizes == [1, 6, 3, *[1] * 6]
+    assert len(halved) == 2
+
+
+def test_a_batch_leaves_nothing_behind():
+    """What flows back is met by hooks on the graph, which must not keep the graph."""
+    network, x = shaken(2), joint_inputs(tasks(2, 1, 8)).double()
+    batch = CandidateBatch(network, [Candidates()], x, {"classifier.weight", "cells.0.fit1.0.weight"})
+    batch.chain.forward(x, 1, 1 << 30)
+    entered = weakref.ref(batch.chain.stages[1].calls[0])
+    batch.kernels("sum", 1 << 30)
+    gc.collect()
+    assert entered() is None
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("step", ["max", "avg"])
+@pytest.mark.parametrize("space", [(7, 8), (6, 6), (1, 3)])
+def test_fast_pooling_is_pooling(step, stride, space):
+    x = torch.randn(3, 5, *space, generator=generator(1, "x")).round(decimals=1).requires_grad_()
+    module = leading_module(step, stride)
+    found, expected = pooled(module, x), module(x)
+    torch.testing.assert_close(found, expected)
+    flow = torch.randn(expected.shape, generator=generator(1, "g"))
+    by_found, by_expected = (torch.autograd.grad(y, x, flow)[0] for y in (found, expected))
+    torch.testing.assert_close(by_found, by_expected)
 
 
 def test_the_candidates_of_a_batch_are_limited(monkeypatch):
@@ -187,7 +217,8 @@ def test_rows_of_a_convolution_have_the_products_of_autograds_gradients(
         ]
     )
     totals = torch.zeros(1, 3 * k, 3 * k, dtype=torch.float64)
-    add_grams(totals, rows, (0,))
+    for block in rows:
+        add_grams(totals, block, (0,))
     torch.testing.assert_close(totals[0], exact @ exact.T, rtol=1e-10, atol=1e-10)
 
 
