@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from experiments.benchmarks import kernel, maml, meta_kernel, sample_gradients
+from experiments.benchmarks import kernel, maml, meta_kernel, sample_gradients, scoring
 from experiments.benchmarks.cases import Case
 from experiments.requirements import require
 
-CASES = {case.name: case for module in (maml, meta_kernel, kernel, sample_gradients) for case in module.CASES}
+MODULES = maml, meta_kernel, kernel, sample_gradients, scoring
+CASES = {case.name: case for module in MODULES for case in module.CASES}
 GROUPS = {case.group.name: case.group for case in CASES.values()}
 
 

@@ -1,0 +1,105 @@
+"""Scores of candidates of the cell search, C_N and R_N: all of a batch at once, and one by one.
+
+One repeat of a round: its tasks, weights and patches, and some of its candidates. A search takes three repeats.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from experiments.benchmarks.cases import Case, Group, Method, Sizes, Target
+from experiments.benchmarks.sample_gradients import ScoreProblem, build_score
+from mamltheory import generator
+from mamltheory.nas.genotype import Candidates
+from mamltheory.nas.regions import activation_patterns, region_counts, thin_network
+from mamltheory.nas.scores import ScoreSettings, candidate_conditions, condition_score
+
+OURS, SINGLE = "ours", "one by one"
+SETTINGS = ScoreSettings(outputs="sum")
+
+
+@dataclass(frozen=True)
+class ScoringProblem:
+    """The network and tasks of a repeat, its patches, and the candidates to be scored, the supernet first."""
+
+    repeat: ScoreProblem
+    patches: Tensor
+    candidates: tuple[Candidates, ...]
+    seed: int
+
+
+def build_scoring(sizes: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> ScoringProblem:
+    """The first candidates of a first round, spread over its 126 operators; patches of random numbers, float32."""
+    repeat, count = build_score(sizes, dtype, device, seed), sizes["candidates"]
+    operators = Candidates().operators()
+    places = [(2 * i + 1) * len(operators) // (2 * max(count - 1, 1)) for i in range(count - 1)]
+    candidates = (Candidates(), *(Candidates().without(operators[place]) for place in places))
+    patches = torch.randn(sizes["patches"], 1, 3, 3, generator=generator(seed, "benchmark patches"))
+    return ScoringProblem(repeat, patches.to(device), candidates, seed)
+
+
+def ours_scoring(problem: ScoringProblem) -> Callable[[], Tensor]:
+    """Conditions and regions of the batch, as the search computes them."""
+    repeat = problem.repeat
+
+    def call() -> Tensor:
+        conditions = candidate_conditions(repeat.network, problem.candidates, repeat.tasks, SETTINGS)
+        regions = region_counts(problem.candidates, problem.patches, problem.seed)
+        return _scores([value for value, _ in conditions], regions)
+
+    return call
+
+
+def single_scoring(problem: ScoringProblem) -> Callable[[], Tensor]:
+    """A network at a time: the plain kernel, and the distinct rows of the plain thin network's patterns."""
+    repeat = problem.repeat
+
+    def regions(candidates: Candidates) -> int:
+        thin = thin_network(candidates, problem.seed).to(problem.patches.device)
+        return len(torch.unique(activation_patterns(thin, problem.patches, thin.feature_map), dim=0))
+
+    def call() -> Tensor:
+        conditions = [
+            condition_score(repeat.network.restrict(each), repeat.tasks, SETTINGS)
+            for each in problem.candidates
+        ]
+        return _scores(conditions, [regions(each) for each in problem.candidates])
+
+    return call
+
+
+def _scores(conditions: list[float], regions: list[int]) -> Tensor:
+    return torch.tensor([conditions, [float(count) for count in regions]], dtype=torch.float64)
+
+
+SCORING = Group(
+    "candidate scores",
+    build_scoring,
+    (Method(OURS, ours_scoring, ours=True), Method(SINGLE, single_scoring)),
+    Method("one by one, float64", single_scoring),
+    quick={
+        "channels": 2, "image": 8, "ways": 2, "tasks": 1, "cells": 3, "candidates": 2, "patches": 50
+    },
+)  # fmt: skip
+_SIZES = {"image": 32, "ways": 5, "tasks": 3, "patches": 3000}
+_CHECK = {"channels": 4, "image": 12, "cells": 3, "patches": 300}
+
+
+def _case(channels: int, cells: int, candidates: int) -> Case:
+    title = (
+        f"scores of {candidates} candidate{'s' if candidates > 1 else ''}, {channels} channels, {cells} cells"
+    )
+    return Case(
+        f"scoring-{channels}-{candidates}",
+        title,
+        SCORING,
+        {"channels": channels, "cells": cells, "candidates": candidates, **_SIZES},
+        (OURS, SINGLE),
+        _CHECK,
+        (Target("agreement", 1e-8, OURS),),
+    )
+
+
+CASES = (_case(16, 3, 1), _case(16, 3, 6), _case(48, 5, 1))
