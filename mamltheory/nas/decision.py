@@ -74,20 +74,24 @@ def decide(
 def deciding_draws(
     state: SearchState, settings: SearchSettings, operators: Sequence[Operator], repeats: int
 ) -> list[list[float]]:
-    """Of every operator, one number a repeat, larger = better to take out: see :mod:`mamltheory.nas.round_report`."""
+    """Of every operator, one number a repeat, larger = better to take out: see :mod:`mamltheory.nas.round_report`.
+
+    A repeat that says the same of all operators, as one in which no network can be scored, is left out.
+    """
     by_c, by_r = (
         [_draws(state, settings, criterion, o, repeats) for o in operators]
         for criterion in ("condition", "regions")
     )
-    if "regions" not in settings.criteria:
-        return by_c
+    columns = list(zip(*(by_c if "condition" in settings.criteria else by_r), strict=True))
     if "condition" not in settings.criteria:
-        return [[-d for d in draws] for draws in by_r]
-    sums = []
-    for c, r in zip(zip(*by_c, strict=True), zip(*by_r, strict=True), strict=True):
-        pairs = zip(ranks([-d for d in c], "min"), ranks(r, "min"), strict=True)
-        sums.append([float(-a - b) for a, b in pairs])
-    return [list(draws) for draws in zip(*sums, strict=True)]
+        columns = [[-d for d in column] for column in columns]
+    elif "regions" in settings.criteria:
+        columns = [
+            [float(-a - b) for a, b in zip(ranks([-d for d in c], "min"), ranks(r, "min"), strict=True)]
+            for c, r in zip(columns, zip(*by_r, strict=True), strict=True)
+        ]
+    columns = [column for column in columns if len(set(column)) > 1]
+    return [list(draws) for draws in zip(*columns, strict=True)] if columns else [[] for _ in operators]
 
 
 def _draws(

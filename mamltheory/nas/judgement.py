@@ -34,7 +34,7 @@ from mamltheory.nas.reliability import (
 Basis = Literal["operators", "types", "parameters"]
 """What decides a round: the operators' own scores, those of their (cell type × operation), or their size."""
 
-Stop = Literal["agreement", "regret", "budget", "fixed", "nothing to compare"]
+Stop = Literal["agreement", "regret", "budget", "fixed"]
 """Why a round took no further repeat; "fixed": their number was given."""
 
 MIN_REPEATS = 4

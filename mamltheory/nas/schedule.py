@@ -43,11 +43,11 @@ def repeats_of_round(state: SearchState, settings: SearchSettings) -> tuple[int,
     operators, complete = group(state, settings), complete_repeats(state, settings)
     least = min(MIN_REPEATS, settings.repeats)
     for repeats in range(least, complete + 1):
-        draws = deciding_draws(state, settings, operators, repeats)
-        index = settings.seed, state.round_index
+        if repeats == settings.repeats:
+            return repeats, "budget"
+        draws, index = deciding_draws(state, settings, operators, repeats), (settings.seed, state.round_index)
         sure = certainty_so_far(operators, draws, *index, settings.shrinkage, state.history)
-        why = "nothing to compare" if sure is None else may_stop(sure, repeats, settings.repeats)
-        if why is not None:
+        if sure is not None and (why := may_stop(sure, len(draws[0]), settings.repeats)) is not None:
             return repeats, why
     return max(least, complete + 1), None
 
