@@ -53,6 +53,7 @@ COMMANDS = {
     "benchmark": Command(settings.Benchmark, "experiments.benchmarks.run:run", SPEED),
     "search": Command(settings.Search, "experiments.cells.sharding:run", CELLS, presets.SEARCH, ranks=True),
     "merge": Command(settings.Merge, "experiments.cells.sharding:merge", CELLS, positional="out"),
+    "protocols": Command(settings.Protocols, "experiments.cells.protocols:run", CELLS),
     "cell": Command(settings.PublishedCells, "experiments.cells.published:run", CELLS, positional="name"),
     "train": Command(settings.Train, "experiments.cells.train:run", CELLS, presets.TRAIN),
     "meta-train": Command(

@@ -6,6 +6,7 @@ the settings are made, before any computation. The numbers of a command depend o
 
 from experiments.settings.benchmark import Benchmark
 from experiments.settings.cell import PublishedCells
+from experiments.settings.comparison import Protocols
 from experiments.settings.data import Data
 from experiments.settings.evaluate import Evaluate
 from experiments.settings.meta_train import MetaTrain
