@@ -60,9 +60,8 @@ def config_of(settings: MetaTrain) -> MetaTrainConfig:
 def remaining_steps(state: MetaTrainState, settings: MetaTrain, log: RunLog) -> MetaTrainState:
     """All steps that are left. A line of the curve speaks of one step, so that a resumed run repeats it exactly."""
     with stage(f"meta-train ({settings.out.name})", settings.steps - state.step) as advance:
-        pauses = Pauses(
-            settings.save_minutes, bool, advance, settings.tasks * (settings.shots + settings.queries)
-        )
+        images = settings.tasks * settings.ways * (settings.shots + settings.queries)
+        pauses = Pauses(settings.save_minutes, bool, advance, images)
         while state.step < settings.steps:
             state, metrics = meta_train_step(state)
             pauses.note = f"loss {metrics.loss:.3f}"
