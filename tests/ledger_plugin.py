@@ -160,6 +160,7 @@ def tested_code():
         "inner",
         "maml",
         "fast_weights",
+        "meta_step",
         "predictors",
         "bounds",
         "asymptotics",
