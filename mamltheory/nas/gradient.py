@@ -35,7 +35,7 @@ from mamltheory.linalg import (
     time_operator,
 )
 from mamltheory.nas.genotype import Candidates, Operator
-from mamltheory.nas.layer_tape import Tape, cotangents, grams, record
+from mamltheory.nas.layer_tape import SampleGradients, Tape, record
 from mamltheory.nas.network import Network, supernet
 from mamltheory.nas.scores import CellScorer, Score, ScoreSettings
 from mamltheory.rng import derived_seed, generator
@@ -43,6 +43,12 @@ from mamltheory.types import Task, check_tasks
 
 CLOSE = 1e-5
 """Relative distance of eigenvalues below which a divided difference is taken around their mean."""
+
+
+GRAPH = 2 << 30
+"""Bytes of the graph of a chunk of samples, by default."""
+TENSORS = 350
+"""Tensors of the size of the stem's output, a cell, that the graph of a full supernet holds, about."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,8 @@ def operator_gradients(
 
     network: built with these candidates at least; it runs them alone, and the mean of each edge, afterwards.
     width: of the bump that stands for ReLU″, in units of what enters a ReLU (1 after a norm).
-    chunk: most samples in a graph. With fewer than there are, both passes run twice, and what is held for all
-        samples is what enters and what flows back alone; the result is the same up to rounding.
+    chunk: most samples in a graph, by default as many as fit into about GRAPH bytes. With fewer than there are, both
+        passes run twice; the result is the same up to rounding.
     Raises SingularKernelError where the score is infinite, and as ``condition_score``.
     """
     if chunk is not None and chunk < 1:
@@ -80,25 +86,35 @@ def operator_gradients(
     shares = [1 / len(candidates.on(o.cell, o.edge)) for o in operators]
     mixing = torch.tensor(shares, dtype=like.dtype, device=like.device, requires_grad=True)
     network.restrict(candidates).mix(dict(zip(operators, mixing.unbind(), strict=True)))
-    parts = x.split(chunk or len(x))
+    parts = x.split(chunk or fitting_samples(network, operators, x))
 
     def tape(part: Tensor, differentiable: bool) -> Tape:
         return record(network, part, chosen, settings.outputs == "full", width, differentiable)
 
     try:
-        tapes = [tape(part, len(parts) == 1) for part in parts]
-        kernels = grams(tapes, selections)
+        gradients, graph = SampleGradients(), None
+        for part in parts:
+            graph = tape(part, len(parts) == 1)
+            gradients.add(graph)
+        kernels = gradients.grams(selections)
         value, weights = log_score_slopes(*kernels, joint_sizes(kernels[0], tasks), settings, like.dtype)
-        by_enters, by_flows = cotangents(tapes, selections, weights)
-        total, start = torch.zeros_like(mixing), 0
+        gradients.turn(selections, weights)
+        total = torch.zeros_like(mixing)
         for i, part in enumerate(parts):
-            rows = slice(start, start := start + len(part))
-            graph = tapes[i] if len(parts) == 1 else tape(part, True)
-            back = [a[rows] for a in by_enters], [[g[rows] for g in flows] for flows in by_flows]
-            total += _pulled_to_weights(graph, *back, mixing)
+            if len(parts) > 1:
+                graph = None  # before the next is made
+                graph = tape(part, True)
+            total += _pulled_to_weights(graph, *gradients.cotangents(i, graph), mixing)
     finally:
         network.mix(None)
     return OperatorGradients(value, dict(zip(operators, total.tolist(), strict=True)))
+
+
+def fitting_samples(network: Network, operators: Sequence[Operator], x: Tensor) -> int:
+    """Samples whose graph, of both passes, takes about GRAPH bytes."""
+    size, share = network.settings, len(operators) / len(Candidates().operators())
+    place = size.channels * x[0, 0].numel() / size.stem_stride**2 * x.element_size()
+    return max(1, min(len(x), int(GRAPH / (TENSORS * share * size.cells * place))))
 
 
 def _pulled_to_weights(

@@ -5,8 +5,9 @@ of the kernel, s(G Gᵀ) with M = ∂s/∂(G Gᵀ), therefore has the cotangent 
 
     ⟨Ḡ, dG(a, g)⟩ = ⟨ā, da⟩ + ⟨ḡ, dg⟩
 
-with ā and ḡ read off the same formula. Per-sample gradients are formed twice, layer by layer, and never kept: what
-is held is a and g, and then ā and ḡ in their place.
+with ā and ḡ read off the same formula. What is held of a layer for all samples is G where that is smaller than a and
+g, as it is for the first cells, and otherwise a and g; then Ḡ, or ā and ḡ, in their place. The graphs in which a
+and g depend on the mixing weights are those of a few samples at a time.
 
 ReLU′ is a step, whose derivative is a Dirac δ that automatic differentiation takes for 0. Here the forward pass and
 the first derivative are those of ReLU, exactly; in a second derivative alone δ is replaced by a Gaussian bump.
@@ -16,6 +17,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -95,25 +97,26 @@ class Tape:
     calls: list[LayerCall]
 
 
+def _note(
+    found: list, kind: type[nn.Module], own: dict[str, str], layer: nn.Module, args: tuple, output: Tensor
+) -> Tensor:
+    output = output if output.requires_grad else output.requires_grad_()
+    found.append((layer, kind, own, args[0], output))
+    return output
+
+
+def _surrogate(width: float, _layer: nn.Module, args: tuple, _output: Tensor) -> Tensor:
+    return relu_with_surrogate(args[0], width)
+
+
 @contextmanager
 def _hooked(network: nn.Module, names: set[str], width: float) -> Iterator[list]:
     """Notes (layer, kind, names, entering, leaving) of every layer, and puts the surrogate into every ReLU."""
     found: list = []
     handles = []
-
-    def note(kind: type[nn.Module], own: dict[str, str]):
-        def after(layer: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            output = output if output.requires_grad else output.requires_grad_()
-            found.append((layer, kind, own, args[0], output))
-            return output
-
-        return after
-
     for prefix, module in network.named_modules():
         if type(module) is nn.ReLU:
-            handles.append(
-                module.register_forward_hook(lambda _, args, __: relu_with_surrogate(args[0], width))
-            )
+            handles.append(module.register_forward_hook(partial(_surrogate, width)))
         own = {key: f"{prefix}.{key}" for key, _ in module.named_parameters(recurse=False)}
         chosen = {key: full for key, full in own.items() if full in names}
         if chosen:
@@ -123,7 +126,7 @@ def _hooked(network: nn.Module, names: set[str], width: float) -> Iterator[list]
                     f"module {prefix!r} is a {type(module).__name__}: the gradient of a score knows convolutions, "
                     "linear layers and norms; use estimator='leave-one-out'"
                 )
-            handles.append(module.register_forward_hook(note(kind, chosen)))
+            handles.append(module.register_forward_hook(partial(_note, found, kind, chosen)))
     try:
         yield found
     finally:
@@ -165,47 +168,108 @@ def record(
     return Tape(entering, calls)
 
 
-def _rows(tapes: Sequence[Tape], i: int) -> tuple[Tensor, Tensor, Parameters]:
-    """What enters layer i, what flows back, and its per-sample gradients, for the samples of all tapes."""
-    calls = [tape.calls[i] for tape in tapes]
-    enters = torch.cat([t.entering[c.slot].detach() for t, c in zip(tapes, calls, strict=True)])
-    flow = torch.cat([torch.stack([each.detach() for each in c.flows], 1) for c in calls])
-    call = calls[0]
-    return enters, flow, layer_gradients(call.kind, call.layer, enters, flow, list(call.names))
+@dataclass(eq=False)
+class _Part:
+    """One layer for all samples: chunk by chunk its rows, or what flows back to it where ``factored``."""
+
+    layer: nn.Module
+    kind: type[nn.Module]
+    names: dict[str, str]
+    slot: int
+    factored: bool
+    held: list
+
+    def rows(self, enters: Tensor, flow: Tensor) -> Parameters:
+        """Per-sample gradients from what enters and what flows back."""
+        return layer_gradients(self.kind, self.layer, enters, flow, list(self.names))
 
 
-def grams(tapes: Sequence[Tape], selections: Sequence[set[str]]) -> list[Float[Tensor, "p p"]]:
-    """Kernels over the samples of all tapes by the parameters of every selection; float64."""
-    k = len(tapes[0].calls[0].flows)
-    rows = k * sum(len(tape.entering[0]) for tape in tapes)
-    device = tapes[0].entering[0].device
-    totals = [torch.zeros(rows, rows, dtype=torch.float64, device=device) for _ in selections]
-    for i, call in enumerate(tapes[0].calls):
-        for key, gradients in _rows(tapes, i)[2].items():
-            chosen = [t for t, names in zip(totals, selections, strict=True) if call.names[key] in names]
-            add_contraction(chosen, gradients, gradients)
-    return [(total + total.T) / 2 for total in totals]
+class SampleGradients:
+    """Per-sample gradients of all layers, each held in the smaller of two forms; samples come in chunks.
 
-
-def cotangents(
-    tapes: Sequence[Tape], selections: Sequence[set[str]], weights: Sequence[Float[Tensor, "p p"]]
-) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """(ā, ḡ) for the samples of all tapes, from M = ∂s/∂(kernel) of every selection, symmetric.
-
-    ā in the order of ``Tape.entering``, ḡ call by call and output by output.
+    After :meth:`turn` their cotangents are held in their place.
     """
-    entering: dict[int, Tensor] = {}
-    flowing = []
-    for i, call in enumerate(tapes[0].calls):
-        enters, flow, gradients = _rows(tapes, i)
-        by_rows = {}
-        for key in gradients:
-            chosen = [m for m, names in zip(weights, selections, strict=True) if call.names[key] in names]
-            gradients[key] = by_rows[key] = (2 * sum(chosen)).to(flow.dtype) @ gradients[key]
-        by_enters, by_flow = pulled_back(call.kind, call.layer, enters, flow, by_rows)
-        entering[call.slot] = entering[call.slot] + by_enters if call.slot in entering else by_enters
-        flowing.append(list(by_flow.unbind(1)))
-    return [entering[slot] for slot in range(len(entering))], flowing
+
+    def __init__(self) -> None:
+        self.parts: list[_Part] = []
+        self.entering: dict[int, list[Tensor]] = {}
+        self.sizes: list[int] = []
+        self.outputs = 0
+
+    def add(self, tape: Tape) -> None:
+        """Takes a chunk of samples from its tape, of which nothing is kept but numbers."""
+        if not self.parts:
+            self.outputs = len(tape.calls[0].flows)
+            self.parts = [_part(tape, call) for call in tape.calls]
+            self.entering = {part.slot: [] for part in self.parts if part.factored}
+        for part, call in zip(self.parts, tape.calls, strict=True):
+            flow = torch.stack([each.detach() for each in call.flows], 1)
+            part.held.append(flow if part.factored else part.rows(tape.entering[call.slot].detach(), flow))
+        for slot, chunks in self.entering.items():
+            chunks.append(tape.entering[slot].detach())
+        self.sizes.append(self.outputs * len(tape.entering[0]))
+
+    def grams(self, selections: Sequence[set[str]]) -> list[Float[Tensor, "p p"]]:
+        """Kernels over all samples by the parameters of every selection; float64."""
+        count, device = sum(self.sizes), self.parts[0].layer.weight.device
+        totals = [torch.zeros(count, count, dtype=torch.float64, device=device) for _ in selections]
+        for part in self.parts:
+            for key, gradients in self._rows(part).items():
+                chosen = [t for t, names in zip(totals, selections, strict=True) if part.names[key] in names]
+                add_contraction(chosen, gradients, gradients)
+        return [(total + total.T) / 2 for total in totals]
+
+    def turn(self, selections: Sequence[set[str]], weights: Sequence[Float[Tensor, "p p"]]) -> None:
+        """Puts cotangents into the place of the gradients, from M = ∂s/∂(kernel) of every selection, symmetric."""
+        by_entering: dict[int, list[Tensor]] = {}
+        for part in self.parts:
+            rows = self._rows(part)
+            for key in rows:
+                chosen = [m for m, names in zip(weights, selections, strict=True) if part.names[key] in names]
+                rows[key] = (2 * sum(chosen)).to(rows[key].dtype) @ rows[key]
+            split = {key: value.split(self.sizes) for key, value in rows.items()}
+            chunks = [
+                {key: pieces[i].clone() for key, pieces in split.items()} for i in range(len(self.sizes))
+            ]
+            if not part.factored:
+                part.held = chunks
+                continue
+            back = [
+                pulled_back(part.kind, part.layer, *each)
+                for each in zip(self.entering[part.slot], part.held, chunks, strict=True)
+            ]
+            part.held = [by_flow for _, by_flow in back]
+            before = by_entering.get(part.slot, [0.0] * len(back))
+            by_entering[part.slot] = [a + b for (a, _), b in zip(back, before, strict=True)]
+        self.entering = by_entering
+
+    def cotangents(self, chunk: int, tape: Tape) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """(ā, ḡ) of a chunk, after :meth:`turn`: ā in the order of ``tape.entering``, ḡ by call and by output."""
+        entering = {slot: chunks[chunk] for slot, chunks in self.entering.items()}
+        flowing = []
+        for part, call in zip(self.parts, tape.calls, strict=True):
+            by_flow = part.held[chunk]
+            if not part.factored:
+                flow = torch.stack([each.detach() for each in call.flows], 1)
+                enters = tape.entering[part.slot].detach()
+                by_enters, by_flow = pulled_back(part.kind, part.layer, enters, flow, by_flow)
+                entering[part.slot] = entering.get(part.slot, 0.0) + by_enters
+            flowing.append(list(by_flow.unbind(1)))
+        return [entering[slot] for slot in range(len(tape.entering))], flowing
+
+    def _rows(self, part: _Part) -> Parameters:
+        """Per-sample gradients of one layer for all samples."""
+        chunks = part.held
+        if part.factored:
+            chunks = [part.rows(*each) for each in zip(self.entering[part.slot], part.held, strict=True)]
+        return {key: torch.cat([rows[key] for rows in chunks]) for key in part.names}
+
+
+def _part(tape: Tape, call: LayerCall) -> _Part:
+    rows = len(call.flows) * sum(call.layer.get_parameter(key).numel() for key in call.names)
+    enters = tape.entering[call.slot]
+    factors = (enters.numel() + sum(flow.numel() for flow in call.flows)) // len(enters)
+    return _Part(call.layer, call.kind, call.names, call.slot, factors < rows, [])
 
 
 def pulled_back(

@@ -11,15 +11,17 @@ from mamltheory.fewshot.episodes import episode_tasks
 from mamltheory.fewshot.glyphs import glyph_data
 from mamltheory.kernels.meta import meta_ntk_from_ntk
 from mamltheory.linalg import Converged, GradientDescent, GradientFlow, time_operator
+from mamltheory.nas import gradient
 from mamltheory.nas.genotype import Candidates, Operator, random_genotype
 from mamltheory.nas.gradient import (
     differentiable_meta_ntk,
     divided_differences,
     first_order_differences,
+    fitting_samples,
     log_conditioning,
     operator_gradients,
 )
-from mamltheory.nas.layer_tape import record, relu_with_surrogate
+from mamltheory.nas.layer_tape import SampleGradients, record, relu_with_surrogate
 from mamltheory.nas.network import NetworkSettings, supernet
 from mamltheory.nas.scores import ScoreSettings, condition_score, conditioning
 from mamltheory.rng import generator
@@ -34,6 +36,7 @@ from tests.reference.nas_gradient import (
 from tests.strategies import with_spectrum
 
 WAYS = 3
+RTOL = 1e-10
 SMALL = NetworkSettings(channels=4, cells=3, classes=WAYS, stem_stride=2)
 ALL = Candidates()
 HARMONIC = ScoreSettings("maml", "sum", measure="harmonic")
@@ -126,12 +129,13 @@ def test_chunks_change_what_is_held_and_not_the_gradient(outputs):
     torch.testing.assert_close([*parts.values()], [*whole.values()], rtol=1e-8, atol=1e-8)
 
 
-def test_with_the_surrogate_the_gradient_is_that_of_dense_automatic_differentiation():
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_with_the_surrogate_the_gradient_is_that_of_dense_automatic_differentiation(chunk):
     """Per-sample rows by one backward pass a sample through the surrogate, in one graph with the score."""
     candidates, tasks = FEW, draw_tasks(count=1)
     network = supernet(candidates, SMALL, 3).double()
     score = ScoreSettings("ntk", "sum", measure="harmonic")
-    found = operator_gradients(network, candidates, tasks, score, width=0.8)
+    found = operator_gradients(network, candidates, tasks, score, width=0.8, chunk=chunk)
     weights = {o: w.requires_grad_() for o, w in equal_weights(candidates).items()}
     names = {name for name, value in network.named_parameters() if value.dim() > 1}
     hooks = [
@@ -146,7 +150,10 @@ def test_with_the_surrogate_the_gradient_is_that_of_dense_automatic_differentiat
     slopes = torch.autograd.grad(value, list(weights.values()))
     assert found.value == pytest.approx(float(value.detach()), abs=1e-9)
     torch.testing.assert_close(
-        torch.tensor(list(found.gradients.values())), torch.stack(slopes).float(), rtol=1e-4, atol=1e-6
+        torch.tensor([*found.gradients.values()], dtype=torch.float64),
+        torch.stack(slopes),
+        rtol=RTOL,
+        atol=RTOL,
     )
 
 
@@ -187,6 +194,29 @@ def glyph_case(seed, kept):
     candidates = thinned(kept, seed)
     size = NetworkSettings(channels=8, cells=3, classes=5, stem_stride=2)
     return supernet(candidates, size, seed), candidates, tasks
+
+
+def test_of_every_layer_the_smaller_form_is_held():
+    network = supernet(ALL, SMALL, 0)
+    names = {name for name, value in network.named_parameters() if value.dim() > 1}
+    tape = record(network, torch.cat([t.query_x for t in draw_tasks()]).float(), names, False, 1.0, False)
+    gradients = SampleGradients()
+    gradients.add(tape)
+    assert {part.factored for part in gradients.parts} == {True, False}
+    for part, call in zip(gradients.parts, tape.calls, strict=True):
+        rows = sum(
+            value.numel() for value in part.rows(tape.entering[call.slot], call.flows[0][:, None]).values()
+        )
+        assert part.factored == (tape.entering[call.slot].numel() + call.flows[0].numel() < rows)
+
+
+def test_a_graph_holds_fewer_samples_of_larger_networks(monkeypatch):
+    x = torch.zeros(240, 3, 32, 32)
+    sizes = [NetworkSettings(channels=c, cells=n, classes=5) for c, n in ((16, 3), (32, 3), (32, 5))]
+    found = [fitting_samples(supernet(FEW, size, 0), FEW.operators(), x) for size in sizes]
+    assert 240 > found[0] > found[1] > found[2] > 1
+    monkeypatch.setattr(gradient, "GRAPH", 1)
+    assert fitting_samples(supernet(FEW, sizes[0], 0), FEW.operators(), x) == 1
 
 
 CORRELATION = 0.1
