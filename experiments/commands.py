@@ -60,6 +60,7 @@ COMMANDS = {
         settings.MetaTrain, "experiments.cells.meta_train:run", CELLS, presets.META_TRAIN
     ),
     "evaluate": Command(settings.Evaluate, "experiments.cells.evaluate:run", CELLS, presets.EVALUATE),
+    "table": Command(settings.Table, "experiments.cells.table:run", CELLS, presets.TABLE),
     "predict": Command(settings.Predict, "experiments.cells.predict:run", CELLS),
     "data": Command(settings.Data, "experiments.cells.data:run", CELLS, positional="path"),
     "glyphs": Command(settings.Glyphs, "experiments.cells.glyphs:run", CELLS),

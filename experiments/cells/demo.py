@@ -1,30 +1,31 @@
 """``demo``: the whole path on embedded data: theory figures, then search, train, evaluate, and a table."""
 
 import dataclasses
-import math
 import time
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from experiments.cells import glyphs, search, train
-from experiments.cells.common import data_of, quoted, write_genotype
+from experiments.cells.common import data_of, network_size, quoted, write_genotype
 from experiments.cells.evaluate import evaluate
 from experiments.presets import DEMO_EVALUATE, DEMO_SEARCH, DEMO_THEORY, DEMO_TRAIN
 from experiments.settings import Demo, Evaluate, Glyphs, Search, Train
 from experiments.theory import checks, convergence, drift, equivalence
 from experiments.theory.sweep import sweep
 from mamltheory.fewshot.evaluate import Evaluation, paired_difference
+from mamltheory.fewshot.statistics import Interval
 from mamltheory.nas.genotype import Genotype, random_genotype
 from mamltheory.nas.network import parameter_count
+from mamltheory.nas.sizes import random_genotype_like
 from mamltheory.rng import generator
 from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.progress import duration, stage
 from mamltheory.runtime.records import replace_file, to_json
 from mamltheory.runtime.workers import workers
 
-RANDOM_CELLS = 3
+RANDOM_CELLS = 2
+"""Random cells of any size, and as many of the searched one's size."""
+SIZE_DRAWS, SIZE_TOLERANCE = 1000, 0.05
 JOBS = 2
 
 
@@ -106,10 +107,7 @@ class Row:
 
 def compare(settings: Demo, found: Genotype) -> list[Row]:
     """Train the searched cell and random ones by the same recipe and evaluate them on the same tasks."""
-    cells = {"searched": found} | {
-        f"random {i + 1}": random_genotype(generator(settings.seed, "random cell", i), inputs="all")
-        for i in range(RANDOM_CELLS)
-    }
+    cells = cells_to_compare(settings, found)
     trainings: list[tuple[str, Genotype, Train]] = []
     for name, genotype in cells.items():
         folder = work(settings) / name.replace(" ", "-")
@@ -128,13 +126,24 @@ def compare(settings: Demo, found: Genotype) -> list[Row]:
     evaluation = dataclasses.replace(
         DEMO_EVALUATE, tasks=scale(settings, DEMO_EVALUATE.tasks, 20), seed=settings.seed
     )
-    data_of(DEMO_TRAIN)  # drawn once here, so that a mistake shows before the work is spread
     rows = {}
     with workers(JOBS) as spread, stage("cells trained", len(trainings)) as advance:
         for _, row in spread(partial(train_and_evaluate, evaluation), trainings):
             rows[row.name] = row
             advance()
     return [rows[name] for name in cells]
+
+
+def cells_to_compare(settings: Demo, found: Genotype) -> dict[str, Genotype]:
+    """The searched cell, random ones, and random ones whose networks have as many parameters, within 5 %."""
+    size = network_size(DEMO_TRAIN, len(data_of(DEMO_TRAIN).train.class_names))
+    cells = {"searched": found}
+    for i in range(RANDOM_CELLS):
+        cells[f"random {i + 1}"] = random_genotype(generator(settings.seed, "random cell", i), inputs="all")
+    for i in range(RANDOM_CELLS):
+        stream = generator(settings.seed, "random cell of the same size", i)
+        cells[f"same size {i + 1}"] = random_genotype_like(found, SIZE_DRAWS, SIZE_TOLERANCE, stream, size)
+    return cells
 
 
 def train_and_evaluate(evaluation: Evaluate, training: tuple[str, Genotype, Train]) -> Row:
@@ -174,19 +183,16 @@ def write_table(settings: Demo, rows: list[Row]) -> None:
     print(text)
 
 
-def percent(interval: object) -> str:
+def percent(interval: Interval) -> str:
     """Mean ± half-width in per cent."""
     return f"{100 * interval.mean:.1f} ± {100 * interval.half_width:.1f}"
 
 
 def caption(settings: Demo, rows: list[Row]) -> str:
     """What the numbers are, and what they are not."""
-    spread = [row.results[5].interval.mean for row in rows[1:]]
-    mean = math.fsum(spread) / len(spread)
-    deviation = float(torch.tensor(spread, dtype=torch.float64).std())
     return (
         f"Glyph images of unseen scripts, {rows[0].results[5].config.tasks} tasks, seed {settings.seed}; ± is "
-        "the 95 % interval over tasks of one trained network. The random cells' 5-shot accuracies have mean "
-        f"{100 * mean:.1f} % and standard deviation {100 * deviation:.1f} points: one searched cell says "
-        "little about the search."
+        "the 95 % interval over tasks of one trained network. Cells of the same size are random ones with the "
+        "searched cell's number of parameters, within 5 %. One searched cell says little about the search: "
+        "`python -m experiments table --preset glyphs` compares independent runs."
     )

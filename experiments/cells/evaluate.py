@@ -20,7 +20,8 @@ from mamltheory.nas.network import Network, parameter_count
 from mamltheory.runtime.device import choose_device, environment
 from mamltheory.runtime.interrupt import check_interrupted
 from mamltheory.runtime.progress import stage
-from mamltheory.runtime.runlog import open_run
+from mamltheory.runtime.records import sha256, to_json
+from mamltheory.runtime.runlog import open_run, read_run
 
 
 def run(settings: Evaluate) -> int:
@@ -52,7 +53,8 @@ def evaluate_run(settings: Evaluate) -> dict[str, object]:
         except Exception:
             check_interrupted()  # Ctrl-C reaches joblib's processes as well, and they break under it
             raise
-    return log.close(**results_of(result, network)).record["results"]
+    trained = {"training": identity(read_run(settings.checkpoint))}
+    return log.close(**results_of(result, network), **trained).record["results"]
 
 
 def results_of(result: Evaluation, network: Network) -> dict[str, object]:
@@ -68,6 +70,12 @@ def results_of(result: Evaluation, network: Network) -> dict[str, object]:
         "queries_per_task": result.config.ways * result.config.queries,
         "correct": " ".join(map(str, result.correct)),  # one line of the file, however many tasks
     }
+
+
+def identity(record: dict[str, object]) -> str:
+    """What makes a recorded run this one: its settings and when it began, however often it was taken up."""
+    content = {key: record.get(key) for key in ("command", "config", "started")}
+    return sha256(to_json(content).encode())
 
 
 def accuracies_of(results: dict[str, object]) -> np.ndarray:

@@ -15,6 +15,7 @@ from experiments.settings.network import EMBEDDED_DATA, Network
 from experiments.settings.predict import Predict
 from experiments.settings.search import Search
 from experiments.settings.start import Demo, Doctor, Glyphs
+from experiments.settings.table import Table
 from experiments.settings.theory import (
     Bounds,
     Convergence,

@@ -74,7 +74,7 @@ def mean_interval(values: np.ndarray) -> Interval:
     return Interval(float(values.mean()), float(quantile * _standard_error(values)))
 
 
-def over_runs(values: Sequence[float]) -> Spread:
+def over_runs(values: Sequence[int | float]) -> Spread:
     """Mean and standard deviation (n-1) over runs: what the paper's tables print after ±."""
     if not len(values):
         raise ShapeError("got no runs: a mean needs at least one")

@@ -13,7 +13,7 @@ from mamltheory.runtime.runlog import read_run
 from tests.experiments.stops import counted, ctrl_c_during
 from tests.experiments.tiny import SIZE, begun, files
 
-CELLS = ["searched", "random 1", "random 2", "random 3"]
+CELLS = ["searched", "random 1", "random 2", "same size 1", "same size 2"]
 FIGURES = [
     *(
         f"{name}_{tasks}"
@@ -40,6 +40,7 @@ def tiny_demo(few_images, tmp_path_factory):  # noqa: ARG001
         for name, values in shrink.items():
             patch.setattr(demo, name, dataclasses.replace(getattr(demo, name), **values))
         patch.setattr(demo, "JOBS", 1)
+        patch.setattr(demo, "SIZE_DRAWS", 300)
         yield Demo()
 
 
@@ -84,6 +85,8 @@ def test_the_table_has_a_row_for_every_cell(shown, tiny_demo):  # noqa: ARG001
             interval = record["accuracy"][shots]
             assert text == f"{100 * interval['mean']:.1f} ± {100 * interval['half_width']:.1f}"
             assert 0 < interval["mean"] <= 1
+    sizes = [int(row[1]) for row in rows[1:]]
+    assert all(abs(size - sizes[0]) <= 0.05 * sizes[0] for size in sizes[3:])
     assert rows[1][4] == ""
     difference = (
         content["rows"][0]["accuracy"]["5-shot"]["mean"] - content["rows"][1]["accuracy"]["5-shot"]["mean"]
@@ -128,7 +131,7 @@ def test_every_budget_gives_a_training_that_its_settings_allow(budget, monkeypat
     monkeypatch.setattr(demo, "train_and_evaluate", pretend)
     monkeypatch.setattr(demo, "JOBS", 1)
     monkeypatch.setattr(demo, "write_genotype", lambda *_: None)
-    monkeypatch.setattr(demo, "data_of", lambda _: None)
+    monkeypatch.setattr(demo, "cells_to_compare", lambda *_: {"searched": None})
     with pytest.raises(ConfigurationError, match="seen enough"):
         demo.compare(Demo(budget=budget), None)
     assert isinstance(seen[0], Train)

@@ -1,0 +1,191 @@
+"""The runs behind a table: where each lies, what its settings are, which are finished, and making the others.
+
+A run is a method under a seed: a cell (searched or random), its training, and an evaluation for each number of
+shots. Methods of the same seed share tasks, augmentation and, layer by layer, initial weights.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+
+from experiments.cells import search, train
+from experiments.cells.common import FREE, data_of, network_size, read_genotype, write_genotype
+from experiments.cells.evaluate import evaluate_run, identity
+from experiments.presets.table import RECIPES, Recipe
+from experiments.settings import Evaluate, Search, Table, Train
+from experiments.settings.table import Experiment, Method
+from mamltheory.nas.genotype import Genotype, random_genotype
+from mamltheory.nas.sizes import random_genotype_like
+from mamltheory.rng import generator
+from mamltheory.runtime.checkpoint import load
+from mamltheory.runtime.progress import stage
+from mamltheory.runtime.records import plain
+from mamltheory.runtime.runlog import RUN_FILE, read_run
+from mamltheory.runtime.workers import workers
+
+SEARCHED: tuple[Method, ...] = ("metantk", "te-nas", "regions")
+PLACES = (*FREE, "checkpoint", "genotype")
+"""Settings that differ when run folders are moved; records and cells are compared themselves instead."""
+SIZE_DRAWS, SIZE_TOLERANCE = 2000, 0.02
+"""Random cells drawn to find one of the searched cell's size, and how far it may be off."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One independent run of a method on an experiment."""
+
+    experiment: Experiment
+    method: Method
+    seed: int
+    folder: Path
+
+    @property
+    def recipe(self) -> Recipe:
+        """The settings that all runs of the experiment share."""
+        return RECIPES[self.experiment]
+
+    @property
+    def genotype(self) -> Path:
+        """Where the cell is written."""
+        return self.folder / ("search" if self.method in SEARCHED else "") / "genotype.json"
+
+
+def runs_of(settings: Table) -> tuple[Run, ...]:
+    """All runs that the table is made of."""
+    return tuple(
+        Run(experiment, method, seed, settings.work / experiment / method / f"seed-{seed}")
+        for experiment in settings.experiments
+        for method in settings.methods
+        for seed in range(settings.seed, settings.seed + settings.runs)
+    )
+
+
+def _common(settings: Table, run: Run) -> dict[str, object]:
+    data = {"mini-ImageNet": settings.mini, "tiered-ImageNet": settings.tiered}
+    place = data.get(run.recipe.data, run.recipe.train.data)
+    return {"data": place, "seed": run.seed, "device": settings.device}
+
+
+def search_settings(settings: Table, run: Run) -> Search | None:
+    """The search of a run, as its record holds it; None for random cells."""
+    if run.method not in SEARCHED:
+        return None
+    changes = {**_common(settings, run), **run.recipe.methods[run.method], "out": run.folder / "search"}
+    return dataclasses.replace(run.recipe.search, **changes).resolved()
+
+
+def train_settings(settings: Table, run: Run) -> Train:
+    """The training of a run."""
+    files = {"genotype": run.genotype, "out": run.folder / "train"}
+    return dataclasses.replace(run.recipe.train, **_common(settings, run), **files)
+
+
+def evaluate_settings(settings: Table, run: Run, shots: int) -> Evaluate:
+    """An evaluation of a run."""
+    files = {"checkpoint": run.folder / "train", "out": run.folder / f"evaluate-{shots}-shot"}
+    return dataclasses.replace(run.recipe.evaluate[shots], **_common(settings, run), **files)
+
+
+def finished(settings: object, command: str) -> dict[str, object] | None:
+    """The record of the run that these settings describe, when it lies finished in their folder."""
+    if not (settings.out / RUN_FILE).exists():
+        return None
+    record, wanted = read_run(settings.out), plain(settings)
+    held = record["config"]
+    same = all(held.get(key) == wanted.get(key) for key in {**held, **wanted} if key not in PLACES)
+    return record if same and record["command"] == command and record.get("status") == "finished" else None
+
+
+def trained(settings: Table, run: Run) -> dict[str, object] | None:
+    """The record of a finished training of the cell that now lies in the run's folder."""
+    training = train_settings(settings, run)
+    record = finished(training, "train")
+    if record is None or not run.genotype.exists():
+        return None
+    checkpoint = load(training.out / "state", report=print)
+    if checkpoint is None:
+        return record  # the weights were removed; the record stays true
+    return record if Genotype.from_json(checkpoint.state["genotype"]) == read_genotype(run.genotype) else None
+
+
+def evaluated(settings: Table, run: Run, shots: int) -> dict[str, object] | None:
+    """The record of a finished evaluation of the training that now lies in the run's folder."""
+    record = finished(evaluate_settings(settings, run, shots), "evaluate")
+    training = trained(settings, run)
+    if record is None or training is None or record["results"].get("training") != identity(training):
+        return None
+    return record
+
+
+def make(settings: Table) -> None:
+    """Make what is missing, seed by seed: the searches, then cells of their size, trainings and evaluations."""
+    with workers(settings.jobs) as spread:
+        for seed, runs in groupby(sorted(runs_of(settings), key=_seed), key=_seed):
+            runs = list(runs)
+            for title, work, lacking in (
+                ("cells searched", _search, _lacking_a_search),
+                ("networks trained and evaluated", _train_and_evaluate, _lacking_a_result),
+            ):
+                items = lacking(settings, runs)
+                if not items:
+                    continue
+                _prepare_data(settings, items)
+                with stage(f"seed {seed}: {title}", len(items)) as advance:
+                    for run, _ in spread(partial(work, settings), items):
+                        advance(note=f"{run.experiment} {run.method}")
+
+
+def _seed(run: Run) -> int:
+    return run.seed
+
+
+def _lacking_a_search(settings: Table, runs: Iterable[Run]) -> list[Run]:
+    pairs = ((run, search_settings(settings, run)) for run in runs)
+    return [run for run, search in pairs if search is not None and finished(search, "search") is None]
+
+
+def _lacking_a_result(settings: Table, runs: Iterable[Run]) -> list[Run]:
+    return [
+        run for run in runs if any(evaluated(settings, run, shots) is None for shots in run.recipe.evaluate)
+    ]
+
+
+def _prepare_data(settings: Table, runs: Iterable[Run]) -> None:
+    """Read or draw the images once here, so that a mistake shows before the work is spread."""
+    for training in {run.experiment: train_settings(settings, run) for run in runs}.values():
+        data_of(training)
+
+
+def _search(settings: Table, run: Run) -> None:
+    search.search(search_settings(settings, run))
+
+
+def _train_and_evaluate(settings: Table, run: Run) -> None:
+    if run.method not in SEARCHED and not run.genotype.exists():
+        write_random_cell(settings, run)
+    training = train_settings(settings, run)
+    if trained(settings, run) is None:
+        train.train(training, read_genotype(run.genotype))
+    for shots in run.recipe.evaluate:
+        if evaluated(settings, run, shots) is None:
+            evaluate_run(evaluate_settings(settings, run, shots))
+
+
+def write_random_cell(settings: Table, run: Run) -> None:
+    """A random cell of the form that the search derives, if asked for as large as the searched one."""
+    if run.method == "random":
+        genotype = random_genotype(generator(run.seed, "random cell of a table"), run.recipe.inputs)
+    else:
+        found = dataclasses.replace(
+            run, method="metantk", folder=run.folder.parents[1] / "metantk" / run.folder.name
+        )
+        training = train_settings(settings, run)
+        size = network_size(training, len(data_of(training).train.class_names))
+        stream = generator(run.seed, "random cell of a table, of a given size")
+        genotype = random_genotype_like(
+            read_genotype(found.genotype), SIZE_DRAWS, SIZE_TOLERANCE, stream, size
+        )
+    write_genotype(run.genotype, genotype)

@@ -1,0 +1,76 @@
+"""Named tables, and the recipes of their experiments: how a cell is searched, trained and evaluated.
+
+Sources: the presets of search, train and evaluate, which carry the paper's numbers.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from experiments.presets.evaluate import EVALUATE
+from experiments.presets.search import SEARCH
+from experiments.presets.train import TRAIN
+from experiments.settings.evaluate import Evaluate
+from experiments.settings.search import Search
+from experiments.settings.table import EXPERIMENTS, Experiment, Table
+from experiments.settings.train import Train
+
+SHOTS = (1, 5)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of the three stages; folders, seeds and the method are put in for every run.
+
+    methods: what each search changes of the settings. inputs: of a random cell's nodes, as the search derives
+    them.
+    """
+
+    search: Search
+    methods: dict[str, dict[str, object]]
+    train: Train
+    evaluate: dict[int, Evaluate]
+    inputs: Literal["all", "two"]
+
+    @property
+    def data(self) -> str:
+        """What the images are called in a table."""
+        name = self.train.data
+        return next((known for word, known in DATA_NAMES.items() if word in name), name)
+
+
+DATA_NAMES = {"mini": "mini-ImageNet", "tiered": "tiered-ImageNet", "glyphs": "glyphs"}
+
+
+# [6.3] the ablation: MetaNTK and regions; NTK and regions, on as many samples (footnote 11); regions alone.
+_METHODS = {
+    "metantk": {"method": "metantk-nas"},
+    "te-nas": {"method": "te-nas"},
+    "regions": {"method": "regions"},
+}
+
+
+def _paper(name: str) -> Recipe:
+    evaluations = {shots: EVALUATE[f"{name}-{shots}-shot"] for shots in SHOTS}
+    return Recipe(SEARCH[name], _METHODS, TRAIN[name], evaluations, "two")
+
+
+# Small enough for one CPU: at most a minute for a search, half a minute for a training and its evaluations. The
+# searches are Algorithm 1 with fewer draws than the paper's three tasks and three repeats.
+_SIZE = {"channels": 8, "cells": 3, "stem_stride": 2, "image_size": 32}
+_GLYPHS = Recipe(
+    search=Search(**_SIZE, protocol="paper", outputs="sum", tasks=1, repeats=1),
+    methods=_METHODS,
+    train=Train(**_SIZE, epochs=6, learning_rate=0.1, milestones=(4, 5), drop_path=0.0),
+    evaluate={shots: Evaluate(shots=shots, tasks=100, augment=5) for shots in SHOTS},
+    inputs="all",
+)
+
+RECIPES: dict[Experiment, Recipe] = {"glyphs": _GLYPHS} | {name: _paper(name) for name in EXPERIMENTS}
+
+TABLE = {
+    "glyphs": Table(name="glyphs", experiments=("glyphs",), missing="make", device="cpu"),
+    # [6.2] three runs of search, training and evaluation on both data sets.
+    "table-1": Table(name="table_1", methods=("metantk",), missing="make"),
+    # [6.3] the ablation on mini-ImageNet, and the random cells of the same size that it lacks.
+    "table-2": Table(name="table_2", experiments=("mini-5", "mini-8"), missing="make"),
+}

@@ -1,0 +1,55 @@
+"""The settings of the tables."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from experiments.requirements import require, require_at_least
+
+Experiment = Literal["glyphs", "mini-5", "mini-8", "tiered-5", "tiered-8"]
+Method = Literal["metantk", "te-nas", "regions", "random", "random-same-size"]
+EXPERIMENTS: tuple[Experiment, ...] = ("mini-5", "mini-8", "tiered-5", "tiered-8")
+METHODS: tuple[Method, ...] = ("metantk", "te-nas", "regions", "random", "random-same-size")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Tables 1 and 2: what the run folders hold, runs compared, beside the numbers that the paper prints."""
+
+    name: str = "paper"
+    """Last part of the files' names: table_NAME.md, .tex, .csv and .json."""
+    experiments: tuple[Experiment, ...] = EXPERIMENTS
+    """Data and sizes; all but glyphs are the paper's, by its recipes."""
+    methods: tuple[Method, ...] = METHODS
+    """Where the cells come from: searches, random cells, random cells with the searched one's parameters."""
+    runs: int = 3
+    """Independent runs (search, training, evaluation) of every method."""
+    seed: int = 0
+    """Seed of the first run; the others follow."""
+    missing: Literal["show", "make"] = "show"
+    """What to do about runs that are not there or not finished: show the gap, or make them now."""
+    mini: str = "data/mini-imagenet"
+    """Folder of miniImageNet."""
+    tiered: str = "data/tiered-imagenet"
+    """Folder of tieredImageNet."""
+    jobs: int = 1
+    """Worker processes for the missing runs; the result does not depend on it."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda or cuda:N."""
+    work: Path = Path("runs/table")
+    """Folder of the runs: EXPERIMENT/METHOD/SEED/{search,train,evaluate-1-shot,evaluate-5-shot}."""
+    out: Path = Path("figures")
+    """Folder for the table."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, ("runs", "jobs"))
+        require_at_least(self, 0, ("seed",))
+        require(self.name.isidentifier(), f"name is '{self.name}': expected letters, digits and _")
+        for setting in ("experiments", "methods"):
+            values = getattr(self, setting)
+            once = bool(values) and len(set(values)) == len(values)
+            require(once, f"{setting} is {values}: name at least one, each once")
+        orphaned = "random-same-size" in self.methods and "metantk" not in self.methods
+        require(
+            not orphaned, "random-same-size has the parameters of a metantk cell: add metantk to the methods"
+        )

@@ -1,0 +1,341 @@
+"""The tables: made from run folders alone, every number traceable, gaps shown, beside the paper's numbers."""
+
+import csv
+import dataclasses
+import json
+import re
+import shutil
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from experiments import presets
+from experiments.cells import common, paper_results, rendering, search, table, table_runs, table_sheets, train
+from experiments.cells.evaluate import accuracies_of
+from experiments.presets.table import RECIPES, Recipe
+from experiments.settings import Search, Table
+from experiments.settings.table import METHODS as ALL_METHODS
+from mamltheory.errors import ConfigurationError
+from mamltheory.fewshot.statistics import compare_runs
+from mamltheory.nas.genotype import random_genotype
+from mamltheory.rng import generator
+from mamltheory.runtime.records import sha256
+from mamltheory.runtime.runlog import read_run
+from tests.experiments.stops import counted, ctrl_c_during
+from tests.experiments.tiny import SIZE, evaluate_settings, train_settings
+
+RUNS, METHODS = 2, ("metantk", "te-nas", "random", "random-same-size")
+
+
+def instant_search(settings):
+    """In the place of a search: a cell by the seed and the kernel, and the record of a finished run."""
+    log = common.begin(settings, "search", "cpu")
+    cell = random_genotype(generator(settings.seed, f"found by {settings.kernel}"), "all")
+    common.write_genotype(settings.out / "genotype.json", cell)
+    log.close()
+
+
+@pytest.fixture(scope="module")
+def study(few_images, tmp_path_factory):  # noqa: ARG001
+    """A table of tiny networks, made once; settings and what was printed."""
+    folder = tmp_path_factory.mktemp("table")
+    sizes = {k: v for k, v in SIZE.items() if k != "device"}
+    training = dataclasses.replace(train_settings(folder), epochs=1, milestones=())
+    evaluation = evaluate_settings(training, folder, tasks=8)
+    tiny = Recipe(
+        search=Search(**sizes, ways=2),
+        methods=RECIPES["glyphs"].methods,
+        train=training,
+        evaluate={shots: dataclasses.replace(evaluation, shots=shots) for shots in (1, 5)},
+        inputs="all",
+    )
+    settings = Table(
+        name="tiny",
+        experiments=("glyphs",),
+        methods=METHODS,
+        runs=RUNS,
+        missing="make",
+        device="cpu",
+        work=folder,
+        out=folder / "out",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RECIPES, "glyphs", tiny)
+        patch.setattr(search, "search", instant_search)
+        patch.setattr(table_runs, "SIZE_DRAWS", 150)
+        with ctrl_c_during(table_runs, "evaluate_run", 3) as stopped:
+            table.run(settings)
+        with counted(train, "train_epoch") as epochs:
+            assert table.run(settings) == 0
+        yield settings, stopped.value, len(epochs)
+
+
+@pytest.fixture
+def own(study, tmp_path):
+    """The table's settings with a copy of its runs, to be spoilt."""
+    shutil.copytree(study[0].work, tmp_path / "work")
+    return dataclasses.replace(study[0], work=tmp_path / "work", out=tmp_path / "out", missing="show")
+
+
+def rows_of(settings, title=""):
+    """The cells of the Markdown table that begins with this title."""
+    text = (settings.out / f"table_{settings.name}.md").read_text()
+    body = text[text.index(f"**{title}") :].split("\n**")[0]
+    return [
+        [c.strip() for c in line.strip("|").split("|")] for line in body.splitlines() if line.startswith("| ")
+    ]
+
+
+def test_a_stopped_table_goes_on_and_trains_nothing_twice(study):
+    settings, stopped, epochs = study
+    assert stopped.continue_with.startswith("the same command")
+    assert epochs == len(METHODS) * RUNS - 2
+    with counted(train, "train_epoch") as again, counted(table_runs, "evaluate_run") as evaluations:
+        table.run(settings)
+    assert (again, evaluations) == ([], [])
+
+
+def test_every_cell_is_the_mean_over_the_runs_that_its_record_names(study):
+    settings = study[0]
+    record = json.loads((settings.out / "table_tiny.json").read_text())
+    shown = {row[0]: row for row in rows_of(settings, "Ablation on glyphs")}
+    assert len(record["means"]) == len(METHODS) * 2
+    for mean in record["means"]:
+        accuracies = []
+        for source in mean["sources"]:
+            path = table_runs.Path(source["folder"]) / "run.json"
+            assert sha256(path.read_bytes()) == source["sha256"]
+            accuracies.append(100 * accuracies_of(read_run(path)["results"]).mean())
+        assert len(accuracies) == RUNS
+        text = f"{np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f}"
+        assert shown[table_sheets.NAMES[mean["method"]]][6 if mean["shots"] == 1 else 7] == text
+    for run in record["runs"]:
+        stages = {"train", "evaluate-1-shot", "evaluate-5-shot"}
+        searched = {"search"} if run["method"] in table_runs.SEARCHED else set()
+        assert set(run["sources"]) == stages | searched
+
+
+def test_the_random_cell_of_the_same_size_has_the_searched_cells_parameters(study):
+    record = json.loads((study[0].out / "table_tiny.json").read_text())
+    sizes = {(run["method"], run["seed"]): run["parameters"] for run in record["runs"]}
+    for seed in range(RUNS):
+        found, like = sizes["metantk", seed], sizes["random-same-size", seed]
+        assert abs(like - found) <= 0.02 * found
+    folders = {run.method: run for run in table_runs.runs_of(study[0]) if run.seed == 0}
+    cells = {method: common.read_genotype(run.genotype) for method, run in folders.items()}
+    assert cells["random-same-size"] != cells["metantk"]
+
+
+def test_differences_are_taken_task_by_task_and_run_by_run(study):
+    settings = study[0]
+    record = json.loads((settings.out / "table_tiny.json").read_text())
+
+    def accuracies(method):
+        folders = [settings.work / "glyphs" / method / f"seed-{seed}/evaluate-5-shot" for seed in range(RUNS)]
+        return [accuracies_of(read_run(folder)["results"]) for folder in folders]
+
+    expected = compare_runs(accuracies("metantk"), accuracies("random"))
+    (found,) = [c for c in record["comparisons"] if (c["metantk_minus"], c["shots"]) == ("random", 5)]
+    assert found["result"]["differences"] == list(expected.differences)
+    assert found["result"]["p_value"] == expected.p_value
+    assert found["result"]["least_p_value"] == 0.5
+    row = next(
+        r for r in rows_of(settings, "Is MetaNTK-NAS better") if r[:2] == ["MetaNTK-NAS − Random cell", "5"]
+    )
+    signed = f"{100 * expected.interval.mean:+.1f} ± {100 * expected.interval.half_width:.1f}"
+    assert row[3] == signed.replace("-", "−")
+    text = (settings.out / "table_tiny.md").read_text()
+    assert "With 2 runs the sign test cannot fall below p = 0.5" in text
+    assert "few runs can hardly show anything" in text
+
+
+def test_runs_of_one_seed_on_different_tasks_are_not_compared(own):
+    path = own.work / "glyphs/random/seed-0/evaluate-1-shot/run.json"
+    record = json.loads(path.read_text())
+    record["results"]["tasks_digest"] = "another"
+    path.write_text(json.dumps(record))
+    with pytest.raises(ConfigurationError, match="evaluated on different tasks"):
+        table.run(own)
+
+
+def test_missing_runs_are_shown_as_missing_and_never_filled_in(own, capsys):
+    shutil.rmtree(own.work / "glyphs/te-nas")
+    shutil.rmtree(own.work / "glyphs/random/seed-1/evaluate-5-shot")
+    assert table.run(own) == 0
+    shown = {row[0]: row for row in rows_of(own, "Ablation on glyphs")}
+    assert shown["TE-NAS"][4:] == ["missing", "–", "missing", "missing"]
+    assert shown["Random cell"][7].endswith("(1 of 2 runs)")
+    assert "±" not in shown["Random cell"][7]
+    assert "±" in shown["Random cell"][6]
+    assert "3 of 8 runs are missing or unfinished" in capsys.readouterr().out
+    with (own.out / "table_tiny.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    gaps = [line for line in lines if not line["accuracy"]]
+    assert {(line["model"], line["seed"], line["shots"]) for line in gaps} == {
+        ("TE-NAS", "0", "1"),
+        ("TE-NAS", "0", "5"),
+        ("TE-NAS", "1", "1"),
+        ("TE-NAS", "1", "5"),
+        ("Random cell", "1", "5"),
+    }
+
+
+@pytest.mark.parametrize("what", ["the training", "the settings", "the cell"])
+def test_an_evaluation_of_something_else_counts_as_missing(own, what):
+    folder = own.work / "glyphs/random/seed-0"
+    if what == "the cell":
+        shutil.copy(own.work / "glyphs/random/seed-1/genotype.json", folder)
+    else:
+        path = folder / ("train/run.json" if what == "the training" else "evaluate-1-shot/run.json")
+        record = json.loads(path.read_text())
+        record["config"]["tasks"] = 4
+        if what == "the training":
+            record = read_run(path) | {"started": "2020-01-01T00:00:00+00:00"}
+        path.write_text(json.dumps(record))
+    table.run(own)
+    shown = {row[0]: row for row in rows_of(own, "Ablation on glyphs")}
+    assert shown["Random cell"][6].endswith("(1 of 2 runs)")
+
+
+def test_without_runs_the_papers_numbers_stand_beside_gaps(tmp_path, capsys):
+    settings = Table(work=tmp_path, out=tmp_path)
+    assert table.run(settings) == 0
+    assert "60 of 60 runs are missing" in capsys.readouterr().out
+    first, second = rows_of(settings, "Table 1"), rows_of(settings, "Table 2")
+    paper = [row for row in first if row[0].endswith("(paper)")]
+    assert [row[0].removesuffix(" (paper)") for row in paper[:4]] == ["MAML", "ANIL", "MetaOptNet", "RFS"]
+    assert paper[8][4:] == [
+        "1.77M",
+        "1.54 h",
+        "63.88 ± 0.81",
+        "80.07 ± 0.45",
+        "2.22M",
+        "2.2 h",
+        "71.12 ± 0.49",
+        "85.71 ± 0.22",
+    ]
+    ours = [row for row in first + second if row[0].endswith("(this code)")]
+    assert len(ours) == 2 + len(ALL_METHODS)
+    assert {cell for row in ours for cell in row[4:]} == {"missing"}
+    assert second[3] == [
+        "TE-NAS (paper)",
+        "",
+        "✓",
+        "✓",
+        "62.51 ± 0.42",
+        "63.51 ± 0.16",
+        "79.02 ± 0.35",
+        "79.86 ± 0.42",
+    ]
+
+
+@pytest.mark.parametrize("name", ["paper", "tiny"])
+def test_the_latex_has_as_many_cells_in_every_row_as_columns(name, study, tmp_path):
+    settings = study[0] if name == "tiny" else Table(work=tmp_path, out=tmp_path)
+    table.write(table.collect(settings))
+    text = (settings.out / f"table_{name}.tex").read_text()
+    assert text.isascii()
+    tables = re.findall(r"\\begin\{tabular\}\{(\w+)\}\n(.*?)\\end\{tabular\}", text, flags=re.DOTALL)
+    assert (
+        len(tables)
+        == text.count(r"\begin{table}")
+        == text.count(r"\end{table}")
+        == (2 if name == "paper" else 3)
+    )
+    for columns, body in tables:
+        assert body.startswith("\\toprule\n")
+        assert body.endswith("\\bottomrule\n")
+        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert len(rows) > 3
+        for row in rows:
+            cells = re.split(r"(?<!\\)&", row)
+            spans = [
+                int(found.group(1)) if (found := re.search(r"\\multicolumn\{(\d+)\}", c)) else 1
+                for c in cells
+            ]
+            assert sum(spans) == len(columns), row
+        spans = [tuple(map(int, pair)) for pair in re.findall(r"\\cmidrule\(lr\)\{(\d+)-(\d+)\}", body)]
+        assert all(a[1] < b[0] for a, b in pairwise(spans))
+        assert all(end <= len(columns) for _, end in spans)
+    unescaped = text.replace(r"\{", "").replace(r"\}", "")
+    assert unescaped.count("{") == unescaped.count("}")
+    assert not re.search(r"(?<!\\)[#_]", text)
+    assert all("%" not in line.replace(r"\%", "") for line in text.splitlines()[1:])
+    assert text.replace(r"\$", "").count("$") % 2 == 0
+
+
+def test_special_characters_reach_latex_as_themselves_and_markdown_keeps_its_bars():
+    sheet = rendering.Sheet("50 % of a_b", (("", "a|b"), ("", "c")), (("x & y", "{z}"),))
+    assert r"50 \% of a\_b" in rendering.latex(sheet)
+    assert r"x \& y & \{z\} \\" in rendering.latex(sheet)
+    row = rendering.Sheet("t", (("", "a"),), (("x|y",),))
+    assert r"| x\|y |" in rendering.markdown(row)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "shots", "head", "C"),
+    [
+        ("mini-5", 1, "svc", 0.2),
+        ("mini-5", 5, "logistic", 0.6),
+        ("mini-8", 1, "svc", 0.35),
+        ("mini-8", 5, "logistic", 0.4),
+        ("tiered-5", 1, "svc", 0.75),
+        ("tiered-5", 5, "logistic", 0.8),
+        ("tiered-8", 1, "logistic", 0.95),
+        ("tiered-8", 5, "logistic", 0.5),
+    ],
+)
+def test_every_experiment_is_evaluated_as_appendix_e_has_it(experiment, shots, head, C, tmp_path):
+    settings = Table(work=tmp_path, mini="M", tiered="T")
+    run = next(run for run in table_runs.runs_of(settings) if run.experiment == experiment)
+    chosen = table_runs.evaluate_settings(settings, run, shots)
+    assert (chosen.head, chosen.C, chosen.shots) == (head, C, shots)
+    assert (chosen.ways, chosen.tasks, chosen.augment, chosen.split) == (5, 1000, 5, "test")
+    training = table_runs.train_settings(settings, run)
+    assert training.data == chosen.data == experiment[0].upper()
+    assert chosen.checkpoint == training.out
+    assert training.genotype == table_runs.search_settings(settings, run).out / "genotype.json"
+
+
+def test_methods_of_the_ablation_differ_in_the_search_alone(tmp_path):
+    settings = Table(work=tmp_path)
+    runs = [run for run in table_runs.runs_of(settings) if (run.experiment, run.seed) == ("mini-5", 0)]
+    searches = {run.method: table_runs.search_settings(settings, run) for run in runs}
+    assert [method for method, found in searches.items() if found is None] == ["random", "random-same-size"]
+    assert (searches["metantk"].kernel, searches["te-nas"].kernel) == ("maml", "ntk")
+    free = {"out", "genotype"}
+    trainings = [dataclasses.asdict(table_runs.train_settings(settings, run)) for run in runs]
+    assert all({k for k in t if t[k] != trainings[0][k]} <= free for t in trainings)
+
+
+def test_the_papers_rows_are_complete_and_agree_with_each_other():
+    results = paper_results.PAPER_RESULTS
+    assert len([r for r in results if r.table == 1]) == 11 + 7
+    assert len([r for r in results if r.table == 2]) == 4 * 2
+    for cells in (5, 8):
+        rows = [
+            r for r in results if (r.model, r.cells, r.data) == ("MetaNTK-NAS", cells, paper_results.MINI)
+        ]
+        assert len(rows) == 2
+        assert rows[0].accuracy == rows[1].accuracy
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"runs": 0}, "runs"),
+        ({"methods": ("random", "random-same-size")}, "add metantk"),
+        ({"methods": ("random", "random")}, "each once"),
+        ({"experiments": ()}, "at least one"),
+        ({"name": "a/b"}, "letters"),
+    ],
+)
+def test_impossible_tables_are_refused(wrong, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Table(**wrong)
+
+
+def test_the_presets_name_their_files_apart():
+    names = [settings.name for settings in presets.TABLE.values()]
+    assert len(set(names)) == len(names) == 3
