@@ -109,7 +109,10 @@ def test_a_hostile_pickle_is_refused_and_nothing_of_it_runs(tmp_path, monkeypatc
         b"cnumpy\ndtype\n}(S'__call__'\nK\x01ub.",  # an attribute
         b"\x80\x02P1\n.",
         b"\x80\x02]r\xff\xff\xff\x7fK\x01a0.",  # an index that would claim 32 GB
-        b"\x80\x02}" + b")" + 10**5 * b"\x85" + b"K\x01s.",  # a key whose hash would overrun the C stack
+        b"\x80\x02}"
+        + b")"
+        + 100 * b"\x85"
+        + b"K\x01s.",  # a key whose hash, deeper still, would overrun the C stack
         b"\x80\x02ccollections\nOrderedDict\n](](" + b")" + 100 * b"\x85" + b"K\x01ee\x85R.",
         b"\x80\x04\x8f(" + b")" + 100 * b"\x85" + b"\x90.",  # the same in a set
         b"\x80\x02T\xff\xff\xff\x7fabc.",  # strings that announce 2 GB and more
