@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from experiments.cells.cell_figure import draw_cells
 from experiments.cells.common import (
     begin,
     cached_data,
@@ -21,11 +22,12 @@ from experiments.cells.common import (
     write_genotype,
 )
 from experiments.cells.search_report import LEGEND, closing_lines, goes_first, round_lines, search_record
+from experiments.cells.search_trace import draw_trace
 from experiments.settings import Search
 from mamltheory.fewshot.episodes import episode_tasks
 from mamltheory.fewshot.images import normalise, take
 from mamltheory.linalg import Converged, Dynamics, GradientFlow
-from mamltheory.nas.genotype import CELL_TYPES, Candidates, Genotype
+from mamltheory.nas.genotype import Candidates, Genotype
 from mamltheory.nas.gradient import GradientScorer
 from mamltheory.nas.own_draws import OwnDraws
 from mamltheory.nas.regions import random_patches
@@ -34,7 +36,6 @@ from mamltheory.nas.scores import CellScorer, Score, ScoreSettings
 from mamltheory.nas.search import evaluate, prune, record
 from mamltheory.nas.search_settings import SearchSettings
 from mamltheory.nas.search_state import Job, SearchState, state_from_json, state_to_json
-from mamltheory.plotting import draw_genotype, figure, save
 from mamltheory.rng import generator
 from mamltheory.runtime.checkpoint import load
 from mamltheory.runtime.checkpoint import save as save_state
@@ -48,16 +49,35 @@ from mamltheory.types import Task
 
 CHUNK = 16
 """Scores that are computed together and then saved."""
+FINAL_DRAWS = 4
+"""Draws, other than those of the search, on which the found network is scored in the end."""
 PATCHES, PATCH_IMAGES = 3000, 300
 """Inputs of the region count (released code), cut from so many images."""
 
 
 def run(settings: Search) -> int:
-    """Search, write ``genotype.json`` and ``search.json``, and draw the cells; returns 0."""
-    genotype = search(settings)
-    draw_cells(genotype, settings)
+    """Search, write ``genotype.json`` and ``search.json``, and draw the cells and the course; returns 0."""
+    search(settings)
+    draw_found(settings)
     print(f"genotype: {settings.out / 'genotype.json'}")
     return 0
+
+
+def draw_found(settings: Search) -> None:
+    """Draw a finished search: its cells, with the score of their network, and who left which edge when."""
+    settings = settings.resolved()
+    state = saved_search(settings).state
+    draw_cells(state.candidates.genotype(), settings, scores=final_scores(state, settings))
+    course = draw_trace(state, "trace", settings.out, without_paths(settings), settings.seed)
+    print(f"wrote {course[0]} (and .pdf, .json)")
+
+
+def final_scores(state: SearchState, settings: Search) -> list[Score]:
+    """The found network's scores on fresh draws; none where the search had no criterion."""
+    if not settings.criteria:
+        return []
+    scorer = scorer_of(settings, str(choose_device(settings.device).device))
+    return [scorer(state.candidates, state.round_index, repeat) for repeat in range(FINAL_DRAWS)]
 
 
 @dataclass(frozen=True)
@@ -211,14 +231,3 @@ def draw_patches(source: tuple[str, int], random: torch.Generator) -> Tensor:
     data = cached_data(*source)
     rows = torch.randint(len(data.train), (PATCH_IMAGES,), generator=random).numpy()
     return random_patches(normalise(take(data.train.images, rows), data.mean, data.std), PATCHES, random)
-
-
-def draw_cells(genotype: Genotype, settings: Search, name: str = "cells", directory: object = None) -> None:
-    """The two cells in the style of Figure 2, beside the genotype."""
-    edges = genotype.edges()
-    with figure("page", 6.0, rows=2) as (drawing, axes):
-        for panel, kind in zip(axes[:, 0], CELL_TYPES, strict=True):
-            draw_genotype(panel, edges[kind], f"{kind} cell")
-        data = {"genotype": genotype.to_json()}
-        paths = save(drawing, name, data, directory or settings.out, without_paths(settings), settings.seed)
-    print(f"wrote {paths[0]} (and .pdf, .json)")

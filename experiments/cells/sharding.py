@@ -203,6 +203,7 @@ def _join(
             print("\n".join(round_lines(before, saved.state)))
         if is_finished(saved.state, rules):
             search.finish(saved, settings, log)
+            search.draw_found(settings)
             return 0
     log.close("interrupted")
     left = f"{len(saved.state.candidates.operators())} operators are left"

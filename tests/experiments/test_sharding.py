@@ -132,7 +132,7 @@ def test_the_search_is_the_same_in_one_process_and_in_two_ranks_of_torchrun(tmp_
             flags += ["--repeats", str(settings.repeats), "--protocol", settings.protocol]
             flags += ["--regions", "False", "--outputs", "sum"]
             flags += ["--channels", "4", "--cells", "3", "--stem-stride", "4", "--image-size", "16"]
-            ends = run_ranks(size, ["-m", "experiments", "search", *flags])
+            ends = run_ranks(size, ["-m", "experiments", "search", *flags], timeout=500)
             assert [code for code, _, _ in ends] == [0] * size, ends
             assert all(not out for _, out, _ in ends[1:])
             states.append(state_in(settings.out))

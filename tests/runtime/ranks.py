@@ -36,4 +36,5 @@ def run_ranks(size: int, arguments: Sequence[str], timeout=120.0):
     finally:
         for process in processes:
             process.kill()
+            process.wait()
     return [(process.returncode, *texts) for process, texts in zip(processes, ends, strict=True)]
