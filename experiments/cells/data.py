@@ -62,7 +62,7 @@ def read(settings: Data) -> Report:
             continue
         try:
             with watched(f"read {split}") as advance:
-                splits[split] = layout.read(folder, split, options_of(settings, advance))
+                splits[split] = layout.load(folder, split, options_of(settings, advance))
         except DataError as error:
             problems.append(str(error))
     name, mirrors = f"{layout.name} ({layout.layout})", layout.mirrors(folder)

@@ -44,12 +44,7 @@ def read_data(path: Path, options: Options) -> ImageData:
         raise DataError(
             f"{folder} holds {layout.name}, of which {', '.join(missing)} is missing: expected {layout.layout}"
         )
-    try:
-        return complete(layout, folder, {split: layout.read(folder, split, options) for split in SPLITS})
-    except DataError:
-        raise
-    except OSError as error:  # a file that must not be read, or a disk that fails
-        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
+    return complete(layout, folder, {split: layout.load(folder, split, options) for split in SPLITS})
 
 
 def complete(layout: Format, folder: Path, splits: Mapping[str, ImageSplit]) -> ImageData:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mamltheory.errors import DataError
-from mamltheory.fewshot.datasets import load_data
+from mamltheory.fewshot.datasets import load_data, read_data
 from mamltheory.fewshot.formats import Options
 from mamltheory.fewshot.formats.arrays import open_npz_member
 from mamltheory.fewshot.formats.folders import FOLDER_FORMAT
@@ -171,3 +171,15 @@ def test_a_record_of_prepared_data_with_impossible_entries_is_refused(tmp_path, 
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
     with pytest.raises(DataError, match=r"few-shot-data\.json"):
         load_data(tmp_path)
+
+
+def test_images_that_no_memory_holds_are_refused_unless_they_go_to_a_file(tmp_path, monkeypatch):
+    layouts.write_folders(tmp_path, tiny_splits())
+    monkeypatch.setattr("mamltheory.fewshot.formats.common._physical_memory", lambda: 1000)
+    with pytest.raises(DataError, match=r"train images take .* --prepare FOLDER"):
+        load_data(tmp_path)
+    room = {}
+    read_data(
+        tmp_path, Options(allocate=lambda split, shape: room.setdefault(split, np.empty(shape, np.uint8)))
+    )
+    assert set(room) == set(SPLITS)

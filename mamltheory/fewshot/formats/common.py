@@ -1,6 +1,8 @@
 """What the readers of all layouts share: options, splits from raw labels, and files that must be there."""
 
 import json
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +22,23 @@ CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 MOST_TEXT = 256 * 2**20  # bytes of a CSV or JSON file: a million images need 60 MB
 
 
-def in_memory(split: str, shape: tuple[int, ...]) -> np.ndarray:  # noqa: ARG001
-    """Room for the images of a split in memory."""
+def in_memory(split: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Room for the images of a split in memory; raises DataError when the machine has less than that."""
+    size, limit = math.prod(shape), _physical_memory()
+    if size > limit:
+        raise DataError(
+            f"the {split} images take {size / 1e9:.1f} GB at {shape[2]}×{shape[1]} pixels and this machine has "
+            f"{limit / 1e9:.1f} GB of memory: give a smaller image_size, or write them to a file once with "
+            "`python -m experiments data PATH --prepare FOLDER` and use that folder"
+        )
     return np.empty(shape, np.uint8)
+
+
+def _physical_memory() -> int | float:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # a system that does not tell
+        return math.inf
 
 
 def unwatched(images: int) -> None:
@@ -50,7 +66,7 @@ class Format:
     """One layout on disk.
 
     `layout`: what it looks like, for messages; `find(folder, split)`: the main file or folder of a split, or
-    None when it is not there; `read(folder, split, options)`: the split, DataError when it is damaged;
+    None when it is not there; `read(folder, split, options)`: the split, used through :meth:`load`;
     `statistics(folder)`: channel mean and std, None to take them of the training images; `published`: a
     name in :data:`mamltheory.fewshot.inspection.PUBLISHED` whose sizes the data should have.
     """
@@ -63,6 +79,15 @@ class Format:
     statistics: Callable[[Path], Statistics | None] = lambda _: None
     published: Callable[[Path], str | None] = lambda _: None
     mirrors: Callable[[Path], bool] = lambda _: True
+
+    def load(self, folder: Path, split: str, options: Options) -> ImageSplit:
+        """The split; DataError when it is damaged or the system refuses to read it."""
+        try:
+            return self.read(folder, split, options)
+        except DataError:
+            raise
+        except OSError as error:
+            raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
 
     def present(self, folder: Path) -> tuple[str, ...]:
         """The splits that are there."""
