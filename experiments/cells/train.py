@@ -196,15 +196,16 @@ def draw_curves(settings: Train) -> None:
         data[f"val_{name.removeprefix('val_')}"] = [row[name] for row in seen]
     with figure("page", 2.6, columns=2) as (drawing, axes):
         for i, (panel, name) in enumerate(zip(axes[0], ("loss", "accuracy"), strict=True)):
-            panel.plot(data["epoch"], data[name], label="training, all base classes", **curve(i))
+            some = max(1, len(data["epoch"]) // 20)
+            panel.plot(data["epoch"], data[name], markevery=some, label="training, all classes", **curve(i))
             for milestone in settings.milestones:
                 panel.axvline(milestone + 0.5, color="0.6", linestyle=":")
             panel.set_xlabel("epoch (dotted: the learning rate falls)")
             panel.set_ylabel({"loss": "training cross-entropy (nats)", "accuracy": "training accuracy"}[name])
         if seen:
             bars = {"x": data["val_epoch"], "y": data["val_accuracy"], "yerr": data["val_half_width"]}
-            axes[0, 1].errorbar(**bars, label="validation, few-shot, new classes", capsize=2, **curve(2))
+            axes[0, 1].errorbar(**bars, label="validation, few-shot", capsize=2, **curve(2))
             axes[0, 1].set_ylabel("accuracy")
-            axes[0, 1].legend()
+            axes[0, 1].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         paths = save(drawing, "learning_curves", data, settings.out, without_paths(settings), settings.seed)
     print(f"wrote {paths[0]} (and .pdf, .json)")
