@@ -127,7 +127,7 @@ def report(
         "quick": settings.quick,
         "targets": [row for case in cases for row in judged(case, measured["cases"][case.name])],
     }
-    name = f"benchmark_{settings.device}" + ("_quick" if settings.quick else "")
+    name = f"{settings.name}_{settings.device}" + ("_quick" if settings.quick else "")
     kept = {
         k: v for k, v in dataclasses.asdict(settings).items() if k in ("rounds", "seconds", "quick", "cases")
     }

@@ -71,7 +71,8 @@ def single_scoring(problem: ScoringProblem) -> Callable[[], Tensor]:
 
 
 def _scores(conditions: list[float], regions: list[int]) -> Tensor:
-    return torch.tensor([conditions, [float(count) for count in regions]], dtype=torch.float64)
+    """Logarithms, so that differences are relative ones, of conditions and counts alike."""
+    return torch.tensor([conditions, regions], dtype=torch.float64).log()
 
 
 SCORING = Group(

@@ -30,6 +30,8 @@ class Benchmark:
     """Measure finished cases again."""
     seed: int = 0
     """Seed of every random draw."""
+    name: str = "benchmark"
+    """Name of the table, the figure and its numbers; the device's name is put behind it."""
     out: Path = Path("figures")
     """Folder for the table, the figure and its numbers."""
     runs: Path = Path("runs/benchmark")
