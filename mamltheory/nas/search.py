@@ -125,7 +125,9 @@ def prune(state: SearchState, settings: SearchSettings) -> SearchState:
         return state
     repeats, stopped = repeats_of_round(state, settings)
     trace, report = decide(state, settings, repeats)
-    report = replace(report, stopped=stopped, failures=failures(state.scores.values()))
+    # Repeats that were computed in advance and not needed depend on the number of processes: they do not count.
+    counted = [score for job, score in state.scores.items() if job.repeat < repeats]
+    report = replace(report, stopped=stopped, failures=failures(counted))
     left = state.candidates.without(*(d.operator for d in trace if d.pruned))
     after = SearchState(left, state.round_index + 1, {}, state.trace + trace, (*state.reports, report))
     if settings.shrinkage and not left.is_single_path():
