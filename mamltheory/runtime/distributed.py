@@ -29,6 +29,10 @@ MINUTES = 60.0
 """How long a process waits for another: longer than any item takes, for one that hangs must end the job."""
 
 
+class RankLost(ConfigurationError):
+    """A process of torchrun has ended or does not answer; what it said itself tells why."""
+
+
 @dataclass(frozen=True)
 class World:
     """The rank of a process among ``size``, and its rank on its machine (the number of its GPU).
@@ -85,7 +89,7 @@ def joined(minutes: float = MINUTES) -> Iterator[bool]:
     """Whether this process is to run the command. Under torchrun rank 0 is; the others have served it by then.
 
     Within the block :func:`spread_over` gives rank 0 the mapper over all ranks. Each rank sees one GPU, its own.
-    Raises ConfigurationError when a process ends or does not answer within ``minutes``.
+    Raises RankLost when a process ends or does not answer within ``minutes``.
     """
     here = world()
     if here.size == 1:
@@ -94,6 +98,7 @@ def joined(minutes: float = MINUTES) -> Iterator[bool]:
     _see_one_gpu(here.local_rank)
     with _explained("a process did not start"):
         dist.init_process_group("gloo", timeout=timedelta(minutes=minutes))
+    lost = False
     try:
         if here.leads:
             yield True
@@ -101,8 +106,11 @@ def joined(minutes: float = MINUTES) -> Iterator[bool]:
             with one_thread():
                 _serve()
             yield False
+    except RankLost:
+        lost = True  # the others hear of it when this process ends: a word to one that hangs could block
+        raise
     finally:
-        if here.leads:
+        if here.leads and not lost:
             _dismiss(here.size)
         dist.destroy_process_group()
 
@@ -190,12 +198,8 @@ def _serve() -> None:
 
 
 def _dismiss(size: int) -> None:
-    # A failure is on its way up already where a rank is gone: the others are to be told in any case.
     for rank in range(1, size):
-        try:
-            _send(None, rank)
-        except ConfigurationError:
-            continue
+        _send(None, rank)
 
 
 def _send(value: object, rank: int) -> None:
@@ -217,7 +221,7 @@ def _explained(what: str) -> Iterator[None]:
     except RuntimeError as error:  # all of torch.distributed's derive from it
         # gloo: "[file:line] what happened. General remarks": the middle is what helps
         reason = re.sub(r"^\[.*?\] |\. This is typically.*", "", f"{error}".partition("\n")[0])
-        raise ConfigurationError(
+        raise RankLost(
             f"{what} ({reason}): its own messages say why; the same command goes on from what has been saved, "
             "with any number of processes"
         ) from error
