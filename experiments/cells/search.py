@@ -182,6 +182,7 @@ def rules_of(settings: Search) -> SearchSettings:
         estimator=settings.estimator,
         shrinkage=settings.shrinkage,
         stopping=settings.stopping,
+        least_repeats=settings.least_repeats,
         common_random_numbers=settings.common_random_numbers,
     )
 

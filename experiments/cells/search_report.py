@@ -36,6 +36,8 @@ def goes_first(state: SearchState, settings: SearchSettings) -> str:
         return ""
     operators = group(state, settings)
     draws = deciding_draws(state, settings, operators, repeats)
+    if not draws[0]:
+        return ""
     mean = {o: mean_difference(values) for o, values in zip(operators, draws, strict=True)}
     worst = [max(members, key=mean.__getitem__) for members in competitions(operators).values()]
     counts = Counter(SHORT[operator.operation] for operator in worst)

@@ -48,6 +48,8 @@ class Search(Network):
     """Independent draws of weights, head and tasks that are averaged, with stopping at most; None: the protocol's."""
     stopping: bool | None = None
     """End a round once its repeats agree on who goes, or a wrong choice costs little; None: the protocol's."""
+    least_repeats: int | None = None
+    """Repeats before a round may stop; None: the protocol's."""
     shrinkage: bool | None = None
     """Shrink scores towards the mean of (cell type × operation), and decide rounds without signal by that mean, or by
     size; None: the protocol's."""
@@ -73,6 +75,7 @@ class Search(Network):
         require_at_least(self, 2, ("ways",))
         require_at_least(self, 1, ("shots", "queries", "jobs"))
         require_at_least(self, 0, ("inner_time", "ridge"))
+        require(self.value("least_repeats") >= 2, "least_repeats is below 2: what repeats agree on takes two")
         require_at_least(self, 1, [name for name in ("tasks", "repeats") if getattr(self, name) is not None])
         require(math.isfinite(self.ridge), f"ridge is {self.ridge}: expected a finite number")
         plain = self.kernel == "ntk" and not (self.inner_time == math.inf and self.ridge == 1e-3)

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from mamltheory.errors import ConfigurationError
 from mamltheory.nas.reliability import (
     Agreement,
+    Earlier,
     Labels,
     Scores,
     codes,
@@ -38,7 +39,7 @@ Stop = Literal["agreement", "regret", "budget", "fixed"]
 """Why a round took no further repeat; "fixed": their number was given."""
 
 MIN_REPEATS = 4
-"""Repeats before a search may stop."""
+"""Repeats before a search may stop, unless it sets more or fewer."""
 ENOUGH_AGREEMENT, LITTLE_REGRET = 0.85, 0.05
 SEPARATED = 0.9
 """Probability with which bootstrap draws of the repeats must take out the same operator for an edge to be decided."""
@@ -66,7 +67,7 @@ def certainty(
     draws: int = 200,
     share: float | None = None,
     picks: Collection[int] = (),
-    earlier: Scores | None = None,
+    earlier: Earlier | None = None,
 ) -> Certainty:
     """Bootstrap over repeats of the operator with the largest mean, or with ``types`` the largest shrunken score.
 
@@ -106,11 +107,11 @@ def _bootstrap(values: Scores, random: np.random.Generator, draws: int) -> tuple
     return centre, centre + math.sqrt(repeats / (repeats - 1)) * (values @ weights - centre)
 
 
-def may_stop(state: Certainty, repeats: int, budget: int) -> Stop | None:
-    """Why no further repeat is needed: "agreement", "regret" or "budget"; None to go on."""
+def may_stop(state: Certainty, repeats: int, budget: int, least: int = MIN_REPEATS) -> Stop | None:
+    """Why no further repeat is needed: "agreement", "regret" or "budget"; None to go on, as before ``least``."""
     if repeats >= budget:
         return "budget"
-    if repeats < MIN_REPEATS:
+    if repeats < least:
         return None
     if state.same >= ENOUGH_AGREEMENT:
         return "agreement"
@@ -158,7 +159,7 @@ def judge(
     random: np.random.Generator,
     shrinkage: bool = True,
     picks: Collection[int] = (),
-    earlier: Scores | None = None,
+    earlier: Earlier | None = None,
 ) -> RoundReliability:
     """All numbers of a round, and on which basis it is to be decided; at least 2 repeats.
 
@@ -189,7 +190,7 @@ def judge(
 
 
 def _basis_of_a_tie(
-    scores: Scores, edges: Labels, types: Labels, random: np.random.Generator, earlier: Scores | None
+    scores: Scores, edges: Labels, types: Labels, random: np.random.Generator, earlier: Earlier | None
 ) -> Basis:
     values = standardised(scores, edges)
     if earlier is not None and earlier.shape[1]:
@@ -205,7 +206,7 @@ def decided_scores(
     types: Labels,
     parameters: Sequence[int],
     basis: Basis,
-    earlier: Scores | None = None,
+    earlier: Earlier | None = None,
 ) -> Float[np.ndarray, " o"]:
     """The scores by which a round goes, larger = to be taken out: shrunken, of the types alone, or the size.
 

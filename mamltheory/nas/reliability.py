@@ -27,6 +27,8 @@ from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
 Labels = Sequence
 """One hashable label for each operator: its edge, or its cell type and operation."""
 Scores = Float[np.ndarray, "o r"]
+Earlier = Float[np.ndarray, "o e"]
+"""The same operators in the repeats of earlier rounds."""
 
 
 def standardised(scores: Scores, edges: Labels) -> Scores:
@@ -121,7 +123,7 @@ def half_agreement(
     random: np.random.Generator,
     types: Labels | None = None,
     draws: int = 200,
-    earlier: Scores | None = None,
+    earlier: Earlier | None = None,
 ) -> Agreement:
     """Agreement between disjoint halves of the repeats, of means or, with ``types``, of shrunken scores.
 
@@ -179,7 +181,7 @@ def _summaries(
     halves: np.ndarray,
     edges: Labels,
     types: Labels | None,
-    before: tuple[Scores, np.ndarray] | None,
+    before: tuple[Earlier, np.ndarray] | None,
 ) -> np.ndarray:
     """Mean of the standardised repeats of every half (a column), or its shrunken score."""
     values = standardised(scores, edges)
@@ -212,7 +214,7 @@ def _signal_share(rest: Scores, freedom: int) -> float:
     return mean_reliability(_intraclass(rest, freedom), repeats) if repeats > 1 else 0.0
 
 
-def pooled_mean(scores: Scores, edges: Labels, earlier: Scores | None) -> Float[np.ndarray, " o"]:
+def pooled_mean(scores: Scores, edges: Labels, earlier: Earlier | None) -> Float[np.ndarray, " o"]:
     """Mean over the standardised repeats of this round and of earlier ones, each repeat counting once."""
     mean = standardised(scores, edges).mean(1)
     if earlier is None or earlier.shape[1] == 0:
@@ -225,7 +227,7 @@ def shrunken_scores(
     edges: Labels,
     types: Labels,
     share: float | None = None,
-    earlier: Scores | None = None,
+    earlier: Earlier | None = None,
 ) -> tuple[Float[np.ndarray, " o"], float]:
     """(score of every operator in units of a repeat's standard deviation, λ): type effect + λ · what the edge adds.
 

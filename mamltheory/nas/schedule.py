@@ -4,7 +4,7 @@ All of it follows from the scores that are recorded, so that a search can be sto
 """
 
 from mamltheory.nas.decision import deciding_draws, group
-from mamltheory.nas.judgement import MIN_REPEATS, Stop, may_stop
+from mamltheory.nas.judgement import Certainty, Stop, may_stop
 from mamltheory.nas.round_report import certainty_so_far
 from mamltheory.nas.search_settings import SearchSettings
 from mamltheory.nas.search_state import Job, SearchState
@@ -41,15 +41,19 @@ def repeats_of_round(state: SearchState, settings: SearchSettings) -> tuple[int,
     if not settings.stopping:
         return settings.repeats, "fixed"
     operators, complete = group(state, settings), complete_repeats(state, settings)
-    least = min(MIN_REPEATS, settings.repeats)
+    least = min(settings.least_repeats, settings.repeats)
     for repeats in range(least, complete + 1):
         if repeats == settings.repeats:
             return repeats, "budget"
         draws, index = deciding_draws(state, settings, operators, repeats), (settings.seed, state.round_index)
         sure = certainty_so_far(operators, draws, *index, settings.shrinkage, state.history)
-        if sure is not None and (why := may_stop(sure, len(draws[0]), settings.repeats)) is not None:
+        if sure is not None and (why := _may_stop(sure, draws, settings)) is not None:
             return repeats, why
     return max(least, complete + 1), None
+
+
+def _may_stop(sure: Certainty, draws: list[list[float]], settings: SearchSettings) -> Stop | None:
+    return may_stop(sure, len(draws[0]), settings.repeats, settings.least_repeats)
 
 
 def pending(state: SearchState, settings: SearchSettings, ahead: int = 0) -> tuple[Job, ...]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mamltheory.errors import ConfigurationError
+from mamltheory.nas.judgement import MIN_REPEATS
 from mamltheory.nas.pruning import Difference, Ties
 
 Criterion = Literal["condition", "regions"]
@@ -15,7 +16,7 @@ class SearchSettings:
     """How the search decides; see :mod:`mamltheory.nas.search`. ``criteria=()`` prunes at random and scores nothing.
 
     repeats: independent draws of weights, head, tasks and patches whose differences are averaged; with ``stopping``
-        the most of them.
+        the most of them, and ``least_repeats`` the fewest.
     Raises ConfigurationError.
     """
 
@@ -28,9 +29,14 @@ class SearchSettings:
     estimator: Estimator = "leave-one-out"
     shrinkage: bool = False
     stopping: bool = False
+    least_repeats: int = MIN_REPEATS
     common_random_numbers: bool = True
 
     def __post_init__(self) -> None:
+        if self.least_repeats < 2:
+            raise ConfigurationError(
+                f"least_repeats is {self.least_repeats}: what repeats agree on takes at least 2"
+            )
         if self.repeats < 1:
             raise ConfigurationError(f"repeats is {self.repeats}: a score needs at least 1 draw")
         if not set(self.criteria) <= {"condition", "regions"} or len(set(self.criteria)) < len(self.criteria):

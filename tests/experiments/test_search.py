@@ -1,4 +1,4 @@
-"""Search on tiny networks: resumable score by score, and every mistake one clear error."""
+"""Search on tiny networks: protocols, resumable chunk by chunk, and every mistake one clear error."""
 
 import dataclasses
 import json
@@ -24,67 +24,111 @@ pytestmark = pytest.mark.usefixtures("few_images")
 USUAL_DATA = common.cached_data
 
 
-def test_a_search_leaves_its_genotype_the_drawing_and_the_record(searched):
-    assert files(searched.out) - {name for name in files(searched.out) if name.startswith("state/")} == {
-        "genotype.json",
-        "run.json",
-        "metrics.jsonl",
-        "cells.png",
-        "cells.pdf",
-        "cells.json",
-    }
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks of three scores: eight in the first round (seven operators and all of them) make three."""
+    monkeypatch.setattr(search, "CHUNK", 3)
+
+
+def state_of(settings):
+    return load(settings.out / "state", print).state["search"]
+
+
+def test_a_search_leaves_its_genotype_its_course_the_drawings_and_the_record(searched):
+    drawn = {f"{name}.{ending}" for name in ("cells", "trace") for ending in ("png", "pdf", "json")}
+    left = {name for name in files(searched.out) if not name.startswith("state/")}
+    assert left == {"genotype.json", "search.json", "run.json", "metrics.jsonl", *drawn}
     genotype = common.read_genotype(searched.out / "genotype.json")
     record = read_run(searched.out)
     assert record["status"] == "finished"
     assert record["results"]["genotype"] == genotype.to_json()
-    assert json.loads((searched.out / "cells.json").read_text())["data"]["genotype"] == genotype.to_json()
+    assert record["config"]["estimator"] == "leave-one-out"
     alive = nearly_done().candidates
     for kind in ("normal", "reduce"):
         for source, vertex, operation in genotype.edges()[kind]:
             assert operation in alive.on(kind, Edge(vertex - 2, source))
-    assert [row["operators"] for row in read_metrics(searched.out)] == [19, 18]
+    assert [row["repeats"] for row in read_metrics(searched.out)] == [1, 1]
 
 
-@pytest.mark.parametrize("call", [1, 5, 9])
-def test_an_interrupted_search_goes_on_with_what_it_lacks_to_the_same_end(searched, tmp_path, call):
-    settings = begun(tmp_path / "a b")
-    with ctrl_c_during(search, "score_job", call) as stopped:
+def test_the_course_of_a_search_has_every_decision_and_every_rounds_report(searched):
+    course = json.loads((searched.out / "search.json").read_text())
+    assert len(course["trace"]) == 7 + 2
+    assert sum(row[5] for row in course["trace"]) == 4
+    assert [report["stopped"] for report in course["rounds"]] == ["fixed", "fixed"]
+    assert course["undecided"] == {"0": [], "1": []}
+    assert course["failures"] == {}
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_search_stopped_twice_goes_on_with_what_it_lacks_to_the_same_end(tmp_path):
+    whole, settings = begun(tmp_path / "whole"), begun(tmp_path / "a b")
+    search.search(whole)
+    with ctrl_c_during(search, "score_chunk", 2) as stopped:
         search.search(settings)
     assert stopped.value.continue_with.endswith(f"search --config '{settings.out}'")
     assert read_run(settings.out)["status"] == "interrupted"
-    with counted(search, "score_job") as scored:
-        genotype = search.search(settings)
-    # eight scores in the first round (seven operators and all of them), then three
-    assert len(scored) == 8 + 3 - call
-    assert genotype == common.read_genotype(searched.out / "genotype.json")
-    states = [load(each.out / "state", print).state for each in (settings, searched)]
-    assert states[0]["trace"] == states[1]["trace"]
-    assert states[0]["candidates"] == states[1]["candidates"]
+    assert len(state_of(settings)["scores"]) == 6
+    with ctrl_c_during(search, "score_chunk", 1):
+        search.search(settings)
+    with counted(search, "score_chunk") as scored:
+        search.search(settings)
+    assert len(scored) == 1
+    assert state_of(settings) == state_of(whole)
+    assert (settings.out / "genotype.json").read_bytes() == (whole.out / "genotype.json").read_bytes()
 
 
 def test_a_finished_search_scores_nothing_again(searched):
     before = (searched.out / "genotype.json").read_bytes()
-    with counted(search, "score_job") as scored:
-        search.run(searched)
+    with counted(search, "score_chunk") as scored:
+        search.search(searched)
     assert scored == []
     assert (searched.out / "genotype.json").read_bytes() == before
 
 
-def test_scores_do_not_depend_on_their_order(tmp_path):
+def test_neither_the_order_of_chunks_nor_their_size_matters(searched, tmp_path, monkeypatch):
     def backwards(function, items):
         return ((item, function(item)) for item in reversed(items))
 
+    monkeypatch.setattr(search, "CHUNK", 3)
     settings = begun(tmp_path)
     scorer, rules = search.scorer_of(settings, "cpu"), search.rules_of(settings)
-    state = search.finish_round(nearly_done(), rules, scorer, settings, backwards)
-    usual = search.search(begun(tmp_path / "usual"))
-    while not search.is_finished(state, rules):
-        state = search.finish_round(state, rules, scorer, settings, backwards)
-    assert state.candidates.genotype() == usual
-    assert (
-        search.plain(search.state_to_json(state))["trace"]
-        == load(tmp_path / "usual/state", print).state["trace"]
-    )
+    saved = search.saved_search(settings)
+    while not search.is_finished(saved.state, rules):
+        saved = search.finish_round(saved, rules, scorer, settings, backwards)
+    expected = search.saved_search(searched).state
+    assert saved.state.candidates == expected.candidates
+    for mine, theirs in zip(saved.state.trace, expected.trace, strict=True):
+        assert mine.delta_condition == pytest.approx(theirs.delta_condition, rel=0.02, abs=0.02)
+        assert mine.pruned == theirs.pruned
+
+
+@pytest.mark.parametrize("protocol", ["released", "stable"])
+def test_every_protocol_searches_to_the_end_and_is_recorded(tmp_path, protocol, capsys):
+    few = {"tasks": 2, "repeats": 2, "two_inputs": False, "regions": False}
+    settings = search_settings(tmp_path, protocol=protocol, **few)
+    common.begin(settings.resolved(), "search", "cpu").close("interrupted")
+    search.write_state(settings, search.Saved(nearly_done()))
+    search.search(settings)
+    config = read_run(tmp_path)["config"]
+    assert {config[name] for name in ("metric", "estimator")} == {
+        "released": {"condition", "leave-one-out"},
+        "stable": {"harmonic", "gradient"},
+    }[protocol]
+    said = capsys.readouterr().out
+    assert "round 1: 7 operators, 2 repeats" in said
+    assert "halves: tau" in said
+    assert "same operator" in said
+
+
+def test_a_protocol_gives_the_values_that_are_not_given(tmp_path):
+    assert search.rules_of(search_settings(tmp_path, protocol="paper", repeats=None)).repeats == 3
+    stable = search_settings(tmp_path, protocol="stable", repeats=None, shrinkage=False)
+    rules = search.rules_of(stable)
+    assert (rules.estimator, rules.stopping, rules.shrinkage) == ("gradient", True, False)
+    with pytest.raises(ConfigurationError, match="--regions False"):
+        search_settings(tmp_path, estimator="gradient")
+    with pytest.raises(ConfigurationError, match="--common-random-numbers True"):
+        search_settings(tmp_path, protocol="stable", common_random_numbers=False)
 
 
 @pytest.mark.slow
@@ -96,7 +140,7 @@ def test_two_processes_search_as_one(tmp_path, monkeypatch):
     for jobs in (1, 2):
         settings = begun(tmp_path / str(jobs), jobs=jobs)
         search.search(settings)
-        states.append(load(settings.out / "state", print).state)
+        states.append(state_of(settings))
     assert states[0] == states[1]
 
 
@@ -105,7 +149,9 @@ def test_other_settings_in_the_same_folder_are_one_error_and_change_nothing(sear
     with pytest.raises(ConfigurationError, match=r"ways \(2 there, 3 now\); choose another --out"):
         search.run(dataclasses.replace(searched, ways=3))
     assert read_run(searched.out) == before
-    search.run(dataclasses.replace(searched, jobs=1))
+    with pytest.raises(ConfigurationError, match=r"repeats \(1 there, 2 now\)"):
+        search.search(dataclasses.replace(searched, repeats=2))
+    search.search(dataclasses.replace(searched, jobs=1))
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,8 @@ def nearly_done():
 def begun(folder, **others):
     """A search that has come to :func:`nearly_done` in its folder."""
     settings = search_settings(folder, **others)
-    common.begin(settings, "search", "cpu").close("interrupted")
-    search.write_state(settings, nearly_done())
+    common.begin(settings.resolved(), "search", "cpu").close("interrupted")
+    search.write_state(settings, search.Saved(nearly_done()))
     return settings
 
 

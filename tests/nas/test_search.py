@@ -11,6 +11,7 @@ from mamltheory.errors import CheckpointError, ConfigurationError
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Genotype
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.pruning import difference, mean_difference, ranks
+from mamltheory.nas.schedule import chunks
 from mamltheory.nas.scores import Score
 from mamltheory.nas.search import (
     Job,
@@ -313,3 +314,75 @@ def test_misuse_is_refused_with_advice():
         record(SearchState(), {Job(3, 0, None): Score(1.0, 1.0)})
     with pytest.raises(CheckpointError, match="not a saved search"):
         state_from_json({"round": 0})
+
+
+@pytest.mark.parametrize("reason", ["no gradient", "singular", "not finite"])
+def test_operators_without_which_nothing_can_be_scored_stay_and_are_counted_by_reason(reason):
+    start = single_choice(("skip_connect", "conv_3x3", "max_pool_3x3BN"))
+
+    def scorer(candidates, _, repeat):
+        broken = "conv_3x3" not in candidates.normal[0] and repeat == 1
+        found = float(len(candidates.normal[0]))
+        return Score(math.inf, 1.0, reason) if broken else Score(found, 1.0)
+
+    state = run_search(scorer, SearchSettings(repeats=3), SearchState(start))
+    assert state.candidates.normal[0] == ("conv_3x3",)
+    assert [report.failures for report in state.reports] == [{reason: 1}, {reason: 1}]
+    assert state_from_json(json.loads(json.dumps(state_to_json(state), allow_nan=False))) == state
+
+
+def batched(scorer, sizes):
+    """The same scorer for many networks at once, which notes how many."""
+
+    def score(candidates, round_index, repeat):
+        return scorer(candidates, round_index, repeat)
+
+    def batch(networks, round_index, repeat):
+        sizes.append(len(networks))
+        return [scorer(each, round_index, repeat) for each in networks]
+
+    score.batch = batch
+    return score
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_the_size_of_chunks_is_irrelevant_and_a_repeat_is_always_cut_at_the_same_places(uninterrupted, size):
+    search_settings, state, sizes = SearchSettings(repeats=2), THREE, []
+    scorer = batched(noisy_scorer, sizes)
+    while not is_finished(state, search_settings):
+        before = chunks(state, search_settings, size)
+        for chunk in before[::2]:
+            state = record(state, evaluate(chunk, state.candidates, scorer, search_settings))
+        assert chunks(state, search_settings, size) == before[1::2]
+        for chunk in before[1::2]:
+            state = record(state, evaluate(chunk, state.candidates, scorer, search_settings))
+        state = prune(state, search_settings)
+    assert state == uninterrupted
+    assert max(sizes) <= size
+
+
+def test_without_common_random_numbers_every_candidate_has_a_supernet_of_its_own():
+    search_settings, asked = SearchSettings(repeats=1, common_random_numbers=False), []
+    values = planted_values(4)
+
+    def scorer(network, job):
+        asked.append(job)
+        # what a pair has in common cancels, as long as it is a pair
+        noise = 1000.0 * ALL.index(job.beside)
+        return Score(noise + planted_scorer(values, ZERO)(network).condition, 1.0)
+
+    state = run_search(scorer, replace(search_settings, difference="absolute"))
+    assert len(asked) == 2 * 486
+    assert [job.removed for job in asked[:4]] == [None, ALL[0], None, ALL[1]]
+    assert set(state.candidates.operators()) == argmin_per_edge(values)
+    with pytest.raises(ConfigurationError, match="one gradient serves all"):
+        SearchSettings(criteria=("condition",), estimator="gradient", common_random_numbers=False)
+
+
+def test_a_round_of_both_criteria_reports_the_reliability_of_its_sums_of_ranks():
+    report = run_search(noisy_scorer, SearchSettings(repeats=4), THREE).reports[0]
+    assert report.stopped == "fixed"
+    assert report.repeats == 4
+    assert report.reliability.tied
+    assert report.reliability.basis == "operators"
+    assert len(report.undecided) > 9

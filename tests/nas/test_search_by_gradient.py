@@ -2,20 +2,28 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from mamltheory.errors import ConfigurationError
+from mamltheory.errors import ConfigurationError, ValueRangeError
+from mamltheory.nas import gradient
 from mamltheory.nas.genotype import Candidates, Edge, Operator
-from mamltheory.nas.gradient import GradientScorer
+from mamltheory.nas.gradient import GradientScorer, OperatorGradients
+from mamltheory.nas.judgement import MIN_REPEATS
 from mamltheory.nas.network import NetworkSettings
+from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.round_report import decided_differences, parameter_size, reliability
+from mamltheory.nas.schedule import chunks
 from mamltheory.nas.scores import CellScorer, Score, ScoreSettings
 from mamltheory.nas.search import (
     SearchSettings,
     SearchState,
+    evaluate,
     is_finished,
     pending,
+    prune,
+    record,
     run_search,
     step,
 )
@@ -172,3 +180,104 @@ def test_nothing_is_pending_in_a_finished_search():
     state = run_search(planted_gradient(planted_values(0)), BY_GRADIENT)
     assert pending(state, BY_GRADIENT) == ()
     assert len(state.reports) == 6
+
+
+STOPPING = replace(BY_GRADIENT, repeats=9, shrinkage=True, stopping=True)
+CLEAR = {"avg_pool_3x3BN": 3.0, "skip_connect": 2.0, "max_pool_3x3BN": 1.0}
+
+
+def test_a_round_stops_when_its_repeats_agree_and_not_before_the_least_number():
+    report = step_to_end_of_round(SearchState(), noisy_scorer(CLEAR, 0.3)).reports[0]
+    assert (report.repeats, report.stopped, report.undecided) == (MIN_REPEATS, "agreement", ())
+    without = step_to_end_of_round(SearchState(), noisy_scorer({}, 1.0), replace(STOPPING, shrinkage=False))
+    assert (without.reports[0].repeats, without.reports[0].stopped) == (9, "budget")
+    assert len(without.reports[0].undecided) > 9
+
+
+def step_to_end_of_round(state, scorer, settings=STOPPING):
+    while not state.reports:
+        state = step(state, scorer, settings)
+    return state
+
+
+def test_the_number_of_repeats_follows_from_the_scores_alone():
+    """Interrupted after every repeat, or with repeats computed in advance and in another order: the same search."""
+    scorer = noisy_scorer({**CLEAR, "conv_3x3": 0.3}, 2.5)
+    whole = run_search(scorer, STOPPING)
+    assert len({report.repeats for report in whole.reports}) > 1
+    resumed, ahead = SearchState(), SearchState()
+    while not is_finished(resumed, STOPPING):
+        resumed = state_from_json(json.loads(json.dumps(state_to_json(resumed), allow_nan=False)))
+        resumed = step(resumed, scorer, STOPPING, limit=1)
+    while not is_finished(ahead, STOPPING):
+        for chunk in reversed(chunks(ahead, STOPPING, 16, ahead=3)):
+            ahead = record(ahead, evaluate(chunk, ahead.candidates, scorer, STOPPING))
+        ahead = ahead if pending(ahead, STOPPING) else prune(ahead, STOPPING)
+    assert resumed == whole
+    assert ahead == whole
+
+
+def test_repeats_in_which_nothing_can_be_scored_do_not_count():
+    usual = noisy_scorer(CLEAR, 0.3)
+
+    def scorer(candidates, round_index, repeat):
+        if repeat < 3:
+            return dict.fromkeys((None, *candidates.operators()), Score(math.inf, 1.0, "singular"))
+        return usual(candidates, round_index, repeat)
+
+    report = step_to_end_of_round(SearchState(), scorer).reports[0]
+    assert report.repeats == 3 + MIN_REPEATS
+    assert report.reliability.repeats == MIN_REPEATS
+    assert report.failures == {"singular": 3 * 127}
+
+
+def test_what_earlier_rounds_say_of_types_decides_where_a_round_says_nothing():
+    """The order of operations shows in earlier repeats alone; those of the round are noise."""
+    random = numpy_generator(0, "rounds")
+    order = np.array([OPERATIONS.index(o.operation) for o in ALL], dtype=float)
+    history = {
+        o: tuple(row) for o, row in zip(ALL, order[:, None] + random.normal(size=(126, 6)), strict=True)
+    }
+    draws = random.normal(size=(126, 5)).tolist()
+    alone, with_history = (reliability(ALL, draws, 0, 1, history=h) for h in ({}, history))
+    assert alone.tied
+    assert with_history.tied
+    assert (alone.single, alone.null) == (with_history.single, with_history.null)
+    assert with_history.basis == "types"
+    decided = dict(zip(ALL, decided_differences(ALL, draws, with_history, history), strict=True))
+    for cell, edge in {o[:2] for o in ALL}:
+        members = [o for o in ALL if o[:2] == (cell, edge)]
+        assert max(members, key=decided.get).operation == OPERATIONS[-1]
+    assert with_history.certainty.same > alone.certainty.same
+
+
+def test_a_search_remembers_the_repeats_of_all_rounds_for_the_operators_that_compete():
+    state = run_until(4, noisy_scorer(CLEAR, 0.3))
+    assert set(state.history) == set(state.candidates.operators())
+    repeats = sum(report.reliability.repeats for report in state.reports)
+    assert {len(values) for values in state.history.values()} == {repeats}
+    assert run_search(noisy_scorer({}, 1.0), replace(STOPPING, shrinkage=False)).history == {}
+
+
+def run_until(rounds, scorer):
+    state = SearchState()
+    while len(state.reports) < rounds:
+        state = step(state, scorer, STOPPING)
+    return state
+
+
+@pytest.mark.parametrize("overflow", ["kernel", "gradient"])
+def test_a_score_that_is_not_a_number_is_a_failure_and_no_crash(monkeypatch, overflow):
+    broken = Operator("normal", Edge(0, 0), "conv_3x3")
+
+    def overflowing(*_, **__):
+        if overflow == "kernel":
+            raise ValueRangeError("the kernel has NaN or infinite entries")
+        return OperatorGradients(1.0, {o: math.nan if o == broken else 0.0 for o in ALL})
+
+    monkeypatch.setattr(gradient, "operator_gradients", overflowing)
+    scorer = GradientScorer(CellScorer(SIZE, 7, draw_tasks, None, ScoreSettings("ntk", "sum")))
+    state = step(SearchState(), scorer, BY_GRADIENT)
+    spoilt = 127 if overflow == "kernel" else 7  # an edge's differences share their gradients
+    assert state.reports[0].failures == {"not finite": 2 * spoilt}
+    assert overflow == "kernel" or -math.inf in {d.delta_condition for d in state.trace}
