@@ -60,8 +60,12 @@ COMMANDS = {
         settings.MetaTrain, "experiments.cells.meta_train:run", CELLS, presets.META_TRAIN
     ),
     "evaluate": Command(settings.Evaluate, "experiments.cells.evaluate:run", CELLS, presets.EVALUATE),
-    "table": Command(settings.Table, "experiments.cells.table:run", CELLS, presets.TABLE),
     "predict": Command(settings.Predict, "experiments.cells.predict:run", CELLS),
+    "table": Command(settings.Table, "experiments.cells.table:run", CELLS, presets.TABLE),
+    "correlation": Command(
+        settings.Correlation, "experiments.cells.correlation:run", CELLS, presets.CORRELATION
+    ),
+    "stability": Command(settings.Stability, "experiments.cells.stability:run", CELLS, presets.STABILITY),
     "data": Command(settings.Data, "experiments.cells.data:run", CELLS, positional="path"),
     "glyphs": Command(settings.Glyphs, "experiments.cells.glyphs:run", CELLS),
 }

@@ -4,6 +4,7 @@ from experiments.presets.demo import DEMO_EVALUATE, DEMO_SEARCH, DEMO_THEORY, DE
 from experiments.presets.evaluate import EVALUATE
 from experiments.presets.meta_train import META_TRAIN
 from experiments.presets.search import SEARCH
+from experiments.presets.studies import CORRELATION, STABILITY
 from experiments.presets.table import TABLE
 from experiments.presets.theory import CONVERGENCE, DRIFT, EQUIVALENCE
 from experiments.presets.train import TRAIN

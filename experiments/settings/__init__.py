@@ -9,12 +9,13 @@ from experiments.settings.cell import PublishedCells
 from experiments.settings.comparison import Protocols
 from experiments.settings.data import Data
 from experiments.settings.evaluate import Evaluate
-from experiments.settings.meta_train import MetaTrain
 from experiments.settings.merge import Merge
+from experiments.settings.meta_train import MetaTrain
 from experiments.settings.network import EMBEDDED_DATA, Network
 from experiments.settings.predict import Predict
 from experiments.settings.search import Search
 from experiments.settings.start import Demo, Doctor, Glyphs
+from experiments.settings.studies import Correlation, Stability
 from experiments.settings.table import Table
 from experiments.settings.theory import (
     Bounds,

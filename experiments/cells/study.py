@@ -1,0 +1,61 @@
+"""A study is many independent measurements, each a JSON file in the run folder, and what is read off them."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from experiments.cells.common import FREE
+from mamltheory.errors import CheckpointError
+from mamltheory.runtime.device import environment
+from mamltheory.runtime.interrupt import Interrupted
+from mamltheory.runtime.progress import stage
+from mamltheory.runtime.records import plain, replace_file, to_json
+from mamltheory.runtime.runlog import open_run
+from mamltheory.runtime.workers import workers
+
+Record = dict[str, object]
+STUDY_FREE = (*FREE, "runs", "draws")
+"""Settings that do not change a measurement."""
+
+
+def measured(
+    settings: object,
+    command: str,
+    items: Mapping[str, object],
+    function: Callable[[object], Record],
+    counts: tuple[str, ...],
+    device: str,
+) -> dict[str, Record]:
+    """The records of all items, by name; only those that the run folder lacks are measured.
+
+    function: item -> record, a pure function that can be sent to a process. counts: settings that say how many
+    items there are, and may differ when a study goes on.
+    """
+    folder = settings.runs / "measurements"
+    log = open_run(
+        settings.runs, command, settings, settings.seed, environment(device), (*STUDY_FREE, *counts)
+    )
+    found = {name: _read(path) for name in items if (path := folder / f"{name}.json").exists()}
+    names = {items[name]: name for name in items if name not in found}
+    try:
+        with workers(settings.jobs) as spread, stage(command, len(names)) as advance:
+            for item, record in spread(function, names):
+                name = names[item]
+                found[name] = plain(record)
+                replace_file(folder / f"{name}.json", to_json(record).encode())
+                advance(note=name)
+    except Interrupted as stop:
+        log.close("interrupted")
+        raise stop.saved(f"the same command; what is done lies in {settings.runs}") from None
+    except Exception:
+        log.close("failed")
+        raise
+    log.close(measurements=len(found))
+    return {name: found[name] for name in items}
+
+
+def _read(path: Path) -> Record:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}): remove it, and it is measured again") from error

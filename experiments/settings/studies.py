@@ -1,0 +1,127 @@
+"""The settings of the studies of scores: do they predict accuracy, and do they come out the same twice?"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from experiments.requirements import require, require_at_least
+from experiments.settings.network import Network
+
+WAYS = 5
+"""Classes per task, in scores and in accuracies."""
+
+
+@dataclass(frozen=True)
+class Correlation(Network):
+    """Do the training-free scores predict accuracy? Random networks trained and scored, beside their size."""
+
+    channels: int = 8
+    """Channels C of the first cells; doubled at each reduction."""
+    cells: int = 3
+    """Number of stacked cells; reductions at one and two thirds."""
+    stem_stride: int = 2
+    """Stride of the stem convolution; 2 halves the image first and costs a quarter."""
+    networks: int = 40
+    """Random genotypes; differences of tau below 0.2 need about 100."""
+    repeated: int = 10
+    """Networks trained a second time, for the noise ceiling."""
+    inputs: Literal["two", "all"] = "two"
+    """Inputs of a node: two (the paper's random cells) or all edges."""
+    epochs: int = 12
+    """Passes over the base classes."""
+    batch_size: int = 64
+    """Images per step."""
+    learning_rate: float = 0.1
+    """Initial learning rate of SGD."""
+    milestones: tuple[int, ...] = (7, 10)
+    """Epochs after which the learning rate falls by a factor of ten."""
+    test_tasks: int = 200
+    """Few-shot tasks for every accuracy, the same for all networks."""
+    pools: int = 4
+    """Disjoint pools of base classes on which the scores are computed."""
+    pool_images: int = 6
+    """Images per class of a pool; a regression task takes one as support and the others as queries."""
+    initialisations: int = 3
+    """Networks drawn for every pool."""
+    joint_tasks: int = 3
+    """Tasks whose MetaNTK is taken jointly."""
+    batches: int = 24
+    """Batches of joint tasks cut from every pool."""
+    regression_tasks: int = 200
+    """Tasks of kernel regression cut from every pool."""
+    patches: int = 3000
+    """Inputs of the count of linear regions."""
+    outputs: Literal["full", "sum"] = "sum"
+    """Kernel of all outputs (kn × kn), or of their sum (n × n; the released code)."""
+    draws: int = 1000
+    """Bootstrap draws of networks and pools."""
+    jobs: int = 1
+    """Worker processes; the result does not depend on it."""
+    out: Path = Path("figures")
+    """Folder for the figure, its numbers and the table."""
+    runs: Path = Path("runs/correlation")
+    """Folder for the networks that are done; a study stopped there goes on by itself."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(self, 4, ("networks",))
+        require_at_least(self, 3, ("repeated",))
+        require_at_least(self, 2, ("pool_images", "test_tasks"))
+        counts = ("epochs", "batch_size", "pools", "initialisations", "joint_tasks", "batches")
+        require_at_least(self, 1, (*counts, "regression_tasks", "patches", "draws", "jobs"))
+        positive = 0 < self.learning_rate < math.inf
+        require(positive, f"learning_rate is {self.learning_rate}: expected a positive finite number")
+        fewer = self.repeated <= self.networks
+        require(fewer, f"repeated is {self.repeated}: expected at most the {self.networks} networks")
+        ordered = list(self.milestones) == sorted(set(self.milestones))
+        require(ordered, f"milestones is {self.milestones}: give them in increasing order, each once")
+
+
+@dataclass(frozen=True)
+class Stability(Network):
+    """Do two searches get the same scores? Reliability of operator scores against repeats and CPU seconds."""
+
+    channels: int = 8
+    """Channels C of the first cells; doubled at each reduction."""
+    cells: int = 3
+    """Number of stacked cells; reductions at one and two thirds."""
+    stem_stride: int = 2
+    """Stride of the stem convolution; 2 halves the image first and costs a quarter."""
+    kernel: Literal["maml", "anil", "ntk"] = "maml"
+    """Kernel that is scored: MetaNTK of MAML or ANIL, or the plain NTK (TE-NAS)."""
+    outputs: Literal["full", "sum"] = "sum"
+    """Kernel of all outputs (kn × kn), or of their sum (n × n; the released code)."""
+    gradient_tasks: tuple[int, ...] = (3, 6, 12)
+    """Joint tasks T per kernel at which all operators are scored by one gradient."""
+    gradient_repeats: int = 12
+    """Repeats of the gradient at every T: new weights, new tasks."""
+    exact_tasks: int = 3
+    """Joint tasks T per kernel at which operators are taken out one by one."""
+    exact_repeats: int = 4
+    """Repeats of taking out one by one; draws are those of the gradient."""
+    region_repeats: int = 12
+    """Repeats of the count of linear regions."""
+    patches: int = 3000
+    """Inputs of the count of linear regions."""
+    chunk: int = 0
+    """Most samples in a graph of the gradient, for networks that fill the memory; 0 for all."""
+    draws: int = 200
+    """Draws for intervals, null and halves."""
+    jobs: int = 1
+    """Worker processes; times are those of one process."""
+    out: Path = Path("figures")
+    """Folder for the figure, its numbers and the table."""
+    runs: Path = Path("runs/stability")
+    """Folder for the repeats that are done; a study stopped there goes on by itself."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(self, 4, ("gradient_repeats", "exact_repeats", "region_repeats"))
+        require_at_least(self, 1, ("exact_tasks", "patches", "draws", "jobs"))
+        require_at_least(self, 0, ("chunk",))
+        increasing = list(self.gradient_tasks) == sorted(set(self.gradient_tasks))
+        require(
+            bool(self.gradient_tasks) and increasing and self.gradient_tasks[0] > 0,
+            f"gradient_tasks is {self.gradient_tasks}: give positive numbers in increasing order, each once",
+        )
