@@ -21,7 +21,7 @@ from mamltheory.nas.validity import (
     score_validity,
     score_values,
 )
-from mamltheory.plotting import COLOURS, figure, save
+from mamltheory.plotting import COLOURS, figure, save, ticks_at
 from mamltheory.rng import numpy_generator
 from mamltheory.runtime.records import replace_file
 
@@ -58,6 +58,7 @@ LABELS = {
     "regression accuracy": "accuracy of NTK regression*",
 }
 SHOTS = ("1", "5")
+THOUSANDS = [first * 10**power for power in range(5) for first in (1, 2, 5)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +138,8 @@ def draw(settings: Correlation, found: Findings) -> None:
         for axis in axes[:, 0]:
             axis.remove()
         forest(drawing.add_subplot(grid[:, 0]), found)
-        scatter(axes[0, 1], found, "paper", "sum of ranks, C and R (the paper's score)")
-        scatter(axes[1, 1], found, "parameters", "parameters")
+        scatter(axes[0, 1], found, "paper", "the paper's rank sum")
+        scatter(axes[1, 1], found, "parameters", "thousand parameters")
         drawing.suptitle(
             f"Scores at initialisation against accuracy after training: {len(found.networks)} random networks"
         )
@@ -164,23 +165,24 @@ def forest(axes: Axes, found: Findings) -> None:
     axes.set_yticks(range(len(names)), [LABELS[name] for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel(
-        "Kendall's $\\tau$ with accuracy; thin: 95 % over networks and class pools,\n"
-        "thick: over networks alone; dashed: parameters, dotted: noise ceiling"
+        "Kendall's $\\tau$ with accuracy; dashed: parameters, dotted: ceiling\n"
+        "95 %: thin over networks and class pools,\nthick over networks alone"
     )
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, frameon=False)
 
 
 def scatter(axes: Axes, found: Findings, name: str, label: str) -> None:
     """One quantity against 1-shot accuracy."""
     values = score_values(found.components[name])
-    values = np.exp(values) if name in BARS else values
+    values = np.exp(values) / 1000 if name in BARS else values
     axes.plot(values, 100 * found.accuracy["1"], linestyle="None", marker="o", color=COLOURS[0], alpha=0.7)
     if name in BARS:
         axes.set_xscale("log")
+        ticks_at(axes.xaxis, [t for t in THOUSANDS if values.min() / 2 < t < 2 * values.max()])
     tau = found.validity["1"][name].tau
     axes.set_title(f"$\\tau$ = {number(tau.value)} {span(tau.interval)}")
     axes.set_xlabel(label)
-    axes.set_ylabel("5-way 1-shot accuracy (%)")
+    axes.set_ylabel("1-shot accuracy (%)")
 
 
 def config(settings: Correlation) -> dict[str, object]:
