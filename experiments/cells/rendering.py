@@ -25,6 +25,10 @@ LATEX = {
 }
 
 
+WIDE = 8
+"""Columns beyond which a LaTeX table takes both columns of a page."""
+
+
 @dataclass(frozen=True)
 class Sheet:
     """One table: a title, columns as (group, name), where neighbours of one group share a heading, and rows.
@@ -56,8 +60,9 @@ def _bar(cells: Sequence[str]) -> str:
 def latex(sheet: Sheet) -> str:
     """A table environment that needs the packages booktabs and amssymb."""
     count = len(sheet.columns)
+    kind = "table*" if count > WIDE else "table"
     lines = [
-        r"\begin{table}",
+        rf"\begin{{{kind}}}",
         r"\centering",
         rf"\caption{{{escaped(' '.join([sheet.title + '.', *sheet.notes]))}}}",
         rf"\begin{{tabular}}{{l{'c' * (count - 1)}}}",
@@ -72,7 +77,7 @@ def latex(sheet: Sheet) -> str:
         if number in sheet.blocks:
             lines.append(r"\midrule")
         lines.append(_latex_row(row))
-    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    lines += [r"\bottomrule", r"\end{tabular}", rf"\end{{{kind}}}"]
     return "\n".join(lines) + "\n"
 
 

@@ -6,6 +6,7 @@ from itertools import chain
 from experiments.cells.common import without_paths
 from experiments.cells.paper_results import PAPER_RESULTS, SOURCE, PaperResult
 from experiments.cells.rendering import csv_text, latex, markdown
+from experiments.cells.table_figure import draw
 from experiments.cells.table_results import Measured, Results, collect
 from experiments.cells.table_runs import make
 from experiments.cells.table_sheets import NAMES, sheets
@@ -25,8 +26,10 @@ def run(settings: Table) -> int:
         except Interrupted as stop:
             raise stop.saved(AGAIN) from None
     results = collect(settings)
-    text = write(results)
-    print(text)
+    print(write(results))
+    for experiment in settings.experiments:
+        if any(m.evaluations for m in results.measured if m.run.experiment == experiment):
+            print(f"wrote {settings.out}/{draw(results, experiment)}.png (and .pdf, .json)")
     lacking = [m.run for m in results.measured if set(m.evaluations) != set(m.run.recipe.evaluate)]
     if lacking:
         print(

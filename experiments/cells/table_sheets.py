@@ -28,10 +28,8 @@ DEVIATION = (
     "evaluation under a seed of its own."
 )
 SEARCH_TIME = "CPU time on a CPU, time from beginning to end on a GPU"
-QUOTED = (
-    "Rows marked paper are printed there and were not measured by this code; ± is a standard deviation over runs by "
-    "its caption, and for MAML to MetaNAS what their authors gave, mostly an interval over tasks."
-)
+PRINTED = "Rows marked paper are printed there and were not measured by this code; ± is theirs, a deviation over runs."
+QUOTED = f"{PRINTED} In the rows from MAML to MetaNAS it is what their authors gave, mostly an interval over tasks."
 
 
 def sheets(results: Results) -> list[Sheet]:
@@ -86,7 +84,7 @@ def table_2(results: Results) -> Sheet:
     columns = [("", name) for name in ("Model", "MetaNTK", "NTK", "Linear regions")]
     columns += [(f"{shots}-shot", f"{stack} cells") for shots in SHOTS for stack in (5, 8)]
     title = "Table 2: ablation on mini-ImageNet"
-    return Sheet(title, tuple(columns), tuple(rows), (QUOTED, DEVIATION), (own,))
+    return Sheet(title, tuple(columns), tuple(rows), (PRINTED, DEVIATION), (own,))
 
 
 def ablation(results: Results, experiment: Experiment) -> Sheet:
@@ -206,7 +204,7 @@ def _protocol(experiment: Experiment) -> str:
         f"Evaluation: {any_one.tasks} tasks of {any_one.ways} ways, {any_one.queries} queries per class, "
         f"{any_one.augment} augmented copies of each support image, {heads}. Training: "
         f"{RECIPES[experiment].train.epochs} epochs. Search: protocol {search.protocol}, tasks per kernel "
-        f"{search.value('tasks')}, repeats {search.value('repeats')}."
+        f"{search.value('tasks')}, repeats {search.value('repeats')}, images of {search.image_size} pixels."
     )
 
 
@@ -225,13 +223,12 @@ def _models(table: int, by: str = "stack") -> list:
 def _printed_half(result: PaperResult | None) -> tuple[str, str, str, str]:
     if result is None:
         return (NOTHING,) * 4
-    hours = NOTHING if result.hours is None else f"{result.hours:g} h"
+    hours = NOTHING if result.hours is None else f"{result.hours} h"
     return (result.parameters or NOTHING, hours, *(_printed(result, shots) for shots in SHOTS))
 
 
 def _printed(result: PaperResult, shots: int) -> str:
-    mean, deviation = result.accuracy[shots]
-    return f"{mean:.2f} ± {deviation:.2f}"
+    return " ± ".join(result.accuracy[shots])
 
 
 def _own_half(results: Results, experiment: Experiment) -> tuple[str, str, str, str]:

@@ -23,7 +23,7 @@ from mamltheory.rng import generator
 from mamltheory.runtime.records import sha256
 from mamltheory.runtime.runlog import read_run
 from tests.experiments.stops import counted, ctrl_c_during
-from tests.experiments.tiny import SIZE, evaluate_settings, train_settings
+from tests.experiments.tiny import SIZE, evaluate_settings, files, train_settings
 
 RUNS, METHODS = 2, ("metantk", "te-nas", "random", "random-same-size")
 
@@ -116,6 +116,18 @@ def test_every_cell_is_the_mean_over_the_runs_that_its_record_names(study):
         assert set(run["sources"]) == stages | searched
 
 
+def test_the_figure_shows_every_run_with_its_size(study):
+    settings = study[0]
+    kinds = {f"table_tiny{part}" for part in (".md", ".tex", ".csv", ".json")}
+    assert files(settings.out) == kinds | {f"table_tiny_glyphs_sizes.{end}" for end in ("png", "pdf", "json")}
+    drawn = json.loads((settings.out / "table_tiny_glyphs_sizes.json").read_text())["data"]["methods"]
+    record = json.loads((settings.out / "table_tiny.json").read_text())
+    for run in record["runs"]:
+        points = {p["shots"]: p for p in drawn[run["method"]] if p["seed"] == run["seed"]}
+        assert {p["parameters"] for p in points.values()} == {run["parameters"]}
+        assert points[5]["per_cent"] == 100 * run["accuracy"]["5-shot"]["accuracy"]
+
+
 def test_the_random_cell_of_the_same_size_has_the_searched_cells_parameters(study):
     record = json.loads((study[0].out / "table_tiny.json").read_text())
     sizes = {(run["method"], run["seed"]): run["parameters"] for run in record["runs"]}
@@ -203,6 +215,7 @@ def test_without_runs_the_papers_numbers_stand_beside_gaps(tmp_path, capsys):
     assert table.run(settings) == 0
     assert "60 of 60 runs are missing" in capsys.readouterr().out
     first, second = rows_of(settings, "Table 1"), rows_of(settings, "Table 2")
+    assert (tmp_path / "table_paper.md").read_text().count("were not measured by this code") == 2
     paper = [row for row in first if row[0].endswith("(paper)")]
     assert [row[0].removesuffix(" (paper)") for row in paper[:4]] == ["MAML", "ANIL", "MetaOptNet", "RFS"]
     assert paper[8][4:] == [
@@ -211,7 +224,7 @@ def test_without_runs_the_papers_numbers_stand_beside_gaps(tmp_path, capsys):
         "63.88 ± 0.81",
         "80.07 ± 0.45",
         "2.22M",
-        "2.2 h",
+        "2.20 h",
         "71.12 ± 0.49",
         "85.71 ± 0.22",
     ]
@@ -239,8 +252,8 @@ def test_the_latex_has_as_many_cells_in_every_row_as_columns(name, study, tmp_pa
     tables = re.findall(r"\\begin\{tabular\}\{(\w+)\}\n(.*?)\\end\{tabular\}", text, flags=re.DOTALL)
     assert (
         len(tables)
-        == text.count(r"\begin{table}")
-        == text.count(r"\end{table}")
+        == len(re.findall(r"\\begin\{table\*?\}", text))
+        == len(re.findall(r"\\end\{table\*?\}", text))
         == (2 if name == "paper" else 3)
     )
     for columns, body in tables:

@@ -1,0 +1,45 @@
+"""Accuracy of every trained network against its size: what a difference between methods has to be seen beside."""
+
+from experiments.cells.common import without_paths
+from experiments.cells.table_results import Results
+from experiments.cells.table_sheets import NAMES
+from experiments.presets.table import RECIPES, SHOTS
+from experiments.settings.table import Experiment, Method
+from mamltheory.plotting import curve, figure, save
+
+
+def draw(results: Results, experiment: Experiment) -> str:
+    """A panel for each number of shots, a point for each run with its 95 % interval over tasks; returns the name."""
+    settings = results.settings
+    points = {method: _points(results, experiment, method) for method in settings.methods}
+    with figure("page", 3.4, columns=len(SHOTS)) as (drawing, axes):
+        for panel, shots in zip(axes[0], SHOTS, strict=True):
+            for number, (method, found) in enumerate(points.items()):
+                chosen = [point for point in found if point["shots"] == shots]
+                columns = (
+                    [point[key] for point in chosen] for key in ("parameters", "per_cent", "half_width")
+                )
+                x, y, error = columns
+                panel.errorbar(x, y, error, **curve(number) | {"linestyle": "none"}, label=NAMES[method])
+            panel.set_xlabel("parameters")
+            panel.set_ylabel(f"5-way {shots}-shot accuracy (%)")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        drawing.legend(handles, labels, loc="outside lower center", ncols=3)
+        name = f"table_{settings.name}_{experiment.replace('-', '_')}_sizes"
+        data = {"data": RECIPES[experiment].data, "methods": points}
+        save(drawing, name, data, settings.out, without_paths(settings), settings.seed)
+    return name
+
+
+def _points(results: Results, experiment: Experiment, method: Method) -> list[dict[str, object]]:
+    return [
+        {
+            "seed": measured.run.seed,
+            "shots": shots,
+            "parameters": measured.parameters,
+            "per_cent": 100 * found["accuracy"],
+            "half_width": 100 * found["half_width"],
+        }
+        for measured in results.of(experiment, method)
+        for shots, found in measured.evaluations.items()
+    ]
