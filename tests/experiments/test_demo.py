@@ -9,9 +9,10 @@ from experiments.cells import common, demo, train
 from experiments.settings import Demo, Train
 from experiments.theory import sweep as sweeps
 from mamltheory.errors import ConfigurationError
+from mamltheory.nas.sizes import genotype_parameters
 from mamltheory.runtime.runlog import read_run
 from tests.experiments.stops import counted, ctrl_c_during
-from tests.experiments.tiny import SIZE, begun, files
+from tests.experiments.tiny import GENOTYPE, SIZE, begun, files
 
 CELLS = ["searched", "random 1", "random 2", "same size 1", "same size 2"]
 FIGURES = [
@@ -118,6 +119,17 @@ def test_another_budget_is_other_work_in_another_folder():
     assert demo.work(Demo(budget=10)) != demo.work(Demo(budget=5)) != demo.work(Demo(seed=1, budget=5))
     assert demo.scale(Demo(budget=5), 8, 2) == 4
     assert demo.scale(Demo(budget=0.1), 8, 2) == 2
+
+
+def test_random_cells_of_the_same_size_are_compared_as_well(few_images, monkeypatch):  # noqa: ARG001
+    monkeypatch.setattr(demo, "DEMO_TRAIN", dataclasses.replace(demo.DEMO_TRAIN, **SIZE))
+    monkeypatch.setattr(demo, "SIZE_DRAWS", 200)
+    cells = demo.cells_to_compare(Demo(), GENOTYPE)
+    assert list(cells) == CELLS
+    assert len(set(map(str, cells.values()))) == len(CELLS)
+    size = common.network_size(demo.DEMO_TRAIN, 6)
+    counts = [genotype_parameters(cell, size) for cell in cells.values()]
+    assert all(abs(count - counts[0]) <= 0.05 * counts[0] for count in counts[3:])
 
 
 @pytest.mark.parametrize("budget", [0.01, 1, 3, 7, 10, 40])
