@@ -10,26 +10,23 @@ from hypothesis import strategies as st
 from mamltheory.errors import CheckpointError, ConfigurationError
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Genotype
 from mamltheory.nas.operations import OPERATIONS
-from mamltheory.nas.pruning import difference, mean_difference, ranks
-from mamltheory.nas.schedule import chunks
 from mamltheory.nas.scores import Score
 from mamltheory.nas.search import (
     Job,
     SearchSettings,
     SearchState,
-    evaluate,
     group,
-    is_finished,
     pending,
     prune,
     record,
     run_search,
-    step,
 )
 from mamltheory.nas.search_state import state_from_json, state_to_json
 from tests.reference.nas_toy import (
+    THREE,
     argmin_per_edge,
     literal_algorithm_1,
+    noisy_scorer,
     planted_scorer,
     planted_values,
     relabelled,
@@ -193,65 +190,6 @@ def test_an_infinite_condition_number_is_never_preferred_and_never_nan():
     assert state_from_json(json.loads(json.dumps(state_to_json(state), allow_nan=False))) == state
 
 
-@given(
-    a=st.floats(1, math.inf), b=st.floats(1, math.inf), kind=st.sampled_from(["log", "relative", "absolute"])
-)
-@settings(max_examples=60, deadline=None)
-def test_differences_are_numbers_with_the_sign_of_the_improvement(a, b, kind):
-    delta = difference(a, b, kind)
-    assert not math.isnan(delta)
-    assert delta >= 0 if a >= b else delta <= 0
-
-
-def test_differences_have_the_printed_the_released_and_the_default_form():
-    assert difference(6.0, 3.0, "absolute") == 3.0
-    assert difference(6.0, 3.0, "relative") == 0.5
-    assert difference(6.0, 3.0, "log") == pytest.approx(math.log(2))
-    assert mean_difference([math.inf, -math.inf, 1.0]) == -math.inf
-    assert mean_difference([math.inf, 1.0]) == math.inf
-
-
-def test_ranks_share_the_least_place_or_follow_the_index():
-    values = [2.0, 1.0, 2.0, math.inf, -math.inf, 1.0]
-    assert ranks(values, "min") == [4, 2, 4, 6, 1, 2]
-    assert ranks(values, "index") == [4, 2, 5, 6, 1, 3]
-
-
-def noisy_scorer(candidates, round_index, repeat):
-    """A score that depends on its arguments alone and looks random."""
-    text = json.dumps([candidates.to_json(), round_index, repeat])
-    draws = np.random.default_rng(list(text.encode()))
-    return Score(float(np.exp(draws.normal())), float(draws.integers(50)))
-
-
-THREE = SearchState(Candidates(*(((OPERATIONS[:3],) * 9,) * 2)))
-
-
-@pytest.fixture(scope="module")
-def uninterrupted():
-    return run_search(noisy_scorer, SearchSettings(repeats=2), THREE)
-
-
-@pytest.mark.parametrize("limit", [1, 17])
-def test_a_search_resumed_from_json_after_every_chunk_equals_the_uninterrupted_one(uninterrupted, limit):
-    search_settings, state = SearchSettings(repeats=2), THREE
-    while not is_finished(state, search_settings):
-        state = step(state, noisy_scorer, search_settings, limit)
-        state = state_from_json(json.loads(json.dumps(state_to_json(state), allow_nan=False)))
-    assert state == uninterrupted
-
-
-def test_the_order_in_which_scores_arrive_does_not_matter(uninterrupted):
-    search_settings, state = SearchSettings(repeats=2), THREE
-    while not is_finished(state, search_settings):
-        jobs = list(pending(state, search_settings))
-        for i in np.random.default_rng(state.round_index).permutation(len(jobs)):
-            found = evaluate([jobs[i]], state.candidates, noisy_scorer, search_settings)
-            state = record(state, found)
-        state = prune(state, search_settings)
-    assert state == uninterrupted
-
-
 def test_one_supernet_score_serves_all_candidates_of_a_repeat():
     jobs = pending(SearchState(), SearchSettings(repeats=2))
     assert len(jobs) == 2 * 127
@@ -329,36 +267,6 @@ def test_operators_without_which_nothing_can_be_scored_stay_and_are_counted_by_r
     assert state.candidates.normal[0] == ("conv_3x3",)
     assert [report.failures for report in state.reports] == [{reason: 1}, {reason: 1}]
     assert state_from_json(json.loads(json.dumps(state_to_json(state), allow_nan=False))) == state
-
-
-def batched(scorer, sizes):
-    """The same scorer for many networks at once, which notes how many."""
-
-    def score(candidates, round_index, repeat):
-        return scorer(candidates, round_index, repeat)
-
-    def batch(networks, round_index, repeat):
-        sizes.append(len(networks))
-        return [scorer(each, round_index, repeat) for each in networks]
-
-    score.batch = batch
-    return score
-
-
-@pytest.mark.parametrize("size", [1, 7, 64])
-def test_the_size_of_chunks_is_irrelevant_and_a_repeat_is_always_cut_at_the_same_places(uninterrupted, size):
-    search_settings, state, sizes = SearchSettings(repeats=2), THREE, []
-    scorer = batched(noisy_scorer, sizes)
-    while not is_finished(state, search_settings):
-        before = chunks(state, search_settings, size)
-        for chunk in before[::2]:
-            state = record(state, evaluate(chunk, state.candidates, scorer, search_settings))
-        assert chunks(state, search_settings, size) == before[1::2]
-        for chunk in before[1::2]:
-            state = record(state, evaluate(chunk, state.candidates, scorer, search_settings))
-        state = prune(state, search_settings)
-    assert state == uninterrupted
-    assert max(sizes) <= size
 
 
 def test_without_common_random_numbers_every_candidate_has_a_supernet_of_its_own():

@@ -1,12 +1,15 @@
 """Slow and obvious twins for the cell search: literal Algorithm 1, brute-force regions, planted scores."""
 
 import itertools
+import json
 
 import numpy as np
 import torch
 
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Operator
+from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.scores import Score
+from mamltheory.nas.search_state import SearchState
 
 
 def planted_scorer(condition, regions):
@@ -78,3 +81,14 @@ def intervals_of_shallow_relu(weight, bias, low, high):
     """Linear regions of x -> relu(w x + b) inside [low, high], by sorting the break points −b/w."""
     breaks = sorted({-b / w for w, b in zip(weight, bias, strict=True) if w != 0 and low < -b / w < high})
     return len(breaks) + 1
+
+
+THREE = SearchState(Candidates(*(((OPERATIONS[:3],) * 9,) * 2)))
+"""A search of which only the first three operations of every edge are left."""
+
+
+def noisy_scorer(candidates, round_index, repeat):
+    """A score that depends on its arguments alone and looks random."""
+    text = json.dumps([candidates.to_json(), round_index, repeat])
+    draws = np.random.default_rng(list(text.encode()))
+    return Score(float(np.exp(draws.normal())), float(draws.integers(50)))
