@@ -260,7 +260,7 @@ def notes(settings: Correlation, found: Findings) -> list[str]:
     ceilings = "; ".join(
         f"{k}-shot: {number(c.tau)} between two trainings of {c.pairs} networks, deviation of a training "
         f"{100 * c.deviation:.1f} points, reliability {number(c.reliability)}, highest τ to be expected "
-        f"{number(c.highest_tau)}"
+        f"{number(c.highest_tau)} {span(c.highest_tau_interval)}"
         for k, c in found.ceiling.items()
     )
     spread = "; ".join(
@@ -271,7 +271,8 @@ def notes(settings: Correlation, found: Findings) -> list[str]:
     s, seconds = settings, found.seconds
     singular = sum(found.singular.values())
     return [
-        f"{len(found.networks)} random networks of {s.cells} cells and {s.channels} channels on {s.data}, "
+        f"{len(found.networks)} random networks of {s.cells} cells and {s.channels} channels on {s.data} of "
+        f"{s.image_size} × {s.image_size} pixels, "
         f"{s.epochs} epochs; accuracy: {spread}, on {s.test_tasks} tasks common to all networks. Brackets: 95 % "
         "bootstrap intervals over networks and class pools together, on draws common to all scores. Scores are "
         f"means over {s.pools} disjoint pools of base classes × {s.initialisations} initialisations, from one "

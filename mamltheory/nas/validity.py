@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.stats import rankdata
+from scipy.stats import chi2, rankdata
 
 from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
 
@@ -103,6 +103,7 @@ class Ceiling:
     pairs: networks trained twice. tau, pearson: between their two accuracies. deviation: standard deviation of one
     accuracy under the training's randomness. reliability: share of the variance over all networks that is no such
     noise. highest_rho, highest_tau: expected for the true accuracies, √reliability and 2/π · arcsin of it (normal).
+    highest_tau_interval: 95 %, from the χ² interval of the deviation; a few pairs leave it wide.
     """
 
     pairs: int
@@ -112,6 +113,7 @@ class Ceiling:
     reliability: float
     highest_rho: float
     highest_tau: float
+    highest_tau_interval: tuple[float, float]
 
 
 def noise_ceiling(accuracy: Vector, again: Float[np.ndarray, " m"], rows: Int[np.ndarray, " m"]) -> Ceiling:
@@ -126,10 +128,24 @@ def noise_ceiling(accuracy: Vector, again: Float[np.ndarray, " m"], rows: Int[np
     _check_finite("accuracies", accuracy, again)
     first = accuracy[rows]
     noise, total = float((again - first).var(ddof=1)) / 2, float(accuracy.var(ddof=1))
-    reliability = min(max(1 - noise / total, 0.0), 1.0) if total > 0 else 0.0
-    rho = math.sqrt(reliability)
+    # The variance of the differences follows χ², with one degree of freedom less than there are pairs.
+    edges = chi2.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2], len(rows) - 1) / (len(rows) - 1)
+    low, high = (_share(noise / float(edge), total) for edge in edges)
+    reliability = _share(noise, total)
     tau, pearson = float(kendall_tau(first, again)), float(_pearson(first, again))
-    return Ceiling(len(rows), tau, pearson, math.sqrt(noise), reliability, rho, 2 / math.pi * math.asin(rho))
+    deviation, rho = math.sqrt(noise), math.sqrt(reliability)
+    interval = (_normal_tau(math.sqrt(low)), _normal_tau(math.sqrt(high)))
+    return Ceiling(len(rows), tau, pearson, deviation, reliability, rho, _normal_tau(rho), interval)
+
+
+def _share(noise: float, total: float) -> float:
+    """Share of a variance that is no noise, kept between 0 and 1."""
+    return min(max(1 - noise / total, 0.0), 1.0) if total > 0 else 0.0
+
+
+def _normal_tau(rho: float) -> float:
+    """Kendall's τ of a normal pair of this correlation."""
+    return 2 / math.pi * math.asin(rho)
 
 
 def finite_scores(scores: Scores) -> Scores:

@@ -130,6 +130,19 @@ def test_the_noise_ceiling_finds_the_planted_noise_whatever_both_trainings_share
     assert found.highest_tau == pytest.approx(kendall_tau(first[:800], truth[:800]), abs=0.02)
 
 
+def test_few_pairs_leave_the_ceiling_open_and_many_close_it():
+    random, widths = draws(2), []
+    truth = random.standard_normal(3000)
+    first, again = (truth + 0.5 * random.standard_normal(3000) for _ in range(2))
+    for pairs in (8, 2000):
+        rows = np.arange(pairs)
+        found = noise_ceiling(first, again[rows], rows)
+        low, high = found.highest_tau_interval
+        assert low <= found.highest_tau <= high
+        widths.append(high - low)
+    assert widths[0] > 0.2 > 0.02 > widths[1]
+
+
 def test_a_perfectly_repeatable_accuracy_has_no_ceiling_below_one_and_noise_has_one_of_zero():
     x, y = draws(0).standard_normal((2, 40))
     assert noise_ceiling(x, x[:5], np.arange(5)).highest_tau == pytest.approx(1)
