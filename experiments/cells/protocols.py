@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
@@ -9,13 +10,14 @@ from experiments.benchmarks.machine import describe as describe_machine
 from experiments.cells.protocols_report import draw, table
 from experiments.cells.search import saved_search, search
 from experiments.settings import Protocols, Search
+from experiments.settings.protocols import PROTOCOLS
 from mamltheory.nas.genotype import CELL_TYPES, EDGES
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.reliability import mean_reliability, repeats_for
 from mamltheory.nas.search_state import SearchState
 from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.records import plain, replace_file, to_json
-from mamltheory.runtime.runlog import read_metrics
+from mamltheory.runtime.runlog import RUN_FILE, read_metrics, read_run
 
 OPERATORS, ROUNDS = len(CELL_TYPES) * len(EDGES), len(OPERATIONS) - 1
 
@@ -50,16 +52,31 @@ def compared(settings: Protocols) -> dict[str, object]:
         pairs = [
             {"seeds": [a, b], **agreement(states[a], states[b])} for a, b in itertools.combinations(states, 2)
         ]
-        config = searches[0].resolved()
         protocols[name] = {
-            "settings": {key: getattr(config, key) for key in ("tasks", "repeats", "stopping", "outputs")},
+            "settings": recorded_settings(searches[0]),
             "searches": each,
             "pairs": pairs,
             "summary": summary(list(each.values()), pairs),
         }
     chance = OPERATORS / 7
     size = {name: getattr(settings, name) for name in ("channels", "cells", "image_size", "stem_stride")}
-    return plain({"machine": describe_machine("cpu"), "size": size, "chance": chance, "protocols": protocols})
+    missing = [name for name in PROTOCOLS if name not in protocols]
+    return plain(
+        {
+            "machine": describe_machine("cpu"),
+            "size": size,
+            "chance": chance,
+            "not_run": missing,
+            "protocols": protocols,
+        }
+    )
+
+
+def recorded_settings(settings: Search) -> dict[str, object]:
+    """What a search was run with, as its run folder has it; for a folder without a record what it would be run with."""
+    record = settings.out / RUN_FILE
+    config = read_run(settings.out)["config"] if record.exists() else plain(settings.resolved())
+    return {key: config.get(key) for key in ("tasks", "repeats", "least_repeats", "stopping", "outputs")}
 
 
 def searched(settings: Search, state: SearchState) -> dict[str, object]:
@@ -67,14 +84,21 @@ def searched(settings: Search, state: SearchState) -> dict[str, object]:
     ends = {row["round"]: row["cpu_seconds"] for row in read_metrics(settings.out)}
     rounds, begun = [], 0.0
     for k, report in enumerate(state.reports, 1):
-        seconds, begun = ends[k] - begun, ends[k]
+        seconds, begun = ends.get(k, begun) - begun, ends.get(k, begun)
         rounds.append({"cpu_seconds": seconds, **_reliability(report, seconds)})
     finished = state.candidates.is_single_path()
     return {
         "genotype": state.candidates.genotype().to_json() if finished else None,
+        "operations": operations(state) if finished else None,
         "cpu_seconds": begun if finished else None,
         "rounds": rounds,
     }
+
+
+def operations(state: SearchState) -> dict[str, dict[str, int]]:
+    """How often each operation occurs in the found cells."""
+    live = state.candidates.operators()
+    return {kind: dict(Counter(o.operation for o in live if o.cell == kind)) for kind in CELL_TYPES}
 
 
 def _reliability(report: object, seconds: float) -> dict[str, object]:

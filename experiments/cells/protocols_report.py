@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from experiments.cells.search_report import SHORT
 from experiments.settings import Protocols
 from mamltheory.plotting import curve, figure, save
 
@@ -11,7 +12,7 @@ ROUNDS = range(1, 7)
 def table(found: Mapping) -> str:
     """Markdown: agreement and cost, then every round, then what the numbers are."""
     lines = ["# Do independent searches find the same cell?", "", *_agreement(found), "", *_rounds(found)]
-    return "\n".join([*lines, "", *_notes(found), ""])
+    return "\n".join([*lines, "", *_cells(found), "", *_notes(found), ""])
 
 
 def _agreement(found: Mapping) -> list[str]:
@@ -60,6 +61,20 @@ def _rounds(found: Mapping) -> list[str]:
     return lines
 
 
+def _cells(found: Mapping) -> list[str]:
+    """The operations of the found cells: how much of the agreement is one choice for a whole cell."""
+    lines = ["| search | normal cell | reduction cell |", "|---|---|---|"]
+    for name, each in found["protocols"].items():
+        for seed, one in each["searches"].items():
+            if one["operations"] is not None:
+                cells = (
+                    ", ".join(f"{count} {SHORT[o]}" for o, count in sorted(counts.items()))
+                    for counts in one["operations"].values()
+                )
+                lines.append(f"| {name}, seed {seed} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def number(value: float | None, form: str) -> str:
     """The number, or a dash for none."""
     return "–" if value is None else format(value, form)
@@ -67,24 +82,30 @@ def number(value: float | None, form: str) -> str:
 
 def _notes(found: Mapping) -> list[str]:
     machine = found["machine"]
+    absent = f" Not run here: {', '.join(found['not_run'])}." if found["not_run"] else ""
     size = found["size"]
-    kinds = ", ".join(
-        f"{name}: {s['tasks']} tasks a kernel, {'at most ' if s['stopping'] else ''}{s['repeats']} repeats"
-        for name, s in ((name, each["settings"]) for name, each in found["protocols"].items())
-    )
+    kinds = "; ".join(f"{name}: {_budget(each['settings'])}" for name, each in found["protocols"].items())
     return [
         f"{size['channels']} channels, {size['cells']} cells, {size['image_size']} × {size['image_size']} pixels, stem "
         f"stride {size['stem_stride']}; {kinds}. Kernels of summed outputs throughout: for paper that is a quarter of "
-        "the cost of the full kernel. All searches of a protocol differ in their seed alone.",
+        "the cost of the full kernel. All searches of a protocol differ in their seed alone." + absent,
         f"Chance for the final operators is {found['chance']:.1f} of 18. r₁ is the reliability of one repeat of what "
         "decides, within edges; noise: upper end of its permutation null (95 %). The reliability of a round is that of "
         "the mean of its repeats, R r₁/(1 + (R − 1) r₁). A round is a tie when r₁ lies inside the null: stable then "
         "decides by the means of (cell type × operation) over this and earlier rounds, the others by their scores all "
         "the same. Late rounds of stable agree as far as they do because those means carry over, and not because their "
-        "own repeats say which operator of an edge should go: see their undecided edges.",
+        "own repeats say which operator of an edge should go: see their undecided edges. Where a cell has one "
+        "operation on nearly all edges, its equal operators are one choice and not nine.",
         f"CPU seconds of one thread, scores only; {machine['processor']}, {machine['cores']} cores shared with other "
         f"work (load average {machine['load_average']}), torch {machine.get('torch', '')}.",
     ]
+
+
+def _budget(settings: Mapping) -> str:
+    tasks, most = f"{settings['tasks']} tasks a kernel", f"{settings['repeats']} repeats"
+    return (
+        f"{tasks}, {settings['least_repeats'] or 4} to {most}" if settings["stopping"] else f"{tasks}, {most}"
+    )
 
 
 def _mean(rounds: list[Mapping], key: str, form: str) -> str:
@@ -109,7 +130,8 @@ def draw(found: Mapping, settings: Protocols) -> None:
         left.set(xlabel="round", ylabel="same operator pruned (%)", ylim=(0, 103))
         right.axhline(found["chance"], color="0.6", linestyle=":")
         right.set(xlabel="CPU seconds a search", ylabel="equal final operators of 18", ylim=(0, 18.5))
-        right.set_xlim(left=0)
+        right.set_yticks(range(0, 19, 3))
+        right.set_xlim(0, 1.1 * max(right.dataLim.x1, 1))
         left.legend()
         numbers = {name: each["summary"] for name, each in found["protocols"].items()}
         save(drawing, "protocols_figure", numbers, settings.out, {}, settings.seed)
