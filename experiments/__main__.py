@@ -39,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(COMMANDS)}"
         sys.stderr.write(f"error: unknown command '{name}': {hint}\n")
         return 2
-    first = COMMANDS[name].positional
+    command = COMMANDS[name]
+    if command.verb is not None and flags[:1] == [command.verb]:
+        flags = flags[1:]
+    first = command.positional
     if first is not None and flags and not flags[0].startswith("-"):
         flags = [f"--{first}", *flags]
     return _guarded(name, flags)

@@ -14,6 +14,7 @@ class Command:
     The function takes the settings and returns an exit code or None; its module is imported only when the
     command runs. ranks: it spreads over the processes of torchrun, where rank 0 alone calls the function.
     positional: the setting that the first word after the command may give without its flag.
+    verb: a word that may stand before it.
     """
 
     settings: type
@@ -22,6 +23,7 @@ class Command:
     presets: Mapping[str, object] = field(default_factory=dict)
     ranks: bool = False
     positional: str | None = None
+    verb: str | None = None
 
     @property
     def summary(self) -> str:
@@ -66,6 +68,6 @@ COMMANDS = {
         settings.Correlation, "experiments.cells.correlation:run", CELLS, presets.CORRELATION
     ),
     "stability": Command(settings.Stability, "experiments.cells.stability:run", CELLS, presets.STABILITY),
-    "data": Command(settings.Data, "experiments.cells.data:run", CELLS, positional="path"),
+    "data": Command(settings.Data, "experiments.cells.data:run", CELLS, positional="path", verb="check"),
     "glyphs": Command(settings.Glyphs, "experiments.cells.glyphs:run", CELLS),
 }

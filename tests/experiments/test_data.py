@@ -30,10 +30,15 @@ def drawn(monkeypatch, request):
 
 def look(folder, capsys, *flags):
     """Exit code, report by line and error of the command on a folder."""
-    code = shell.main(["data", str(folder), "--out", str(folder.parent / "sheet"), *flags])
+    code = shell.main(["data", "check", str(folder), "--out", str(folder.parent / "sheet"), *flags])
     told = capsys.readouterr()
     error = [line for line in told.err.splitlines() if line.startswith("error:")]
     return code, {line[:10].strip(): line[11:] for line in told.out.splitlines()}, error
+
+
+def test_the_word_check_may_be_left_out(tmp_path):
+    layouts.write_npz(tmp_path / "tiered", tiny_splits())
+    assert shell.main(["data", str(tmp_path / "tiered"), "--out", str(tmp_path / "sheet")]) == 0
 
 
 def test_a_report_names_layout_sizes_and_storage_and_draws_a_sheet(tmp_path, capsys):
