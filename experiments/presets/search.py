@@ -26,8 +26,9 @@ SEARCH = {
         channels=4,
         cells=3,
         stem_stride=2,
-        repeats=5,
         tasks=8,
+        repeats=6,
+        least_repeats=4,
         out=Path("runs/glyph-smoke/search"),
     ),
     "glyph-5": Search(
