@@ -269,7 +269,7 @@ def notes(settings: Correlation, found: Findings) -> list[str]:
         for k, v in found.accuracy.items()
     )
     s, seconds = settings, found.seconds
-    singular = sum(found.singular.values())
+    singular = sum(count for name, count in found.singular.items() if not name.endswith("harmonic"))
     return [
         f"{len(found.networks)} random networks of {s.cells} cells and {s.channels} channels on {s.data} of "
         f"{s.image_size} × {s.image_size} pixels, "
