@@ -302,6 +302,7 @@ def test_a_stability_study_measures_one_of_every_kind_first(tmp_path):
     assert {item[2] for item in items[:4]} == {0}
 
 
+@pytest.mark.slow
 def test_gradient_repeats_are_timed_beside_one_evaluation(tmp_path):
     with counted(stability, "gradient_differences") as calls:
         record = stability.measure(stability_settings(tmp_path), "cpu", ("gradient", 1, 0))

@@ -65,7 +65,7 @@ def task_of(query, support):
     return Task(pool()[query], labels, pool()[support], labels)
 
 
-@pytest.mark.parametrize("outputs", ["sum", "full"])
+@pytest.mark.parametrize("outputs", ["sum", pytest.param("full", marks=pytest.mark.slow)])
 def test_scores_from_the_pools_kernel_are_those_of_kernels_of_their_own(outputs):
     full = outputs == "full"
     net, chosen = network(), batches(1 if full else 2)
