@@ -54,13 +54,12 @@ PATHS = {"data", "genotype", "out"}
 
 
 @pytest.mark.paper(
-    *(
-        "Sec. 6.1: optimisation",
-        "Sec. 6.1: training by RFS",
-        "Sec. 6.1: network",
-        "Sec. 6.1: model selection",
-    ),
-    *("App. E: batch size", "App. E: dropout"),
+    "Sec. 6.1: optimisation",
+    "Sec. 6.1: training by RFS",
+    "Sec. 6.1: network",
+    "Sec. 6.1: model selection",
+    "App. E: batch size",
+    "App. E: dropout",
 )
 def test_every_setting_of_a_preset_is_the_papers_or_has_a_reason():
     names = {field.name for field in dataclasses.fields(Train)}
