@@ -165,7 +165,7 @@ def forest(axes: Axes, found: Findings) -> None:
     axes.set_yticks(range(len(names)), [LABELS[name] for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel(
-        "Kendall's $\\tau$ with accuracy; dashed: parameters, dotted: ceiling\n"
+        "Kendall's $\\tau$ with accuracy\ndashed: parameters, dotted: ceiling\n"
         "95 %: thin over networks and class pools,\nthick over networks alone"
     )
     axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, frameon=False)
