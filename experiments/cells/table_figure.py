@@ -25,7 +25,8 @@ def draw(results: Results, experiment: Experiment) -> str:
             panel.set_ylabel(f"5-way {shots}-shot accuracy (%)")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         drawing.legend(handles, labels, loc="outside lower center", ncols=3)
-        name = f"table_{settings.name}_{experiment.replace('-', '_')}_sizes"
+        parts = dict.fromkeys(("table", settings.name, experiment.replace("-", "_"), "sizes"))
+        name = "_".join(parts)  # the experiment once, where the table is named after it
         data = {"data": RECIPES[experiment].data, "methods": points}
         save(drawing, name, data, settings.out, without_paths(settings), settings.seed)
     return name

@@ -90,12 +90,14 @@ def evaluate_settings(settings: Table, run: Run, shots: int) -> Evaluate:
 
 
 def finished(settings: object, command: str) -> dict[str, object] | None:
-    """The record of the run that these settings describe, when it lies finished in their folder."""
+    """The record of the run that these settings describe, when it lies finished in their folder.
+
+    A setting that did not exist when the run was recorded does not count.
+    """
     if not (settings.out / RUN_FILE).exists():
         return None
     record, wanted = read_run(settings.out), plain(settings)
-    held = record["config"]
-    same = all(held.get(key) == wanted.get(key) for key in {**held, **wanted} if key not in PLACES)
+    same = all(value == wanted.get(key) for key, value in record["config"].items() if key not in PLACES)
     return record if same and record["command"] == command and record.get("status") == "finished" else None
 
 
