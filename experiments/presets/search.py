@@ -36,8 +36,6 @@ SEARCH = {
         channels=8,
         cells=5,
         stem_stride=2,
-        repeats=12,
-        least_repeats=4,
         out=Path("runs/glyph-5/search"),
     ),
     "mini-5": _search("mini-5", MINI, 5, kernel="maml", inner_time=math.inf, ridge=1e-3),
