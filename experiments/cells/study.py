@@ -4,10 +4,9 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from experiments.cells.common import FREE
+from experiments.cells.common import FREE, recorded
 from mamltheory.errors import CheckpointError
 from mamltheory.runtime.device import environment
-from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, replace_file, to_json
 from mamltheory.runtime.runlog import open_run
@@ -37,19 +36,13 @@ def measured(
     )
     found = {name: _read(path) for name in items if (path := folder / f"{name}.json").exists()}
     names = {items[name]: name for name in items if name not in found}
-    try:
-        with workers(settings.jobs) as spread, stage(command, len(names)) as advance:
-            for item, record in spread(function, names):
-                name = names[item]
-                found[name] = plain(record)
-                replace_file(folder / f"{name}.json", to_json(record).encode())
-                advance(note=name)
-    except Interrupted as stop:
-        log.close("interrupted")
-        raise stop.saved(f"the same command; what is done lies in {settings.runs}") from None
-    except Exception:
-        log.close("failed")
-        raise
+    go_on = f"the same command; what is done lies in {settings.runs}"
+    with recorded(log, go_on), workers(settings.jobs) as spread, stage(command, len(names)) as advance:
+        for item, record in spread(function, names):
+            name = names[item]
+            found[name] = plain(record)
+            replace_file(folder / f"{name}.json", to_json(record).encode())
+            advance(note=name)
     log.close(measurements=len(found))
     return {name: found[name] for name in items}
 

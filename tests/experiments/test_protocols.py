@@ -2,19 +2,17 @@
 
 import dataclasses
 import json
-import math
 
 import pytest
 
 from experiments.cells import protocols, search
 from experiments.cells.protocols_report import table
 from experiments.settings import Protocols
-from mamltheory.nas.scores import Score
 from mamltheory.nas.search import is_finished, step
 from mamltheory.nas.search_settings import SearchSettings
 from mamltheory.nas.search_state import SearchState
-from mamltheory.rng import numpy_generator
 from mamltheory.runtime.records import to_json
+from tests.reference.nas_toy import noisy_gradient_scorer
 
 RULES = SearchSettings(repeats=2, criteria=("condition",), estimator="gradient")
 SIGNAL = {
@@ -26,26 +24,13 @@ SIGNAL = {
 }
 
 
-def planted(seed, noise):
-    """Scores by gradient with a known order of operations, and noise of the seed's own."""
-
-    def score(candidates, k, repeat):
-        found = {None: Score(1.0, 1.0)}
-        for o in candidates.operators():
-            draw = numpy_generator(seed, f"noise {o}", k, repeat).standard_normal()
-            found[o] = Score(math.exp(-SIGNAL.get(o.operation, 0.0) - noise * draw), 1.0)
-        return found
-
-    return score
-
-
 def leave(settings, noise, rounds=6):
     """A run folder as a search leaves it, after so many rounds of 10 CPU seconds."""
     state = SearchState()
     settings.out.mkdir(parents=True)
     with (settings.out / "metrics.jsonl").open("a") as metrics:
         while not is_finished(state, RULES) and len(state.reports) < rounds:
-            state = step(state, planted(settings.seed, noise), RULES)
+            state = step(state, noisy_gradient_scorer(SIGNAL, noise, settings.seed), RULES)
             metrics.write(
                 to_json({"round": state.round_index, "cpu_seconds": 10.0 * state.round_index}, None)
             )

@@ -30,7 +30,7 @@ from mamltheory.nas.search import (
 from mamltheory.nas.search_state import state_from_json, state_to_json
 from mamltheory.rng import generator, numpy_generator
 from mamltheory.types import Task
-from tests.reference.nas_toy import argmin_per_edge, planted_scorer, planted_values
+from tests.reference.nas_toy import argmin_per_edge, noisy_gradient_scorer, planted_scorer, planted_values
 
 ALL = Candidates().operators()
 ZERO = dict.fromkeys(ALL, 0.0)
@@ -50,19 +50,6 @@ def planted_gradient(values):
 
     def score(candidates, *_):
         return {None: exact(candidates), **{o: exact(candidates.without(o)) for o in candidates.operators()}}
-
-    return score
-
-
-def noisy_scorer(signal, noise, seed=0):
-    """log C of a candidate: less the signal of what was taken out, with fresh noise in every repeat."""
-
-    def score(candidates, round_index, repeat):
-        found = {None: Score(1.0, 1.0)}
-        for o in candidates.operators():
-            draw = numpy_generator(seed, f"noise {o}", round_index, repeat).standard_normal()
-            found[o] = Score(math.exp(-signal.get(o.operation, 0.0) - noise * draw), 1.0)
-        return found
 
     return score
 
@@ -87,7 +74,7 @@ def test_a_search_by_gradient_asks_once_a_repeat():
 
 
 def test_a_search_by_gradient_can_be_stopped_after_each_repeat_and_taken_up():
-    scorer = noisy_scorer({"skip_connect": 0.5}, 0.3)
+    scorer = noisy_gradient_scorer({"skip_connect": 0.5}, 0.3)
     whole = run_search(scorer, BY_GRADIENT)
     state = SearchState()
     while not is_finished(state, BY_GRADIENT):
@@ -123,8 +110,8 @@ def test_a_singular_kernel_says_nothing_and_stops_nothing():
 def test_rounds_report_the_reliability_of_what_they_saw():
     signal = {"skip_connect": 2.0, "conv_3x3": 1.0}
     settings = replace(BY_GRADIENT, repeats=5)
-    clear = step(SearchState(), noisy_scorer(signal, 0.3), settings).reports[0].reliability
-    noise = step(SearchState(), noisy_scorer({}, 0.3), settings).reports[0].reliability
+    clear = step(SearchState(), noisy_gradient_scorer(signal, 0.3), settings).reports[0].reliability
+    noise = step(SearchState(), noisy_gradient_scorer({}, 0.3), settings).reports[0].reliability
     assert clear.single > 0.8 > 0.2 > noise.single
     assert not clear.tied
     assert noise.tied
@@ -133,7 +120,7 @@ def test_rounds_report_the_reliability_of_what_they_saw():
 
 def test_a_single_repeat_has_no_reliability():
     once = replace(BY_GRADIENT, repeats=1)
-    assert step(SearchState(), noisy_scorer({}, 1.0), once).reports[0].reliability is None
+    assert step(SearchState(), noisy_gradient_scorer({}, 1.0), once).reports[0].reliability is None
     unscored = replace(once, criteria=(), estimator="leave-one-out", shrinkage=True)
     assert {report.reliability for report in run_search(None, unscored).reports} == {None}
 
@@ -142,7 +129,7 @@ def test_shrinkage_makes_independent_searches_prune_alike():
     signal = {"skip_connect": 1.0, "avg_pool_3x3BN": 0.6}
 
     def pruned(settings, seed):
-        state = step(SearchState(), noisy_scorer(signal, 1.0, seed), settings)
+        state = step(SearchState(), noisy_gradient_scorer(signal, 1.0, seed), settings)
         return {d.operator for d in state.trace if d.pruned}
 
     plain, shrunk = (replace(BY_GRADIENT, repeats=4, shrinkage=on) for on in (False, True))
@@ -152,7 +139,7 @@ def test_shrinkage_makes_independent_searches_prune_alike():
 
 def test_a_round_of_noise_is_decided_by_size_and_not_by_noise():
     settings = replace(BY_GRADIENT, repeats=4, shrinkage=True)
-    states = (step(SearchState(), noisy_scorer({}, 1.0, seed), settings) for seed in range(10))
+    states = (step(SearchState(), noisy_gradient_scorer({}, 1.0, seed), settings) for seed in range(10))
     by_size = next(s for s in states if s.reports[0].reliability.basis == "parameters")
     for cell, edge in {o[:2] for o in ALL}:
         gone = next(d.operator for d in by_size.trace if d.pruned and d.operator[:2] == (cell, edge))
@@ -187,9 +174,11 @@ CLEAR = {"avg_pool_3x3BN": 3.0, "skip_connect": 2.0, "max_pool_3x3BN": 1.0}
 
 
 def test_a_round_stops_when_its_repeats_agree_and_not_before_the_least_number():
-    report = step_to_end_of_round(SearchState(), noisy_scorer(CLEAR, 0.3)).reports[0]
+    report = step_to_end_of_round(SearchState(), noisy_gradient_scorer(CLEAR, 0.3)).reports[0]
     assert (report.repeats, report.stopped, report.undecided) == (MIN_REPEATS, "agreement", ())
-    without = step_to_end_of_round(SearchState(), noisy_scorer({}, 1.0), replace(STOPPING, shrinkage=False))
+    without = step_to_end_of_round(
+        SearchState(), noisy_gradient_scorer({}, 1.0), replace(STOPPING, shrinkage=False)
+    )
     assert (without.reports[0].repeats, without.reports[0].stopped) == (9, "budget")
     assert len(without.reports[0].undecided) > 9
 
@@ -202,7 +191,7 @@ def step_to_end_of_round(state, scorer, settings=STOPPING):
 
 def test_the_number_of_repeats_follows_from_the_scores_alone():
     """Interrupted after every repeat, or with repeats computed in advance and in another order: the same search."""
-    scorer = noisy_scorer({**CLEAR, "conv_3x3": 0.3}, 2.5)
+    scorer = noisy_gradient_scorer({**CLEAR, "conv_3x3": 0.3}, 2.5)
     whole = run_search(scorer, STOPPING)
     assert len({report.repeats for report in whole.reports}) > 1
     resumed, ahead = SearchState(), SearchState()
@@ -218,7 +207,7 @@ def test_the_number_of_repeats_follows_from_the_scores_alone():
 
 
 def test_repeats_in_which_nothing_can_be_scored_do_not_count():
-    usual = noisy_scorer(CLEAR, 0.3)
+    usual = noisy_gradient_scorer(CLEAR, 0.3)
 
     def scorer(candidates, round_index, repeat):
         if repeat < 3:
@@ -252,11 +241,11 @@ def test_what_earlier_rounds_say_of_types_decides_where_a_round_says_nothing():
 
 
 def test_a_search_remembers_the_repeats_of_all_rounds_for_the_operators_that_compete():
-    state = run_until(4, noisy_scorer(CLEAR, 0.3))
+    state = run_until(4, noisy_gradient_scorer(CLEAR, 0.3))
     assert set(state.history) == set(state.candidates.operators())
     repeats = sum(report.reliability.repeats for report in state.reports)
     assert {len(values) for values in state.history.values()} == {repeats}
-    assert run_search(noisy_scorer({}, 1.0), replace(STOPPING, shrinkage=False)).history == {}
+    assert run_search(noisy_gradient_scorer({}, 1.0), replace(STOPPING, shrinkage=False)).history == {}
 
 
 def run_until(rounds, scorer):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Operator
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.scores import Score
 from mamltheory.nas.search_state import SearchState
+from mamltheory.rng import numpy_generator
 
 
 def planted_scorer(condition, regions):
@@ -92,3 +94,16 @@ def noisy_scorer(candidates, round_index, repeat):
     text = json.dumps([candidates.to_json(), round_index, repeat])
     draws = np.random.default_rng(list(text.encode()))
     return Score(float(np.exp(draws.normal())), float(draws.integers(50)))
+
+
+def noisy_gradient_scorer(signal, noise, seed=0):
+    """Scores by gradient: log C of a candidate is less the signal of what was taken out, with fresh noise a repeat."""
+
+    def score(candidates, round_index, repeat):
+        found = {None: Score(1.0, 1.0)}
+        for o in candidates.operators():
+            draw = numpy_generator(seed, f"noise {o}", round_index, repeat).standard_normal()
+            found[o] = Score(math.exp(-signal.get(o.operation, 0.0) - noise * draw), 1.0)
+        return found
+
+    return score
