@@ -64,8 +64,6 @@ def damages(draw):
 def test_a_damaged_file_gives_a_data_error_or_valid_data(
     name, originals, tmp_path_factory, data, damage, count
 ):
-    if name == "parquet files":
-        pytest.importorskip("pyarrow")
     files = dict(originals(name))
     victim = data.draw(st.sampled_from(sorted(files)))
     for _ in range(count):
@@ -106,8 +104,6 @@ def load_or_say_why(folder):
     ids=["web page", "pointer", "empty", "one byte"],
 )
 def test_files_that_are_something_else_are_called_by_their_name(name, originals, tmp_path, content, message):
-    if name == "parquet files":
-        pytest.importorskip("pyarrow")
     for victim in {file.suffix: file for file in originals(name)}.values():
         shutil.rmtree(tmp_path)
         for file, raw in originals(name).items():

@@ -20,12 +20,6 @@ from tests.fewshot.layouts import SPLITS, tiny_splits
 from tests.fewshot.small import noise_split
 
 
-@pytest.fixture(autouse=True)
-def _needs(request):
-    if any("parquet" in str(value) for value in getattr(request.node, "callspec", request).__dict__.values()):
-        pytest.importorskip("pyarrow")
-
-
 def assert_same(data, splits, names=True, turn=False):
     """Each class has its images in their order, under its name or as the same number within the split."""
     for split, expected in splits.items():
