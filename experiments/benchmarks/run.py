@@ -131,12 +131,16 @@ def report(
     kept = {
         k: v for k, v in dataclasses.asdict(settings).items() if k in ("rounds", "seconds", "quick", "cases")
     }
-    found = drawing.panels(measured["cases"])
-    with figure("page", 4.6, rows=2, columns=max(1, len(found)), sharex="col") as (sheet, axes):
-        drawing.draw(sheet, axes, found, "CPU" if settings.device == "cpu" else "device")
-        paths = save(sheet, name, data, settings.out, kept, settings.seed)
     table = settings.out / f"{name}.md"
     replace_file(table, tables.document(plain(data)).encode())
-    print(f"wrote {paths[0]} (and .pdf, .json) and {table}")
+    if found := drawing.panels(measured["cases"]):
+        with figure("page", 4.6, rows=2, columns=len(found), sharex="col") as (sheet, axes):
+            drawing.draw(sheet, axes, found, "CPU" if settings.device == "cpu" else "device")
+            paths = save(sheet, name, data, settings.out, kept, settings.seed)
+        print(f"wrote {paths[0]} (and .pdf, .json) and {table}")
+    else:
+        numbers = settings.out / f"{name}.json"
+        replace_file(numbers, to_json({"data": plain(data), "config": plain(kept)}).encode())
+        print(f"wrote {table} and {numbers}; no case grows with the width, so there is no figure")
     for row in data["targets"]:
         print(f"{row['title']}: {row['target']}: {tables.outcome(row)}")

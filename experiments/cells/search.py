@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -32,7 +32,7 @@ from mamltheory.nas.gradient import GradientScorer
 from mamltheory.nas.own_draws import OwnDraws
 from mamltheory.nas.regions import random_patches
 from mamltheory.nas.schedule import chunks, is_finished
-from mamltheory.nas.scores import CellScorer, Score, ScoreSettings
+from mamltheory.nas.scores import CellScorer, Score, ScoreSettings, halvings
 from mamltheory.nas.search import evaluate, prune, record
 from mamltheory.nas.search_settings import SearchSettings
 from mamltheory.nas.search_state import Job, SearchState, state_from_json, state_to_json
@@ -82,10 +82,21 @@ def final_scores(state: SearchState, settings: Search) -> list[Score]:
 
 @dataclass(frozen=True)
 class Saved:
-    """A search as it lies in its run folder: its state, and the CPU seconds that its scores have taken."""
+    """A search as it lies in its run folder: its state, and the CPU seconds that its scores have taken.
+
+    halvings: how often this process saw a batch of candidates that did not fit the memory; not in the folder.
+    """
 
     state: SearchState
     cpu_seconds: float = 0.0
+    halvings: int = 0
+
+    def with_scores(self, found: Mapping[Job, Score], seconds: float) -> "Saved":
+        """The same with a chunk's scores recorded; says so when for the first time a batch did not fit."""
+        halved = halvings(found.values())
+        if halved and not self.halvings:
+            print("a batch of candidates did not fit the memory: going on with half as many at a time")
+        return Saved(record(self.state, found), self.cpu_seconds + seconds, self.halvings + halved)
 
 
 def search(settings: Search) -> Genotype:
@@ -136,10 +147,10 @@ def finish_round(
         while lacking := chunks(saved.state, rules, CHUNK, ahead):
             score = partial(score_chunk, saved.state.candidates, round_scorer, rules)
             for _, (found, seconds) in spread(score, lacking):
-                saved = Saved(record(saved.state, found), saved.cpu_seconds + seconds)
+                saved = saved.with_scores(found, seconds)
                 write_state(settings, saved)
                 advance(note=goes_first(saved.state, rules))
-    saved = Saved(prune(saved.state, rules), saved.cpu_seconds)
+    saved = replace(saved, state=prune(saved.state, rules))
     write_state(settings, saved)
     return saved
 

@@ -262,3 +262,12 @@ def test_peers_are_looked_up_and_never_needed():
     versions = peer_versions(None)
     assert {"higher", "opacus", "neural-tangents"} <= set(versions)
     assert versions["neural-tangents"] is None
+
+
+def test_cases_that_do_not_grow_with_the_width_leave_numbers_and_no_figure(tmp_path):
+    assert run.run(settings(tmp_path, cases=("depthwise",), rounds=1)) == 0
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".md"}
+    assert (
+        "depthwise"
+        in json.loads((tmp_path / "out" / "benchmark_cpu_quick.json").read_text())["data"]["cases"]
+    )

@@ -8,6 +8,8 @@ import pytest
 from experiments.cells import common, search, train
 from mamltheory.errors import ConfigurationError, DataError
 from mamltheory.nas.genotype import Edge
+from mamltheory.nas.scores import Score
+from mamltheory.nas.search_state import Job
 from mamltheory.runtime.checkpoint import load
 from mamltheory.runtime.runlog import read_metrics, read_run
 from tests.experiments.stops import counted, ctrl_c_during
@@ -183,3 +185,11 @@ def test_a_mistake_in_the_counts_does_not_occupy_the_run_folder(tmp_path):
 def test_a_finite_inner_time_and_infinity_give_their_dynamics(tmp_path):
     assert search.dynamics_of(search_settings(tmp_path, ridge=0.5)).ridge == 0.5
     assert search.dynamics_of(search_settings(tmp_path, inner_time=2.0)).time == 2.0
+
+
+def test_a_batch_that_did_not_fit_the_memory_is_said_once(capsys):
+    job = Job(0, 0, None)
+    first = search.Saved(nearly_done()).with_scores({job: Score(2.0, 1.0, halvings=2)}, 1.0)
+    assert capsys.readouterr().out.count("did not fit") == 1
+    again = first.with_scores({job._replace(repeat=1): Score(2.0, 1.0, halvings=1)}, 1.0)
+    assert (again.halvings, again.cpu_seconds, capsys.readouterr().out) == (3, 2.0, "")
