@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.cells.common import FREE, data_of, recorded, source_of
-from experiments.cells.train import settings_of_run, trained_network
-from experiments.requirements import require
+from experiments.cells.common import FREE, recorded
+from experiments.cells.trained import read_training
 from experiments.settings import Evaluate
 from mamltheory.fewshot.episodes import sample_episode
 from mamltheory.fewshot.evaluate import Evaluation, EvaluationConfig
@@ -35,13 +34,9 @@ def evaluate_run(settings: Evaluate) -> dict[str, object]:
 
     They name every task's number of recognised images, so that methods can be compared task by task.
     """
-    training, genotype = settings_of_run(settings.checkpoint)
-    require(
-        source_of(settings.data) == source_of(training.data),
-        f"the network was trained on {training.data}, and data is {settings.data}: name the same with --data",
-    )
-    device, data = choose_device(settings.device), data_of(training)
-    network = trained_network(training, genotype, data).to(device.device)
+    training = read_training(settings.checkpoint)
+    device, data = choose_device(settings.device), training.data(settings.data)
+    network = training.network.to(device.device)
     # A mistake in the counts should show before the run folder stands for these settings.
     counts = (settings.ways, settings.shots, settings.queries)
     sample_episode(split_of(data, settings), *counts, settings.seed, 0)

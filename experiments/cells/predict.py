@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.cells.common import FREE, data_of, recorded
-from experiments.cells.train import settings_of_run, trained_network
+from experiments.cells.common import FREE, recorded
+from experiments.cells.trained import read_training
 from experiments.settings import Predict
 from mamltheory.errors import DataError
 from mamltheory.fewshot.augment import Augmentation
@@ -41,10 +41,9 @@ class UserTask:
 def run(settings: Predict) -> int:
     """Write ``predictions.csv`` and print a summary; returns 0."""
     task = find_images(settings.images)
-    training, genotype = settings_of_run(settings.checkpoint)
-    device, data = choose_device(settings.device), data_of(training)
-    network = trained_network(training, genotype, data).to(device.device)
-    support, query = read_images(task, data.train.images.shape[1])
+    training, device = read_training(settings.checkpoint), choose_device(settings.device)
+    network, inputs = training.network.to(device.device), training.inputs
+    support, query = read_images(task, inputs.image_size)
     log = open_run(settings.out, "predict", settings, settings.seed, environment(device.device), FREE)
     with recorded(log, None):
         predictions = predict(
@@ -52,12 +51,12 @@ def run(settings: Predict) -> int:
             support,
             task.labels,
             query,
-            data.mean,
-            data.std,
+            inputs.mean,
+            inputs.std,
             head=settings.head,
             C=settings.C,
             copies=settings.augment,
-            augmentation=Augmentation(flip=data.mirrors),
+            augmentation=Augmentation(flip=inputs.mirrors),
             seed=settings.seed,
             device=device.device,
         )

@@ -4,7 +4,6 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
@@ -18,14 +17,13 @@ from experiments.cells.common import (
     without_paths,
 )
 from experiments.cells.steps import Pauses, leading_stage
-from experiments.config import read_config, settings_from
-from experiments.requirements import require
 from experiments.settings import Train
 from mamltheory.errors import CheckpointError
 from mamltheory.fewshot.evaluate import EvaluationConfig
 from mamltheory.fewshot.evaluate import evaluate as evaluate_network
 from mamltheory.fewshot.execution import Execution
 from mamltheory.fewshot.images import ImageData
+from mamltheory.fewshot.inputs import inputs_of
 from mamltheory.fewshot.resnet import resnet12
 from mamltheory.fewshot.train import TrainConfig, TrainState, start_training, train_epoch
 from mamltheory.fewshot.training_state import restore, state_tensors
@@ -56,7 +54,7 @@ def train(settings: Train, genotype: Genotype | None, crew: Team | None = None) 
     crew = crew or Team()
     device = choose_device(crew.device_name(settings.device)).device
     data = data_of(settings)
-    network = new_network(settings, genotype, data)
+    network = new_network(settings, genotype, inputs_of(data).classes)
     execution = Execution(settings.channels_last, settings.compile, crew.rank, crew.size)
     state = start_training(network, data, config_of(settings, data), device, execution)
     with _record(settings, crew, device) as log:
@@ -75,7 +73,7 @@ def train(settings: Train, genotype: Genotype | None, crew: Team | None = None) 
 @contextmanager
 def _record(settings: Train, crew: Team, device: torch.device) -> Iterator[RunLog | None]:
     """The run's record, for the process that writes; the others have none."""
-    again = _continue_with(settings, crew.size)
+    again = continue_with(settings, crew.size)
     if not crew.leads:
         try:
             yield None
@@ -138,43 +136,16 @@ def config_of(settings: Train, data: ImageData) -> TrainConfig:
     return TrainConfig(**{name: getattr(settings, name) for name in names}, flip=data.mirrors)
 
 
-def new_network(settings: Train, genotype: Genotype | None, data: ImageData) -> torch.nn.Module:
-    """The untrained network; its weights depend on the seed alone."""
-    classes, seed = len(data.train.class_names), derived_seed(settings.seed, "training weights")
+def new_network(settings: Train, genotype: Genotype | None, classes: int) -> torch.nn.Module:
+    """The untrained network for so many classes; its weights depend on the seed alone."""
+    seed = derived_seed(settings.seed, "training weights")
     if settings.network == "resnet12":
         return resnet12(classes, seed)
     return derived_network(genotype, network_size(settings, classes), seed)
 
 
-def trained_network(settings: Train, genotype: Genotype | None, data: ImageData) -> torch.nn.Module:
-    """The network as its run folder holds it; raises CheckpointError when the training has not finished."""
-    checkpoint = load(settings.out / "state", report=print)
-    if checkpoint is None or checkpoint.state["epoch"] < settings.epochs:
-        done = 0 if checkpoint is None else checkpoint.state["epoch"]
-        raise CheckpointError(
-            f"{settings.out} holds {done} of {settings.epochs} epochs: finish it with {_continue_with(settings)}"
-        )
-    network = new_network(settings, genotype, data)
-    prefix = "network/"
-    weights = {k.removeprefix(prefix): v for k, v in checkpoint.tensors.items() if k.startswith(prefix)}
-    network.load_state_dict(weights)
-    return network
-
-
-def settings_of_run(folder: Path) -> tuple[Train, Genotype | None]:
-    """The settings and the genotype (None for ResNet-12) that a training's run folder records."""
-    require(
-        (folder / "run.json").is_file(), f"{folder} is no run folder: train first, or name another folder"
-    )
-    settings = settings_from(Train, read_config(folder, "train"))
-    checkpoint = load(folder / "state", report=print)
-    if checkpoint is None:
-        raise CheckpointError(f"{folder} holds no saved state yet: train first")
-    saved = checkpoint.state["genotype"]
-    return dataclasses.replace(settings, out=folder), Genotype.from_json(saved) if saved else None
-
-
-def _continue_with(settings: Train, processes: int = 1) -> str:
+def continue_with(settings: Train, processes: int = 1) -> str:
+    """The command that goes on with a training."""
     program = "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
     return f"{program} -m experiments train --config {quoted(settings.out)}"
 

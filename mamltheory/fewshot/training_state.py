@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mamltheory.errors import CheckpointError
 from mamltheory.fewshot.images import ImageData, fingerprint
+from mamltheory.fewshot.inputs import inputs_of
 from mamltheory.fewshot.train import TrainConfig, TrainState
 
 
@@ -25,6 +26,7 @@ def state_tensors(state: TrainState) -> tuple[dict[str, Tensor], dict[str, objec
         "scaler": _scaler_record(state.scaler),
         "config": _config_record(state.config),
         "data": _data_record(state.data),
+        "inputs": inputs_of(state.data).record(),
     }
 
 
@@ -45,10 +47,25 @@ def restore(state: TrainState, tensors: Mapping[str, Tensor], numbers: Mapping[s
             f"the saved training differs in {what}: continue with its settings, or start anew"
         )
     epoch, step = (_count(numbers, name) for name in ("epoch", "step"))
-    _load_network(state.network, tensors)
+    load_weights(state.network, tensors)
     _load_momenta(state, tensors, epoch or step)
     _load_scaler(state.scaler, numbers)
     return dataclasses.replace(state, epoch=epoch, step=step, totals=_totals(numbers))
+
+
+def load_weights(network: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put the saved weights into a network; raises CheckpointError when they do not fit it."""
+    prefix = "network/"
+    weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"the saved weights do not fit this network: {error}") from None
+
+
+def same_images(numbers: Mapping[str, object], data: ImageData) -> bool:
+    """Whether a training was saved on these training images, under whatever name the data set went."""
+    return str(numbers.get("data")).rpartition(" ")[2] == fingerprint(data.train)
 
 
 def _config_record(config: TrainConfig) -> dict[str, object]:
@@ -66,15 +83,6 @@ def _momenta(state: TrainState) -> dict[str, Tensor]:
         for name, p in state.network.named_parameters()
     )
     return {f"momentum/{name}": buffer for name, buffer in buffers if buffer is not None}
-
-
-def _load_network(network: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    prefix = "network/"
-    weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"the saved weights do not fit this network: {error}") from None
 
 
 def _load_momenta(state: TrainState, tensors: Mapping[str, Tensor], begun: int) -> None:

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from experiments.cells import common, demo, train
+from experiments.cells.trained import read_training
 from experiments.settings import Demo, Train
 from experiments.theory import sweep as sweeps
 from mamltheory.errors import ConfigurationError
@@ -111,8 +112,8 @@ def test_every_training_of_the_demonstration_can_be_taken_up_alone(shown, tiny_d
         record = read_run(folder)
         assert record["status"] == "finished"
         assert record["config"]["genotype"] == str(folder / "genotype.json")
-        settings, genotype = train.settings_of_run(folder)
-        assert common.read_genotype(settings.genotype) == genotype
+        training = read_training(folder)
+        assert common.read_genotype(training.settings.genotype) == training.genotype
 
 
 def test_another_budget_is_other_work_in_another_folder():

@@ -2,19 +2,25 @@
 
 import csv
 import dataclasses
+import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.cells import evaluate, predict
-from experiments.cells.train import trained_network
+from experiments.cells import common, evaluate, predict
+from experiments.cells.trained import read_training
 from experiments.settings import Predict
-from mamltheory.errors import ConfigurationError, DataError
+from mamltheory.errors import CheckpointError, ConfigurationError, DataError
+from mamltheory.fewshot.datasets import load_data
 from mamltheory.fewshot.heads import fit_predict, unit_norm
 from mamltheory.fewshot.images import normalise, take
+from mamltheory.fewshot.inputs import inputs_of, recorded_inputs
+from mamltheory.runtime.checkpoint import load, save
 from mamltheory.runtime.runlog import read_run
-from tests.experiments.tiny import GENOTYPE, evaluate_settings, files
+from tests.experiments.tiny import evaluate_settings, files
+from tests.fewshot.small import noise_data
 
 pytestmark = pytest.mark.usefixtures("few_images")
 SHOTS, QUERIES = 4, 4
@@ -57,7 +63,7 @@ def test_the_predictions_are_those_of_the_evaluations_head_on_the_same_images(
 ):
     settings = settings_of(trained, folder, head=head)
     assert predict.run(settings) == 0
-    network = trained_network(trained, GENOTYPE, few_images).eval()
+    network = read_training(trained.out).network.eval()
     rows = [few_images.test.members[number] for number in range(3)]
 
     def features(chosen):
@@ -140,10 +146,85 @@ def test_a_folder_without_a_training_is_refused(trained, folder):
         predict.run(settings_of(dataclasses.replace(trained, out=folder), folder))
 
 
+def test_a_prediction_needs_the_run_folder_and_the_images_alone(trained, folder, monkeypatch):
+    predict.run(settings_of(trained, folder, augment=2))
+    shutil.move(trained.out, folder / "elsewhere")
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(common, "cached_data", lambda *_: pytest.fail("the data set was asked for"))
+            moved = dataclasses.replace(trained, out=folder / "elsewhere")
+            predict.run(settings_of(moved, folder, augment=2, out=folder / "again"))
+    finally:
+        shutil.move(folder / "elsewhere", trained.out)
+    texts = [(place / "predictions.csv").read_text() for place in (folder / "run", folder / "again")]
+    assert texts[0] == texts[1]
+
+
+@pytest.fixture
+def earlier(trained, tmp_path):
+    """The training as earlier versions left it: without a word on the images that the network expects."""
+    copied = dataclasses.replace(trained, out=tmp_path / "earlier")
+    shutil.copytree(trained.out, copied.out)
+    checkpoint = load(copied.out / "state", print)
+    save(copied.out / "state", checkpoint.tensors, without(checkpoint.state, "inputs"))
+    return copied
+
+
+def without(state, name):
+    return {key: value for key, value in state.items() if key != name}
+
+
+def test_a_training_of_an_earlier_version_takes_the_record_from_its_data(trained, earlier, folder):
+    for number, training in enumerate((trained, earlier)):
+        predict.run(settings_of(training, folder, out=folder / f"run {number}"))
+    texts = [(folder / f"run {number}" / "predictions.csv").read_text() for number in range(2)]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("read", "message"),
+    [
+        (lambda *_: noise_data(16, 6, 8), "glyphs holds other images than it was trained on"),
+        (lambda *_: load_data("no/such/folder"), "are not there: there is no folder no/such/folder"),
+    ],
+    ids=["other data", "no data"],
+)
+def test_a_training_of_an_earlier_version_without_its_data_is_one_clear_error(
+    earlier, folder, monkeypatch, read, message
+):
+    monkeypatch.setattr(common, "cached_data", read)
+    with pytest.raises(DataError, match=f"earlier does not say what images .*{message}"):
+        predict.run(settings_of(earlier, folder))
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None,
+        {},
+        {"image_size": 0},
+        {"classes": "six"},
+        {"mean": [0.1, 0.2]},
+        {"mean": [30.0, 40.0, 50.0]},
+        {"std": [0.5, 0.5, 0.0]},
+        {"mirrors": None},
+    ],
+)
+def test_a_damaged_record_of_the_images_is_refused(earlier, few_images, wrong):
+    usual = inputs_of(few_images).record()
+    assert recorded_inputs(json.loads(json.dumps(usual))) == inputs_of(few_images)
+    checkpoint = load(earlier.out / "state", print)
+    record = usual | wrong if wrong else wrong
+    save(earlier.out / "state", checkpoint.tensors, {**checkpoint.state, "inputs": record})
+    with pytest.raises(CheckpointError, match="the saved training describes"):
+        read_training(earlier.out)
+
+
 def test_an_evaluation_records_every_task_and_the_weights_that_it_is_of(trained, tmp_path, few_images):
     results = evaluate.evaluate_run(evaluate_settings(trained, tmp_path / "evaluate"))
     assert read_run(tmp_path / "evaluate")["results"] == results
-    network = trained_network(trained, GENOTYPE, few_images)
+    network = read_training(trained.out).network
     again = evaluate.evaluate(network, few_images, evaluate_settings(trained, tmp_path))
     np.testing.assert_array_equal(evaluate.accuracies_of(results), again.accuracies)
     assert results["accuracy"] == pytest.approx(again.accuracies.mean())

@@ -9,20 +9,19 @@ import pytest
 import torch
 
 from experiments.cells import common, evaluate, train
+from experiments.cells.trained import read_training
 from mamltheory.errors import CheckpointError, ConfigurationError, DataError, GenotypeError
+from mamltheory.fewshot.formats import Options
+from mamltheory.fewshot.formats.prepared import write_prepared
+from mamltheory.fewshot.inputs import inputs_of
 from mamltheory.fewshot.resnet import resnet12
 from mamltheory.nas.genotype import random_genotype
 from mamltheory.rng import generator
 from mamltheory.runtime.checkpoint import load
 from mamltheory.runtime.runlog import read_metrics, read_run
 from tests.experiments.stops import counted, ctrl_c_during
-from tests.experiments.tiny import (
-    GENOTYPE,
-    evaluate_settings,
-    files,
-    train_settings,
-    weights,
-)
+from tests.experiments.tiny import GENOTYPE, evaluate_settings, files, train_settings, weights
+from tests.fewshot.small import noise_data
 
 pytestmark = pytest.mark.usefixtures("few_images")
 
@@ -96,15 +95,15 @@ def test_validation_classes_are_tried_when_they_are_due_and_change_no_weight(tra
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_resnet12_is_trained_and_evaluated_by_the_same_commands(tmp_path, few_images, monkeypatch, capsys):
+def test_resnet12_is_trained_and_evaluated_by_the_same_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "resnet12", partial(resnet12, widths=(4, 6, 8, 10)))
     settings = train_settings(
         tmp_path / "train", network="resnet12", genotype=tmp_path / "absent.json", epochs=3
     )
     assert train.run(settings) == 0
-    assert train.settings_of_run(settings.out) == (settings, None)
-    network = train.trained_network(settings, None, few_images)
-    assert network.blocks[3].path[0].out_channels == 10
+    training = read_training(settings.out)
+    assert (training.settings, training.genotype) == (settings, None)
+    assert training.network.blocks[3].path[0].out_channels == 10
     capsys.readouterr()
     assert evaluate.run(evaluate_settings(settings, tmp_path / "evaluate")) == 0
     assert "3-way 1-shot" in capsys.readouterr().out
@@ -176,15 +175,18 @@ def test_an_evaluation_prints_its_line_and_records_it_and_repeats_exactly(traine
 
 @pytest.mark.paper("Sec. 6.1: model selection")
 def test_the_evaluated_weights_are_the_trained_ones(trained, few_images):
-    settings, genotype = train.settings_of_run(trained.out)
-    assert (settings, genotype) == (trained, GENOTYPE)
-    network = train.trained_network(settings, genotype, few_images)
-    saved = weights(trained)
-    assert all(torch.equal(value, saved[f"network/{name}"]) for name, value in network.state_dict().items())
+    training = read_training(trained.out)
+    assert (training.settings, training.genotype, training.inputs) == (
+        trained,
+        GENOTYPE,
+        inputs_of(few_images),
+    )
+    saved, ours = weights(trained), training.network.state_dict()
+    assert all(torch.equal(value, saved[f"network/{name}"]) for name, value in ours.items())
 
 
 def test_classes_of_a_validation_and_of_a_test_evaluation_differ(trained, few_images):
-    network = train.trained_network(trained, GENOTYPE, few_images)
+    network = read_training(trained.out).network
     digests = {
         split: evaluate.evaluate(
             network, few_images, evaluate_settings(trained, trained.out, split=split)
@@ -195,7 +197,7 @@ def test_classes_of_a_validation_and_of_a_test_evaluation_differ(trained, few_im
 
 
 def test_a_network_is_evaluated_on_the_device_where_it_is(trained, few_images, monkeypatch):
-    network = train.trained_network(trained, GENOTYPE, few_images).to("meta")
+    network = read_training(trained.out).network.to("meta")
     asked = []
     monkeypatch.setattr(evaluate, "evaluate_network", lambda *_, device, **__: asked.append(device.type))
     evaluate.evaluate(network, few_images, evaluate_settings(trained, trained.out))
@@ -237,7 +239,7 @@ def test_an_unfinished_training_is_refused_with_the_command_that_finishes_it(tra
 @pytest.mark.parametrize(
     ("others", "error", "message"),
     [
-        ({"data": "data/mini-imagenet"}, ConfigurationError, "trained on glyphs, and data is data/mini"),
+        ({"data": "data/mini-imagenet"}, DataError, "no folder data/mini-imagenet"),
         ({"device": "cuda:99"}, ConfigurationError, "choose another, or auto"),
         ({"ways": 9}, ConfigurationError, "9"),
         ({"shots": 50}, DataError, "lower shots or queries"),
@@ -247,6 +249,21 @@ def test_wrong_settings_of_an_evaluation_are_one_clear_error(trained, tmp_path, 
     with pytest.raises(error, match=message):
         evaluate.run(evaluate_settings(trained, tmp_path / "evaluate", **others))
     assert not (tmp_path / "evaluate").exists(), "a mistake must not occupy the folder"
+
+
+def test_an_evaluation_takes_the_training_data_from_wherever_they_lie_and_no_others(
+    trained, tmp_path, few_images, capsys
+):
+    evaluate.run(evaluate_settings(trained, tmp_path / "evaluate"))
+    for name, data in (("moved", few_images), ("other", noise_data(16, 6, 8))):
+        (tmp_path / name).mkdir()
+        write_prepared(data, tmp_path / name, Options())
+    evaluate.run(evaluate_settings(trained, tmp_path / "moved run", data=str(tmp_path / "moved")))
+    usual, moved = capsys.readouterr().out.splitlines()
+    assert usual == moved
+    with pytest.raises(DataError, match=r"trained on glyphs, and .*other holds other images"):
+        evaluate.run(evaluate_settings(trained, tmp_path / "other run", data=str(tmp_path / "other")))
+    assert not (tmp_path / "other run").exists()
 
 
 def test_a_folder_without_a_training_is_refused(tmp_path, searched):

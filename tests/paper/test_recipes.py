@@ -17,9 +17,10 @@ from experiments.cells.common import network_size
 from experiments.cells.search import rules_of, scorer_of
 from experiments.cells.train import config_of, new_network
 from mamltheory import Converged, GradientFlow, generator
-from mamltheory.errors import UnsupportedModelError
+from mamltheory.errors import ConfigurationError, UnsupportedModelError
 from mamltheory.fewshot.evaluate import EvaluationConfig
 from mamltheory.fewshot.heads import make_head
+from mamltheory.fewshot.inputs import inputs_of
 from mamltheory.fewshot.train import start_training
 from mamltheory.linalg import time_operator
 from mamltheory.nas.genotype import EDGES, Candidates, published_genotypes, random_genotype
@@ -162,7 +163,10 @@ def test_training_is_sgd_on_all_training_classes_with_the_papers_schedule(name):
 @pytest.mark.paper("Sec. 6.1: training by RFS")
 def test_the_trained_network_has_one_output_for_each_training_class():
     settings = presets.TRAIN["glyph-smoke"]
-    assert new_network(settings, CELL, DATA).classifier.out_features == len(DATA.train.class_names) == 6
+    network = new_network(settings, CELL, inputs_of(DATA).classes)
+    assert network.classifier.out_features == len(DATA.train.class_names) == 6
+    with pytest.raises(ConfigurationError, match="logits"):
+        start_training(new_network(settings, CELL, 5), DATA, config_of(settings, DATA))
 
 
 @pytest.mark.paper("Sec. 6.1: MetaNAS retrained")
@@ -245,7 +249,7 @@ def test_every_experiment_of_the_paper_is_evaluated_after_training_on_1000_tasks
 def test_three_seeds_are_three_runs_on_tasks_of_their_own():
     settings = presets.EVALUATE["glyph-smoke"]
     small = {"tasks": 4, "ways": 3, "shots": 1, "queries": 2, "augment": 0}
-    network = new_network(presets.TRAIN["glyph-smoke"], CELL, DATA)
+    network = new_network(presets.TRAIN["glyph-smoke"], CELL, 6)
     runs = [evaluation.evaluate(network, DATA, type(settings)(**small, seed=seed)) for seed in range(3)]
     assert len({run.tasks_digest for run in runs}) == 3
     assert len({run.accuracies.tobytes() for run in runs}) == 3
