@@ -17,6 +17,7 @@ from mamltheory.fewshot.datasets import complete, load_data
 from mamltheory.fewshot.formats import Options, recognise
 from mamltheory.fewshot.formats.common import SPLITS, in_memory
 from mamltheory.fewshot.formats.prepared import IMAGES, LABELS, room_in, write_prepared
+from mamltheory.fewshot.formats.tiered import NPZ_FORMAT
 from mamltheory.fewshot.glyphs import GLYPH_SETS, contact_sheet
 from mamltheory.fewshot.images import ImageData, ImageSplit
 from mamltheory.fewshot.inspection import Overlap, channel_order, image_hashes, overlaps
@@ -51,10 +52,13 @@ def run(settings: Data) -> int:
 def read(settings: Data) -> Report:
     """The splits that can be read, and what is wrong with the others."""
     if settings.path in GLYPH_SETS:
+        _refuse_as_stored(settings, "embedded characters")
         data = load_data(settings.path, image_size=settings.image_size)
         splits = {split: getattr(data, split) for split in SPLITS}
         return Report("embedded characters", settings.path, splits, [], None, False, lambda: data)
     layout, folder = recognise(Path(settings.path))
+    if layout is not NPZ_FORMAT:
+        _refuse_as_stored(settings, layout.name)
     splits, problems = {}, []
     for split in SPLITS:
         if layout.find(folder, split) is None:
@@ -67,7 +71,13 @@ def read(settings: Data) -> Report:
             problems.append(str(error))
     name, mirrors = f"{layout.name} ({layout.layout})", layout.mirrors(folder)
     whole = partial(complete, layout, folder, splits)
-    return Report(name, str(folder), splits, problems, layout.published(folder), mirrors, whole)
+    turned = not settings.as_stored if layout is NPZ_FORMAT else None
+    return Report(name, str(folder), splits, problems, layout.published(folder), mirrors, whole, turned)
+
+
+def _refuse_as_stored(settings: Data, found: str) -> None:
+    told = f"--as-stored is for tieredImageNet arrays, and {settings.path} holds {found}: leave it out"
+    require(not settings.as_stored, told)
 
 
 def options_of(settings: Data, advance: Callable[[int], None]) -> Options:

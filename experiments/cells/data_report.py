@@ -24,6 +24,8 @@ class Report:
     photographs: bool
     complete: Callable[[], ImageData]
     """All of it as one, once nothing is wrong."""
+    turned: bool | None = None
+    """Whether the channels were turned round while reading; None for layouts that keep them in their order."""
 
 
 def sizes(report: Report) -> Iterator[str]:
@@ -83,5 +85,17 @@ def channels(order: ChannelOrder, report: Report) -> str:
     if not report.photographs:
         verdict = f"of drawn images, of any colour ({evidence})"
     elif order.verdict == "blue first":
-        verdict += ": turn them round; for tieredImageNet arrays give or leave out --as-stored"
+        verdict += f": {_advice(report)}"
     return f"{'channels':10} {verdict}"
+
+
+def _advice(report: Report) -> str:
+    """What to do where photographs came out blue first."""
+    if report.turned is None:
+        return "files of this layout are read in their order, so turn the channels round in the files"
+    if not report.turned:
+        return "leave out --as-stored, and they are turned round"
+    return (
+        "these arrays were red first before they were turned round, unlike the published ones. Write them as they "
+        f"are with `data check {report.place} --as-stored --prepare READY`, and give --data READY to every command"
+    )

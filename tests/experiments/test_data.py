@@ -1,7 +1,9 @@
 """The look into a data set: its report, its sheet, its verdicts, and preparing it."""
 
+import dataclasses
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -139,6 +141,46 @@ def test_prepared_data_are_mapped_and_the_same_and_their_folder_is_not_written_o
     assert "in use" in error[0]
     with pytest.raises(ConfigurationError):
         data.claim(tmp_path / "tiered")
+
+
+def warm_tiered(folder, red_first):
+    """Warmer than grey, as photographs are, in the published arrays' order or in a red-first copy's."""
+    splits = {
+        split: dataclasses.replace(each, images=(each.images // 2 + np.array([80, 40, 0], np.uint8)))
+        for split, each in tiny_splits(classes=8).items()
+    }
+    turned = {name: dataclasses.replace(s, images=s.images[..., ::-1]) for name, s in splits.items()}
+    layouts.write_npz(folder, turned if red_first else splits)
+    return splits
+
+
+def test_a_copy_of_the_tiered_arrays_that_is_red_first_is_noticed_and_the_advice_mends_it(tmp_path, capsys):
+    splits = warm_tiered(tmp_path / "tiered", red_first=True)
+    code, report, _ = look(tmp_path / "tiered", capsys)
+    assert code == 0
+    assert report["channels"].startswith("blue first")
+    advice = re.search(r"`data check (.*) --as-stored --prepare READY`", report["channels"])
+    assert advice.group(1) == str(tmp_path / "tiered")
+    _, report, _ = look(tmp_path / "tiered", capsys, "--as-stored", "--prepare", str(tmp_path / "READY"))
+    assert report["channels"].startswith("red first")
+    ready = load_data(tmp_path / "READY")
+    np.testing.assert_array_equal(ready.train.images, splits["train"].images)
+    assert look(tmp_path / "READY", capsys)[1]["channels"].startswith("red first")
+
+
+def test_a_needless_as_stored_is_noticed_and_that_of_another_layout_refused(tmp_path, capsys):
+    splits = warm_tiered(tmp_path / "tiered", red_first=False)
+    assert look(tmp_path / "tiered", capsys)[1]["channels"].startswith("red first")
+    told = look(tmp_path / "tiered", capsys, "--as-stored")[1]["channels"]
+    assert told.startswith("blue first")
+    assert told.endswith("leave out --as-stored, and they are turned round")
+    layouts.write_folders(tmp_path / "birds", splits)
+    code, _, error = look(tmp_path / "birds", capsys, "--as-stored")
+    assert code == 2
+    assert "--as-stored is for tieredImageNet arrays" in error[0]
+    turned = {name: dataclasses.replace(s, images=s.images[..., ::-1]) for name, s in splits.items()}
+    layouts.write_folders(tmp_path / "cold", turned)
+    assert "turn the channels round in the files" in look(tmp_path / "cold", capsys)[1]["channels"]
 
 
 def test_a_stopped_preparation_is_begun_again(tmp_path):
