@@ -3,7 +3,8 @@
 All candidates of a round share their weights, and GroupNorm acts sample by sample: the images, once for every
 candidate, go through one forward and one backward pass. An operation that some candidates lack runs on the images
 of the others alone, and every image averages the operations of its own candidate. Each layer's per-sample
-gradients become one Gram matrix per candidate and are discarded.
+gradients become one Gram matrix per candidate and are discarded. A candidate may also have images and a head of its
+own (:class:`Heads`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,15 +35,18 @@ CACHED = 1 << 28
 def candidate_kernels(
     network: Network,
     candidates: Sequence[Candidates],
-    x: Float[Tensor, "n c h w"],
+    x: Float[Tensor, "*own n c h w"],
     outputs: Outputs = "full",
     weights: Literal["weights", "all"] = "weights",
     memory: int | None = None,
     halved: Callable[[], None] | None = None,
+    heads: Sequence[nn.Linear] | None = None,
 ) -> Iterator[tuple[Float[Tensor, "p p"], Float[Tensor, "p p"]]]:
     """(Θ̂, 𝒦̂) of every candidate in turn: the empirical NTK and its last-layer part on the same images; float64.
 
     network: one that was built with all their operations; what it is restricted to has no effect.
+    x: the images of all, or with one more axis in front those of every candidate.  heads: one for every candidate, in
+    place of the network's.
     outputs, weights: as for :func:`mamltheory.nas.scores.network_kernels`, whose kernels these are.
     memory: bytes that a batch holds (MEMORY), from which the number of its candidates follows: the first is run by
     itself, and batches grow until they would have to run cells twice.
@@ -56,7 +60,9 @@ def candidate_kernels(
     names = {name for name, value in values.items() if weights == "all" or value.dim() > 1}
     size, start = 1, 0
     while start < len(candidates):
-        batch = CandidateBatch(network, candidates[start : start + size], x, names)
+        part = slice(start, start + size)
+        own = x[part] if x.dim() == 5 else x
+        batch = CandidateBatch(network, candidates[part], own, names, None if heads is None else heads[part])
         try:
             kernels = batch.kernels(outputs, memory)
         except (OverBudget, torch.OutOfMemoryError) as over:
@@ -81,27 +87,38 @@ def _too_large(over: Exception, memory: int) -> ConfigurationError:
 
 
 class CandidateBatch:
-    """Several candidates of one network on the same images; rows are candidate-major, image-minor.
+    """Several candidates of one network; rows are candidate-major, image-minor.
 
-    names: parameters that the kernels differentiate by.
+    x: the images of all, or with one more axis in front those of every candidate.
+    names: parameters that the kernels differentiate by.  heads: of the candidates, where each has its own.
     """
 
     def __init__(
-        self, network: Network, candidates: Sequence[Candidates], x: Float[Tensor, "n c h w"], names: set[str]
+        self,
+        network: Network,
+        candidates: Sequence[Candidates],
+        x: Float[Tensor, "*own n c h w"],
+        names: set[str],
+        heads: Sequence[nn.Linear] | None = None,
     ) -> None:
         for each in candidates:
             if unknown := set(each.operators()) - set(network.candidates.operators()):
                 raise GenotypeError(
                     f"the network was built without {sorted(unknown)[0]}: build it with more candidates"
                 )
-        self.network, self.candidates, self.x = network, list(candidates), x
+        self.network, self.candidates, self.count = network, list(candidates), x.shape[-4]
+        self.images = x.flatten(0, 1) if x.dim() == 5 else x.repeat(len(candidates), 1, 1, 1)
+        self.head = network.classifier if heads is None else Heads(heads)
         self.everyone = self.holders = tuple(range(len(candidates)))
         cells = [
             Stage(partial(self._cell, kind, cell), (max(i, 1), i + 1))
             for i, (kind, cell) in enumerate(zip(network.kinds, network.cells, strict=True))
         ]
         stages = [Stage(network.stem, (0,)), *cells, Stage(self._end, (len(cells) + 1,))]
-        self.chain = Chain(stages, _layers(network, names), lambda: self.holders)
+        layers = _layers(network, names)
+        if heads is not None:
+            layers[self.head] = layers.pop(network.classifier)
+        self.chain = Chain(stages, layers, lambda: self.holders)
 
     def kernels(self, outputs: Outputs, memory: int) -> tuple[Float[Tensor, "c p p"], Float[Tensor, "c p p"]]:
         """Kernels of all candidates by all names, and by those of the head alone; float64.
@@ -109,10 +126,9 @@ class CandidateBatch:
         Raises OverBudget when one cell of these candidates does not fit.
         """
         ways = self.network.settings.classes if outputs == "full" else 1
-        images = self.x.repeat(len(self.candidates), 1, 1, 1)
-        logits = self.chain.forward(images, ways, memory)
+        logits = self.chain.forward(self.images, ways, memory)
         columns = torch.eye(logits.shape[1]).to(logits) if ways > 1 else torch.ones_like(logits[:1])
-        size = (len(self.candidates), *(2 * (len(self.x) * ways,)))
+        size = (len(self.candidates), *(2 * (self.count * ways,)))
         theta, last = (torch.zeros(size, dtype=torch.float64, device=logits.device) for _ in range(2))
         take = partial(self._take, theta, last)
         self.chain.backward([column.expand_as(logits) for column in columns], take)
@@ -121,11 +137,11 @@ class CandidateBatch:
     def _take(self, theta: Tensor, last: Tensor, call: Call, rows: Rows) -> None:
         for block in rows:
             add_grams(theta, block, call.holders)
-            if call.layer is self.network.classifier:
+            if call.layer is self.head:
                 add_grams(last, block, call.holders)
 
     def _end(self, state: Tensor) -> Tensor:
-        return self.network.classifier(self.network.last(state).mean(dim=(2, 3)))
+        return self.head(self.network.last(state).mean(dim=(2, 3)))
 
     def _cell(self, kind: CellType, cell: StackedCell, s0: Tensor, s1: Tensor) -> Tensor:
         states = [cell.fit0(cell.relu(s0)), cell.fit1(cell.relu(s1))]
@@ -163,7 +179,7 @@ class CandidateBatch:
         if holders == self.everyone:
             return operation(x)
         index, self.holders = torch.tensor(holders, device=x.device), holders
-        part = operation(x.unflatten(0, (-1, len(self.x)))[index].flatten(0, 1)).unflatten(
+        part = operation(x.unflatten(0, (-1, self.count))[index].flatten(0, 1)).unflatten(
             0, (len(holders), -1)
         )
         self.holders = self.everyone
@@ -174,8 +190,26 @@ class CandidateBatch:
         counts = [max(len(names), 1) for names in live]
         if len(set(counts)) == 1:
             return counts[0]
-        rows = torch.tensor(counts, dtype=like.dtype, device=like.device).repeat_interleave(len(self.x))
+        rows = torch.tensor(counts, dtype=like.dtype, device=like.device).repeat_interleave(self.count)
         return rows[:, None, None, None]
+
+
+class Heads(nn.Linear):
+    """A head for every candidate: the first rows of what enters belong to the first."""
+
+    def __init__(self, heads: Sequence[nn.Linear]) -> None:
+        like = heads[0]
+        super().__init__(like.in_features, like.out_features, device="meta")
+        self.weight, self.bias = (
+            nn.Parameter(torch.stack([getattr(head, name).detach() for head in heads]))
+            for name in ("weight", "bias")
+        )
+
+    def forward(self, x: Float[Tensor, "m f"]) -> Float[Tensor, "m k"]:
+        """Logits."""
+        return torch.baddbmm(
+            self.bias[:, None], x.unflatten(0, (len(self.weight), -1)), self.weight.mT
+        ).flatten(0, 1)
 
 
 def _layers(network: Network, names: set[str]) -> dict[nn.Module, tuple[str, ...]]:

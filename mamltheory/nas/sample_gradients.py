@@ -24,7 +24,12 @@ def gradient_rows(
     n, k = flow.shape[:2]
     if isinstance(layer, nn.Conv2d) and _is_small(layer, flow):
         return _shifted_rows(layer, entering, flow)
-    kind = kind_of(layer, [name for name, _ in layer.named_parameters(recurse=False)])
+    if isinstance(
+        layer, nn.Linear
+    ):  # whose gradients do not depend on its weights, be they one candidate's or several
+        kind = nn.Linear
+    else:
+        kind = kind_of(layer, [name for name, _ in layer.named_parameters(recurse=False)])
     rows = layer_gradients(kind, layer, entering, flow, list(names))
     return [rows[name].view(n, k, -1) for name in names]
 

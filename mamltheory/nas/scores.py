@@ -206,6 +206,28 @@ def candidate_conditions(
     ]
 
 
+def own_conditions(
+    network: Network,
+    candidates: Sequence[Candidates],
+    tasks: Sequence[Sequence[Task]],
+    heads: Sequence[nn.Linear],
+    settings: ScoreSettings,
+    memory: int | None = None,
+    halved: Callable[[], None] | None = None,
+) -> list[tuple[float, Failure | None]]:
+    """C_N of every candidate on tasks of its own and with a head of its own, and why it is +inf where it is.
+
+    tasks: of every candidate as many as of the others, of the same sizes.  Otherwise as :func:`candidate_conditions`.
+    """
+    tasks = [_checked(network, each) for each in tasks]
+    images = torch.stack([_images(network, each) for each in tasks])
+    kernels = candidate_kernels(
+        network, candidates, images, settings.outputs, settings.weights, memory, halved, heads
+    )
+    dtype = network.classifier.weight.dtype
+    return [_measured(*pair, each, settings, dtype) for pair, each in zip(kernels, tasks, strict=True)]
+
+
 def _measured(
     theta: Tensor, head: Tensor, tasks: Sequence[Task], settings: ScoreSettings, dtype: torch.dtype
 ) -> tuple[float, Failure | None]:

@@ -51,7 +51,7 @@ from mamltheory.nas.search_state import Job, SearchState
 Scorer = Callable
 """(candidates, round, repeat) -> Score of one supernet; with an attribute ``batch``, which takes a list of supernets,
 that is called instead. With ``estimator="gradient"`` it returns the scores of the supernet (None) and of it without
-each of its operators; without common random numbers it takes the job as well, as
+each of its operators; without common random numbers it takes the job, or the jobs, in place of round and repeat, as
 :class:`mamltheory.nas.own_draws.OwnDraws`."""
 
 
@@ -64,12 +64,13 @@ def evaluate(
         found = scorer(candidates, first.round_index, repeat)
         return {job: found[job.removed] for job in jobs}
     networks = [candidates if job.removed is None else candidates.without(job.removed) for job in jobs]
-    if not settings.common_random_numbers:
-        return {job: scorer(network, job) for job, network in zip(jobs, networks, strict=True)}
-    if hasattr(scorer, "batch"):
-        scores = scorer.batch(networks, first.round_index, repeat)
-    else:
+    shared, batched = settings.common_random_numbers, hasattr(scorer, "batch")
+    if batched:
+        scores = scorer.batch(networks, *((first.round_index, repeat) if shared else (jobs,)))
+    elif shared:
         scores = [scorer(network, first.round_index, repeat) for network in networks]
+    else:
+        scores = [scorer(network, job) for network, job in zip(networks, jobs, strict=True)]
     return dict(zip(jobs, scores, strict=True))
 
 

@@ -2,10 +2,12 @@ import pytest
 import torch
 
 from mamltheory.nas.genotype import Candidates
-from mamltheory.nas.network import NetworkSettings, supernet
+from mamltheory.nas.network import NetworkSettings, initialise_layer, supernet
 from mamltheory.nas.own_draws import OwnDraws
-from mamltheory.nas.scores import CellScorer, ScoreSettings
+from mamltheory.nas.regions import region_count
+from mamltheory.nas.scores import CellScorer, ScoreSettings, condition_score
 from mamltheory.nas.search_state import Job
+from mamltheory.rng import derived_seed, generator
 from tests.nas.test_search_by_gradient import draw_tasks
 
 SIZE = NetworkSettings(channels=4, cells=3, classes=3, stem_stride=2, initialisation="default")
@@ -56,3 +58,23 @@ def test_default_weights_are_uniform_of_a_sixth_of_kaimings_variance_and_norms_a
     assert any(key.startswith(name) for key in weights[0])
     assert bool(weights[1]["classifier.bias"].any())
     assert not bool(weights[0]["classifier.bias"].any())
+
+
+@pytest.mark.parametrize("weights", ["weights", "all"])
+@pytest.mark.parametrize("outputs", ["full", "sum"])
+def test_pairs_together_have_the_scores_that_each_network_has_by_itself(outputs, weights):
+    score_settings = ScoreSettings("anil", outputs, weights)
+    scorer = OwnDraws(CellScorer(SIZE, 3, draw_tasks, patches, score_settings))
+    asked = [job for operator in START.operators()[3:6] for job in jobs(operator, 1)]
+    networks = [START if job.removed is None else START.without(job.removed) for job in asked]
+    together = scorer.batch(networks, asked)
+    for network, job, found in zip(networks, asked, together, strict=True):
+        index = job.round_index, job.repeat, ALL.index(job.beside)
+        built = supernet(Candidates(), SIZE, derived_seed(3, "score-weights", job.round_index))
+        which = "supernet" if job.removed is None else "candidate"
+        initialise_layer(built.classifier, SIZE.initialisation, generator(3, f"head of the {which}", *index))
+        tasks = draw_tasks(generator(3, "own tasks", *index))
+        alone = condition_score(built.restrict(network), tasks, score_settings)
+        assert found.condition == pytest.approx(alone, rel=1e-3)
+        thin = derived_seed(3, "own thin weights", *index)
+        assert found.regions == region_count(network, patches(generator(3, "own patches", *index)), thin)
