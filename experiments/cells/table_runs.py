@@ -14,6 +14,7 @@ from pathlib import Path
 from experiments.cells import search, train
 from experiments.cells.common import FREE, data_of, network_size, read_genotype, write_genotype
 from experiments.cells.evaluate import evaluate_run, identity
+from experiments.cells.published import named
 from experiments.presets.table import RECIPES, Recipe
 from experiments.settings import Evaluate, Search, Table, Train
 from experiments.settings.table import Experiment, Method
@@ -26,7 +27,7 @@ from mamltheory.runtime.records import plain
 from mamltheory.runtime.runlog import RUN_FILE, read_run
 from mamltheory.runtime.workers import workers
 
-SEARCHED: tuple[Method, ...] = ("metantk", "te-nas", "regions")
+SEARCHED: tuple[Method, ...] = ("metantk", "metantk-stable", "te-nas", "regions")
 PLACES = (*FREE, "checkpoint", "genotype")
 """Settings that differ when run folders are moved; records and cells are compared themselves instead."""
 SIZE_DRAWS, SIZE_TOLERANCE = 2000, 0.02
@@ -70,7 +71,7 @@ def _common(settings: Table, run: Run) -> dict[str, object]:
 
 
 def search_settings(settings: Table, run: Run) -> Search | None:
-    """The search of a run, as its record holds it; None for random cells."""
+    """The search of a run, as its record holds it; None for random and published cells."""
     if run.method not in SEARCHED:
         return None
     changes = {**_common(settings, run), **run.recipe.methods[run.method], "out": run.folder / "search"}
@@ -167,7 +168,7 @@ def _search(settings: Table, run: Run) -> None:
 
 def _train_and_evaluate(settings: Table, run: Run) -> None:
     if run.method not in SEARCHED and not run.genotype.exists():
-        write_random_cell(settings, run)
+        write_genotype(run.genotype, cell_without_search(settings, run))
     training = train_settings(settings, run)
     if trained(settings, run) is None:
         train.train(training, read_genotype(run.genotype))
@@ -176,18 +177,15 @@ def _train_and_evaluate(settings: Table, run: Run) -> None:
             evaluate_run(evaluate_settings(settings, run, shots))
 
 
-def write_random_cell(settings: Table, run: Run) -> None:
-    """A random cell of the form that the search derives, if asked for as large as the searched one."""
+def cell_without_search(settings: Table, run: Run) -> Genotype:
+    """The published cell, or a random one of the form that the search derives, also as large as the searched one."""
+    if run.method == "metanas":
+        return named(run.recipe.published).genotype
     if run.method == "random":
-        genotype = random_genotype(generator(run.seed, "random cell of a table"), run.recipe.inputs)
-    else:
-        found = dataclasses.replace(
-            run, method="metantk", folder=run.folder.parents[1] / "metantk" / run.folder.name
-        )
-        training = train_settings(settings, run)
-        size = network_size(training, len(data_of(training).train.class_names))
-        stream = generator(run.seed, "random cell of a table, of a given size")
-        genotype = random_genotype_like(
-            read_genotype(found.genotype), SIZE_DRAWS, SIZE_TOLERANCE, stream, size
-        )
-    write_genotype(run.genotype, genotype)
+        return random_genotype(generator(run.seed, "random cell of a table"), run.recipe.inputs)
+    folder = run.folder.parents[1] / "metantk" / run.folder.name
+    found = read_genotype(dataclasses.replace(run, method="metantk", folder=folder).genotype)
+    training = train_settings(settings, run)
+    size = network_size(training, len(data_of(training).train.class_names))
+    stream = generator(run.seed, "random cell of a table, of a given size")
+    return random_genotype_like(found, SIZE_DRAWS, SIZE_TOLERANCE, stream, size)

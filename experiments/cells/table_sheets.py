@@ -1,26 +1,33 @@
 """The sheets of a table: results in the form of the paper's Tables 1 and 2, comparisons, and single runs."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from experiments.cells.paper_results import MINI, PAPER_RESULTS, TIERED, PaperResult
 from experiments.cells.rendering import Sheet
 from experiments.cells.table_results import Measured, Results
+from experiments.cells.table_runs import SEARCHED
 from experiments.presets.table import RECIPES, SHOTS
 from experiments.settings.table import Experiment, Method
 from mamltheory.fewshot.statistics import Comparison, Spread
 
 NAMES: dict[Method, str] = {
     "metantk": "MetaNTK-NAS",
+    "metantk-stable": "MetaNTK-NAS, stable",
     "te-nas": "TE-NAS",
     "regions": "Linear regions",
+    "metanas": "MetaNAS cell, retrained",
     "random": "Random cell",
     "random-same-size": "Random cell, same parameters",
 }
 INGREDIENTS: dict[str, tuple[str, str, str]] = {
     "MetaNTK-NAS": ("✓", "", "✓"),
+    "MetaNTK-NAS, stable": ("✓", "", ""),
     "TE-NAS": ("", "✓", "✓"),
     "Linear regions": ("", "", "✓"),
 }
+MADE: dict[str, Method] = {"MetaNTK-NAS": "metantk", "MetaNAS (retrained)": "metanas"}
+"""Models of Table 1 and the methods that stand for them here."""
 MISSING, NOTHING = "missing", "–"
 ABLATED: dict[Experiment, int] = {"mini-5": 5, "mini-8": 8}
 DEVIATION = (
@@ -48,16 +55,16 @@ def sheets(results: Results) -> list[Sheet]:
 
 
 def table_1(results: Results) -> Sheet:
-    """Table 1: the paper's rows, and below each of its MetaNTK-NAS rows the same measured here."""
+    """Table 1: the paper's rows, and below each of those that this code can make the same measured here."""
     rows = []
     for printed in _models(1):
         model = next(iter(printed.values()))
         cells = str(model.cells or NOTHING)
         row = [f"{model.model} (paper)", model.architecture, cells, model.training]
         rows.append((*row, *_printed_half(printed.get(MINI)), *_printed_half(printed.get(TIERED))))
-        if model.model == "MetaNTK-NAS":
-            halves = [_own_half(results, f"{data}-{model.cells}") for data in ("mini", "tiered")]
-            rows.append(("MetaNTK-NAS (this code)", "Cells", cells, "RFS", *halves[0], *halves[1]))
+        if (method := MADE.get(model.model)) in results.settings.methods:
+            halves = [_own_half(results, f"{data}-{model.cells}", method) for data in ("mini", "tiered")]
+            rows.append((f"{model.model} (this code)", "Cells", cells, "RFS", *halves[0], *halves[1]))
     half = ("parameters", "search", "1-shot", "5-shot")
     columns = [("", name) for name in ("Model", "Arch.", "Cells", "Training")]
     columns += [(f"{data} 5-way", name) for data in (MINI, TIERED) for name in half]
@@ -200,11 +207,13 @@ def _protocol(experiment: Experiment) -> str:
     evaluations = RECIPES[experiment].evaluate
     heads = " and ".join(f"{e.head} (C = {e.C:g}) for {shots}-shot" for shots, e in evaluations.items())
     any_one, search = next(iter(evaluations.values())), RECIPES[experiment].search
+    stable = dataclasses.replace(search, protocol="stable")
     return (
         f"Evaluation: {any_one.tasks} tasks of {any_one.ways} ways, {any_one.queries} queries per class, "
         f"{any_one.augment} augmented copies of each support image, {heads}. Training: "
         f"{RECIPES[experiment].train.epochs} epochs. Search: protocol {search.protocol}, tasks per kernel "
-        f"{search.value('tasks')}, repeats {search.value('repeats')}, images of {search.image_size} pixels."
+        f"{search.value('tasks')}, repeats {search.value('repeats')}, images of {search.image_size} pixels; stable: "
+        f"{stable.value('tasks')} tasks, {stable.value('least_repeats')} to {stable.value('repeats')} repeats."
     )
 
 
@@ -231,14 +240,15 @@ def _printed(result: PaperResult, shots: int) -> str:
     return " ± ".join(result.accuracy[shots])
 
 
-def _own_half(results: Results, experiment: Experiment) -> tuple[str, str, str, str]:
+def _own_half(results: Results, experiment: Experiment, method: Method) -> tuple[str, str, str, str]:
     if experiment not in results.settings.experiments:
         return (NOTHING,) * 4
-    sizes, seconds = results.parameters(experiment, "metantk"), results.search_seconds(experiment, "metantk")
+    sizes, seconds = results.parameters(experiment, method), results.search_seconds(experiment, method)
+    unknown = MISSING if method in SEARCHED else NOTHING
     return (
         MISSING if sizes is None else f"{sizes.mean / 1e6:.2f}M",
-        MISSING if seconds is None else f"{seconds.mean / 3600:.2f} h",
-        *(_own(results, experiment, "metantk", shots) for shots in SHOTS),
+        unknown if seconds is None else f"{seconds.mean / 3600:.2f} h",
+        *(_own(results, experiment, method, shots) for shots in SHOTS),
     )
 
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from experiments.cells import common, rendering, search, table, table_runs, table_sheets, train
+from experiments.cells import common, published, rendering, search, table, table_runs, table_sheets, train
 from experiments.cells.evaluate import accuracies_of
 from experiments.presets.table import RECIPES, Recipe
 from experiments.settings import Search, Table
@@ -24,7 +24,7 @@ from mamltheory.runtime.runlog import read_run
 from tests.experiments.stops import counted, ctrl_c_during
 from tests.experiments.tiny import SIZE, evaluate_settings, files, train_settings
 
-RUNS, METHODS = 2, ("metantk", "te-nas", "random", "random-same-size")
+RUNS, METHODS = 2, ("metantk", "te-nas", "metanas", "random", "random-same-size")
 
 
 def instant_search(settings):
@@ -48,6 +48,7 @@ def study(few_images, tmp_path_factory):  # noqa: ARG001
         train=training,
         evaluate={shots: dataclasses.replace(evaluation, shots=shots) for shots in (1, 5)},
         inputs="all",
+        published="metanas-mini-5",
     )
     settings = Table(
         name="tiny",
@@ -136,6 +137,7 @@ def test_the_random_cell_of_the_same_size_has_the_searched_cells_parameters(stud
     folders = {run.method: run for run in table_runs.runs_of(study[0]) if run.seed == 0}
     cells = {method: common.read_genotype(run.genotype) for method, run in folders.items()}
     assert cells["random-same-size"] != cells["metantk"]
+    assert cells["metanas"] == published.named("metanas-mini-5").genotype
 
 
 def test_differences_are_taken_task_by_task_and_run_by_run(study):
@@ -179,7 +181,7 @@ def test_missing_runs_are_shown_as_missing_and_never_filled_in(own, capsys):
     assert shown["Random cell"][7].endswith("(1 of 2 runs)")
     assert "±" not in shown["Random cell"][7]
     assert "±" in shown["Random cell"][6]
-    assert "3 of 8 runs are missing or unfinished" in capsys.readouterr().out
+    assert f"3 of {len(METHODS) * RUNS} runs are missing or unfinished" in capsys.readouterr().out
     with (own.out / "table_tiny.csv").open() as file:
         lines = list(csv.DictReader(file))
     gaps = [line for line in lines if not line["accuracy"]]

@@ -41,6 +41,8 @@ def test_methods_of_the_ablation_differ_in_the_search_alone(tmp_path):
     searches = {run.method: table_runs.search_settings(settings, run) for run in runs}
     assert [method for method, found in searches.items() if found is None] == ["random", "random-same-size"]
     assert (searches["metantk"].kernel, searches["te-nas"].kernel) == ("maml", "ntk")
+    stable = table_runs.search_settings(settings, dataclasses.replace(runs[0], method="metantk-stable"))
+    assert (stable.protocol, stable.metric, searches["metantk"].metric) == ("stable", "harmonic", "condition")
     free = {"out", "genotype"}
     trainings = [dataclasses.asdict(table_runs.train_settings(settings, run)) for run in runs]
     assert all({k for k in t if t[k] != trainings[0][k]} <= free for t in trainings)
