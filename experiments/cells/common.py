@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from experiments.settings import EMBEDDED_DATA, Network
+from experiments.cells.steps import watched
+from experiments.settings import Network
 from mamltheory.errors import GenotypeError
 from mamltheory.fewshot.datasets import ImageData, load_data
+from mamltheory.fewshot.glyphs import GLYPH_SETS, glyph_count
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import NetworkSettings
 from mamltheory.runtime.device import environment
@@ -20,12 +22,18 @@ from mamltheory.runtime.runlog import RunLog, open_run
 
 FREE = ("out", "jobs", "device", "shard")
 """Settings that do not change the numbers: a run goes on with other ones."""
+PATIENCE = 3.0
+"""Seconds after which reading or drawing images is shown."""
 
 
 @lru_cache(maxsize=2)
 def cached_data(source: str, image_size: int) -> ImageData:
     """The images, read once in every process; the embedded characters do not depend on the run's seed."""
-    return load_data(source, image_size=image_size)
+    embedded = source in GLYPH_SETS
+    once = f"`data {quoted(Path(source))} --image-size {image_size} --prepare READY` does this once for all"
+    description = f"{'draw' if embedded else 'read'} {source} ({once})"
+    with watched(description, glyph_count(source) if embedded else None, PATIENCE) as advance:
+        return load_data(source, image_size=image_size, advance=advance)
 
 
 def data_of(settings: Network) -> ImageData:
@@ -35,7 +43,7 @@ def data_of(settings: Network) -> ImageData:
 
 def source_of(data: str) -> str:
     """The data set that ``--data`` names, whatever the spelling of its folder."""
-    return data if data == EMBEDDED_DATA else str(Path(data))
+    return str(Path(data))
 
 
 def network_size(settings: Network, classes: int) -> NetworkSettings:

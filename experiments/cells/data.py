@@ -1,8 +1,7 @@
 """``data``: what a data set on disk is, whether it is what it should be, and how to make it load at once."""
 
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from experiments.cells.common import without_paths
 from experiments.cells.data_report import Report, channels, sizes, storage
+from experiments.cells.steps import watched
 from experiments.requirements import require
 from experiments.settings import Data
 from mamltheory.errors import DataError
@@ -18,12 +18,10 @@ from mamltheory.fewshot.formats import Options, recognise
 from mamltheory.fewshot.formats.common import SPLITS, in_memory
 from mamltheory.fewshot.formats.prepared import IMAGES, LABELS, room_in, write_prepared
 from mamltheory.fewshot.formats.tiered import NPZ_FORMAT
-from mamltheory.fewshot.glyphs import GLYPH_SETS, contact_sheet
+from mamltheory.fewshot.glyphs import GLYPH_SETS, contact_sheet, glyph_count
 from mamltheory.fewshot.images import ImageData, ImageSplit
 from mamltheory.fewshot.inspection import Overlap, channel_order, image_hashes, overlaps
 from mamltheory.plotting import figure, save
-from mamltheory.runtime.interrupt import check_interrupted
-from mamltheory.runtime.progress import stage
 
 
 def run(settings: Data) -> int:
@@ -53,7 +51,8 @@ def read(settings: Data) -> Report:
     """The splits that can be read, and what is wrong with the others."""
     if settings.path in GLYPH_SETS:
         _refuse_as_stored(settings, "embedded characters")
-        data = load_data(settings.path, image_size=settings.image_size)
+        with watched(f"draw {settings.path}", glyph_count(settings.path)) as advance:
+            data = load_data(settings.path, image_size=settings.image_size, advance=advance)
         splits = {split: getattr(data, split) for split in SPLITS}
         return Report("embedded characters", settings.path, splits, [], None, False, lambda: data)
     layout, folder = recognise(Path(settings.path))
@@ -84,18 +83,6 @@ def options_of(settings: Data, advance: Callable[[int], None]) -> Options:
     """How the settings want the images read, and where to: into their file at once if they are prepared."""
     allocate = in_memory if settings.prepare is None else partial(room_in, settings.prepare)
     return Options(settings.image_size, settings.as_stored, allocate, advance)
-
-
-@contextmanager
-def watched(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A stage of work on many images, which can be stopped between two lots of them."""
-    with stage(description, total) as show:
-
-        def advance(images: int) -> None:
-            show(images)
-            check_interrupted()
-
-        yield advance
 
 
 def check_images(report: Report, path: str) -> None:

@@ -1,10 +1,12 @@
 """What long runs of many short steps share: when to leave them for a moment to save, or for good."""
 
+import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+from mamltheory.runtime.distributed import world
 from mamltheory.runtime.interrupt import Interrupted, check_interrupted
 from mamltheory.runtime.progress import Advance, stage
 
@@ -54,4 +56,30 @@ def leading_stage(description: str, total: int, leads: bool) -> Iterator[Advance
         yield lambda *_, **__: None
         return
     with stage(description, total) as advance:
+        yield advance
+
+
+@contextmanager
+def watched(
+    description: str, total: int | None = None, patience: float = 0.0
+) -> Iterator[Callable[[int], None]]:
+    """A stage of work on many images, which can be stopped between two lots of them.
+
+    It is shown once it has taken ``patience`` seconds, and only by the process that leads.
+    """
+    leads = multiprocessing.parent_process() is None and world().leads
+    with ExitStack() as stack:
+        begun, done, show = time.monotonic(), 0, None
+
+        def advance(images: int) -> None:
+            nonlocal done, show
+            if show is None and leads and time.monotonic() - begun >= patience:
+                show = stack.enter_context(stage(description, total))
+                show(done)
+            if show is not None and images:
+                show(images)
+            done += images
+            check_interrupted()
+
+        advance(0)
         yield advance

@@ -1,11 +1,11 @@
 """Image data for few-shot learning by name or by path."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mamltheory.errors import DataError
 from mamltheory.fewshot.formats import Format, Options, recognise
-from mamltheory.fewshot.formats.common import SPLITS
+from mamltheory.fewshot.formats.common import SPLITS, unwatched
 from mamltheory.fewshot.glyphs import GLYPH_SETS, named_glyphs
 from mamltheory.fewshot.images import ImageData, ImageSplit, channel_statistics
 
@@ -13,14 +13,20 @@ __all__ = ["ImageData", "ImageSplit", "complete", "load_data", "read_data"]
 
 
 def load_data(
-    source: str | Path, *, image_size: int | None = None, seed: int = 0, tiered_bgr: bool = True
+    source: str | Path,
+    *,
+    image_size: int | None = None,
+    seed: int = 0,
+    tiered_bgr: bool = True,
+    advance: Callable[[int], None] = unwatched,
 ) -> ImageData:
     """The embedded characters for "glyphs" and "glyphs-mini", or a data set on disk, recognised by its layout.
 
     A path must be a folder in one of the layouts of :data:`mamltheory.fewshot.formats.FORMATS`. `image_size`
     is the side of the square images (None: as stored; 32 for glyphs, 84 for glyphs-mini). `seed` draws the
     glyph classes and images and means nothing for data on disk. `tiered_bgr`: the published tieredImageNet
-    arrays hold blue first; False for a corrected copy.
+    arrays hold blue first; False for a corrected copy. `advance(n)` is called when n more images are drawn,
+    decoded or resized.
 
     Memory: arrays that lie uncompressed in their files, at the size asked for, are mapped and take none;
     encoded or resized images take N·H·W·3 bytes, once. Prepare such data (``experiments data --prepare``) to
@@ -32,8 +38,8 @@ def load_data(
             f"image_size is {image_size}: give a positive number of pixels, or None to keep the stored size"
         )
     if str(source) in GLYPH_SETS:
-        return named_glyphs(str(source), image_size, seed)
-    return read_data(Path(source), Options(image_size, as_stored=not tiered_bgr))
+        return named_glyphs(str(source), image_size, seed, advance)
+    return read_data(Path(source), Options(image_size, as_stored=not tiered_bgr, advance=advance))
 
 
 def read_data(path: Path, options: Options) -> ImageData:

@@ -6,6 +6,7 @@ random background. Training, validation and test classes come from different scr
 """
 
 import unicodedata
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mamltheory.errors import ConfigurationError
+from mamltheory.fewshot.formats.common import unwatched
 from mamltheory.fewshot.glyph_shapes import SCRIPTS, distinct_characters, shapes_of
 from mamltheory.fewshot.images import ImageData, ImageSplit, channel_statistics
 from mamltheory.rng import generator, numpy_generator
@@ -29,7 +31,13 @@ NOISE = 0.06
 
 
 GLYPH_SETS: dict[str, dict[str, int]] = {
-    "glyphs": {},
+    "glyphs": {
+        "image_size": 32,
+        "train_classes": 96,
+        "val_classes": 32,
+        "test_classes": 32,
+        "samples_per_class": 30,
+    },
     "glyphs-mini": {
         "image_size": 84,
         "train_classes": 64,
@@ -42,16 +50,26 @@ GLYPH_SETS: dict[str, dict[str, int]] = {
 two minutes to draw)."""
 
 
-def named_glyphs(name: str, image_size: int | None = None, seed: int = 0) -> ImageData:
-    """A data set of :data:`GLYPH_SETS`, at its own size or another; raises ConfigurationError for another name."""
+def named_glyphs(
+    name: str, image_size: int | None = None, seed: int = 0, advance: Callable[[int], None] = unwatched
+) -> ImageData:
+    """A data set of :data:`GLYPH_SETS`, at its own size or another; raises ConfigurationError for another name.
+
+    `advance(n)` is called when n more images are drawn.
+    """
     if name not in GLYPH_SETS:
         raise ConfigurationError(
             f"no embedded data are called {name!r}: expected one of {', '.join(GLYPH_SETS)}"
         )
-    data = glyph_data(
-        **GLYPH_SETS[name] | ({} if image_size is None else {"image_size": image_size}), seed=seed
-    )
+    size = {} if image_size is None else {"image_size": image_size}
+    data = glyph_data(**GLYPH_SETS[name] | size, seed=seed, advance=advance)
     return replace(data, name=name)
+
+
+def glyph_count(name: str) -> int:
+    """Number of images of a data set of :data:`GLYPH_SETS`, of all splits together."""
+    sizes = GLYPH_SETS[name]
+    return sizes["samples_per_class"] * sum(sizes[f"{split}_classes"] for split in ("train", "val", "test"))
 
 
 def glyph_data(
@@ -61,13 +79,14 @@ def glyph_data(
     test_classes: int = 32,
     samples_per_class: int = 30,
     seed: int = 0,
+    advance: Callable[[int], None] = unwatched,
 ) -> ImageData:
     """Few-shot images of characters, a deterministic function of the arguments.
 
     The classes are drawn by the seed among the distinct characters of each split, plain ones before letters
     with diacritics. A character's images depend on (image_size, samples_per_class, seed) and itself alone,
-    not on which other characters were drawn. Raises ConfigurationError when a split has fewer characters, or
-    below 8 pixels.
+    not on which other characters were drawn. `advance(n)` is called when n more images are drawn. Raises
+    ConfigurationError when a split has fewer characters, or below 8 pixels.
     """
     if image_size < 8 or samples_per_class < 1:
         raise ConfigurationError(
@@ -77,7 +96,8 @@ def glyph_data(
     sizes = {"train": train_classes, "val": val_classes, "test": test_classes}
     chosen = {split: choose_characters(split, count, seed) for split, count in sizes.items()}
     splits = {
-        split: _draw_split(codes, image_size, samples_per_class, seed) for split, codes in chosen.items()
+        split: _draw_split(codes, image_size, samples_per_class, seed, advance)
+        for split, codes in chosen.items()
     }
     mean, std = channel_statistics(splits["train"])
     return ImageData("glyphs", **splits, mean=mean, std=std, mirrors=False)
@@ -113,10 +133,13 @@ def contact_sheet(split: ImageSplit, classes: int = 16, samples: int = 12, gap: 
     return sheet
 
 
-def _draw_split(codes: tuple[int, ...], size: int, samples: int, seed: int) -> ImageSplit:
+def _draw_split(
+    codes: tuple[int, ...], size: int, samples: int, seed: int, advance: Callable[[int], None]
+) -> ImageSplit:
     images = np.empty((len(codes) * samples, size, size, 3), dtype=np.uint8)
     for i, code in enumerate(codes):
         images[i * samples : (i + 1) * samples] = draw_character(code, size, samples, seed)
+        advance(samples)
     names = tuple(f"U+{code:04X} {unicodedata.name(chr(code))}" for code in codes)
     return ImageSplit(images, np.repeat(np.arange(len(codes)), samples).astype(np.int64), names)
 
