@@ -1,4 +1,5 @@
-"""Named settings of the evaluation: the smoke test on embedded glyphs, and the eight numbers of Table 1.
+"""Named settings of the evaluation: the smoke test on embedded glyphs, the eight numbers of Table 1, and the
+first two of them on glyphs of the size and the classes of miniImageNet (`glyph-84`).
 
 Sources: [6.2] empirical results of Section 6.2; [E] the paragraphs of Appendix E; [code] a default of the
 authors' released programs where the paper is silent.
@@ -6,7 +7,7 @@ authors' released programs where the paper is silent.
 
 from pathlib import Path
 
-from experiments.presets.sources import MINI, TIERED
+from experiments.presets.sources import GLYPHS_MINI, MINI, TIERED
 from experiments.settings import Evaluate
 
 
@@ -22,6 +23,8 @@ EVALUATE = {
     "glyph-smoke": Evaluate(
         checkpoint=Path("runs/glyph-smoke/train"), tasks=50, augment=1, out=Path("runs/glyph-smoke/evaluate")
     ),
+    "glyph-84-1-shot": _evaluate("glyph-84", GLYPHS_MINI, 1, "svc", 0.2),
+    "glyph-84-5-shot": _evaluate("glyph-84", GLYPHS_MINI, 5, "logistic", 0.6),
     "mini-5-1-shot": _evaluate("mini-5", MINI, 1, "svc", 0.2),
     "mini-5-5-shot": _evaluate("mini-5", MINI, 5, "logistic", 0.6),
     "mini-8-1-shot": _evaluate("mini-8", MINI, 1, "svc", 0.35),

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import presets
 from experiments.cells.train import config_of
-from experiments.settings import Train
+from experiments.settings import Evaluate, Train
 from mamltheory.fewshot.augment import default_padding
 from mamltheory.fewshot.glyphs import GLYPH_SETS
 from tests.fewshot.small import noise_data
@@ -88,6 +88,17 @@ def test_the_glyph_stand_in_has_the_recipe_of_mini_5_and_the_data_of_its_size():
     assert [sizes[f"{split}_classes"] for split in ("train", "val", "test")] == [64, 16, 20]
     assert (sizes["samples_per_class"], sizes["image_size"]) == (600, ours.image_size)
     assert sum(sizes[f"{split}_classes"] for split in ("train", "val", "test")) * 600 == 60_000
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+def test_the_glyph_stand_in_is_evaluated_as_mini_5_is(shots):
+    ours, papers = (presets.EVALUATE[f"{name}-{shots}-shot"] for name in ("glyph-84", "mini-5"))
+    different = {
+        f.name for f in dataclasses.fields(Evaluate) if getattr(ours, f.name) != getattr(papers, f.name)
+    }
+    assert different == {"data", "checkpoint", "out"}
+    training = presets.TRAIN["glyph-84"]
+    assert (ours.checkpoint, ours.data) == (training.out, training.data)
 
 
 def test_the_smoke_preset_is_small_and_trains_what_its_search_found():
