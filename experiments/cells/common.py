@@ -22,8 +22,6 @@ from mamltheory.runtime.runlog import RunLog, open_run
 
 FREE = ("out", "jobs", "device", "shard")
 """Settings that do not change the numbers: a run goes on with other ones."""
-PATIENCE = 3.0
-"""Seconds after which reading or drawing images is shown."""
 
 
 @lru_cache(maxsize=2)
@@ -32,7 +30,7 @@ def cached_data(source: str, image_size: int) -> ImageData:
     embedded = source in GLYPH_SETS
     once = f"`data {quoted(Path(source))} --image-size {image_size} --prepare READY` does this once for all"
     description = f"{'draw' if embedded else 'read'} {source} ({once})"
-    with watched(description, glyph_count(source) if embedded else None, PATIENCE) as advance:
+    with watched(description, glyph_count(source) if embedded else None) as advance:
         return load_data(source, image_size=image_size, advance=advance)
 
 

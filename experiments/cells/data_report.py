@@ -32,7 +32,7 @@ def sizes(report: Report) -> Iterator[str]:
     """Layout, and for each split classes and images against those of the public set."""
     yield f"{'layout':10} {report.layout}"
     yield f"{'folder':10} {report.place}"
-    name = _nearest(report.splits) or report.published
+    name = _public_set(report)
     expected = PUBLISHED.get(name, {})
     for split, content in report.splits.items():
         counts = np.bincount(content.labels)
@@ -47,15 +47,20 @@ def sizes(report: Report) -> Iterator[str]:
         yield f"{'expected':10} nothing: no public set is known to have these classes ({', '.join(PUBLISHED)})"
 
 
-def _nearest(splits: Mapping[str, ImageSplit]) -> str | None:
-    """The public set with as many classes in every split that is there; by image size where two have."""
+def _public_set(report: Report) -> str | None:
+    """The public set with as many classes in every split that is there: the layout's own if it has; of others
+    that have, by image size. Else the layout's own.
+    """
     found = [
         name
         for name, expected in PUBLISHED.items()
-        if splits and all(len(content.class_names) == expected[split][0] for split, content in splits.items())
+        if all(len(content.class_names) == expected[split][0] for split, content in report.splits.items())
     ]
-    small = any(content.images.shape[1] <= 32 for content in splits.values())
-    return next((name for name in found if small == (name in ("CIFAR-FS", "FC100"))), None)
+    if not report.splits or report.published in found:
+        return report.published
+    small = any(content.images.shape[1] <= 32 for content in report.splits.values())
+    of_this_size = (name for name in found if small == (name in ("CIFAR-FS", "FC100")))
+    return next(of_this_size, report.published)
 
 
 def storage(report: Report) -> Iterator[str]:

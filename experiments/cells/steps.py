@@ -10,6 +10,9 @@ from mamltheory.runtime.distributed import world
 from mamltheory.runtime.interrupt import Interrupted, check_interrupted
 from mamltheory.runtime.progress import Advance, stage
 
+PATIENCE = 3.0
+"""Seconds after which reading or drawing images is shown."""
+
 
 class Pauses:
     """Called after every step: shows it, and says whether to leave the steps there and save.
@@ -61,7 +64,7 @@ def leading_stage(description: str, total: int, leads: bool) -> Iterator[Advance
 
 @contextmanager
 def watched(
-    description: str, total: int | None = None, patience: float = 0.0
+    description: str, total: int | None = None, patience: float = PATIENCE
 ) -> Iterator[Callable[[int], None]]:
     """A stage of work on many images, which can be stopped between two lots of them.
 

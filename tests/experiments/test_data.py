@@ -68,6 +68,17 @@ def test_the_published_sizes_are_recognised(tmp_path, capsys, monkeypatch):
     assert report["val"] == "3 classes, 12 images (4 a class), as in miniImageNet"
 
 
+def test_a_set_with_the_classes_of_two_public_ones_is_the_one_of_its_layout_at_any_size(
+    tmp_path, capsys, monkeypatch
+):
+    for name in ("miniImageNet", "CIFAR-FS"):
+        monkeypatch.setitem(PUBLISHED, name, {split: (3, 12) for split in ("train", "val", "test")})
+    layouts.write_category(tmp_path / "cifar", tiny_splits(size=32), pattern="CIFAR_FS_{}.pickle")
+    for size in ("32", "40"):
+        _, report, _ = look(tmp_path / "cifar", capsys, "--image-size", size)
+        assert report["val"].endswith("as in CIFAR-FS")
+
+
 def test_the_embedded_characters_are_looked_into_without_a_guess_at_their_colours(monkeypatch, capsys):
     few = noise_data(8, 4, 5)
     monkeypatch.setattr(data, "load_data", lambda *_, **__: few)

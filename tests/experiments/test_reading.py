@@ -1,5 +1,7 @@
 """Images are read and drawn with progress when that takes long, and can be stopped while it does."""
 
+from functools import partial
+
 import pytest
 
 from experiments.cells import common, steps
@@ -35,7 +37,7 @@ def test_short_reading_is_silent_and_long_reading_says_how_to_do_it_once(monkeyp
     common.cached_data("glyphs-tiny", 8)
     assert capsys.readouterr().err == ""
     common.cached_data.cache_clear()
-    monkeypatch.setattr(common, "PATIENCE", 0.0)
+    monkeypatch.setattr(common, "watched", partial(steps.watched, patience=0.0))
     common.cached_data("glyphs-tiny", 8)
     told = capsys.readouterr().err
     assert told.startswith("draw glyphs-tiny (`data glyphs-tiny --image-size 8 --prepare READY`")
@@ -55,7 +57,7 @@ def test_what_was_read_before_it_is_shown_is_counted_as_well(monkeypatch, capsys
 def test_a_process_that_does_not_lead_shows_nothing(monkeypatch, capsys):
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    with steps.watched("read", 3) as advance:
+    with steps.watched("read", 3, patience=0.0) as advance:
         advance(3)
     assert capsys.readouterr().err == ""
 
