@@ -27,8 +27,9 @@ released
 stable
     The same question asked so that independent searches agree: tr Φ · tr Φ⁻¹/n² in place of σ_max/σ_min, all
     operators from one gradient, many tasks in one kernel, scores shrunken towards the mean of (cell type × operation),
-    repeats until the choice is settled, and rounds without signal decided by a rule that is written down
-    (:mod:`mamltheory.nas.judgement`). Linear regions are left out: what they say reliably is the type of operation.
+    repeats until the choice is settled, and rounds without signal and edges without a clear choice decided by a rule
+    that is written down (:mod:`mamltheory.nas.judgement`). Linear regions are left out: what they say reliably is the
+    type of operation.
 """
 
 from collections.abc import Mapping
@@ -71,8 +72,9 @@ PROTOCOLS: Mapping[str, Mapping[str, object]] = {
         "regions": False,
         "outputs": "sum",
         "tasks": 12,
-        "repeats": 12,
+        "repeats": 16,
         "stopping": True,
+        "least_repeats": 8,
         "shrinkage": True,
         "difference": "log",
     },

@@ -51,8 +51,8 @@ class Search(Network):
     least_repeats: int | None = None
     """Repeats before a round may stop; None: the protocol's."""
     shrinkage: bool | None = None
-    """Shrink scores towards the mean of (cell type × operation), and decide rounds without signal by that mean, or by
-    size; None: the protocol's."""
+    """Shrink scores towards the mean of (cell type × operation), and decide edges without a clear choice and rounds
+    without signal by that mean, or by size; None: the protocol's."""
     difference: Literal["log", "relative", "absolute"] | None = None
     """How condition numbers are compared: difference of logarithms, relative, or absolute; None: the protocol's."""
     ties: Literal["min", "index"] | None = None

@@ -3,12 +3,13 @@
 A round stops when bootstrap draws of its repeats would take out the same operators with probability
 ENOUGH_AGREEMENT, averaged over edges; when a wrong choice costs less than LITTLE_REGRET standard deviations of a
 repeat; or when the budget is spent; and not before MIN_REPEATS. Scores that cannot be told from noise declare the
-round a tie, which is decided by a rule and never by them. Repeats of earlier rounds count in the means over
-(cell type × operation): a late round's own repeats say little about those.
+round a tie, which is decided by a rule and never by them. In any other round an edge whose choice the repeats do not
+separate goes by the means over (cell type × operation): what an operator does on one edge rather than another is the
+smallest and noisiest part of its score. Repeats of earlier rounds count in those means.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -207,18 +208,21 @@ def decided_scores(
     parameters: Sequence[int],
     basis: Basis,
     earlier: Earlier | None = None,
+    undecided: Collection[Hashable] = (),
 ) -> Float[np.ndarray, " o"]:
     """The scores by which a round goes, larger = to be taken out: shrunken, of the types alone, or the size.
 
     parameters: of every operator. By size the larger goes: a score that says nothing is no reason for more weights.
+    undecided: edges whose repeats do not separate the operator to go; they go by the types where others go by their
+    operators. Scores are to be compared within an edge.
     """
-    match basis:
-        case "operators":
-            return shrunken_scores(scores, edges, types, None, earlier)[0]
-        case "types":
-            return shrunken_scores(scores, edges, types, 0.0, earlier)[0]
-        case _:
-            return np.asarray(parameters, dtype=float)
+    if basis == "parameters":
+        return np.asarray(parameters, dtype=float)
+    by_type = shrunken_scores(scores, edges, types, 0.0, earlier)[0]
+    if basis == "types":
+        return by_type
+    unclear = np.array([edge in undecided for edge in edges])
+    return np.where(unclear, by_type, shrunken_scores(scores, edges, types, None, earlier)[0])
 
 
 def _pooled(values: Scores, types: Labels) -> tuple[Float[np.ndarray, "t r"], list]:

@@ -39,10 +39,12 @@ NOTHING: History = MappingProxyType({})
 class RoundReport:
     """Of a finished round.
 
-    stopped: why no further repeat was taken.  undecided: edges (in the second stage nodes) on which bootstrap draws of
-    the repeats would take out another operator with a probability above 1 − SEPARATED, and all of them where size
-    decides.  failures: number of scores that are +∞, by reason.  reliability: None where no two repeats could be
-    compared.
+    stopped: why no further repeat was taken.
+    undecided: edges (in the second stage nodes) on which bootstrap draws of the repeats would take out another operator
+        with a probability above 1 − SEPARATED, and all of them where size decides; with shrinkage they go by the means
+        of (cell type × operation) and not by their own scores.
+    failures: number of scores that are +∞, by reason.
+    reliability: None where no two repeats could be compared.
     """
 
     repeats: int
@@ -126,12 +128,13 @@ def undecided(operators: Sequence[Operator], draws: Draws, found: RoundReliabili
 def decided_differences(
     operators: Sequence[Operator], draws: Draws, report: RoundReliability, history: History = NOTHING
 ) -> list[float]:
-    """ΔC of every operator as the report decides it; ±∞ where a repeat says so, −∞ first."""
+    """ΔC of every operator as the report decides it, to be compared on its edge; ±∞ where a repeat is, −∞ first."""
     kept, edges = _comparable(operators, draws)
     types = [(operators[i].cell, operators[i].operation) for i in kept]
     sizes = [parameter_size(operators[i]) for i in kept]
     earlier = _earlier(operators, kept, history)
-    scores = decided_scores(_matrix(draws, kept), edges, types, sizes, report.basis, earlier)
+    unclear = undecided(operators, draws, report)
+    scores = decided_scores(_matrix(draws, kept), edges, types, sizes, report.basis, earlier, unclear)
     decided = dict(zip(kept, scores.tolist(), strict=True))
     worst = [-math.inf if -math.inf in values else math.inf for values in draws]
     return [decided.get(i, worst[i]) for i in range(len(operators))]

@@ -25,8 +25,9 @@ Where the paper leaves a choice:
   edges of the node are taken out in turn and ranked in the same way.
 - Estimator. ``"gradient"`` takes the first-order difference of every operator from one gradient a repeat
   (:mod:`mamltheory.nas.gradient`) instead of one score for each; C_N alone has one.
-- Shrinkage. ΔC may be shrunk towards the mean of (cell type × operation) over this round and all earlier ones, and a
-  round whose ΔC cannot be told from noise is then decided by :func:`mamltheory.nas.judgement.decided_scores` instead.
+- Shrinkage. ΔC may be shrunk towards the mean of (cell type × operation) over this round and all earlier ones; a
+  round whose ΔC cannot be told from noise, and an edge whose repeats do not separate the operator to go, are then
+  decided by the rule of :func:`mamltheory.nas.judgement.decided_scores` instead.
 - Repeats. Their number is given, or with ``stopping`` the most that a round may take: it stops earlier by
   :func:`mamltheory.nas.judgement.may_stop`, after the first number of repeats at which that says so. This follows
   from the scores alone: repeats computed in advance and not needed change nothing. All operators get the same number

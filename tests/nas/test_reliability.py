@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
 from mamltheory.nas.judgement import (
     MIN_REPEATS,
+    SEPARATED,
     Certainty,
     RoundReliability,
     certainty,
@@ -223,6 +224,34 @@ def test_decisions_are_by_shrunken_scores_by_types_or_by_size():
     np.testing.assert_array_equal(by["operators"], shrunken_scores(scores, EDGES, TYPES)[0])
     np.testing.assert_array_equal(by["types"], shrunken_scores(scores, EDGES, TYPES, 0.0)[0])
     assert by["parameters"].tolist() == parameters
+
+
+def test_an_undecided_edge_goes_by_its_types_and_leaves_the_others_to_their_operators():
+    scores, unclear = planted(5, 5, kind=0.5, specific=0.5)[0], {EDGES[0], EDGES[-1]}
+    decided = decided_scores(scores, EDGES, TYPES, range(126), "operators", undecided=unclear)
+    by_operator, by_type = (shrunken_scores(scores, EDGES, TYPES, share)[0] for share in (None, 0.0))
+    open_rows = np.array([edge in unclear for edge in EDGES])
+    np.testing.assert_array_equal(decided[open_rows], by_type[open_rows])
+    np.testing.assert_array_equal(decided[~open_rows], by_operator[~open_rows])
+
+
+def test_with_undecided_edges_left_to_the_types_independent_repeats_decide_alike():
+    """Where edges add little to the types, that little is what two sets of repeats would disagree on."""
+    places, agree = np.arange(126).reshape(18, 7), {True: [], False: []}
+    for seed in range(6):
+        signal = planted(seed, 1, kind=1.0, specific=0.3)[1]
+        gone = {True: [], False: []}
+        for half in range(2):
+            noise = draws(seed, f"half {half}").standard_normal((126, 5))
+            scores = signal[:, None] + noise
+            sure = judge(scores, EDGES, CELLS, OPERATIONS, draws(seed)).certainty.by_edge
+            unclear = {edge for edge, p in zip(dict.fromkeys(EDGES), sure, strict=True) if p < SEPARATED}
+            for rule, edges in ((True, unclear), (False, ())):
+                decided = decided_scores(scores, EDGES, TYPES, range(126), "operators", undecided=edges)
+                gone[rule].append(decided[places].argmax(1))
+        for rule, (first, second) in gone.items():
+            agree[rule].append((first == second).mean())
+    assert np.mean(agree[True]) > np.mean(agree[False]) + 0.05
 
 
 def test_judgements_depend_on_the_seed_and_the_scores_alone():
