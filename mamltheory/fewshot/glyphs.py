@@ -28,7 +28,7 @@ SCALE = (0.62, 1.0)  # part of the image side that the mask fills
 SHIFT = 0.12
 CONTRAST = 0.35  # least difference of brightness between ink and background, before noise
 NOISE = 0.06
-
+AT_ONCE = 32  # images: memory that is taken and given back for hundreds of them costs as much as drawing
 
 GLYPH_SETS: dict[str, dict[str, int]] = {
     "glyphs": {
@@ -150,21 +150,23 @@ def draw_character(code: int, size: int, samples: int, seed: int) -> np.ndarray:
     masks = torch.from_numpy(shapes_of(code))
     # Every face is used before one comes back: few samples still show as many faces as there are.
     faces = torch.randperm(len(masks), generator=random).repeat(-(-samples // len(masks)))[:samples]
-    ink = _place(masks[faces][:, None].float() / 255, size, random)
-    background, foreground = _colours(samples, size, random)
-    picture = background + ink * (foreground - background)
-    grain = NOISE * (2 * torch.rand(picture.shape, generator=random) - 1)
-    picture = (picture + grain).clamp(0, 1)
-    return (picture * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    maps, colours = _affine_maps(samples, random), _colours(samples, random)
+    images = np.empty((samples, size, size, 3), dtype=np.uint8)
+    for start in range(0, samples, AT_ONCE):
+        rows = slice(start, start + AT_ONCE)
+        ink = _place(masks[faces[rows]][:, None].float() / 255, maps[rows], size)
+        picture = _paint(ink, *(each[rows] for each in colours))
+        grain = NOISE * (2 * torch.rand(picture.shape, generator=random) - 1)
+        picture = (picture + grain).clamp(0, 1)
+        images[rows] = (picture * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return images
 
 
 def _uniform(count: int, low: float, high: float, random: torch.Generator) -> Tensor:
     return low + (high - low) * torch.rand(count, generator=random)
 
 
-def _place(masks: Float[Tensor, "B 1 M M"], size: int, random: torch.Generator) -> Float[Tensor, "B 1 S S"]:
-    """The masks under random affine maps, sampled at twice the resolution and averaged against aliasing."""
-    count = len(masks)
+def _affine_maps(count: int, random: torch.Generator) -> Float[Tensor, "B 2 3"]:
     angle = _uniform(count, -ROTATION, ROTATION, random)
     shear = _uniform(count, -SHEAR, SHEAR, random)
     scale = _uniform(count, *SCALE, random)
@@ -174,14 +176,19 @@ def _place(masks: Float[Tensor, "B 1 M M"], size: int, random: torch.Generator) 
     # grid_sample maps output to input positions, hence the inverse: rotation, then shear, then 1/scale.
     linear = torch.stack([cos, sin, shear * cos - sin, shear * sin + cos], dim=1).view(count, 2, 2)
     linear = linear / torch.stack([scale * stretch, scale / stretch], dim=1)[:, :, None]
-    grid = F.affine_grid(
-        torch.cat([linear, shift[:, :, None]], dim=2), [count, 1, 2 * size, 2 * size], align_corners=False
-    )
+    return torch.cat([linear, shift[:, :, None]], dim=2)
+
+
+def _place(
+    masks: Float[Tensor, "B 1 M M"], maps: Float[Tensor, "B 2 3"], size: int
+) -> Float[Tensor, "B 1 S S"]:
+    """The masks under affine maps, sampled at twice the resolution and averaged against aliasing."""
+    grid = F.affine_grid(maps, [len(masks), 1, 2 * size, 2 * size], align_corners=False)
     return F.avg_pool2d(F.grid_sample(masks, grid, align_corners=False), 2)
 
 
-def _colours(count: int, size: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Smooth random backgrounds B×3×S×S and ink colours B×3×1×1 of clearly different brightness."""
+def _colours(count: int, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Colours of paper and ink B×3×1×1, of clearly different brightness; a texture B×3×4×4 and its strength."""
     dark = torch.rand(count, generator=random) < 0.5
     low = _uniform(count, 0.0, 0.5 - CONTRAST / 2, random)
     high = _uniform(count, 0.5 + CONTRAST / 2, 1.0, random)
@@ -191,6 +198,13 @@ def _colours(count: int, size: int, random: torch.Generator) -> tuple[Tensor, Te
         (level[:, None] + tint)[:, :, None, None] for level, tint in zip(levels, tints, strict=True)
     )
     coarse = torch.rand(count, 3, 4, 4, generator=random) - 0.5
-    strength = _uniform(count, 0.0, 0.45, random).view(-1, 1, 1, 1)
-    texture = F.interpolate(coarse, (size, size), mode="bicubic", align_corners=False)
-    return paper + strength * texture, ink
+    return paper, ink, coarse, _uniform(count, 0.0, 0.45, random).view(-1, 1, 1, 1)
+
+
+def _paint(
+    shape: Float[Tensor, "B 1 S S"], paper: Tensor, ink: Tensor, coarse: Tensor, strength: Tensor
+) -> Float[Tensor, "B 3 S S"]:
+    """The shapes in ink on paper, whose colour varies smoothly."""
+    texture = F.interpolate(coarse, shape.shape[-2:], mode="bicubic", align_corners=False)
+    background = paper + strength * texture
+    return background + shape * (ink - background)

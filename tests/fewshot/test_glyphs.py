@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mamltheory.errors import ConfigurationError
+from mamltheory.fewshot import glyphs
 from mamltheory.fewshot.datasets import load_data
 from mamltheory.fewshot.glyph_shapes import (
     LOOK_ALIKE,
@@ -96,6 +97,14 @@ def test_a_class_is_nearer_to_itself_than_chance_so_that_there_is_something_to_l
     np.fill_diagonal(alike, -1)
     hits = (data.test.labels[alike.argmax(1)] == data.test.labels).mean()
     assert hits > 3 / 7
+
+
+@pytest.mark.parametrize("size", [9, 32])
+def test_how_many_images_are_drawn_at_once_changes_no_pixel(size, monkeypatch):
+    usual = draw_character(ord("A"), size, 40, 0)
+    for at_once in (7, 40):
+        monkeypatch.setattr(glyphs, "AT_ONCE", at_once)
+        np.testing.assert_array_equal(draw_character(ord("A"), size, 40, 0), usual)
 
 
 def test_too_many_classes_and_impossible_sizes_are_refused():
