@@ -21,6 +21,7 @@ from mamltheory.nas.genotype import EDGES, NODES, Candidates, CellType, Edge
 from mamltheory.nas.network import Network, StackedCell
 from mamltheory.nas.operations import leading_step
 from mamltheory.nas.pooling import pooled
+from mamltheory.nas.runs import Entering, Note, run
 from mamltheory.nas.sample_gradients import add_grams, symmetric_halves
 from mamltheory.nas.stages import Call, Chain, OverBudget, Rows, Stage
 
@@ -114,7 +115,7 @@ class CandidateBatch:
             Stage(partial(self._cell, kind, cell), (max(i, 1), i + 1))
             for i, (kind, cell) in enumerate(zip(network.kinds, network.cells, strict=True))
         ]
-        stages = [Stage(network.stem, (0,)), *cells, Stage(self._end, (len(cells) + 1,))]
+        stages = [Stage(self._stem, (0,)), *cells, Stage(self._end, (len(cells) + 1,))]
         layers = _layers(network, names)
         if heads is not None:
             layers[self.head] = layers.pop(network.classifier)
@@ -140,50 +141,65 @@ class CandidateBatch:
             if call.layer is self.head:
                 add_grams(last, block, call.holders)
 
-    def _end(self, state: Tensor) -> Tensor:
-        return self.head(self.network.last(state).mean(dim=(2, 3)))
+    def _stem(self, note: Note, x: Tensor) -> Tensor:
+        return run(self.network.stem, x, note)
 
-    def _cell(self, kind: CellType, cell: StackedCell, s0: Tensor, s1: Tensor) -> Tensor:
-        states = [cell.fit0(cell.relu(s0)), cell.fit1(cell.relu(s1))]
-        shared: dict[tuple[int, str], Tensor] = {}
+    def _end(self, note: Note, state: Tensor) -> Tensor:
+        return run(self.head, run(self.network.last, state, note).mean(dim=(2, 3)), note)
+
+    def _cell(self, kind: CellType, cell: StackedCell, note: Note, s0: Tensor, s1: Tensor) -> Tensor:
+        states = [run(cell.fit0, s0.relu(), note), run(cell.fit1, s1.relu(), note)]
+        shared: dict[tuple[int, str], Entering] = {}
         for node in range(NODES):
-            edges = [self._edge(kind, cell, edge, states, shared) for edge in EDGES if edge.node == node]
-            values = [value for value in edges if value is not None]
-            states.append(sum(values[1:], values[0]))
+            total = None
+            for edge in EDGES:
+                if edge.node == node:
+                    total = self._added_edge(total, kind, cell, edge, states, shared, note)
+            states.append(total)
         return torch.cat(states[2:], dim=1)
 
-    def _edge(
+    def _added_edge(
         self,
+        node: Tensor | None,
         kind: CellType,
         cell: StackedCell,
         edge: Edge,
         states: list[Tensor],
-        shared: dict[tuple[int, str], Tensor],
+        shared: dict[tuple[int, str], Entering],
+        note: Note,
     ) -> Tensor | None:
-        """Mean of every candidate's own operations; None where no candidate has one."""
+        """The node's sum with the mean of every candidate's own operations on one more edge."""
         live = [each.on(kind, edge) for each in self.candidates]
-        stride, total = 2 if kind == "reduce" and edge.source < 2 else 1, None
+        stride, state = 2 if kind == "reduce" and edge.source < 2 else 1, states[edge.source]
+        total = None
         for name, operation in cell.edges[f"{edge.node}_{edge.source}"].items():
             holders = tuple(i for i, names in enumerate(live) if name in names)
             if not holders:
                 continue
             step = leading_step(name, stride)
             if (edge.source, step) not in shared:
-                shared[edge.source, step] = pooled(cell.leading[f"{step}{stride}"], states[edge.source])
-            part = self._run(operation, shared[edge.source, step], holders)
-            total = part if total is None else total + part
-        return None if total is None else total / self._counts(live, total)
+                shared[edge.source, step] = Entering(pooled(cell.leading[f"{step}{stride}"], state))
+            part = self._run(operation, shared[edge.source, step], holders, note)
+            if total is None:
+                total = part
+                continue
+            # The identity's part is the state itself, which others take from it.
+            total = total + part if total is state else total.add_(part)
+        if total is None:
+            return node
+        mean = total / self._counts(live, total)
+        return mean if node is None else node.add_(mean)
 
-    def _run(self, operation: nn.Module, x: Tensor, holders: tuple[int, ...]) -> Tensor:
+    def _run(self, operation: nn.Module, entering: Entering, holders: tuple[int, ...], note: Note) -> Tensor:
         """The operation on the images of these candidates, zero on those of the others."""
         if holders == self.everyone:
-            return operation(x)
-        index, self.holders = torch.tensor(holders, device=x.device), holders
-        part = operation(x.unflatten(0, (-1, self.count))[index].flatten(0, 1)).unflatten(
-            0, (len(holders), -1)
-        )
+            return run(operation, entering, note)
+        images = torch.tensor(holders, device=entering.x.device)[:, None] * self.count
+        rows = (images + torch.arange(self.count, device=images.device)).flatten()
+        self.holders = holders
+        part = run(operation, entering.x.index_select(0, rows), note)
         self.holders = self.everyone
-        return part.new_zeros(len(self.everyone), *part.shape[1:]).index_copy(0, index, part).flatten(0, 1)
+        return part.new_zeros(len(self.images), *part.shape[1:]).index_copy(0, rows, part)
 
     def _counts(self, live: Sequence[tuple[str, ...]], like: Tensor) -> Tensor | int:
         """How many operations every row averages, and 1 for a row without any."""

@@ -9,6 +9,7 @@ all at once.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 
 from mamltheory.errors import ShapeError, UnsupportedModelError
 from mamltheory.nas.genotype import Candidates
-from mamltheory.nas.network import Network, NetworkSettings, build
+from mamltheory.nas.network import Network, NetworkSettings, build, initialise_layer
 from mamltheory.nas.shared_patterns import PatternCounter, distinct_rows, packed_bits
+from mamltheory.rng import generator
 
 PATCH = 3
 
@@ -44,18 +46,39 @@ def region_counts(
 
     What a candidate computes from the same values as the first one is taken from there.
     """
-    counter = PatternCounter(_whole_thin_network(seed).to(patches.device), patches)
+    counter = PatternCounter(_thin().drawn(seed).to(patches.device), patches)
     return [counter.count(each) for each in candidates]
 
 
-@lru_cache(maxsize=2)
-def _whole_thin_network(seed: int) -> Network:
-    """Kept for the other candidates of the repeat: to build it, and its matrices, takes longer than to run
-    it.
-    """
-    network = thin_network(Candidates(), seed)
+@dataclass(eq=False)
+class _Thin:
+    """A thin network of all operations as matrices; its convolutions and head by the names that they had before."""
+
+    network: Network
+    layers: list[tuple[str, nn.Module]]
+    seed: int
+
+    def drawn(self, seed: int) -> Network:
+        """The network with the weights of ``thin_network`` for this seed."""
+        if self.seed != seed:
+            for name, layer in self.layers:
+                initialise_layer(
+                    layer, self.network.settings.initialisation, generator(seed, f"weights {name}")
+                )
+            for module in self.network.modules():
+                if isinstance(module, _Dense):
+                    module.matrices.clear()
+            self.seed = seed
+        return self.network
+
+
+@lru_cache(maxsize=1)
+def _thin() -> _Thin:
+    """Kept for all repeats: to build the network takes longer than to draw its weights, and to run it."""
+    network = thin_network(Candidates(), 0)
+    layers = [(n, layer) for n, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     densify(network)
-    return network
+    return _Thin(network, layers, 0)
 
 
 def activation_patterns(

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mamltheory.kernels.layer_gradients import kind_of, layer_gradients
+from mamltheory.nas.runs import geometry
 
 COLUMNS = 1 << 14
 """Columns of rows that are multiplied at a time; sums over more are taken in float64."""
@@ -15,23 +16,78 @@ FEW_POSITIONS = 256
 """Positions below which a dense convolution's gradients are cheaper as one matrix product a tap."""
 LEAST_SPLIT = 48
 """Rows below which the symmetric half of a Gram matrix is not worth the extra calls."""
+LEAST_GRID = 8
+"""Rows or columns of an image below which a dilated kernel's gradients are not taken grid by grid."""
+BLOCK = 1 << 21
+"""Bytes of images whose depthwise gradients are taken together: what a CPU has in its caches."""
 
 
 def gradient_rows(
-    layer: nn.Module, names: Sequence[str], entering: Tensor, flow: Float[Tensor, "n k *space"]
+    layer: nn.Module,
+    names: Sequence[str],
+    entering: Tensor,
+    flow: Float[Tensor, "n k *space"],
+    gridded: bool = False,
 ) -> list[Float[Tensor, "n k _"]]:
-    """Gradients of n images' k outputs by the layer's own parameters of these names, in blocks of columns."""
+    """Gradients of n images' k outputs by the layer's own parameters of these names, in blocks of columns.
+
+    gridded: what entered is the grid of the pixels that the layer sees (:mod:`mamltheory.nas.runs`).
+    """
     n, k = flow.shape[:2]
-    if isinstance(layer, nn.Conv2d) and _is_small(layer, flow):
-        return _shifted_rows(layer, entering, flow)
-    if isinstance(
-        layer, nn.Linear
-    ):  # whose gradients do not depend on its weights, be they one candidate's or several
-        kind = nn.Linear
-    else:
-        kind = kind_of(layer, [name for name, _ in layer.named_parameters(recurse=False)])
+    if isinstance(layer, nn.Conv2d) and list(names) == ["weight"]:
+        stride, padding, dilation = geometry(layer, gridded)
+        if layer.kernel_size == (1, 1) and layer.groups == 1 and stride == [1, 1] and padding == [0, 0]:
+            rows = flow.flatten(1, 2).flatten(2) @ entering.flatten(2).transpose(1, 2)
+            return [rows.view(n, k, -1)]
+        if layer.groups == layer.in_channels == layer.out_channels and stride == [1, 1]:
+            outputs = [_depthwise_rows(layer, entering, each, padding, dilation) for each in flow.unbind(1)]
+            return [torch.stack(outputs, 1)]
+        if _is_small(layer, flow):
+            return _shifted_rows(layer, entering, flow)
+    # The gradients of a linear layer do not depend on its weights, be they those of one candidate or of several.
+    linear = isinstance(layer, nn.Linear)
+    kind = (
+        nn.Linear if linear else kind_of(layer, [name for name, _ in layer.named_parameters(recurse=False)])
+    )
     rows = layer_gradients(kind, layer, entering, flow, list(names))
     return [rows[name].view(n, k, -1) for name in names]
+
+
+def _depthwise_rows(
+    layer: nn.Conv2d, entering: Tensor, flow: Tensor, padding: list[int], dilation: list[int]
+) -> Float[Tensor, "n d"]:
+    """A depthwise convolution's gradients for one output, a block of images at a time.
+
+    Where kernel and padding skip every other pixel, the four grids of such pixels are convolved by themselves, and
+    their gradients added: the general routine for dilated kernels takes several times as long.
+    """
+    n, channels = entering.shape[:2]
+    parts = 1
+    if dilation == [2, 2] and padding == [2, 2] and min(entering.shape[2:]) >= LEAST_GRID:
+        entering, flow, parts = _four_grids(entering), _four_grids(flow), 4
+        padding, dilation = [1, 1], [1, 1]
+    count = n if entering.is_cuda else max(1, BLOCK // (entering[0].numel() * entering.element_size()))
+    blocks = []
+    for x, g in zip(entering.split(count), flow.split(count), strict=True):
+        groups = x.shape[0] * x.shape[1]
+        size = groups, 1, *layer.kernel_size
+        stacked, back = (each.reshape(1, -1, *each.shape[2:]) for each in (x, g))
+        rows = nn.grad.conv2d_weight(stacked, size, back, 1, padding, dilation, groups)
+        blocks.append(
+            rows.view(len(x), channels, parts, -1).sum(2) if parts > 1 else rows.view(len(x), channels, -1)
+        )
+    return torch.cat(blocks).flatten(1)
+
+
+def _four_grids(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
+    """The pixels of even and odd rows and columns as images of their own; beyond an odd image lie zeros."""
+    height, width = x.shape[2:]
+    if height % 2 or width % 2:
+        x = nn.functional.pad(x, (0, width % 2, 0, height % 2))
+    split = x.unflatten(3, (-1, 2)).unflatten(
+        2, (-1, 2)
+    )  # image, channel, row, its parity, column, its parity
+    return split.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
 
 def _is_small(layer: nn.Conv2d, flow: Tensor) -> bool:
@@ -57,9 +113,14 @@ def add_grams(totals: Float[Tensor, "c p p"], rows: Float[Tensor, "m k d"], hold
     Products of at most COLUMNS columns are taken in the dtype of the rows, their sums in float64.
     """
     rows = rows.reshape(len(holders), -1, rows.shape[2])
-    index = torch.tensor(holders, device=totals.device)
+    everyone = list(holders) == list(range(len(totals)))
+    index = None if everyone else torch.tensor(holders, device=totals.device)
     for start in range(0, rows.shape[2], COLUMNS):
-        totals.index_add_(0, index, _products(rows[:, :, start : start + COLUMNS]).to(totals.dtype))
+        product = _products(rows[:, :, start : start + COLUMNS])
+        if index is None:
+            totals += product
+        else:
+            totals.index_add_(0, index, product.to(totals.dtype))
 
 
 def _products(rows: Float[Tensor, "c p d"]) -> Float[Tensor, "c p p"]:

@@ -31,6 +31,7 @@ class Call:
     """One call of one layer: what entered, and where the gradient by what left it passes.
 
     names: the layer's own parameters that are differentiated by.  holders: which candidates' images entered.
+    gridded: what entered is the grid of the pixels that the layer sees.
     flow_bytes, row_bytes: of the gradient by what left it, for one output, and of those by the parameters.
     """
 
@@ -38,6 +39,7 @@ class Call:
     names: tuple[str, ...]
     holders: tuple[int, ...]
     entering: Tensor
+    gridded: bool
     edge: GradientEdge
     flow_bytes: int
     row_bytes: int
@@ -52,7 +54,7 @@ class Call:
 
     def rows(self, flow: Tensor) -> Rows:
         """Gradients by the parameters."""
-        return gradient_rows(self.layer, self.names, self.entering, flow)
+        return gradient_rows(self.layer, self.names, self.entering, flow, self.gridded)
 
     def _waits_as_rows(self, outputs: int) -> bool:
         return outputs > 1 and self.row_bytes < self.flow_bytes
@@ -60,7 +62,8 @@ class Call:
 
 @dataclass(eq=False)
 class Stage:
-    """A function of earlier states, numbered from 0 for the images, and its last forward pass.
+    """A function of a note of layers' calls and of earlier states, numbered from 0 for the images, and its last
+    forward pass.
 
     held: bytes of the graph.  flowing: bytes of the gradients that its backward pass holds.
     """
@@ -79,7 +82,7 @@ class Stage:
 
 
 class _Booking:
-    """Hooks of one forward pass of a stage; bound methods, for closures would be made anew at every pass.
+    """What one forward pass of a stage holds.
 
     storages: size of every storage that the graph holds, by its address.
     """
@@ -99,13 +102,15 @@ class _Booking:
         self.storages[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()
 
-    def call(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        """Books a call of a layer that is differentiated."""
-        names, item = self.layers[layer], output.element_size()
+    def note(self, layer: nn.Module, entering: Tensor, leaving: Tensor, gridded: bool) -> None:
+        """Books a call of a layer, if it is one that is differentiated."""
+        if layer not in self.layers:
+            return
+        names, item = self.layers[layer], leaving.element_size()
         numbers = sum(layer.get_parameter(name).numel() for name in names)
-        sizes = output.numel() * item, len(output) * numbers * item
-        edge = get_gradient_edge(output)
-        self.stage.calls.append(Call(layer, names, self.holders(), self.tensor(args[0]), edge, *sizes))
+        sizes = leaving.numel() * item, len(leaving) * numbers * item
+        entering, edge = self.tensor(entering), get_gradient_edge(leaving)
+        self.stage.calls.append(Call(layer, names, self.holders(), entering, gridded, edge, *sizes))
 
 
 def _unchanged(tensor: Tensor) -> Tensor:
@@ -202,13 +207,8 @@ class Chain:
         stage.forget()
         stage.inputs = [self.states[i].detach().requires_grad_() for i in stage.sources]
         booking = _Booking(stage, self.layers, self.holders)
-        handles = [layer.register_forward_hook(booking.call) for layer in self.layers]
-        try:
-            with torch.enable_grad(), saved_tensors_hooks(booking.tensor, _unchanged):
-                stage.output = stage.function(*stage.inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with torch.enable_grad(), saved_tensors_hooks(booking.tensor, _unchanged):
+            stage.output = stage.function(booking.note, *stage.inputs)
         stage.held = sum(booking.storages.values())
         stage.flowing = _flowing(stage.calls, outputs)
 

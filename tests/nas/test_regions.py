@@ -182,3 +182,14 @@ def test_what_has_no_regions_is_refused():
         random_patches(torch.zeros(1, 3, 2, 8), 4, generator(0, "p"))
     with pytest.raises(UnsupportedModelError, match="no linear regions"):
         activation_patterns(nn.Linear(2, 2), torch.zeros(1, 2))
+
+
+def test_counts_do_not_depend_on_which_weights_were_drawn_before():
+    candidates = [Candidates(), Candidates().without(Candidates().operators()[4])]
+    counts = {seed: region_counts(candidates, patches(), seed) for seed in (5, 6, 0)}
+    assert len(set(map(tuple, counts.values()))) > 1
+    for seed in (6, 0, 5):
+        assert region_counts(candidates, patches(), seed) == counts[seed]
+        plain = [thin_network(each, seed) for each in candidates]
+        alone = [distinct_patterns(activation_patterns(net, patches(), net.feature_map)) for net in plain]
+        assert alone == counts[seed]
