@@ -26,6 +26,7 @@ from mamltheory.runtime.progress import stage
 from mamltheory.runtime.runlog import RunLog, open_run, read_metrics
 
 QUERIES = 15  # per class in evaluations
+NAMES = {"val": "validation", "test": "test"}
 
 
 def run(settings: MetaTrain) -> int:
@@ -39,12 +40,12 @@ def run(settings: MetaTrain) -> int:
     where = environment(device)
     log = open_run(settings.out, "meta-train", settings, settings.seed, where, (*FREE, "save_minutes"))
     with recorded(log, f"python -m experiments meta-train --config {quoted(settings.out)}"):
-        before = test(state, settings)
+        before = evaluate(state, settings)
         checkpoint = load(settings.out / "state", report=print)
         if checkpoint is not None:
             state = restore_meta_training(state, checkpoint.tensors, checkpoint.state)
         state = remaining_steps(state, settings, log)
-        after = test(state, settings)
+        after = evaluate(state, settings)
     log.close(before=before, accuracy=after[0], half_width=after[1])
     print(describe(settings, before, after))
     draw_curves(settings, before, after)
@@ -76,9 +77,10 @@ def remaining_steps(state: MetaTrainState, settings: MetaTrain, log: RunLog) -> 
     return state
 
 
-def test(state: MetaTrainState, settings: MetaTrain) -> tuple[float, float]:
-    """Mean accuracy on tasks of the test classes, and the half-width of its 95 % interval."""
-    return _accuracy(state, state.data.test, settings.test_tasks, settings.seed)
+def evaluate(state: MetaTrainState, settings: MetaTrain) -> tuple[float, float]:
+    """Mean accuracy on tasks of the test (or validation) classes, and the half-width of its 95 % interval."""
+    split = {"val": state.data.val, "test": state.data.test}[settings.split]
+    return _accuracy(state, split, settings.test_tasks, settings.seed)
 
 
 def _accuracy(state: MetaTrainState, split: ImageSplit, tasks: int, seed: int) -> tuple[float, float]:
@@ -93,10 +95,11 @@ def _queries(split: ImageSplit, state: MetaTrainState) -> int:
 def describe(settings: MetaTrain, before: tuple[float, float], after: tuple[float, float]) -> str:
     """The result in one line."""
     percent = [f"{100 * mean:.2f} ± {100 * half_width:.2f} %" for mean, half_width in (after, before)]
+    tasks = f"{settings.test_tasks} tasks of unseen {NAMES[settings.split]} classes"
+    how = f"{settings.algorithm.upper()} with {settings.inner_steps} inner step(s) of rate {settings.inner_rate:g}"
     return (
-        f"{percent[0]} (95 % interval over {settings.test_tasks} tasks of unseen classes; {percent[1]} before "
-        f"training): Conv4, {settings.algorithm.upper()} with {settings.inner_steps} inner step(s) of rate "
-        f"{settings.inner_rate:g}, {settings.ways}-way {settings.shots}-shot, squared loss, seed {settings.seed}"
+        f"{percent[0]} (95 % interval over {tasks}; {percent[1]} before training): Conv4, {how}, "
+        f"{settings.ways}-way {settings.shots}-shot, squared loss, seed {settings.seed}"
     )
 
 
@@ -119,7 +122,8 @@ def draw_curves(settings: MetaTrain, before: tuple[float, float], after: tuple[f
             **curve(2),
         )
         ends = ([0, settings.steps], [before[0], after[0]], [before[1], after[1]])
-        right.errorbar(*ends, capsize=3, label="test, before and after", **curve(1) | {"linestyle": "none"})
+        name = f"{NAMES[settings.split]}, before and after"
+        right.errorbar(*ends, capsize=3, label=name, **curve(1) | {"linestyle": "none"})
         right.axhline(data["chance"], color="0.4", linestyle=":", label="chance")
         right.set_ylabel("accuracy on new classes")
         right.legend()

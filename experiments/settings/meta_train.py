@@ -42,7 +42,9 @@ class MetaTrain:
     validation_tasks: int = 50
     """Tasks of a validation."""
     test_tasks: int = 600
-    """Tasks of the evaluation on the test classes at the end, and once before the first step."""
+    """Tasks of the evaluation at the end, and once before the first step."""
+    split: Literal["val", "test"] = "test"
+    """Classes of that evaluation: "val" to choose settings by, "test" to report."""
     seed: int = 0
     """Seed of every random draw."""
     device: str = "auto"

@@ -75,6 +75,26 @@ def test_a_meta_training_stopped_after_any_step_goes_on_bit_for_bit(whole, tmp_p
     assert read_run(settings.out)["results"] == read_run(whole.out)["results"]
 
 
+def test_settings_can_be_chosen_on_validation_classes_without_a_look_at_the_test_classes(
+    whole, tmp_path, monkeypatch, capsys
+):
+    data = meta_train.cached_data()
+    seen = []
+    tried = meta_train.adapted_accuracies
+    monkeypatch.setattr(
+        meta_train,
+        "adapted_accuracies",
+        lambda state, split, *rest: seen.append(split) or tried(state, split, *rest),
+    )
+    settings = small(tmp_path / "run", split="val")
+    assert meta_train.run(settings) == 0
+    assert all(split is data.val for split in seen)
+    assert "3 tasks of unseen validation classes" in capsys.readouterr().out
+    assert read_run(settings.out)["results"] != read_run(whole.out)["results"]
+    ours, theirs = (load(each.out / "state", print).tensors for each in (settings, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_wrong_settings_are_refused():
     for wrong in ({"image_size": 8}, {"ways": 1}, {"inner_rate": 0.0}, {"learning_rate": float("nan")}):
         with pytest.raises(ConfigurationError, match=next(iter(wrong))):
