@@ -107,7 +107,7 @@ def compute_shard(settings: Search) -> None:
         return
     own = share(pieces(state, rules, count), index - 1, count)
     lacking = [piece for piece in own if not shard.state.scores.keys() >= set(piece)]
-    scorer = search.scorer_by(rules, search.scorer_of(settings, str(device)))
+    scorer = search.scorer_by(rules, search.scorer_of(settings, str(device)), settings.heads)
     score = partial(search.score_chunk, state.candidates, scorer, rules)
     with (
         spread_over(settings.jobs) as spread,

@@ -36,8 +36,8 @@ from mamltheory.linalg import (
 )
 from mamltheory.nas.genotype import Candidates, Operator
 from mamltheory.nas.layer_tape import SampleGradients, Tape, record
-from mamltheory.nas.network import Network, supernet
-from mamltheory.nas.scores import CellScorer, Score, ScoreSettings
+from mamltheory.nas.network import Network
+from mamltheory.nas.scores import CellScorer, Score, ScoreSettings, supernet_with_head
 from mamltheory.rng import derived_seed, generator
 from mamltheory.types import Task, check_tasks
 
@@ -164,7 +164,8 @@ class GradientScorer:
     def __call__(self, candidates: Candidates, round_index: int, repeat: int) -> dict[Operator | None, Score]:
         """All scores of one repeat."""
         scorer, index = self.scorer, (round_index, repeat)
-        network = supernet(candidates, scorer.network, derived_seed(scorer.seed, "score-weights", *index))
+        seed = derived_seed(scorer.seed, "score-weights", *index)
+        network = supernet_with_head(candidates, scorer.network, seed, scorer.head)
         tasks = scorer.tasks(generator(scorer.seed, "score-tasks", *index))
         try:
             found = operator_gradients(

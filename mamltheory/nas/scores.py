@@ -24,7 +24,7 @@ from mamltheory.kernels.meta import joint_inputs, joint_sizes, meta_ntk_from_ntk
 from mamltheory.linalg import Converged, Dynamics, rounding_level, symmetrised
 from mamltheory.nas.batched import MEMORY, candidate_kernels
 from mamltheory.nas.genotype import Candidates
-from mamltheory.nas.network import Network, NetworkSettings, supernet
+from mamltheory.nas.network import Network, NetworkSettings, initialise_layer, supernet
 from mamltheory.nas.regions import region_counts
 from mamltheory.rng import derived_seed, generator
 from mamltheory.types import Task, check_tasks
@@ -249,10 +249,18 @@ def condition_score(network: Network, tasks: Sequence[Task], settings: ScoreSett
     return _measured(*kernels, tasks, settings, network.classifier.weight.dtype)[0]
 
 
+def supernet_with_head(candidates: Candidates, settings: NetworkSettings, seed: int, head: int) -> Network:
+    """The supernet with another random head for every number but 0; the other weights do not depend on it."""
+    network = supernet(candidates, settings, seed)
+    if head:
+        initialise_layer(network.classifier, settings.initialisation, generator(seed, "another head", head))
+    return network
+
+
 @lru_cache(maxsize=2)
-def _whole_supernet(settings: NetworkSettings, seed: int, device: str) -> Network:
+def _whole_supernet(settings: NetworkSettings, seed: int, device: str, head: int) -> Network:
     """The supernet of all operations, kept for the other candidates of the repeat."""
-    return supernet(Candidates(), settings, seed).to(device)
+    return supernet_with_head(Candidates(), settings, seed, head).to(device)
 
 
 @dataclass(frozen=True)
@@ -267,6 +275,7 @@ class CellScorer:
     score is then constant. The tasks of a repeat should not share images: a repeated image makes the NTK
     singular.
     memory: bytes that a batch of candidates may hold.
+    head: number of the random head, on the same weights, tasks and patches; see :mod:`mamltheory.nas.heads`.
     """
 
     network: NetworkSettings
@@ -276,6 +285,7 @@ class CellScorer:
     settings: ScoreSettings = field(default_factory=ScoreSettings)
     device: str = "cpu"
     memory: int = MEMORY
+    head: int = 0
 
     def __call__(self, candidates: Candidates, round_index: int, repeat: int) -> Score:
         """Score of one supernet on the draws of (round, repeat)."""
@@ -289,7 +299,7 @@ class CellScorer:
         regions = [1] * count
         if self.tasks is not None:
             seed = derived_seed(self.seed, "score-weights", *index)
-            network = _whole_supernet(self.network, seed, self.device)
+            network = _whole_supernet(self.network, seed, self.device, self.head)
             tasks = self.tasks(generator(self.seed, "score-tasks", *index))
             conditions = candidate_conditions(
                 network, candidates, tasks, self.settings, self.memory, partial(halved.append, None)

@@ -193,3 +193,17 @@ def test_a_batch_that_did_not_fit_the_memory_is_said_once(capsys):
     assert capsys.readouterr().out.count("did not fit") == 1
     again = first.with_scores({job._replace(repeat=1): Score(2.0, 1.0, halvings=1)}, 1.0)
     assert (again.halvings, again.cpu_seconds, capsys.readouterr().out) == (3, 2.0, "")
+
+
+def test_heads_go_with_common_random_numbers_alone(tmp_path):
+    with pytest.raises(ConfigurationError, match="leave out --heads"):
+        search_settings(tmp_path, protocol="released", heads=2)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "kind"), [("paper", "SeveralHeads"), ("stable", "SeveralHeadsByGradient")]
+)
+def test_several_heads_are_scored_where_they_are_asked_for(tmp_path, protocol, kind):
+    settings = search_settings(tmp_path, protocol=protocol, heads=2).resolved()
+    scorer = search.scorer_by(search.rules_of(settings), search.scorer_of(settings, "cpu"), settings.heads)
+    assert (type(scorer).__name__, scorer.heads) == (kind, 2)
