@@ -142,7 +142,7 @@ def some_classes(split: ImageSplit, classes: int, samples: int) -> ImageSplit:
 
 def readable(class_name: str) -> str:
     """A class name on lines short enough to stand beside a row of small images."""
-    return "\n".join(textwrap.wrap(class_name, 14)[:3])
+    return "\n".join(textwrap.wrap(class_name, 14, max_lines=3, placeholder=" …"))
 
 
 def claim(folder: Path) -> None:

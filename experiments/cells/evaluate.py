@@ -11,8 +11,7 @@ from torch import Tensor
 from experiments.cells.common import FREE, recorded
 from experiments.cells.trained import read_training
 from experiments.settings import Evaluate
-from mamltheory.fewshot.episodes import sample_episode
-from mamltheory.fewshot.evaluate import Evaluation, EvaluationConfig
+from mamltheory.fewshot.evaluate import Evaluation, EvaluationConfig, batches
 from mamltheory.fewshot.evaluate import evaluate as evaluate_network
 from mamltheory.fewshot.images import ImageData, ImageSplit
 from mamltheory.nas.network import Network, parameter_count
@@ -37,12 +36,11 @@ def evaluate_run(settings: Evaluate) -> dict[str, object]:
     training = read_training(settings.checkpoint)
     device, data = choose_device(settings.device), training.data(settings.data)
     network = training.network.to(device.device)
-    # A mistake in the counts should show before the run folder stands for these settings.
-    counts = (settings.ways, settings.shots, settings.queries)
-    sample_episode(split_of(data, settings), *counts, settings.seed, 0)
+    # A mistake in the counts shows here, before the run folder stands for these settings.
+    total = batches(split_of(data, settings), config_of(settings, data), settings.seed)
     log = open_run(settings.out, "evaluate", settings, settings.seed, environment(device.device), FREE)
     title = f"evaluate on {settings.tasks} tasks, batches of images"
-    with recorded(log, None), stage(title) as advance:
+    with recorded(log, None), stage(title, total) as advance:
         try:
             result = evaluate(network, data, settings, advance)
         except Exception:
@@ -92,6 +90,13 @@ def split_of(data: ImageData, settings: Evaluate) -> ImageSplit:
     return {"val": data.val, "test": data.test}[settings.split]
 
 
+def config_of(settings: Evaluate, data: ImageData) -> EvaluationConfig:
+    """The procedure; images are mirrored where a mirrored image shows the same class (not so for characters)."""
+    names = ("ways", "shots", "queries", "tasks", "head", "C")
+    same = {name: getattr(settings, name) for name in names}
+    return EvaluationConfig(**same, copies=settings.augment, flip=data.mirrors)
+
+
 class Watched(torch.nn.Module):
     """The network, looking after every batch of images whether the user wants to stop."""
 
@@ -117,22 +122,12 @@ def evaluate(
     The tasks depend on seed and data, not on the network.
     """
     device = network.classifier.weight.device
-    config = EvaluationConfig(
-        ways=settings.ways,
-        shots=settings.shots,
-        queries=settings.queries,
-        tasks=settings.tasks,
-        copies=settings.augment,
-        head=settings.head,
-        C=settings.C,
-        flip=data.mirrors,
-    )
     return evaluate_network(
         Watched(network, advance),
         split_of(data, settings),
         data.mean,
         data.std,
-        config,
+        config_of(settings, data),
         settings.seed,
         device=device,
         jobs=settings.jobs,

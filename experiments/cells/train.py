@@ -171,7 +171,8 @@ def draw_curves(settings: Train) -> None:
             panel.plot(data["epoch"], data[name], markevery=some, label="training, all classes", **curve(i))
             for milestone in settings.milestones:
                 panel.axvline(milestone + 0.5, color="0.6", linestyle=":")
-            panel.set_xlabel("epoch (dotted: the learning rate falls)")
+            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.set_xlabel("epoch" + " (dotted: the learning rate falls)" * bool(settings.milestones))
             panel.set_ylabel({"loss": "training cross-entropy (nats)", "accuracy": "training accuracy"}[name])
         if seen:
             bars = {"x": data["val_epoch"], "y": data["val_accuracy"], "yerr": data["val_half_width"]}

@@ -3,6 +3,7 @@ features.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import torch
 from mamltheory.errors import ConfigurationError
 from mamltheory.fewshot.augment import Augmentation
 from mamltheory.fewshot.episodes import Episode, sample_episode
-from mamltheory.fewshot.features import FeatureMap
+from mamltheory.fewshot.features import FeatureMap, tasks_at_once
 from mamltheory.fewshot.heads import Head, fit_predict, make_head
 from mamltheory.fewshot.images import ImageSplit, resident
 from mamltheory.fewshot.statistics import Interval, mean_interval
@@ -132,13 +133,11 @@ def evaluate(
     """
     if jobs < 1:
         raise ConfigurationError(f"jobs is {jobs}: give the number of processes, at least 1")
-    episodes = [
-        sample_episode(split, config.ways, config.shots, config.queries, seed, i) for i in range(config.tasks)
-    ]
+    episodes = _episodes(split, config, seed)
     images, mode = resident(split, device), network.training
     features = FeatureMap(network.to(device).eval(), mean, std, device, config.batch_size)
     try:
-        used = np.unique(np.concatenate([episode.query.ravel() for episode in episodes]))
+        used = _queries(episodes)
         queries = features.plain(images, used)
         supports = features.supports(
             images,
@@ -164,6 +163,24 @@ def evaluate(
     correct = np.array([count for count, _ in results])
     unconverged = sum(not converged for _, converged in results)
     return Evaluation(config, seed, correct, unconverged, _digest(split, episodes))
+
+
+def batches(split: ImageSplit, config: EvaluationConfig, seed: int) -> int:
+    """How many batches of images :func:`evaluate` passes through the network: to tell how far it is."""
+    supports = config.ways * config.shots * max(config.copies, 1)
+    together = tasks_at_once(supports, config.batch_size)
+    queries = len(_queries(_episodes(split, config, seed)))
+    return math.ceil(queries / config.batch_size) + math.ceil(config.tasks / together)
+
+
+def _episodes(split: ImageSplit, config: EvaluationConfig, seed: int) -> list[Episode]:
+    counts = (config.ways, config.shots, config.queries)
+    return [sample_episode(split, *counts, seed, i) for i in range(config.tasks)]
+
+
+def _queries(episodes: Sequence[Episode]) -> np.ndarray:
+    """The images that are some task's query, each once."""
+    return np.unique(np.concatenate([episode.query.ravel() for episode in episodes]))
 
 
 def _correct(

@@ -14,6 +14,11 @@ from mamltheory.rng import generator
 Images = np.ndarray | torch.Tensor
 
 
+def tasks_at_once(count: int, batch_size: int) -> int:
+    """How many tasks with `count` support images each go through a network together."""
+    return max(1, batch_size // count)
+
+
 @dataclass(frozen=True)
 class FeatureMap:
     """`network.features` in evaluation mode on a device, for images with these channel statistics.
@@ -48,7 +53,7 @@ class FeatureMap:
         are a pure function of (seed, the task's number); copies = 0 takes the images once, as they are.
         """
         size, count = images.shape[1], len(supports[0]) * max(copies, 1)
-        together = max(1, self.batch_size // count)
+        together = tasks_at_once(count, self.batch_size)
         for first in range(0, len(supports), together):
             group = range(first, min(first + together, len(supports)))
             rows = np.concatenate([np.tile(supports[i], max(copies, 1)) for i in group])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mamltheory.errors import ConfigurationError, ValueRangeError
-from mamltheory.fewshot.evaluate import EvaluationConfig, evaluate, paired_difference
+from mamltheory.fewshot.evaluate import EvaluationConfig, batches, evaluate, paired_difference
 from mamltheory.fewshot.images import ImageSplit
 from mamltheory.rng import numpy_generator
 from tests.fewshot.small import SmallNet, noise_split
@@ -47,6 +47,22 @@ def test_the_result_depends_neither_on_the_batch_size_nor_on_the_number_of_worke
     np.testing.assert_array_equal(run(dataclasses.replace(CONFIG, batch_size=7)).correct, whole.correct)
     with joblib.parallel_config(backend="threading"):
         np.testing.assert_array_equal(run(jobs=2).correct, whole.correct)
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"batch_size": 7}, {"copies": 0, "batch_size": 33}, {"shots": 3, "tasks": 5}]
+)
+def test_the_batches_of_images_are_known_beforehand(change):
+    class Counting(SmallNet):
+        seen = 0
+
+        def features(self, x):
+            self.seen += 1
+            return super().features(x)
+
+    config, network = dataclasses.replace(CONFIG, **change), Counting()
+    run(config, network=network)
+    assert network.seen == batches(SPLIT, config, 0)
 
 
 @pytest.mark.slow
