@@ -12,7 +12,8 @@ class Data:
     """Look into a data set: layout, sizes against the published ones, channels, shared images, a sheet."""
 
     path: str = EMBEDDED_DATA
-    """One of the embedded sets ("glyphs", "glyphs-mini"), or the folder of a data set in any known layout."""
+    """One of the embedded sets ("glyphs", "glyphs-mini"), or the folder of a data set in any known layout. The
+    flag may be left out: data check PATH."""
     image_size: int | None = None
     """Bring the images to squares of so many pixels; as they are stored unless given."""
     as_stored: bool = False
