@@ -235,32 +235,24 @@ MUTANTS = [
 ]
 
 
-def run_exact_layer(folder: Path) -> subprocess.CompletedProcess:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-o",
-        "addopts=",
-        "-c",
-        "/dev/null",
-    ]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(folder),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    tests = str(folder / "tests" / "paper" / "test_exact.py")
-    fast = "erf-L2-l5-k2-maml-3 or erf-L2-l5-k2-anil-3"
-    return subprocess.run(
-        [*command, "--rootdir", str(folder), tests, "-k", fast, "--import-mode=importlib"],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
+@pytest.fixture(scope="module")
+def exact_layer():
+    """(folder of a copy) -> exit status and output of the exact layer on it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "paper" / "fork_server.py")],
+        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+    def run(folder: Path) -> tuple[int, str]:
+        server.stdin.write(f"{folder}\n")
+        server.stdin.flush()
+        return int(server.stdout.readline()), (folder / "output").read_text()
+
+    yield run
+    server.stdin.close()
+    server.wait(timeout=30)
+    server.stdout.close()
 
 
 def copy_package(folder: Path) -> None:
@@ -272,21 +264,21 @@ def copy_package(folder: Path) -> None:
         shutil.copy(ROOT / "tests" / part, folder / "tests")
 
 
-def test_the_exact_layer_passes_on_an_unchanged_copy(tmp_path):
+def test_the_exact_layer_passes_on_an_unchanged_copy(tmp_path, exact_layer):
     copy_package(tmp_path)
-    result = run_exact_layer(tmp_path)
-    assert result.returncode == 0, result.stdout[-2000:]
+    status, output = exact_layer(tmp_path)
+    assert status == 0, output[-2000:]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_the_exact_layer_fails_for(mutant, tmp_path, request):
+def test_the_exact_layer_fails_for(mutant, tmp_path, request, exact_layer):
     copy_package(tmp_path)
     path = tmp_path / "mamltheory" / mutant.file
     source = path.read_text()
     assert source.count(mutant.right) == 1, f"{mutant.right!r} must stand in {mutant.file} exactly once"
     path.write_text(source.replace(mutant.right, mutant.wrong))
-    result = run_exact_layer(tmp_path)
+    status, output = exact_layer(tmp_path)
     # 1: tests ran and one failed; a copy that cannot even be imported would be 2
-    assert result.returncode == 1, result.stdout[-2000:]
-    caught_by = re.search(r"^FAILED .*::(\w+)", result.stdout, flags=re.MULTILINE).group(1)
+    assert status == 1, output[-2000:]
+    caught_by = re.search(r"^FAILED .*::(\w+)", output, flags=re.MULTILINE).group(1)
     request.node.user_properties.append(("mutant", (mutant.name, mutant.file, caught_by)))
