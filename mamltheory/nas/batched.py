@@ -22,7 +22,7 @@ from mamltheory.nas.network import Network, StackedCell
 from mamltheory.nas.operations import leading_step
 from mamltheory.nas.pooling import pooled
 from mamltheory.nas.runs import Entering, Note, run
-from mamltheory.nas.sample_gradients import add_grams, symmetric_halves
+from mamltheory.nas.sample_gradients import COLUMNS, add_grams, symmetric_halves
 from mamltheory.nas.stages import Call, Chain, OverBudget, Rows, Stage
 
 MEMORY = 3 << 30
@@ -131,15 +131,29 @@ class CandidateBatch:
         columns = torch.eye(logits.shape[1]).to(logits) if ways > 1 else torch.ones_like(logits[:1])
         size = (len(self.candidates), *(2 * (self.count * ways,)))
         theta, last = (torch.zeros(size, dtype=torch.float64, device=logits.device) for _ in range(2))
-        take = partial(self._take, theta, last)
-        self.chain.backward([column.expand_as(logits) for column in columns], take)
+        waiting: list[Tensor] = []
+        self.chain.backward(
+            [column.expand_as(logits) for column in columns], partial(self._take, theta, last, waiting)
+        )
+        self._add_waiting(theta, waiting)
         return symmetric_halves(theta), symmetric_halves(last)
 
-    def _take(self, theta: Tensor, last: Tensor, call: Call, rows: Rows) -> None:
+    def _take(self, theta: Tensor, last: Tensor, waiting: list[Tensor], call: Call, rows: Rows) -> None:
+        """Adds the Gram matrices of a layer, or has short rows wait for others, to be multiplied together."""
         for block in rows:
-            add_grams(theta, block, call.holders)
             if call.layer is self.head:
                 add_grams(last, block, call.holders)
+            if call.holders != self.everyone or block.shape[2] >= COLUMNS:
+                add_grams(theta, block, call.holders)
+                continue
+            if sum(each.shape[2] for each in waiting) + block.shape[2] > COLUMNS:
+                self._add_waiting(theta, waiting)
+            waiting.append(block)
+
+    def _add_waiting(self, theta: Tensor, waiting: list[Tensor]) -> None:
+        if waiting:
+            add_grams(theta, torch.cat(waiting, 2), self.everyone)
+            waiting.clear()
 
     def _stem(self, note: Note, x: Tensor) -> Tensor:
         return run(self.network.stem, x, note)

@@ -46,7 +46,7 @@ def region_counts(
 
     What a candidate computes from the same values as the first one is taken from there.
     """
-    counter = PatternCounter(_thin().drawn(seed).to(patches.device), patches)
+    counter = PatternCounter(_thin().drawn(seed, patches.device), patches)
     return [counter.count(each) for each in candidates]
 
 
@@ -56,18 +56,22 @@ class _Thin:
 
     network: Network
     layers: list[tuple[str, nn.Module]]
-    seed: int
+    matrices: "list[_Dense]"
+    seed: int = 0
+    device: torch.device | None = None
 
-    def drawn(self, seed: int) -> Network:
+    def drawn(self, seed: int, device: torch.device) -> Network:
         """The network with the weights of ``thin_network`` for this seed."""
+        if self.device != device:
+            self.network.to(device)
+            self.device = device
         if self.seed != seed:
             for name, layer in self.layers:
                 initialise_layer(
                     layer, self.network.settings.initialisation, generator(seed, f"weights {name}")
                 )
-            for module in self.network.modules():
-                if isinstance(module, _Dense):
-                    module.matrices.clear()
+            for module in self.matrices:
+                module.matrices.clear()
             self.seed = seed
         return self.network
 
@@ -78,7 +82,7 @@ def _thin() -> _Thin:
     network = thin_network(Candidates(), 0)
     layers = [(n, layer) for n, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     densify(network)
-    return _Thin(network, layers, 0)
+    return _Thin(network, layers, [each for each in network.modules() if isinstance(each, _Dense)])
 
 
 def activation_patterns(

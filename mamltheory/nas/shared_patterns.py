@@ -7,7 +7,7 @@ a candidate's pattern is the bytes of all the values that it uses.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -28,6 +28,12 @@ def distinct_rows(parts: Sequence[np.ndarray]) -> int:
     """Number of distinct rows of the parts side by side."""
     rows = np.ascontiguousarray(np.concatenate(parts, axis=1))
     return len(np.unique(rows.view(f"V{rows.shape[1]}")))
+
+
+@lru_cache(maxsize=1)
+def _relus(network: Network) -> tuple[nn.ReLU, ...]:
+    """Found once for all candidates of a network."""
+    return tuple(module for module in network.modules() if isinstance(module, nn.ReLU))
 
 
 @dataclass(eq=False)
@@ -52,8 +58,7 @@ class PatternCounter:
     def count(self, candidates: Candidates) -> int:
         """Number of distinct activation patterns."""
         self.used = {}
-        relus = [module for module in self.network.modules() if isinstance(module, nn.ReLU)]
-        handles = [relu.register_forward_hook(self._remember) for relu in relus]
+        handles = [relu.register_forward_hook(self._remember) for relu in _relus(self.network)]
         try:
             with torch.no_grad():
                 self._run(candidates)
