@@ -91,9 +91,9 @@ def _notes(found: Mapping) -> list[str]:
         "the cost of the full kernel. All searches of a protocol differ in their seed alone." + absent,
         f"Chance for the final operators is {found['chance']:.1f} of 18. r₁ is the reliability of one repeat of what "
         "decides, within edges; noise: upper end of its permutation null (95 %). The reliability of a round is that of "
-        "the mean of its repeats, R r₁/(1 + (R − 1) r₁). A round is a tie when r₁ lies inside the null: stable then "
-        "decides by the means of (cell type × operation) over this and earlier rounds, the others by their scores all "
-        "the same. Late rounds of stable agree as far as they do because those means carry over, and not because their "
+        "the mean of its repeats, R r₁/(1 + (R − 1) r₁). A round is a tie when r₁ lies inside the null: stable "
+        "then decides by the means of (cell type × operation) over this and earlier rounds, as it does on undecided "
+        "edges of any round, the others by their scores all the same. Late rounds of stable agree as far as they do because those means carry over, and not because their "
         "own repeats say which operator of an edge should go: see their undecided edges. Where a cell has one "
         "operation on nearly all edges, its equal operators are one choice and not nine.",
         f"CPU seconds of one thread, scores only; {machine['processor']}, {machine['cores']} cores shared with other "
