@@ -93,9 +93,10 @@ def _notes(found: Mapping) -> list[str]:
         "decides, within edges; noise: upper end of its permutation null (95 %). The reliability of a round is that of "
         "the mean of its repeats, R r₁/(1 + (R − 1) r₁). A round is a tie when r₁ lies inside the null: stable "
         "then decides by the means of (cell type × operation) over this and earlier rounds, as it does on undecided "
-        "edges of any round, the others by their scores all the same. Late rounds of stable agree as far as they do because those means carry over, and not because their "
-        "own repeats say which operator of an edge should go: see their undecided edges. Where a cell has one "
-        "operation on nearly all edges, its equal operators are one choice and not nine.",
+        "edges of any round, the others by their scores all the same. Late rounds of stable agree as far as they do "
+        "because those means carry over, and not because their own repeats say which operator of an edge should go: "
+        "see their undecided edges. Where a cell has one operation on nearly all edges, its equal operators are one "
+        "choice and not nine.",
         f"CPU seconds of one thread, scores only; {machine['processor']}, {machine['cores']} cores shared with other "
         f"work (load average {machine['load_average']}), torch {machine.get('torch', '')}.",
     ]
