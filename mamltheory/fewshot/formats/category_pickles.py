@@ -10,11 +10,9 @@ from mamltheory.errors import DataError
 from mamltheory.fewshot.formats.common import (
     CIFAR_MEAN,
     CIFAR_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
+    IMAGENET,
     Format,
     Options,
-    Statistics,
     dictionary,
     first_file,
     image_array,
@@ -99,17 +97,13 @@ def _cifar_name(folder: Path) -> str:
     return "FC100" if named or "fc100" in folder.resolve().name.lower() else "CIFAR-FS"
 
 
-def _imagenet(_: Path) -> Statistics:
-    return IMAGENET_MEAN, IMAGENET_STD
-
-
 CATEGORY_FORMAT = Format(
     "mini-ImageNet pickles",
     CATEGORY.format("{train_phase_train,val,test}"),
     find_category,
     read_category,
     lambda _: "mini-ImageNet",
-    _imagenet,
+    lambda _: IMAGENET,
     lambda _: "miniImageNet",
 )
 CACHE_FORMAT = Format(
@@ -118,7 +112,7 @@ CACHE_FORMAT = Format(
     find_cache,
     read_cache,
     lambda _: "mini-ImageNet",
-    _imagenet,
+    lambda _: IMAGENET,
     lambda _: "miniImageNet",
 )
 CIFAR_FORMAT = Format(

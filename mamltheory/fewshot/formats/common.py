@@ -14,10 +14,13 @@ from mamltheory.fewshot.images import ImageSplit
 from mamltheory.fewshot.safe_pickle import load_pickle, refuse_other_files
 
 SPLITS = ("train", "val", "test")
+SPELLINGS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
+"""What files and folders call the splits."""
 Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 # Of mini-ImageNet's training images, on the scale 0..255; RFS uses them for tieredImageNet too.
 IMAGENET_MEAN = tuple(v / 255 for v in (120.39586422, 115.59361427, 104.54012653))
 IMAGENET_STD = tuple(v / 255 for v in (70.68188272, 68.27635443, 72.54505529))
+IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 MOST_TEXT = 256 * 2**20  # bytes of a CSV or JSON file: a million images need 60 MB
 

@@ -6,16 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from mamltheory.errors import DataError
-from mamltheory.fewshot.formats.common import Format, Options
+from mamltheory.fewshot.formats.common import SPELLINGS, Format, Options
 from mamltheory.fewshot.formats.pixels import SUFFIXES, decoded
 from mamltheory.fewshot.images import ImageSplit
-
-NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 
 
 def find_folder(folder: Path, split: str) -> Path | None:
     """The folder of a split, if it holds folders."""
-    for name in NAMES[split]:
+    for name in SPELLINGS[split]:
         if (folder / name).is_dir() and any(entry.is_dir() for entry in (folder / name).iterdir()):
             return folder / name
     return None

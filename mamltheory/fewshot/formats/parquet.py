@@ -8,12 +8,11 @@ from types import ModuleType
 import numpy as np
 
 from mamltheory.errors import DataError
-from mamltheory.fewshot.formats.common import Format, Options, renumbered
+from mamltheory.fewshot.formats.common import SPELLINGS, Format, Options, renumbered
 from mamltheory.fewshot.formats.pixels import decoded
 from mamltheory.fewshot.images import ImageSplit
 from mamltheory.fewshot.safe_pickle import refuse_other_files
 
-NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 BATCH = 256
 MOST_EXPANSION = 50  # encoded images hardly shrink further
 SMALL = 2**28  # bytes that may unpack from anything
@@ -22,7 +21,7 @@ SMALL = 2**28  # bytes that may unpack from anything
 def shards(folder: Path, split: str) -> list[Path]:
     """The files of a split in order: train.parquet or train-00000-of-00004.parquet, also in data/."""
     for place in (folder, folder / "data"):
-        for name in NAMES[split]:
+        for name in SPELLINGS[split]:
             found = sorted([*place.glob(f"{name}.parquet"), *place.glob(f"{name}-*.parquet")])
             if found:
                 return found

@@ -8,11 +8,9 @@ from mamltheory.errors import DataError
 from mamltheory.fewshot.formats.arrays import open_npz_member
 from mamltheory.fewshot.formats.category_pickles import category_names
 from mamltheory.fewshot.formats.common import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
+    IMAGENET,
     Format,
     Options,
-    Statistics,
     dictionary,
     first_file,
     image_array,
@@ -91,17 +89,13 @@ def _labels(folder: Path, split: str) -> tuple[object, dict[int, str]]:
     return content[key], category_names(content, file)
 
 
-def _imagenet(_: Path) -> Statistics:
-    return IMAGENET_MEAN, IMAGENET_STD
-
-
 NPZ_FORMAT = Format(
     "tieredImageNet arrays",
     "{train,val,test}_images.npz + _labels.pkl",
     find_npz,
     read_npz,
     lambda _: "tieredImageNet",
-    _imagenet,
+    lambda _: IMAGENET,
     lambda _: "tieredImageNet",
 )
 PNG_FORMAT = Format(
@@ -110,6 +104,6 @@ PNG_FORMAT = Format(
     find_png,
     read_png,
     lambda _: "tieredImageNet",
-    _imagenet,
+    lambda _: IMAGENET,
     lambda _: "tieredImageNet",
 )
