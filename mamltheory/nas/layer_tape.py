@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mamltheory.errors import UnsupportedModelError, ValueRangeError
-from mamltheory.kernels.contraction import add_contraction
 from mamltheory.kernels.layer_gradients import kind_of, layer_gradients
+from mamltheory.nas.runs import convolved, is_depthwise, is_plain
+from mamltheory.nas.sample_gradients import add_grams
 from mamltheory.types import Parameters
 
 
@@ -111,9 +112,14 @@ def _surrogate(width: float, _layer: nn.Module, args: tuple, _output: Tensor) ->
 
 @contextmanager
 def _hooked(network: nn.Module, names: set[str], width: float) -> Iterator[list]:
-    """Notes (layer, kind, names, entering, leaving) of every layer, and puts the surrogate into every ReLU."""
+    """Notes (layer, kind, names, entering, leaving) of every layer, puts the surrogate into every ReLU, and runs
+    convolutions in the form whose second derivative is cheap.
+    """
     found: list = []
     handles = []
+    replaced = [module for module in network.modules() if is_plain(module)]
+    for module in replaced:
+        module.forward = partial(convolved, module)
     for prefix, module in network.named_modules():
         if type(module) is nn.ReLU:
             handles.append(module.register_forward_hook(partial(_surrogate, width)))
@@ -132,6 +138,8 @@ def _hooked(network: nn.Module, names: set[str], width: float) -> Iterator[list]
     finally:
         for handle in handles:
             handle.remove()
+        for module in replaced:
+            del module.forward
 
 
 def record(
@@ -215,8 +223,9 @@ class SampleGradients:
         totals = [torch.zeros(count, count, dtype=torch.float64, device=device) for _ in selections]
         for part in self.parts:
             for key, gradients in self._rows(part).items():
-                chosen = [t for t, names in zip(totals, selections, strict=True) if part.names[key] in names]
-                add_contraction(chosen, gradients, gradients)
+                for total, names in zip(totals, selections, strict=True):
+                    if part.names[key] in names:
+                        add_grams(total[None], gradients[:, None], (0,))
         return [(total + total.T) / 2 for total in totals]
 
     def turn(self, selections: Sequence[set[str]], weights: Sequence[Float[Tensor, "p p"]]) -> None:
@@ -304,7 +313,14 @@ def _convolution_back(
     stacked = enters.reshape(1, -1, *enters.shape[2:])
     how = (layer.stride, layer.padding, layer.dilation, n * groups)
     by_flow = nn.functional.conv2d(stacked, kernel, None, *how)
-    by_enters = nn.grad.conv2d_input(stacked.shape, kernel, back, *how).view_as(enters)
+    if (
+        is_plain(layer) and is_depthwise(layer) and layer.stride == (1, 1) and k == 1
+    ):  # as mamltheory.nas.runs has it
+        rest = [d * (s - 1) - p for s, p, d in zip(size[1:], layer.padding, layer.dilation, strict=True)]
+        by_enters = nn.functional.conv2d(back, kernel.flip(2, 3), None, 1, rest, layer.dilation, n * groups)
+    else:
+        by_enters = nn.grad.conv2d_input(stacked.shape, kernel, back, *how)
+    by_enters = by_enters.view_as(enters)
     by_flow = by_flow.view(n, groups, k, -1, *space).transpose(1, 2).reshape(flow.shape)
     return by_enters, by_flow
 

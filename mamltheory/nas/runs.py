@@ -60,14 +60,11 @@ def run(module: nn.Module, entering: Tensor | Entering, note: Note) -> Float[Ten
 
 def _convolution(layer: nn.Conv2d, entering: Entering, note: Note) -> Tensor:
     gridded = layer.stride == (2, 2) and is_gridded(layer)
-    x = entering.grid(0) if gridded else entering.x
-    if layer.bias is not None or layer.padding_mode != "zeros" or (layer.stride != (1, 1) and not gridded):
-        return _noted(layer, x, False, _itself, note)
-    if layer.kernel_size == (1, 1) and layer.groups == 1:
-        return _noted(layer, x, gridded, _pointwise, note)
-    if layer.groups == layer.in_channels == layer.out_channels:
-        return _noted(layer, x, gridded, _depthwise, note)
-    return _noted(layer, x, False, _itself, note)
+    if is_plain(layer) and is_depthwise(layer):
+        return _noted(layer, entering.grid(0) if gridded else entering.x, gridded, _depthwise, note)
+    if is_plain(layer) and is_pointwise(layer) and (gridded or layer.stride == (1, 1)):
+        return _noted(layer, entering.grid(0) if gridded else entering.x, gridded, _pointwise, note)
+    return _noted(layer, entering.x, False, _itself, note)
 
 
 def is_gridded(layer: nn.Conv2d) -> bool:
@@ -108,28 +105,78 @@ def _pointwise(layer: nn.Conv2d, x: Tensor, _gridded: bool) -> Tensor:
 
 
 def _depthwise(layer: nn.Conv2d, x: Tensor, gridded: bool) -> Tensor:
-    _, padding, dilation = geometry(layer, gridded)
-    return _Depthwise.apply(x, layer.weight.detach(), padding, dilation)
+    return _Convolution.apply(x, layer.weight.detach(), *geometry(layer, gridded), layer.groups)
 
 
-class _Depthwise(torch.autograd.Function):
-    """A depthwise convolution of stride 1, whose derivative is the convolution with the kernel turned around."""
+def convolved(layer: nn.Conv2d, x: Float[Tensor, "m c h w"]) -> Float[Tensor, "m d h2 w2"]:
+    """layer(x) of a plain convolution, differentiable by x as often as one likes.
+
+    A second derivative by torch's own goes through the groups one by one, and computes one by the weights as well.
+    """
+    if is_pointwise(layer) and layer.stride == (1, 1):
+        return _pointwise(layer, x, False)
+    return _depthwise(layer, x, False)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether :func:`convolved` knows the layer: a convolution without bias, padded by zeros."""
+    known = isinstance(module, nn.Conv2d) and module.bias is None
+    return known and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+
+def is_depthwise(layer: nn.Conv2d) -> bool:
+    """Whether every channel is convolved by itself."""
+    return layer.groups == layer.in_channels == layer.out_channels
+
+
+def is_pointwise(layer: nn.Conv2d) -> bool:
+    """Whether every pixel that the layer sees is mapped by itself."""
+    return layer.groups == 1 and layer.kernel_size == (1, 1) and not any(layer.padding)
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution as a linear function of what enters."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, padding: list[int], dilation: list[int]) -> Tensor:
+    def forward(
+        ctx,
+        x: Tensor,
+        weight: Tensor,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        groups: int,
+    ) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.padding, ctx.dilation = padding, dilation
-        return nn.functional.conv2d(x, weight, None, 1, padding, dilation, len(weight))
+        ctx.shape, ctx.how = x.shape, (stride, padding, dilation, groups)
+        return nn.functional.conv2d(x, weight, None, *ctx.how)
 
     @staticmethod
-    def backward(ctx, flow: Tensor) -> tuple[Tensor, None, None, None]:
-        (weight,) = ctx.saved_tensors
-        sizes = zip(weight.shape[2:], ctx.padding, ctx.dilation, strict=True)
-        padding = [dilation * (size - 1) - width for size, width, dilation in sizes]
-        turned = weight.flip(2, 3)
-        return (
-            nn.functional.conv2d(flow, turned, None, 1, padding, ctx.dilation, len(weight)),
-            None,
-            None,
-            None,
-        )
+    def backward(ctx, flow: Tensor) -> tuple[Tensor | None, ...]:
+        return _Transposed.apply(flow, *ctx.saved_tensors, ctx.shape, *ctx.how), *(None,) * 5
+
+
+class _Transposed(torch.autograd.Function):
+    """Its transpose; of a depthwise one of stride 1 the convolution with the kernel turned around."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        flow: Tensor,
+        weight: Tensor,
+        shape: torch.Size,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        groups: int,
+    ) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.how = stride, padding, dilation, groups
+        if stride != [1, 1] or groups == 1:
+            return nn.grad.conv2d_input(shape, weight, flow, *ctx.how)
+        rest = [d * (s - 1) - p for s, p, d in zip(weight.shape[2:], padding, dilation, strict=True)]
+        return nn.functional.conv2d(flow, weight.flip(2, 3), None, 1, rest, dilation, groups)
+
+    @staticmethod
+    def backward(ctx, back: Tensor) -> tuple[Tensor | None, ...]:
+        return _Convolution.apply(back, *ctx.saved_tensors, *ctx.how), *(None,) * 6

@@ -1,0 +1,96 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mamltheory.nas.network import initialise
+from mamltheory.nas.operations import Convolution, FactorizedReduce
+from mamltheory.nas.runs import Entering, convolved, run
+from mamltheory.nas.sample_gradients import gradient_rows
+from mamltheory.rng import generator
+
+SIZES = {"1x1": (1, 1), "3x3": (3, 3), "1x5": (1, 5), "5x1": (5, 1)}
+
+
+def layer_of(size, stride, dilation, groups, channels=4):
+    padding = tuple(dilation * (s - 1) // 2 for s in SIZES[size])
+    layer = Convolution(channels, channels, SIZES[size], stride, padding, dilation, groups, bias=False)
+    initialise(layer, 0)
+    return layer.double()
+
+
+def images(seed, *space, channels=4):
+    return torch.randn(3, channels, *space, generator=generator(seed, "images"), dtype=torch.float64)
+
+
+CASES = st.tuples(
+    st.sampled_from(["1x1", "3x3", "1x5", "5x1"]),
+    st.sampled_from([1, 2]),
+    st.sampled_from([1, 2]),
+    st.sampled_from([1, 4]),
+)
+SPACE = st.tuples(st.integers(5, 11), st.integers(5, 11))
+
+
+@given(case=CASES, space=SPACE, outputs=st.sampled_from([1, 2]))
+@settings(max_examples=40, deadline=None)
+def test_a_layer_as_it_is_run_has_the_values_and_derivatives_of_its_module(case, space, outputs):
+    layer, x = layer_of(*case), images(sum(space), *space).requires_grad_()
+    calls = []
+    found = run(layer, x, lambda *call: calls.append(call))
+    expected = layer(x)
+    torch.testing.assert_close(found, expected)
+    flow = torch.randn(3, outputs, *expected.shape[1:], generator=generator(1, "flow"), dtype=torch.float64)
+    back = [torch.autograd.grad(y, x, flow[:, 0], retain_graph=True)[0] for y in (found, expected)]
+    torch.testing.assert_close(*back)
+    [(noted, entering, leaving, gridded)] = calls
+    assert noted is layer
+    assert leaving is found
+    rows = torch.cat(gradient_rows(layer, ["weight"], entering.detach(), flow, gridded), 2)
+    gram = torch.einsum("aid,bjd->aibj", rows, rows)
+    exact = torch.stack(
+        [
+            torch.stack(
+                [
+                    torch.autograd.grad(layer(x[i : i + 1]), layer.weight, flow[i, o][None])[0].flatten()
+                    for o in range(outputs)
+                ]
+            )
+            for i in range(3)
+        ]
+    )
+    torch.testing.assert_close(gram, torch.einsum("aid,bjd->aibj", exact, exact))
+
+
+@given(case=CASES, space=SPACE)
+@settings(max_examples=20, deadline=None)
+def test_a_convolution_has_the_second_derivatives_of_its_module(case, space):
+    layer = layer_of(*case)
+    x, weights = (
+        images(sum(space), *space).requires_grad_(),
+        torch.rand(2, dtype=torch.float64, requires_grad=True),
+    )
+
+    def slope(function):
+        inner = function(weights[0] * x).pow(2)
+        (by_x,) = torch.autograd.grad(weights[1] * inner.sum(), x, create_graph=True)
+        return torch.autograd.grad(by_x.pow(2).sum(), [x, weights])
+
+    for mine, plain in zip(slope(lambda y: convolved(layer, y)), slope(layer), strict=True):
+        torch.testing.assert_close(mine, plain)
+
+
+@pytest.mark.parametrize("space", [(8, 8), (7, 10), (5, 5)])
+def test_a_factorized_reduction_shares_the_grids_of_what_enters(space):
+    first, second = (FactorizedReduce(4, 6, "group") for _ in range(2))
+    for seed, module in enumerate((first, second)):
+        initialise(module, seed)
+        module.double()
+    x = images(0, *space)
+    entering, calls = Entering(x), []
+    for module in (first, second):
+        torch.testing.assert_close(run(module, entering, lambda *call: calls.append(call)), module(x))
+    grids = [call[1] for call in calls if call[3]]
+    assert len(grids) == 4
+    assert grids[0] is grids[2]
+    assert grids[1] is grids[3]
