@@ -6,7 +6,9 @@ A short run would have chosen another one: after 200 steps 0.03 is ahead, with 5
 
 `mini-conv4` has the set-up of the original MAML experiments, which Table 1 cites: Conv4 with 32 filters on 84 × 84
 pixels, 5-way tasks with 15 queries per class, 4 tasks in a step (1-shot), 5 inner steps, Adam at 0.001, 60,000 steps.
-Their inner rate 0.01 belongs to the cross-entropy; that for the squared loss of the theory, 0.1, is ours, not tuned.
+Their inner rate 0.01 belongs to the cross-entropy. For the squared loss of the theory the 800 features of this network
+make five steps explode from 0.003 on; the 0.0003 here was only tried for 30 steps on the embedded glyphs of this size,
+where it brings the validation classes to 65.4 ± 2.8 % (`--data glyphs-mini --queries 5 --steps 30 --split val`).
 """
 
 from pathlib import Path
@@ -20,7 +22,7 @@ META_TRAIN = {
         out=Path("runs/glyph-smoke/meta-train"),
     ),
     "mini-conv4": MetaTrain(
-        data=MINI, image_size=84, queries=15, inner_steps=5, learning_rate=1e-3, steps=60_000, report_every=1000,
-        test_tasks=1000, out=Path("runs/mini-conv4/meta-train"),
+        data=MINI, image_size=84, queries=15, inner_steps=5, inner_rate=3e-4, learning_rate=1e-3, steps=60_000,
+        report_every=1000, test_tasks=1000, out=Path("runs/mini-conv4/meta-train"),
     ),
 }  # fmt: skip

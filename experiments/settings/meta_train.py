@@ -34,7 +34,8 @@ class MetaTrain:
     inner_steps: int = 1
     """Gradient steps on a task's support samples, τ."""
     inner_rate: float = 0.1
-    """Learning rate λ of the inner steps, for the loss summed over the support samples."""
+    """Learning rate λ of the inner steps, for the loss summed over the support samples. The more features Conv4
+    has, channels · (image_size // 16)², the smaller it has to be."""
     learning_rate: float = 3e-3
     """Learning rate of Adam, which makes the outer steps."""
     report_every: int = 100

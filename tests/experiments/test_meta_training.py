@@ -1,5 +1,6 @@
 """The command meta-train on few tiny images: curves, an interval, and the same bits whatever stops it."""
 
+import dataclasses
 import json
 import re
 
@@ -7,13 +8,17 @@ import pytest
 import torch
 
 from experiments.cells import meta_train
+from experiments.presets import META_TRAIN
 from experiments.settings import MetaTrain
 from mamltheory.errors import ConfigurationError
+from mamltheory.fewshot.conv4 import conv4
 from mamltheory.fewshot.glyphs import glyph_data
+from mamltheory.fewshot.meta_train import meta_train_step, start_meta_training
 from mamltheory.runtime.checkpoint import load
 from mamltheory.runtime.runlog import read_metrics, read_run
 from tests.experiments.stops import ctrl_c_during
 from tests.experiments.tiny import files
+from tests.fewshot.small import noise_data
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,11 +106,19 @@ def test_wrong_settings_are_refused():
             MetaTrain(**wrong)
 
 
+@pytest.mark.parametrize("name", META_TRAIN)
+@pytest.mark.parametrize("algorithm", ["maml", "anil"])
+def test_the_inner_loop_of_a_preset_does_not_explode_on_its_first_task(name, algorithm):
+    settings = dataclasses.replace(META_TRAIN[name], algorithm=algorithm, tasks=1, queries=1)
+    network = conv4(5, settings.image_size, 0, settings.channels)
+    data = noise_data(settings.image_size, per_class=2)
+    _, metrics = meta_train_step(start_meta_training(network, data, meta_train.config_of(settings)))
+    assert metrics.loss < 4  # zero outputs have 0.4, half of 0.8² + 4 · 0.2²
+
+
 @pytest.mark.slow
 def test_the_smoke_preset_learns_to_adapt_to_unseen_classes(tmp_path, monkeypatch):
     """The preset as it is, two minutes of a CPU: far above chance, and above what it could before training."""
-    from experiments.presets import META_TRAIN
-
     monkeypatch.setattr(meta_train, "cached_data", lambda _, size: glyph_data(size))
     settings = META_TRAIN["glyph-smoke"]
     settings = type(settings)(**{**vars(settings), "out": tmp_path, "device": "cpu"})
