@@ -26,7 +26,7 @@ LEGEND = (
     "operations: " + ", ".join(f"{LETTERS[name]} {SHORT[name]}" for name in OPERATIONS) + "; edges "
     "from 0←0 to 2←3; capital: goes in this round, dot: has gone"
 )
-RULES = {"types": "the means of (cell type × operation)", "parameters": "size: the larger goes"}
+RULES = {"types": "the means of (cell type × operation)", "parameters": "size: the smaller goes"}
 
 
 def goes_first(state: SearchState, settings: SearchSettings) -> str:

@@ -207,13 +207,14 @@ def _protocol(experiment: Experiment) -> str:
     evaluations = RECIPES[experiment].evaluate
     heads = " and ".join(f"{e.head} (C = {e.C:g}) for {shots}-shot" for shots, e in evaluations.items())
     any_one, search = next(iter(evaluations.values())), RECIPES[experiment].search
-    stable = dataclasses.replace(search, protocol="stable")
+    stable = dataclasses.replace(search, **RECIPES[experiment].methods.get("metantk-stable", {}))
     return (
         f"Evaluation: {any_one.tasks} tasks of {any_one.ways} ways, {any_one.queries} queries per class, "
         f"{any_one.augment} augmented copies of each support image, {heads}. Training: "
         f"{RECIPES[experiment].train.epochs} epochs. Search: protocol {search.protocol}, tasks per kernel "
         f"{search.value('tasks')}, repeats {search.value('repeats')}, images of {search.image_size} pixels; stable: "
-        f"{stable.value('tasks')} tasks, {stable.value('least_repeats')} to {stable.value('repeats')} repeats."
+        f"{stable.value('tasks')} tasks, {stable.value('least_repeats')} to {stable.value('repeats')} repeats, "
+        f"{stable.image_size} pixels."
     )
 
 

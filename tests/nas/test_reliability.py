@@ -223,7 +223,7 @@ def test_decisions_are_by_shrunken_scores_by_types_or_by_size():
     }
     np.testing.assert_array_equal(by["operators"], shrunken_scores(scores, EDGES, TYPES)[0])
     np.testing.assert_array_equal(by["types"], shrunken_scores(scores, EDGES, TYPES, 0.0)[0])
-    assert by["parameters"].tolist() == parameters
+    assert by["parameters"].tolist() == [-size for size in parameters]
 
 
 def test_an_undecided_edge_goes_by_its_types_and_leaves_the_others_to_their_operators():
