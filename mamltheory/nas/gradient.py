@@ -9,9 +9,11 @@ w_o by −1/n and each of the others by 1/(n − 1) − 1/n = w/(n − 1). With 
 which is line 4 of Algorithm 1 in logarithms. An operation that is alone on its edge leaves it empty: Δ_o = g_o.
 
 One forward pass, one backward pass, the layers' Gram matrices and one pass back through both give g for all
-operators; the exact differences need a kernel each. The kernel of a ReLU network jumps where a ReLU flips, and what
-is wanted is the slope of its mean over draws: :mod:`mamltheory.nas.layer_tape` replaces ReLU″ by a bump, and nothing
-else. The differences are those of one repeat; they are averaged over repeats like exact ones.
+operators, for about the time of five kernels (48 channels, five cells); the exact differences need a kernel each.
+What is held grows with the samples, by about 0.3 GB a task at that size, beside the graph of one chunk of them. The
+kernel of a ReLU network jumps where a ReLU flips, and what is wanted is the slope of its mean over draws:
+:mod:`mamltheory.nas.layer_tape` replaces ReLU″ by a bump, and nothing else. The differences are those of one repeat;
+they are averaged over repeats like exact ones.
 """
 
 import math
