@@ -58,9 +58,7 @@ COMMANDS = {
     "protocols": Command(settings.Protocols, "experiments.cells.protocols:run", CELLS),
     "cell": Command(settings.PublishedCells, "experiments.cells.published:run", CELLS, positional="name"),
     "train": Command(settings.Train, "experiments.cells.train:run", CELLS, presets.TRAIN),
-    "meta-train": Command(
-        settings.MetaTrain, "experiments.cells.meta_train:run", CELLS, presets.META_TRAIN
-    ),
+    "meta-train": Command(settings.MetaTrain, "experiments.cells.meta_train:run", CELLS, presets.META_TRAIN),
     "evaluate": Command(settings.Evaluate, "experiments.cells.evaluate:run", CELLS, presets.EVALUATE),
     "predict": Command(settings.Predict, "experiments.cells.predict:run", CELLS),
     "table": Command(settings.Table, "experiments.cells.table:run", CELLS, presets.TABLE),

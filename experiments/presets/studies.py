@@ -16,6 +16,7 @@ CORRELATION = {
         test_tasks=150,
         initialisations=2,
         batches=16,
+        out=Path("runs/correlation-glyph-quick"),
         runs=Path("runs/correlation-glyph-quick"),
     ),
     "glyph-smoke": Correlation(
@@ -54,6 +55,14 @@ CORRELATION = {
 }
 STABILITY = {
     "glyph": Stability(runs=Path("runs/stability-glyph")),
+    # The paper's width; thin networks, in which regions are counted, do not have it.
+    "glyph-48": Stability(
+        channels=48,
+        gradient_repeats=6,
+        region_repeats=0,
+        out=Path("figures/glyph-48"),
+        runs=Path("runs/stability-glyph-48"),
+    ),
     "wide": Stability(
         channels=48,
         cells=5,

@@ -99,9 +99,9 @@ class Stability(Network):
     exact_tasks: int = 3
     """Joint tasks T per kernel at which operators are taken out one by one."""
     exact_repeats: int = 4
-    """Repeats of taking out one by one; draws are those of the gradient."""
+    """Repeats of taking out one by one, or 0; draws are those of the gradient."""
     region_repeats: int = 12
-    """Repeats of the count of linear regions."""
+    """Repeats of the count of linear regions, or 0."""
     patches: int = 3000
     """Inputs of the count of linear regions."""
     chunk: int = 0
@@ -117,7 +117,10 @@ class Stability(Network):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least(self, 4, ("gradient_repeats", "exact_repeats", "region_repeats"))
+        require_at_least(self, 4, ("gradient_repeats",))
+        require_at_least(
+            self, 4, [name for name in ("exact_repeats", "region_repeats") if getattr(self, name)]
+        )
         require_at_least(self, 1, ("exact_tasks", "patches", "draws", "jobs"))
         require_at_least(self, 0, ("chunk",))
         increasing = list(self.gradient_tasks) == sorted(set(self.gradient_tasks))

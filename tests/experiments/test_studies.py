@@ -208,6 +208,7 @@ def test_pools_that_the_data_cannot_fill_are_refused_before_anything_is_written(
         (Stability, {"gradient_tasks": (6, 3)}, "increasing order"),
         (Stability, {"gradient_tasks": ()}, "gradient_tasks"),
         (Stability, {"exact_repeats": 3}, "exact_repeats is 3"),
+        (Stability, {"region_repeats": 2}, "region_repeats is 2"),
     ],
 )
 def test_settings_that_cannot_run_are_refused(kind, wrong, message):
@@ -310,3 +311,8 @@ def test_gradient_repeats_are_timed_beside_one_evaluation(tmp_path):
     assert {len(values) for values in record["differences"].values()} == {126}
     assert record["evaluation_seconds"] > 0
     assert all(seconds > 0 for seconds in record["cpu_seconds"].values())
+
+
+def test_a_stability_study_may_leave_out_what_is_taken_out_one_by_one(tmp_path):
+    settings = stability_settings(tmp_path, exact_repeats=0, region_repeats=0)
+    assert {kind for kind, _, _ in stability.items_of(settings).values()} == {"gradient"}
