@@ -105,7 +105,7 @@ class Stability(Network):
     patches: int = 3000
     """Inputs of the count of linear regions."""
     chunk: int = 0
-    """Most samples in a graph of the gradient, for networks that fill the memory; 0 for all."""
+    """Most samples in a graph of the gradient, for networks that fill the memory; 0: as many as fit in about 2 GB."""
     draws: int = 200
     """Draws for intervals, null and halves."""
     jobs: int = 1
