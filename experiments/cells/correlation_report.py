@@ -300,7 +300,7 @@ def conclusions(found: Findings) -> list[str]:
         lines += [
             f"- {k}-shot: τ exceeds that of the parameters beyond chance for {listed(beyond)}, and falls short "
             f"of it for {listed(behind)}; given the parameters, {listed(adds)} still correlate"
-            f"{'s' if len(adds) == 1 else ''}; no correlation can be told from zero for {listed(none)}."
+            f"{'s' if len(adds) <= 1 else ''}; no correlation can be told from zero for {listed(none)}."
         ]
     return lines
 

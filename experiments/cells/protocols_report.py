@@ -89,14 +89,15 @@ def _notes(found: Mapping) -> list[str]:
         f"{size['channels']} channels, {size['cells']} cells, {size['image_size']} × {size['image_size']} pixels, stem "
         f"stride {size['stem_stride']}; {kinds}. Kernels of summed outputs throughout: for paper that is a quarter of "
         "the cost of the full kernel. All searches of a protocol differ in their seed alone." + absent,
-        f"Chance for the final operators is {found['chance']:.1f} of 18. r₁ is the reliability of one repeat of what "
+        f"Chance for the final operators is {found['chance']:.1f} of 18; released keeps two inputs a node and so 12 "
+        "operators, of which chance would share about 1.2. r₁ is the reliability of one repeat of what "
         "decides, within edges; noise: upper end of its permutation null (95 %). The reliability of a round is that of "
-        "the mean of its repeats, R r₁/(1 + (R − 1) r₁). A round is a tie when r₁ lies inside the null: stable "
-        "then decides by the means of (cell type × operation) over this and earlier rounds, as it does on undecided "
-        "edges of any round, the others by their scores all the same. Late rounds of stable agree as far as they do "
-        "because those means carry over, and not because their own repeats say which operator of an edge should go: "
-        "see their undecided edges. Where a cell has one operation on nearly all edges, its equal operators are one "
-        "choice and not nine.",
+        "the mean of its repeats, R r₁/(1 + (R − 1) r₁). A round is a tie when r₁ lies inside the null: stable then "
+        "decides by the means of (cell type × operation) over this and earlier rounds, or by size where those say "
+        "nothing either; on an undecided edge of any round it goes by those means. The others go by their scores all "
+        "the same. Late rounds of stable agree as far as they do because those means carry over, and not because their "
+        "own repeats say which operator of an edge should go: see their undecided edges. Where a cell has one "
+        "operation on nearly all edges, its equal operators are one choice and not nine.",
         f"CPU seconds of one thread, scores only; {machine['processor']}, {machine['cores']} cores shared with other "
         f"work (load average {machine['load_average']}), torch {machine.get('torch', '')}.",
     ]

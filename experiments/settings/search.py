@@ -98,6 +98,10 @@ class Search(Network):
             self.heads == 1 or bool(self.value("common_random_numbers")),
             "every network has a head of its own without common random numbers: leave out --heads",
         )
+        require(
+            self.heads == 1 or "condition" in self.criteria,
+            f"method {self.method} computes no kernel, and linear regions do not see the head: leave out --heads",
+        )
 
         if self.shard is not None:
             index, _, count = self.shard.partition("/")

@@ -1,7 +1,7 @@
 """Scores averaged over several random heads: what a head adds to a score is noise, and the rest of the network is kept.
 
-All heads of a repeat share weights, tasks and patches. C_N becomes the geometric mean over the heads, as differences of
-C_N are compared by their logarithms; linear regions do not see the head and are counted once.
+All heads of a repeat share weights, tasks and patches. C_N becomes the geometric mean over the heads, for between draws
+it varies by factors, whatever its differences are compared by; linear regions do not see the head and are counted once.
 """
 
 import math
@@ -25,8 +25,7 @@ class SeveralHeads:
     heads: int
 
     def __post_init__(self) -> None:
-        if self.heads < 1:
-            raise ConfigurationError(f"heads is {self.heads}: a score needs at least 1 head")
+        _checked(self.heads)
 
     def __call__(self, candidates: Candidates, round_index: int, repeat: int) -> Score:
         """Score of one supernet on the draws of (round, repeat)."""
@@ -46,6 +45,9 @@ class SeveralHeadsByGradient:
     scorer: GradientScorer
     heads: int
 
+    def __post_init__(self) -> None:
+        _checked(self.heads)
+
     def __call__(
         self, candidates: Candidates, round_index: int, repeat: int
     ) -> Mapping[Operator | None, Score]:
@@ -53,6 +55,11 @@ class SeveralHeadsByGradient:
         scorers = (replace(self.scorer, scorer=each) for each in _with_heads(self.scorer.scorer, self.heads))
         found = [scorer(candidates, round_index, repeat) for scorer in scorers]
         return {operator: geometric_mean([scores[operator] for scores in found]) for operator in found[0]}
+
+
+def _checked(heads: int) -> None:
+    if heads < 1:
+        raise ConfigurationError(f"heads is {heads}: a score needs at least 1 head")
 
 
 def _with_heads(scorer: CellScorer, heads: int) -> list[CellScorer]:

@@ -9,6 +9,7 @@ smallest and noisiest part of its score. Repeats of earlier rounds count in thos
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -215,15 +216,16 @@ def decided_scores(
     parameters: of every operator. By size the smaller goes: where the scores say nothing, the number of parameters is
     what is known to go with accuracy, as far as any score does (``experiments correlation``).
     undecided: edges whose repeats do not separate the operator to go; they go by the types where others go by their
-    operators. Scores are to be compared within an edge.
+    operators. Types decide nothing between two operators of one type, as the inputs of a node may be: such
+    competitions always go by their operators. Scores are to be compared within an edge.
     """
     if basis == "parameters":
         return -np.asarray(parameters, dtype=float)
-    by_type = shrunken_scores(scores, edges, types, 0.0, earlier)[0]
-    if basis == "types":
-        return by_type
-    unclear = np.array([edge in undecided for edge in edges])
-    return np.where(unclear, by_type, shrunken_scores(scores, edges, types, None, earlier)[0])
+    by_type, by_operator = (shrunken_scores(scores, edges, types, share, earlier)[0] for share in (0.0, None))
+    counts = Counter(zip(edges, types, strict=True))
+    doubled = {edge for (edge, _), count in counts.items() if count > 1}
+    unclear = [(basis == "types" or edge in undecided) and edge not in doubled for edge in edges]
+    return np.where(unclear, by_type, by_operator)
 
 
 def _pooled(values: Scores, types: Labels) -> tuple[Float[np.ndarray, "t r"], list]:

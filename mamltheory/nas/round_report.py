@@ -41,8 +41,8 @@ class RoundReport:
 
     stopped: why no further repeat was taken.
     undecided: edges (in the second stage nodes) on which bootstrap draws of the repeats would take out another operator
-        with a probability above 1 − SEPARATED, and all of them where size decides; with shrinkage they go by the means
-        of (cell type × operation) and not by their own scores.
+        with a probability above 1 − SEPARATED: with shrinkage they go by the means of (cell type × operation) and not
+        by their own scores; and all of them where size decides.
     failures: number of scores that are +∞, by reason.
     reliability: None where no two repeats could be compared.
     """

@@ -195,9 +195,10 @@ def test_a_batch_that_did_not_fit_the_memory_is_said_once(capsys):
     assert (again.halvings, again.cpu_seconds, capsys.readouterr().out) == (3, 2.0, "")
 
 
-def test_heads_go_with_common_random_numbers_alone(tmp_path):
+@pytest.mark.parametrize("others", [{"protocol": "released"}, {"method": "regions"}, {"method": "random"}])
+def test_heads_go_with_kernels_and_common_random_numbers_alone(tmp_path, others):
     with pytest.raises(ConfigurationError, match="leave out --heads"):
-        search_settings(tmp_path, protocol="released", heads=2)
+        search_settings(tmp_path, heads=2, **others)
 
 
 @pytest.mark.parametrize(

@@ -80,3 +80,5 @@ def test_a_network_that_one_head_cannot_score_is_infinite_with_its_reason():
 def test_no_head_is_refused():
     with pytest.raises(ConfigurationError, match="at least 1 head"):
         SeveralHeads(SCORER, 0)
+    with pytest.raises(ConfigurationError, match="at least 1 head"):
+        SeveralHeadsByGradient(GradientScorer(SCORER), 0)

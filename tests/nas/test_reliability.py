@@ -235,6 +235,16 @@ def test_an_undecided_edge_goes_by_its_types_and_leaves_the_others_to_their_oper
     np.testing.assert_array_equal(decided[~open_rows], by_operator[~open_rows])
 
 
+def test_inputs_of_a_node_that_are_of_one_type_are_never_told_apart_by_types():
+    scores = draws(3).standard_normal((4, 6)) + np.arange(4)[:, None]
+    nodes, types = ["node"] * 4, [("normal", "conv_3x3")] * 4
+    own = shrunken_scores(scores, nodes, types)[0]
+    for basis, unclear in (("operators", {"node"}), ("types", ())):
+        decided = decided_scores(scores, nodes, types, [9] * 4, basis, undecided=unclear)
+        np.testing.assert_array_equal(decided, own)
+        assert len(np.unique(decided.round(6))) == 4
+
+
 def test_with_undecided_edges_left_to_the_types_independent_repeats_decide_alike():
     """Where edges add little to the types, that little is what two sets of repeats would disagree on."""
     places, agree = np.arange(126).reshape(18, 7), {True: [], False: []}

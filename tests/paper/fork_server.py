@@ -7,6 +7,7 @@ FOLDER/output. Neither the package nor its tests are imported before the fork, s
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 # Most of what a run loads; the first transforms load more of torch.
@@ -53,6 +54,8 @@ def serve() -> None:
             status = 70  # an error of this file, not of pytest
             try:
                 status = run_copy(Path(line.rstrip("\n")))
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(status)
         _, waited = os.waitpid(process, 0)

@@ -247,7 +247,9 @@ def exact_layer():
     def run(folder: Path) -> tuple[int, str]:
         server.stdin.write(f"{folder}\n")
         server.stdin.flush()
-        return int(server.stdout.readline()), (folder / "output").read_text()
+        answer = server.stdout.readline()
+        assert answer, f"the process that runs the copies has ended with {server.wait(timeout=30)}"
+        return int(answer), (folder / "output").read_text()
 
     yield run
     server.stdin.close()
