@@ -26,7 +26,7 @@ from torch.func import functional_call
 
 from mamltheory.errors import UnsupportedModelError, ValueRangeError
 from mamltheory.kernels.layer_gradients import kind_of, layer_gradients
-from mamltheory.nas.runs import convolved, is_depthwise, is_plain
+from mamltheory.nas.runs import convolved, flow_back, is_plain
 from mamltheory.nas.sample_gradients import add_grams
 from mamltheory.types import Parameters
 
@@ -313,14 +313,7 @@ def _convolution_back(
     stacked = enters.reshape(1, -1, *enters.shape[2:])
     how = (layer.stride, layer.padding, layer.dilation, n * groups)
     by_flow = nn.functional.conv2d(stacked, kernel, None, *how)
-    if (
-        is_plain(layer) and is_depthwise(layer) and layer.stride == (1, 1) and k == 1
-    ):  # as mamltheory.nas.runs has it
-        rest = [d * (s - 1) - p for s, p, d in zip(size[1:], layer.padding, layer.dilation, strict=True)]
-        by_enters = nn.functional.conv2d(back, kernel.flip(2, 3), None, 1, rest, layer.dilation, n * groups)
-    else:
-        by_enters = nn.grad.conv2d_input(stacked.shape, kernel, back, *how)
-    by_enters = by_enters.view_as(enters)
+    by_enters = flow_back(stacked.shape, kernel, back, *how).view_as(enters)
     by_flow = by_flow.view(n, groups, k, -1, *space).transpose(1, 2).reshape(flow.shape)
     return by_enters, by_flow
 

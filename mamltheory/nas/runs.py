@@ -6,7 +6,7 @@ kernel is dilated. A convolution of stride 2 that sees every other pixel alone, 
 the dilated one do, is one of stride 1 on the grid of these pixels, and all edges that leave a state share the grid.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -134,6 +134,26 @@ def is_pointwise(layer: nn.Conv2d) -> bool:
     return layer.groups == 1 and layer.kernel_size == (1, 1) and not any(layer.padding)
 
 
+def flow_back(
+    shape: Sequence[int],
+    weight: Float[Tensor, "d g h w"],
+    flow: Float[Tensor, "m d h2 w2"],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Float[Tensor, "m c h1 w1"]:
+    """What flows back to the input, of this shape, of a convolution padded by zeros.
+
+    Of a depthwise one of stride 1 it is the convolution with the kernel turned around.
+    """
+    depthwise = weight.shape[1] == 1 and groups == weight.shape[0]
+    rest = [d * (s - 1) - p for s, p, d in zip(weight.shape[2:], padding, dilation, strict=True)]
+    if depthwise and tuple(stride) == (1, 1) and min(rest) >= 0:
+        return nn.functional.conv2d(flow, weight.flip(2, 3), None, 1, rest, dilation, groups)
+    return nn.grad.conv2d_input(shape, weight, flow, stride, padding, dilation, groups)
+
+
 class _Convolution(torch.autograd.Function):
     """A convolution as a linear function of what enters."""
 
@@ -157,7 +177,7 @@ class _Convolution(torch.autograd.Function):
 
 
 class _Transposed(torch.autograd.Function):
-    """Its transpose; of a depthwise one of stride 1 the convolution with the kernel turned around."""
+    """Its transpose."""
 
     @staticmethod
     def forward(
@@ -172,10 +192,7 @@ class _Transposed(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.how = stride, padding, dilation, groups
-        if stride != [1, 1] or groups == 1:
-            return nn.grad.conv2d_input(shape, weight, flow, *ctx.how)
-        rest = [d * (s - 1) - p for s, p, d in zip(weight.shape[2:], padding, dilation, strict=True)]
-        return nn.functional.conv2d(flow, weight.flip(2, 3), None, 1, rest, dilation, groups)
+        return flow_back(shape, weight, flow, *ctx.how)
 
     @staticmethod
     def backward(ctx, back: Tensor) -> tuple[Tensor | None, ...]:

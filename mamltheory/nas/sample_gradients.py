@@ -84,9 +84,8 @@ def _four_grids(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
     height, width = x.shape[2:]
     if height % 2 or width % 2:
         x = nn.functional.pad(x, (0, width % 2, 0, height % 2))
-    split = x.unflatten(3, (-1, 2)).unflatten(
-        2, (-1, 2)
-    )  # image, channel, row, its parity, column, its parity
+    # image, channel, row, its parity, column, its parity
+    split = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
     return split.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
 

@@ -62,14 +62,10 @@ def test_a_layer_as_it_is_run_has_the_values_and_derivatives_of_its_module(case,
     torch.testing.assert_close(gram, torch.einsum("aid,bjd->aibj", exact, exact))
 
 
-@given(case=CASES, space=SPACE)
-@settings(max_examples=20, deadline=None)
-def test_a_convolution_has_the_second_derivatives_of_its_module(case, space):
-    layer = layer_of(*case)
-    x, weights = (
-        images(sum(space), *space).requires_grad_(),
-        torch.rand(2, dtype=torch.float64, requires_grad=True),
-    )
+def check_second_derivatives(layer, space):
+    """By what enters and by weights inside and outside."""
+    x = images(sum(space), *space, channels=layer.in_channels).requires_grad_()
+    weights = torch.tensor([0.4, 0.7], dtype=torch.float64, requires_grad=True)
 
     def slope(function):
         inner = function(weights[0] * x).pow(2)
@@ -78,6 +74,25 @@ def test_a_convolution_has_the_second_derivatives_of_its_module(case, space):
 
     for mine, plain in zip(slope(lambda y: convolved(layer, y)), slope(layer), strict=True):
         torch.testing.assert_close(mine, plain)
+
+
+@given(case=CASES, space=SPACE)
+@settings(max_examples=20, deadline=None)
+def test_a_convolution_has_the_second_derivatives_of_its_module(case, space):
+    check_second_derivatives(layer_of(*case), space)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("entering", "leaving", "groups", "padding"),
+    [(4, 4, 2, 1), (4, 6, 2, 1), (6, 4, 2, 1), (2, 4, 2, 1), (1, 3, 1, 1), (4, 4, 4, 3)],
+)
+def test_so_has_a_grouped_convolution_with_other_channels_or_more_padding_than_kernel(
+    entering, leaving, groups, padding, stride
+):
+    layer = Convolution(entering, leaving, 3, stride, padding, groups=groups, bias=False)
+    initialise(layer, 0)
+    check_second_derivatives(layer.double(), (6, 7))
 
 
 @pytest.mark.parametrize("space", [(8, 8), (7, 10), (5, 5)])
