@@ -32,14 +32,19 @@ class Trained:
     """The numbers that were saved with the weights."""
 
     def data(self, place: str) -> ImageData:
-        """The data set of the training, wherever it lies now; raises DataError when the images are others."""
+        """The images at a place, as the network expects them: statistics and mirroring are those of its training.
+
+        A layout may come with other ones for the same pixels. Raises DataError when the training images are not
+        those of the training; the classes of validation and test may be others.
+        """
         data = data_of(dataclasses.replace(self.settings, data=place))
         if not same_images(self.state, data):
             raise DataError(
-                f"the network was trained on {self.settings.data}, and {place} holds other images: name the same "
-                "data set with --data"
+                f"the network was trained on {self.settings.data}, and {place} holds other training images: name the "
+                "same data set with --data"
             )
-        return data
+        expected = self.inputs
+        return dataclasses.replace(data, mean=expected.mean, std=expected.std, mirrors=expected.mirrors)
 
 
 def read_training(folder: Path) -> Trained:

@@ -7,10 +7,12 @@ from functools import partial
 
 import pytest
 import torch
+from PIL import Image
 
 from experiments.cells import common, evaluate, train
 from experiments.cells.trained import read_training
 from mamltheory.errors import CheckpointError, ConfigurationError, DataError, GenotypeError
+from mamltheory.fewshot.datasets import load_data
 from mamltheory.fewshot.formats import Options
 from mamltheory.fewshot.formats.prepared import write_prepared
 from mamltheory.fewshot.inputs import inputs_of
@@ -261,9 +263,48 @@ def test_an_evaluation_takes_the_training_data_from_wherever_they_lie_and_no_oth
     evaluate.run(evaluate_settings(trained, tmp_path / "moved run", data=str(tmp_path / "moved")))
     usual, moved = capsys.readouterr().out.splitlines()
     assert usual == moved
-    with pytest.raises(DataError, match=r"trained on glyphs, and .*other holds other images"):
+    with pytest.raises(DataError, match=r"trained on glyphs, and .*other holds other training images"):
         evaluate.run(evaluate_settings(trained, tmp_path / "other run", data=str(tmp_path / "other")))
     assert not (tmp_path / "other run").exists()
+
+
+def in_order(data, split):
+    """A split whose classes keep their order in an image folder, where names are sorted."""
+    images = getattr(data, split)
+    return dataclasses.replace(
+        images, class_names=tuple(f"{split} {i}" for i in range(len(images.class_names)))
+    )
+
+
+def write_folder(data, folder):
+    """The images as PNG files, which say nothing of statistics and mirroring."""
+    for split in ("train", "val", "test"):
+        images = getattr(data, split)
+        for row, (image, label) in enumerate(zip(images.images, images.labels, strict=True)):
+            place = folder / split / images.class_names[label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{row:04}.png")
+
+
+def test_an_evaluation_on_an_image_folder_keeps_statistics_and_mirroring_of_the_training(
+    tmp_path, few_images, monkeypatch
+):
+    splits = {split: in_order(few_images, split) for split in ("train", "val", "test")}
+    data = dataclasses.replace(few_images, **splits, mean=(0.9, 0.5, 0.1), std=(0.2, 0.3, 0.1))
+    write_folder(data, tmp_path / "images")
+    moved = load_data(tmp_path / "images", image_size=16)
+    assert (moved.mirrors, data.mirrors) == (True, False)
+    monkeypatch.setattr(common, "cached_data", lambda source, _: data if source == "glyphs" else moved)
+    settings = train_settings(tmp_path / "train", epochs=1, milestones=())
+    train.train(settings, GENOTYPE)
+    several = {"tasks": 8, "augment": 3}
+    usual = evaluate.evaluate_run(evaluate_settings(settings, tmp_path / "usual", **several))
+    folder = evaluate_settings(settings, tmp_path / "moved", data=str(tmp_path / "images"), **several)
+    assert evaluate.evaluate_run(folder) == usual
+    read = read_training(settings.out)
+    assert inputs_of(read.data(folder.data)) == inputs_of(data) != inputs_of(moved)
+    own = evaluate.evaluate(read.network, moved, folder)
+    assert " ".join(map(str, own.correct)) != usual["correct"], "the folder's own would give another result"
 
 
 def test_a_folder_without_a_training_is_refused(tmp_path, searched):
