@@ -52,12 +52,16 @@ def region_counts(
 
 @dataclass(eq=False)
 class _Thin:
-    """A thin network of all operations as matrices; its convolutions and head by the names that they had before."""
+    """A thin network of all operations as matrices; its convolutions and head by the names that they had before.
+
+    seed: that of its weights, None while they are being drawn.  There is one network in a process, which changes with
+    every seed: it is not for several threads.
+    """
 
     network: Network
     layers: list[tuple[str, nn.Module]]
     matrices: "list[_Dense]"
-    seed: int = 0
+    seed: int | None = 0
     device: torch.device | None = None
 
     def drawn(self, seed: int, device: torch.device) -> Network:
@@ -66,6 +70,7 @@ class _Thin:
             self.network.to(device)
             self.device = device
         if self.seed != seed:
+            self.seed = None  # what is drawn in part, because of an interruption, is drawn again
             for name, layer in self.layers:
                 initialise_layer(
                     layer, self.network.settings.initialisation, generator(seed, f"weights {name}")

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mamltheory.errors import ShapeError, UnsupportedModelError
+from mamltheory.nas import regions
 from mamltheory.nas.genotype import Candidates, Edge, Operator, random_genotype
 from mamltheory.nas.regions import (
     activation_patterns,
@@ -182,6 +183,25 @@ def test_what_has_no_regions_is_refused():
         random_patches(torch.zeros(1, 3, 2, 8), 4, generator(0, "p"))
     with pytest.raises(UnsupportedModelError, match="no linear regions"):
         activation_patterns(nn.Linear(2, 2), torch.zeros(1, 2))
+
+
+def test_weights_that_an_interruption_left_half_drawn_are_drawn_again(monkeypatch):
+    before, drawn, usual = region_counts([Candidates()], patches(), 5), [], regions.initialise_layer
+
+    def interrupted(layer, *how):
+        drawn.append(layer)
+        if len(drawn) > 20:
+            raise KeyboardInterrupt
+        usual(layer, *how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(regions, "initialise_layer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            region_counts([Candidates()], patches(), 6)
+    assert region_counts([Candidates()], patches(), 5) == before
+    fresh = dict(thin_network(Candidates(), 5).named_parameters())
+    kept = regions._thin()
+    assert all(torch.equal(layer.weight, fresh[f"{name}.weight"]) for name, layer in kept.layers)
 
 
 def test_counts_do_not_depend_on_which_weights_were_drawn_before():
