@@ -116,30 +116,35 @@ def _hooked(network: nn.Module, names: set[str], width: float) -> Iterator[list]
     convolutions in the form whose second derivative is cheap.
     """
     found: list = []
-    handles = []
-    replaced = [module for module in network.modules() if is_plain(module)]
-    for module in replaced:
-        module.forward = partial(convolved, module)
-    for prefix, module in network.named_modules():
-        if type(module) is nn.ReLU:
-            handles.append(module.register_forward_hook(partial(_surrogate, width)))
-        own = {key: f"{prefix}.{key}" for key, _ in module.named_parameters(recurse=False)}
-        chosen = {key: full for key, full in own.items() if full in names}
-        if chosen:
-            kind = kind_of(module, own)
-            if kind is None:
-                raise UnsupportedModelError(
-                    f"module {prefix!r} is a {type(module).__name__}: the gradient of a score knows convolutions, "
-                    "linear layers and norms; use estimator='leave-one-out'"
-                )
-            handles.append(module.register_forward_hook(partial(_note, found, kind, chosen)))
+    handles, replaced = [], []
     try:
+        for prefix, module in network.named_modules():
+            if is_plain(module):
+                module.forward = partial(convolved, module)
+                replaced.append(module)
+            if type(module) is nn.ReLU:
+                handles.append(module.register_forward_hook(partial(_surrogate, width)))
+            own = {key: f"{prefix}.{key}" for key, _ in module.named_parameters(recurse=False)}
+            chosen = {key: full for key, full in own.items() if full in names}
+            if chosen:
+                kind = _known_kind(prefix, module, own)
+                handles.append(module.register_forward_hook(partial(_note, found, kind, chosen)))
         yield found
     finally:
         for handle in handles:
             handle.remove()
         for module in replaced:
             del module.forward
+
+
+def _known_kind(prefix: str, module: nn.Module, own: Mapping[str, str]) -> type[nn.Module]:
+    kind = kind_of(module, own)
+    if kind is None:
+        raise UnsupportedModelError(
+            f"module {prefix!r} is a {type(module).__name__}: the gradient of a score knows convolutions, "
+            "linear layers and norms; use estimator='leave-one-out'"
+        )
+    return kind
 
 
 def record(

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mamltheory.errors import ConfigurationError, SingularKernelError, ValueRangeError
+from mamltheory.errors import ConfigurationError, SingularKernelError, UnsupportedModelError, ValueRangeError
 from mamltheory.fewshot.episodes import episode_tasks
 from mamltheory.fewshot.glyphs import glyph_data
 from mamltheory.kernels.meta import meta_ntk_from_ntk
@@ -22,7 +22,7 @@ from mamltheory.nas.gradient import (
     operator_gradients,
 )
 from mamltheory.nas.layer_tape import SampleGradients, record, relu_with_surrogate
-from mamltheory.nas.network import NetworkSettings, supernet
+from mamltheory.nas.network import NetworkSettings, initialise, supernet
 from mamltheory.nas.scores import ScoreSettings, condition_score, conditioning
 from mamltheory.rng import generator
 from mamltheory.types import Task
@@ -292,6 +292,19 @@ def test_a_network_is_left_as_it_was():
     assert condition_score(network, tasks, HARMONIC) == before
     assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
     assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_a_network_that_cannot_be_recorded_is_left_as_it_was():
+    layers = nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4), nn.PReLU(4)
+    network = nn.Sequential(*layers)
+    initialise(network, 0)
+    x = torch.randn(2, 3, 8, 8, generator=generator(0, "x"))
+    names = {name for name, _ in network.named_parameters()}
+    with pytest.raises(UnsupportedModelError, match="'4' is a PReLU"):
+        record(network, x, names, False, 1.0, False)
+    assert not any("forward" in vars(module) or module._forward_hooks for module in network.modules())
+    network(x).sum().backward()
+    assert all(bool(parameter.grad.any()) for parameter in network.parameters())
 
 
 def test_each_tensor_that_enters_several_layers_is_held_once():
