@@ -15,6 +15,7 @@ from functools import lru_cache, partial
 
 from torch import nn
 
+from mamltheory.errors import ConfigurationError
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import Network, NetworkSettings, initialise_layer, supernet
 from mamltheory.nas.operations import Head
@@ -35,7 +36,14 @@ class OwnDraws:
         return self.batch([network], [job])[0]
 
     def batch(self, networks: Sequence[Candidates], jobs: Sequence[Job]) -> list[Score]:
-        """Scores for many jobs of one round, in a few passes; the same as one by one up to rounding."""
+        """Scores for many jobs of one round, in a few passes; the same as one by one up to rounding.
+
+        Raises ConfigurationError for jobs of several rounds, whose weights differ.
+        """
+        if len(rounds := sorted({job.round_index for job in jobs})) > 1:
+            raise ConfigurationError(
+                f"the jobs are of rounds {rounds}: a batch shares the weights of one round; ask for each by itself"
+            )
         halved: list[None] = []
         conditions = self._conditions(networks, jobs, halved)
         scored = zip(conditions, self._regions(networks, jobs), strict=True)

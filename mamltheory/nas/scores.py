@@ -9,6 +9,7 @@ score depends on the order, the chunks or the process in which scores are comput
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Literal
@@ -25,6 +26,7 @@ from mamltheory.linalg import Converged, Dynamics, rounding_level, symmetrised
 from mamltheory.nas.batched import MEMORY, candidate_kernels
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import Network, NetworkSettings, initialise_layer, supernet
+from mamltheory.nas.operations import Head
 from mamltheory.nas.regions import region_counts
 from mamltheory.rng import derived_seed, generator
 from mamltheory.types import Task, check_tasks
@@ -217,12 +219,25 @@ def own_conditions(
 ) -> list[tuple[float, Failure | None]]:
     """C_N of every candidate on tasks of its own and with a head of its own, and why it is +inf where it is.
 
-    tasks: of every candidate as many as of the others, of the same sizes.  Otherwise as :func:`candidate_conditions`.
+    tasks: of every candidate as many images as of the others, of the same size, or ShapeError.  Otherwise as
+    :func:`candidate_conditions`.
     """
     tasks = [_checked(network, each) for each in tasks]
-    images = torch.stack([_images(network, each) for each in tasks])
+    images = [_images(network, each) for each in tasks]
+    if len(shapes := {tuple(each.shape): None for each in images}) > 1:
+        raise ShapeError(
+            f"the candidates' images have shapes {', '.join(map(str, shapes))}: expected as many of one size for "
+            "every candidate; draw tasks of equal numbers and sizes"
+        )
     kernels = candidate_kernels(
-        network, candidates, images, settings.outputs, settings.weights, memory, halved, heads
+        network,
+        candidates,
+        torch.stack(images),
+        settings.outputs,
+        settings.weights,
+        memory,
+        halved,
+        heads,
     )
     dtype = network.classifier.weight.dtype
     return [_measured(*pair, each, settings, dtype) for pair, each in zip(kernels, tasks, strict=True)]
@@ -251,16 +266,24 @@ def condition_score(network: Network, tasks: Sequence[Task], settings: ScoreSett
 
 def supernet_with_head(candidates: Candidates, settings: NetworkSettings, seed: int, head: int) -> Network:
     """The supernet with another random head for every number but 0; the other weights do not depend on it."""
-    network = supernet(candidates, settings, seed)
-    if head:
-        initialise_layer(network.classifier, settings.initialisation, generator(seed, "another head", head))
-    return network
+    return _with_head(supernet(candidates, settings, seed), seed, head)
+
+
+def _with_head(network: Network, seed: int, head: int) -> Network:
+    """The network itself for head 0, otherwise one that shares all layers with it but the head."""
+    if not head:
+        return network
+    before = network.classifier
+    other, classifier = copy(network), Head(before.in_features, before.out_features)
+    initialise_layer(classifier, network.settings.initialisation, generator(seed, "another head", head))
+    other._modules = {**network._modules, "classifier": classifier.to(before.weight.device)}
+    return other
 
 
 @lru_cache(maxsize=2)
-def _whole_supernet(settings: NetworkSettings, seed: int, device: str, head: int) -> Network:
-    """The supernet of all operations, kept for the other candidates of the repeat."""
-    return supernet_with_head(Candidates(), settings, seed, head).to(device)
+def _whole_supernet(settings: NetworkSettings, seed: int, device: str) -> Network:
+    """The supernet of all operations, kept for the other candidates and heads of the repeat."""
+    return supernet(Candidates(), settings, seed).to(device)
 
 
 @dataclass(frozen=True)
@@ -299,7 +322,7 @@ class CellScorer:
         regions = [1] * count
         if self.tasks is not None:
             seed = derived_seed(self.seed, "score-weights", *index)
-            network = _whole_supernet(self.network, seed, self.device, self.head)
+            network = _with_head(_whole_supernet(self.network, seed, self.device), seed, self.head)
             tasks = self.tasks(generator(self.seed, "score-tasks", *index))
             conditions = candidate_conditions(
                 network, candidates, tasks, self.settings, self.memory, partial(halved.append, None)

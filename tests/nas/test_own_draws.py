@@ -1,11 +1,12 @@
 import pytest
 import torch
 
+from mamltheory.errors import ConfigurationError, ShapeError
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import NetworkSettings, initialise_layer, supernet
 from mamltheory.nas.own_draws import OwnDraws
 from mamltheory.nas.regions import region_count
-from mamltheory.nas.scores import CellScorer, ScoreSettings, condition_score
+from mamltheory.nas.scores import CellScorer, ScoreSettings, condition_score, own_conditions
 from mamltheory.nas.search_state import Job
 from mamltheory.rng import derived_seed, generator
 from tests.nas.test_search_by_gradient import draw_tasks
@@ -78,3 +79,15 @@ def test_pairs_together_have_the_scores_that_each_network_has_by_itself(outputs,
         assert found.condition == pytest.approx(alone, rel=1e-3)
         thin = derived_seed(3, "own thin weights", *index)
         assert found.regions == region_count(network, patches(generator(3, "own patches", *index)), thin)
+
+
+def test_jobs_of_several_rounds_and_tasks_of_several_sizes_are_refused():
+    scorer = OwnDraws(CellScorer(SIZE, 3, draw_tasks, None, ScoreSettings("maml", "sum")))
+    mixed = [Job(k, 0, None, START.operators()[0]) for k in (2, 0)]
+    with pytest.raises(ConfigurationError, match=r"rounds \[0, 2\]"):
+        scorer.batch([START, START], mixed)
+    network, tasks = supernet(START, SIZE, 0), draw_tasks(generator(0, "tasks"))
+    with pytest.raises(ShapeError, match=r"\(6, 3, 12, 12\).*\(12, 3, 12, 12\)"):
+        own_conditions(
+            network, [START] * 2, [tasks, tasks * 2], [network.classifier] * 2, scorer.scorer.settings
+        )

@@ -11,8 +11,9 @@ from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelEr
 from mamltheory.kernels.empirical import empirical_last_layer_ntk, empirical_ntk
 from mamltheory.kernels.meta import joint_inputs, meta_ntk
 from mamltheory.linalg import Converged, GradientFlow, condition_number
+from mamltheory.nas import scores
 from mamltheory.nas.genotype import Candidates, Edge, Operator, random_genotype
-from mamltheory.nas.network import NetworkSettings, build, derived_network, supernet
+from mamltheory.nas.network import NetworkSettings, build, derived_network, initialise_layer, supernet
 from mamltheory.nas.regions import random_patches
 from mamltheory.nas.scores import (
     CellScorer,
@@ -217,6 +218,29 @@ def test_a_score_does_not_depend_on_what_was_scored_before():
     batch = draw_tasks(generator(SCORER.seed, "score-tasks", 0, 0))
     alone = condition_score(supernet(candidate, SMALL, seed), batch, SCORER.settings)
     assert before.condition == pytest.approx(alone, rel=1e-3)
+
+
+def test_the_heads_of_a_repeat_share_one_network(monkeypatch):
+    built, usual = [], scores.supernet
+
+    def counted(*how):
+        built.append(how)
+        return usual(*how)
+
+    scores._whole_supernet.cache_clear()
+    monkeypatch.setattr(scores, "supernet", counted)
+    found = [
+        CellScorer(SMALL, 7, draw_tasks, None, SCORER.settings, head=head)(Candidates(), 0, 0)
+        for head in (0, 1, 2, 0, 1, 2)
+    ]
+    assert len(built) == 1
+    assert found[:3] == found[3:]
+    assert len({score.condition for score in found}) == 3
+    seed = derived_seed(7, "score-weights", 0, 0)
+    batch = draw_tasks(generator(7, "score-tasks", 0, 0))
+    fresh = usual(Candidates(), SMALL, seed)
+    initialise_layer(fresh.classifier, "kaiming", generator(seed, "another head", 2))
+    assert found[2].condition == pytest.approx(condition_score(fresh, batch, SCORER.settings), rel=1e-3)
 
 
 def test_every_round_and_repeat_draws_afresh():
