@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -55,17 +55,18 @@ def open_run(
     seed: int,
     environment: Mapping[str, object],
     may_differ: Collection[str] = (),
+    before: object | None = None,
 ) -> RunLog:
     """Begin a run in ``directory``, or go on with the same one if it was begun there.
 
     config: the resolved settings, a dataclass or mapping. may_differ: settings that do not change the
-    results, such as the number of workers, and may be others when a run goes on. Raises ConfigurationError
-    when the directory holds a run of another command or other settings, naming them, or when another process
-    writes there; CheckpointError when its record is broken.
+    results, such as the number of workers, and may be others when a run goes on. before: as in
+    :func:`differences`. Raises ConfigurationError when the directory holds a run of another command or other
+    settings, naming them, or when another process writes there; CheckpointError when its record is broken.
     """
     taken = hold(directory)
     try:
-        return _open_held(directory, command, plain(config), seed, environment, may_differ)
+        return _open_held(directory, command, config, seed, environment, may_differ, before)
     except BaseException:
         if taken:
             let_go(directory)
@@ -75,21 +76,22 @@ def open_run(
 def _open_held(
     directory: Path,
     command: str,
-    config: dict[str, object],
+    config: object,
     seed: int,
     environment: Mapping[str, object],
     may_differ: Collection[str],
+    before: object | None,
 ) -> RunLog:
     starts, started = 1, _now()
     if (directory / RUN_FILE).exists():
         earlier = read_run(directory)
-        check_same_run(directory, earlier, command, config, may_differ)
+        check_same_run(directory, earlier, command, config, may_differ, before)
         started = earlier.get("started", started)
         starts = int(earlier.get("starts", 1)) + 1
         _drop_partial_line(directory / METRICS_FILE)
     record = {
         "command": command,
-        "config": config,
+        "config": plain(config),
         "seed": seed,
         "environment": plain(environment),
         "started": started,
@@ -130,24 +132,38 @@ def check_same_run(
     directory: Path,
     earlier: dict[str, object],
     command: str,
-    config: dict[str, object],
+    config: object,
     may_differ: Collection[str],
+    before: object | None,
 ) -> None:
     """Raise ConfigurationError, naming the differences, unless the record is of this command with these settings."""
     if earlier["command"] != command:
         raise ConfigurationError(
             f"{directory} holds a run of '{earlier['command']}', not of '{command}': choose another --out"
         )
-    if changes := differences(earlier["config"], config, may_differ):
+    if changes := differences(earlier["config"], config, may_differ, before):
         raise ConfigurationError(
             f"{directory} holds a run with other settings: {changes}; choose another --out"
         )
 
 
-def differences(there: Mapping[str, object], now: Mapping[str, object], but: Collection[str]) -> str:
-    """In words, the settings that are not equal, except those in ``but``; empty where all are."""
-    keys = [key for key in {**there, **now} if key not in but and there.get(key) != now.get(key)]
-    return ", ".join(f"{key} ({there.get(key)!r} there, {now.get(key)!r} now)" for key in keys)
+def differences(
+    there: Mapping[str, object], now: object, but: Collection[str], before: object | None = None
+) -> str:
+    """In words, the settings that are not equal, except those in ``but``; empty where all are.
+
+    there: the settings in a record; now: a dataclass or mapping. A setting that the record lacks, being of an
+    earlier version, counts as its value in ``before``: other settings, or None for the defaults of ``now``, if
+    it is a dataclass.
+    """
+    then, ours = {**(_defaults(now) if before is None else plain(before)), **there}, plain(now)
+    keys = [key for key in {**there, **ours} if key not in but and then.get(key) != ours.get(key)]
+    return ", ".join(f"{key} ({then.get(key)!r} there, {ours.get(key)!r} now)" for key in keys)
+
+
+def _defaults(settings: object) -> dict[str, object]:
+    known = fields(settings) if is_dataclass(settings) else ()
+    return {field.name: plain(field.default) for field in known if field.default is not MISSING}
 
 
 def _drop_partial_line(path: Path) -> None:

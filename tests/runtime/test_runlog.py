@@ -72,6 +72,41 @@ def test_settings_that_do_not_change_results_may_differ(tmp_path):
     assert begin(tmp_path, Config(jobs=2), may_differ=("jobs",)).record["config"]["jobs"] == 2
 
 
+def begun_before(directory, *names):
+    """A run of an earlier version, which had no such settings."""
+    begin(directory).close("interrupted")
+    record = read_run(directory)
+    for name in names:
+        del record["config"][name]
+    (directory / "run.json").write_text(to_json(record))
+
+
+def test_a_run_from_before_a_setting_existed_goes_on_with_its_default_alone(tmp_path):
+    begun_before(tmp_path, "jobs", "inner_time", "out")
+    with pytest.raises(ConfigurationError, match=r"other settings: jobs \(1 there, 2 now\);"):
+        begin(tmp_path, Config(jobs=2))
+    with pytest.raises(ConfigurationError, match=r"other settings: inner_time \('inf' there, 0\.5 now\);"):
+        begin(tmp_path, Config(inner_time=0.5))
+    log = begin(tmp_path)
+    assert log.record["starts"] == 2
+    assert log.record["config"] == plain(Config())
+
+
+def test_what_a_setting_was_before_it_existed_can_be_given(tmp_path):
+    begun_before(tmp_path, "jobs")
+    with pytest.raises(ConfigurationError, match=r"jobs \(4 there, 1 now\)"):
+        begin(tmp_path, before=Config(jobs=4))
+    with pytest.raises(ConfigurationError, match=r"width \(3 there, 5 now\);"):
+        begin(tmp_path, Config(jobs=4, width=5), before=Config(jobs=4, width=5))
+    assert begin(tmp_path, Config(jobs=4), before=Config(jobs=4)).record["starts"] == 2
+
+
+def test_a_setting_that_no_longer_exists_is_a_difference(tmp_path):
+    begin(tmp_path, {"width": 3, "depth": 2})
+    with pytest.raises(ConfigurationError, match=r"depth \(2 there, None now\)"):
+        begin(tmp_path, {"width": 3})
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"command": "search"}', '{"command": "a", "config": 3}'])
 def test_a_broken_record_is_an_error(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
