@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.requirements import require
+from experiments.settings import Search
 
 
 def read_config(path: Path, command: str) -> dict[str, object]:
@@ -47,6 +48,18 @@ def settings_from(kind: type, content: Mapping[str, object], base: object | None
         require(key in hints, f"unknown setting '{key}' for {kind.__name__.lower()}: {hint}")
     values = {key: _convert(key, value, hints[key]) for key, value in content.items()}
     return kind(**values) if base is None else dataclasses.replace(base, **values)
+
+
+def settings_before(settings: object) -> Search | None:
+    """What every setting of a search was before it could be set, for records of earlier versions that lack it.
+
+    That is the default, and for what a search leaves to its protocol and method, their value. None for settings
+    of other commands, which have defaults alone.
+    """
+    if isinstance(settings, Search):
+        usual = Search(protocol=settings.protocol, method=settings.method).resolved()
+        return dataclasses.replace(usual, protocol=Search.protocol, method=Search.method)
+    return None
 
 
 def _convert(key: str, value: object, hint: object) -> object:

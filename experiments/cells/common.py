@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from experiments.cells.steps import watched
+from experiments.config import settings_before
 from experiments.settings import Network
 from mamltheory.errors import GenotypeError
 from mamltheory.fewshot.datasets import ImageData, load_data
@@ -51,7 +52,8 @@ def network_size(settings: Network, classes: int) -> NetworkSettings:
 
 def begin(settings: Network, command: str, device: str) -> RunLog:
     """Open the run folder; raises ConfigurationError when it holds a run with other settings."""
-    return open_run(settings.out, command, settings, settings.seed, environment(device), FREE)
+    before = settings_before(settings)
+    return open_run(settings.out, command, settings, settings.seed, environment(device), FREE, before)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from experiments.cells import search, train
 from experiments.cells.common import FREE, data_of, network_size, read_genotype, write_genotype
 from experiments.cells.evaluate import evaluate_run, identity
 from experiments.cells.published import named
+from experiments.config import settings_before
 from experiments.presets.table import RECIPES, Recipe
 from experiments.settings import Evaluate, Search, Table, Train
 from experiments.settings.table import Experiment, Method
@@ -23,8 +24,7 @@ from mamltheory.nas.sizes import random_genotype_like
 from mamltheory.rng import generator
 from mamltheory.runtime.checkpoint import load
 from mamltheory.runtime.progress import stage
-from mamltheory.runtime.records import plain
-from mamltheory.runtime.runlog import RUN_FILE, read_run
+from mamltheory.runtime.runlog import RUN_FILE, differences, read_run
 from mamltheory.runtime.workers import workers
 
 SEARCHED: tuple[Method, ...] = ("metantk", "metantk-stable", "te-nas", "regions")
@@ -93,12 +93,12 @@ def evaluate_settings(settings: Table, run: Run, shots: int) -> Evaluate:
 def finished(settings: object, command: str) -> dict[str, object] | None:
     """The record of the run that these settings describe, when it lies finished in their folder.
 
-    A setting that did not exist when the run was recorded does not count.
+    A setting that did not exist when the run was recorded counts as its value from before, as when a run goes on.
     """
     if not (settings.out / RUN_FILE).exists():
         return None
-    record, wanted = read_run(settings.out), plain(settings)
-    same = all(value == wanted.get(key) for key, value in record["config"].items() if key not in PLACES)
+    record = read_run(settings.out)
+    same = not differences(record["config"], settings, PLACES, settings_before(settings))
     return record if same and record["command"] == command and record.get("status") == "finished" else None
 
 

@@ -12,8 +12,11 @@ import pytest
 
 from experiments.cells import common, published, rendering, search, table, table_runs, table_sheets, train
 from experiments.cells.evaluate import accuracies_of
+from experiments.config import settings_before
 from experiments.presets.table import RECIPES, Recipe
-from experiments.settings import Search, Table
+from experiments.settings import Evaluate, Search, Table
+from experiments.settings.methods import METHODS as METHODS_OF_SEARCH
+from experiments.settings.protocols import PROTOCOLS
 from experiments.settings.table import METHODS as ALL_METHODS
 from mamltheory.errors import ConfigurationError
 from mamltheory.fewshot.statistics import compare_runs
@@ -211,14 +214,59 @@ def test_an_evaluation_of_something_else_counts_as_missing(own, what):
     assert shown["Random cell"][6].endswith("(1 of 2 runs)")
 
 
-def test_a_run_from_before_a_setting_existed_still_counts(own):
-    path = own.work / "glyphs/random/seed-0/evaluate-1-shot/run.json"
-    record = json.loads(path.read_text())
-    del record["config"]["C"]
-    path.write_text(json.dumps(record))
+def without(folder, name):
+    """Make the run in a folder one of an earlier version, which had no such setting."""
+    record = read_run(folder)
+    del record["config"][name]
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(("setting", "counts"), [("C", True), ("tasks", False)])
+def test_a_run_from_before_a_setting_existed_counts_where_the_table_takes_its_default(own, setting, counts):
+    recipe = RECIPES["glyphs"].evaluate[1]
+    assert (getattr(recipe, setting) == getattr(Evaluate(), setting)) is counts
+    without(own.work / "glyphs/random/seed-0/evaluate-1-shot", setting)
     table.run(own)
     shown = {row[0]: row for row in rows_of(own, "Ablation on glyphs")}
-    assert "runs" not in shown["Random cell"][6]
+    assert shown["Random cell"][6].endswith("(1 of 2 runs)") is not counts
+
+
+@pytest.mark.parametrize(
+    ("name", "others", "change"),
+    [
+        ("heads", {}, None),
+        ("heads", {"heads": 2}, r"heads \(1 there, 2 now\);"),
+        ("shrinkage", {"protocol": "stable"}, None),
+        ("shrinkage", {"shrinkage": True}, r"shrinkage \(False there, True now\);"),
+        ("outputs", {"method": "te-nas"}, None),
+        ("kernel", {"method": "te-nas"}, None),
+        ("kernel", {"kernel": "anil"}, r"kernel \('maml' there, 'anil' now\);"),
+        ("method", {"method": "regions"}, r"method \('metantk-nas' there, 'regions' now\);"),
+        ("protocol", {"protocol": "stable"}, r"protocol \('paper' there, 'stable' now\);"),
+    ],
+)
+def test_a_search_from_before_a_setting_existed_goes_on_with_its_default_or_the_protocols_value(
+    tmp_path, name, others, change
+):
+    settings = Search(out=tmp_path, **others).resolved()
+    common.begin(settings, "search", "cpu").close()
+    assert table_runs.finished(settings, "search") is not None
+    without(tmp_path, name)
+    if change is None:
+        assert table_runs.finished(settings, "search") is not None
+        assert common.begin(settings, "search", "cpu").record["starts"] == 2
+    else:
+        assert table_runs.finished(settings, "search") is None
+        with pytest.raises(ConfigurationError, match=f"holds a run with other settings: {change}"):
+            common.begin(settings, "search", "cpu")
+
+
+@pytest.mark.parametrize("method", METHODS_OF_SEARCH)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_search_has_a_value_of_every_setting_from_before(protocol, method):
+    settings = Search(protocol=protocol, method=method).resolved()
+    before = settings_before(dataclasses.replace(settings, shots=3, ties="index"))
+    assert before == dataclasses.replace(settings, protocol="paper", method="metantk-nas")
 
 
 def test_without_runs_the_papers_numbers_stand_beside_gaps(tmp_path, capsys):
