@@ -31,6 +31,8 @@ MOST_CANDIDATES = 64
 """Candidates beyond which a batch does not fill a device any better."""
 CACHED = 1 << 28
 """Bytes of a batch beyond which a CPU, whose caches it leaves, scores several candidates faster one by one."""
+WAITING = 16
+"""Part of the budget, one in so many, that rows may take which wait to be multiplied together."""
 
 
 def candidate_kernels(
@@ -75,12 +77,19 @@ def candidate_kernels(
             continue
         yield from zip(*kernels, strict=True)
         start += size
-        fitting = room * len(batch.candidates) // batch.chain.needed
+        fitting = min(room, _for_graphs(memory)) * len(batch.candidates) // batch.chain.needed
         size = max(1, min(most, fitting, len(candidates) - start))
 
 
+def _for_graphs(memory: int) -> int:
+    """What waiting rows leave of the budget."""
+    return memory - memory // WAITING
+
+
 def _too_large(over: Exception, memory: int) -> ConfigurationError:
-    needed = f"{over.needed} bytes" if isinstance(over, OverBudget) else "more than the device has"
+    needed = "more than the device has"
+    if isinstance(over, OverBudget):
+        needed = f"{over.needed * WAITING // (WAITING - 1) + 1} bytes"
     return ConfigurationError(
         f"one candidate needs {needed} and memory={memory} was given: raise it, or take fewer channels, tasks or "
         "a lower resolution"
@@ -127,26 +136,34 @@ class CandidateBatch:
         Raises OverBudget when one cell of these candidates does not fit.
         """
         ways = self.network.settings.classes if outputs == "full" else 1
-        logits = self.chain.forward(self.images, ways, memory)
+        logits = self.chain.forward(self.images, ways, _for_graphs(memory))
         columns = torch.eye(logits.shape[1]).to(logits) if ways > 1 else torch.ones_like(logits[:1])
         size = (len(self.candidates), *(2 * (self.count * ways,)))
         theta, last = (torch.zeros(size, dtype=torch.float64, device=logits.device) for _ in range(2))
         waiting: list[Tensor] = []
         self.chain.backward(
-            [column.expand_as(logits) for column in columns], partial(self._take, theta, last, waiting)
+            [column.expand_as(logits) for column in columns],
+            partial(self._take, theta, last, waiting, self._columns(ways, memory)),
         )
         self._add_waiting(theta, waiting)
         return symmetric_halves(theta), symmetric_halves(last)
 
-    def _take(self, theta: Tensor, last: Tensor, waiting: list[Tensor], call: Call, rows: Rows) -> None:
+    def _columns(self, ways: int, memory: int) -> int:
+        """How many columns of rows may wait: by themselves and, when they are multiplied, side by side."""
+        column = 2 * len(self.images) * ways * self.images.element_size()
+        return min(COLUMNS, memory // WAITING // column)
+
+    def _take(
+        self, theta: Tensor, last: Tensor, waiting: list[Tensor], columns: int, call: Call, rows: Rows
+    ) -> None:
         """Adds the Gram matrices of a layer, or has short rows wait for others, to be multiplied together."""
         for block in rows:
             if call.layer is self.head:
                 add_grams(last, block, call.holders)
-            if call.holders != self.everyone or block.shape[2] >= COLUMNS:
+            if call.holders != self.everyone or block.shape[2] >= columns:
                 add_grams(theta, block, call.holders)
                 continue
-            if sum(each.shape[2] for each in waiting) + block.shape[2] > COLUMNS:
+            if sum(each.shape[2] for each in waiting) + block.shape[2] > columns:
                 self._add_waiting(theta, waiting)
             waiting.append(block)
 
@@ -225,11 +242,15 @@ class CandidateBatch:
 
 
 class Heads(nn.Linear):
-    """A head for every candidate: the first rows of what enters belong to the first."""
+    """A head for every candidate: the first rows of what enters belong to the first.
+
+    copies: how many heads there are.
+    """
 
     def __init__(self, heads: Sequence[nn.Linear]) -> None:
         like = heads[0]
         super().__init__(like.in_features, like.out_features, device="meta")
+        self.copies = len(heads)
         self.weight, self.bias = (
             nn.Parameter(torch.stack([getattr(head, name).detach() for head in heads]))
             for name in ("weight", "bias")

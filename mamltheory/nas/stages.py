@@ -103,11 +103,12 @@ class _Booking:
         return tensor.detach()
 
     def note(self, layer: nn.Module, entering: Tensor, leaving: Tensor, gridded: bool) -> None:
-        """Books a call of a layer, if it is one that is differentiated."""
+        """Books a call of a layer, if it is one that is differentiated; a row has the numbers of one of its copies."""
         if layer not in self.layers:
             return
         names, item = self.layers[layer], leaving.element_size()
-        numbers = sum(layer.get_parameter(name).numel() for name in names)
+        copies = getattr(layer, "copies", 1)
+        numbers = sum(layer.get_parameter(name).numel() for name in names) // copies
         sizes = leaving.numel() * item, len(leaving) * numbers * item
         entering, edge = self.tensor(entering), get_gradient_edge(leaving)
         self.stage.calls.append(Call(layer, names, self.holders(), entering, gridded, edge, *sizes))

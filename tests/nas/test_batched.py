@@ -1,5 +1,6 @@
 import gc
 import math
+import re
 import weakref
 
 import pytest
@@ -99,16 +100,67 @@ def test_neither_the_budget_nor_the_order_changes_a_kernel(outputs, monkeypatch)
     alone = CandidateBatch(network, candidates[:1], x, {name for name, _ in network.named_parameters()})
     usual(alone, outputs, 1 << 30)
     sizes.clear()
-    two = list(candidate_kernels(network, candidates[::-1], x, outputs, memory=2 * alone.chain.needed + 10))
+    two = list(candidate_kernels(network, candidates[::-1], x, outputs, memory=int(2.2 * alone.chain.needed)))
     assert sizes == [1, 2, 1]
     sizes.clear()
     runs = count_of_stem_runs(network)
-    tight = list(candidate_kernels(network, candidates, x, outputs, memory=int(0.7 * alone.chain.needed)))
+    tight = list(candidate_kernels(network, candidates, x, outputs, memory=int(0.75 * alone.chain.needed)))
     assert set(sizes) == {1}
     assert len(runs) == 2 * len(candidates), "the first stages run a second time where the budget is tight"
     for a, b, c in zip(plenty, two[::-1], tight, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
         torch.testing.assert_close(a, c, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("ways", [1, WAYS])
+def test_rows_take_the_bytes_that_are_booked_for_them(ways):
+    """Also those of the heads, each of which has rows for its own candidate alone."""
+    network, candidates = shaken(1), [Candidates()] * 3
+    x = torch.stack([joint_inputs(tasks(seed, 1, 8)).double() for seed in range(3)])
+    names = {name for name, value in network.named_parameters() if value.dim() > 1}
+    batch = CandidateBatch(network, candidates, x, names, [network.classifier] * 3)
+    logits, found = batch.chain.forward(batch.images, ways, 1 << 30), []
+    batch.chain.backward(
+        [torch.ones_like(logits)] * ways,
+        lambda call, rows: found.append((call, sum(each.nbytes for each in rows))),
+    )
+    assert batch.head in [call.layer for call, _ in found]
+    assert all(call.row_bytes * ways == taken for call, taken in found)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_rows_that_wait_take_their_part_of_the_budget_at_most(count, monkeypatch):
+    network, x = shaken(2), joint_inputs(tasks(2, 1, 8)).double()
+    names = {name for name, value in network.named_parameters() if value.dim() > 1}
+    batch = CandidateBatch(network, [Candidates()] * count, x, names)
+    plenty = batch.kernels("full", 1 << 30)
+    memory, held, usual = batch.chain.needed * 17 // 16, [], CandidateBatch._add_waiting
+
+    def weighed(batch, theta, waiting):
+        held.append(2 * sum(rows.nbytes for rows in waiting))
+        usual(batch, theta, waiting)
+
+    monkeypatch.setattr(CandidateBatch, "_add_waiting", weighed)
+    runs = count_of_stem_runs(network)
+    torch.testing.assert_close(batch.kernels("full", memory), plenty, rtol=1e-11, atol=1e-12)
+    assert 0 < max(held) <= memory // batched.WAITING
+    assert len(runs) == 1 + (batched._for_graphs(memory) < batch.chain.needed)
+
+
+def test_the_memory_that_a_stage_is_said_to_need_is_enough_for_it():
+    network, x = shaken(2), joint_inputs(tasks(2, 1, 8)).double()
+
+    def said_to_need(memory):
+        try:
+            list(candidate_kernels(network, [Candidates()], x, "sum", memory=memory))
+        except ConfigurationError as refused:
+            return int(re.search(r"needs (\d+) bytes", str(refused))[1])
+
+    given = [100_000]
+    while (needed := said_to_need(given[-1])) is not None:
+        assert needed > given[-1]
+        given.append(needed)
+    assert len(given) > 1
 
 
 def count_of_stem_runs(network):
