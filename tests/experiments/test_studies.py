@@ -231,13 +231,15 @@ def thinned(count):
 def test_operators_taken_out_one_by_one_change_the_score_as_the_search_sees_it(tmp_path, monkeypatch):
     monkeypatch.setattr(stability, "without_each", partial(thinned, 2))
     settings = stability_settings(tmp_path)
-    # A repeat with condition numbers of some tens: thousands would turn float32 rounding into per cents.
-    found = stability.measure(settings, "cpu", ("exact", 1, 4))["differences"]
+    found = stability.measure(settings, "cpu", ("exact", 1, 3))["differences"]
     for measure, values in found.items():
         scorer = stability.scorer_of(settings, "cpu", 1, measure)
         assert isinstance(scorer, CellScorer)
-        logs = [math.log(scorer(candidates, 0, 4).condition) for candidates in thinned(2)]
-        assert values == pytest.approx([logs[0] - each for each in logs[1:]], abs=1e-3)
+        logs = [math.log(scorer(candidates, 0, 3).condition) for candidates in thinned(2)]
+        # Gradients are rounded to float32, which moves the least eigenvalue by that times the condition number.
+        rounding = 1e-3 + 1e-6 * math.exp(max(logs))
+        assert rounding < 0.1
+        assert values == pytest.approx([logs[0] - each for each in logs[1:]], abs=rounding)
     regions = stability.measure(settings, "cpu", ("regions", 0, 3))["differences"]["regions"]
     scorer = stability.scorer_of(settings, "cpu", 1, "regions")
     logs = [math.log(scorer(candidates, 0, 3).regions) for candidates in thinned(2)]
