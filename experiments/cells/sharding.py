@@ -15,7 +15,7 @@ from experiments.cells import search
 from experiments.cells.common import FREE, begin, data_of, quoted, recorded
 from experiments.cells.search import Saved
 from experiments.cells.search_report import round_lines
-from experiments.config import settings_from
+from experiments.config import settings_before, settings_from
 from experiments.requirements import require
 from experiments.settings import Merge, Search
 from mamltheory.errors import CheckpointError
@@ -151,7 +151,7 @@ def read_shard(path: Path) -> Shard:
 def check_shard(shard: Shard, settings: Search, state: SearchState) -> None:
     """Raise ConfigurationError unless the shard belongs to this search and its round, showing the difference."""
     remedy = f"remove {shard.path}, or choose another --out"
-    changes = differences(shard.config, plain(settings), FREE)
+    changes = differences(shard.config, settings, FREE, settings_before(settings))
     require(not changes, f"{shard.path.name} and the search have other settings: {changes}; {remedy}")
     theirs, ours = shard.state.round_index + 1, state.round_index + 1
     require(theirs == ours, f"{shard.path.name} is of round {theirs}, the search in round {ours}: {remedy}")

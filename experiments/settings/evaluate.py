@@ -14,7 +14,8 @@ class Evaluate(LastLayer):
     """Accuracy of a trained network on few-shot test tasks, with its confidence interval (Table 1)."""
 
     data: str = EMBEDDED_DATA
-    """The data set of the training, wherever it lies now: "glyphs", "glyphs-mini", or a folder."""
+    """The data set with the training's images, wherever it lies now: "glyphs", "glyphs-mini", or a folder; its
+    validation and test classes are not compared."""
     split: Literal["val", "test"] = "test"
     """Classes to draw the tasks from."""
     ways: int = 5
