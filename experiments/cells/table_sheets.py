@@ -28,6 +28,7 @@ INGREDIENTS: dict[str, tuple[str, str, str]] = {
 }
 MADE: dict[str, Method] = {"MetaNTK-NAS": "metantk", "MetaNAS (retrained)": "metanas"}
 """Models of Table 1 and the methods that stand for them here."""
+OUTPUTS = {"full": "all outputs", "sum": "summed outputs"}
 MISSING, NOTHING = "missing", "–"
 ABLATED: dict[Experiment, int] = {"mini-5": 5, "mini-8": 8}
 DEVIATION = (
@@ -114,7 +115,7 @@ def ablation(results: Results, experiment: Experiment) -> Sheet:
     title = (
         f"Ablation on {recipe.data}: {recipe.train.cells} cells of {recipe.train.channels} channels, 5-way"
     )
-    notes = (DEVIATION, _protocol(experiment), f"The column search is {SEARCH_TIME}.")
+    notes = (DEVIATION, _protocol(results, experiment), f"The column search is {SEARCH_TIME}.")
     return Sheet(title, tuple(("", name) for name in names), tuple(rows), notes)
 
 
@@ -203,19 +204,21 @@ def _method_note() -> str:
     )
 
 
-def _protocol(experiment: Experiment) -> str:
-    evaluations = RECIPES[experiment].evaluate
-    heads = " and ".join(f"{e.head} (C = {e.C:g}) for {shots}-shot" for shots, e in evaluations.items())
-    any_one, search = next(iter(evaluations.values())), RECIPES[experiment].search
-    stable = dataclasses.replace(search, **RECIPES[experiment].methods.get("metantk-stable", {}))
-    return (
+def _protocol(results: Results, experiment: Experiment) -> str:
+    recipe = RECIPES[experiment]
+    heads = " and ".join(f"{e.head} (C = {e.C:g}) for {shots}-shot" for shots, e in recipe.evaluate.items())
+    any_one, search = next(iter(recipe.evaluate.values())), recipe.search
+    text = (
         f"Evaluation: {any_one.tasks} tasks of {any_one.ways} ways, {any_one.queries} queries per class, "
-        f"{any_one.augment} augmented copies of each support image, {heads}. Training: "
-        f"{RECIPES[experiment].train.epochs} epochs. Search: protocol {search.protocol}, tasks per kernel "
-        f"{search.value('tasks')}, repeats {search.value('repeats')}, images of {search.image_size} pixels; stable: "
-        f"{stable.value('tasks')} tasks, {stable.value('least_repeats')} to {stable.value('repeats')} repeats, "
-        f"{stable.image_size} pixels."
+        f"{any_one.augment} augmented copies of each support image, {heads}. Training: {recipe.train.epochs} epochs. "
+        f"Search: protocol {search.protocol}, kernel of {OUTPUTS[search.value('outputs')]}, tasks per kernel "
+        f"{search.value('tasks')}, repeats {search.value('repeats')}, images of {search.image_size} pixels"
     )
+    if "metantk-stable" not in results.settings.methods:
+        return f"{text}."
+    stable = dataclasses.replace(search, **recipe.methods["metantk-stable"])
+    repeats = f"{stable.value('least_repeats')} to {stable.value('repeats')} repeats"
+    return f"{text}; stable: {stable.value('tasks')} tasks, {repeats}, {stable.image_size} pixels."
 
 
 def _models(table: int, by: str = "stack") -> list:
