@@ -199,6 +199,7 @@ def test_killing_the_process_at_any_moment_leaves_a_good_state(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)  # two hundred processes, which on a busy machine take seconds each
 def test_killing_the_process_two_hundred_times_leaves_a_good_state(tmp_path):
     kill_at_random(tmp_path, kills=200, seed=1)
 
