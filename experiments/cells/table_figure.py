@@ -20,8 +20,9 @@ def draw(results: Results, experiment: Experiment) -> str:
                     [point[key] for point in chosen] for key in ("parameters", "per_cent", "half_width")
                 )
                 x, y, error = columns
+                x = [number / 1000 for number in x]
                 panel.errorbar(x, y, error, **curve(number) | {"linestyle": "none"}, label=NAMES[method])
-            panel.set_xlabel("parameters")
+            panel.set_xlabel("thousand parameters")
             panel.set_ylabel(f"5-way {shots}-shot accuracy (%)")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         drawing.legend(handles, labels, loc="outside lower center", ncols=3)
