@@ -26,7 +26,7 @@ from torch.func import functional_call
 
 from mamltheory.errors import UnsupportedModelError, ValueRangeError
 from mamltheory.kernels.layer_gradients import kind_of, layer_gradients
-from mamltheory.nas.runs import convolved, flow_back, is_plain
+from mamltheory.nas.runs import Geometry, convolved, flow_back, is_padded_by_zeros, is_plain
 from mamltheory.nas.sample_gradients import add_grams
 from mamltheory.types import Parameters
 
@@ -290,7 +290,7 @@ def pulled_back(
     kind: type[nn.Module], layer: nn.Module, enters: Tensor, flow: Tensor, by_rows: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """(ā, ḡ) of one layer from the cotangents of its per-sample gradients, n·k × (numbers of the parameter)."""
-    if kind is nn.Conv2d and set(by_rows) == {"weight"}:
+    if kind is nn.Conv2d and set(by_rows) == {"weight"} and is_padded_by_zeros(layer):
         return _convolution_back(layer, enters, flow, by_rows["weight"])
     enters, flow = enters.detach().requires_grad_(), flow.detach().requires_grad_()
     with torch.enable_grad():
@@ -316,9 +316,9 @@ def _convolution_back(
     kernel = by_rows.view(n, k, groups, -1, *size).transpose(1, 2).reshape(-1, *size)
     back = flow.unflatten(2, (groups, -1)).transpose(1, 2).reshape(1, -1, *space)
     stacked = enters.reshape(1, -1, *enters.shape[2:])
-    how = (layer.stride, layer.padding, layer.dilation, n * groups)
+    how = Geometry(layer.stride, layer.padding, layer.dilation, n * groups)
     by_flow = nn.functional.conv2d(stacked, kernel, None, *how)
-    by_enters = flow_back(stacked.shape, kernel, back, *how).view_as(enters)
+    by_enters = flow_back(stacked.shape, kernel, back, how).view_as(enters)
     by_flow = by_flow.view(n, groups, k, -1, *space).transpose(1, 2).reshape(flow.shape)
     return by_enters, by_flow
 

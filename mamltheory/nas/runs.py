@@ -8,6 +8,7 @@ the dilated one do, is one of stride 1 on the grid of these pixels, and all edge
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -76,11 +77,21 @@ def is_gridded(layer: nn.Conv2d) -> bool:
     return even and all(padding % 2 == 0 for padding in layer.padding)
 
 
-def geometry(layer: nn.Conv2d, gridded: bool) -> tuple[list[int], list[int], list[int]]:
-    """Stride, padding and dilation, on the grid where that is what enters."""
+class Geometry(NamedTuple):
+    """Of a convolution, in the order in which torch's functions take them."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+def geometry(layer: nn.Conv2d, gridded: bool) -> Geometry:
+    """The layer's own, or that on the grid where that is what enters."""
     if not gridded:
-        return list(layer.stride), list(layer.padding), list(layer.dilation)
-    return [1, 1], [p // 2 for p in layer.padding], [max(1, d // 2) for d in layer.dilation]
+        return Geometry(layer.stride, layer.padding, layer.dilation, layer.groups)
+    padding, dilation = (tuple(n // 2 for n in each) for each in (layer.padding, layer.dilation))
+    return Geometry((1, 1), padding, tuple(max(1, d) for d in dilation), layer.groups)
 
 
 def _noted(
@@ -105,7 +116,7 @@ def _pointwise(layer: nn.Conv2d, x: Tensor, _gridded: bool) -> Tensor:
 
 
 def _depthwise(layer: nn.Conv2d, x: Tensor, gridded: bool) -> Tensor:
-    return _Convolution.apply(x, layer.weight.detach(), *geometry(layer, gridded), layer.groups)
+    return _Convolution.apply(x, layer.weight.detach(), geometry(layer, gridded))
 
 
 def convolved(layer: nn.Conv2d, x: Float[Tensor, "m c h w"]) -> Float[Tensor, "m d h2 w2"]:
@@ -120,8 +131,12 @@ def convolved(layer: nn.Conv2d, x: Float[Tensor, "m c h w"]) -> Float[Tensor, "m
 
 def is_plain(module: nn.Module) -> bool:
     """Whether :func:`convolved` knows the layer: a convolution without bias, padded by zeros."""
-    known = isinstance(module, nn.Conv2d) and module.bias is None
-    return known and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return isinstance(module, nn.Conv2d) and module.bias is None and is_padded_by_zeros(module)
+
+
+def is_padded_by_zeros(layer: nn.Conv2d) -> bool:
+    """Whether the padding is of zeros, and given by numbers."""
+    return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
 def is_depthwise(layer: nn.Conv2d) -> bool:
@@ -135,65 +150,43 @@ def is_pointwise(layer: nn.Conv2d) -> bool:
 
 
 def flow_back(
-    shape: Sequence[int],
-    weight: Float[Tensor, "d g h w"],
-    flow: Float[Tensor, "m d h2 w2"],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    shape: Sequence[int], weight: Float[Tensor, "d g h w"], flow: Float[Tensor, "m d h2 w2"], how: Geometry
 ) -> Float[Tensor, "m c h1 w1"]:
     """What flows back to the input, of this shape, of a convolution padded by zeros.
 
     Of a depthwise one of stride 1 it is the convolution with the kernel turned around.
     """
-    depthwise = weight.shape[1] == 1 and groups == weight.shape[0]
-    rest = [d * (s - 1) - p for s, p, d in zip(weight.shape[2:], padding, dilation, strict=True)]
-    if depthwise and tuple(stride) == (1, 1) and min(rest) >= 0:
-        return nn.functional.conv2d(flow, weight.flip(2, 3), None, 1, rest, dilation, groups)
-    return nn.grad.conv2d_input(shape, weight, flow, stride, padding, dilation, groups)
+    sizes = zip(weight.shape[2:], how.padding, how.dilation, strict=True)
+    rest = tuple(dilation * (size - 1) - padding for size, padding, dilation in sizes)
+    depthwise = weight.shape[1] == 1 and how.groups == weight.shape[0]
+    if depthwise and tuple(how.stride) == (1, 1) and min(rest) >= 0:
+        return nn.functional.conv2d(flow, weight.flip(2, 3), None, *how._replace(padding=rest))
+    return nn.grad.conv2d_input(shape, weight, flow, *how)
 
 
 class _Convolution(torch.autograd.Function):
     """A convolution as a linear function of what enters."""
 
     @staticmethod
-    def forward(
-        ctx,
-        x: Tensor,
-        weight: Tensor,
-        stride: list[int],
-        padding: list[int],
-        dilation: list[int],
-        groups: int,
-    ) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, how: Geometry) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.shape, ctx.how = x.shape, (stride, padding, dilation, groups)
-        return nn.functional.conv2d(x, weight, None, *ctx.how)
+        ctx.shape, ctx.how = x.shape, how
+        return nn.functional.conv2d(x, weight, None, *how)
 
     @staticmethod
     def backward(ctx, flow: Tensor) -> tuple[Tensor | None, ...]:
-        return _Transposed.apply(flow, *ctx.saved_tensors, ctx.shape, *ctx.how), *(None,) * 5
+        return _Transposed.apply(flow, *ctx.saved_tensors, ctx.shape, ctx.how), None, None
 
 
 class _Transposed(torch.autograd.Function):
     """Its transpose."""
 
     @staticmethod
-    def forward(
-        ctx,
-        flow: Tensor,
-        weight: Tensor,
-        shape: torch.Size,
-        stride: list[int],
-        padding: list[int],
-        dilation: list[int],
-        groups: int,
-    ) -> Tensor:
+    def forward(ctx, flow: Tensor, weight: Tensor, shape: torch.Size, how: Geometry) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.how = stride, padding, dilation, groups
-        return flow_back(shape, weight, flow, *ctx.how)
+        ctx.how = how
+        return flow_back(shape, weight, flow, how)
 
     @staticmethod
     def backward(ctx, back: Tensor) -> tuple[Tensor | None, ...]:
-        return _Convolution.apply(back, *ctx.saved_tensors, *ctx.how), *(None,) * 6
+        return _Convolution.apply(back, *ctx.saved_tensors, ctx.how), None, None, None

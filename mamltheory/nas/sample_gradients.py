@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mamltheory.kernels.layer_gradients import kind_of, layer_gradients
-from mamltheory.nas.runs import geometry
+from mamltheory.nas.runs import Geometry, geometry, is_depthwise, is_padded_by_zeros, is_pointwise
 
 COLUMNS = 1 << 14
 """Columns of rows that are multiplied at a time; sums over more are taken in float64."""
@@ -34,13 +34,13 @@ def gradient_rows(
     gridded: what entered is the grid of the pixels that the layer sees (:mod:`mamltheory.nas.runs`).
     """
     n, k = flow.shape[:2]
-    if isinstance(layer, nn.Conv2d) and list(names) == ["weight"]:
-        stride, padding, dilation = geometry(layer, gridded)
-        if layer.kernel_size == (1, 1) and layer.groups == 1 and stride == [1, 1] and padding == [0, 0]:
+    if isinstance(layer, nn.Conv2d) and list(names) == ["weight"] and is_padded_by_zeros(layer):
+        how = geometry(layer, gridded)
+        if is_pointwise(layer) and how.stride == (1, 1):
             rows = flow.flatten(1, 2).flatten(2) @ entering.flatten(2).transpose(1, 2)
             return [rows.view(n, k, -1)]
-        if layer.groups == layer.in_channels == layer.out_channels and stride == [1, 1]:
-            outputs = [_depthwise_rows(layer, entering, each, padding, dilation) for each in flow.unbind(1)]
+        if is_depthwise(layer) and how.stride == (1, 1):
+            outputs = [_depthwise_rows(layer, entering, each, how) for each in flow.unbind(1)]
             return [torch.stack(outputs, 1)]
         if _is_small(layer, flow):
             return _shifted_rows(layer, entering, flow)
@@ -53,9 +53,7 @@ def gradient_rows(
     return [rows[name].view(n, k, -1) for name in names]
 
 
-def _depthwise_rows(
-    layer: nn.Conv2d, entering: Tensor, flow: Tensor, padding: list[int], dilation: list[int]
-) -> Float[Tensor, "n d"]:
+def _depthwise_rows(layer: nn.Conv2d, entering: Tensor, flow: Tensor, how: Geometry) -> Float[Tensor, "n d"]:
     """A depthwise convolution's gradients for one output, a block of images at a time.
 
     Where kernel and padding skip every other pixel, the four grids of such pixels are convolved by themselves, and
@@ -63,16 +61,16 @@ def _depthwise_rows(
     """
     n, channels = entering.shape[:2]
     parts = 1
-    if dilation == [2, 2] and padding == [2, 2] and min(entering.shape[2:]) >= LEAST_GRID:
+    if how.dilation == how.padding == (2, 2) and min(entering.shape[2:]) >= LEAST_GRID:
         entering, flow, parts = _four_grids(entering), _four_grids(flow), 4
-        padding, dilation = [1, 1], [1, 1]
+        how = how._replace(padding=(1, 1), dilation=(1, 1))
     count = n if entering.is_cuda else max(1, BLOCK // (entering[0].numel() * entering.element_size()))
     blocks = []
     for x, g in zip(entering.split(count), flow.split(count), strict=True):
         groups = x.shape[0] * x.shape[1]
         size = groups, 1, *layer.kernel_size
         stacked, back = (each.reshape(1, -1, *each.shape[2:]) for each in (x, g))
-        rows = nn.grad.conv2d_weight(stacked, size, back, 1, padding, dilation, groups)
+        rows = nn.grad.conv2d_weight(stacked, size, back, *how._replace(groups=groups))
         blocks.append(
             rows.view(len(x), channels, parts, -1).sum(2) if parts > 1 else rows.view(len(x), channels, -1)
         )
