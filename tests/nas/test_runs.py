@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mamltheory.nas.layer_tape import pulled_back
 from mamltheory.nas.network import initialise
 from mamltheory.nas.operations import Convolution, FactorizedReduce
 from mamltheory.nas.runs import Entering, convolved, run
@@ -109,3 +110,21 @@ def test_a_factorized_reduction_shares_the_grids_of_what_enters(space):
     assert len(grids) == 4
     assert grids[0] is grids[2]
     assert grids[1] is grids[3]
+
+
+@pytest.mark.parametrize("padding_mode", ["circular", "reflect", "zeros"])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_rows_and_their_way_back_know_how_a_layer_is_padded(padding_mode, groups):
+    layer = torch.nn.Conv2d(4, 4, 3, padding=1, groups=groups, bias=False, padding_mode=padding_mode).double()
+    x, flow = images(0, 6, 6), images(1, 6, 6)
+    rows = torch.cat(gradient_rows(layer, ["weight"], x, flow[:, None]), 2)[:, 0]
+    pairs = zip(x, flow, strict=True)
+    exact = [torch.autograd.grad(layer(a[None]), layer.weight, g[None])[0].flatten() for a, g in pairs]
+    exact = torch.stack(exact)
+    torch.testing.assert_close(rows @ rows.T, exact @ exact.T)  # columns may come in another order
+    weights = torch.randn(rows.shape, generator=generator(2, "weights"), dtype=torch.float64)
+    by_x, by_flow = pulled_back(torch.nn.Conv2d, layer, x, flow[:, None], {"weight": weights})
+    # ⟨rows, weights⟩ is linear in both, and equals either factor's product with its derivative.
+    total = (exact * weights).sum()
+    torch.testing.assert_close((by_x * x).sum(), total)
+    torch.testing.assert_close((by_flow.view_as(flow) * flow).sum(), total)
