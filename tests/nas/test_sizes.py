@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamltheory.errors import ConfigurationError
-from mamltheory.nas.genotype import published_genotypes, random_genotype
+from mamltheory.nas.genotype import EDGES, Candidates, published_genotypes, random_genotype
 from mamltheory.nas.network import NetworkSettings, derived_network, parameter_count
+from mamltheory.nas.round_report import parameter_size
 from mamltheory.nas.sizes import genotype_parameters, random_genotype_like
 from mamltheory.rng import generator
 
@@ -61,3 +62,14 @@ def test_a_size_that_no_draw_comes_near_is_refused_with_the_nearest():
     for draws, tolerance in ((0, 0.1), (1, -1.0), (1, float("nan"))):
         with pytest.raises(ConfigurationError, match="expected at least"):
             random_genotype_like(largest, draws, tolerance, generator(0, "like"), SMALL)
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_no_cell_has_more_parameters_than_that_of_long_kernels_alone(seed):
+    edges = tuple([("conv_1x5_5x1",)] * len(EDGES))
+    largest = genotype_parameters(Candidates(edges, edges).genotype(), SMALL)
+    assert genotype_parameters(random_genotype(generator(seed, "genotype"), "all"), SMALL) <= largest
+    for operator in Candidates().operators():
+        long = operator._replace(operation="conv_1x5_5x1")
+        assert parameter_size(operator) <= parameter_size(long)
