@@ -15,7 +15,7 @@ from experiments.settings.studies import WAYS
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.gradient import GradientScorer
 from mamltheory.nas.network import supernet
-from mamltheory.nas.scores import CellScorer, ScoreSettings, conditioning, score_kernel
+from mamltheory.nas.scores import CellScorer, ScoreSettings, conditioning, score_kernels
 from mamltheory.rng import derived_seed, generator
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.interrupt import check_interrupted
@@ -94,7 +94,7 @@ def gradient_differences(scorer: CellScorer, chunk: int, repeat: int) -> list[fl
 
 
 def exact_differences(scorer: CellScorer, repeat: int) -> dict[str, list[float]]:
-    """Log C of the supernet less log C without each operator, one by one, for both measures of one kernel.
+    """Log C of the supernet less log C without each operator, for both measures of one kernel.
 
     Weights and tasks are those that the scorer draws for this repeat of the first round.
     """
@@ -102,8 +102,7 @@ def exact_differences(scorer: CellScorer, repeat: int) -> dict[str, list[float]]
     tasks = scorer.tasks(generator(scorer.seed, "score-tasks", 0, repeat))
     network = supernet(Candidates(), scorer.network, seed).to(scorer.device)
     logs = []
-    for candidates in without_each():
-        kernel = score_kernel(network.restrict(candidates), tasks, scorer.settings)
+    for kernel in score_kernels(network, without_each(), tasks, scorer.settings):
         dtype = network.classifier.weight.dtype
         logs.append({name: math.log(conditioning(kernel, name, dtype)) for name in MEASURES})
         check_interrupted()

@@ -8,7 +8,7 @@ score depends on the order, the chunks or the process in which scores are comput
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -135,6 +135,21 @@ def score_kernel(network: Network, tasks: Sequence[Task], settings: ScoreSetting
     tasks = _checked(network, tasks)
     theta, head = network_kernels(network, _images(network, tasks), settings.outputs, settings.weights)
     return _composed(theta, head, tasks, settings)
+
+
+def score_kernels(
+    network: Network, candidates: Sequence[Candidates], tasks: Sequence[Task], settings: ScoreSettings
+) -> Iterator[Float[Tensor, "p p"]]:
+    """:func:`score_kernel` of every candidate in turn, in batches: the same up to rounding.
+
+    network: one with all their operations.  Errors as for :func:`score_kernel`.
+    """
+    tasks = _checked(network, tasks)
+    kernels = candidate_kernels(
+        network, candidates, _images(network, tasks), settings.outputs, settings.weights
+    )
+    for theta, head in kernels:
+        yield _composed(theta, head, tasks, settings)
 
 
 def _checked(network: Network, tasks: Sequence[Task]) -> tuple[Task, ...]:
