@@ -198,12 +198,14 @@ def against_repeats(axes: Axes, settings: Settings, found: Findings) -> None:
 
 def against_seconds(axes: Axes, settings: Settings, found: Findings) -> None:
     """The same curves over what the repeats cost."""
+    seconds = [each.seconds for each in found.stability.values()]
+    most = max(600, 10 * max(seconds))
     for name, each in found.stability.items():
-        grid = np.geomspace(1, max(MOST_REPEATS, 600 / each.seconds), 80)
+        grid = np.geomspace(1, max(MOST_REPEATS, most / each.seconds), 80)
         axes.plot(grid * each.seconds, each.curve(grid), **style(name, settings) | {"marker": "None"})
     axes.axhline(0.9, color="0.5", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
-    axes.set_xlim(min(each.seconds for each in found.stability.values()) / 1.5, 600)
+    axes.set_xlim(min(seconds) / 1.5, most)
     axes.set_xlabel("CPU seconds")
 
 

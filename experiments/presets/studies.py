@@ -16,7 +16,7 @@ CORRELATION = {
         test_tasks=150,
         initialisations=2,
         batches=16,
-        out=Path("runs/correlation-glyph-quick"),
+        out=Path("figures/glyph-quick"),
         runs=Path("runs/correlation-glyph-quick"),
     ),
     "glyph-smoke": Correlation(
@@ -58,7 +58,7 @@ STABILITY = {
     # The paper's width; thin networks, in which regions are counted, do not have it.
     "glyph-48": Stability(
         channels=48,
-        gradient_repeats=6,
+        gradient_repeats=4,
         region_repeats=0,
         out=Path("figures/glyph-48"),
         runs=Path("runs/stability-glyph-48"),
