@@ -7,6 +7,7 @@ gradients become one Gram matrix per candidate and are discarded. A candidate ma
 own (:class:`Heads`).
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal
@@ -33,6 +34,9 @@ CACHED = 1 << 28
 """Bytes of a batch beyond which a CPU, whose caches it leaves, scores several candidates faster one by one."""
 WAITING = 16
 """Part of the budget, one in so many, that rows may take which wait to be multiplied together."""
+
+SUMS = 32
+"""Bytes for each entry of a kernel: two sums in float64, a product, and what symmetrising them takes."""
 
 
 def candidate_kernels(
@@ -136,9 +140,9 @@ class CandidateBatch:
         Raises OverBudget when one cell of these candidates does not fit.
         """
         ways = self.network.settings.classes if outputs == "full" else 1
-        logits = self.chain.forward(self.images, ways, _for_graphs(memory))
-        columns = torch.eye(logits.shape[1]).to(logits) if ways > 1 else torch.ones_like(logits[:1])
         size = (len(self.candidates), *(2 * (self.count * ways,)))
+        logits = self.chain.forward(self.images, ways, _for_graphs(memory), SUMS * math.prod(size))
+        columns = torch.eye(logits.shape[1]).to(logits) if ways > 1 else torch.ones_like(logits[:1])
         theta, last = (torch.zeros(size, dtype=torch.float64, device=logits.device) for _ in range(2))
         waiting: list[Tensor] = []
         self.chain.backward(

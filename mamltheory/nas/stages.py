@@ -135,20 +135,20 @@ class Chain:
         self.states: list[Tensor] = []
         self.needed = 0
 
-    def forward(self, x: Tensor, outputs: int, memory: int) -> Tensor:
+    def forward(self, x: Tensor, outputs: int, memory: int, aside: int = 0) -> Tensor:
         """The last state; ``needed`` becomes the bytes with which no stage had to be run again.
 
-        Raises OverBudget when one stage alone does not fit.
+        aside: bytes of the memory that others hold meanwhile.  Raises OverBudget when one stage alone does not fit.
         """
-        self.states, graphs, most = [x], 0, 0
+        self.states, graphs, most = [x], aside, 0
         for place, stage in enumerate(self.stages):
             self._advance(stage, outputs)
             self.states.append(stage.output.detach())
             graphs, most = graphs + stage.held, max(most, stage.flowing)
-            if stage.held + stage.flowing > memory:
-                raise OverBudget(stage.held + stage.flowing)
+            if aside + stage.held + stage.flowing > memory:
+                raise OverBudget(aside + stage.held + stage.flowing)
             for earlier in self.stages[:place]:
-                if sum(each.held for each in self.stages) + most > memory:
+                if aside + sum(each.held for each in self.stages) + most > memory:
                     earlier.forget()
         self.needed = graphs + most
         return self.states[-1]

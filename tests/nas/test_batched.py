@@ -163,6 +163,16 @@ def test_the_memory_that_a_stage_is_said_to_need_is_enough_for_it():
     assert len(given) > 1
 
 
+def test_the_sums_of_kernels_count_as_memory(monkeypatch):
+    network, x = shaken(2), joint_inputs(tasks(2, 1, 8)).double()
+    batch = CandidateBatch(network, [Candidates()] * 3, x, {"stem.0.weight"})
+    with_sums = sum(each.nbytes for each in batch.kernels("full", 1 << 30))
+    counted = batch.chain.needed
+    monkeypatch.setattr(batched, "SUMS", 0)
+    batch.kernels("full", 1 << 30)
+    assert counted == batch.chain.needed + 2 * with_sums
+
+
 def count_of_stem_runs(network):
     runs = []
     network.stem[-1].register_forward_hook(lambda *_: runs.append(1))
