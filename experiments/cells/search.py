@@ -33,7 +33,8 @@ from mamltheory.nas.heads import SeveralHeads, SeveralHeadsByGradient
 from mamltheory.nas.own_draws import OwnDraws
 from mamltheory.nas.regions import random_patches
 from mamltheory.nas.schedule import chunks, is_finished
-from mamltheory.nas.scores import CellScorer, Score, ScoreSettings, halvings
+from mamltheory.nas.scorer import CellScorer
+from mamltheory.nas.scores import Score, ScoreSettings, halvings
 from mamltheory.nas.search import evaluate, prune, record
 from mamltheory.nas.search_settings import SearchSettings
 from mamltheory.nas.search_state import Job, SearchState, state_from_json, state_to_json

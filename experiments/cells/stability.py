@@ -15,7 +15,8 @@ from experiments.settings.studies import WAYS
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.gradient import GradientScorer
 from mamltheory.nas.network import supernet
-from mamltheory.nas.scores import CellScorer, ScoreSettings, conditioning, score_kernels
+from mamltheory.nas.scorer import CellScorer
+from mamltheory.nas.scores import ScoreSettings, conditioning, score_kernels
 from mamltheory.rng import derived_seed, generator
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.interrupt import check_interrupted

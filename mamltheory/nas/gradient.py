@@ -39,7 +39,8 @@ from mamltheory.linalg import (
 from mamltheory.nas.genotype import Candidates, Operator
 from mamltheory.nas.layer_tape import SampleGradients, Tape, record
 from mamltheory.nas.network import Network
-from mamltheory.nas.scores import CellScorer, Score, ScoreSettings, supernet_with_head
+from mamltheory.nas.scorer import CellScorer, supernet_with_head
+from mamltheory.nas.scores import Score, ScoreSettings
 from mamltheory.rng import derived_seed, generator
 from mamltheory.types import Task, check_tasks
 

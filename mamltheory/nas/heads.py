@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from mamltheory.errors import ConfigurationError
 from mamltheory.nas.genotype import Candidates, Operator
 from mamltheory.nas.gradient import GradientScorer
-from mamltheory.nas.scores import CellScorer, Score
+from mamltheory.nas.scorer import CellScorer
+from mamltheory.nas.scores import Score
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import Network, NetworkSettings, initialise_layer, supernet
 from mamltheory.nas.operations import Head
 from mamltheory.nas.regions import region_counts
-from mamltheory.nas.scores import CellScorer, Failure, Score, own_conditions
+from mamltheory.nas.scorer import CellScorer
+from mamltheory.nas.scores import Failure, Score, own_conditions
 from mamltheory.nas.search_state import Job
 from mamltheory.rng import derived_seed, generator
 

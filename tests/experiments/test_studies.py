@@ -16,7 +16,7 @@ from mamltheory.errors import CheckpointError, ConfigurationError
 from mamltheory.fewshot.glyphs import glyph_data
 from mamltheory.nas.genotype import Candidates, random_genotype
 from mamltheory.nas.pooled_scores import Batch
-from mamltheory.nas.scores import CellScorer
+from mamltheory.nas.scorer import CellScorer
 from mamltheory.rng import generator, numpy_generator
 from mamltheory.runtime.runlog import read_run
 from tests.experiments.stops import counted, ctrl_c_during

@@ -12,7 +12,8 @@ from mamltheory.nas.gradient import GradientScorer
 from mamltheory.nas.heads import SeveralHeads, SeveralHeadsByGradient, geometric_mean
 from mamltheory.nas.network import NetworkSettings
 from mamltheory.nas.regions import random_patches
-from mamltheory.nas.scores import CellScorer, Score, condition_score, supernet_with_head
+from mamltheory.nas.scorer import CellScorer, supernet_with_head
+from mamltheory.nas.scores import Score, condition_score
 from mamltheory.rng import derived_seed, generator
 from mamltheory.types import Task
 

@@ -6,7 +6,8 @@ from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import NetworkSettings, initialise_layer, supernet
 from mamltheory.nas.own_draws import OwnDraws
 from mamltheory.nas.regions import region_count
-from mamltheory.nas.scores import CellScorer, ScoreSettings, condition_score, own_conditions
+from mamltheory.nas.scorer import CellScorer
+from mamltheory.nas.scores import ScoreSettings, condition_score, own_conditions
 from mamltheory.nas.search_state import Job
 from mamltheory.rng import derived_seed, generator
 from tests.nas.test_search_by_gradient import draw_tasks

@@ -11,12 +11,12 @@ from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelEr
 from mamltheory.kernels.empirical import empirical_last_layer_ntk, empirical_ntk
 from mamltheory.kernels.meta import joint_inputs, meta_ntk
 from mamltheory.linalg import Converged, GradientFlow, condition_number
-from mamltheory.nas import scores
+from mamltheory.nas import scorer
 from mamltheory.nas.genotype import Candidates, Edge, Operator, random_genotype
 from mamltheory.nas.network import NetworkSettings, build, derived_network, initialise_layer, supernet
 from mamltheory.nas.regions import random_patches
+from mamltheory.nas.scorer import CellScorer
 from mamltheory.nas.scores import (
-    CellScorer,
     Score,
     ScoreSettings,
     candidate_conditions,
@@ -221,14 +221,14 @@ def test_a_score_does_not_depend_on_what_was_scored_before():
 
 
 def test_the_heads_of_a_repeat_share_one_network(monkeypatch):
-    built, usual = [], scores.supernet
+    built, usual = [], scorer.supernet
 
     def counted(*how):
         built.append(how)
         return usual(*how)
 
-    scores._whole_supernet.cache_clear()
-    monkeypatch.setattr(scores, "supernet", counted)
+    scorer._whole_supernet.cache_clear()
+    monkeypatch.setattr(scorer, "supernet", counted)
     found = [
         CellScorer(SMALL, 7, draw_tasks, None, SCORER.settings, head=head)(Candidates(), 0, 0)
         for head in (0, 1, 2, 0, 1, 2)

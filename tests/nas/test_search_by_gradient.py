@@ -15,7 +15,8 @@ from mamltheory.nas.network import NetworkSettings
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.round_report import decided_differences, parameter_size, reliability
 from mamltheory.nas.schedule import chunks
-from mamltheory.nas.scores import CellScorer, Score, ScoreSettings
+from mamltheory.nas.scorer import CellScorer
+from mamltheory.nas.scores import Score, ScoreSettings
 from mamltheory.nas.search import (
     SearchSettings,
     SearchState,
