@@ -25,6 +25,7 @@ from mamltheory.nas.scores import (
     failures,
     network_kernels,
     score_kernel,
+    score_kernels,
 )
 from mamltheory.nas.search import SearchSettings, SearchState, is_finished, step
 from mamltheory.rng import derived_seed, generator
@@ -191,6 +192,17 @@ def test_a_batch_of_candidates_scores_as_one_by_one():
         alone = SCORER(each, 0, 1)
         assert score.condition == pytest.approx(alone.condition, rel=1e-3)
         assert score.regions == alone.regions
+
+
+@pytest.mark.parametrize("kernel", ["maml", "anil", "ntk"])
+def test_the_kernels_of_a_batch_are_those_of_one_network_at_a_time(kernel):
+    network, chosen = supernet(Candidates(), SMALL, 1).double(), ScoreSettings(kernel=kernel)
+    candidates = [Candidates(), *map(Candidates().without, Candidates().operators()[::40])]
+    found = list(score_kernels(network, candidates, tasks(), chosen))
+    assert len(found) == len(candidates) > 2
+    for each, one in zip(candidates, found, strict=True):
+        alone = score_kernel(network.restrict(each), tasks(), chosen)
+        torch.testing.assert_close(one, alone, rtol=1e-9, atol=1e-10 * float(alone.abs().max()))
 
 
 def test_labels_do_not_enter_the_score():
