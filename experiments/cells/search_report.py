@@ -95,6 +95,11 @@ def closing_lines(state: SearchState) -> list[str]:
     for k, report in enumerate(state.reports, 1):
         if report.undecided:
             lines.append(f"undecided edges in round {k}: {', '.join(report.undecided)}")
+    unknown = [str(k) for k, r in enumerate(state.reports, 1) if r.repeats and r.reliability is None]
+    if unknown:
+        lines.append(f"rounds in which no two repeats could be compared: {', '.join(unknown)}")
+    if any(not report.repeats for report in state.reports):
+        lines.append("nothing was scored: every choice was drawn at random")
     ties = [str(k) for k, r in enumerate(state.reports, 1) if r.reliability and r.reliability.tied]
     if ties:
         lines.append(f"rounds whose scores cannot be told from noise: {', '.join(ties)}")

@@ -109,6 +109,7 @@ def compute_shard(settings: Search) -> None:
     lacking = [piece for piece in own if not shard.state.scores.keys() >= set(piece)]
     scorer = search.scorer_by(rules, search.scorer_of(settings, str(device)), settings.heads)
     score = partial(search.score_chunk, state.candidates, scorer, rules)
+    halved = 0
     with (
         spread_over(settings.jobs) as spread,
         stage(f"round {state.round_index + 1}, shard {settings.shard}", len(lacking)) as advance,
@@ -116,6 +117,7 @@ def compute_shard(settings: Search) -> None:
         shard.write()
         for _, (found, seconds) in spread(score, lacking):
             seconds += shard.cpu_seconds
+            halved = search.said_once(halved, found.values())
             shard = dataclasses.replace(shard, state=record(shard.state, found), cpu_seconds=seconds)
             shard.write()
             advance()

@@ -1,11 +1,18 @@
 """Who goes in a round (lines 8 to 15 of Algorithm 1), and how far the repeats bear that out."""
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from mamltheory.nas.genotype import CELL_TYPES, NODES, Operator
 from mamltheory.nas.pruning import competitions, difference, losers, mean_difference, ranks
-from mamltheory.nas.round_report import RoundReport, decided_differences, reliability, undecided
+from mamltheory.nas.round_report import (
+    RoundReport,
+    decided_differences,
+    parameter_size,
+    reliability,
+    undecided,
+)
 from mamltheory.nas.search_settings import Criterion, SearchSettings
 from mamltheory.nas.search_state import Decision, Job, SearchState
 from mamltheory.rng import derived_seed
@@ -53,7 +60,9 @@ def decide(
     sums = {name: Counter(total[o] for o in members) for name, members in contests.items()}
     if found is None:
         found = reliability(operators, draws, *index, False, pruned)
-    open_edges = undecided(operators, draws, found)
+    values = dict(zip(operators, zip(by_c, delta_r, strict=True), strict=True))
+    drawn = _drawn(contests, pruned, values) if settings.criteria else ()
+    open_edges = tuple(dict.fromkeys((*undecided(operators, draws, found), *drawn)))
     place = {o: name for name, members in contests.items() for o in members}
     trace = tuple(
         Decision(
@@ -102,10 +111,31 @@ def _draws(
         return []
     kind = settings.difference if criterion == "condition" else "absolute"
     beside, values = None if settings.common_random_numbers else operator, []
-    for repeat in range(repeats):
+    for repeat in _comparable_repeats(state, settings, repeats):
         whole, part = (state.scores[Job(state.round_index, repeat, o, beside)] for o in (None, operator))
         values.append(difference(getattr(whole, criterion), getattr(part, criterion), kind))
     return values
+
+
+def _comparable_repeats(state: SearchState, settings: SearchSettings, repeats: int) -> Sequence[int]:
+    """Those in which the supernet of all candidates can be scored; all where there is none, or no common supernet."""
+    if not settings.common_random_numbers:
+        return range(repeats)
+    whole = [state.scores[Job(state.round_index, repeat, None, None)] for repeat in range(repeats)]
+    return [i for i, score in enumerate(whole) if math.isfinite(score.condition)] or range(repeats)
+
+
+def _drawn(
+    contests: Mapping[str, Sequence[Operator]],
+    pruned: Collection[Operator],
+    values: Mapping[Operator, tuple[float, float]],
+) -> tuple[str, ...]:
+    """Competitions in which an operator went whose values are those of one that stayed."""
+
+    def found(members: Sequence[Operator], gone: bool) -> set[tuple[float, float]]:
+        return {values[o] for o in members if (o in pruned) == gone}
+
+    return tuple(name for name, members in contests.items() if found(members, True) & found(members, False))
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -115,9 +145,10 @@ def _mean(values: Sequence[float]) -> float:
 
 def _last_resort(
     operator: Operator, index: int, state: SearchState, settings: SearchSettings
-) -> tuple[int, ...]:
-    """What decides between operators that nothing else tells apart."""
+) -> tuple[int, int]:
+    """What decides between operators that nothing else tells apart: with shrinkage the size, then a draw."""
     if settings.ties == "index":
-        return (index,)
+        return 0, index
     name = f"tie {operator.cell} {operator.edge.node} {operator.edge.source} {operator.operation}"
-    return (derived_seed(settings.seed, name, state.round_index),)
+    size = parameter_size(operator) if settings.shrinkage else 0
+    return size, derived_seed(settings.seed, name, state.round_index)

@@ -18,7 +18,7 @@ they are averaged over repeats like exact ones.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -153,7 +153,8 @@ class GradientScorer:
 
     scorer: its network, tasks and settings, and its draws: the same repeat is the same network on the same tasks.
     Linear regions are not scored (R = 1). An infinite C of the supernet makes all of them infinite, so that their
-    differences say nothing. width, chunk: as for :func:`operator_gradients`.
+    differences say nothing. width, chunk: as for :func:`operator_gradients`; where a graph does not fit the device,
+    half as many samples at a time, and the score of the supernet says how often.
     """
 
     scorer: CellScorer
@@ -171,15 +172,28 @@ class GradientScorer:
         network = supernet_with_head(candidates, scorer.network, seed, scorer.head)
         tasks = scorer.tasks(generator(scorer.seed, "score-tasks", *index))
         try:
-            found = operator_gradients(
-                network.to(scorer.device), candidates, tasks, scorer.settings, self.width, self.chunk
-            )
+            found, halvings = self._gradients(network.to(scorer.device), candidates, tasks)
         except (SingularKernelError, ValueRangeError) as error:
             why = "singular" if isinstance(error, SingularKernelError) else "not finite"
             return dict.fromkeys((None, *candidates.operators()), Score(math.inf, 1.0, why))
         deltas = first_order_differences(candidates, found.gradients)
-        logs = {None: found.value, **{o: found.value - delta for o, delta in deltas.items()}}
-        return {o: _score(value) for o, value in logs.items()}
+        logs = {o: found.value - delta for o, delta in deltas.items()}
+        whole = replace(_score(found.value), halvings=halvings)
+        return {None: whole, **{o: _score(value) for o, value in logs.items()}}
+
+    def _gradients(
+        self, network: Network, candidates: Candidates, tasks: Sequence[Task]
+    ) -> tuple[OperatorGradients, int]:
+        """The gradients, and how often the samples of a graph had to be halved for want of memory."""
+        x, settings, halvings = joint_inputs(tasks), self.scorer.settings, 0
+        chunk = min(self.chunk or fitting_samples(network, candidates.operators(), x), len(x))
+        while True:
+            try:
+                return operator_gradients(network, candidates, tasks, settings, self.width, chunk), halvings
+            except torch.OutOfMemoryError:
+                if chunk == 1:
+                    raise
+                chunk, halvings = chunk // 2, halvings + 1
 
 
 def _score(log: float) -> Score:

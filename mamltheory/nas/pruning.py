@@ -36,8 +36,15 @@ def difference(supernet: float, candidate: float, kind: Difference) -> float:
 
 
 def mean_difference(values: Sequence[float]) -> float:
-    """Mean over the repeats, in which a single −∞ (a candidate that cannot be trained) decides; never NaN."""
-    return -math.inf if -math.inf in values else fmean(values)
+    """Mean over the repeats, in which a single −∞ (a candidate that cannot be trained) decides; never NaN.
+
+    +∞ comes from a supernet that cannot be scored, beside which every candidate looks well: such a repeat counts only
+    where there is no other.
+    """
+    if -math.inf in values:
+        return -math.inf
+    comparable = [value for value in values if value != math.inf]
+    return fmean(comparable) if comparable else math.inf
 
 
 def competitions(operators: Sequence[Operator]) -> dict[str, list[Operator]]:

@@ -42,7 +42,7 @@ class RoundReport:
     stopped: why no further repeat was taken.
     undecided: edges (in the second stage nodes) on which bootstrap draws of the repeats would take out another operator
         with a probability above 1 − SEPARATED: with shrinkage they go by the means of (cell type × operation) and not
-        by their own scores; and all of them where size decides.
+        by their own scores; all of them where size decides; and those where an equal score stayed.
     failures: number of scores that are +∞, by reason.
     reliability: None where no two repeats could be compared.
     """

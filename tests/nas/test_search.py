@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mamltheory.errors import CheckpointError, ConfigurationError
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Genotype
 from mamltheory.nas.operations import OPERATIONS
+from mamltheory.nas.round_report import parameter_size
 from mamltheory.nas.scores import Score
 from mamltheory.nas.search import (
     Job,
@@ -267,6 +268,56 @@ def test_operators_without_which_nothing_can_be_scored_stay_and_are_counted_by_r
     assert state.candidates.normal[0] == ("conv_3x3",)
     assert [report.failures for report in state.reports] == [{reason: 1}, {reason: 1}]
     assert state_from_json(json.loads(json.dumps(state_to_json(state), allow_nan=False))) == state
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("cured", [True, False])
+def test_a_repeat_without_a_score_of_the_supernet_leaves_the_decision_to_the_others(shared, cured):
+    values = planted_values(4)
+    plain = planted_scorer(values, ZERO)
+
+    def scorer(candidates, *where):
+        repeat = where[-1] if shared else where[0].repeat
+        whole = len(candidates.operators()) % 18 == 0
+        if repeat == 1 and (whole or not cured):
+            return Score(math.inf, 1.0, "singular")
+        return plain(candidates)
+
+    chosen = SearchSettings(repeats=3, common_random_numbers=shared)
+    state = run_search(scorer, chosen)
+    assert set(state.candidates.operators()) == argmin_per_edge(values)
+    assert all(math.isfinite(decision.delta_condition) for decision in state.trace)
+    assert all(report.failures["singular"] > 0 for report in state.reports)
+    if shared:  # what is reported is of the repeats that decided
+        assert {report.reliability.repeats for report in state.reports} == {2}
+
+
+@pytest.mark.parametrize("value", [math.inf, 1.0])
+@pytest.mark.parametrize("ties", ["min", "index"])
+def test_edges_on_which_nothing_tells_operators_apart_are_undecided(value, ties):
+    state = run_search(lambda *_: Score(value, 1.0), SearchSettings(repeats=2, ties=ties), THREE)
+    assert [len(report.undecided) for report in state.reports] == [18, 18]
+    assert all(decision.undecided == decision.pruned for decision in state.trace)
+    assert not any(
+        report.undecided for report in run_search(None, SearchSettings(criteria=()), THREE).reports
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_with_shrinkage_the_smaller_goes_where_nothing_can_be_scored(seed):
+    rules = SearchSettings(criteria=("condition",), repeats=8, stopping=True, shrinkage=True, seed=seed)
+    state = run_search(lambda *_: Score(math.inf, 1.0), rules, THREE)
+    for report in state.reports:
+        assert len(report.undecided) == 18
+        assert report.reliability is None
+    for decision in (d for d in state.trace if d.pruned):
+        rivals = [
+            d.operator
+            for d in state.trace
+            if (d.round_index, d.operator.cell, d.operator.edge)
+            == (decision.round_index, decision.operator.cell, decision.operator.edge)
+        ]
+        assert parameter_size(decision.operator) == min(map(parameter_size, rivals))
 
 
 def test_without_common_random_numbers_every_candidate_has_a_supernet_of_its_own():

@@ -1,6 +1,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -61,6 +62,25 @@ def test_a_search_by_gradient_decides_like_one_by_leave_one_out_given_the_same_s
     assert set(state.candidates.operators()) == argmin_per_edge(values)
     exact = run_search(planted_scorer(values, ZERO), replace(BY_GRADIENT, estimator="leave-one-out"))
     assert state.trace == exact.trace
+
+
+def test_a_gradient_that_does_not_fit_goes_on_with_fewer_samples_and_says_how_often(monkeypatch):
+    scorer, usual = GradientScorer(CellScorer(SIZE, 0, draw_tasks)), gradient.record
+    plenty = scorer(Candidates(), 0, 0)
+
+    def small_device(most, network, part, *others):
+        if len(part) > most:
+            raise torch.OutOfMemoryError("full")
+        return usual(network, part, *others)
+
+    monkeypatch.setattr(gradient, "record", partial(small_device, 2))
+    found = scorer(Candidates(), 0, 0)
+    assert [score.halvings for score in (found[None], plenty[None])] == [2, 0]  # 6 samples, 3, 1
+    logs = [[math.log(each[o].condition) for o in plenty] for each in (found, plenty)]
+    assert logs[0] == pytest.approx(logs[1], rel=1e-3, abs=1e-3)
+    monkeypatch.setattr(gradient, "record", partial(small_device, 0))
+    with pytest.raises(torch.OutOfMemoryError):
+        scorer(Candidates(), 0, 0)
 
 
 def test_a_search_by_gradient_asks_once_a_repeat():
