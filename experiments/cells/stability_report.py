@@ -16,6 +16,7 @@ from mamltheory.nas.reliability import mean_reliability
 from mamltheory.nas.stability import (
     Difference,
     Stability,
+    corrected_correlation,
     predicted_reliability,
     reliability_difference,
     repeat_correlation,
@@ -42,6 +43,7 @@ class Findings:
     task_gain: Mapping[str, Difference]
     gradient_gain: Mapping[str, Difference]
     agreement: Mapping[str, float]
+    alike: Mapping[str, Difference]
     evaluations: Mapping[str, float]
     infinite: int
 
@@ -79,7 +81,22 @@ def findings(settings: Settings, records: list[Record]) -> Findings:
     for i, (name, values) in enumerate(scores.items()):
         random = numpy_generator(settings.seed, "study stability", i)
         found[name] = stability(values, edges(), float(np.mean(seconds[name])), random, settings.draws)
-    return Findings(scores, found, *_comparisons(settings, columns), _evaluations(records), infinite)
+    alike = _alike(settings, columns)
+    return Findings(scores, found, *_comparisons(settings, columns), alike, _evaluations(records), infinite)
+
+
+def _alike(settings: Settings, columns: Mapping[Name, list]) -> dict[str, Difference]:
+    """Whether the two measures of a kernel say the same of the operators, but for their noise."""
+    found = {}
+    for estimator, tasks, measure in columns:
+        other = (estimator, tasks, "condition")
+        if measure == "harmonic" and other in columns:
+            pair = _common(columns, (estimator, tasks, measure), other)
+            if pair[0].shape[1] >= LEAST_REPEATS:
+                random = numpy_generator(settings.seed, "study correlation")
+                where = f"{ESTIMATORS[estimator]}, T = {tasks}"
+                found[where] = corrected_correlation(*pair, edges(), random, settings.draws)
+    return found
 
 
 def _comparisons(settings: Settings, columns: Mapping[Name, list]) -> tuple[dict, dict, dict, dict]:
@@ -218,6 +235,7 @@ def record(found: Findings) -> dict[str, object]:
         "most_less_fewest_tasks": found.task_gain,
         "gradient_less_one_by_one": found.gradient_gain,
         "correlation_with_one_by_one": found.agreement,
+        "harmonic_with_condition_without_noise": found.alike,
         "gradient_in_evaluations": found.evaluations,
         "repeats_left_out_as_infinite": found.infinite,
         "operators": [" ".join(map(str, (o.cell, *o.edge, o.operation))) for o in Candidates().operators()],
@@ -272,6 +290,11 @@ def claims(found: Findings) -> list[str]:
     """What was claimed of these scores beforehand, and what is seen here."""
     harmonic = "; ".join(f"{where}: {verdict(d)}" for where, d in found.harmonic_gain.items())
     lines = [f"- The harmonic number has a higher r₁ than the condition number: {harmonic}."]
+    alike = "; ".join(f"{where}: {number(d.value)} {span(d.interval)}" for where, d in found.alike.items())
+    if alike:
+        lines.append(
+            f"- Both rank the operators alike (correlation within edges, corrected for noise): {alike}."
+        )
     if found.task_gain:
         tasks = [t for e, t, _ in found.stability if e == "gradient"]
         more = "; ".join(f"{MEASURE_NAMES[m]}: {verdict(d)}" for m, d in found.task_gain.items())

@@ -6,7 +6,7 @@ the operators. scores: operators × repeats. Pure functions on arrays.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,18 +84,24 @@ def reliability_draws(scores: Scores, edges: Labels, random: np.random.Generator
     replacement have the right variance (delete-half jackknife). The draws depend on ``random`` and the shape alone:
     two scores of the same repeats, drawn alike, can be compared pair by pair.
     """
-    repeats = scores.shape[1]
+    resampled = _resampled(scores.shape[1], edges, random, draws)
+    return np.array([single_repeat_reliability(scores[where], names) for where, names in resampled])
+
+
+def _resampled(
+    repeats: int, edges: Labels, random: np.random.Generator, draws: int
+) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], list[int]]]:
+    """Where the scores of half of the repeats on drawn edges are, and the names of these edges, draw by draw."""
     if repeats < 4:
         raise ConfigurationError(f"an interval of the reliability needs at least 4 repeats, got {repeats}")
-    places, found = codes(edges), []
+    places = codes(edges)
     members = [np.flatnonzero(places == place) for place in range(places.max() + 1)]
     for _ in range(draws):
         half = random.permutation(repeats)[: repeats // 2]
         chosen = random.integers(len(members), size=len(members))
         rows = np.concatenate([members[place] for place in chosen])
         names = np.repeat(np.arange(len(members)), [len(members[place]) for place in chosen])
-        found.append(single_repeat_reliability(scores[np.ix_(rows, half)], names.tolist()))
-    return np.array(found)
+        yield np.ix_(rows, half), names.tolist()
 
 
 def half_correlations(
@@ -115,7 +121,7 @@ def half_correlations(
 
 @dataclass(frozen=True)
 class Difference:
-    """r₁ of one score less r₁ of another on the same repeats, and its 95 % interval."""
+    """What is found of two scores on the same repeats, as r₁ of one less that of the other, and its 95 % interval."""
 
     value: float
     interval: tuple[float, float]
@@ -128,10 +134,7 @@ def reliability_difference(
 
     Raises ShapeError for other repeats or operators.
     """
-    if first.shape != second.shape:
-        raise ShapeError(
-            f"scores have shapes {first.shape} and {second.shape}: give the same repeats of both"
-        )
+    _check_same_repeats(first, second)
     value = single_repeat_reliability(first, edges) - single_repeat_reliability(second, edges)
     pair = [reliability_draws(each, edges, np.random.default_rng(seed), draws) for each in (first, second)]
     error = float((pair[0] - pair[1]).std())
@@ -140,10 +143,45 @@ def reliability_difference(
 
 def repeat_correlation(first: Scores, second: Float[np.ndarray, "q s"], edges: Labels) -> float:
     """Mean over repeats of the correlation within edges between two estimates from the same random numbers."""
+    _check_same_repeats(first, second)
+    left, right = standardised(first, edges), standardised(second, edges)
+    scale = np.sqrt((left**2).sum(0) * (right**2).sum(0))
+    return float(((left * right).sum(0) / np.where(scale > 0, scale, math.inf)).mean())
+
+
+def corrected_correlation(
+    first: Scores,
+    second: Float[np.ndarray, "q s"],
+    edges: Labels,
+    random: np.random.Generator,
+    draws: int = 200,
+) -> Difference:
+    """Correlation within edges between what two scores say without their noise, and its 95 % interval.
+
+    Repeats a_i and b_i are on the same random numbers. Only products of different ones are used, in which no noise is
+    common: Σ_{i≠j} ⟨a_i, b_j⟩/√(Σ_{i≠j} ⟨a_i, a_j⟩ Σ_{i≠j} ⟨b_i, b_j⟩), which may exceed 1; NaN where a score has no
+    signal. Raises ShapeError for other repeats or operators, ConfigurationError for fewer than 4 repeats.
+    """
+    _check_same_repeats(first, second)
+    value = _without_noise(first, second, edges)
+    resampled = _resampled(first.shape[1], edges, random, draws)
+    found = [_without_noise(first[where], second[where], names) for where, names in resampled]
+    error = float(np.nanstd(found)) if np.isfinite(found).any() else math.nan
+    return Difference(value, (value - NORMAL * error, value + NORMAL * error))
+
+
+def _without_noise(first: Scores, second: Scores, edges: Labels) -> float:
+    left, right = standardised(first, edges), standardised(second, edges)
+
+    def apart(a: np.ndarray, b: np.ndarray) -> float:
+        return float((a.sum(1) * b.sum(1)).sum() - (a * b).sum())
+
+    scale = apart(left, left), apart(right, right)
+    return apart(left, right) / math.sqrt(scale[0] * scale[1]) if min(scale) > 0 else math.nan
+
+
+def _check_same_repeats(first: Scores, second: Float[np.ndarray, "q s"]) -> None:
     if first.shape != second.shape:
         raise ShapeError(
             f"scores have shapes {first.shape} and {second.shape}: give the same repeats of both"
         )
-    left, right = standardised(first, edges), standardised(second, edges)
-    scale = np.sqrt((left**2).sum(0) * (right**2).sum(0))
-    return float(((left * right).sum(0) / np.where(scale > 0, scale, math.inf)).mean())

@@ -1,11 +1,14 @@
 """Curves of reliability: predicted and measured agree, and their intervals have the right width."""
 
+import math
+
 import numpy as np
 import pytest
 
 from mamltheory.errors import ConfigurationError, ShapeError
-from mamltheory.nas.reliability import mean_reliability, single_repeat_reliability
+from mamltheory.nas.reliability import mean_reliability, single_repeat_reliability, standardised
 from mamltheory.nas.stability import (
+    corrected_correlation,
     half_correlations,
     reliability_difference,
     reliability_draws,
@@ -80,6 +83,28 @@ def test_a_difference_on_common_repeats_cancels_what_they_share():
     assert better.interval[0] > 0
     assert repeat_correlation(scores, 3 * scores, EDGES) == pytest.approx(1)
     assert abs(repeat_correlation(scores, planted(1, 8, 0.0), EDGES)) < 0.1
+
+
+def test_a_correlation_corrected_for_noise_is_that_of_the_signals():
+    found = []
+    for seed in range(6):
+        random = draws(seed, "signals")
+        common, others = random.standard_normal((126, 1)), random.standard_normal((126, 1))
+        signals = (common, 0.6 * common + 0.8 * others)
+        shared = random.standard_normal((126, 16))  # noise of the draws that both scores see
+        pair = [signal + shared + random.standard_normal((126, 16)) for signal in signals]
+        found.append(corrected_correlation(*pair, EDGES, draws(seed), 40))
+    assert np.mean([each.value for each in found]) == pytest.approx(0.6, abs=0.08)
+    assert sum(low < 0.6 < high for low, high in (each.interval for each in found)) >= 4
+    values = standardised(pair[0], EDGES), standardised(pair[1], EDGES)
+
+    def slowly(a, b):
+        return sum(float(a[:, i] @ b[:, j]) for i in range(16) for j in range(16) if i != j)
+
+    expected = slowly(*values) / math.sqrt(slowly(values[0], values[0]) * slowly(values[1], values[1]))
+    assert found[-1].value == pytest.approx(expected)
+    assert corrected_correlation(pair[0], 3 * pair[0], EDGES, draws(0), 20).value == pytest.approx(1)
+    assert math.isnan(corrected_correlation(pair[0], 0 * pair[0], EDGES, draws(0), 20).value)
 
 
 def test_too_few_or_other_repeats_are_refused():
