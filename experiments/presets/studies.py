@@ -54,7 +54,7 @@ CORRELATION = {
     ),
 }
 STABILITY = {
-    "glyph": Stability(runs=Path("runs/stability-glyph")),
+    "glyph": Stability(gradient_tasks=(3, 6, 12, 24), exact_repeats=12, runs=Path("runs/stability-glyph")),
     # The paper's width; thin networks, in which regions are counted, do not have it.
     "glyph-48": Stability(
         channels=48,
