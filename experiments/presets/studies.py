@@ -55,6 +55,10 @@ CORRELATION = {
 }
 STABILITY = {
     "glyph": Stability(gradient_tasks=(3, 6, 12, 24), exact_repeats=12, runs=Path("runs/stability-glyph")),
+    # The network of the search of that name.
+    "glyph-5": Stability(
+        cells=5, exact_repeats=0, out=Path("figures/glyph-5"), runs=Path("runs/stability-glyph-5")
+    ),
     # The paper's width; thin networks, in which regions are counted, do not have it.
     "glyph-48": Stability(
         channels=48,
