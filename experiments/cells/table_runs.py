@@ -32,6 +32,8 @@ PLACES = (*FREE, "checkpoint", "genotype")
 """Settings that differ when run folders are moved; records and cells are compared themselves instead."""
 SIZE_DRAWS, SIZE_TOLERANCE = 2000, 0.02
 """Random cells drawn to find one of the searched cell's size, and how far it may be off."""
+PUBLISHED = 3
+"""Cells that were published for each of the paper's data and sizes, one a run; further runs take them again."""
 
 
 @dataclass(frozen=True)
@@ -178,9 +180,11 @@ def _train_and_evaluate(settings: Table, run: Run) -> None:
 
 
 def cell_without_search(settings: Table, run: Run) -> Genotype:
-    """The published cell, or a random one of the form that the search derives, also as large as the searched one."""
+    """A published cell, or a random one of the form that the search derives, also as large as the searched one."""
     if run.method == "metanas":
-        return named(run.recipe.published).genotype
+        return named(f"metanas-{run.recipe.published}").genotype
+    if run.method == "metantk-published":
+        return named(f"{run.recipe.published}-{(run.seed - settings.seed) % PUBLISHED + 1}").genotype
     if run.method == "random":
         return random_genotype(generator(run.seed, "random cell of a table"), run.recipe.inputs)
     folder = run.folder.parents[1] / "metantk" / run.folder.name

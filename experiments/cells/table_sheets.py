@@ -16,6 +16,7 @@ NAMES: dict[Method, str] = {
     "metantk-stable": "MetaNTK-NAS, stable",
     "te-nas": "TE-NAS",
     "regions": "Linear regions",
+    "metantk-published": "MetaNTK-NAS cell, published",
     "metanas": "MetaNAS cell, retrained",
     "random": "Random cell",
     "random-same-size": "Random cell, same parameters",

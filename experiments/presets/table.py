@@ -22,7 +22,7 @@ class Recipe:
     """Settings of the three stages; folders, seeds and the method are put in for every run.
 
     methods: what each search changes of the settings. inputs: of a random cell's nodes, as the search derives
-    them. published: name of the cell of MetaNAS.
+    them. published: for what data and size the published cells are, by name.
     """
 
     search: Search
@@ -53,7 +53,7 @@ _METHODS = {
 
 def _paper(name: str) -> Recipe:
     evaluations = {shots: EVALUATE[f"{name}-{shots}-shot"] for shots in SHOTS}
-    return Recipe(SEARCH[name], _METHODS, TRAIN[name], evaluations, "two", f"metanas-{name}")
+    return Recipe(SEARCH[name], _METHODS, TRAIN[name], evaluations, "two", name)
 
 
 # Small enough for one CPU: a minute or two for a search, a minute for a training and its evaluations. The searches
@@ -66,7 +66,7 @@ _GLYPHS = Recipe(
     train=Train(**_SIZE, image_size=32, epochs=12, learning_rate=0.1, milestones=(7, 10), drop_path=0.0),
     evaluate={shots: Evaluate(shots=shots, tasks=200, augment=5) for shots in SHOTS},
     inputs="all",
-    published="metanas-mini-5",
+    published="mini-5",
 )
 
 RECIPES: dict[Experiment, Recipe] = {"glyphs": _GLYPHS} | {name: _paper(name) for name in EXPERIMENTS}

@@ -51,7 +51,7 @@ def study(few_images, tmp_path_factory):  # noqa: ARG001
         train=training,
         evaluate={shots: dataclasses.replace(evaluation, shots=shots) for shots in (1, 5)},
         inputs="all",
-        published="metanas-mini-5",
+        published="mini-5",
     )
     settings = Table(
         name="tiny",

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from experiments import presets
-from experiments.cells import paper_results, table_runs
+from experiments.cells import paper_results, published, table_runs
+from experiments.presets.table import RECIPES
 from experiments.settings import Table
 from mamltheory.errors import ConfigurationError
 
@@ -78,3 +79,13 @@ def test_impossible_tables_are_refused(wrong, message):
 def test_the_presets_name_their_files_apart():
     names = [settings.name for settings in presets.TABLE.values()]
     assert len(set(names)) == len(names) == 3
+
+
+def test_every_run_of_the_published_method_has_a_published_cell_of_its_own():
+    settings = Table(experiments=("glyphs",), methods=("metantk-published",), runs=4, seed=5)
+    runs = table_runs.runs_of(settings)
+    names = ["mini-5-1", "mini-5-2", "mini-5-3", "mini-5-1"]
+    expected = [published.named(name).genotype for name in names]
+    assert [table_runs.cell_without_search(settings, run) for run in runs] == expected
+    for name, recipe in RECIPES.items():
+        assert published.named(f"{recipe.published}-{table_runs.PUBLISHED}").cells in (5, 8), name
