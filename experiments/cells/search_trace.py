@@ -83,7 +83,7 @@ def _round(index: int, decisions: Sequence[Decision], report: RoundReport) -> di
         "round": index + 1,
         "second_stage": all(" node " in name for name in _contests(decisions)),
         "operators": len(decisions),
-        "repeats": report.repeats if decisions and _scored(decisions) else 0,
+        "repeats": report.repeats,
         "stopped": report.stopped,
         "basis": found.basis if found else None,
         "reliability": found.single if found else None,

@@ -77,7 +77,7 @@ def decide(
         )
         for o, c, r in zip(operators, delta_c, delta_r, strict=True)
     )
-    return trace, RoundReport(repeats, "fixed", open_edges, {}, found)
+    return trace, RoundReport(repeats if settings.criteria else 0, "fixed", open_edges, {}, found)
 
 
 def deciding_draws(

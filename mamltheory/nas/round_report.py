@@ -39,7 +39,7 @@ NOTHING: History = MappingProxyType({})
 class RoundReport:
     """Of a finished round.
 
-    stopped: why no further repeat was taken.
+    repeats: on which it was decided, 0 where nothing is scored.  stopped: why no further one was taken.
     undecided: edges (in the second stage nodes) on which bootstrap draws of the repeats would take out another operator
         with a probability above 1 − SEPARATED: with shrinkage they go by the means of (cell type × operation) and not
         by their own scores; all of them where size decides; and those where an equal score stayed.

@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from experiments.cells import common, search, train
+from experiments.cells import common, search, search_report, train
 from mamltheory.errors import ConfigurationError, DataError
 from mamltheory.nas.genotype import Edge
 from mamltheory.nas.scores import Score
+from mamltheory.nas.search import SearchSettings, run_search
 from mamltheory.nas.search_state import Job
 from mamltheory.runtime.checkpoint import load
 from mamltheory.runtime.runlog import read_metrics, read_run
@@ -21,6 +22,7 @@ from tests.experiments.tiny import (
     search_settings,
     train_settings,
 )
+from tests.reference.nas_toy import THREE, noisy_scorer
 
 pytestmark = pytest.mark.usefixtures("few_images")
 USUAL_DATA = common.cached_data
@@ -193,6 +195,20 @@ def test_a_batch_that_did_not_fit_the_memory_is_said_once(capsys):
     assert capsys.readouterr().out.count("did not fit") == 1
     again = first.with_scores({job._replace(repeat=1): Score(2.0, 1.0, halvings=1)}, 1.0)
     assert (again.halvings, again.cpu_seconds, capsys.readouterr().out) == (3, 2.0, "")
+
+
+def test_a_search_ends_with_what_its_scores_could_not_decide():
+    scored, once = SearchSettings(repeats=2), SearchSettings(repeats=1)
+    drawn = run_search(None, SearchSettings(criteria=()), THREE)
+    assert search_report.closing_lines(drawn) == ["nothing was scored: every choice was drawn at random"]
+    alone = search_report.closing_lines(run_search(noisy_scorer, once, THREE))
+    assert alone == ["rounds in which no two repeats could be compared: 1, 2"]
+    equal = search_report.closing_lines(run_search(lambda *_: Score(1.0, 1.0), scored, THREE))
+    assert [line.split(":")[0] for line in equal] == [
+        "undecided edges in round 1",
+        "undecided edges in round 2",
+        "rounds in which no two repeats could be compared",
+    ]
 
 
 @pytest.mark.parametrize("others", [{"protocol": "released"}, {"method": "regions"}, {"method": "random"}])
