@@ -23,7 +23,7 @@ from mamltheory.nas.network import Network, StackedCell
 from mamltheory.nas.operations import leading_step
 from mamltheory.nas.pooling import pooled
 from mamltheory.nas.runs import Entering, Note, run
-from mamltheory.nas.sample_gradients import COLUMNS, add_grams, symmetric_halves
+from mamltheory.nas.sample_gradients import COLUMNS, add_grams, is_wide, symmetric_halves
 from mamltheory.nas.stages import Call, Chain, OverBudget, Rows, Stage
 
 MEMORY = 3 << 30
@@ -164,7 +164,7 @@ class CandidateBatch:
         for block in rows:
             if call.layer is self.head:
                 add_grams(last, block, call.holders)
-            if call.holders != self.everyone or block.shape[2] >= columns:
+            if call.holders != self.everyone or block.shape[2] >= columns or is_wide(block):
                 add_grams(theta, block, call.holders)
                 continue
             if sum(each.shape[2] for each in waiting) + block.shape[2] > columns:

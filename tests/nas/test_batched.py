@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from mamltheory.errors import ConfigurationError, GenotypeError, UnsupportedModelError
 from mamltheory.kernels.meta import joint_inputs
-from mamltheory.nas import batched
+from mamltheory.nas import batched, sample_gradients
 from mamltheory.nas.batched import CandidateBatch, candidate_kernels
 from mamltheory.nas.genotype import Candidates, Edge, Operator, random_genotype
 from mamltheory.nas.network import NetworkSettings, build, supernet
 from mamltheory.nas.operations import leading_module
 from mamltheory.nas.pooling import pooled
-from mamltheory.nas.sample_gradients import add_grams, gradient_rows
+from mamltheory.nas.sample_gradients import COLUMNS, add_grams, gradient_rows
 from mamltheory.nas.scores import (
     ScoreSettings,
     candidate_conditions,
@@ -295,6 +295,24 @@ def test_gram_matrices_go_to_the_candidates_that_hold_the_layer(count, columns):
         [1 + each[1] @ each[1].T, torch.ones(4 * count, 4 * count), 1 + each[0] @ each[0].T]
     )
     torch.testing.assert_close(totals, expected)
+
+
+@pytest.mark.parametrize("images", [3, 70])
+@pytest.mark.parametrize("apart", [0, 5])
+def test_gram_matrices_of_long_rows_are_those_of_double_precision(images, apart, monkeypatch):
+    calls = []
+    if torch.backends.mkldnn.is_available():
+        fast = sample_gradients._ONEDNN
+        monkeypatch.setattr(sample_gradients, "_ONEDNN", lambda *args: calls.append(args) or fast(*args))
+    rows = torch.randn(2 * images, 2, COLUMNS + 7 + apart, generator=generator(images, "long rows"))
+    rows = rows[:, :, : COLUMNS + 7]
+    totals = torch.zeros(3, 2 * images, 2 * images, dtype=torch.float64)
+    add_grams(totals, rows, (2, 0))
+    each = rows.double().reshape(2, 2 * images, -1)
+    for place, exact in zip((2, 0), each @ each.mT, strict=True):
+        assert float((totals[place] - exact).abs().max()) <= 2e-6 * float(exact.max())
+    assert not totals[1].any()
+    assert bool(calls) == (torch.backends.mkldnn.is_available() and not apart)
 
 
 def test_what_cannot_be_scored_is_refused():
