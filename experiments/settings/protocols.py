@@ -16,18 +16,17 @@ released
     - every candidate has its own batch of tasks and its own thin networks and patches, and the supernet beside it is
       scored anew, under another random head (``common_random_numbers=False``), which also doubles the cost;
     - the difference of C_N is divided by C of the supernet (``difference="relative"``);
-    - equal values are told apart by their position (``ties="index"``);
+    - ranks leave no gap after equal values, so that C_N, which rarely has any, outweighs R_N (``ties="dense"``);
     - the kernel is that of the sum of the outputs (``outputs="sum"``);
     - two inputs a node are kept at the end (``two_inputs=True``).
     As in every protocol here, and as there: networks are scored with GroupNorm, a final norm and ReLU, kernels
     leave out norms and biases, and regions are counted in thin networks of one channel and two cells.
-    Not reproduced: ranks that leave no gap after equal values, so that C_N, which rarely has any, outweighs R_N; at
-    a finite inner time, a time operator of the kernel without its ridge; a negative least eigenvalue there gives a
-    negative condition number, which counts as the best, and here +∞; NaN there counts as 1e5, and here as +∞;
-    differences rounded to three decimals and compared to three digits, where equal ones are told apart by ΔC; the
-    supernet that is not updated between the nodes of the last stage; thin networks are drawn by Kaiming's rule, for
-    BatchNorm removes the scale; support and query images that are augmented in different ways, and CIFAR's colour
-    statistics; tasks from a pool of 1000 seeds.
+    Not reproduced: at a finite inner time, a time operator of the kernel without its ridge; a negative least
+    eigenvalue there gives a negative condition number, which counts as the best, and here +∞; NaN there counts as
+    1e5, and here as +∞; differences rounded to three decimals and sorted by three digits of them; the supernet that
+    is not updated between the nodes of the last stage; thin networks are drawn by Kaiming's rule, for BatchNorm
+    removes the scale; support and query images that are augmented in different ways, and CIFAR's colour statistics;
+    tasks from a pool of 1000 seeds.
 
 stable
     The same question asked so that independent searches agree: tr Φ · tr Φ⁻¹/n² in place of σ_max/σ_min, all
@@ -65,7 +64,7 @@ PROTOCOLS: Mapping[str, Mapping[str, object]] = {
         **_PAPER,
         "outputs": "sum",
         "difference": "relative",
-        "ties": "index",
+        "ties": "dense",
         "initialisation": "default",
         "common_random_numbers": False,
         "two_inputs": True,

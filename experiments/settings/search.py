@@ -57,8 +57,9 @@ class Search(Network):
     without signal by that mean, or by size; None: the protocol's."""
     difference: Literal["log", "relative", "absolute"] | None = None
     """How condition numbers are compared: difference of logarithms, relative, or absolute; None: the protocol's."""
-    ties: Literal["min", "index"] | None = None
-    """Equal scores share the better rank, or are told apart by their position; None: the protocol's."""
+    ties: Literal["min", "dense", "index"] | None = None
+    """Equal scores share the better rank, share it and leave no gap behind it, or are told apart by their position;
+    None: the protocol's."""
     initialisation: Literal["kaiming", "default"] | None = None
     """Kaiming-normal weights, or PyTorch's default ones; None: the protocol's."""
     common_random_numbers: bool | None = None

@@ -52,7 +52,7 @@ def decide(
     count_r = found is None and "regions" in settings.criteria
     total = {o: count_c * c + count_r * r for o, c, r in zip(operators, ranks_c, ranks_r, strict=True)}
     order = {
-        o: (total[o], *((-c, r) if settings.ties == "min" else ()), *_last_resort(o, i, state, settings))
+        o: (total[o], *(() if settings.ties == "index" else (-c, r)), *_last_resort(o, i, state, settings))
         for i, (o, c, r) in enumerate(zip(operators, by_c, delta_r, strict=True))
     }
     contests = competitions(operators)
@@ -147,7 +147,7 @@ def _last_resort(
     operator: Operator, index: int, state: SearchState, settings: SearchSettings
 ) -> tuple[int, int]:
     """What decides between operators that nothing else tells apart: with shrinkage the size, then a draw."""
-    if settings.ties == "index":
+    if settings.ties != "min":
         return 0, index
     name = f"tie {operator.cell} {operator.edge.node} {operator.edge.source} {operator.operation}"
     size = parameter_size(operator) if settings.shrinkage else 0

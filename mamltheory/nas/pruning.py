@@ -7,12 +7,18 @@ from typing import Literal
 
 from mamltheory.nas.genotype import Operator
 
-Ties = Literal["min", "index"]
+Ties = Literal["min", "dense", "index"]
 Difference = Literal["log", "relative", "absolute"]
 
 
 def ranks(values: Sequence[float], ties: Ties) -> list[int]:
-    """Position of every value in the ascending list, from 1; "min": equal values share the least position."""
+    """Position of every value in the ascending list, from 1; "min": equal values share the least position.
+
+    "dense": so do they, and the next larger value has the next number.
+    """
+    if ties == "dense":
+        place = {value: k for k, value in enumerate(sorted(set(values)), start=1)}
+        return [place[value] for value in values]
     order = sorted(range(len(values)), key=values.__getitem__)
     position = {i: place for place, i in enumerate(order, start=1)}
     if ties == "index":

@@ -44,7 +44,7 @@ class SearchSettings:
                 f"criteria is {self.criteria}: name 'condition' and 'regions' at most once"
             )
         known = {
-            "ties": ("min", "index"),
+            "ties": ("min", "dense", "index"),
             "difference": ("log", "relative", "absolute"),
             "inputs": ("all", "two"),
             "estimator": ("leave-one-out", "gradient"),

@@ -1,10 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamltheory.nas.pruning import difference, mean_difference, ranks
+from mamltheory.nas.search import SearchSettings, run_search
+from tests.reference.nas_toy import argmin_per_edge, planted_scorer, planted_values
 
 
 @given(
@@ -30,3 +33,20 @@ def test_ranks_share_the_least_place_or_follow_the_index():
     values = [2.0, 1.0, 2.0, math.inf, -math.inf, 1.0]
     assert ranks(values, "min") == [4, 2, 4, 6, 1, 2]
     assert ranks(values, "index") == [4, 2, 5, 6, 1, 3]
+    assert ranks(values, "dense") == [3, 2, 3, 4, 1, 2]
+
+
+def survivors(scorer, ties):
+    return set(run_search(scorer, SearchSettings(repeats=1, ties=ties)).candidates.operators())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_values_of_the_regions_do_not_outweigh_a_condition_number_when_ranks_leave_no_gaps(seed):
+    """Dense ranks of two values differ by one, and equal sums go by C: as if there were no regions at all."""
+    values = planted_values(seed)
+    regions = {
+        o: float(v) for o, v in zip(values, np.random.default_rng(seed).integers(2, size=126), strict=True)
+    }
+    scorer = planted_scorer(values, regions)
+    assert survivors(scorer, "dense") == argmin_per_edge(values)
+    assert survivors(scorer, "min") != argmin_per_edge(values)

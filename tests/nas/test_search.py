@@ -293,7 +293,7 @@ def test_a_repeat_without_a_score_of_the_supernet_leaves_the_decision_to_the_oth
 
 
 @pytest.mark.parametrize("value", [math.inf, 1.0])
-@pytest.mark.parametrize("ties", ["min", "index"])
+@pytest.mark.parametrize("ties", ["min", "dense", "index"])
 def test_edges_on_which_nothing_tells_operators_apart_are_undecided(value, ties):
     state = run_search(lambda *_: Score(value, 1.0), SearchSettings(repeats=2, ties=ties), THREE)
     assert [len(report.undecided) for report in state.reports] == [18, 18]
