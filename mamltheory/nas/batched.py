@@ -3,10 +3,11 @@
 All candidates of a round share their weights, and GroupNorm acts sample by sample: the images, once for every
 candidate, go through one forward and one backward pass. An operation that some candidates lack runs on the images
 of the others alone, and every image averages the operations of its own candidate. Each layer's per-sample
-gradients become one Gram matrix per candidate and are discarded. A candidate may also have images and a head of its
-own (:class:`Heads`).
+gradients become one Gram matrix per candidate and are discarded. First cells that the next batch has in common keep
+their graphs for it. A candidate may also have images and a head of its own (:class:`Heads`).
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -65,13 +66,16 @@ def candidate_kernels(
     room = memory if x.is_cuda else min(memory, CACHED)
     values = dict(network.named_parameters())
     names = {name for name, value in values.items() if weights == "all" or value.dim() > 1}
-    size, start = 1, 0
+    size, start, before = 1, 0, None
     while start < len(candidates):
-        part = slice(start, start + size)
+        part, following = slice(start, start + size), slice(start + size, start + 2 * size)
         own = x[part] if x.dim() == 5 else x
         batch = CandidateBatch(network, candidates[part], own, names, None if heads is None else heads[part])
+        if before is not None:
+            batch.chain.take_over(before.chain, batch.common_stages(before.candidates))
+            before = None
         try:
-            kernels = batch.kernels(outputs, memory)
+            kernels = batch.kernels(outputs, memory, batch.common_stages(candidates[following]))
         except (OverBudget, torch.OutOfMemoryError) as over:
             if size == 1:
                 raise _too_large(over, memory) from None
@@ -80,7 +84,7 @@ def candidate_kernels(
                 halved()
             continue
         yield from zip(*kernels, strict=True)
-        start += size
+        start, before = start + size, batch
         fitting = min(room, _for_graphs(memory)) * len(batch.candidates) // batch.chain.needed
         size = max(1, min(most, fitting, len(candidates) - start))
 
@@ -121,7 +125,8 @@ class CandidateBatch:
                     f"the network was built without {sorted(unknown)[0]}: build it with more candidates"
                 )
         self.network, self.candidates, self.count = network, list(candidates), x.shape[-4]
-        self.images = x.flatten(0, 1) if x.dim() == 5 else x.repeat(len(candidates), 1, 1, 1)
+        self.own_images = x.dim() == 5
+        self.images = x.flatten(0, 1) if self.own_images else x.repeat(len(candidates), 1, 1, 1)
         self.head = network.classifier if heads is None else Heads(heads)
         self.everyone = self.holders = tuple(range(len(candidates)))
         cells = [
@@ -134,9 +139,26 @@ class CandidateBatch:
             layers[self.head] = layers.pop(network.classifier)
         self.chain = Chain(stages, layers, lambda: self.holders)
 
-    def kernels(self, outputs: Outputs, memory: int) -> tuple[Float[Tensor, "c p p"], Float[Tensor, "c p p"]]:
+    def common_stages(self, candidates: Sequence[Candidates]) -> int:
+        """How many of the first stages compute the same for other candidates, on the images of all.
+
+        Half of a round's candidates lack an operation of a reduction cell, and the normal cells before it are one.
+        """
+        if self.own_images or len(candidates) != len(self.candidates):
+            return 0
+        pairs = list(zip(self.candidates, candidates, strict=True))
+        equal = {
+            kind: all(one.on(kind, edge) == other.on(kind, edge) for one, other in pairs for edge in EDGES)
+            for kind in set(self.network.kinds)
+        }
+        return 1 + sum(itertools.takewhile(bool, (equal[kind] for kind in self.network.kinds)))
+
+    def kernels(
+        self, outputs: Outputs, memory: int, kept: int = 0
+    ) -> tuple[Float[Tensor, "c p p"], Float[Tensor, "c p p"]]:
         """Kernels of all candidates by all names, and by those of the head alone; float64.
 
+        kept: how many of the first stages keep their graphs for the next batch.
         Raises OverBudget when one cell of these candidates does not fit.
         """
         ways = self.network.settings.classes if outputs == "full" else 1
@@ -148,6 +170,7 @@ class CandidateBatch:
         self.chain.backward(
             [column.expand_as(logits) for column in columns],
             partial(self._take, theta, last, waiting, self._columns(ways, memory)),
+            kept,
         )
         self._add_waiting(theta, waiting)
         return symmetric_halves(theta), symmetric_halves(last)

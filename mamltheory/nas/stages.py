@@ -1,7 +1,8 @@
 """Forward and backward passes stage by stage: what flows back to a layer is held while its stage is at work.
 
 A stage is the stem, a cell or the end of the network: a function of earlier states. As long as the budget lasts, its
-graph waits for the backward pass; the graphs of the first stages go first, and those stages are run again.
+graph waits for the backward pass; the graphs of the first stages go first, and those stages are run again. What the
+next chain would compute again in its first stages it can take over.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -80,6 +81,11 @@ class Stage:
         """Drops the graph."""
         self.inputs, self.output, self.calls, self.held = [], None, [], 0
 
+    def take_over(self, other: "Stage") -> None:
+        """The graph of another stage that computes the same."""
+        self.inputs, self.output, self.calls = other.inputs, other.output, other.calls
+        self.held, self.flowing = other.held, other.flowing
+
 
 class _Booking:
     """What one forward pass of a stage holds.
@@ -133,17 +139,25 @@ class Chain:
     ) -> None:
         self.stages, self.layers, self.holders = list(stages), layers, holders
         self.states: list[Tensor] = []
+        self.taken_over = 0
         self.needed = 0
+
+    def take_over(self, other: "Chain", count: int) -> None:
+        """The first stages of another chain that computes the same in them; its backward pass has kept their graphs."""
+        for own, stage in zip(self.stages[:count], other.stages, strict=False):
+            own.take_over(stage)
+        self.states, self.taken_over = other.states[: count + 1], count
 
     def forward(self, x: Tensor, outputs: int, memory: int, aside: int = 0) -> Tensor:
         """The last state; ``needed`` becomes the bytes with which no stage had to be run again.
 
         aside: bytes of the memory that others hold meanwhile.  Raises OverBudget when one stage alone does not fit.
         """
-        self.states, graphs, most = [x], aside, 0
+        self.states, graphs, most = [x, *self.states[1 : self.taken_over + 1]], aside, 0
         for place, stage in enumerate(self.stages):
-            self._advance(stage, outputs)
-            self.states.append(stage.output.detach())
+            if place >= self.taken_over:
+                self._advance(stage, outputs)
+                self.states.append(stage.output.detach())
             graphs, most = graphs + stage.held, max(most, stage.flowing)
             if aside + stage.held + stage.flowing > memory:
                 raise OverBudget(aside + stage.held + stage.flowing)
@@ -153,10 +167,10 @@ class Chain:
         self.needed = graphs + most
         return self.states[-1]
 
-    def backward(self, flows: Sequence[Tensor], take: Callable[[Call, Rows], None]) -> None:
+    def backward(self, flows: Sequence[Tensor], take: Callable[[Call, Rows], None], kept: int = 0) -> None:
         """Hands over the gradients by the parameters of every call, from the last stage to the first.
 
-        flows: by the last state, one for each output.
+        flows: by the last state, one for each output.  kept: how many of the first stages keep their graphs.
         """
         arriving = [[0.0] * len(flows) for _ in self.stages] + [list(flows)]
         for place in reversed(range(len(self.stages))):
@@ -164,40 +178,45 @@ class Chain:
             if stage.output is None:
                 self._advance(stage, len(flows))
             pull = self._passed if len(flows) == 1 else self._gathered
-            for k, gradients in enumerate(pull(stage, arriving.pop(), take)):
+            for k, gradients in enumerate(pull(stage, arriving.pop(), take, place < kept)):
                 for source, gradient in zip(stage.sources, gradients, strict=True):
                     if gradient is not None:
                         arriving[source][k] = gradient + arriving[source][k]
 
     def _passed(
-        self, stage: Stage, flows: Sequence[Tensor], take: Callable[[Call, Rows], None]
+        self, stage: Stage, flows: Sequence[Tensor], take: Callable[[Call, Rows], None], kept: bool
     ) -> list[Sequence[Tensor | None]]:
         """For one output: what flows back to a layer is used when it passes, and not held."""
         handles = [call.edge.node.register_prehook(partial(_arrived, call, take)) for call in stage.calls]
         try:
-            return [torch.autograd.grad(stage.output, stage.inputs, flows[0], allow_unused=True)]
+            gradients = torch.autograd.grad(
+                stage.output, stage.inputs, flows[0], retain_graph=kept, allow_unused=True
+            )
+            return [gradients]
         finally:
             for handle in handles:  # a node that keeps a hook that knows the node is never freed
                 handle.remove()
-            stage.forget()
+            if not kept:
+                stage.forget()
 
     def _gathered(
-        self, stage: Stage, flows: Sequence[Tensor], take: Callable[[Call, Rows], None]
+        self, stage: Stage, flows: Sequence[Tensor], take: Callable[[Call, Rows], None], kept: bool
     ) -> list[Sequence[Tensor | None]]:
         """For several outputs: the rows of all of them together."""
-        kept: list[list[Tensor]] = [[] for _ in stage.calls]
+        waiting: list[list[Tensor]] = [[] for _ in stage.calls]
         passed, calls = [], stage.calls
         wanted = [*(call.edge for call in calls), *stage.inputs]
         for k, flow in enumerate(flows):
             gradients = torch.autograd.grad(
-                stage.output, wanted, flow, retain_graph=k + 1 < len(flows), allow_unused=True
+                stage.output, wanted, flow, retain_graph=kept or k + 1 < len(flows), allow_unused=True
             )
-            for call, parts, gradient in zip(calls, kept, gradients, strict=False):
+            for call, parts, gradient in zip(calls, waiting, gradients, strict=False):
                 if gradient is not None:
                     parts.append(call.kept(gradient, len(flows)))
             passed.append(gradients[len(calls) :])
-        stage.forget()
-        for call, parts in zip(calls, kept, strict=True):
+        if not kept:
+            stage.forget()
+        for call, parts in zip(calls, waiting, strict=True):
             if parts:
                 take(call, call.joined(parts))
                 parts.clear()

@@ -1,0 +1,67 @@
+"""First stages that successive batches of candidates have in common are run once."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from mamltheory.kernels.meta import joint_inputs
+from mamltheory.nas import batched
+from mamltheory.nas.batched import CandidateBatch, candidate_kernels
+from mamltheory.nas.genotype import Candidates
+from tests.nas.test_batched import ALL, shaken, tasks
+
+WHOLE = Candidates()
+NORMAL, REDUCE = ([o for o in ALL if o.cell == kind] for kind in ("normal", "reduce"))
+LISTED = [WHOLE, *(WHOLE.without(o) for o in (*REDUCE[:3], NORMAL[0], NORMAL[0], REDUCE[5]))]
+"""Of three cells (normal, reduce, reduce) all lists but the fifth and sixth have the first in common, and these two
+all: a run for the first, one for the fifth and one for the last.
+"""
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """How often every cell of a network has been run, batches being of one candidate."""
+    counts, usual = Counter(), CandidateBatch._cell
+
+    def counted(batch, kind, cell, *args):
+        counts[cell] += 1
+        return usual(batch, kind, cell, *args)
+
+    monkeypatch.setattr(CandidateBatch, "_cell", counted)
+    monkeypatch.setattr(batched, "CACHED", 1)
+    return counts
+
+
+@pytest.mark.parametrize("outputs", ["full", "sum"])
+def test_cells_in_common_are_run_once_and_change_no_kernel(outputs, runs, monkeypatch):
+    network, x = shaken(1), joint_inputs(tasks(1, 1, 8)).double()
+    found = list(candidate_kernels(network, LISTED, x, outputs))
+    assert [runs[cell] for cell in network.cells] == [3, 6, 6]
+    runs.clear()
+    monkeypatch.setattr(CandidateBatch, "common_stages", lambda *_: 0)
+    alone = list(candidate_kernels(network, LISTED, x, outputs))
+    assert [runs[cell] for cell in network.cells] == [7, 7, 7]
+    for pair, other in zip(found, alone, strict=True):
+        assert all(torch.equal(*kernels) for kernels in zip(pair, other, strict=True))
+
+
+def test_a_budget_that_holds_no_graph_for_the_next_batch_changes_no_kernel(runs):
+    network, x = shaken(2), joint_inputs(tasks(2, 1, 8)).double()
+    batch = CandidateBatch(network, [WHOLE], x, {name for name, _ in network.named_parameters()})
+    batch.kernels("sum", 1 << 30)
+    runs.clear()
+    tight = list(candidate_kernels(network, LISTED, x, "sum", "all", memory=int(0.7 * batch.chain.needed)))
+    assert sum(runs.values()) > 3 + 6 + 6
+    usual = list(candidate_kernels(network, LISTED, x, "sum", "all"))
+    for pair, other in zip(usual, tight, strict=True):
+        torch.testing.assert_close(pair, other, rtol=1e-12, atol=1e-12)
+
+
+def test_candidates_with_images_of_their_own_have_no_stage_in_common():
+    network = shaken(3)
+    x = torch.stack([joint_inputs(tasks(seed, 1, 8)).double() for seed in range(2)])
+    for images, expected in ((x[0], 4), (x[:1], 0)):
+        batch = CandidateBatch(network, [WHOLE], images, set())
+        assert batch.common_stages([WHOLE]) == expected
+        assert batch.common_stages([WHOLE] * 2) == 0
