@@ -225,6 +225,7 @@ def record_of(**seconds):
         (Target("memory", 4, "ours", ("slow",)), 4.0, True),
         (Target("fraction", 0.65, "ours"), 0.5, False),
         (Target("bytes", 150, "ours"), 200.0, False),
+        (Target("seconds", 0.5, "ours"), 2.0, False),
         (Target("parameters", 2, "ours"), 2.0, True),
         (Target("agreement", 1e-12, "ours"), 1e-13, True),
         (Target("speed", 5, "ours", ("nobody",)), None, None),
