@@ -7,7 +7,7 @@ from experiments.cells.common import without_paths
 from experiments.cells.paper_results import PAPER_RESULTS, SOURCE, PaperResult
 from experiments.cells.rendering import csv_text, latex, markdown
 from experiments.cells.table_figure import draw
-from experiments.cells.table_results import Measured, Results, collect
+from experiments.cells.table_results import Measured, Results, collect, compared_with
 from experiments.cells.table_runs import make
 from experiments.cells.table_sheets import NAMES, sheets
 from experiments.presets.table import RECIPES
@@ -103,7 +103,7 @@ def _mean(results: Results, experiment: str, method: str, shots: int) -> dict[st
 
 def _comparison(results: Results, experiment: str, method: str, shots: int) -> dict[str, object]:
     found = results.comparison(experiment, method, shots)
-    named = {"experiment": experiment, "metantk_minus": method, "shots": shots}
+    named = {"experiment": experiment, "of": compared_with(method), "minus": method, "shots": shots}
     if found is None:
         return {**named, "result": None}
     extra = {"least_p_value": found.least_p_value, "run_deviation": found.run_deviation}

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.cells.evaluate import accuracies_of
 from experiments.cells.table_runs import Run, evaluated, finished, runs_of, search_settings, train_settings
 from experiments.settings import Table
-from experiments.settings.table import Experiment, Method
+from experiments.settings.table import SIZED, Experiment, Method
 from mamltheory.errors import ConfigurationError
 from mamltheory.fewshot.statistics import Comparison, Spread, compare_runs, over_runs
 from mamltheory.runtime.records import sha256
@@ -66,11 +66,12 @@ class Results:
         return over_runs(times) if times else None
 
     def comparison(self, experiment: Experiment, other: Method, shots: int) -> Comparison | None:
-        """MetaNTK-NAS minus another method on the tasks that both met; None below two common runs.
+        """MetaNTK-NAS minus another method on the tasks that both met, or the search whose size random cells have
+        minus those; None below two common runs.
 
         Raises ConfigurationError when runs of one seed were evaluated on different tasks.
         """
-        ours = {m.run.seed: m for m in self.of(experiment, "metantk", shots)}
+        ours = {m.run.seed: m for m in self.of(experiment, compared_with(other), shots)}
         pairs = [(ours[m.run.seed], m) for m in self.of(experiment, other, shots) if m.run.seed in ours]
         for first, second in pairs:
             if first.evaluations[shots]["tasks_digest"] != second.evaluations[shots]["tasks_digest"]:
@@ -81,6 +82,11 @@ class Results:
         if len(pairs) < 2:
             return None
         return compare_runs(*([pair[i].accuracies(shots) for pair in pairs] for i in range(2)))
+
+
+def compared_with(method: Method) -> Method:
+    """What a method is subtracted from."""
+    return SIZED.get(method, "metantk")
 
 
 def collect(settings: Table) -> Results:

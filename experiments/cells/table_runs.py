@@ -18,7 +18,7 @@ from experiments.cells.published import named
 from experiments.config import settings_before
 from experiments.presets.table import RECIPES, Recipe
 from experiments.settings import Evaluate, Search, Table, Train
-from experiments.settings.table import Experiment, Method
+from experiments.settings.table import SIZED, Experiment, Method
 from mamltheory.nas.genotype import Genotype, random_genotype
 from mamltheory.nas.sizes import random_genotype_like
 from mamltheory.rng import generator
@@ -187,8 +187,9 @@ def cell_without_search(settings: Table, run: Run) -> Genotype:
         return named(f"{run.recipe.published}-{(run.seed - settings.seed) % PUBLISHED + 1}").genotype
     if run.method == "random":
         return random_genotype(generator(run.seed, "random cell of a table"), run.recipe.inputs)
-    folder = run.folder.parents[1] / "metantk" / run.folder.name
-    found = read_genotype(dataclasses.replace(run, method="metantk", folder=folder).genotype)
+    searched = SIZED[run.method]
+    folder = run.folder.parents[1] / searched / run.folder.name
+    found = read_genotype(dataclasses.replace(run, method=searched, folder=folder).genotype)
     training = train_settings(settings, run)
     size = network_size(training, len(data_of(training).train.class_names))
     stream = generator(run.seed, "random cell of a table, of a given size")

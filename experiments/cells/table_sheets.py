@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from experiments.cells.paper_results import MINI, PAPER_RESULTS, TIERED, PaperResult
 from experiments.cells.rendering import Sheet
-from experiments.cells.table_results import Measured, Results
+from experiments.cells.table_results import Measured, Results, compared_with
 from experiments.cells.table_runs import SEARCHED
 from experiments.presets.table import RECIPES, SHOTS
 from experiments.settings.table import Experiment, Method
@@ -20,6 +20,8 @@ NAMES: dict[Method, str] = {
     "metanas": "MetaNAS cell, retrained",
     "random": "Random cell",
     "random-same-size": "Random cell, same parameters",
+    "random-te-nas-size": "Random cell, TE-NAS's parameters",
+    "random-regions-size": "Random cell, parameters of linear regions",
 }
 INGREDIENTS: dict[str, tuple[str, str, str]] = {
     "MetaNTK-NAS": ("✓", "", "✓"),
@@ -121,14 +123,22 @@ def ablation(results: Results, experiment: Experiment) -> Sheet:
 
 
 def comparisons(results: Results, experiment: Experiment) -> Sheet:
-    """MetaNTK-NAS minus every other method: runs are the unit, each difference is over common tasks."""
+    """MetaNTK-NAS minus every other method, and each search minus random cells of its size: runs are the unit, each
+    difference is over common tasks.
+    """
     rows, found = [], {}
     for method in _others(results):
         for shots in SHOTS:
             comparison = results.comparison(experiment, method, shots)
             if comparison is not None:
                 found[method, shots] = comparison
-                rows.append((f"MetaNTK-NAS − {NAMES[method]}", str(shots), *_comparison(comparison)))
+                rows.append(
+                    (
+                        f"{NAMES[compared_with(method)]} − {NAMES[method]}",
+                        str(shots),
+                        *_comparison(comparison),
+                    )
+                )
     names = [
         "Difference (points)",
         "shots",
@@ -137,7 +147,7 @@ def comparisons(results: Results, experiment: Experiment) -> Sheet:
         "between runs",
     ]
     names.append("p (sign flips)")
-    title = f"Is MetaNTK-NAS better on {RECIPES[experiment].data}?"
+    title = f"Is MetaNTK-NAS better on {RECIPES[experiment].data}, and a search better than its size?"
     columns = tuple(("", name) for name in names)
     return Sheet(title, columns, tuple(rows), (_method_note(), verdict(list(found.values()))))
 
@@ -149,8 +159,8 @@ def verdict(found: Sequence[Comparison]) -> str:
     better = sum(comparison.interval.mean > 0 for comparison in shown)
     half = sorted(100 * comparison.interval.half_width for comparison in found)[len(found) // 2]
     words = (
-        f"{len(shown)} of {len(found)} intervals leave out zero ({better} in favour of MetaNTK-NAS); by chance alone "
-        "one in twenty does"
+        f"{len(shown)} of {len(found)} intervals leave out zero ({better} in favour of the first named); by chance "
+        "alone one in twenty does"
         if shown
         else f"None of {len(found)} intervals leaves out zero: no difference is shown, nor its absence"
     )

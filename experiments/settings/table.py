@@ -1,5 +1,6 @@
 """The settings of the tables."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,15 @@ Method = Literal[
     "metanas",
     "random",
     "random-same-size",
+    "random-te-nas-size",
+    "random-regions-size",
 ]
+SIZED: Mapping[Method, Method] = {
+    "random-same-size": "metantk",
+    "random-te-nas-size": "te-nas",
+    "random-regions-size": "regions",
+}
+"""Random cells, and the search whose cell of the same run has as many parameters."""
 EXPERIMENTS: tuple[Experiment, ...] = ("mini-5", "mini-8", "tiered-5", "tiered-8")
 METHODS: tuple[Method, ...] = ("metantk", "te-nas", "regions", "random", "random-same-size")
 """The ablation of Table 2 and the random cells that it lacks."""
@@ -32,8 +41,8 @@ class Table:
     """Data and sizes; all but glyphs are the paper's, by its recipes."""
     methods: tuple[Method, ...] = METHODS
     """Where the cells come from: searches (metantk-stable: by the protocol stable), the published cells of the paper
-    (metantk-published, one a run) and of MetaNAS (metanas), random cells, random cells with the searched one's
-    parameters."""
+    (metantk-published, one a run) and of MetaNAS (metanas), random cells, random cells with as many parameters as
+    the one that metantk, te-nas or regions found."""
     runs: int = 3
     """Independent runs (search, training, evaluation) of every method."""
     seed: int = 0
@@ -61,7 +70,9 @@ class Table:
             values = getattr(self, setting)
             once = bool(values) and len(set(values)) == len(values)
             require(once, f"{setting} is {values}: name at least one, each once")
-        orphaned = "random-same-size" in self.methods and "metantk" not in self.methods
-        require(
-            not orphaned, "random-same-size has the parameters of a metantk cell: add metantk to the methods"
-        )
+        for random, searched in SIZED.items():
+            orphaned = random in self.methods and searched not in self.methods
+            require(
+                not orphaned,
+                f"{random} has the parameters of a {searched} cell: add {searched} to the methods",
+            )

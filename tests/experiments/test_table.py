@@ -27,7 +27,8 @@ from mamltheory.runtime.runlog import read_run
 from tests.experiments.stops import counted, ctrl_c_during
 from tests.experiments.tiny import SIZE, evaluate_settings, files, train_settings
 
-RUNS, METHODS = 2, ("metantk", "te-nas", "metanas", "random", "random-same-size")
+RUNS = 2
+METHODS = ("metantk", "te-nas", "metanas", "random", "random-same-size", "random-te-nas-size")
 
 
 def instant_search(settings):
@@ -135,8 +136,9 @@ def test_the_random_cell_of_the_same_size_has_the_searched_cells_parameters(stud
     record = json.loads((study[0].out / "table_tiny.json").read_text())
     sizes = {(run["method"], run["seed"]): run["parameters"] for run in record["runs"]}
     for seed in range(RUNS):
-        found, like = sizes["metantk", seed], sizes["random-same-size", seed]
-        assert abs(like - found) <= 0.02 * found
+        for searched, random in (("metantk", "random-same-size"), ("te-nas", "random-te-nas-size")):
+            found, like = sizes[searched, seed], sizes[random, seed]
+            assert abs(like - found) <= 0.02 * found
     folders = {run.method: run for run in table_runs.runs_of(study[0]) if run.seed == 0}
     cells = {method: common.read_genotype(run.genotype) for method, run in folders.items()}
     assert cells["random-same-size"] != cells["metantk"]
@@ -151,9 +153,10 @@ def test_differences_are_taken_task_by_task_and_run_by_run(study):
         folders = [settings.work / "glyphs" / method / f"seed-{seed}/evaluate-5-shot" for seed in range(RUNS)]
         return [accuracies_of(read_run(folder)["results"]) for folder in folders]
 
-    expected = compare_runs(accuracies("metantk"), accuracies("random"))
-    (found,) = [c for c in record["comparisons"] if (c["metantk_minus"], c["shots"]) == ("random", 5)]
-    assert found["result"]["differences"] == list(expected.differences)
+    for first, second in (("te-nas", "random-te-nas-size"), ("metantk", "random")):
+        expected = compare_runs(accuracies(first), accuracies(second))
+        (found,) = [c for c in record["comparisons"] if (c["minus"], c["shots"]) == (second, 5)]
+        assert (found["of"], found["result"]["differences"]) == (first, list(expected.differences))
     assert found["result"]["p_value"] == expected.p_value
     assert found["result"]["least_p_value"] == 0.5
     row = next(

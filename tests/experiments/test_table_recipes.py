@@ -66,6 +66,7 @@ def test_the_papers_rows_are_complete_and_agree_with_each_other():
     [
         ({"runs": 0}, "runs"),
         ({"methods": ("random", "random-same-size")}, "add metantk"),
+        ({"methods": ("metantk", "random-te-nas-size")}, "add te-nas"),
         ({"methods": ("random", "random")}, "each once"),
         ({"experiments": ()}, "at least one"),
         ({"name": "a/b"}, "letters"),
