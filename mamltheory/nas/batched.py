@@ -229,7 +229,7 @@ class CandidateBatch:
         """The node's sum with the mean of every candidate's own operations on one more edge."""
         live = [each.on(kind, edge) for each in self.candidates]
         stride, state = 2 if kind == "reduce" and edge.source < 2 else 1, states[edge.source]
-        total = None
+        total, changeable = None, False
         for name, operation in cell.edges[f"{edge.node}_{edge.source}"].items():
             holders = tuple(i for i, names in enumerate(live) if name in names)
             if not holders:
@@ -237,16 +237,32 @@ class CandidateBatch:
             step = leading_step(name, stride)
             if (edge.source, step) not in shared:
                 shared[edge.source, step] = Entering(pooled(cell.leading[f"{step}{stride}"], state))
-            part = self._run(operation, shared[edge.source, step], holders, note)
-            if total is None:
-                total = part
-                continue
-            # The identity's part is the state itself, which others take from it.
-            total = total + part if total is state else total.add_(part)
+            part = self._part(operation, shared[edge.source, step], holders, note)
+            if (
+                total is None
+            ):  # the identity's part is the state, a pooling's that of other edges: theirs, too
+                total, changeable = part, step == "relu"
+            else:
+                total, changeable = total.add_(part) if changeable else total + part, True
         if total is None:
             return node
         mean = total / self._counts(live, total)
         return mean if node is None else node.add_(mean)
+
+    def _part(self, operation: nn.Module, entering: Entering, holders: tuple[int, ...], note: Note) -> Tensor:
+        """The operation on the images of these candidates; a norm of a pooled state once for equal scales and shifts.
+
+        Before training all norms are equal. On a GPU the comparison would have to wait for what runs.
+        """
+        norm = operation[0] if isinstance(operation, nn.Sequential) else None
+        alone = isinstance(norm, nn.GroupNorm) and norm not in self.chain.layers and not entering.x.is_cuda
+        if not alone or holders != self.everyone:
+            return self._run(operation, entering, holders, note)
+        for other, part in entering.normed:
+            if torch.equal(norm.weight, other.weight) and torch.equal(norm.bias, other.bias):
+                return part
+        entering.normed.append((norm, self._run(operation, entering, holders, note)))
+        return entering.normed[-1][1]
 
     def _run(self, operation: nn.Module, entering: Entering, holders: tuple[int, ...], note: Note) -> Tensor:
         """The operation on the images of these candidates, zero on those of the others."""

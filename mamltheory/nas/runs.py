@@ -22,10 +22,14 @@ Note = Callable[[nn.Module, Tensor, Tensor, bool], None]
 
 @dataclass(eq=False)
 class Entering:
-    """What enters operations, and its grids of every other pixel, which are made when they are first asked for."""
+    """What enters operations, and its grids of every other pixel, which are made when they are first asked for.
+
+    normed: norms that it has gone through, and what left them.
+    """
 
     x: Tensor
     grids: dict[int, Tensor] = field(default_factory=dict)
+    normed: list[tuple[nn.GroupNorm, Tensor]] = field(default_factory=list)
 
     def grid(self, shift: int) -> Tensor:
         """Every other row and column, from the one of this number on; beyond the image lie zeros."""

@@ -43,11 +43,11 @@ def tasks(seed=0, count=2, size=12):
 
 def shaken(seed=0, dtype=torch.float64, network_settings=SMALL):
     """A supernet whose norms are away from their initial 1 and 0, which could hide an error."""
-    network = supernet(Candidates(), network_settings, seed).to(dtype)
+    network, stream = supernet(Candidates(), network_settings, seed).to(dtype), generator(seed, "shift")
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.dim() == 1:
-                parameter += 0.3 * torch.rand(parameter.shape, generator=generator(seed, "shift"))
+                parameter += 0.3 * torch.rand(parameter.shape, generator=stream)
     return network
 
 

@@ -1,4 +1,4 @@
-"""First stages that successive batches of candidates have in common are run once."""
+"""What is the same is run once: first stages of successive batches, and norms of a pooled state."""
 
 from collections import Counter
 
@@ -9,7 +9,9 @@ from mamltheory.kernels.meta import joint_inputs
 from mamltheory.nas import batched
 from mamltheory.nas.batched import CandidateBatch, candidate_kernels
 from mamltheory.nas.genotype import Candidates
-from tests.nas.test_batched import ALL, shaken, tasks
+from mamltheory.nas.network import supernet
+from mamltheory.nas.scores import network_kernels
+from tests.nas.test_batched import ALL, SMALL, shaken, tasks
 
 WHOLE = Candidates()
 NORMAL, REDUCE = ([o for o in ALL if o.cell == kind] for kind in ("normal", "reduce"))
@@ -65,3 +67,26 @@ def test_candidates_with_images_of_their_own_have_no_stage_in_common():
         batch = CandidateBatch(network, [WHOLE], images, set())
         assert batch.common_stages([WHOLE]) == expected
         assert batch.common_stages([WHOLE] * 2) == 0
+
+
+def test_equal_norms_of_a_pooled_state_are_taken_once(monkeypatch):
+    """Four states are pooled twice in a cell, for nine edges: eight norms where eighteen were."""
+    plain, moved = supernet(WHOLE, SMALL, 4).double(), shaken(4)
+    x, counts, usual = joint_inputs(tasks(4, 1, 8)).double(), Counter(), torch.nn.GroupNorm.forward
+    expected = network_kernels(plain, x, "sum", "weights")
+
+    def counted(norm, entering):
+        counts[here] += 1
+        return usual(norm, entering)
+
+    monkeypatch.setattr(torch.nn.GroupNorm, "forward", counted)
+    for here, network, weights in (
+        ("equal", plain, "weights"),
+        ("unequal", moved, "weights"),
+        ("all", plain, "all"),
+    ):
+        (found,) = candidate_kernels(network, [WHOLE], x, "sum", weights)
+        if here == "equal":
+            for kernel, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(kernel, other, rtol=1e-9, atol=1e-11 * float(other.abs().max()))
+    assert counts["unequal"] == counts["all"] == counts["equal"] + 10 * len(plain.cells)
