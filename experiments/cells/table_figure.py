@@ -4,24 +4,30 @@ from experiments.cells.common import without_paths
 from experiments.cells.table_results import Results
 from experiments.cells.table_sheets import NAMES
 from experiments.presets.table import RECIPES, SHOTS
-from experiments.settings.table import Experiment, Method
+from experiments.settings.table import SIZED, Experiment, Method
 from mamltheory.plotting import curve, figure, save
 
 
 def draw(results: Results, experiment: Experiment) -> str:
-    """A panel for each number of shots, a point for each run with its 95 % interval over tasks; returns the name."""
+    """A panel for each number of shots, a point for each run with its 95 % interval over tasks; returns the name.
+
+    Random cells of a search's size have its mark, hollow.
+    """
     settings = results.settings
+    marked = [method for method in settings.methods if method not in SIZED]
     points = {method: _points(results, experiment, method) for method in settings.methods}
     with figure("page", 3.4, columns=len(SHOTS)) as (drawing, axes):
         for panel, shots in zip(axes[0], SHOTS, strict=True):
-            for number, (method, found) in enumerate(points.items()):
+            for method, found in points.items():
                 chosen = [point for point in found if point["shots"] == shots]
                 columns = (
                     [point[key] for point in chosen] for key in ("parameters", "per_cent", "half_width")
                 )
                 x, y, error = columns
                 x = [number / 1000 for number in x]
-                panel.errorbar(x, y, error, **curve(number) | {"linestyle": "none"}, label=NAMES[method])
+                style = curve(marked.index(SIZED.get(method, method))) | {"linestyle": "none"}
+                hollow = {"markerfacecolor": "white"} if method in SIZED else {}
+                panel.errorbar(x, y, error, **style | hollow, label=NAMES[method])
             panel.set_xlabel("thousand parameters")
             panel.set_ylabel(f"5-way {shots}-shot accuracy (%)")
         handles, labels = axes[0, 0].get_legend_handles_labels()
