@@ -85,8 +85,10 @@ def deciding_draws(
 ) -> list[list[float]]:
     """Of every operator, one number a repeat, larger = better to take out: see :mod:`mamltheory.nas.round_report`.
 
-    A repeat that says the same of all operators, as one in which no network can be scored, is left out.
+    A repeat that says the same of all operators, as one in which no network can be scored, is left out. Ranks are
+    those that decide, but that a position in the list is none: which of two equal operators comes first says nothing.
     """
+    ties = "min" if settings.ties == "index" else settings.ties
     by_c, by_r = (
         [_draws(state, settings, criterion, o, repeats) for o in operators]
         for criterion in ("condition", "regions")
@@ -96,7 +98,7 @@ def deciding_draws(
         columns = [[-d for d in column] for column in columns]
     elif "regions" in settings.criteria:
         columns = [
-            [float(-a - b) for a, b in zip(ranks([-d for d in c], "min"), ranks(r, "min"), strict=True)]
+            [float(-a - b) for a, b in zip(ranks([-d for d in c], ties), ranks(r, ties), strict=True)]
             for c, r in zip(columns, zip(*by_r, strict=True), strict=True)
         ]
     columns = [column for column in columns if len(set(column)) > 1]
@@ -146,7 +148,9 @@ def _mean(values: Sequence[float]) -> float:
 def _last_resort(
     operator: Operator, index: int, state: SearchState, settings: SearchSettings
 ) -> tuple[int, int]:
-    """What decides between operators that nothing else tells apart: with shrinkage the size, then a draw."""
+    """What decides between operators that nothing else tells apart: with shrinkage the size, then a draw; for ties
+    that go by the order of operators, that order.
+    """
     if settings.ties != "min":
         return 0, index
     name = f"tie {operator.cell} {operator.edge.node} {operator.edge.source} {operator.operation}"

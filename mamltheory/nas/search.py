@@ -15,7 +15,8 @@ Where the paper leaves a choice:
   which are frequent because R_N is an integer. The default gives equal operators the same (least) rank;
   ``ties="index"`` is the printed form. ``"dense"`` is the released code's: no rank is left out after equal values, so
   that R_N, which takes few values, has small ranks and little say. Equal sums of ranks on an edge are decided by the
-  larger ΔC, then the smaller ΔR, then by a draw from (seed, round, operator); with ``"dense"`` by their order.
+  larger ΔC, then the smaller ΔR, then by a draw from (seed, round, operator), with ``"dense"`` by the order of
+  operators in place of the draw; with ``"index"`` that order decides at once.
 - Differences. The paper prints C − C'. Between repeats C_N varies by factors, so that the mean of absolute
   differences is governed by the repeat with the largest C_N: the default is log C − log C'. ``"relative"``
   divides by C(𝒩_k), as the released code does; ``"absolute"`` is the printed form.
