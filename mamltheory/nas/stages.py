@@ -143,10 +143,16 @@ class Chain:
         self.needed = 0
 
     def take_over(self, other: "Chain", count: int) -> None:
-        """The first stages of another chain that computes the same in them; its backward pass has kept their graphs."""
+        """The first stages of another chain that computes the same in them, if it has kept their graphs."""
+        if not other.holds(count):
+            return
         for own, stage in zip(self.stages[:count], other.stages, strict=False):
             own.take_over(stage)
         self.states, self.taken_over = other.states[: count + 1], count
+
+    def holds(self, count: int) -> bool:
+        """Whether the graphs of the first stages are there."""
+        return all(stage.output is not None for stage in self.stages[:count])
 
     def forward(self, x: Tensor, outputs: int, memory: int, aside: int = 0) -> Tensor:
         """The last state; ``needed`` becomes the bytes with which no stage had to be run again.
@@ -170,8 +176,10 @@ class Chain:
     def backward(self, flows: Sequence[Tensor], take: Callable[[Call, Rows], None], kept: int = 0) -> None:
         """Hands over the gradients by the parameters of every call, from the last stage to the first.
 
-        flows: by the last state, one for each output.  kept: how many of the first stages keep their graphs.
+        flows: by the last state, one for each output.  kept: how many of the first stages keep their graphs, unless
+        the budget was too tight for one of them and it has to be run again.
         """
+        kept = kept if self.holds(kept) else 0
         arriving = [[0.0] * len(flows) for _ in self.stages] + [list(flows)]
         for place in reversed(range(len(self.stages))):
             stage = self.stages[place]

@@ -1,6 +1,7 @@
 """What is the same is run once: first stages of successive batches, and norms of a pooled state."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mamltheory.nas.batched import CandidateBatch, candidate_kernels
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import supernet
 from mamltheory.nas.scores import network_kernels
+from mamltheory.nas.stages import Chain
 from tests.nas.test_batched import ALL, SMALL, shaken, tasks
 
 WHOLE = Candidates()
@@ -48,15 +50,28 @@ def test_cells_in_common_are_run_once_and_change_no_kernel(outputs, runs, monkey
         assert all(torch.equal(*kernels) for kernels in zip(pair, other, strict=True))
 
 
-def test_a_budget_that_holds_no_graph_for_the_next_batch_changes_no_kernel(runs):
-    network, x = shaken(2), joint_inputs(tasks(2, 1, 8)).double()
+@pytest.mark.parametrize("part", [0.3, 0.6])
+@pytest.mark.usefixtures("runs")
+def test_a_budget_that_holds_no_graph_for_the_next_batch_is_kept_to(part, monkeypatch):
+    """A graph that had to be dropped is not kept when its stage has been run again, and no kernel changes."""
+    network, x = (
+        shaken(2, network_settings=replace(SMALL, cells=8, stem_stride=1)),
+        joint_inputs(tasks(2, 1, 8)).double(),
+    )
     batch = CandidateBatch(network, [WHOLE], x, {name for name, _ in network.named_parameters()})
     batch.kernels("sum", 1 << 30)
-    runs.clear()
-    tight = list(candidate_kernels(network, LISTED, x, "sum", "all", memory=int(0.7 * batch.chain.needed)))
-    assert sum(runs.values()) > 3 + 6 + 6
-    usual = list(candidate_kernels(network, LISTED, x, "sum", "all"))
-    for pair, other in zip(usual, tight, strict=True):
+    memory, held, usual = int(part * batch.chain.needed), [], Chain._advance
+
+    def weighed(chain, stage, outputs):
+        usual(chain, stage, outputs)
+        if len(chain.states) == 1 + len(chain.stages):  # the forward pass is over
+            held.append(sum(each.held for each in chain.stages) + stage.flowing)
+
+    monkeypatch.setattr(Chain, "_advance", weighed)
+    tight = list(candidate_kernels(network, LISTED[:3], x, "sum", "all", memory=memory))
+    assert held
+    assert max(held) <= memory
+    for pair, other in zip(candidate_kernels(network, LISTED[:3], x, "sum", "all"), tight, strict=True):
         torch.testing.assert_close(pair, other, rtol=1e-12, atol=1e-12)
 
 
