@@ -119,13 +119,14 @@ def report(
     measured: dict[str, dict[str, Record]],
 ) -> None:
     """Write the figure, its numbers and the tables, and say so."""
+    timed = settings.device == "cpu" and not settings.quick
     data = measured | {
         "machine": describe(settings.device),
         "peers": versions,
         "device": settings.device,
         "rounds": settings.rounds,
         "quick": settings.quick,
-        "targets": [row for case in cases for row in judged(case, measured["cases"][case.name])],
+        "targets": [row for case in cases for row in judged(case, measured["cases"][case.name], timed)],
     }
     name = f"{settings.name}_{settings.device}" + ("_quick" if settings.quick else "")
     kept = {

@@ -36,9 +36,13 @@ def _peers(record: Mapping[str, object]) -> list[str]:
     return [name for name in record["methods"] if not name.startswith("ours")]
 
 
-def judged(case: Case, record: Mapping[str, object]) -> list[dict[str, object]]:
-    """The case's targets in words, with what was got and whether that is enough (None: not measured)."""
-    return [_judge(case, target, value(target, record)) for target in case.targets]
+def judged(case: Case, record: Mapping[str, object], timed: bool = True) -> list[dict[str, object]]:
+    """The case's targets in words, with what was got and whether that is enough (None: not measured).
+
+    timed: whether seconds are those of a CPU at full size, for which alone there are bounds.
+    """
+    targets = [target for target in case.targets if timed or target.quantity != "seconds"]
+    return [_judge(case, target, value(target, record)) for target in targets]
 
 
 def _judge(case: Case, target: Target, got: float | None) -> dict[str, object]:

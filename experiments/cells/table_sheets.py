@@ -8,7 +8,7 @@ from experiments.cells.rendering import Sheet
 from experiments.cells.table_results import Measured, Results, compared_with
 from experiments.cells.table_runs import SEARCHED
 from experiments.presets.table import RECIPES, SHOTS
-from experiments.settings.table import Experiment, Method
+from experiments.settings.table import SIZED, Experiment, Method
 from mamltheory.fewshot.statistics import Comparison, Spread
 
 NAMES: dict[Method, str] = {
@@ -147,7 +147,15 @@ def comparisons(results: Results, experiment: Experiment) -> Sheet:
         "between runs",
     ]
     names.append("p (sign flips)")
-    title = f"Is MetaNTK-NAS better on {RECIPES[experiment].data}, and a search better than its size?"
+    compared = {method for method, _ in found}
+    title = " ".join(
+        question
+        for question, asked in (
+            (f"Is MetaNTK-NAS better on {RECIPES[experiment].data}?", compared - set(SIZED)),
+            ("Is a search better than random cells of its size?", compared & set(SIZED)),
+        )
+        if asked
+    )
     columns = tuple(("", name) for name in names)
     return Sheet(title, columns, tuple(rows), (_method_note(), verdict(list(found.values()))))
 

@@ -235,6 +235,9 @@ def test_targets_are_judged_by_the_record(target, got, reached):
     case = Case("case", "a case", kernel.GROUP, {}, ("ours", "quick", "slow"), targets=(target,))
     (row,) = judged(case, record_of(ours=2, quick=6, slow=8))
     assert (row["got"], row["reached"]) == (got, reached)
+    assert len(judged(case, record_of(ours=2, quick=6, slow=8), timed=False)) == (
+        target.quantity != "seconds"
+    )
 
 
 def test_resizing_samples_of_tasks_changes_queries_and_supports():
