@@ -22,7 +22,9 @@ LEAST_GRID = 8
 """Rows or columns of an image below which a dilated kernel's gradients are not taken grid by grid."""
 BLOCK = 1 << 21
 """Bytes of images whose depthwise gradients are taken together: what a CPU has in its caches."""
-_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_ONEDNN = (
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+)
 """x, y -> x yᵀ; a part of torch that it uses itself and does not document, so that we do without where it is gone."""
 
 
