@@ -89,9 +89,7 @@ _REPEATS = 3
 _CHECK = {"channels": 4, "image": 12, "cells": 3, "patches": 300}
 
 
-def _case(
-    channels: int, cells: int, candidates: int, methods: tuple[str, ...] = (OURS, SINGLE), *targets: Target
-) -> Case:
+def _case(channels: int, cells: int, candidates: int, methods: tuple[str, ...], *targets: Target) -> Case:
     title = (
         f"scores of {candidates} candidate{'s' if candidates > 1 else ''}, {channels} channels, {cells} cells"
     )

@@ -238,9 +238,8 @@ class CandidateBatch:
             if (edge.source, step) not in shared:
                 shared[edge.source, step] = Entering(pooled(cell.leading[f"{step}{stride}"], state))
             part = self._part(operation, shared[edge.source, step], holders, note)
-            if (
-                total is None
-            ):  # the identity's part is the state, a pooling's that of other edges: theirs, too
+            # The identity's part is the state itself, and a pooling's is that of other edges, too.
+            if total is None:
                 total, changeable = part, step == "relu"
             else:
                 total, changeable = total.add_(part) if changeable else total + part, True
@@ -261,8 +260,9 @@ class CandidateBatch:
         for other, part in entering.normed:
             if torch.equal(norm.weight, other.weight) and torch.equal(norm.bias, other.bias):
                 return part
-        entering.normed.append((norm, self._run(operation, entering, holders, note)))
-        return entering.normed[-1][1]
+        part = self._run(operation, entering, holders, note)
+        entering.normed.append((norm, part))
+        return part
 
     def _run(self, operation: nn.Module, entering: Entering, holders: tuple[int, ...], note: Note) -> Tensor:
         """The operation on the images of these candidates, zero on those of the others."""
