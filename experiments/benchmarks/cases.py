@@ -61,11 +61,13 @@ class Target:
 
     "speed" and "memory" are ratios of the peers (the best of ``against``) to ``method``, "fraction" is that of
     the matrix-product rate, "bytes" and "parameters" bound the peak memory from above, absolutely and in units
-    of the parameters, "agreement" bounds the relative difference to the reference, both in float64, "seconds"
-    bounds the CPU time of one call.
+    of the parameters, "agreement" bounds the relative difference to the reference, both in float64, "rounding" that
+    of the method in float32, "seconds" bounds the CPU time of one call.
     """
 
-    quantity: Literal["speed", "memory", "fraction", "bytes", "parameters", "agreement", "seconds"]
+    quantity: Literal[
+        "speed", "memory", "fraction", "bytes", "parameters", "agreement", "rounding", "seconds"
+    ]
     bound: float
     method: str
     against: tuple[str, ...] = ()

@@ -75,7 +75,7 @@ def _got(row: Mapping[str, object]) -> str:
         return "–"
     if row["quantity"] == "bytes":
         return f"{row['got'] / 1e6:.0f} MB"
-    return f"{row['got']:.1e}" if row["quantity"] == "agreement" else f"{row['got']:.2f}"
+    return f"{row['got']:.1e}" if row["quantity"] in ("agreement", "rounding") else f"{row['got']:.2f}"
 
 
 def exponents(scaling: Mapping[str, Mapping[str, object]]) -> str:

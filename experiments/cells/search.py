@@ -218,7 +218,11 @@ def scorer_of(settings: Search, device: str) -> CellScorer:
         tasks=partial(draw_tasks, source, counts) if "condition" in settings.criteria else None,
         patches=partial(draw_patches, source) if "regions" in settings.criteria else None,
         settings=ScoreSettings(
-            settings.kernel, settings.outputs, measure=settings.metric, dynamics=dynamics_of(settings)
+            settings.kernel,
+            settings.outputs,
+            measure=settings.metric,
+            dynamics=dynamics_of(settings),
+            precision=settings.precision,
         ),
         device=device,
     )

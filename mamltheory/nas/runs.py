@@ -4,10 +4,13 @@ A pointwise convolution is a matrix product. A depthwise one of stride 1 has ano
 enters, with the kernel turned around; the general routine for that is up to ten times as slow, most of all where the
 kernel is dilated. A convolution of stride 2 that sees every other pixel alone, as both of a factorized reduction and
 the dilated one do, is one of stride 1 on the grid of these pixels, and all edges that leave a state share the grid.
+
+On the way back the factors of convolutions across channels may have fewer digits (:mod:`mamltheory.nas.precision`).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -43,42 +46,42 @@ class Entering:
         return self.grids[shift]
 
 
-def run(module: nn.Module, entering: Tensor | Entering, note: Note) -> Float[Tensor, "m ..."]:
-    """module(x), up to rounding and differentiable once, with a note of every layer on the way."""
+def run(
+    module: nn.Module, entering: Tensor | Entering, note: Note, factors: torch.dtype | None = None
+) -> Float[Tensor, "m ..."]:
+    """module(x), up to rounding and differentiable once, with a note of every layer on the way.
+
+    factors: of convolutions across channels on the way back, None for the dtype of x; factorized reductions, by which
+    most of what flows back from a reduction passes, keep that.
+    """
     entering = entering if isinstance(entering, Entering) else Entering(entering)
     match module:
         case nn.Sequential():
             for layer in module:
-                entering = Entering(run(layer, entering, note))
+                entering = Entering(run(layer, entering, note, factors))
             return entering.x
         case FactorizedReduce():
             halves = [
-                _noted(layer, entering.grid(shift), True, _pointwise, note)
+                _noted(layer, entering.grid(shift), True, partial(_convolved, None), note)
                 for shift, layer in enumerate((module.even, module.odd))
             ]
             return run(module.norm, torch.cat(halves, 1), note)
-        case nn.Conv2d():
-            return _convolution(module, entering, note)
+        case nn.Conv2d() if is_plain(module):
+            gridded = module.stride == (2, 2) and is_gridded(module)
+            x = entering.grid(0) if gridded else entering.x
+            return _noted(module, x, gridded, partial(_convolved, factors), note)
         case _:
-            return _noted(module, entering.x, False, _itself, note)
-
-
-def _convolution(layer: nn.Conv2d, entering: Entering, note: Note) -> Tensor:
-    gridded = layer.stride == (2, 2) and is_gridded(layer)
-    if is_plain(layer) and is_depthwise(layer):
-        return _noted(layer, entering.grid(0) if gridded else entering.x, gridded, _depthwise, note)
-    if is_plain(layer) and is_pointwise(layer) and (gridded or layer.stride == (1, 1)):
-        return _noted(layer, entering.grid(0) if gridded else entering.x, gridded, _pointwise, note)
-    return _noted(layer, entering.x, False, _itself, note)
+            return _noted(module, entering.x, False, lambda layer, x, _gridded: layer(x), note)
 
 
 def is_gridded(layer: nn.Conv2d) -> bool:
-    """Whether a convolution of stride 2 sees every other row and column alone."""
+    """Whether a convolution of stride 2, depthwise or pointwise, sees every other row and column alone."""
     even = all(
         size == 1 or dilation % 2 == 0
         for size, dilation in zip(layer.kernel_size, layer.dilation, strict=True)
     )
-    return even and all(padding % 2 == 0 for padding in layer.padding)
+    known = is_depthwise(layer) or is_pointwise(layer)
+    return known and even and all(padding % 2 == 0 for padding in layer.padding)
 
 
 class Geometry(NamedTuple):
@@ -110,17 +113,9 @@ def _noted(
     return leaving
 
 
-def _itself(layer: nn.Module, x: Tensor, _gridded: bool) -> Tensor:
-    return layer(x)
-
-
-def _pointwise(layer: nn.Conv2d, x: Tensor, _gridded: bool) -> Tensor:
-    weight = layer.weight.detach().flatten(1)
-    return torch.bmm(weight.expand(len(x), -1, -1), x.flatten(2)).unflatten(2, x.shape[2:])
-
-
-def _depthwise(layer: nn.Conv2d, x: Tensor, gridded: bool) -> Tensor:
-    return _Convolution.apply(x, layer.weight.detach(), geometry(layer, gridded))
+def _convolved(factors: torch.dtype | None, layer: nn.Conv2d, x: Tensor, gridded: bool) -> Tensor:
+    factors = factors if is_dense(layer) else None
+    return _Convolution.apply(x, layer.weight.detach(), geometry(layer, gridded), factors)
 
 
 def convolved(layer: nn.Conv2d, x: Float[Tensor, "m c h w"]) -> Float[Tensor, "m d h2 w2"]:
@@ -128,9 +123,7 @@ def convolved(layer: nn.Conv2d, x: Float[Tensor, "m c h w"]) -> Float[Tensor, "m
 
     A second derivative by torch's own goes through the groups one by one, and computes one by the weights as well.
     """
-    if is_pointwise(layer) and layer.stride == (1, 1):
-        return _pointwise(layer, x, False)
-    return _depthwise(layer, x, False)
+    return _convolved(None, layer, x, False)
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -153,6 +146,11 @@ def is_pointwise(layer: nn.Conv2d) -> bool:
     return layer.groups == 1 and layer.kernel_size == (1, 1) and not any(layer.padding)
 
 
+def is_dense(layer: nn.Module) -> bool:
+    """Whether a layer is a plain convolution across channels; of others fewer digits save no time."""
+    return is_plain(layer) and layer.groups == 1
+
+
 def flow_back(
     shape: Sequence[int], weight: Float[Tensor, "d g h w"], flow: Float[Tensor, "m d h2 w2"], how: Geometry
 ) -> Float[Tensor, "m c h1 w1"]:
@@ -160,6 +158,8 @@ def flow_back(
 
     Of a depthwise one of stride 1 it is the convolution with the kernel turned around.
     """
+    if _is_product(weight, how):
+        return _product(weight.flatten(1).T, flow)
     sizes = zip(weight.shape[2:], how.padding, how.dilation, strict=True)
     rest = tuple(dilation * (size - 1) - padding for size, padding, dilation in sizes)
     depthwise = weight.shape[1] == 1 and how.groups == weight.shape[0]
@@ -168,18 +168,40 @@ def flow_back(
     return nn.grad.conv2d_input(shape, weight, flow, *how)
 
 
+def _is_product(weight: Tensor, how: Geometry) -> bool:
+    """Whether a convolution maps every pixel by itself."""
+    alone = tuple(weight.shape[2:]) == tuple(how.stride) == (1, 1) and not any(how.padding)
+    return alone and how.groups == 1
+
+
+def _product(matrix: Float[Tensor, "d c"], x: Float[Tensor, "m c h w"]) -> Float[Tensor, "m d h w"]:
+    return torch.bmm(matrix.expand(len(x), -1, -1), x.flatten(2)).unflatten(2, x.shape[2:])
+
+
+def round_flow(node: torch.autograd.graph.Node, flow: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is about to flow back to a node, with fewer digits: a layer's rows take it, and the node may, too."""
+    node.rounded = flow.to(dtype)
+    return node.rounded
+
+
 class _Convolution(torch.autograd.Function):
-    """A convolution as a linear function of what enters."""
+    """A convolution as a linear function of what enters; with factors of fewer digits differentiable once."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, how: Geometry) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, how: Geometry, factors: torch.dtype | None) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.shape, ctx.how = x.shape, how
+        ctx.shape, ctx.how, ctx.factors, ctx.rounded = x.shape, how, factors, None
+        if _is_product(weight, how):
+            return _product(weight.flatten(1), x)
         return nn.functional.conv2d(x, weight, None, *how)
 
     @staticmethod
     def backward(ctx, flow: Tensor) -> tuple[Tensor | None, ...]:
-        return _Transposed.apply(flow, *ctx.saved_tensors, ctx.shape, ctx.how), None, None
+        (weight,), low, ctx.rounded = ctx.saved_tensors, ctx.rounded, None
+        if ctx.factors is None:
+            return _Transposed.apply(flow, weight, ctx.shape, ctx.how), None, None, None
+        low = flow.to(ctx.factors) if low is None else low
+        return flow_back(ctx.shape, weight.to(low.dtype), low, ctx.how).to(flow.dtype), None, None, None
 
 
 class _Transposed(torch.autograd.Function):
@@ -193,4 +215,4 @@ class _Transposed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, back: Tensor) -> tuple[Tensor | None, ...]:
-        return _Convolution.apply(back, *ctx.saved_tensors, ctx.how), None, None, None
+        return _Convolution.apply(back, *ctx.saved_tensors, ctx.how, None), None, None, None

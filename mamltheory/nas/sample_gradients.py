@@ -38,7 +38,15 @@ def gradient_rows(
     """Gradients of n images' k outputs by the layer's own parameters of these names, in blocks of columns.
 
     gridded: what entered is the grid of the pixels that the layer sees (:mod:`mamltheory.nas.runs`).
+    Where what entered is bfloat16, so are both factors, and the gradients are float32.
     """
+    rows = _rows(layer, names, entering, flow.to(entering.dtype), gridded)
+    return [block.float() for block in rows] if entering.dtype == torch.bfloat16 else rows
+
+
+def _rows(
+    layer: nn.Module, names: Sequence[str], entering: Tensor, flow: Tensor, gridded: bool
+) -> list[Tensor]:
     n, k = flow.shape[:2]
     if isinstance(layer, nn.Conv2d) and list(names) == ["weight"] and is_padded_by_zeros(layer):
         how = geometry(layer, gridded)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_every_method_present_agrees_with_the_slow_way(benchmarked):
     for record in benchmarked[1]["cases"].values():
         for name, each in record["methods"].items():
             if each["status"] == "measured":
-                assert each["agreement"] < 1e-4
+                assert each["agreement"] < (1e-2 if "bf16" in name else 1e-4)
             if name.startswith("ours"):
                 assert each["agreement_float64"] < 1e-12
 
@@ -210,6 +211,7 @@ def record_of(**seconds):
             "median_seconds": value,
             "peak_bytes": 100 * value,
             "fraction": 0.5,
+            "agreement": 2e-4,
             "agreement_float64": 1e-13,
         }
         for name, value in seconds.items()
@@ -228,6 +230,7 @@ def record_of(**seconds):
         (Target("seconds", 0.5, "ours"), 2.0, False),
         (Target("parameters", 2, "ours"), 2.0, True),
         (Target("agreement", 1e-12, "ours"), 1e-13, True),
+        (Target("rounding", 1e-3, "ours"), 2e-4, True),
         (Target("speed", 5, "ours", ("nobody",)), None, None),
     ],
 )
@@ -245,13 +248,21 @@ def test_resizing_samples_of_tasks_changes_queries_and_supports():
     assert resized(kernel.FC, "samples", 3) == kernel.FC | {"samples": 3}
 
 
+def touched_pages(size):
+    """Pages that the system hands out anew, whatever the allocator has kept of earlier tests."""
+    with mmap.mmap(-1, size) as pages:
+        for place in range(0, size, mmap.PAGESIZE):
+            pages[place] = 1
+        return sum(pages[:: mmap.PAGESIZE])
+
+
 def test_the_clock_sees_memory_that_was_freed_before_the_end():
-    clock = ProcessClock()
-    result, seconds, peak = clock.first(lambda: float(np.ones(8_000_000).sum()))
-    assert result == 8e6
+    size = 16_000 * mmap.PAGESIZE
+    result, seconds, peak = ProcessClock().first(lambda: touched_pages(size))
+    assert result == 16_000
     assert seconds > 0
     if peak is not None:
-        assert 60e6 < peak < 130e6
+        assert 0.9 * size < peak < 2 * size
 
 
 def test_unknown_cases_are_refused_and_names_match_by_their_beginning():
