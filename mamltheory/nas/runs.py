@@ -5,7 +5,7 @@ enters, with the kernel turned around; the general routine for that is up to ten
 kernel is dilated. A convolution of stride 2 that sees every other pixel alone, as both of a factorized reduction and
 the dilated one do, is one of stride 1 on the grid of these pixels, and all edges that leave a state share the grid.
 
-On the way back the factors of convolutions across channels may have fewer digits (:mod:`mamltheory.nas.precision`).
+On the way back the factors of convolutions may have fewer digits (:mod:`mamltheory.nas.precision`).
 """
 
 from collections.abc import Callable, Sequence
@@ -51,8 +51,8 @@ def run(
 ) -> Float[Tensor, "m ..."]:
     """module(x), up to rounding and differentiable once, with a note of every layer on the way.
 
-    factors: of convolutions across channels on the way back, None for the dtype of x; factorized reductions, by which
-    most of what flows back from a reduction passes, keep that.
+    factors: of convolutions on the way back, None for the dtype of x; those of factorized reductions keep it, for much
+    of what flows back from a reduction passes there.
     """
     entering = entering if isinstance(entering, Entering) else Entering(entering)
     match module:
@@ -114,8 +114,10 @@ def _noted(
 
 
 def _convolved(factors: torch.dtype | None, layer: nn.Conv2d, x: Tensor, gridded: bool) -> Tensor:
-    factors = factors if is_dense(layer) else None
-    return _Convolution.apply(x, layer.weight.detach(), geometry(layer, gridded), factors)
+    how = geometry(layer, gridded)
+    # The general routine, for a depthwise convolution with steps, takes ten times as long for fewer digits.
+    slow = how.groups > 1 and tuple(how.stride) != (1, 1)
+    return _Convolution.apply(x, layer.weight.detach(), how, None if slow else factors)
 
 
 def convolved(layer: nn.Conv2d, x: Float[Tensor, "m c h w"]) -> Float[Tensor, "m d h2 w2"]:
@@ -147,7 +149,7 @@ def is_pointwise(layer: nn.Conv2d) -> bool:
 
 
 def is_dense(layer: nn.Module) -> bool:
-    """Whether a layer is a plain convolution across channels; of others fewer digits save no time."""
+    """Whether a layer is a plain convolution across channels; others' gradients save no time by fewer digits."""
     return is_plain(layer) and layer.groups == 1
 
 

@@ -17,7 +17,7 @@ from mamltheory.rng import generator
 from tests.nas.test_batched import ALL, WAYS, shaken, tasks
 from tests.nas.test_runs import CASES, SPACE, layer_of
 
-UNIT = 2.0**-9
+UNIT = 2.0**-8
 """Largest relative error of a number that is rounded to bfloat16."""
 SIXTEEN = NetworkSettings(channels=16, cells=3, classes=WAYS)
 FIRST = next(each for each in ALL if each.cell == "reduce")
