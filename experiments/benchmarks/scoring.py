@@ -42,10 +42,10 @@ def _candidates(count: int) -> tuple[Candidates, ...]:
 
 
 def floor(sizes: Sizes) -> float:
-    """FLOP of the products that a score takes in any case, 2 for each: Σ over candidates of 6 n M + n² P.
+    """FLOP of a score's products, 2 for each: Σ over candidates of 6 n M + n² P.
 
     n images with M multiply-accumulates each, once forward, once back and once for the P weights' gradients, and
-    half of the n² inner products of these. Nothing shared between candidates is taken off.
+    half of the n² inner products of these. Neither what candidates share is taken off nor what flows back to images.
     """
     size = NetworkSettings(channels=sizes["channels"], cells=sizes["cells"]).for_search(sizes["ways"])
     image = torch.zeros(1, size.input_channels, sizes["image"], sizes["image"])
@@ -95,7 +95,8 @@ def single_scoring(problem: ScoringProblem) -> Callable[[], Result]:
 
 
 def _scores(conditions: list[float], regions: list[int]) -> Result:
-    return torch.tensor(conditions, dtype=torch.float64), torch.tensor(regions, dtype=torch.float64)
+    """Each number by itself, so that each difference is relative to its own."""
+    return tuple(torch.tensor(value, dtype=torch.float64) for value in (*conditions, *regions))
 
 
 SCORING = Group(

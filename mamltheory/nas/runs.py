@@ -51,8 +51,8 @@ def run(
 ) -> Float[Tensor, "m ..."]:
     """module(x), up to rounding and differentiable once, with a note of every layer on the way.
 
-    factors: of convolutions on the way back, None for the dtype of x; those of factorized reductions keep it, for much
-    of what flows back from a reduction passes there.
+    factors: of convolutions on the way back, None for the dtype of x. Factorized reductions always take that of x, for
+    much of what flows back from a reduction passes there.
     """
     entering = entering if isinstance(entering, Entering) else Entering(entering)
     match module:
@@ -167,7 +167,12 @@ def flow_back(
     depthwise = weight.shape[1] == 1 and how.groups == weight.shape[0]
     if depthwise and tuple(how.stride) == (1, 1) and min(rest) >= 0:
         return nn.functional.conv2d(flow, weight.flip(2, 3), None, *how._replace(padding=rest))
-    return nn.grad.conv2d_input(shape, weight, flow, *how)
+    # As nn.grad.conv2d_input, but for the input, of whose values nothing depends: oneDNN would copy its expanded one.
+    x, pads, wanted = flow.new_empty(shape), [0, 0], [True, False, False]
+    back = torch.ops.aten.convolution_backward(
+        flow, x, weight, None, *how[:3], False, pads, how.groups, wanted
+    )
+    return back[0]
 
 
 def _is_product(weight: Tensor, how: Geometry) -> bool:

@@ -40,8 +40,9 @@ def gradient_rows(
     gridded: what entered is the grid of the pixels that the layer sees (:mod:`mamltheory.nas.runs`).
     Where what entered is bfloat16, so are both factors, and the gradients are float32.
     """
-    rows = _rows(layer, names, entering, flow.to(entering.dtype), gridded)
-    return [block.float() for block in rows] if entering.dtype == torch.bfloat16 else rows
+    if entering.dtype != torch.bfloat16:
+        return _rows(layer, names, entering, flow, gridded)
+    return [block.float() for block in _rows(layer, names, entering, flow.bfloat16(), gridded)]
 
 
 def _rows(

@@ -45,7 +45,7 @@ class ScoreSettings:
         over the spectrum instead of taking its ends: it ranks alike and is less noisy.
     dynamics: the inner loop in kernel time; the default is λτ = ∞ with the ridge 1e-3 of the support inverse.
     precision: "bf16" lets a CPU round factors on the way back where that is faster, in batches of candidates alone;
-        condition numbers move by up to about 4e-4 relative (:mod:`mamltheory.nas.precision`).
+        by how much condition numbers move is said in :mod:`mamltheory.nas.precision`.
     """
 
     kernel: Literal["maml", "anil", "ntk"] = "maml"

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from mamltheory.nas.runs import is_dense, round_flow
 from mamltheory.nas.sample_gradients import gradient_rows
@@ -103,7 +104,7 @@ class _Booking:
     ) -> None:
         self.stage, self.layers, self.holders, self.factors = stage, layers, holders, factors
         self.storages: dict[int, int] = {}
-        self.low: dict[Tensor, Tensor] = {}
+        self.low = WeakTensorKeyDictionary()  # what entered is let go where nothing else holds it
 
     def tensor(self, tensor: Tensor) -> Tensor:
         """Books a tensor that is held, and lets go of its graph."""
@@ -121,6 +122,7 @@ class _Booking:
         sizes = leaving.numel() * item, len(leaving) * numbers * item
         if self.factors is not None and is_dense(layer):
             entering = self._rounded(entering)
+            sizes = tuple(size * 3 // 2 for size in sizes)  # rounded ones beside the others
         entering, edge = self.tensor(entering), get_gradient_edge(leaving)
         self.stage.calls.append(Call(layer, names, self.holders(), entering, gridded, edge, *sizes))
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.benchmarks import kernel, maml, measure, meta_kernel, run, tables
+from experiments.benchmarks import kernel, maml, measure, meta_kernel, run, scoring, tables
 from experiments.benchmarks.cases import Case, Method, Target
 from experiments.benchmarks.catalogue import CASES, chosen
 from experiments.benchmarks.machine import absent, peer_versions
@@ -19,6 +21,8 @@ from experiments.benchmarks.scaling import resized
 from experiments.benchmarks.targets import judged
 from experiments.settings import Benchmark
 from mamltheory.errors import ConfigurationError
+from mamltheory.nas.network import supernet
+from mamltheory.nas.precision import multiplies_bfloat16
 from tests.experiments.stops import counted
 
 FEW = ("meta-gradient-l256", "metantk-l8192", "ntk-fc-l256", "depthwise")
@@ -71,7 +75,7 @@ def test_every_method_present_agrees_with_the_slow_way(benchmarked):
     for record in benchmarked[1]["cases"].values():
         for name, each in record["methods"].items():
             if each["status"] == "measured":
-                assert each["agreement"] < (1e-2 if "bf16" in name else 1e-4)
+                assert each["agreement"] < 1e-4
             if name.startswith("ours"):
                 assert each["agreement_float64"] < 1e-12
 
@@ -246,6 +250,37 @@ def test_targets_are_judged_by_the_record(target, got, reached):
 def test_resizing_samples_of_tasks_changes_queries_and_supports():
     assert resized(maml.BASE, "samples", 3) == maml.BASE | {"queries": 3, "supports": 3}
     assert resized(kernel.FC, "samples", 3) == kernel.FC | {"samples": 3}
+
+
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_the_floor_of_scores_is_what_torch_counts(candidates):
+    sizes = {**scoring.SCORING.quick, "candidates": candidates}
+    problem = scoring.build_scoring(sizes, torch.float32, torch.device("cpu"), 0)
+    images, total = torch.cat([x for task in problem.repeat.tasks for x in (task.query_x, task.support_x)]), 0
+    for each in problem.candidates:
+        network = supernet(each, problem.repeat.network.settings, 0)
+        with FlopCounterMode(display=False) as counted, torch.no_grad():
+            network(images)
+        weights = sum(
+            layer.weight.numel() for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)
+        )
+        total += 3 * counted.get_total_flops() + len(images) ** 2 * weights
+    assert scoring.floor(sizes) == total
+
+
+def test_scores_in_bfloat16_are_rounded_and_right():
+    sizes = {**scoring.SCORING.quick, "channels": 8, "image": 12, "ways": 3}
+    exact, single, rounded = (
+        torch.stack(make(scoring.build_scoring(sizes, dtype, torch.device("cpu"), 0))())
+        for make, dtype in (
+            (scoring.single_scoring, torch.float64),
+            (scoring.SCORING.method(scoring.OURS).make, torch.float32),
+            (scoring.SCORING.method(scoring.ROUNDED).make, torch.float32),
+        )
+    )
+    torch.testing.assert_close(single, exact, rtol=1e-3, atol=0)
+    torch.testing.assert_close(rounded, exact, rtol=1e-2, atol=0)
+    assert torch.equal(rounded, single) != multiplies_bfloat16()
 
 
 def touched_pages(size):

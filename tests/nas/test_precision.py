@@ -6,10 +6,11 @@ from experiments.cells.search import scorer_of
 from experiments.presets.search import SEARCH
 from experiments.settings import Search
 from mamltheory.kernels.meta import joint_inputs
-from mamltheory.nas import precision
+from mamltheory.nas import batched, precision
 from mamltheory.nas.batched import CandidateBatch, candidate_kernels
 from mamltheory.nas.genotype import Candidates
-from mamltheory.nas.network import NetworkSettings
+from mamltheory.nas.network import NetworkSettings, initialise
+from mamltheory.nas.operations import FactorizedReduce
 from mamltheory.nas.runs import flow_back, geometry, run
 from mamltheory.nas.sample_gradients import gradient_rows
 from mamltheory.nas.scores import ScoreSettings, candidate_conditions, condition_score
@@ -36,7 +37,7 @@ def normal(seed, *shape):
 @given(case=CASES, space=SPACE)
 @settings(max_examples=30, deadline=None)
 def test_on_the_way_back_nothing_is_off_by_more_than_its_roundings(case, space):
-    """Of both factors and the result, and of the sum over taps, which torch takes of small images in bfloat16."""
+    """Of both factors and the result, and of the sum over taps, which a CPU without such products may round."""
     layer, x = layer_of(*case).float(), normal(0, 3, 4, *space).requires_grad_()
     calls = []
     found = run(layer, x, lambda *call: calls.append(call), torch.bfloat16)
@@ -48,6 +49,8 @@ def test_on_the_way_back_nothing_is_off_by_more_than_its_roundings(case, space):
     exact, size = (flow_back(x.shape, *pair, how) for pair in both(weight, flow.double()))
     assert bool((back - exact).abs().le(most * size + 1e-6).all())
     [(_, entering, _, gridded)] = calls
+    slow = layer.groups > 1 and geometry(layer, calls[0][3]).stride != (1, 1)
+    assert torch.equal(back, back.bfloat16().float()) != slow, "rounded, but for what torch is slow at"
     if layer.groups > 1:
         return
     low = torch.cat(gradient_rows(layer, ["weight"], entering.detach().bfloat16(), flow[:, None], gridded), 2)
@@ -58,6 +61,28 @@ def test_on_the_way_back_nothing_is_off_by_more_than_its_roundings(case, space):
         for each, other in both(entering.detach().double(), flow.double())
     )
     assert bool((low - exact).abs().le(most * size + 1e-6).all())
+
+
+def test_no_flow_is_rounded_where_all_of_a_cell_pass(monkeypatch):
+    module, x = FactorizedReduce(4, 6, "group"), normal(0, 3, 4, 8, 8).requires_grad_()
+    initialise(module, 0)
+    flows = []
+    for factors in (None, torch.bfloat16):
+        y = run(module, x, lambda *_: None, factors)
+        flows += torch.autograd.grad(y, x, normal(1, *y.shape))
+    assert torch.equal(*flows)
+    network, seen, usual = shaken(1, torch.float32), {}, batched.run
+
+    def noted(module, entering, note, factors=None):
+        seen[module] = factors
+        return usual(module, entering, note, factors)
+
+    monkeypatch.setattr(batched, "run", noted)
+    batch = CandidateBatch(network, [Candidates()], joint_inputs(tasks(1)), set(), None, "bf16")
+    batch.chain.forward(batch.images, 1, 1 << 30)
+    for cell in network.cells:
+        assert seen[cell.fit0] is seen[cell.fit1] is None
+        assert seen[cell.edges["2_0"]["sep_conv_3x3"]] is torch.bfloat16
 
 
 def both(a, b):
