@@ -67,8 +67,8 @@ class Search(Network):
     two_inputs: bool | None = None
     """Keep the best two inputs per node at the end, which is not in Algorithm 1; None: the protocol's."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Format of factors in the backward pass of a kernel. bf16 saves about a sixth of the time at 48 channels on a CPU
-    that multiplies it, where it moves condition numbers by less than 1e-3 (narrower networks by more, see
+    """Format of factors in the backward pass of a kernel. bf16 saves an eighth of the time at 48 channels on a CPU that
+    multiplies it, where it moves condition numbers by less than 1e-3 (narrower networks by more, see
     mamltheory/nas/precision.py); on other devices, and in estimator gradient, it changes nothing."""
     jobs: int = 1
     """Worker processes; the result does not depend on it."""
