@@ -102,6 +102,18 @@ def test_condition_numbers_stay_within_a_thousandth(kernel, outputs):
     assert found != [value for value, _ in candidate_conditions(network, candidates, given_tasks, single)]
 
 
+@pytest.mark.slow
+def test_those_of_the_papers_size_stay_as_near_to_float32():
+    network = shaken(0, torch.float32, NetworkSettings(channels=48, cells=5, classes=WAYS))
+    candidates, given_tasks = [Candidates(), Candidates().without(FIRST)], tasks(0, 3, 32)
+    found, single = (
+        [value for value, _ in candidate_conditions(network, candidates, given_tasks, each)]
+        for each in (ScoreSettings(outputs="sum", precision="bf16"), ScoreSettings(outputs="sum"))
+    )
+    assert found == pytest.approx(single, rel=1e-3)
+    assert found != single
+
+
 def test_logits_are_those_of_float32():
     network, x = shaken(1, torch.float32), joint_inputs(tasks(1))
     batches = [CandidateBatch(network, [Candidates()], x, set(), None, each) for each in ("fp32", "bf16")]
