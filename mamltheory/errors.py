@@ -21,6 +21,10 @@ class UnsupportedModelError(MamlTheoryError, TypeError):
     """A network contains something for which the requested kernel is not defined."""
 
 
+class NetworkError(UnsupportedModelError, RuntimeError):
+    """A network fails in its forward pass or has no derivative; the cause is the error that it or torch raised."""
+
+
 class GenotypeError(MamlTheoryError, ValueError):
     """A genotype is malformed: unknown operation, wrong number of nodes, or an edge that cannot exist."""
 

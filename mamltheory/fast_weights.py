@@ -17,7 +17,7 @@ Cost: 2τ + 1 products of N·m rows for every hidden-hidden layer, and O(τ² N 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from itertools import groupby
 
 import torch
 from jaxtyping import Float
@@ -139,21 +139,7 @@ def network_layers(net: FullyConnected, params: Parameters, like: Tensor) -> tup
 
     Raises ShapeError for parameters that are not the network's, or not of the samples' (``like``) dtype.
     """
-    sizes = tuple(pairwise(net.sizes))
-    expected = {f"weight{i}": (b, a) for i, (a, b) in enumerate(sizes, 1)}
-    expected |= {f"bias{i}": (b,) for i, (_, b) in enumerate(sizes, 1)}
-    if set(params) != set(expected):
-        raise ShapeError(f"the parameters are {sorted(params)}, expected {sorted(expected)}")
-    for name, shape in expected.items():
-        if tuple(params[name].shape) != shape:
-            raise ShapeError(f"parameter {name!r} has shape {tuple(params[name].shape)}, expected {shape}")
-        if params[name].dtype != like.dtype or params[name].device != like.device:
-            raise ShapeError(
-                f"parameter {name!r} is {params[name].dtype} on {params[name].device}, the tasks are "
-                f"{like.dtype} on {like.device}: convert them with Task.to"
-            )
-    if like.shape[-1] != net.input_dim:
-        raise ShapeError(f"the tasks have samples of {like.shape[-1]} numbers, expected {net.input_dim}")
+    net.check(params, like)
     ntk = net.parameterisation == "ntk"
     return tuple(
         Layer(
@@ -162,7 +148,7 @@ def network_layers(net: FullyConnected, params: Parameters, like: Tensor) -> tup
             net.sigma_w / fan_in**0.5 if ntk else 1.0,
             net.sigma_b if ntk else 1.0,
         )
-        for i, (fan_in, _) in enumerate(sizes, 1)
+        for i, fan_in in enumerate(net.sizes[:-1], 1)
     )
 
 

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mamltheory.errors import ShapeError, SingularKernelError, ValueRangeError
+from mamltheory.errors import ConfigurationError, ShapeError, SingularKernelError, ValueRangeError
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,13 @@ Dynamics = GradientFlow | GradientDescent | Converged
 """How, and for how long, a loop ran."""
 
 
+def _check_dynamics(dynamics: Dynamics) -> None:
+    if not isinstance(dynamics, Dynamics):
+        raise ConfigurationError(
+            f"dynamics is {dynamics!r}: expected Converged(ridge), GradientDescent(rate, steps) or GradientFlow(time)"
+        )
+
+
 def _check_nonnegative(name: str, value: float, advice: str) -> None:
     if not (math.isfinite(value) and value >= 0):
         raise ValueRangeError(f"{name} is {value}: expected a finite number of at least 0; {advice}")
@@ -71,6 +78,10 @@ def symmetrised(matrix: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
 
     Raises ShapeError or ValueRangeError.
     """
+    if not isinstance(matrix, Tensor):
+        raise ShapeError(
+            f"a kernel must be a tensor, got {type(matrix).__name__}: convert with torch.as_tensor(...)"
+        )
     if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or matrix.numel() == 0:
         raise ShapeError(f"a kernel must be a non-empty square matrix, got shape {tuple(matrix.shape)}")
     if not matrix.is_floating_point():
@@ -170,6 +181,7 @@ def _geometric_sum(s: Float[Tensor, " p"], rate: float, steps: int) -> Float[Ten
 def _spectral(
     matrix: Float[Tensor, "p p"], values: Callable[[Tensor, float], Tensor], dynamics: Dynamics
 ) -> Float[Tensor, "p p"]:
+    _check_dynamics(dynamics)
     eigenvalues, vectors = torch.linalg.eigh(symmetrised(matrix))
     level = rounding_level(eigenvalues, matrix.dtype)
     # e^{−ts} of an eigenvalue that is −1e-17 instead of 0 would grow without bound in t

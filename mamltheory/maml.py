@@ -10,24 +10,25 @@ leaves it out when the inner loop says so. Two methods give the same numbers:
     generic    any other network: torch.func, one task after the other (``chunk``: several)
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad_and_value
 
 from mamltheory.errors import UnsupportedModelError, ValueRangeError
 from mamltheory.fast_weights import TaskStack, adapted_pass, factor_path, stack_tasks
-from mamltheory.inner import InnerLoop, meta_output, square_loss
+from mamltheory.guard import ready_for_tasks
+from mamltheory.inner import InnerLoop, algorithm_of, plain_gradient, query_output, square_loss
 from mamltheory.kernels.empirical_meta import empirical_meta_ntk
 from mamltheory.kernels.memory import keep_freed_memory
 from mamltheory.linalg import GradientDescent
 from mamltheory.meta_step import FactoredGradient, factored_meta_gradient
-from mamltheory.networks import Model, check_finite
+from mamltheory.modules import plain_numerics
+from mamltheory.networks import Model, output_of
 from mamltheory.types import Parameters, Task, check_tasks, query_labels
 
 Method = Literal["auto", "factored", "generic"]
@@ -56,16 +57,29 @@ def _chosen(method: Method, model: Model, tasks: Sequence[Task], inner: InnerLoo
     return meta_method(model, tasks, inner) if method == "auto" else method
 
 
+@plain_numerics()
 def meta_outputs(
-    model: Model, params: Parameters, tasks: Sequence[Task], inner: InnerLoop, method: Method = "auto"
+    model: Model | nn.Module,
+    params: Parameters | None,
+    tasks: Sequence[Task],
+    inner: InnerLoop,
+    method: Method = "auto",
 ) -> Float[Tensor, " Nnk"]:
     """F_θ(𝒳, 𝒳', 𝒴'), Eq. (20): the meta-outputs of all tasks, one after the other; differentiable.
 
-    method: as for :func:`meta_gradient`.
+    Arguments and errors as for :func:`meta_gradient`.
     """
+    model, params = ready_for_tasks(model, params, tasks, algorithm_of(inner))
+    return _meta_outputs(model, params, tasks, inner, method)
+
+
+def _meta_outputs(
+    model: Model, params: Parameters, tasks: Sequence[Task], inner: InnerLoop, method: Method
+) -> Tensor:
+    """:func:`meta_outputs` of a network that has been checked."""
     tasks = check_tasks(tasks)
     if _chosen(method, model, tasks, inner) == "generic":
-        return torch.cat([meta_output(model, params, task, inner) for task in tasks])
+        return torch.cat([query_output(model, params, task, inner) for task in tasks])
     stacks = stack_tasks(tasks, model)
     return _in_order(stacks, [_outputs(model, params, stack, inner) for stack in stacks])
 
@@ -84,15 +98,20 @@ def _in_order(stacks: Sequence[TaskStack], outputs: Sequence[Tensor]) -> Float[T
     return torch.cat([parts[i] for i in range(len(parts))])
 
 
-def meta_loss(model: Model, params: Parameters, tasks: Sequence[Task], inner: InnerLoop) -> Float[Tensor, ""]:
-    """𝓛(θ) of Eq. (2): half the squared residual of the meta-outputs, summed over tasks, samples and outputs."""
-    tasks = check_tasks(tasks)
+def meta_loss(
+    model: Model | nn.Module, params: Parameters | None, tasks: Sequence[Task], inner: InnerLoop
+) -> Float[Tensor, ""]:
+    """𝓛(θ) of Eq. (2): half the squared residual of the meta-outputs, summed over tasks, samples and outputs.
+
+    Arguments and errors as for :func:`meta_gradient`.
+    """
     return square_loss(meta_outputs(model, params, tasks, inner), query_labels(tasks))
 
 
+@plain_numerics()
 def meta_gradient(
-    model: Model,
-    params: Parameters,
+    model: Model | nn.Module,
+    params: Parameters | None,
     tasks: Sequence[Task],
     inner: InnerLoop,
     method: Method = "auto",
@@ -102,14 +121,28 @@ def meta_gradient(
 
     (The step size λ, which Eq. (3) leaves out before the Hessian, is there.)
 
-    method: "auto" for what :func:`meta_method` says, or one of the two by name.  chunk: how many tasks have
-    their activations alive at a time; None for all of one size (factored) or one (generic).
-    Raises ValueRangeError for weights that are not finite or an unknown method, ShapeError for parameters that are
-    not the network's, UnsupportedModelError for method="factored" where the network is not fully connected.
+    Args:
+        model: a Model, or a torch module.
+        params: θ; None for a module's own.
+        tasks: the tasks; their labels have one column an output.
+        inner: the inner loop.
+        method: "auto" for what :func:`meta_method` says, or one of the two by name.
+        chunk: how many tasks have their activations alive at a time; None for all of one size (factored) or one
+            (generic).
+
+    Returns:
+        The gradient by every parameter that is not frozen, and the meta-outputs Nnk.
+
+    Raises:
+        ValueRangeError: weights that are not finite, or an unknown method.
+        ShapeError: parameters or labels that are not the network's.
+        UnsupportedModelError: a network that mixes samples or draws at random; method="factored" where the network is
+            not fully connected.
     """
-    gradient, outputs = _Objective(model, tasks, inner, method, chunk).gradient(check_finite(params))
+    model, params = ready_for_tasks(model, params, tasks, algorithm_of(inner))
+    gradient, outputs = _Objective(model, tasks, inner, method, chunk).gradient(params)
     dense = gradient.dense()
-    return {name: dense[name] for name in params}, outputs
+    return {name: dense[name] for name in params if name in dense}, outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +155,8 @@ class _DenseGradient:
         return self.values
 
     def step_(self, params: Parameters, rate: float) -> float:
-        for name, value in params.items():
-            value.sub_(self.values[name], alpha=rate)
+        for name, gradient in self.values.items():
+            params[name].sub_(gradient, alpha=rate)
         return rate * _norm(self.values)
 
 
@@ -140,6 +173,7 @@ class _Objective:
         self.method, self.chunk = _chosen(method, model, self.tasks, inner), chunk
         self.stacks = stack_tasks(self.tasks, model, chunk) if self.method == "factored" else ()
 
+    @plain_numerics()
     def gradient(self, params: Parameters) -> tuple[FactoredGradient | _DenseGradient, Tensor]:
         """∇𝓛(θ) and F_θ."""
         if self.method == "generic":
@@ -147,10 +181,11 @@ class _Objective:
         gradient, outputs = factored_meta_gradient(self.model.network, params, self.stacks, self.inner)
         return gradient, _in_order(self.stacks, outputs)
 
+    @plain_numerics()
     @torch.no_grad()
-    def outputs(self, params: Parameters) -> Tensor:
-        """F_θ alone."""
-        return meta_outputs(self.model, params, self.tasks, self.inner, self.method)
+    def outputs(self, params: Parameters, tasks: Sequence[Task] | None = None) -> Tensor:
+        """F_θ alone, on the tasks or on others."""
+        return _meta_outputs(self.model, params, tasks or self.tasks, self.inner, self.method)
 
     def _generic(self, params: Parameters) -> tuple[_DenseGradient, Tensor]:
         total, seen, step = {}, [], self.chunk or 1
@@ -162,19 +197,28 @@ class _Objective:
         return _DenseGradient(total), torch.cat(seen)
 
     def _of(self, tasks: Sequence[Task], params: Parameters) -> tuple[Parameters, Tensor]:
-        labels = query_labels(tasks)
+        labels, moving = query_labels(tasks), self.model.moving(params)
 
-        def loss(theta: Parameters) -> tuple[Tensor, Tensor]:
-            outputs = meta_outputs(self.model, theta, tasks, self.inner, "generic")
+        def loss(own: Parameters) -> tuple[Tensor, Tensor]:
+            outputs = _meta_outputs(self.model, {**params, **own}, tasks, self.inner, "generic")
             return square_loss(outputs, labels), outputs
 
-        gradient, (_, outputs) = grad_and_value(loss, has_aux=True)(params)
-        return gradient, outputs
+        try:
+            gradient, (_, outputs) = grad_and_value(loss, has_aux=True)(moving)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # an operation that torch.func cannot differentiate
+            gradient = plain_gradient(lambda own: loss(own)[0], moving)
+            outputs = _meta_outputs(self.model, params, tasks, self.inner, "generic")
+        return gradient, outputs.detach()
 
 
 def gradient_step(model: Model, params: Parameters, gradient: Parameters, eta0: float) -> Parameters:
-    """θ − (η0 / l) ∇𝓛, Eq. (28), as new parameters."""
-    return {name: value - eta0 / model.scale * gradient[name] for name, value in params.items()}
+    """θ − (η0 / l) ∇𝓛, Eq. (28), as new parameters; those without a gradient stay."""
+    return {
+        name: value - eta0 / model.scale * gradient[name] if name in gradient else value
+        for name, value in params.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -249,8 +293,9 @@ def descend(
 ) -> Iterator[tuple[MetaState, Observation]]:
     """Gradient descent (28) without end: yields θ_t with what is seen of it, for t = 0, 1, 2, …
 
-    Every θ_t yielded is the caller's to keep. Raises ValueRangeError when the loss stops being finite.
+    Every θ_t yielded is the caller's to keep. Raises ValueRangeError when the loss diverges.
     """
+    model, params = ready_for_tasks(model, params, (*check_tasks(tasks), *test_tasks), algorithm_of(inner))
     return _descend(model, params, tasks, inner, eta0, test_tasks, method, reuse=False)
 
 
@@ -261,9 +306,8 @@ def _descend(
     """``reuse``: θ_{t+1} takes the memory of θ_t, except that of θ_0.  last: the step that ends it, if any does."""
     GradientDescent(eta0, 1)  # checks the rate
     objective, test_tasks = _Objective(model, tasks, inner, method), tuple(test_tasks)
-    check_tasks((*objective.tasks, *test_tasks))
     labels, rate = query_labels(objective.tasks), eta0 / model.scale
-    state, start = MetaState(check_finite(params)), params
+    state, start, limit = MetaState(params), params, _largest_loss(model, params, objective.tasks)
     while True:
         gradient = None  # the last step needs the outputs alone
         if state.step == last:
@@ -274,13 +318,14 @@ def _descend(
             step=state.step,
             loss=float(square_loss(outputs, labels)),
             outputs=outputs.detach(),
-            test_outputs=meta_outputs(model, state.params, test_tasks, inner, method) if test_tasks else None,
+            test_outputs=objective.outputs(state.params, test_tasks) if test_tasks else None,
             movement=distance(state.params, start),
             path_length=state.path_length,
         )
-        if not math.isfinite(seen.loss):
+        if not seen.loss <= limit:
             raise ValueRangeError(
-                f"the meta-loss is {seen.loss} at step {state.step}: the learning rates are too large; take "
+                f"the meta-loss is {seen.loss:.3g} at step {state.step}, where no loop that converges takes it: the "
+                f"learning rates are too large; take "
                 f"eta0 < 2/(sigma_max + sigma_min) of the MetaNTK and lam0 < 2/sigma_max of the NTK (eta0 = {eta0}, "
                 f"lam0 = {inner.lam0})"
             )
@@ -289,14 +334,23 @@ def _descend(
             return
         moved = state.params
         if not reuse or state.step == 0:
-            moved = {name: value.detach().clone() for name, value in moved.items()}
+            moved = {k: v if k in model.frozen else v.detach().clone() for k, v in moved.items()}
         length = gradient.step_(moved, rate)
         state = MetaState(moved, state.step + 1, state.path_length + length)
 
 
+def _largest_loss(model: Model, params: Parameters, tasks: Sequence[Task]) -> float:
+    """A loss that only a diverging loop reaches: 10⁸ times that of the labels and the outputs at θ_0 by themselves."""
+    with torch.no_grad():
+        start = torch.cat([output_of(model, params, task.query_x) for task in tasks])
+    size = float(start.double().square().sum() + query_labels(tasks).double().square().sum()) / 2
+    return max(1e8 * size, torch.finfo(start.dtype).tiny)
+
+
+@plain_numerics()
 def train(
-    model: Model,
-    params: Parameters,
+    model: Model | nn.Module,
+    params: Parameters | None,
     tasks: Sequence[Task],
     inner: InnerLoop,
     eta0: float,
@@ -307,16 +361,29 @@ def train(
 ) -> TrainingRecord:
     """``steps`` steps of full-batch MAML or ANIL from ``params``, Eq. (28), with a record of every step.
 
-    kernel_steps: the steps at which the empirical MetaNTK Φ̂_t is taken too (step 0 always comes with them).
-    method: as for :func:`meta_gradient`; the record names the one that was taken.
     Memory: θ_t beside the given θ_0, which stays as it is, and the activations; "generic" holds a gradient too.
-    Raises ValueRangeError for steps that do not exist, or when the loss stops being finite.
+
+    Args:
+        model: a Model, or a torch module.
+        params: θ_0; None for a module's own. The module keeps its weights: the trained ones are in the record.
+        tasks: the training tasks.
+        inner: the inner loop.
+        eta0: the outer rate; a step is η0 / l.
+        steps: how many steps.
+        test_tasks: tasks whose outputs are recorded, too.
+        kernel_steps: the steps at which the empirical MetaNTK Φ̂_t is taken too (step 0 always comes with them).
+        method: as for :func:`meta_gradient`; the record names the one that was taken.
+
+    Raises:
+        ValueRangeError: steps that do not exist, or a loss that diverges.
+        MamlTheoryError: as :func:`meta_gradient`.
     """
     GradientDescent(eta0, steps)  # checks both
     if not all(0 <= step <= steps for step in kernel_steps):
         raise ValueRangeError(f"kernel_steps is {list(kernel_steps)}: expected steps from 0 to {steps}")
     wanted = {0, *kernel_steps} if kernel_steps else set()
-    chosen = _chosen(method, model, check_tasks(tasks), inner)
+    model, params = ready_for_tasks(model, params, (*check_tasks(tasks), *test_tasks), algorithm_of(inner))
+    chosen = _chosen(method, model, tasks, inner)
     observations, kernels = [], {}
     for state, seen in _descend(model, params, tasks, inner, eta0, test_tasks, chosen, True, steps):
         observations.append(seen)

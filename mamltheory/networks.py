@@ -9,16 +9,25 @@ standard normal.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import jvp
 
-from mamltheory.errors import ShapeError, UnsupportedModelError, ValueRangeError
+from mamltheory.errors import (
+    ConfigurationError,
+    NetworkError,
+    ShapeError,
+    UnsupportedModelError,
+    ValueRangeError,
+)
+from mamltheory.modules import call_module, check_module, guarded_forward, unwrapped
 from mamltheory.types import Parameters
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -35,20 +44,29 @@ class Model:
     function: (parameters, x) -> f_θ(x), of shape n × k.
     scale: every kernel carries 1/scale, and the learning rates λ0, η0 are divided by it where they are applied;
         the width l in standard parameterisation, 1 in NTK parameterisation and for networks of one's own.
-    head: names of the parameters of the last linear layer, all that ANIL's inner loop adapts.
+    head: names of the parameters of the last linear layer, all that ANIL's inner loop adapts; empty for a network
+        without one, None where the module at hand shows it on its first samples.
     network: the fully connected network that this is, if it is one; then MAML can do without per-task weights.
     origin: the parameters θ0 of a centred network f_θ − f_{θ0}.
+    module: the torch module that ``function`` calls, if it calls one.
+    frozen: names of the parameters that stay constant.
     """
 
     function: Callable[[Parameters, Tensor], Tensor]
     scale: float = 1.0
-    head: frozenset[str] = frozenset()
+    head: frozenset[str] | None = frozenset()
     network: "FullyConnected | None" = None
     origin: Parameters | None = field(default=None, repr=False, compare=False)
+    module: nn.Module | None = field(default=None, repr=False, compare=False)
+    frozen: frozenset[str] = frozenset()
 
     def __call__(self, params: Parameters, x: Tensor) -> Tensor:
         """f_θ(x)."""
         return self.function(params, x)
+
+    def moving(self, params: Parameters) -> Parameters:
+        """The parameters that are not frozen."""
+        return {name: value for name, value in params.items() if name not in self.frozen}
 
 
 @dataclass(frozen=True)
@@ -95,6 +113,26 @@ class FullyConnected:
         scale = float(self.width) if self.parameterisation == "standard" else 1.0
         return Model(self._forward, scale, frozenset({f"weight{head}", f"bias{head}"}), self)
 
+    def check(self, params: Parameters, x: Tensor) -> None:
+        """Raises ShapeError for parameters or samples that are not this network's, or not of one dtype and device."""
+        layers = list(enumerate(pairwise(self.sizes), start=1))
+        expected = {f"weight{i}": (fan_out, fan_in) for i, (fan_in, fan_out) in layers}
+        expected |= {f"bias{i}": (fan_out,) for i, (_, fan_out) in layers}
+        if set(params) != set(expected):
+            raise ShapeError(f"the parameters are {sorted(params)}, expected {sorted(expected)}")
+        for name, shape in expected.items():
+            if tuple(params[name].shape) != shape:
+                raise ShapeError(
+                    f"parameter {name!r} has shape {tuple(params[name].shape)}, expected {shape}"
+                )
+            if params[name].dtype != x.dtype or params[name].device != x.device:
+                raise ShapeError(
+                    f"parameter {name!r} is {params[name].dtype} on {params[name].device}, the samples are "
+                    f"{x.dtype} on {x.device}: convert them with .to, tasks with Task.to"
+                )
+        if x.shape[-1] != self.input_dim:
+            raise ShapeError(f"got samples of {x.shape[-1]} numbers, expected {self.input_dim}")
+
     def _forward(self, params: Parameters, x: Tensor) -> Tensor:
         if x.dim() != 2 or x.shape[1] != self.input_dim:
             raise ShapeError(f"x has shape {tuple(x.shape)}, expected samples × {self.input_dim}")
@@ -129,7 +167,7 @@ def centred(model: Model, params0: Parameters) -> Model:
     def function(params: Parameters, x: Tensor) -> Tensor:
         return model(params, x) - model(params0, x)
 
-    return Model(function, model.scale, model.head, model.network, params0)
+    return replace(model, function=function, origin=params0)
 
 
 def linearised(model: Model, params0: Parameters) -> Model:
@@ -140,34 +178,37 @@ def linearised(model: Model, params0: Parameters) -> Model:
         output, change = jvp(lambda p: model(p, x), (params0,), (tangent,))
         return output + change
 
-    return Model(function, model.scale, model.head)
+    return replace(model, function=function, network=None)
 
 
-def from_module(module: nn.Module, scale: float = 1.0) -> tuple[Model, Parameters]:
-    """A torch module as a pure function, with its parameters; buffers are read, never written.
+def from_module(
+    module: nn.Module, scale: float = 1.0, head: Collection[str] | None = None
+) -> tuple[Model, Parameters]:
+    """A torch module as a pure function, with its parameters; the function writes to neither.
 
-    The head is the last ``nn.Linear`` in the order of definition, all of its parameters. Raises
-    UnsupportedModelError for batch statistics, with which the output of one sample depends on the others and no
-    kernel k(x, x') exists, and for active dropout, whose output is not a function of θ and x.
+    Parameters with ``requires_grad=False`` stay constant: no inner or outer loop moves them, and no kernel
+    differentiates by them unless ``select=`` names them.
+
+    Args:
+        module: the network; one wrapped in DataParallel or torch.compile is taken out of it.
+        scale: l, by which every kernel is divided; 1 for networks without a width of their own.
+        head: names of the parameters that ANIL adapts; None finds the last linear layer, see
+            :func:`mamltheory.head.find_head`.
+
+    Raises:
+        UnsupportedModelError: batch statistics, with which the output of one sample depends on the others and no
+            kernel k(x, x') exists; active dropout, whose output is not a function of θ and x; and what else
+            :func:`mamltheory.modules.check_module` names.
+        ConfigurationError: ``head`` names parameters that do not exist.
     """
-    for name, part in module.named_modules():
-        _check_deterministic(name, part)
-    linear = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    module = unwrapped(module)
+    check_module(module)
     params = {name: value.detach() for name, value in module.named_parameters()}
-    prefix = f"{linear[-1]}." if linear and linear[-1] else ""
-    head = frozenset(name for name in params if linear and name.startswith(prefix))
-    return Model(lambda p, x: functional_call(module, p, (x,)), scale, head), params
-
-
-def _check_deterministic(name: str, part: nn.Module) -> None:
-    """Refuse modules whose output for one sample depends on the other samples, or on chance."""
-    kind = f"module {name!r} is a {type(part).__name__}"
-    if isinstance(part, nn.modules.batchnorm._BatchNorm) and (part.training or not part.track_running_stats):
-        raise UnsupportedModelError(
-            f"{kind} that uses batch statistics: call .eval() on the network or use GroupNorm"
-        )
-    if isinstance(part, nn.modules.dropout._DropoutNd) and part.training and part.p > 0:
-        raise UnsupportedModelError(f"{kind} that is active: call .eval() on the network")
+    frozen = frozenset(name for name, value in module.named_parameters() if not value.requires_grad)
+    if head is not None and (not head or isinstance(head, str) or not set(head) <= set(params)):
+        raise ConfigurationError(f"head is {head!r}: expected names of parameters, of {sorted(params)}")
+    own_head = None if head is None else frozenset(head)
+    return Model(partial(call_module, module), scale, own_head, module=module, frozen=frozen), params
 
 
 def check_finite(params: Parameters) -> Parameters:
@@ -181,11 +222,39 @@ def check_finite(params: Parameters) -> Parameters:
     return params
 
 
+def not_differentiable(names: Collection[str], error: Exception) -> NetworkError:
+    """The error for a network that torch.autograd cannot differentiate, once or twice."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return NetworkError(
+        f"the network cannot be differentiated with respect to {sorted(names)} ({reason}): write that part with "
+        "operations that torch.autograd differentiates as often as is needed, or keep those parameters out of it by "
+        "select= or requires_grad_(False)"
+    )
+
+
 def output_of(model: Model, params: Parameters, x: Tensor) -> Float[Tensor, "n k"]:
-    """f_θ(x) as n × k; raises ShapeError when a network returns anything else."""
-    output = model(params, x)
+    """f_θ(x) as n × k.
+
+    Raises NetworkError when the network itself fails, ShapeError when it returns anything but rows of outputs.
+    """
+    name = "the network" if model.module is None else type(model.module).__name__
+    return checked_output(guarded_forward(name, model.function, params, x), x)
+
+
+def checked_output(output: object, x: Tensor) -> Float[Tensor, "n k"]:
+    """The output of a network on samples; raises ShapeError unless it is a real tensor n × k."""
+    if not isinstance(output, Tensor):
+        raise ShapeError(
+            f"the network maps {len(x)} samples to a {type(output).__name__}: expected a tensor of {len(x)} × outputs; "
+            "wrap it in a module that returns that tensor alone"
+        )
     if output.dim() != 2 or len(output) != len(x):
         raise ShapeError(
             f"the network maps {len(x)} samples to shape {tuple(output.shape)}: expected {len(x)} × outputs"
+        )
+    if not output.is_floating_point():
+        raise UnsupportedModelError(
+            f"the network's outputs are {output.dtype}: expected real floating-point numbers; "
+            "take the real and imaginary parts as outputs of their own"
         )
     return output

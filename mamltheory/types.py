@@ -1,6 +1,6 @@
 """The vocabulary of shapes: few-shot tasks as in Section 3 of the paper."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +12,16 @@ from mamltheory.errors import ShapeError, ValueRangeError
 Parameters = dict[str, Tensor]
 """The parameters θ of a network by name."""
 
+PARTS = "query_x", "query_y", "support_x", "support_y"
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
     """A few-shot task T = (X, Y, X', Y') of Section 3: unprimed is *query*, primed is *support*.
 
     query_x: n × d (or n × any shape that the network takes), query_y: n × k,
-    support_x: m × d, support_y: m × k. All of one floating dtype, finite and non-empty.
+    support_x: m × d, support_y: m × k. All of one floating dtype, finite and non-empty; samples may also be
+    integers (token ids).  Labels are rows of real numbers: class indices go through one-hot rows first.
 
     Raises ShapeError or ValueRangeError with the name of the offending part.
     """
@@ -29,7 +32,7 @@ class Task:
     support_y: Tensor
 
     def __post_init__(self) -> None:
-        for name in ("query_x", "query_y", "support_x", "support_y"):
+        for name in PARTS:
             _check_part(name, getattr(self, name))
         for part in ("query", "support"):
             x, y = getattr(self, f"{part}_x"), getattr(self, f"{part}_y")
@@ -46,25 +49,48 @@ class Task:
             raise ShapeError(
                 f"query_y has {self.query_y.shape[1]} outputs, support_y {self.support_y.shape[1]}: k must agree"
             )
-        if len({part.dtype for part in (self.query_x, self.query_y, self.support_x, self.support_y)}) != 1:
+        floating = [getattr(self, name) for name in PARTS if getattr(self, name).is_floating_point()]
+        if len({part.dtype for part in floating}) != 1 or self.query_x.dtype != self.support_x.dtype:
+            kinds = ", ".join(f"{name} is {getattr(self, name).dtype}" for name in PARTS)
             raise ShapeError(
-                "the four parts of a task must share one dtype; convert them with Task.to(dtype)"
+                f"{kinds}: the parts of a task must share one dtype, floating-point but for samples that are integers; "
+                "convert them with Task.to(dtype)"
             )
 
     def to(self, *args: object, **kwargs: object) -> "Task":
-        """The same task on another device or in another dtype; arguments as for ``torch.Tensor.to``."""
-        parts = (self.query_x, self.query_y, self.support_x, self.support_y)
-        return Task(*(part.to(*args, **kwargs) for part in parts))
+        """The same task on another device or in another dtype; arguments as for ``torch.Tensor.to``.
+
+        Integer samples change their device alone.
+        """
+        return Task(*(_moved(getattr(self, name), args, kwargs) for name in PARTS))
+
+
+def _moved(part: Tensor, args: tuple, kwargs: dict) -> Tensor:
+    moved = part.to(*args, **kwargs)
+    return moved if part.is_floating_point() else part.to(moved.device)
 
 
 def _check_part(name: str, part: Tensor) -> None:
-    if not isinstance(part, Tensor) or not part.is_floating_point():
-        got = part.dtype if isinstance(part, Tensor) else type(part).__name__
-        raise ShapeError(f"{name} must be a floating-point tensor, got {got}: convert it with .double()")
-    if part.dim() < 2 or (name.endswith("_y") and part.dim() != 2):
+    if not isinstance(part, Tensor):
         raise ShapeError(
-            f"{name} has shape {tuple(part.shape)}; expected samples × dimensions "
-            "(a single output still needs its axis: y[:, None])"
+            f"{name} must be a floating-point tensor, got {type(part).__name__}: "
+            "convert it with torch.as_tensor(...)"
+        )
+    labels = name.endswith("_y")
+    if labels and (part.dim() < 2 or not part.is_floating_point()):
+        raise ShapeError(
+            f"{name} has shape {tuple(part.shape)} and dtype {part.dtype}: expected floating-point samples × "
+            "dimensions, one column an output; class indices become one-hot rows by "
+            "torch.nn.functional.one_hot(y, k).to(x.dtype), and one real output keeps an axis of its own, y[:, None]"
+        )
+    if part.is_complex() or part.dtype == torch.bool:
+        raise ShapeError(
+            f"{name} is {part.dtype}: expected real floating-point numbers, or integers for samples"
+        )
+    if part.dim() < 2 or (labels and part.dim() != 2):
+        raise ShapeError(
+            f"{name} has shape {tuple(part.shape)}: expected samples × dimensions "
+            "(a single number a sample still needs its axis: y[:, None])"
         )
     if part.numel() == 0:
         raise ShapeError(
@@ -81,6 +107,10 @@ def check_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
 
     Raises ShapeError when there is none, or when two of them do not fit together.
     """
+    if isinstance(tasks, Task) or not isinstance(tasks, Iterable):
+        raise ShapeError(
+            f"tasks is a {type(tasks).__name__}: expected a sequence of tasks, [task] for a single one"
+        )
     tasks = tuple(tasks)
     if not tasks:
         raise ShapeError("got no tasks: the meta-loss (2) needs at least one")
@@ -90,7 +120,7 @@ def check_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
         same = (
             task.query_x.shape[1:] == tasks[0].query_x.shape[1:]
             and task.query_y.shape[1] == tasks[0].query_y.shape[1]
-            and task.query_x.dtype == tasks[0].query_x.dtype
+            and (task.query_x.dtype, task.query_y.dtype) == (tasks[0].query_x.dtype, tasks[0].query_y.dtype)
         )
         if not same:
             raise ShapeError(f"tasks[{i}] differs from tasks[0] in input shape, number of outputs or dtype")

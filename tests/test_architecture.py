@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MOST_LINES_PER_FILE, MOST_LINES_PER_FUNCTION = 350, 60
+MOST_LINES_PER_FILE, MOST_LINES_PER_FUNCTION = 400, 60
 
 # From the ground up; a module may import from the rows below its own, and a package from itself.
 LAYERS = (
     {"errors"},
-    {"rng", "types"},
+    {"rng", "types", "modules"},
     {"linalg"},
     {"networks"},
+    {"head"},
+    {"guard"},
     {"inner"},
     {"fast_weights"},
     {"meta_step"},

@@ -165,29 +165,6 @@ def _layers_may_draw_their_weights():
         yield
 
 
-def heads():
-    weight_norm = nn.utils.parametrizations.weight_norm
-    original = "1.parametrizations.weight.original"
-    return [
-        (nn.Linear(4, 3), {"weight", "bias"}),
-        (nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), {"2.weight", "2.bias"}),
-        (Nested(), {"classifier.1.weight"}),
-        (nn.Sequential(nn.Conv1d(4, 3, 1), nn.Flatten()), set()),
-        (
-            nn.Sequential(nn.Linear(4, 6), weight_norm(nn.Linear(6, 3))),
-            {"1.bias", f"{original}0", f"{original}1"},
-        ),
-    ]
-
-
-@pytest.mark.parametrize("case", range(5), ids=["linear", "sequential", "nested", "none", "weight-norm"])
-def test_the_head_is_all_of_the_last_linear_layer(case):
-    module, expected = heads()[case]
-    model, params = from_module(module)
-    assert model.head == expected
-    assert set(params) == {name for name, _ in module.named_parameters()}
-
-
 def test_a_module_as_a_pure_function_follows_the_given_parameters_and_stays_as_it_was():
     module = Nested()
     model, params = from_module(module)

@@ -7,6 +7,7 @@ otherwise.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -14,14 +15,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelError, ValueRangeError
+from mamltheory.errors import UnsupportedModelError, ValueRangeError
+from mamltheory.guard import as_model, check_independent, checked_samples, with_head
 from mamltheory.kernels.fully_connected import fully_connected_gradients
 from mamltheory.kernels.jacobian import Outputs, check_dtype, check_outputs, selected
 from mamltheory.kernels.jacobian import gram as gram
 from mamltheory.kernels.jacobian import jacobian as jacobian
 from mamltheory.kernels.layerwise import layerwise_kernels
 from mamltheory.kernels.tiles import Budget, Pass, general_gradients, tiled_kernels
-from mamltheory.networks import FullyConnected, Model, check_finite, from_module, output_of
+from mamltheory.modules import is_dense, plain_numerics
+from mamltheory.networks import FullyConnected, Model, output_of
 from mamltheory.types import Parameters
 
 Method = Literal["auto", "layerwise", "generic"]
@@ -30,27 +33,62 @@ Method = Literal["auto", "layerwise", "generic"]
 Select = Collection[str] | Callable[[str], bool] | None
 
 
-def resolve(model: Model | nn.Module, params: Parameters | None) -> tuple[Model, Parameters]:
-    """A pure model and its parameters, from either form in which a user may hold a network.
+@dataclass(frozen=True)
+class Checked:
+    """A network that has been checked on samples.
 
-    Raises ConfigurationError when a pure model comes without parameters, ValueRangeError for weights that are
-    not finite, UnsupportedModelError for batch statistics.
+    module: its layers, where the method may look at them.
     """
-    if isinstance(model, nn.Module):
-        pure, own = from_module(model)
-        return pure, _finite(own if params is None else params)
-    if params is None:
-        raise ConfigurationError(
-            "a pure Model has no parameters of its own: pass params=net.initialise(generator)"
-        )
-    return model, _finite(params)
+
+    model: Model
+    params: Parameters
+    module: nn.Module | None = None
+
+    def names(self, select: Select) -> frozenset[str]:
+        """Names of the parameters that ``select`` stands for; raises ConfigurationError when there are none."""
+        if select is None:
+            return frozenset(selected(self.model.moving(self.params), None))
+        if callable(select):
+            select = {name for name in self.params if select(name)}
+        return frozenset(selected(self.params, select))
+
+    def head(self, x: Tensor, head: Collection[str] | None = None, select: Select = None) -> frozenset[str]:
+        """Names of the parameters of the last linear layer that are selected, as :func:`with_head`."""
+        found = with_head(self.model, self.params, x, head).head
+        if not found:
+            raise UnsupportedModelError(
+                "the network has no linear layer of its own: the last-layer kernel of ANIL is not defined for it"
+            )
+        return frozenset(selected(self.params, found & self.names(select)))
 
 
-def _finite(params: Parameters) -> Parameters:
-    """The parameters, checked; a sum is finite only if all its terms are, and reads them once."""
-    return check_finite(params) if not all(bool(v.sum().isfinite()) for v in params.values()) else params
+def checked_network(
+    model: Model | nn.Module,
+    params: Parameters | None,
+    samples: Sequence[Tensor],
+    method: Method = "auto",
+    chunk: int | None = None,
+) -> Checked:
+    """A network with its parameters, after all checks of :mod:`mamltheory.guard` on these samples."""
+    if method not in ("auto", "layerwise", "generic"):
+        raise ValueRangeError(f"method is {method!r}: expected 'auto', 'layerwise' or 'generic'")
+    pure, params = as_model(model, params)
+    for x in samples:
+        checked_samples(pure, params, x)
+    if (
+        isinstance(model, nn.Module) and method != "generic"
+    ):  # the layers' pass tests what is not known on its way
+        if not is_dense(pure.module):
+            with torch.no_grad():
+                output_of(pure, params, samples[0][:1])
+        return Checked(pure, params, pure.module)
+    together = len({(x.shape[1:], x.dtype) for x in samples}) == 1
+    for x in [torch.cat(list(samples))] if together else samples:
+        check_independent(pure, params, x, chunk)
+    return Checked(pure, params)
 
 
+@plain_numerics()
 def empirical_ntk(
     model: Model | nn.Module,
     x1: Tensor,
@@ -69,42 +107,31 @@ def empirical_ntk(
     model: a ``torch.nn.Module`` (then 1/l is left out) or a pure Model with ``params``.
     x2: None for the symmetric kernel of x1 with itself, at half the work.
     outputs: "full" for n1·k × n2·k, "sum" for the n1 × n2 kernel of the sum of the outputs.
-    select: names of parameters, or a predicate on names (all, whether or not they require a gradient).
+    select: names of parameters, or a predicate on names; None for all that require a gradient.
     chunk, memory: most samples differentiated at a time, and bytes of temporary tensors (2 GiB); tiles are made as
         small as that needs, see :func:`mamltheory.kernels.layerwise.layerwise_kernels`. "generic" holds n·k·D
         numbers for a tile.
     method: "auto" takes "layerwise", and "generic" for the parameters which that does not cover;
-        :func:`mamltheory.kernels.layerwise.parameter_routes` says which.
+        :func:`mamltheory.kernels.layerwise.parameter_routes` says which. The samples are tested to be independent of
+        each other, and the gradients of "generic" are those of plain autograd, whichever way they are taken.
     dtype: of the kernel and of its accumulation, float64 for None. A float32 network's gradients carry float32's
         rounding (some 1e-7 of the largest entry) either way. In float64 their Gram matrix is positive semi-definite to
         float64's rounding, as condition numbers need (their error was 5e-9); torch.float32 is faster and leaves them
         an error of 1e-5, and :func:`mamltheory.linalg.condition_number` takes the kernel at its own dtype's rounding.
-    Raises UnsupportedModelError for batch statistics, active dropout or a layer that no method covers,
-    ValueRangeError for weights or samples that are not finite, ConfigurationError for parameters that do not exist
-    or a budget too small for one sample, ShapeError for samples without axes or of integers.
+    Raises UnsupportedModelError for batch statistics, active dropout, samples that a network mixes, or what no method
+    covers, ValueRangeError for weights, samples or outputs that are not finite, ConfigurationError for parameters that
+    do not exist or a budget too small for one sample, ShapeError for samples without axes.
     """
-    (kernel,) = empirical_ntks(
-        model,
-        x1,
-        x2,
-        [select],
-        params=params,
-        outputs=outputs,
-        chunk=chunk,
-        memory=memory,
-        method=method,
-        dtype=dtype,
-    )
-    return kernel
+    network = checked_network(model, params, [x1] if x2 is None else [x1, x2], method, chunk)
+    names = network.names(select)
+    return kernels_of(network, x1, x2, [names], outputs, chunk, memory, method, dtype)[0]
 
 
-def empirical_ntks(
-    model: Model | nn.Module,
+def kernels_of(
+    network: Checked,
     x1: Tensor,
     x2: Tensor | None,
-    selects: Sequence[Select],
-    *,
-    params: Parameters | None = None,
+    selections: Sequence[frozenset[str]],
     outputs: Outputs = "full",
     chunk: int | None = None,
     memory: int | None = None,
@@ -114,14 +141,10 @@ def empirical_ntks(
     """The empirical NTK by several sets of parameters, from one pass; arguments as for :func:`empirical_ntk`."""
     check_outputs(outputs)
     check_dtype(dtype)
-    if method not in ("auto", "layerwise", "generic"):
-        raise ValueRangeError(f"method is {method!r}: expected 'auto', 'layerwise' or 'generic'")
-    pure, params = resolve(model, params)
-    selections = [_names(params, select) for select in selects]
-    x1, x2 = _samples(x1, params), None if x2 is None else _samples(x2, params)
-    if isinstance(model, nn.Module) and method != "generic":
+    model, params = network.model, network.params
+    if network.module is not None:
         kernels = layerwise_kernels(
-            model,
+            network.module,
             x1,
             x2,
             selections,
@@ -133,11 +156,12 @@ def empirical_ntks(
             dtype=dtype,
         )
     else:
-        differentiate = partial(_gradients, _structure(pure, method), pure, params, outputs, selections)
+        differentiate = partial(_gradients, _structure(model, method), model, params, outputs, selections)
         kernels = tiled_kernels(differentiate, x1, x2, selections, chunk, memory, dtype)
-    return [_checked(kernel) / pure.scale for kernel in kernels]
+    return [_finite(kernel) / model.scale for kernel in kernels]
 
 
+@plain_numerics()
 def empirical_last_layer_ntk(
     model: Model | nn.Module,
     x1: Tensor,
@@ -149,34 +173,16 @@ def empirical_last_layer_ntk(
     memory: int | None = None,
     method: Method = "auto",
     dtype: torch.dtype | None = None,
+    head: Collection[str] | None = None,
 ) -> Float[Tensor, "p q"]:
     """Empirical NTK of the last linear layer alone, 𝒦̂ of Eq. (112); arguments as for :func:`empirical_ntk`.
 
-    Raises UnsupportedModelError when the network has no linear layer.
+    head: names of that layer's parameters; None finds the linear map whose output is the network's.
+    Raises UnsupportedModelError when there is none.
     """
-    (kernel,) = empirical_ntks(
-        model,
-        x1,
-        x2,
-        [last_layer(model)],
-        params=params,
-        outputs=outputs,
-        chunk=chunk,
-        memory=memory,
-        method=method,
-        dtype=dtype,
-    )
-    return kernel
-
-
-def last_layer(model: Model | nn.Module) -> frozenset[str]:
-    """Names of the parameters of the last linear layer; raises UnsupportedModelError when there is none."""
-    pure = from_module(model)[0] if isinstance(model, nn.Module) else model
-    if not pure.head:
-        raise UnsupportedModelError(
-            "the network has no nn.Linear: the last-layer kernel of ANIL is not defined for it"
-        )
-    return pure.head
+    network = checked_network(model, params, [x1] if x2 is None else [x1, x2], method, chunk)
+    names = network.head(x1, head)
+    return kernels_of(network, x1, x2, [names], outputs, chunk, memory, method, dtype)[0]
 
 
 def _structure(model: Model, method: Method) -> FullyConnected | None:
@@ -207,36 +213,10 @@ def _gradients(
     return Pass(len(x) * k, x.device, general_gradients(model, params, x, outputs, names, k, budget))
 
 
-def chosen_names(model: Model | nn.Module, params: Parameters | None, select: Select) -> frozenset[str]:
-    """Names of the parameters that ``select`` stands for; raises as :func:`empirical_ntk`."""
-    return _names(resolve(model, params)[1], select)
-
-
-def _names(params: Parameters, select: Select) -> frozenset[str]:
-    if callable(select):
-        select = {name for name in params if select(name)}
-    return frozenset(selected(params, select))
-
-
-def _checked(kernel: Tensor) -> Tensor:
+def _finite(kernel: Tensor) -> Tensor:
     if not bool(torch.isfinite(kernel).all()):
         raise ValueRangeError(
             "the kernel has NaN or infinite entries though the weights are finite: gradients overflow or are "
             "undefined at these samples; rescale the weights, or use float64"
         )
     return kernel
-
-
-def _samples(x: Tensor, params: Parameters) -> Tensor:
-    if x.dim() < 2 or len(x) == 0 or not x.is_floating_point():
-        raise ShapeError(
-            f"got samples of shape {tuple(x.shape)} and dtype {x.dtype}: expected floating-point samples × dimensions"
-        )
-    if not bool(torch.isfinite(x).all()):
-        raise ValueRangeError("the samples contain NaN or infinite entries: clean the data first")
-    if params and x.dtype not in {value.dtype for value in params.values()}:
-        own = next(iter(params.values())).dtype
-        raise ShapeError(
-            f"the samples are {x.dtype} and the parameters {own}: convert one of them with .to(dtype)"
-        )
-    return x

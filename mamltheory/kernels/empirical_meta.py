@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 
 from mamltheory.errors import UnsupportedModelError, ValueRangeError
-from mamltheory.inner import InnerLoop, adapted_names, inner_path, square_loss
-from mamltheory.kernels.empirical import gram, jacobian, resolve
+from mamltheory.guard import ready_for_tasks
+from mamltheory.inner import InnerLoop, adapted_names, algorithm_of, inner_path, query_output, square_loss
 from mamltheory.kernels.factored_tiles import factored_meta_ntk
-from mamltheory.kernels.jacobian import check_dtype
+from mamltheory.kernels.jacobian import check_dtype, checked_rows, gram, jacobian
+from mamltheory.modules import plain_numerics
 from mamltheory.networks import Model, output_of
 from mamltheory.types import Parameters, Task, check_tasks
 
@@ -32,7 +33,7 @@ MetaMethod = Literal["auto", "factored", "generic"]
 def meta_jacobian(
     model: Model, params: Parameters, task: Task, inner: InnerLoop, chunk: int | None = None
 ) -> Parameters:
-    """∇_θ F_θ(X, X', Y') of one task, by Hessian-vector products: for every parameter n·k × its shape."""
+    """∇_θ F_θ(X, X', Y') of one task, by Hessian-vector products: for every moving parameter n·k × its shape."""
     path = inner_path(model, params, task, inner)
     rows = jacobian(model, path[-1], task.query_x, chunk=chunk)
     if inner.first_order:
@@ -51,18 +52,46 @@ def meta_jacobian(
     return rows
 
 
+def checked_meta_jacobian(
+    model: Model, params: Parameters, task: Task, inner: InnerLoop, chunk: int | None = None
+) -> Parameters:
+    """:func:`meta_jacobian`, if it adds up to one plain backward pass through the inner loop; else plain rows.
+
+    Raises as :func:`mamltheory.kernels.jacobian.checked_rows`.
+    """
+    moving = model.moving(params)
+
+    def whole(own: Parameters) -> Tensor:
+        return query_output(model, {**params, **own}, task, inner)
+
+    with torch.no_grad():
+        outputs = whole({})
+    flow = torch.eye(len(outputs), dtype=outputs.dtype, device=outputs.device)[None]
+    rows = checked_rows(
+        lambda: {
+            name: value[None] for name, value in meta_jacobian(model, params, task, inner, chunk).items()
+        },
+        lambda own: whole(own)[None],
+        lambda own, _: whole(own),
+        flow,
+        moving,
+    )
+    return {name: value[0] for name, value in rows.items()}
+
+
 def _hessian_vector_product(
     model: Model, theta: Parameters, task: Task
 ) -> Callable[[Parameters], Parameters]:
     """The map v -> ∇²_θ ℓ(f_θ(X'), Y') v, by one reverse pass over the gradient (the Hessian is symmetric)."""
 
     def loss(params: Parameters) -> Tensor:
-        return square_loss(output_of(model, params, task.support_x), task.support_y)
+        return square_loss(output_of(model, {**theta, **params}, task.support_x), task.support_y)
 
-    pullback = vjp(grad(loss), theta)[1]
+    pullback = vjp(grad(loss), model.moving(theta))[1]
     return lambda vector: pullback(vector)[0]
 
 
+@plain_numerics()
 def empirical_meta_ntk(
     model: Model | nn.Module,
     tasks: Sequence[Task],
@@ -82,15 +111,15 @@ def empirical_meta_ntk(
     memory: bytes of temporary tensors of "factored" (2 GiB), see :mod:`mamltheory.kernels.factored_tiles`.
     chunk: rows differentiated at a time by "generic", which holds Nnk · D numbers of the network's dtype.
     dtype: of the kernel and of its accumulation, float64 for None; as for :func:`empirical_ntk`.
+    A module's parameters that do not require a gradient stay constant.
     Raises as :func:`empirical_ntk`; UnsupportedModelError for method="factored" with a network of one's own.
     """
     if method not in ("auto", "factored", "generic"):
         raise ValueRangeError(f"method is {method!r}: expected 'auto', 'factored' or 'generic'")
     check_dtype(dtype)
     dtype = dtype or torch.float64
-    pure, params = resolve(model, params)
     tasks, other = check_tasks(tasks), None if other is None else check_tasks(other)
-    check_tasks((*tasks, *(other or ())))
+    pure, params = ready_for_tasks(model, params, (*tasks, *(other or ())), algorithm_of(inner))
     if pure.network is not None and method != "generic":
         options = {"origin": pure.origin, "memory": memory, "dtype": dtype}
         return factored_meta_ntk(pure.network, params, tasks, inner, other, **options) / pure.scale
@@ -107,5 +136,5 @@ def stacked_meta_jacobian(
     model: Model, params: Parameters, tasks: Sequence[Task], inner: InnerLoop, chunk: int | None = None
 ) -> Parameters:
     """J(θ) = ∇_θ F_θ(𝒳, 𝒳', 𝒴'), Eq. (22): the rows of all tasks, one task after the other."""
-    parts = [meta_jacobian(model, params, task, inner, chunk) for task in check_tasks(tasks)]
-    return {name: torch.cat([part[name] for part in parts]) for name in params}
+    parts = [checked_meta_jacobian(model, params, task, inner, chunk) for task in check_tasks(tasks)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,25 +1,26 @@
 """The calls of the layers in one forward pass of a module: what entered, and where gradients flow back to."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
-from mamltheory.errors import ShapeError, UnsupportedModelError
 from mamltheory.kernels.layer_gradients import fits, kind_of
+from mamltheory.kernels.parts import PartCall
 from mamltheory.kernels.tiles import Budget
+from mamltheory.modules import Interruption, call_module, guarded_forward
+from mamltheory.networks import checked_output
 from mamltheory.types import Parameters
 
 OwnParameters = dict[str, dict[str, str]]
 """Name of a module -> own name of a parameter of its -> name in the network."""
 
 
-class NotCovered(Exception):
+class NotCovered(Interruption):
     """The layers' formulas do not cover these parameters; they are left to the general way."""
 
     def __init__(self, names: Collection[str], reason: str) -> None:
@@ -54,7 +55,8 @@ class Recorder:
     use of them shows in the graph.
 
     own: the module's :func:`own_parameters`.  trusted: the module holds the values of ``params`` and uses each
-    inside calls of its own layer alone; it runs as it is, and there are no leaves.
+    inside calls of its own layer alone; it runs as it is, and there are no leaves.  watched: parts of the module
+    whose calls are kept in ``parts``.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class Recorder:
         budget: Budget,
         own: OwnParameters,
         trusted: bool = False,
+        watched: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.module, self.params, self.budget = module, params, budget
+        self.watched = watched or {}
         self.moving, self.own, self.trusted = frozenset(moving), own, trusted
         self.leaves, self.constants = {}, {}
         if not trusted:
@@ -78,20 +82,24 @@ class Recorder:
         self._open: dict[nn.Module, Call] = {}
         self._seen: set[int] = set()
         self._samples = 0
+        self.parts: list[PartCall] = []
+        self._entered: dict[nn.Module, list[tuple[tuple[object, ...], list[int]]]] = {}
 
     def run(self, x: Tensor) -> Tensor:
         """The outputs n × k, with the graph down to the layers; raises NotCovered, OverBudget, ShapeError."""
         self._samples = len(x)
         handles = [handle for layer in self._layers() for handle in self._hooked(*layer)]
+        for name, part in self.watched.items():
+            after = partial(self._after_part, name)
+            handles.append(part.register_forward_hook(after, with_kwargs=True, prepend=True))
+            handles.append(part.register_forward_pre_hook(self._before_part))
         try:
             with torch.enable_grad():
                 logits = self._outputs(x)
         finally:
             for handle in handles:
                 handle.remove()
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ShapeError(f"the network maps {len(x)} samples to {got}: expected {len(x)} × outputs")
+        logits = checked_output(logits, x)
         for call in self.calls:
             if _versions(call.entering) != call.versions:
                 raise NotCovered(call.names.values(), f"what enters module {call.name!r} is changed in place")
@@ -100,27 +108,14 @@ class Recorder:
     def _outputs(self, x: Tensor) -> object:
         if self.trusted:
             return self.module(x)
-        return functional_call(self.module, {**self._replaced(), **self.leaves}, (x,))
+        return guarded_forward(
+            type(self.module).__name__, call_module, self.module, {**self._replaced(), **self.leaves}, x
+        )
 
     def _replaced(self) -> Parameters:
         """Values that are not those that the module holds."""
         own = dict(self.module.named_parameters(remove_duplicate=False))
         return {name: value for name, value in self.params.items() if not value.is_set_to(own[name])}
-
-    def check_samples(self, x: Tensor, logits: Tensor) -> None:
-        """Raises when the first sample alone takes another way, or has another output, than in its batch."""
-        alone = Recorder(
-            self.module, self.params, self.moving, Budget(self.budget.limit, 1), self.own, self.trusted
-        )
-        output = alone.run(x[:1])[0].detach()
-        same = [call.layer for call in alone.calls] == [call.layer for call in self.calls]
-        tolerance = 1e3 * torch.finfo(logits.dtype).eps * float(logits.detach().abs().max())
-        if not same or not bool(((output - logits[0].detach()).abs() <= tolerance).all()):
-            raise UnsupportedModelError(
-                f"{type(self.module).__name__} gives a sample another output alone than in its batch: some module "
-                "of it mixes samples or draws at random; call .eval() on it, use GroupNorm, or pass "
-                "method='generic' if single samples are meant"
-            )
 
     def _layers(self) -> Iterator[tuple[str, nn.Module, type[nn.Module] | None, dict[str, str]]]:
         """Modules whose own parameters move and have a formula, or that have no children."""
@@ -155,6 +150,10 @@ class Recorder:
     ) -> None:
         if kwargs or layer in self._open or not fits(kind, layer, args, self._samples):
             raise NotCovered(names.values(), f"module {name!r} is not called with one row a sample")
+        if not self.trusted and any(
+            getattr(layer, key) is not self.leaves[full] for key, full in names.items()
+        ):
+            raise NotCovered(names.values(), f"module {name!r} is called with other values than its own")
         self._open[layer] = Call(name, layer, kind, names, _detached(args), _versions(args))
         if not self.trusted:
             for key, full in names.items():
@@ -166,12 +165,21 @@ class Recorder:
                 setattr(layer, key, self.leaves[full])
         return self._record(self._open.pop(layer), output)
 
+    def _before_part(self, part: nn.Module, args: tuple) -> None:
+        self._entered.setdefault(part, []).append((_detached(args), _versions(args)))
+
+    def _after_part(self, name: str, part: nn.Module, _: tuple, kwargs: dict, output: object) -> None:
+        args, versions = self._entered[part].pop()
+        self.parts.append(PartCall(name, part, () if kwargs else args, versions, output))
+
     def _record(self, call: Call, output: object) -> Tensor | None:
         """Books a call; a clone stands in for an output that has no graph yet, or that is a view of another."""
         if not isinstance(output, Tensor) or output.dim() == 0 or len(output) != self._samples:
             raise NotCovered(call.names.values(), f"module {call.name!r} does not return one row a sample")
         if not torch.is_grad_enabled() or not output.is_floating_point():
             return None  # no gradient passes here
+        if output.dtype != self.params[next(iter(call.names.values()))].dtype:
+            raise NotCovered(call.names.values(), f"module {call.name!r} computes in {output.dtype}")
         replaced = not output.requires_grad or output._base is not None
         if not output.requires_grad:
             output = output.detach().requires_grad_()
@@ -228,6 +236,19 @@ def flows_back(columns: Sequence[Tensor], recorder: Recorder) -> list[list[Tenso
         _check_covered(leaves, gradients[len(edges) :])
         passes.append(gradients[: len(edges)])
     return [_filled(list(flows)) for flows in zip(*passes, strict=True)]
+
+
+def weighted_flows(logits: Tensor, weights: Tensor, recorder: Recorder) -> list[Tensor | None]:
+    """∂(Σ weights · outputs)/∂(what leaves the layer) of every call; the graph stays.
+
+    weights: n × k, or n × 1 for the sum of the outputs.
+    """
+    edges = [call.edge for call in recorder.calls]
+    if not edges or not logits.requires_grad:
+        return [None] * len(edges)
+    with torch.enable_grad():
+        total = (logits * weights).sum()
+    return list(torch.autograd.grad(total, edges, retain_graph=True, allow_unused=True))
 
 
 def batched_flows(logits: Tensor, recorder: Recorder) -> list[Tensor | None] | None:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
+from torch.func import vjp, vmap
 
 from mamltheory.errors import UnsupportedModelError
 from mamltheory.kernels.contraction import Factors
-from mamltheory.kernels.jacobian import adds_up, without_batching_warnings
+from mamltheory.kernels.jacobian import checked_rows
+from mamltheory.modules import call_module
 from mamltheory.types import Parameters
 
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
@@ -171,62 +172,37 @@ def module_gradients(
     """
     n = len(leaving)
     mapped = [isinstance(part, Tensor) and part.dim() > 0 and len(part) == n for part in entering]
+    alone: list[Tensor] = []
 
-    def single(own: Parameters, *parts: object) -> Tensor:
+    def run(own: Parameters, parts: Sequence[object]) -> Tensor:
         parts = [part[None] if split else part for part, split in zip(parts, mapped, strict=True)]
-        return functional_call(layer, {**constants, **own}, tuple(parts))[0]
+        return call_module(layer, {**constants, **own}, *parts)[0]
 
     def pulled(flows: Tensor, *parts: object) -> tuple[Tensor, Parameters]:
-        output, pull = vjp(lambda own: single(own, *parts), values)
+        output, pull = vjp(lambda own: run(own, parts), values)
         return output, vmap(lambda each: pull(each)[0])(flows)
 
-    try:
-        axes = (0, *(0 if split else None for split in mapped))
-        with without_batching_warnings():
-            alone, rows = vmap(pulled, in_dims=axes)(flow, *entering)
+    def vectorised() -> Parameters:
+        outputs, rows = vmap(pulled, in_dims=(0, *(0 if split else None for split in mapped)))(
+            flow, *entering
+        )
+        alone.extend(outputs)
+        return rows
 
-        def whole(own: Parameters) -> Tensor:
-            return functional_call(layer, {**constants, **own}, entering)
+    def single(own: Parameters, i: int) -> Tensor:
+        output = run(own, [part[i] if split else part for part, split in zip(entering, mapped, strict=True)])
+        alone.append(output.detach())
+        return output
 
-        if not adds_up(rows, whole, flow, values):
-            alone, rows = _sample_by_sample(single, mapped, entering, flow, values)
-    except RuntimeError:  # an operation without a batching rule, or control flow that looks at values
-        alone, rows = _sample_by_sample(single, mapped, entering, flow, values)
+    def whole(own: Parameters) -> Tensor:
+        return call_module(layer, {**constants, **own}, *entering)
+
+    rows = checked_rows(vectorised, whole, single, flow, values)
     tolerance = 1e3 * torch.finfo(leaving.dtype).eps * float(leaving.abs().max())
-    if not bool(((alone - leaving).abs() <= tolerance).all()):
+    if not bool(((torch.stack(alone[-n:]) - leaving).abs() <= tolerance).all()):
         raise UnsupportedModelError(
             f"module {name!r} ({type(layer).__name__}) gives a sample another output alone than in its batch: it "
             "uses batch statistics, chance, or hooks that change its output, with which no kernel of single "
             "samples exists"
         )
     return {name: value.reshape(flow.shape[0] * flow.shape[1], -1) for name, value in rows.items()}
-
-
-def _sample_by_sample(
-    single: Callable[..., Tensor],
-    mapped: Sequence[bool],
-    entering: tuple[object, ...],
-    flow: Tensor,
-    values: Parameters,
-) -> tuple[Tensor, Parameters]:
-    own = {name: value.detach().requires_grad_() for name, value in values.items()}
-    outputs, rows = [], []
-    for i, flows in enumerate(flow):
-        parts = [part[i] if split else part for part, split in zip(entering, mapped, strict=True)]
-        with torch.enable_grad():
-            output = single(own, *parts)
-        for each in flows:
-            rows.append(
-                torch.autograd.grad(
-                    output,
-                    list(own.values()),
-                    each,
-                    retain_graph=True,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-            )
-        outputs.append(output.detach())
-    stacked = {name: torch.stack(parts) for name, parts in zip(own, zip(*rows, strict=True), strict=True)}
-    stacked = {name: value.unflatten(0, flow.shape[:2]) for name, value in stacked.items()}
-    return torch.stack(outputs), stacked

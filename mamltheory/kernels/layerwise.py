@@ -12,13 +12,15 @@ module, and of modules that share a parameter, add up row by row.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mamltheory.errors import UnsupportedModelError
+from mamltheory.guard import check_finite_outputs, check_independent
 from mamltheory.kernels.contraction import Gradients
 from mamltheory.kernels.jacobian import Outputs
 from mamltheory.kernels.layer_calls import (
@@ -28,18 +30,14 @@ from mamltheory.kernels.layer_calls import (
     batched_flows,
     flows_back,
     own_parameters,
+    weighted_flows,
 )
 from mamltheory.kernels.layer_gradients import layer_gradients, linear_factors, module_gradients
+from mamltheory.kernels.parts import keeps_samples_apart
 from mamltheory.kernels.tiles import Budget, Pass, general_gradients, tiled_kernels
-from mamltheory.networks import from_module
+from mamltheory.modules import call_module, refuse_checkpointing, unknown_parts
+from mamltheory.networks import Model
 from mamltheory.types import Parameters
-
-SAMPLEWISE = (
-    *(nn.Sequential, nn.Identity, nn.Linear, nn.Conv1d, nn.Conv2d, nn.GroupNorm, nn.LayerNorm),
-    *(nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.Softplus, nn.LeakyReLU),
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
-)
-"""Modules that are known not to mix samples; a network of these alone is not checked for it."""
 
 
 def layerwise_kernels(
@@ -63,13 +61,13 @@ def layerwise_kernels(
     network's dtype,
         n Σ_layers (what enters + (2 + k) what leaves) + n k D_layer of the layer at hand (factors: n (j + k o)),
     and half the budget goes to the rows' tile where there are several.
-    strict: refuse parameters that only the general way covers.  trusted: the caller knows that the module does not
-    mix samples, holds the values of ``params``, and uses each inside calls of the layer it is in alone; none of
-    that is checked then. Otherwise the first sample is run by itself as well, and compared.
+    strict: refuse parameters that only the general way covers.  trusted: the caller knows that the module holds the
+    values of ``params``, keeps samples apart, and uses each parameter inside calls of the layer it is in alone; none of
+    that is checked then. Otherwise the parts of the module that are not known are tested to keep samples apart.
     dtype: of the kernels and of their accumulation (float64).
     Raises UnsupportedModelError (naming the module), ConfigurationError for a budget too small for one sample.
     """
-    state = _Layerwise(module, params, selections, outputs, trusted or _plain(module), trusted)
+    state = _Layerwise(module, params, selections, outputs, x1, trusted)
     while True:
         try:
             return tiled_kernels(state.differentiate, x1, x2, selections, chunk, memory, dtype)
@@ -85,7 +83,7 @@ def parameter_routes(
     "factors" (linear layers), "formula" (other known layers), "module" (a layer differentiated alone), "general"
     (vmap of jacrev through the whole network), "unused" (no gradient reaches it).
     """
-    state = _Layerwise(module, params, [select], "sum", True)
+    state = _Layerwise(module, params, [select], "sum", x)
     while True:
         recorder = state.recorder(Budget(2**62, 1))
         try:
@@ -99,10 +97,6 @@ def parameter_routes(
         kind = "module" if call.kind is None else "factors" if call.kind is nn.Linear else "formula"
         routes |= dict.fromkeys(call.names.values() if flow is not None else (), kind)
     return routes
-
-
-def _plain(module: nn.Module) -> bool:
-    return all(type(part) in SAMPLEWISE for part in module.modules())
 
 
 def _stacked(flows: list[Tensor] | Tensor) -> Tensor:
@@ -121,11 +115,14 @@ class _Layerwise:
         params: Parameters,
         selections: Sequence[Collection[str]],
         outputs: Outputs,
-        checked: bool,
+        samples: Tensor,
         trusted: bool = False,
     ) -> None:
-        self.module, self.params, self.outputs, self.checked = module, params, outputs, checked
+        self.module, self.params, self.outputs, self.samples = module, params, outputs, samples
         self.own, self.trusted = own_parameters(module), trusted
+        self.model = Model(partial(call_module, module), module=module)
+        self.unknown = {} if trusted else unknown_parts(module)
+        self.seen: set[tuple[int, int]] = set()
         self.selections = [frozenset(chosen) for chosen in selections]
         self.general: set[str] = set()
 
@@ -137,23 +134,61 @@ class _Layerwise:
             ) from None
         self.general |= found.names
 
-    def recorder(self, budget: Budget) -> Recorder:
+    def recorder(self, budget: Budget, watched: Mapping[str, nn.Module] | None = None) -> Recorder:
         """Of the layers whose parameters move and have not been left out."""
         moving = frozenset().union(*self.selections) - self.general
-        return Recorder(self.module, self.params, moving, budget, self.own, self.trusted)
+        return Recorder(self.module, self.params, moving, budget, self.own, self.trusted, watched)
 
     def differentiate(self, x: Tensor, budget: Budget) -> Pass:
         """Gradients of the samples, group after group."""
-        recorder = self.recorder(budget)
-        logits = recorder.run(x)
-        if not self.checked and len(x) > 1:
-            recorder.check_samples(x, logits)
-            self.checked = True
-        k = 1 if self.outputs == "sum" else logits.shape[1]
-        for call in recorder.calls:
-            budget.take(f"module {call.name!r}", call.flow_bytes * k)
-        flows = self._flows(logits, recorder)
+        new = bool(self.unknown) and (x.data_ptr(), len(x)) not in self.seen
+        if new and len(x) == 1 < budget.samples:  # a tile in which nothing can mix
+            check_independent(self.model, self.params, self.samples)
+        recorder = self.recorder(budget, self.unknown if new else {})
+        try:
+            logits = recorder.run(x)
+            whole = new and self._check_parts(recorder, x, logits.detach())
+            k = 1 if self.outputs == "sum" else logits.shape[1]
+            for call in recorder.calls:
+                budget.take(f"module {call.name!r}", call.flow_bytes * (k + whole))
+            weights = (torch.arange(len(x) * k, device=x.device).to(logits.dtype).cos() + 0.5).view(-1, k)
+            together = weighted_flows(logits, weights, recorder) if whole else None
+            if new:
+                refuse_checkpointing(logits)
+            flows = self._flows(logits, recorder)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # the network runs, and not with hooks: a transform inside it, say
+            if self.trusted or not recorder.moving:
+                raise
+            raise NotCovered(recorder.moving, f"its layers cannot be watched ({error})") from error
+        if together is not None:
+            self._compare(recorder.calls, flows, weights, together)
+        self.seen.add((x.data_ptr(), len(x)))
         return Pass(len(x) * k, x.device, self._groups(recorder.calls, flows, x, k, budget))
+
+    def _check_parts(self, recorder: Recorder, x: Tensor, logits: Tensor) -> bool:
+        """Tests that samples are kept apart; returns whether the gradients of the whole network are to be compared."""
+        check_finite_outputs(logits)
+        apart = all(keeps_samples_apart(call, self.params, len(x)) for call in recorder.parts)
+        if not apart:
+            check_independent(self.model, self.params, self.samples, len(x))
+        return not apart or any(call.parameters for call in recorder.parts)
+
+    def _compare(
+        self, calls: Sequence[Call], flows: list, weights: Tensor, together: Sequence[Tensor | None]
+    ) -> None:
+        """The gradients output by output, weighted and added, against one pass of the weighted outputs."""
+        for call, flow, whole in zip(calls, flows, together, strict=True):
+            if flow is None or whole is None:
+                continue
+            parts = _stacked(flow) * weights.reshape(*weights.shape, *[1] * (whole.dim() - 1)).to(whole.dtype)
+            tolerance = 1e3 * torch.finfo(whole.dtype).eps * float(parts.abs().sum(1).amax())
+            if not bool(((parts.sum(1) - whole).abs() <= tolerance).all()):
+                raise NotCovered(
+                    call.names.values(),
+                    f"the gradients at module {call.name!r} are not those of single samples",
+                )
 
     def _flows(self, logits: Tensor, recorder: Recorder) -> list:
         with torch.enable_grad():
@@ -184,14 +219,13 @@ class _Layerwise:
                     yield names, budget.hold(f"module {call.name!r}", gradients)
         if self.general:
             yield from general_gradients(
-                from_module(self.module)[0],
+                self.model,
                 self.params,
                 x,
                 self.outputs,
                 self.general,
                 k,
                 budget,
-                checked=True,
             )
         for name, rows in sums.items():
             yield frozenset({name}), budget.hold(f"parameter {name!r}", rows)

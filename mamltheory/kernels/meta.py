@@ -9,17 +9,19 @@ positive semi-definite by construction. For ANIL the inner loop moves the last l
 C_i, and nowhere else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mamltheory.errors import ShapeError, ValueRangeError
+from mamltheory.guard import check_labels
 from mamltheory.inner import Algorithm
 from mamltheory.kernels.analytic import analytic_last_layer_ntk, analytic_ntk
-from mamltheory.kernels.empirical import Method, Outputs, Select, chosen_names, empirical_ntks, last_layer
+from mamltheory.kernels.empirical import Method, Outputs, Select, checked_network, kernels_of
 from mamltheory.linalg import Converged, Dynamics, symmetrised, time_operator
+from mamltheory.modules import plain_numerics
 from mamltheory.networks import FullyConnected, Model
 from mamltheory.types import Parameters, Task, check_tasks
 
@@ -103,6 +105,7 @@ def meta_ntk_from_ntk(
     return (phi + phi.T) / 2
 
 
+@plain_numerics()
 def meta_ntk(
     model: Model | nn.Module,
     tasks: Sequence[Task],
@@ -116,33 +119,29 @@ def meta_ntk(
     memory: int | None = None,
     method: Method = "auto",
     dtype: torch.dtype | None = None,
+    head: Collection[str] | None = None,
 ) -> Float[Tensor, "q q"]:
     """MetaNTK of a finite network built from its empirical NTK by Eq. (11), as Section 5 does.
 
-    No second derivative is taken, and both kernels of ANIL come from one pass. Any network works; labels are not
-    used. Arguments as for :func:`mamltheory.kernels.empirical.empirical_ntk` and :func:`meta_ntk_from_ntk`; with
-    ``select`` ANIL's inner loop moves those of the last layer's parameters that are selected.
+    No second derivative is taken, and both kernels of ANIL come from one pass. Any network works; of the labels only
+    the number of columns is looked at. Arguments as for :func:`mamltheory.kernels.empirical.empirical_ntk` and
+    :func:`meta_ntk_from_ntk`; with ``select`` ANIL's inner loop moves those of the last layer's parameters that are
+    selected.
+    head: names of the last layer's parameters for "anil"; None finds the linear map whose output is the network's.
     dtype: of the NTK and of the result, float64 for None. The steps in between are float64 always, and take the NTK at
         its own dtype's rounding.
     """
     _check_algorithm(algorithm)
-    selects: list[Select] = [select]
+    x = joint_inputs(tasks)
+    network = checked_network(model, params, [x], method, chunk)
+    selections = [network.names(select)]
     if algorithm == "anil":
-        head = last_layer(model)
-        selects.append(head if select is None else head & chosen_names(model, params, select))
-    theta, *last = empirical_ntks(
-        model,
-        joint_inputs(tasks),
-        None,
-        selects,
-        params=params,
-        outputs=outputs,
-        chunk=chunk,
-        memory=memory,
-        method=method,
-        dtype=dtype,
-    )
-    return meta_ntk_from_ntk(theta, joint_sizes(theta, tasks), dynamics, *last).to(theta.dtype)
+        selections.append(network.head(x, head, select))
+    theta, *last = kernels_of(network, x, None, selections, outputs, chunk, memory, method, dtype)
+    sizes = joint_sizes(theta, tasks)
+    if outputs == "full":
+        check_labels(tasks[0], sizes[0][1] // len(tasks[0].support_x))
+    return meta_ntk_from_ntk(theta, sizes, dynamics, *last).to(theta.dtype)
 
 
 def analytic_meta_ntk(

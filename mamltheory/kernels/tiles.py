@@ -12,18 +12,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mamltheory.errors import ConfigurationError, UnsupportedModelError
+from mamltheory.errors import ConfigurationError
 from mamltheory.kernels.contraction import Factors, Gradients, add_contraction, settled
-from mamltheory.kernels.jacobian import Outputs, adds_up, jacobian
+from mamltheory.kernels.jacobian import Outputs, jacobian
 from mamltheory.kernels.memory import keep_freed_memory
-from mamltheory.networks import Model, output_of
+from mamltheory.modules import Interruption
+from mamltheory.networks import Model
 from mamltheory.types import Parameters
 
 MEMORY = 2 << 30
 """Default budget of a kernel's temporary tensors, in bytes."""
 
 
-class OverBudget(Exception):
+class OverBudget(Interruption):
     """A tile needs more bytes than there are; handled by halving the tile."""
 
     def __init__(self, what: str, needed: int) -> None:
@@ -168,25 +169,11 @@ def general_gradients(
     names: Collection[str],
     k: int,
     budget: Budget,
-    checked: bool = False,
 ) -> Iterator[tuple[frozenset[str], Gradients]]:
-    """The gradients of n·k rows by vmap of jacrev, parameter after parameter.
-
-    checked: compare them with one plain pass over the batch; raises UnsupportedModelError when they differ.
-    """
+    """The gradients of n·k rows by :func:`mamltheory.kernels.jacobian.jacobian`, parameter after parameter."""
     size = sum(params[name].numel() * params[name].element_size() for name in names)
     budget.take("the rows of the Jacobian", len(x) * k * size)
     rows = jacobian(model, params, x, outputs, names)
-    if checked:
-        ways = output_of(model, params, x[:1]).shape[1]
-        flow = torch.eye(ways, dtype=x.dtype, device=x.device).expand(len(x), ways, ways)
-        flow = flow.sum(1, keepdim=True) if outputs == "sum" else flow
-        shaped = {name: value.unflatten(0, flow.shape[:2]) for name, value in rows.items()}
-        moving = {name: params[name] for name in rows}
-        if not adds_up(shaped, lambda own: model({**params, **own}, x), flow, moving):
-            raise UnsupportedModelError(
-                f"torch.func.vmap gives wrong gradients with respect to {sorted(names)}, or the network mixes samples: "
-                "leave them out with select="
-            )
     for name in sorted(rows):
-        yield frozenset({name}), rows.pop(name).flatten(1)
+        value = rows.pop(name)
+        yield frozenset({name}), value.reshape(len(value), -1)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mamltheory import FullyConnected, Task, condition_number, empirical_ntk, generator, meta_ntk
-from mamltheory.kernels.empirical import empirical_ntks
+from mamltheory.kernels.empirical import checked_network, kernels_of
 from mamltheory.kernels.fully_connected import fully_connected_gradients
 from mamltheory.kernels.layerwise import parameter_routes
 from mamltheory.kernels.tiles import tiled_kernels
@@ -191,12 +191,13 @@ def test_routes_name_what_happens_to_every_parameter():
     assert found["idle.bias"] == found["cut.weight"] == "unused"
 
 
-def test_frozen_parameters_count_unless_they_are_left_out():
+def test_frozen_parameters_are_left_out_unless_they_are_selected():
     module, x = headed(nn.Conv2d(4, 4, 3), 2), draw(3, 4, 4, 4)
     whole = empirical_ntk(module, x)
     module.layer.requires_grad_(False)
-    assert torch.equal(empirical_ntk(module, x), whole)
     head = empirical_ntk(module, x, select=lambda name: name.startswith("head"))
+    assert torch.equal(empirical_ntk(module, x), head)
+    assert relative(empirical_ntk(module, x, method="generic"), head) < 1e-13
     rest = empirical_ntk(module, x, select=["layer.weight", "layer.bias"])
     assert relative(head + rest, whole) < 1e-14
     assert both_ways(module, x, select=["layer.bias", "head.weight"]) < 1e-13
@@ -205,7 +206,9 @@ def test_frozen_parameters_count_unless_they_are_left_out():
 def test_several_sets_of_parameters_share_one_pass():
     module, x = headed(nn.Conv2d(4, 4, 3), 2), draw(3, 4, 4, 4)
     selects = [None, ["head.weight"], ["head.weight", "head.bias"], ["layer.bias"]]
-    for kernel, select in zip(empirical_ntks(module, x, None, selects), selects, strict=True):
+    network = checked_network(module, None, [x])
+    kernels = kernels_of(network, x, None, [network.names(select) for select in selects])
+    for kernel, select in zip(kernels, selects, strict=True):
         assert relative(kernel, empirical_ntk(module, x, select=select, method="generic")) < 1e-13
 
 

@@ -51,15 +51,6 @@ class SequenceFirst(nn.Module):
         return torch.tanh(self.layer(x.transpose(0, 1))).mean(0)
 
 
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.cell, self.head = nn.GRU(4, 4, batch_first=True), nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.head(self.cell(x)[0][:, -1])
-
-
 def test_an_axis_as_long_as_the_batch_is_not_taken_for_it():
     module, x = SequenceFirst().double(), draw(3, 3, 4)
     assert relative(empirical_ntk(module, x), ntk(module, x, x)) < 1e-13
@@ -105,7 +96,7 @@ REFUSED = {
     ),
     "no-budget": (lambda: nn.Linear(4, 3), X, {"memory": 0}, ConfigurationError, "memory is 0"),
     "no-chunk": (lambda: nn.Linear(4, 3), X, {"chunk": 0}, ConfigurationError, "chunk is 0"),
-    "integers": (lambda: nn.Embedding(4, 3), X.long(), {}, ShapeError, "int64"),
+    "integers": (lambda: nn.Linear(4, 3), X.long(), {}, ShapeError, "int64"),
     "tuple": (lambda: nn.LSTM(4, 3), X, {}, ShapeError, "× outputs"),
 }
 
@@ -115,15 +106,6 @@ def test_what_has_no_kernel_is_refused_with_the_module_and_the_remedy(case):
     make, x, options, error, message = REFUSED[case]
     with as_users_run_it(), pytest.raises(error, match=message):
         empirical_ntk(make(), x, **options)
-
-
-def test_a_recurrent_network_is_refused_by_name_where_torch_cannot_vectorise_it():
-    module, x = Recurrent().double(), draw(3, 5, 4)
-    with pytest.raises(UnsupportedModelError, match=r"cell\.weight_hh_l0.*select="):
-        empirical_ntk(module, x)
-    assert (
-        relative(empirical_ntk(module, x, select=["head.weight"]), ntk(module, x, x, ["head.weight"])) < 1e-13
-    )
 
 
 def test_an_error_inside_the_network_leaves_it_as_it_was():

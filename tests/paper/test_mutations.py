@@ -98,12 +98,12 @@ MUTANTS = [
         "rows = composition(theta if adaptation is None else adaptation, sizes, dynamics)",
         "theta = theta if adaptation is None else adaptation; rows = composition(theta, sizes, dynamics)",
     ),
-    Mutant("full-kernel-for-the-last-layer", "inner.py", "return model.head", "return frozenset(params)"),
+    Mutant("full-kernel-for-the-last-layer", "inner.py", "return model.head & moving", "return moving"),
     Mutant(
         "width-missing-in-the-kernel",
         "kernels/empirical.py",
-        "[_checked(kernel) / pure.scale for",
-        "[_checked(kernel) for",
+        "[_finite(kernel) / model.scale for",
+        "[_finite(kernel) for",
     ),
     Mutant(
         "learning-rate-not-divided-by-the-width",
@@ -114,8 +114,8 @@ MUTANTS = [
     Mutant(
         "ascent-for-descent",
         "maml.py",
-        "value.sub_(self.values[name], alpha=rate)",
-        "value.add_(self.values[name], alpha=rate)",
+        "params[name].sub_(gradient, alpha=rate)",
+        "params[name].add_(gradient, alpha=rate)",
     ),
     Mutant(
         "ascent-for-descent-in-the-fused-step",

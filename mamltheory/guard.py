@@ -1,0 +1,298 @@
+"""What every public function asks of a network and of samples before it computes anything.
+
+A kernel k(x, x') exists when f_θ(x) depends on x and θ alone: not on the other samples of a batch, their order, or
+chance. That is tested on all samples, and everything that torch would fail on is named.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelError, ValueRangeError
+from mamltheory.head import find_head
+from mamltheory.modules import (
+    check_module,
+    is_samplewise,
+    refuse_checkpointing,
+    rescaled_weights,
+    unknown_parts,
+    unwrapped,
+)
+from mamltheory.networks import Model, check_finite, from_module, output_of
+from mamltheory.rng import generator
+from mamltheory.types import Parameters, Task, check_tasks
+
+BATCH, FEWEST = 256, 8
+"""Most samples of a batch in which samples are compared, and the least of that: with one, nothing could mix."""
+
+
+def as_model(model: Model | nn.Module, params: Parameters | None = None) -> tuple[Model, Parameters]:
+    """A network as a pure function and its parameters, from either form in which a user may hold it.
+
+    Args:
+        model: a torch module, or a Model.
+        params: the parameters; None for those that a module holds. A module whose forward pass could write to its
+            weights gets copies.
+
+    Raises:
+        ConfigurationError: a Model comes without parameters, or the names are not the network's.
+        ShapeError, ValueRangeError, UnsupportedModelError: parameters of other shapes, with NaN or infinite
+            entries, or complex; networks that :func:`mamltheory.modules.check_module` refuses.
+    """
+    if isinstance(model, nn.Module):
+        model, own = from_module(model)
+        params = own if params is None else params
+    elif not isinstance(model, Model):
+        raise ConfigurationError(
+            f"the network is a {type(model).__name__}: expected a torch.nn.Module or a mamltheory.Model"
+        )
+    elif model.module is not None:
+        check_module(model.module)
+    if params is None:
+        raise ConfigurationError(
+            "a pure Model has no parameters of its own: pass params=net.initialise(generator)"
+        )
+    if not isinstance(params, Mapping) or not all(isinstance(value, Tensor) for value in params.values()):
+        raise ConfigurationError(
+            f"params is a {type(params).__name__}: expected a dict from names to tensors, or None"
+        )
+    if model.module is not None:
+        params = _own(params, model.module)
+    for name, value in params.items():
+        if value.is_complex():
+            raise UnsupportedModelError(
+                f"parameter {name!r} is {value.dtype}: expected real numbers; hold real and imaginary parts apart"
+            )
+        if value.is_inference():
+            raise ConfigurationError(
+                f"parameter {name!r} was made in torch.inference_mode(), without gradients: clone() it outside"
+            )
+    # a sum is finite only if all its terms are, and reads them once
+    if not all(bool(value.sum().isfinite()) for value in params.values()):
+        check_finite(params)
+    if model.module is not None and any(
+        list(part.parameters()) for part in unknown_parts(model.module).values()
+    ):
+        params = {
+            name: value.clone() for name, value in params.items()
+        }  # that part could write to its weights
+    return model, params
+
+
+def _own(params: Parameters, module: nn.Module) -> Parameters:
+    """The module's parameters among ``params``; buffers, as a state_dict has them, must be those it holds."""
+    shapes = {name: tuple(value.shape) for name, value in module.named_parameters()}
+    tied = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    missing, other = set(shapes) - set(params), set(params) - tied - set(buffers)
+    for prefix in ("module.", "_orig_mod."):
+        if missing and {name.removeprefix(prefix) for name in other} >= missing:
+            raise ConfigurationError(
+                f"the names in params begin with {prefix!r}, those of a wrapped network: strip it by "
+                f"{{name.removeprefix({prefix!r}): value for name, value in params.items()}}"
+            )
+    if missing or other:
+        raise ConfigurationError(
+            f"params lacks {sorted(missing)} and has {sorted(other)} besides the network's parameters: "
+            f"expected {sorted(shapes)}"
+        )
+    for name in set(params) & set(buffers):
+        if not torch.equal(params[name], buffers[name]):
+            raise ConfigurationError(
+                f"params has another value of buffer {name!r} than the module: load_state_dict(params) first"
+            )
+    for name, shape in shapes.items():
+        if tuple(params[name].shape) != shape:
+            raise ShapeError(
+                f"parameter {name!r} has shape {tuple(params[name].shape)}: the network's has {shape}"
+            )
+    return {name: params[name] for name in params if name in shapes}
+
+
+def checked_samples(model: Model, params: Parameters, x: Tensor, name: str = "samples") -> Tensor:
+    """The samples, if the network can be run on them: a real tensor with axes, on the weights' device, finite.
+
+    Raises ShapeError, ValueRangeError or ConfigurationError saying what to change.
+    """
+    if not isinstance(x, Tensor):
+        raise ShapeError(
+            f"the {name} are a {type(x).__name__}: expected a tensor; convert them with torch.as_tensor(...)"
+        )
+    whole = not x.is_floating_point()
+    if (
+        x.dim() < 2
+        or len(x) == 0
+        or x.is_complex()
+        or x.dtype == torch.bool
+        or (whole and _needs_floats(model))
+    ):
+        raise ShapeError(
+            f"got {name} of shape {tuple(x.shape)} and dtype {x.dtype}: expected floating-point samples × dimensions "
+            "(or integers, for a network that takes them)"
+        )
+    if model.network is not None:
+        model.network.check(params, x)
+    if x.is_inference():
+        raise ConfigurationError(f"the {name} were made in torch.inference_mode(): clone() them outside")
+    if params and x.device not in {value.device for value in params.values()}:
+        raise ConfigurationError(
+            f"the {name} are on {x.device} and the parameters on {next(iter(params.values())).device}: "
+            "move one of them with .to(device)"
+        )
+    if not bool(torch.isfinite(x).all()):
+        raise ValueRangeError(f"the {name} contain NaN or infinite entries: clean the data first")
+    values = list(params.values())
+    if values and not whole and x.dtype not in {value.dtype for value in values}:
+        raise ShapeError(
+            f"the {name} are {x.dtype} and the parameters {values[0].dtype}: convert one of them with .to(dtype)"
+        )
+    return x
+
+
+def _needs_floats(model: Model) -> bool:
+    return model.network is not None or (model.module is not None and is_samplewise(model.module))
+
+
+def check_independent(
+    model: Model, params: Parameters, x: Tensor, batch: int | None = None
+) -> Float[Tensor, "n k"]:
+    """f_θ(x), after a test that every sample has the same output in any company and at any time.
+
+    The samples run twice: in their order, and in a random one cut into batches of other sizes, of which one is a
+    single sample. Networks of Eq. (16) and of layers that are known to keep samples apart are run on one sample.
+
+    Args:
+        model: the network.
+        params: its parameters.
+        x: samples n × ….
+        batch: most samples of a batch (BATCH), at least FEWEST.
+
+    Returns:
+        The outputs; those of the first sample alone, where that is all that was run.
+
+    Raises:
+        UnsupportedModelError: the network mixes samples, draws at random, or checkpoints activations.
+        ValueRangeError: outputs that are not finite.
+        ShapeError, NetworkError: as :func:`mamltheory.networks.output_of`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of batches that the user did not ask for
+        return _compared(model, params, x, max(batch or BATCH, FEWEST))
+
+
+def _compared(model: Model, params: Parameters, x: Tensor, batch: int) -> Tensor:
+    known = model.network is not None or (model.module is not None and is_samplewise(model.module))
+    with torch.no_grad():
+        parts = (x[:1] if known else x).split(batch)
+        whole = torch.cat([output_of(model, params, part) for part in parts])
+    check_finite_outputs(whole)
+    if known:
+        return whole
+    order = other_batches(len(x), batch)
+    with torch.no_grad():
+        again = torch.cat([output_of(model, params, x[some.to(x.device)]) for some in order])
+    order = torch.cat(order).to(x.device)
+    tolerance = 1e3 * torch.finfo(whole.dtype).eps * float(whole.abs().max())
+    if not bool(((again - whole[order]).abs() <= tolerance).all()):
+        raise UnsupportedModelError(
+            f"{_title(model)} gives a sample another output alone or in another batch: some module of it mixes "
+            "samples, draws at random, or changes its own state, with which no kernel of single samples exists; "
+            "call .eval() on it, use GroupNorm, or give layers their batch axis (batch_first=True)"
+        )
+    _refuse_checkpoints(model, params, x[:1])
+    return whole
+
+
+def check_finite_outputs(outputs: Tensor) -> None:
+    """Raises ValueRangeError for outputs with NaN or infinite entries."""
+    if not bool(outputs.isfinite().all()):
+        raise ValueRangeError(
+            "the network's outputs have NaN or infinite entries though weights and samples are finite: "
+            "rescale the weights or the samples, or use float64"
+        )
+
+
+def _refuse_checkpoints(model: Model, params: Parameters, x: Tensor) -> None:
+    try:
+        leaves = {name: v.detach().requires_grad_(v.is_floating_point()) for name, v in params.items()}
+    except RuntimeError:  # inside a transform of torch.func, where a checkpoint fails by itself
+        return
+    with torch.enable_grad():
+        refuse_checkpointing(output_of(model, leaves, x))
+
+
+def other_batches(n: int, most: int) -> list[Tensor]:
+    """Indices of n samples in a random order, in batches of a single sample and of about half of ``most``."""
+    order = torch.randperm(n, generator=generator(0, "order of samples"))
+    size = max((min(n - 1, most) + 1) // 2, 1)
+    return [order[:1], *(order[1:].split(size) if n > 1 else ())]
+
+
+def _title(model: Model) -> str:
+    return "the network" if model.module is None else type(model.module).__name__
+
+
+def with_head(model: Model, params: Parameters, x: Tensor, head: Sequence[str] | None = None) -> Model:
+    """The model with the names of its last linear layer's parameters, found on samples where it does not know them.
+
+    Raises UnsupportedModelError when there is none, ConfigurationError when ``head`` names no parameter.
+    """
+    if head is not None:
+        if not head or isinstance(head, str) or not set(head) <= set(params):
+            raise ConfigurationError(f"head is {head!r}: expected names of parameters, of {sorted(params)}")
+        return replace(model, head=frozenset(head))
+    if model.head is not None:
+        return model
+    check_independent(model, params, x[:FEWEST])  # the head is found on samples
+    return replace(model, head=find_head(model, params, x))
+
+
+def ready_for_tasks(
+    model: Model | nn.Module, params: Parameters | None, tasks: Sequence[Task], algorithm: str = "maml"
+) -> tuple[Model, Parameters]:
+    """A network and its parameters, checked on the samples and labels of all tasks; ANIL's head is found.
+
+    Raises as :func:`as_model`, :func:`checked_samples`, :func:`check_independent` and :func:`with_head`; ShapeError
+    for labels that do not fit the network's outputs.
+    """
+    tasks = check_tasks(tasks)
+    own = dict(unwrapped(model).named_parameters()) if isinstance(model, nn.Module) else {}
+    model, values = as_model(model, params)
+    x = torch.cat([part for task in tasks for part in (task.query_x, task.support_x)])
+    checked_samples(model, values, x, "tasks' samples")
+    given = own if params is None else params
+    outputs = check_independent(model, values, x)
+    written = {
+        name
+        for name in values
+        if values[name] is not given[name] and not torch.equal(values[name], given[name])
+    }
+    written |= rescaled_weights(model.module) if model.module is not None else frozenset()
+    if written:
+        raise UnsupportedModelError(
+            f"the forward pass writes to parameters {sorted(written)} (max_norm, or clipping in place): an inner loop "
+            "that starts from them is not a function of them; write it without changes in place"
+        )
+    check_labels(tasks[0], outputs.shape[1])
+    labels = tasks[0].query_y
+    if labels.dtype != outputs.dtype:
+        raise ShapeError(
+            f"the labels are {labels.dtype} and the network's outputs {outputs.dtype}: convert with Task.to(dtype)"
+        )
+    return with_head(model, values, x) if algorithm == "anil" else model, values
+
+
+def check_labels(task: Task, outputs: int) -> None:
+    """Raises ShapeError unless the labels of a task have one column for each of the network's outputs."""
+    labels = task.query_y
+    if labels.shape[1] == outputs:
+        return
+    indices = labels.shape[1] == 1 and bool((labels == labels.round()).all())
+    raise ShapeError(
+        f"the tasks have labels of {labels.shape[1]} numbers, expected {outputs}, one for each output of the network"
+        + ("; class indices become one-hot rows by torch.nn.functional.one_hot(y, k)" if indices else "")
+    )
