@@ -6,10 +6,10 @@ _UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control and format characters, lone 
 
 
 def printable(text: object) -> str:
-    """The text on one line that any terminal and any UTF-8 file takes: what could steer them is escaped.
+    r"""The text on one line that any terminal and any UTF-8 file takes: what could steer them is escaped.
 
     Names of files may hold escape sequences, line ends and bytes that are no UTF-8; the last are written as
-    ``\\xNN``. Everything else stays as it is.
+    ``\xNN``. Everything else stays as it is.
     """
     return "".join(_escaped(c) if unicodedata.category(c) in _UNSAFE else c for c in str(text))
 

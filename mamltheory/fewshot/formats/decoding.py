@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from mamltheory.errors import DataError
 from mamltheory.fewshot.safe_pickle import refuse_other_files
@@ -74,7 +74,8 @@ def rgb_image(name: str, source: Source, size: int | None = None) -> tuple[Image
         raise DataError(f"{name} {error}: save it with 8 or 16 bits a channel") from None
     except Exception as error:  # the decoders fail in many ways on broken files
         refuse_other_files(Path(name), raw[:64])
-        reason = " ".join(str(error).split())[:200]
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "of no known format" if unknown else " ".join(str(error).split())[:200]
         raise DataError(
             f"{name} cannot be read as an image ({reason}): remove it or fetch it again"
         ) from None
