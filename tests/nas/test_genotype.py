@@ -121,7 +121,7 @@ def test_a_concatenation_that_the_networks_do_not_have_is_refused(kind):
 )
 def test_an_unknown_key_of_a_genotype_is_refused_with_the_supported_ones(key):
     plain = random_genotype(generator(0, "concatenation")).to_json()
-    with pytest.raises(GenotypeError, match="no key .*: supported are 'normal', 'reduce' and") as caught:
+    with pytest.raises(GenotypeError, match=r"no key .*: supported are 'normal', 'reduce' and") as caught:
         Genotype.from_json({**plain, key: [2, 3, 4]})
     assert len(str(caught.value)) < 500
 
