@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.settings import Doctor
-from mamltheory.errors import DataError
+from mamltheory.errors import DataError, printable
 from mamltheory.fewshot.formats import recognise
 from mamltheory.fewshot.formats.common import SPLITS
 from mamltheory.runtime.device import choose_device, environment
@@ -16,7 +16,7 @@ def run(settings: Doctor) -> int:
     rows = environment(device.device) | {"device reason": device.reason}
     rows |= dict(_data(settings.data))
     for name, value in rows.items():
-        print(f"{name:14} {'not available' if value is None else value}")
+        print(printable(f"{name:14} {'not available' if value is None else value}"))
     return 0
 
 

@@ -1,8 +1,30 @@
 """The errors that users see: each says what was got, what was expected and what to change."""
 
+import unicodedata
+
+_UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control and format characters, lone surrogates, line separators
+
+
+def printable(text: object) -> str:
+    r"""The text on one line that any terminal and any UTF-8 file takes: what could steer them is escaped.
+
+    Names of files may hold escape sequences, line ends and bytes that are no UTF-8; the last are written as
+    ``\xNN``. Everything else stays as it is.
+    """
+    return "".join(_escaped(c) if unicodedata.category(c) in _UNSAFE else c for c in str(text))
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # how Python holds a byte of a file name that is no UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
 
 class MamlTheoryError(Exception):
-    """Every error that this package raises on purpose derives from this one."""
+    """Every error that this package raises on purpose derives from this one; its message is :func:`printable`."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ShapeError(MamlTheoryError, ValueError):

@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 
-from experiments.cells.common import cached_data, data_of, network_size, source_of
+from experiments.cells.common import cached_data, data_of, network_size, source_in
 from experiments.cells.correlation_report import report
 from experiments.cells.study import Record, measured
 from experiments.requirements import require
@@ -124,7 +124,7 @@ def scored(settings: Correlation, device: str, genotype: Genotype) -> Record:
 @lru_cache(maxsize=8)
 def draw_pool(settings: Correlation, pool: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The images of one class pool, class by class, and all images of its classes (for patches)."""
-    data = cached_data(source_of(settings.data), settings.image_size)
+    data = cached_data(*source_in(settings))
     members, size = data.train.members, len(data.train.members) // settings.pools
     require(
         size >= WAYS,

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.cells.common import without_paths
+from experiments.cells.common import describe_copies, without_paths
 from experiments.cells.data_report import Report, channels, sizes, storage
 from experiments.cells.steps import watched
 from experiments.requirements import require
-from experiments.settings import Data
-from mamltheory.errors import DataError
-from mamltheory.fewshot.datasets import complete, load_data
+from experiments.settings import Data, shares_of
+from mamltheory.errors import DataError, printable
+from mamltheory.fewshot.datasets import complete, load_data, refuse_needless_split
 from mamltheory.fewshot.formats import Options, recognise
-from mamltheory.fewshot.formats.common import SPLITS, in_memory
+from mamltheory.fewshot.formats.common import SPLITS, in_memory, unwatched
 from mamltheory.fewshot.formats.prepared import IMAGES, LABELS, room_in, write_prepared
 from mamltheory.fewshot.formats.tiered import NPZ_FORMAT
 from mamltheory.fewshot.glyphs import GLYPH_SETS, contact_sheet, glyph_count
 from mamltheory.fewshot.images import ImageData, ImageSplit
-from mamltheory.fewshot.inspection import Overlap, channel_order, image_hashes, overlaps
+from mamltheory.fewshot.inspection import Overlap, channel_order, copies, image_hashes, overlaps
 from mamltheory.plotting import figure, save
 
 
@@ -34,13 +34,13 @@ def run(settings: Data) -> int:
         claim(settings.prepare)
     report = read(settings)
     for line in (*sizes(report), *storage(report)):
-        print(line)
+        print(printable(line))
     if report.splits:
         draw(report.splits, settings)
     if report.problems:
         raise DataError(report.problems[0])
     data = report.complete()
-    print(channels(channel_order(data.train), report))
+    print(printable(channels(channel_order(data.train), report)))
     check_images(report, settings.path)
     if settings.prepare is not None:
         prepare(data, settings, settings.prepare)
@@ -52,26 +52,29 @@ def read(settings: Data) -> Report:
     if settings.path in GLYPH_SETS:
         _refuse_as_stored(settings, "embedded characters")
         with watched(f"draw {settings.path}", glyph_count(settings.path)) as advance:
-            data = load_data(settings.path, image_size=settings.image_size, advance=advance)
+            split = shares_of(settings.split)
+            data = load_data(settings.path, image_size=settings.image_size, advance=advance, split=split)
         splits = {split: getattr(data, split) for split in SPLITS}
         return Report("embedded characters", settings.path, splits, [], None, False, lambda: data)
     layout, folder = recognise(Path(settings.path))
     if layout is not NPZ_FORMAT:
         _refuse_as_stored(settings, layout.name)
-    splits, problems = {}, []
+    splits, problems, left_out = {}, [], []
+    refuse_needless_split(layout, folder, options_of(settings, unwatched, left_out))
     for split in SPLITS:
         if layout.find(folder, split) is None:
             problems.append(f"{folder}: {split} is missing; expected {layout.layout}: add its files")
             continue
         try:
             with watched(f"read {split}") as advance:
-                splits[split] = layout.load(folder, split, options_of(settings, advance))
+                splits[split] = layout.load(folder, split, options_of(settings, advance, left_out))
         except DataError as error:
             problems.append(str(error))
     name, mirrors = f"{layout.name} ({layout.layout})", layout.mirrors(folder)
     whole = partial(complete, layout, folder, splits)
     turned = not settings.as_stored if layout is NPZ_FORMAT else None
-    return Report(name, str(folder), splits, problems, layout.published(folder), mirrors, whole, turned)
+    public = layout.published(folder)
+    return Report(name, str(folder), splits, problems, public, mirrors, whole, turned, left_out)
 
 
 def _refuse_as_stored(settings: Data, found: str) -> None:
@@ -79,17 +82,26 @@ def _refuse_as_stored(settings: Data, found: str) -> None:
     require(not settings.as_stored, told)
 
 
-def options_of(settings: Data, advance: Callable[[int], None]) -> Options:
-    """How the settings want the images read, and where to: into their file at once if they are prepared."""
+def options_of(settings: Data, advance: Callable[[int], None], left_out: list[str]) -> Options:
+    """How the settings want the images read, and where to: into their file at once if they are prepared.
+
+    What is left out is added to the list.
+    """
     allocate = in_memory if settings.prepare is None else partial(room_in, settings.prepare)
-    return Options(settings.image_size, settings.as_stored, allocate, advance)
+    shares = shares_of(settings.split)
+    own = {"shares": shares, "share_seed": settings.split_seed, "notice": left_out.append}
+    return Options(settings.image_size, settings.as_stored, allocate, advance, **own)
 
 
 def check_images(report: Report, path: str) -> None:
-    """Compare all images of different splits; raises DataError when classes turn out to be the same."""
+    """Compare all images; raises DataError when classes of different splits turn out to be the same."""
     total = sum(map(len, report.splits.values()))
     with watched("compare images", total) as advance:
         hashes = {name: image_hashes(split, advance) for name, split in report.splits.items()}
+    for name, split in report.splits.items():
+        found = copies(split, hashes[name])
+        if found.worst is not None:
+            print(printable(f"{'copies':10} {name}: {describe_copies(found)}"))
     shared = overlaps(report.splits, hashes)
     same = [overlap for overlap in shared if overlap.same_class]
     if same:
@@ -99,7 +111,8 @@ def check_images(report: Report, path: str) -> None:
         )
     count = sum(overlap.images for overlap in shared)
     worst = f" (most: {describe(shared[0])})" if shared else ""
-    print(f"{'shared':10} {count} identical images in two splits{worst}: no class is in two of them")
+    line = f"{'shared':10} {count} identical images in two splits{worst}: no class is in two of them"
+    print(printable(line))
 
 
 def describe(overlap: Overlap) -> str:
@@ -120,7 +133,9 @@ def draw(splits: Mapping[str, ImageSplit], settings: Data) -> None:
             names[name] = chosen.class_names
             step, count = chosen.images.shape[1] + 2, len(chosen.class_names)
             panel.imshow(contact_sheet(chosen, count, settings.samples), interpolation="nearest")
-            panel.set_yticks([step / 2 + i * step for i in range(count)], map(readable, chosen.class_names))
+            # A dollar sign in a name is none of mathematics.
+            words = [readable(each) for each in chosen.class_names]
+            panel.set_yticks([step / 2 + i * step for i in range(count)], words, parse_math=False)
             panel.tick_params(length=0, labelsize=5)
             panel.set_xticks([])
             panel.set_title(f"{name}: {count} of {len(split.class_names)} classes")
@@ -142,7 +157,7 @@ def some_classes(split: ImageSplit, classes: int, samples: int) -> ImageSplit:
 
 def readable(class_name: str) -> str:
     """A class name on lines short enough to stand beside a row of small images."""
-    return "\n".join(textwrap.wrap(class_name, 14, max_lines=3, placeholder=" …"))
+    return "\n".join(textwrap.wrap(printable(class_name), 14, max_lines=3, placeholder=" …"))
 
 
 def claim(folder: Path) -> None:
@@ -159,6 +174,6 @@ def claim(folder: Path) -> None:
 def prepare(data: ImageData, settings: Data, folder: Path) -> None:
     """Write the data in the layout that is mapped at once."""
     with watched("prepare") as advance:
-        write_prepared(data, folder, options_of(settings, advance))
+        write_prepared(data, folder, options_of(settings, advance, []))
     size = sum(file.stat().st_size for file in folder.iterdir())
-    print(f"{'prepared':10} {folder} ({size / 1e9:.2f} GB): use --data {folder}")
+    print(printable(f"{'prepared':10} {folder} ({size / 1e9:.2f} GB): use --data {folder}"))

@@ -1,7 +1,7 @@
 """The lines of the report on a data set."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,6 +26,8 @@ class Report:
     """All of it as one, once nothing is wrong."""
     turned: bool | None = None
     """Whether the channels were turned round while reading; None for layouts that keep them in their order."""
+    left_out: list[str] = field(default_factory=list)
+    """What the reader did not take, by split and reason."""
 
 
 def sizes(report: Report) -> Iterator[str]:
@@ -43,6 +45,8 @@ def sizes(report: Report) -> Iterator[str]:
             classes, images = expected[split]
             line += f", as in {name}" if same else f"; {name} has {classes} classes, {images} images"
         yield line
+    for line in report.left_out:
+        yield f"{'left out':10} {line}"
     if not expected and report.photographs and report.splits:
         yield f"{'expected':10} nothing: no public set is known to have these classes ({', '.join(PUBLISHED)})"
 

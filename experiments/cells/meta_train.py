@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from experiments.cells.common import FREE, cached_data, quoted, recorded, source_of, without_paths
+from experiments.cells.common import FREE, cached_data, quoted, recorded, source_in, without_paths
 from experiments.cells.steps import Pauses
 from experiments.settings import MetaTrain
 from mamltheory.fewshot.conv4 import conv4
@@ -32,7 +32,7 @@ NAMES = {"val": "validation", "test": "test"}
 def run(settings: MetaTrain) -> int:
     """Meta-train, print the accuracy on unseen classes before and after, and draw the curves; returns 0."""
     device = choose_device(settings.device).device
-    data = cached_data(source_of(settings.data), settings.image_size)
+    data = cached_data(*source_in(settings))
     network = conv4(
         settings.ways, settings.image_size, derived_seed(settings.seed, "meta weights"), settings.channels
     )

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.cells.common import FREE, recorded
+from experiments.cells.common import FREE, recorded, warn
 from experiments.cells.trained import read_training
 from experiments.settings import Predict
-from mamltheory.errors import DataError
+from mamltheory.errors import DataError, printable
 from mamltheory.fewshot.augment import Augmentation
 from mamltheory.fewshot.formats.common import Options
-from mamltheory.fewshot.formats.pixels import SUFFIXES, decoded
+from mamltheory.fewshot.formats.folders import kinds
+from mamltheory.fewshot.formats.listing import class_folders, image_files, told, total
+from mamltheory.fewshot.formats.pixels import decoded
 from mamltheory.fewshot.predict import Predictions, predict
 from mamltheory.runtime.device import choose_device, environment
 from mamltheory.runtime.records import replace_file
@@ -22,6 +24,8 @@ from mamltheory.runtime.runlog import open_run
 
 UNSURE = 5
 """Images named in the summary as the least certain ones."""
+FORMULAS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+"""What a spreadsheet takes a cell for a formula by."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,10 @@ class UserTask:
 
     support: dict[str, tuple[Path, ...]]
     query: tuple[Path, ...]
-    ignored: int
+    place: Path
+    """The folder of the query images, by which they are named."""
+    left_out: Counter[str]
+    """Entries that are not read: reason → how many."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -62,46 +69,51 @@ def run(settings: Predict) -> int:
         )
         text = table_of(task, predictions, settings)
         replace_file(settings.out / "predictions.csv", text.encode())
-    lines = summary(task, predictions, settings)
+    lines = [*summary(task, predictions, settings), *repeated(support, query)]
     log.close(summary=lines)
-    print("\n".join([*lines, f"wrote {settings.out / 'predictions.csv'}"]))
+    print("\n".join([*lines, printable(f"wrote {settings.out / 'predictions.csv'}")]))
     return 0
 
 
 def find_images(folder: Path) -> UserTask:
-    """The image files below support/CLASS and in query, sorted by name.
+    """The image files at and below support/CLASS and in and below query, sorted by name.
 
-    Raises DataError when a folder is missing, a class is empty, or there are fewer than two classes.
+    Raises DataError when a folder is missing, a class is empty, there are fewer than two classes, or a link
+    leads out of the folder.
     """
-    layout = f"expected {folder}/support/CLASS/*.png for every class and {folder}/query/*.png (or .jpg)"
+    layout = f"expected {folder}/support/CLASS/*.png for every class and {folder}/query/*.png (or {kinds()})"
     for part in ("support", "query"):
         if not (folder / part).is_dir():
             raise DataError(f"there is no folder {folder / part}: {layout}")
-    classes = sorted(entry for entry in (folder / "support").iterdir() if entry.is_dir())
-    support = {entry.name: _images_in(entry) for entry in classes}
-    query = _images_in(folder / "query")
-    empty = [f"support/{name}" for name, files in support.items() if not files] + ["query"] * (not query)
-    if empty:
-        raise DataError(f"{folder / empty[0]} holds no image: {layout}")
+    try:
+        classes, beside = class_folders(folder / "support")
+        support = {entry.name: image_files(entry, folder) for entry in classes}
+        query = image_files(folder / "query", folder)
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
+    lists = {**{f"support/{name}": found for name, found in support.items()}, "query": query}
+    for name, found in lists.items():
+        if not found.files:
+            but = f" that is read (it holds {told(found.left_out)})" if found.left_out else ""
+            raise DataError(f"{folder / name} holds no image{but}: {layout}")
     if len(support) < 2:
         raise DataError(f"{folder}/support has {len(support)} classes, a choice needs at least 2: {layout}")
-    entries = [each for place in (*classes, folder / "query") for each in place.iterdir()]
-    return UserTask(support, query, len(entries) - len(query) - sum(map(len, support.values())))
-
-
-def _images_in(folder: Path) -> tuple[Path, ...]:
-    return tuple(sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES))
+    left_out = total([beside, *(found.left_out for found in lists.values())])
+    files = {name: found.files for name, found in support.items()}
+    return UserTask(files, query.files, folder / "query", left_out)
 
 
 def read_images(task: UserTask, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Support and query images (uint8 N×size×size×3) at the side that the network was trained on.
 
-    Raises DataError naming the file that cannot be read; files are decoded as PNG or JPEG, whatever they say.
+    Raises DataError naming the file that cannot be read; files are decoded as what they are, whatever they say.
     """
-    groups = ([file for files in task.support.values() for file in files], task.query)
+    groups = {"support": [file for files in task.support.values() for file in files], "query": task.query}
     return tuple(
-        decoded([(str(file), file) for file in files], len(files), "images", Options(size))
-        for files in groups
+        decoded([(str(file), file) for file in files], len(files), name, Options(size, notice=warn))
+        for name, files in groups.items()
     )
 
 
@@ -111,13 +123,31 @@ def confidence_name(settings: Predict) -> str:
 
 
 def table_of(task: UserTask, predictions: Predictions, settings: Predict) -> str:
-    """The CSV: file, class, and the probability or margin."""
+    """The CSV: file, class, and the probability or margin.
+
+    Names are :func:`printable`, and none begins a formula of a spreadsheet.
+    """
     names, file = list(task.support), io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["file", "class", confidence_name(settings)])
     rows = zip(task.query, predictions.labels, predictions.confidence, strict=True)
-    writer.writerows([path.name, names[label], f"{sure:.6g}"] for path, label, sure in rows)
+    for path, label, sure in rows:
+        words = (path.relative_to(task.place).as_posix(), names[label])
+        writer.writerow([*map(no_formula, words), f"{sure:.6g}"])
     return file.getvalue()
+
+
+def no_formula(word: str) -> str:
+    """The word on one line, with an apostrophe before what a spreadsheet would compute."""
+    word = printable(word)
+    return f"'{word}" if word.lstrip()[:1] in FORMULAS else word
+
+
+def repeated(support: np.ndarray, query: np.ndarray) -> list[str]:
+    """A line on query images that are among the labelled ones, if there are any."""
+    known = {image.tobytes() for image in support}
+    count = sum(image.tobytes() in known for image in query)
+    return [f"{count} query images are identical to labelled ones"] if count else []
 
 
 def summary(task: UserTask, predictions: Predictions, settings: Predict) -> list[str]:
@@ -132,10 +162,14 @@ def summary(task: UserTask, predictions: Predictions, settings: Predict) -> list
     ]
     lines += [f"  {name}: {counts[number]}" for number, name in enumerate(names)]
     order = np.argsort(predictions.confidence, kind="stable")[:UNSURE]
-    unsure = [f"{task.query[i].name} ({predictions.confidence[i]:.2g})" for i in order]
+    files = [path.relative_to(task.place).as_posix() for path in task.query]
+    unsure = [f"{files[i]} ({predictions.confidence[i]:.2g})" for i in order]
     lines.append(f"least certain, by {confidence_name(settings)}: {', '.join(unsure)}")
-    if task.ignored:
-        lines.append(f"{task.ignored} other files were left out: only {', '.join(SUFFIXES)} are read")
+    if task.left_out:
+        count = sum(task.left_out.values())
+        lines.append(
+            f"{count} other files were left out: {told(task.left_out)}; images are {kinds()} and others"
+        )
     if not predictions.converged:
         lines.append("the classifier did not converge: lower C")
-    return lines
+    return [printable(line) for line in lines]

@@ -17,7 +17,7 @@ from experiments.cells.common import (
     network_size,
     quoted,
     recorded,
-    source_of,
+    source_in,
     without_paths,
     write_genotype,
 )
@@ -209,7 +209,7 @@ def rules_of(settings: Search) -> SearchSettings:
 def scorer_of(settings: Search, device: str) -> CellScorer:
     """The scorer that supernet and candidates go through."""
     settings = settings.resolved()
-    source = (source_of(settings.data), settings.image_size)
+    source = source_in(settings)
     counts = (settings.tasks, settings.ways, settings.shots, settings.queries)
     size = network_size(settings, settings.ways)
     return CellScorer(
@@ -244,16 +244,14 @@ def dynamics_of(settings: Search) -> Dynamics:
     return Converged(settings.ridge) if endless else GradientFlow(settings.inner_time)
 
 
-def draw_tasks(
-    source: tuple[str, int], counts: tuple[int, int, int, int], random: torch.Generator
-) -> tuple[Task, ...]:
+def draw_tasks(source: tuple, counts: tuple[int, int, int, int], random: torch.Generator) -> tuple[Task, ...]:
     """The tasks of one repeat, from the training classes; no image occurs twice."""
     data, (tasks, ways, shots, queries) = cached_data(*source), counts
     seed = int(torch.randint(2**62, (1,), generator=random))
     return episode_tasks(data.train, tasks, ways, shots, queries, seed, mean=data.mean, std=data.std)
 
 
-def draw_patches(source: tuple[str, int], random: torch.Generator) -> Tensor:
+def draw_patches(source: tuple, random: torch.Generator) -> Tensor:
     """The inputs of the region count in one repeat."""
     data = cached_data(*source)
     rows = torch.randint(len(data.train), (PATCH_IMAGES,), generator=random).numpy()

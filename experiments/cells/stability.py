@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from experiments.cells.common import data_of, network_size, source_of
+from experiments.cells.common import data_of, network_size, source_in
 from experiments.cells.search import draw_patches, draw_tasks
 from experiments.cells.stability_report import report
 from experiments.cells.study import Record, measured
@@ -53,7 +53,7 @@ def items_of(settings: Stability) -> dict[str, Item]:
 
 def scorer_of(settings: Stability, device: str, tasks: int, score: str = "condition") -> CellScorer:
     """The scorer of the search, for one measure of the kernel or for the regions; the same draws for all."""
-    source = (source_of(settings.data), settings.image_size)
+    source = source_in(settings)
     drawn = {"patches": partial(patches_of, source, settings.patches)}
     if score != "regions":
         read = ScoreSettings(settings.kernel, settings.outputs, measure=score)
@@ -61,7 +61,7 @@ def scorer_of(settings: Stability, device: str, tasks: int, score: str = "condit
     return CellScorer(network_size(settings, WAYS), settings.seed, device=device, **drawn)
 
 
-def patches_of(source: tuple[str, int], count: int, random: torch.Generator) -> torch.Tensor:
+def patches_of(source: tuple, count: int, random: torch.Generator) -> torch.Tensor:
     """The first patches of a repeat of the search."""
     return draw_patches(source, random)[:count]
 

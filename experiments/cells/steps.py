@@ -62,6 +62,11 @@ def leading_stage(description: str, total: int, leads: bool) -> Iterator[Advance
         yield advance
 
 
+def alone_or_leading() -> bool:
+    """Whether this process is the one of a command that speaks to the user."""
+    return multiprocessing.parent_process() is None and world().leads
+
+
 @contextmanager
 def watched(
     description: str, total: int | None = None, patience: float = PATIENCE
@@ -70,7 +75,7 @@ def watched(
 
     It is shown once it has taken ``patience`` seconds, and only by the process that leads.
     """
-    leads = multiprocessing.parent_process() is None and world().leads
+    leads = alone_or_leading()
     with ExitStack() as stack:
         begun, done, show = time.monotonic(), 0, None
 

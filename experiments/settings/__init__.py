@@ -11,7 +11,7 @@ from experiments.settings.data import Data
 from experiments.settings.evaluate import Evaluate
 from experiments.settings.merge import Merge
 from experiments.settings.meta_train import MetaTrain
-from experiments.settings.network import EMBEDDED_DATA, Network
+from experiments.settings.network import EMBEDDED_DATA, Network, shares_of
 from experiments.settings.predict import Predict
 from experiments.settings.search import Search
 from experiments.settings.start import Demo, Doctor, Glyphs

@@ -46,7 +46,17 @@ class Protocols(Network):
         """The searches of every protocol that has some; they differ in their seeds alone."""
         size = {
             name: getattr(self, name)
-            for name in ("data", "image_size", "channels", "cells", "stem_stride", "device", "jobs")
+            for name in (
+                "data",
+                "split",
+                "split_seed",
+                "image_size",
+                "channels",
+                "cells",
+                "stem_stride",
+                "device",
+                "jobs",
+            )
         }
         return {
             name: [

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.requirements import require, require_at_least
-from experiments.settings.network import EMBEDDED_DATA
+from experiments.settings.network import EMBEDDED_DATA, shares_of
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,10 @@ class Data:
     flag may be left out: data check PATH."""
     image_size: int | None = None
     """Bring the images to squares of so many pixels; as they are stored unless given."""
+    split: str | None = None
+    """For folders CLASS/* without splits: shares of the classes for training, validation and test, as in 60/20/20."""
+    split_seed: int = 0
+    """Seed that draws this split."""
     as_stored: bool = False
     """Leave the channels of tieredImageNet arrays in their order: for a copy that is red first already."""
     prepare: Path | None = None
@@ -30,5 +34,7 @@ class Data:
     def __post_init__(self) -> None:
         require(bool(self.path), 'path is empty: expected "glyphs" or a folder')
         require_at_least(self, 1, ("classes", "samples"))
+        require_at_least(self, 0, ("split_seed",))
+        shares_of(self.split)
         if self.image_size is not None:
             require_at_least(self, 8, ("image_size",))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.requirements import require, require_at_least
-from experiments.settings.network import EMBEDDED_DATA
+from experiments.settings.network import EMBEDDED_DATA, shares_of
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,11 @@ class MetaTrain:
 
     data: str = EMBEDDED_DATA
     """"glyphs" or "glyphs-mini" (embedded, no download), or the folder of mini- or tieredImageNet."""
+    class_split: str | None = None
+    """For folders CLASS/* without splits: shares of the classes for training, validation and test, as in 60/20/20
+    (--split of other commands)."""
+    split_seed: int = 0
+    """Seed that draws this split, whatever the seed of the run: the same in every command."""
     image_size: int = 28
     """Side of the square images in pixels, at least 16."""
     channels: int = 32
@@ -60,7 +65,8 @@ class MetaTrain:
         require_at_least(self, 16, ("image_size",))
         require_at_least(self, 2, ("channels", "ways", "validation_tasks", "test_tasks"))
         require_at_least(self, 1, ("shots", "queries", "tasks", "steps", "inner_steps", "report_every"))
-        require_at_least(self, 0, ("seed", "save_minutes"))
+        require_at_least(self, 0, ("seed", "split_seed", "save_minutes"))
+        shares_of(self.class_split)
         for name in ("inner_rate", "learning_rate"):
             value = getattr(self, name)
             require(0 < value < math.inf, f"{name} is {value}: expected a positive finite number")

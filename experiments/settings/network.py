@@ -7,12 +7,26 @@ from experiments.requirements import require, require_at_least
 EMBEDDED_DATA = "glyphs"
 
 
+def shares_of(split: str | None) -> tuple[int, ...] | None:
+    """The three numbers of "60/20/20"; None for None. Raises ConfigurationError for anything else."""
+    if split is None:
+        return None
+    words = split.split("/")
+    good = len(words) == 3 and all(word.isdecimal() and len(word) < 9 and int(word) > 0 for word in words)
+    require(good, f"the split is '{split}': expected three positive whole numbers, as in 60/20/20")
+    return tuple(map(int, words))
+
+
 @dataclass(frozen=True)
 class Network:
     """Where images come from and how the cells are stacked; search and training share it."""
 
     data: str = EMBEDDED_DATA
     """"glyphs" or "glyphs-mini" (embedded, no download), or the folder of mini- or tieredImageNet."""
+    split: str | None = None
+    """For folders CLASS/* without splits: shares of the classes for training, validation and test, as in 60/20/20."""
+    split_seed: int = 0
+    """Seed that draws this split, whatever the seed of the run: the same in every command."""
     image_size: int = 32
     """Side of the square images in pixels."""
     channels: int = 48
@@ -31,5 +45,6 @@ class Network:
         require_at_least(self, 8, ("image_size",))
         require_at_least(self, 1, ("channels",))
         require_at_least(self, 3, ("cells",))
-        require_at_least(self, 0, ("seed",))
+        require_at_least(self, 0, ("seed", "split_seed"))
+        shares_of(self.split)
         require(self.stem_stride in (1, 2, 4), f"stem_stride is {self.stem_stride}: expected 1, 2 or 4")

@@ -1,6 +1,7 @@
 """Labelled images in memory: what every reader returns and everything else in this package consumes."""
 
 import hashlib
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ class ImageSplit:
     """Images of a set of classes: `images` uint8 N×H×W×3 (RGB, array or memory map), `labels` int64 N.
 
     Labels run from 0 to len(class_names) - 1 and every class has at least one image; otherwise DataError.
+    Names that are no valid text (of folders that are no UTF-8) are held with escapes.
     """
 
     images: np.ndarray
@@ -30,6 +32,8 @@ class ImageSplit:
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        names = tuple(name.encode("utf-8", "backslashreplace").decode() for name in self.class_names)
+        object.__setattr__(self, "class_names", names)
         _check_images(self.images)
         _check_labels(self.labels, len(self.images), self.class_names)
 
@@ -142,13 +146,23 @@ def normalise(
 
 def _refuse_shared_classes(splits: Mapping[str, ImageSplit], name: str) -> None:
     for first, second in combinations(splits, 2):
-        shared = set(splits[first].class_names) & set(splits[second].class_names)
+        ours, theirs = (
+            {_same(each): each for each in splits[split].class_names} for split in (first, second)
+        )
+        shared = sorted(ours.keys() & theirs.keys(), key=ours.get)
         if shared:
+            pair = dict.fromkeys((ours[shared[0]], theirs[shared[0]]))
             raise DataError(
-                f"{name}: {first} and {second} share {len(shared)} classes (such as {min(shared)!r}). Few-shot "
+                f"{name}: {first} and {second} share {len(shared)} classes (such as "
+                f"{' and '.join(map(ascii if len(pair) > 1 else repr, pair))}). Few-shot "
                 "classes must be new at test time; this is an ordinary classification split, use a data set "
                 "split by class"
             )
+
+
+def _same(name: str) -> str:
+    """What is equal for names that differ only by Unicode form, case or blanks at their ends."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
 
 
 def _check_images(images: np.ndarray) -> None:

@@ -101,6 +101,41 @@ def overlaps(splits: Mapping[str, ImageSplit], hashes: Mapping[str, np.ndarray])
     return sorted(found, key=lambda overlap: (-overlap.share, overlap.first, overlap.second))
 
 
+@dataclass(frozen=True)
+class Copies:
+    """How many images of a split are there more than once: those beyond the first of each.
+
+    `within` counts those whose class has the image already, `across` the first ones in further classes.
+    `worst`: the class with most of them, None where there are none.
+    """
+
+    images: int
+    within: int
+    across: int
+    worst: str | None
+
+
+def copies(split: ImageSplit, hashes: np.ndarray) -> Copies:
+    """The identical images in a split. A task can hold one in its support and again among its queries."""
+    _, codes, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    pairs = np.unique(np.stack([codes, split.labels]), axis=1).shape[1]
+    repeated = np.bincount(split.labels, counts[codes] > 1, len(split.class_names))
+    worst = split.class_names[int(repeated.argmax())] if repeated.any() else None
+    return Copies(len(split), len(split) - pairs, pairs - len(counts), worst)
+
+
+def sampled(split: ImageSplit, most_bytes: int) -> ImageSplit:
+    """The split, or if it is larger than that, a copy of evenly spaced whole classes, of a quarter of the bytes."""
+    if split.images.nbytes <= most_bytes:
+        return split
+    count = max(1, int(len(split.class_names) * most_bytes / 4 / split.images.nbytes))
+    chosen = np.unique(np.linspace(0, len(split.class_names) - 1, count).astype(np.int64))
+    rows = [split.members[c] for c in chosen]
+    labels = np.repeat(np.arange(len(chosen)), [len(each) for each in rows])
+    images = split.images[np.concatenate(rows)]
+    return ImageSplit(images, labels.astype(np.int64), tuple(split.class_names[c] for c in chosen))
+
+
 def _classes_by_hash(split: ImageSplit, hashes: np.ndarray, wanted: np.ndarray) -> dict[int, set[int]]:
     rows = np.flatnonzero(np.isin(hashes, wanted))
     classes: dict[int, set[int]] = {}

@@ -22,6 +22,8 @@ from mamltheory.nas.operations import OPERATIONS, check_operation
 CellType = Literal["normal", "reduce"]
 CELL_TYPES: tuple[CellType, CellType] = ("normal", "reduce")
 NODES = 3
+CONCATENATED = [2, 3, 4]
+"""The nodes whose outputs make a cell's, counted with its two inputs: all of them."""
 
 
 class Edge(NamedTuple):
@@ -96,7 +98,12 @@ class Genotype:
 
     @staticmethod
     def from_json(data: Mapping) -> "Genotype":
-        """The genotype of :meth:`to_json`; raises GenotypeError for anything else."""
+        """The genotype of :meth:`to_json`; raises GenotypeError for anything else.
+
+        Also taken are 'normal_concat' and 'reduce_concat' as other searches write them, if they name all three
+        nodes in order, [2, 3, 4]: that is what the networks here concatenate.
+        """
+        _check_keys(data)
         return Genotype(*(_cell_from_json(data, kind) for kind in CELL_TYPES))
 
     def edges(self) -> dict[CellType, tuple[tuple[int, int, str], ...]]:
@@ -110,6 +117,25 @@ class Genotype:
             used = {Edge(i, s): (o,) for i, node in enumerate(getattr(self, kind).nodes) for o, s in node}
             live[kind] = tuple(used.get(edge, ()) for edge in EDGES)
         return Candidates(**live)
+
+
+def _check_keys(data: object) -> None:
+    if not isinstance(data, Mapping):
+        return  # said of the cells
+    for key, value in data.items():
+        if key in CELL_TYPES:
+            continue
+        if key not in [f"{kind}_concat" for kind in CELL_TYPES]:
+            raise GenotypeError(
+                f"a genotype has no key {str(key)[:40]!r}: supported are 'normal', 'reduce' and, if they are "
+                f"{CONCATENATED}, 'normal_concat' and 'reduce_concat'"
+            )
+        plain = isinstance(value, list | tuple | range) and all(type(each) is int for each in value)
+        if not plain or list(value) != CONCATENATED:
+            shown = str(list(value[:8])) if plain else f"a {type(value).__name__} of other content"
+            raise GenotypeError(
+                f"{key!r} is {shown}: the networks here concatenate all nodes, {CONCATENATED}, and no others"
+            )
 
 
 def _cell_from_json(data: Mapping, kind: str) -> Cell:
@@ -248,7 +274,7 @@ def published_genotypes() -> tuple[PublishedCell, ...]:
             setting=entry["setting"],
             cells=entry["cells"],
             classes=entry["classes"],
-            genotype=Genotype.from_json(entry),
+            genotype=Genotype.from_json({kind: entry[kind] for kind in CELL_TYPES}),
             parameters=entry["parameters"],
         )
         for entry in json.loads(text)["cells"]

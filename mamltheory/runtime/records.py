@@ -59,8 +59,12 @@ def _key(key: object) -> str:
 
 
 def to_json(value: object, indent: int | None = 2) -> str:
-    """Strict JSON text of :func:`plain` of ``value``, ending in a newline; keys keep their order."""
-    return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    """Strict JSON text of :func:`plain` of ``value``, ending in a newline; keys keep their order.
+
+    Bytes of file names that are no UTF-8 are escaped, so that the text can be encoded and is read back the same.
+    """
+    text = json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode() + "\n"  # \udcNN is JSON's own escape as well
 
 
 def sha256(data: bytes) -> str:

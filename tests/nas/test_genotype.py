@@ -95,6 +95,37 @@ def test_malformed_json_is_refused(data):
         Genotype.from_json(data)
 
 
+@pytest.mark.parametrize("kind", ["normal", "reduce"])
+def test_a_concatenation_that_the_networks_do_not_have_is_refused(kind):
+    plain = random_genotype(generator(0, "concatenation")).to_json()
+    for same in ([2, 3, 4], (2, 3, 4), range(2, 5)):
+        assert Genotype.from_json(plain | {f"{kind}_concat": same}).to_json() == plain
+    for other in (
+        [3, 4],
+        [2, 3],
+        [4, 3, 2],
+        [2, 3, 4, 5],
+        [0, 1, 2, 3, 4],
+        [],
+        [2.0, 3, 4],
+        [[2, 3, 4]],
+        None,
+        "234",
+    ):
+        with pytest.raises(GenotypeError, match=rf"'{kind}_concat' is .* concatenate all nodes, \[2, 3, 4\]"):
+            Genotype.from_json(plain | {f"{kind}_concat": other})
+
+
+@pytest.mark.parametrize(
+    "key", ["concat", "Normal", "normal_concats", "stem", "auxiliary", 3, "x\x1b" * 10**5]
+)
+def test_an_unknown_key_of_a_genotype_is_refused_with_the_supported_ones(key):
+    plain = random_genotype(generator(0, "concatenation")).to_json()
+    with pytest.raises(GenotypeError, match=r"no key .*: supported are 'normal', 'reduce' and") as caught:
+        Genotype.from_json({**plain, key: [2, 3, 4]})
+    assert len(str(caught.value)) < 500
+
+
 def test_a_source_must_be_an_integer_and_not_a_flag():
     good = {"normal": [list(map(list, node)) for node in TWO]}
     good["reduce"] = [[["conv_3x3", 0.0], ["conv_3x3", True]], *good["normal"][1:]]

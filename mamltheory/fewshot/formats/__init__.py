@@ -1,17 +1,20 @@
 """Few-shot image data on disk: a module for each family of layouts, and which of them a folder has."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mamltheory.errors import DataError
+from mamltheory.fewshot.formats.by_content import CONTENT_FORMATS
 from mamltheory.fewshot.formats.category_pickles import CACHE_FORMAT, CATEGORY_FORMAT, CIFAR_FORMAT
 from mamltheory.fewshot.formats.common import Format, Options
-from mamltheory.fewshot.formats.folders import FOLDER_FORMAT
+from mamltheory.fewshot.formats.folders import FLAT_FORMAT, FOLDER_FORMAT
 from mamltheory.fewshot.formats.image_lists import CSV_FORMAT, JSON_FORMAT
+from mamltheory.fewshot.formats.listing import hidden, refuse_outside
 from mamltheory.fewshot.formats.parquet import PARQUET_FORMAT
 from mamltheory.fewshot.formats.prepared import PREPARED_FORMAT
 from mamltheory.fewshot.formats.tiered import NPZ_FORMAT, PNG_FORMAT
 
-__all__ = ["FORMATS", "Format", "Options", "recognise"]
+__all__ = ["FORMATS", "OTHER_FORMATS", "Format", "Options", "recognise"]
 
 FORMATS = (
     PREPARED_FORMAT,
@@ -25,12 +28,16 @@ FORMATS = (
     PARQUET_FORMAT,
     FOLDER_FORMAT,
 )
+"""Layouts that the names of their files tell."""
+OTHER_FORMATS = (*CONTENT_FORMATS, FLAT_FORMAT)
+"""Layouts that are looked for where there is none of the others."""
 
 
 def recognise(path: Path) -> tuple[Format, Path]:
     """The layout of a data set and the folder that has it: `path` itself, or the only one in it that has one.
 
-    Of several layouts the one with most splits counts, then the one that loads fastest. Raises DataError
+    Of several layouts the one with most splits counts, then the one that loads fastest; hidden folders and
+    those of the system are not looked into. Raises DataError
     when there is no such folder, none of the layouts, or several folders to choose from.
     """
     if not path.is_dir():
@@ -41,26 +48,34 @@ def recognise(path: Path) -> tuple[Format, Path]:
         )
         raise DataError(f"{what} of a data set, or glyphs for the embedded one")
     try:
-        best = _best(path)
-        if best is not None:
-            return best, path
-        inner = [(_best(entry), entry) for entry in sorted(path.iterdir()) if entry.is_dir()]
-        found = [(layout, entry) for layout, entry in inner if layout is not None]
-        if len(found) == 1:
-            return found[0]
-        names = sorted(entry.name for entry in path.iterdir())
+        entries = sorted(path.iterdir())
+        folders = [entry for entry in entries if entry.is_dir() and not hidden(entry.name)]
+        found = []
+        for formats in (FORMATS, OTHER_FORMATS):
+            best = _best(path, formats)
+            if best is not None:
+                return best, path
+            inner = [(_best(entry, formats), entry) for entry in folders]
+            found = [(layout, entry) for layout, entry in inner if layout is not None]
+            if len(found) == 1:
+                refuse_outside(found[0][1], path)
+                return found[0]
+            if found:
+                break
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(f"{path} cannot be looked into: {error.strerror}") from None
     if found:
         raise DataError(
             f"{path} holds several data sets ({', '.join(entry.name for _, entry in found[:8])}): name one"
         )
-    known = "; ".join(f"{layout.name}: {layout.layout}" for layout in FORMATS)
-    shown = ", ".join(names[:8]) or "nothing"
+    known = "; ".join(f"{layout.name}: {layout.layout}" for layout in (*FORMATS, *OTHER_FORMATS))
+    shown = ", ".join(entry.name for entry in entries[:8]) or "nothing"
     raise DataError(f"{path} has no known layout (it holds {shown}). Known are {known}")
 
 
-def _best(folder: Path) -> Format | None:
-    present = [len(layout.present(folder)) for layout in FORMATS]
+def _best(folder: Path, formats: Sequence[Format]) -> Format | None:
+    present = [len(layout.present(folder)) for layout in formats]
     most = max(present)
-    return FORMATS[present.index(most)] if most else None
+    return formats[present.index(most)] if most else None

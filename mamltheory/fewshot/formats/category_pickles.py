@@ -70,9 +70,9 @@ def _items(table: object) -> list[tuple[object, object]]:
     return list(table.items()) if isinstance(table, dict) else []
 
 
-def read_cache(folder: Path, split: str, options: Options) -> ImageSplit:
+def read_cache(folder: Path, split: str, options: Options, find: object = find_cache) -> ImageSplit:
     """Images under 'image_data' and, under 'class_dict', the rows of every class by its name."""
-    file = find_cache(folder, split)
+    file = find(folder, split)
     content = dictionary(file, "image_data", "class_dict")
     images, classes = image_array(content["image_data"], file, "image_data"), content["class_dict"]
     if not isinstance(classes, dict) or not classes:

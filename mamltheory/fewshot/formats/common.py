@@ -3,13 +3,15 @@
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mamltheory.errors import DataError
+from mamltheory.errors import DataError, printable
+from mamltheory.fewshot.formats.listing import refuse_outside
 from mamltheory.fewshot.images import ImageSplit
 from mamltheory.fewshot.safe_pickle import load_pickle, refuse_other_files
 
@@ -48,6 +50,11 @@ def unwatched(images: int) -> None:
     """Take no notice of the images that were read."""
 
 
+def warned(text: str) -> None:
+    """Say as a warning of Python what was left out of the data."""
+    warnings.warn(printable(text), stacklevel=2)
+
+
 @dataclass(frozen=True)
 class Options:
     """What the caller may choose.
@@ -55,13 +62,18 @@ class Options:
     `image_size`: side of the square images (None: as stored). `as_stored`: leave the channels of the
     tieredImageNet arrays in their order, for a copy that is no longer blue first. `allocate(split, shape)`
     gives the uint8 array that decoded or resized images are written into, one image at a time: nothing else
-    of the size of the data is made. `advance(n)` is called when n more images are read.
+    of the size of the data is made. `advance(n)` is called when n more images are read. `shares`: of the
+    classes, for training, validation and test, where the data have no splits; `share_seed` draws them.
+    `notice(text)` is called with what was left out.
     """
 
     image_size: int | None = None
     as_stored: bool = False
     allocate: Callable[[str, tuple[int, ...]], np.ndarray] = in_memory
     advance: Callable[[int], None] = unwatched
+    shares: tuple[int, ...] | None = None
+    share_seed: int = 0
+    notice: Callable[[str], None] = warned
 
 
 @dataclass(frozen=True)
@@ -84,8 +96,9 @@ class Format:
     mirrors: Callable[[Path], bool] = lambda _: True
 
     def load(self, folder: Path, split: str, options: Options) -> ImageSplit:
-        """The split; DataError when it is damaged or the system refuses to read it."""
+        """The split; DataError when it is damaged, leads out of the folder or the system refuses to read it."""
         try:
+            refuse_outside(self.find(folder, split) or folder, folder)
             return self.read(folder, split, options)
         except DataError:
             raise
@@ -135,14 +148,15 @@ def dictionary(file: Path, *keys: str) -> dict:
     """The dictionary in a pickle, which must have these keys; those of Python 2 and 3 alike."""
     content = load_pickle(existing(file))
     if isinstance(content, dict):
-        content = {_text(key): value for key, value in content.items()}
+        content = {text_key(key): value for key, value in content.items()}
     if not isinstance(content, dict) or any(key not in content for key in keys):
         found = sorted(map(str, content))[:8] if isinstance(content, dict) else type(content).__name__
         raise DataError(f"{file} holds {found}; expected a dictionary with {', '.join(keys) or 'entries'}")
     return content
 
 
-def _text(key: object) -> object:
+def text_key(key: object) -> object:
+    """A key of a pickle's dictionary as text, whether Python 2 or 3 wrote it."""
     return key.decode("latin1") if isinstance(key, bytes) else key
 
 

@@ -17,7 +17,8 @@ from mamltheory.fewshot.formats.common import (
     read_text,
     strings,
 )
-from mamltheory.fewshot.formats.folders import class_images, labelled
+from mamltheory.fewshot.formats.folders import labelled
+from mamltheory.fewshot.formats.listing import refuse_links_outside, refuse_outside
 from mamltheory.fewshot.formats.pixels import decoded
 from mamltheory.fewshot.images import ImageSplit
 
@@ -45,6 +46,7 @@ def read_csv(folder: Path, split: str, options: Options) -> ImageSplit:
     roots = [root for root in (folder / "images", folder) if root.is_dir()]
     root, nested = _place(roots, pairs[0], file)
     files = [root / name / image if nested else root / image for name, image in pairs]
+    refuse_links_outside(files, folder)
     titles, labels = np.unique([name for name, _ in pairs], return_inverse=True)
     images = decoded(((str(each), each) for each in files), len(files), split, options)
     return ImageSplit(images, labels.astype(np.int64), tuple(titles.tolist()))
@@ -92,27 +94,32 @@ def read_specification(folder: Path, split: str, options: Options) -> ImageSplit
     """Classes by name with the folder of each under 'class_roots', which may be relative to several places.
 
     The roots in public files begin with the path from wherever their author worked: tried are their ends
-    below the data's folder, the longest first, then the root as it stands.
+    below the data's folder, the longest first. Raises DataError for a root that is in no such place.
     """
     file = find_json(folder, split)
     content = read_json(file)
     names, roots = strings(content, "class_names", file), strings(content, "class_roots", file)
     if len(names) != len(roots):
         raise DataError(f"{file}: {len(names)} class_names but {len(roots)} class_roots")
-    groups = {name: class_images(_root(folder, root, file)) for name, root in zip(names, roots, strict=True)}
-    if len(groups) != len(names):
+    classes = {name: _root(folder, root, file) for name, root in zip(names, roots, strict=True)}
+    if len(classes) != len(names):
         raise DataError(f"{file}: a class name occurs more than once: merge these classes or rename one")
-    return labelled(groups, split, options)
+    return labelled(classes, folder, split, options)
 
 
 def _root(folder: Path, root: str, file: Path) -> Path:
-    parts = PurePosixPath(root).parts if "\0" not in root and len(root) < 1000 else ()
-    # Below the data's folder come the last parts of the root: what is before them is its author's.
-    inside = [folder.joinpath(*parts[i:]) for i in range(len(parts)) if ".." not in parts and parts[i] != "/"]
-    for candidate in (*inside, *([Path(root)] if parts else [])):
+    usable = "\0" not in root and len(root) < 1000
+    parts = [part for part in PurePosixPath(root.replace("\\", "/")).parts if part != "/"] if usable else []
+    if ".." in parts:
+        raise DataError(f"{file} names the folder {root:.200}, with ..: correct class_roots")
+    for i in range(len(parts)):  # what is before the last parts of the root is its author's
+        candidate = folder.joinpath(*parts[i:])
         if candidate.is_dir():
+            refuse_outside(candidate, folder)
             return candidate
-    raise DataError(f"{file} names the folder {root:.200}, which is not there: correct class_roots")
+    elsewhere = usable and root.startswith("/") and Path(root).is_dir()
+    why = "lies outside the data's folder: move it there or" if elsewhere else "is not there:"
+    raise DataError(f"{file} names the folder {root:.200}, which {why} correct class_roots")
 
 
 def _is_ravi(folder: Path) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mamltheory.errors import DataError
 from mamltheory.fewshot.formats.common import SPELLINGS, Format, Options, renumbered
+from mamltheory.fewshot.formats.listing import refuse_links_outside
 from mamltheory.fewshot.formats.pixels import decoded
 from mamltheory.fewshot.images import ImageSplit
 from mamltheory.fewshot.safe_pickle import refuse_other_files
@@ -23,8 +24,8 @@ def shards(folder: Path, split: str) -> list[Path]:
     for place in (folder, folder / "data"):
         for name in SPELLINGS[split]:
             found = sorted([*place.glob(f"{name}.parquet"), *place.glob(f"{name}-*.parquet")])
-            if found:
-                return found
+            if files := [file for file in found if file.is_file()]:
+                return files
     return []
 
 
@@ -39,8 +40,9 @@ def read_parquet(folder: Path, split: str, options: Options) -> ImageSplit:
     The encoded images pass through memory 256 at a time; the decoded ones stay there, unless the options
     allocate them in a file.
     """
-    reader, labels, names = _pyarrow(), [], {}
-    opened = [_open(reader, file) for file in shards(folder, split)]
+    reader, labels, names, files = _pyarrow(), [], {}, shards(folder, split)
+    refuse_links_outside(files, folder)
+    opened = [_open(reader, file) for file in files]
     try:
         count = sum(each.metadata.num_rows for _, each in opened)
         images = decoded(_images(opened, labels), count, split, options)

@@ -19,6 +19,7 @@ from mamltheory.fewshot.formats.common import (
     read_json,
     strings,
 )
+from mamltheory.fewshot.formats.listing import refuse_outside
 from mamltheory.fewshot.formats.pixels import CHUNK, fitted
 from mamltheory.fewshot.images import ImageData, ImageSplit, check_statistics
 
@@ -35,6 +36,7 @@ def find_prepared(folder: Path, split: str) -> Path | None:
 def read_prepared(folder: Path, split: str, options: Options) -> ImageSplit:
     """A memory map of the images; nothing is read before it is used."""
     file, labels = folder / IMAGES.format(split), folder / LABELS.format(split)
+    refuse_outside(labels, folder)
     names = strings(_entry(folder, "class_names", dict), split, folder / RECORD)
     images = fitted(image_array(open_npy(existing(file)), file, "images"), split, options)
     return ImageSplit(images, np.array(open_npy(existing(labels))), names)

@@ -16,6 +16,7 @@ from mamltheory.fewshot.formats.common import (
     image_array,
     renumbered,
 )
+from mamltheory.fewshot.formats.listing import refuse_outside
 from mamltheory.fewshot.formats.pixels import decoded, fitted
 from mamltheory.fewshot.images import ImageSplit
 from mamltheory.fewshot.safe_pickle import load_pickle
@@ -47,22 +48,29 @@ def read_npz(folder: Path, split: str, options: Options) -> ImageSplit:
     file = find_npz(folder, split)
     images = image_array(open_npz_member(file, "images"), file, "images")
     images = fitted(images if options.as_stored else images[..., ::-1], split, options)
-    return renumbered(images, *_labels(folder, split), split, file)
+    return renumbered(images, *_labels(find_labels(folder, split), folder), split, file)
 
 
-def read_png(folder: Path, split: str, options: Options) -> ImageSplit:
+def find_labels(folder: Path, split: str) -> Path:
+    """The labels of a split, whether they are there or not."""
+    return _find(folder, split, "labels.pkl") or folder / f"{split}_labels.pkl"
+
+
+def read_png(
+    folder: Path, split: str, options: Options, find: object = find_png, find_labels: object = find_labels
+) -> ImageSplit:
     """A list of encoded images, each a byte array; decoding gives red first, whoever encoded them.
 
     The decoded images fill memory (9.5 GB for training) unless the options allocate them in a file.
     """
-    file = find_png(folder, split)
+    file = find(folder, split)
     encoded = load_pickle(file)
     objects = isinstance(encoded, np.ndarray) and encoded.dtype.hasobject and encoded.ndim == 1
     if not (objects or isinstance(encoded, list)) or len(encoded) == 0:
         raise DataError(f"{file} holds a {type(encoded).__name__}; expected a list of encoded images")
     count = len(encoded)
     images = ((f"{file} image {i}", _bytes(each, file)) for i, each in enumerate(encoded))
-    labels, classes = _labels(folder, split)
+    labels, classes = _labels(find_labels(folder, split), folder)
     return renumbered(decoded(images, count, split, options), labels, classes, split, file)
 
 
@@ -74,8 +82,8 @@ def _bytes(encoded: object, file: Path) -> bytes:
     return encoded
 
 
-def _labels(folder: Path, split: str) -> tuple[object, dict[int, str]]:
-    file = _find(folder, split, "labels.pkl") or folder / f"{split}_labels.pkl"
+def _labels(file: Path, folder: Path) -> tuple[object, dict[int, str]]:
+    refuse_outside(file, folder)
     content = dictionary(file)
     # Ren's original files call the labels label_specific, the RFS and MetaOptNet copies labels.
     key = next((key for key in ("labels", "label_specific") if key in content), None)

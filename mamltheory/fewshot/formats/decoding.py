@@ -1,0 +1,215 @@
+"""One image file to RGB, 8 bits a channel: upright, at full depth, opaque, and within bounds stated before.
+
+Every reader of encoded images comes here. EXIF orientation is followed; deeper images are scaled, not
+clipped; what is transparent shows a white background; of an animation or of several pages the first is read.
+Embedded colour profiles are not applied (of LAB alone the space is known without one).
+"""
+
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from mamltheory.errors import DataError
+from mamltheory.fewshot.safe_pickle import refuse_other_files
+
+Source = Path | bytes
+KINDS = (
+    *("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "PCX", "SGI"),
+    *("QOI", "DDS", "MSP", "XBM", "XPM", "SUN", "PSD"),
+)
+"""Formats that are read: pictures that Pillow decodes by itself, at the size that they declare.
+
+EPS is not (it is a program), nor are icons (several pictures), scientific containers and films."""
+Image.init()
+READ = tuple(kind for kind in KINDS if kind in Image.OPEN)  # AVIF needs a library
+SUFFIXES = tuple(sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in READ))
+BACKGROUND = (255, 255, 255)
+"""What shows through transparency: white."""
+MOST_PIXELS = 2**25  # of an image, as decoded: 4 bytes a pixel, a few copies, half a gigabyte
+MOST_BYTES = 2**27  # of a file
+MOST_PARTS = 2**16  # strips or tiles
+MOST_SCANS = 24  # passes of a progressive JPEG over an image of MOST_PIXELS; encoders make about ten
+DRAFT_PIXELS = (
+    2**24
+)  # larger JPEG images are decoded at a half, quarter or eighth of their size if that is enough
+SLOW = {"JPEG2000": 4}  # pixels that one pixel counts for
+PYTHON_WEIGHT = 64  # the same for decoders that Pillow has in Python
+AT_ONCE = 2**25 + 2**22  # pixels that all threads together may be decoding
+_TURNS = dict(
+    enumerate(
+        (
+            *(Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM),
+            *(Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE),
+            Image.Transpose.ROTATE_90,
+        ),
+        start=2,
+    )
+)  # EXIF orientation → what makes the image upright
+
+
+def rgb_image(name: str, source: Source, size: int | None = None) -> tuple[Image.Image, bool]:
+    """The image in RGB, and whether it is the first of several frames or pages.
+
+    name: for messages. source: a file or its bytes. size: the side that it will be brought to; very large JPEG
+    images are then decoded at a part of their size. Raises DataError for what is no image, no regular file,
+    or larger than the bounds above.
+    """
+    raw = source if isinstance(source, bytes) else read_regular(source, MOST_BYTES)
+    try:
+        if len(raw) > MOST_BYTES:
+            raise _TooLarge(f"it has {len(raw)} bytes, and {MOST_BYTES} are read")
+        with Image.open(BytesIO(raw), formats=READ) as image, _room(_checked_cost(image, raw, size)):
+            several = image.format != "MPO" and bool(getattr(image, "is_animated", False))
+            return _converted(image), several
+    except (_TooLarge, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DataError(f"{name} is refused: {error}; make it smaller") from None
+    except _Unclear as error:
+        raise DataError(f"{name} {error}: save it with 8 or 16 bits a channel") from None
+    except Exception as error:  # the decoders fail in many ways on broken files
+        refuse_other_files(Path(name), raw[:64])
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "of no known format" if unknown else " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{name} cannot be read as an image ({reason}): remove it or fetch it again"
+        ) from None
+
+
+def read_regular(file: Path, most: int) -> bytes:
+    """The bytes of a regular file; DataError for a pipe, a device, a folder, or more than so many bytes.
+
+    A pipe is not waited for.
+    """
+    try:
+        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb") as opened:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"{file} cannot be read: it is no regular file; remove it")
+            if status.st_size > most:
+                raise DataError(f"{file} is refused: it has {status.st_size} bytes, and {most} are read")
+            return opened.read()
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+class _TooLarge(Exception):
+    """The image would take more time or memory than one image may."""
+
+
+class _Unclear(Exception):
+    """The image holds numbers of which nobody says what white is."""
+
+
+def _checked_cost(image: Image.Image, raw: bytes, size: int | None) -> int:
+    """The pixels that decoding takes room for, from what the file declares; _TooLarge beyond the bounds."""
+    width, height = image.size
+    scans = raw.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1
+    if size is not None and width * height > DRAFT_PIXELS and scans == 1:
+        image.draft(None, (4 * size, 4 * size))  # does nothing for other formats
+    pixels = image.size[0] * image.size[1]
+    weight = SLOW.get(image.format, 1)
+    if any(part[0] in Image.DECODERS for part in image.tile):
+        weight = PYTHON_WEIGHT
+    if pixels * weight > MOST_PIXELS:
+        raise _TooLarge(
+            f"it has {width}×{height} pixels, and {MOST_PIXELS // weight} pixels are decoded of its kind"
+        )
+    if pixels * scans > MOST_PIXELS * MOST_SCANS:
+        raise _TooLarge(f"it goes over {width}×{height} pixels {scans} times")
+    tags = getattr(image, "tag_v2", {})
+    tile = int(tags.get(322, 0)) * int(tags.get(323, 0))
+    if len(image.tile) > MOST_PARTS or tile > MOST_PIXELS:
+        raise _TooLarge(f"it has {len(image.tile)} parts, of {tile} pixels if they are tiles")
+    return pixels * weight
+
+
+_free, _changed = [AT_ONCE], threading.Condition()
+
+
+@contextmanager
+def _room(cost: int) -> Iterator[None]:
+    """Wait until other threads leave room for so many pixels: memory is bounded however many decode."""
+    with _changed:
+        _changed.wait_for(lambda: _free[0] >= cost)
+        _free[0] -= cost
+    try:
+        yield
+    finally:
+        with _changed:
+            _free[0] += cost
+            _changed.notify_all()
+
+
+def _converted(image: Image.Image) -> Image.Image:
+    parts, tags = image.tile, getattr(image, "tag_v2", {})
+    rawmode = str(parts[0][3]) if parts else ""
+    bits = _depth(image, rawmode, tags)
+    image.load()
+    turn = _orientation(image)
+    key = image.info.get("transparency")
+    if image.mode[0] in "IF":
+        image = _scaled(image, bits, inverted=tags.get(262) == 0, key=key)
+    elif image.mode in ("1", "L") and isinstance(key, int):
+        image = _with_key(np.asarray(image.convert("L")), round(key * 255 / (2**bits - 1)))
+    elif isinstance(key, tuple) and ";16" in rawmode:
+        raise _Unclear("has a transparent colour of 16 bits a channel")
+    image = _opaque(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def _depth(image: Image.Image, rawmode: str, tags: object) -> int:
+    """Bits of a grey value as the file declares them."""
+    if image.mode[0] == "I":
+        return int(tags.get(258, (16,))[0]) if image.format == "TIFF" else 16
+    return next(
+        (bits for part, bits in ((";2", 2), (";4", 4)) if part in rawmode), 1 if image.mode == "1" else 8
+    )
+
+
+def _orientation(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return _TURNS.get(image.getexif().get(0x0112, 1))
+    except Exception:  # broken remarks beside a picture do not keep it from being one
+        return None
+
+
+def _scaled(image: Image.Image, bits: int, inverted: bool, key: object) -> Image.Image:
+    """A grey image of more than 8 bits, or of floating-point numbers from 0 to 1, on the scale 0 to 255."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 1):
+            raise _Unclear(f"holds floating-point numbers from {low:.4g} to {high:.4g}, and 0 to 1 are read")
+        return Image.fromarray(np.rint(values * np.float32(255)).astype(np.uint8))
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):
+        raise _Unclear("holds signed or 32-bit whole numbers")
+    white = np.uint32(2**bits - 1)
+    grey = ((values.astype(np.uint32) * np.uint32(255) + white // 2) // white).astype(np.uint8)
+    if inverted:
+        grey = 255 - grey
+    return _with_key(grey, key, values) if isinstance(key, int) else Image.fromarray(grey)
+
+
+def _with_key(grey: np.ndarray, key: int, values: np.ndarray | None = None) -> Image.Image:
+    alpha = np.where((grey if values is None else values) == key, 0, 255).astype(np.uint8)
+    return Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha)))
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data:
+        return Image.alpha_composite(
+            Image.new("RGBA", image.size, (*BACKGROUND, 255)), image.convert("RGBA")
+        ).convert("RGB")
+    if image.mode == "LAB":
+        spaces = (ImageCms.createProfile(space) for space in ("LAB", "sRGB"))
+        return ImageCms.applyTransform(image, ImageCms.buildTransform(*spaces, "LAB", "RGB"))
+    return image.convert("RGB")
