@@ -104,7 +104,7 @@ def unsealed(raw: bytes, before: str = "") -> tuple[dict[str, object], str]:
     """
     content, end = parse(raw), _SEALED.search(raw[-SEAL_BYTES:])
     if not isinstance(content, dict):
-        raise ValueError(f"holds {shown(content)}: expected an object")
+        raise ValueError(f"holds {shown(content)}: expected a JSON object")
     if end is None and SEAL not in content:
         return content, ""
     said = content.pop(SEAL, None)

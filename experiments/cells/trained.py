@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from experiments.cells.common import data_of
-from experiments.cells.train import continue_with, new_network
+from experiments.cells.train import Kept, continue_with, new_network
 from experiments.config import read_config, settings_from
 from experiments.requirements import require
 from experiments.settings import Train
@@ -17,7 +17,7 @@ from mamltheory.fewshot.images import ImageData
 from mamltheory.fewshot.inputs import Inputs, inputs_of, recorded_inputs
 from mamltheory.fewshot.training_state import load_weights, same_images
 from mamltheory.nas.genotype import Genotype
-from mamltheory.runtime.checkpoint import load
+from mamltheory.runtime.checkpoint import check_state, load
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,8 @@ def read_training(folder: Path) -> Trained:
     )
     settings = dataclasses.replace(settings_from(Train, read_config(folder, "train")), out=folder)
     checkpoint = load(folder / "state", report=print)
+    if checkpoint is not None:
+        check_state(checkpoint, Kept)
     if checkpoint is None or checkpoint.state["epoch"] < settings.epochs:
         done = 0 if checkpoint is None else checkpoint.state["epoch"]
         raise CheckpointError(

@@ -17,6 +17,7 @@ from mamltheory.strict_json import SEAL_BYTES, misfit, seal_of, sealed, unsealed
 RUN_FILE, METRICS_FILE, STATES = "run.json", "metrics.jsonl", "state"
 MOST_METRICS = 2**30
 NEW_RUN = "put back a copy of it, or choose another --out"
+EDITED = f"{NEW_RUN}; if it was changed on purpose, take out its last entry"
 Status = Literal["running", "finished", "interrupted", "failed"]
 
 
@@ -145,7 +146,7 @@ def _open_held(
 def read_run(path: Path) -> dict[str, object]:
     """The record at ``path``, a run directory or a ``run.json``; raises CheckpointError if it is none, or changed."""
     path = path / RUN_FILE if path.is_dir() else path
-    record = read_record(path, Record, NEW_RUN)
+    record = read_record(path, Record, EDITED)
     for name in ("started", "ended"):
         try:
             datetime.fromisoformat(record.get(name) or _now())
