@@ -11,7 +11,7 @@ from mamltheory.errors import DataError
 from mamltheory.fewshot.formats.common import SPELLINGS, Format, Options, renumbered
 from mamltheory.fewshot.formats.pixels import decoded
 from mamltheory.fewshot.images import ImageSplit
-from mamltheory.fewshot.safe_pickle import refuse_other_files
+from mamltheory.fewshot.other_files import refuse_other_files
 
 BATCH = 256
 MOST_EXPANSION = 50  # encoded images hardly shrink further
