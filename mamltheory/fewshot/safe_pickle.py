@@ -3,8 +3,7 @@
 The public few-shot files are pickles written by Python 2 and early numpy. A pickle may name any function;
 here the names are looked up in a closed list, and what stands behind a name is a value of ours, not the
 original. What a file declares (lengths, shapes) is compared with its size before memory is asked for, and how
-many steps it may take goes by its size. What comes out may still hold itself many times over: it has to be looked
-at element by element, and never printed or compared as a whole.
+many steps it may take goes by its size. What comes out may hold itself many times over: never print it whole.
 """
 
 import math
@@ -114,7 +113,7 @@ class _Allowed:
         return self._function(*arguments)
 
 
-def _dtype(name: str, *_flags: object) -> np.dtype:
+def _dtype(name: object, *_flags: object) -> np.dtype:
     dtype = np.dtype(name) if isinstance(name, str) and len(name) < 16 else None
     if dtype is None or dtype.kind not in _PLAIN_KINDS + "O":
         _refuse(f"an array of type {shown(name)}")
@@ -186,25 +185,30 @@ class _DataUnpickler(pickle._Unpickler):
         if self.budget < 0:
             _refuse("copies that grow far beyond the file")
 
-    def _latin1(self, text: str, encoding: str) -> bytes:
-        if encoding not in ("latin1", "latin-1"):
+    def _latin1(self, text: object, encoding: object) -> bytes:
+        if type(text) is not str or encoding not in ("latin1", "latin-1"):
             _refuse(f"text encoded as {shown(encoding)}")
         self._charge(len(text))
         return text.encode("latin1")
 
-    def _scalar(self, dtype: np.dtype, data: object = b"") -> np.generic:
+    def _scalar(self, dtype: object, data: object = b"") -> np.generic:
         raw = data.encode("latin1") if isinstance(data, str) else data
         if not isinstance(dtype, np.dtype) or dtype.kind not in _PLAIN_KINDS or len(raw) != dtype.itemsize:
             _refuse("a numpy scalar that is not a number")
         self._charge(len(raw))
         return np.frombuffer(raw, dtype)[0]
 
-    def _dictionary(self, pairs: list | tuple = ()) -> dict:
+    def _dictionary(self, pairs: object = ()) -> dict:
         self._charge(16 * len(pairs))
         return dict(_checked_key(key, value) for key, value in pairs)
 
-    def _frombuffer(self, data: object, dtype: np.dtype, shape: tuple, order: str = "C") -> np.ndarray:
-        if not isinstance(dtype, np.dtype) or dtype.kind not in _PLAIN_KINDS or order not in ("C", "F"):
+    def _frombuffer(self, data: object, dtype: object, shape: object, order: object = "C") -> np.ndarray:
+        if (
+            not isinstance(dtype, np.dtype)
+            or dtype.kind not in _PLAIN_KINDS
+            or type(order) is not str
+            or order not in ("C", "F")
+        ):
             _refuse("a raw buffer of objects")
         return self._array(data, dtype, _checked_shape(shape), order)
 

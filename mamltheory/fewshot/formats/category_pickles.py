@@ -55,7 +55,7 @@ def read_category(folder: Path, split: str, options: Options, find: object = fin
     return renumbered(images, content["labels"], category_names(content, file), split, file)
 
 
-def category_names(content: Mapping[str, object], file: Path) -> dict[int, str]:
+def category_names(content: Mapping, file: Path) -> dict[int, str]:
     """Label → name from 'catname2label' or 'label2catname'; empty where there is neither."""
     if "catname2label" in content:
         table, flip = content["catname2label"], True
