@@ -15,6 +15,7 @@ from experiments.cells import search, train
 from experiments.cells.common import FREE, data_of, network_size, read_genotype, write_genotype
 from experiments.cells.evaluate import check_results, evaluate_run, identity
 from experiments.cells.published import named
+from experiments.cells.trained import saved_genotype
 from experiments.config import settings_before
 from experiments.presets.table import RECIPES, Recipe
 from experiments.settings import Evaluate, Search, Table, Train
@@ -114,10 +115,7 @@ def trained(settings: Table, run: Run) -> dict[str, object] | None:
     if checkpoint is None:
         return record  # the weights were removed; the record stays true
     check_state(checkpoint, train.Kept)
-    saved = checkpoint.state["genotype"]
-    if saved is None:
-        return None  # a training of ResNet-12
-    return record if Genotype.from_json(saved) == read_genotype(run.genotype) else None
+    return record if saved_genotype(checkpoint) == read_genotype(run.genotype) else None
 
 
 def evaluated(settings: Table, run: Run, shots: int) -> dict[str, object] | None:
