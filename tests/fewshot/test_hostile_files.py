@@ -242,3 +242,20 @@ def test_a_pipe_in_the_place_of_any_file_is_not_waited_for(tmp_path, name):
         refused(load_data, tmp_path)
         kinds[suffix].unlink()
         kinds[suffix].write_bytes(kept)
+
+
+def test_a_changed_digit_of_prepared_data_is_noticed(tmp_path):
+    layouts.LAYOUTS["prepared arrays"](tmp_path, tiny_splits(2, 2, 8))
+    record, labels = tmp_path / "few-shot-data.json", tmp_path / "train_labels.npy"
+    kept = record.read_bytes(), labels.read_bytes()
+    at = kept[0].index(b'"std"') + 12
+    position = next(i for i in range(at, len(kept[0])) if kept[0][i : i + 1].isdigit())
+    digit = b"%d" % ((int(kept[0][position : position + 1]) + 1) % 10)
+    record.write_bytes(kept[0][:position] + digit + kept[0][position + 1 :])
+    assert "few-shot-data.json is damaged" in refused(load_data, tmp_path)
+    record.write_bytes(kept[0])
+    numbers = np.load(labels)
+    np.save(labels, numbers[::-1].copy())
+    assert "train_labels.npy is not as it was written" in refused(load_data, tmp_path)
+    labels.write_bytes(kept[1])
+    load_data(tmp_path)

@@ -12,7 +12,7 @@ from mamltheory.errors import DataError
 from mamltheory.fewshot.images import ImageSplit
 from mamltheory.fewshot.safe_pickle import load_pickle, refuse_other_files
 from mamltheory.files import read_regular, shown
-from mamltheory.strict_json import parse
+from mamltheory.strict_json import unsealed
 
 SPLITS = ("train", "val", "test")
 SPELLINGS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
@@ -185,12 +185,9 @@ def read_text(file: Path) -> str:
 def read_json(file: Path) -> dict:
     """The object in a JSON file; raises DataError for anything else."""
     try:
-        content = parse(read_text(file).encode())
+        return unsealed(read_text(file).encode())[0]
     except ValueError as error:
-        raise DataError(f"{file} {error}: fetch it again") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{file} holds a {type(content).__name__}: expected a JSON object")
-    return content
+        raise DataError(f"{file} {error}: fetch or prepare it again") from None
 
 
 def strings(content: Mapping[str, object], key: str, file: Path) -> tuple[str, ...]:
