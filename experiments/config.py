@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 import types
 import typing
 from collections.abc import Mapping
@@ -11,23 +10,32 @@ from pathlib import Path
 from experiments.requirements import require
 from experiments.settings import Search
 
+MOST_NUMBER, MOST_WHOLE = 1e308, 2**63
+"""What settings stay below: the numbers that tensors can hold."""
+
 
 def read_config(path: Path, command: str) -> dict[str, object]:
     """The settings in ``path``: a ``run.json`` of this command, its folder, or a JSON object of settings.
 
     Raises ConfigurationError for anything else.
     """
+    from mamltheory.files import read_regular, reason, shown
+    from mamltheory.strict_json import MOST_BYTES, unsealed
+
     path = path / "run.json" if path.is_dir() else path
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        require(False, f"cannot read the configuration {path}: {error}")
-    require(isinstance(content, dict), f"{path} holds no settings: expected a JSON object")
+        content, _ = unsealed(read_regular(path, MOST_BYTES))
+    except OSError as error:
+        require(False, f"cannot read the configuration {path}: {reason(error)}")
+    except ValueError as error:
+        hint = "; if it was changed on purpose, take out its last entry" * ("SHA" in str(error))
+        require(False, f"cannot read the configuration {path}: it {error}{hint}")
     if "command" not in content:
         return content
     recorded = content["command"]
     require(
-        recorded == command, f"{path} is a run of '{recorded}', not of '{command}': use it with that command"
+        recorded == command,
+        f"{path} is a run of {shown(recorded)}, not of '{command}': use it with that command",
     )
     require(
         isinstance(content.get("config"), dict),
@@ -43,9 +51,9 @@ def settings_from(kind: type, content: Mapping[str, object], base: object | None
     """
     hints = typing.get_type_hints(kind)
     for key in content:
-        near = difflib.get_close_matches(key, hints, n=1)
+        near = difflib.get_close_matches(key[:100], hints, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(hints)}"
-        require(key in hints, f"unknown setting '{key}' for {kind.__name__.lower()}: {hint}")
+        require(key in hints, f"unknown setting {key[:100]!r} for {kind.__name__.lower()}: {hint}")
     values = {key: _convert(key, value, hints[key]) for key, value in content.items()}
     return kind(**values) if base is None else dataclasses.replace(base, **values)
 
@@ -77,15 +85,18 @@ def _convert(key: str, value: object, hint: object) -> object:
     expected = (
         f"one of {list(arguments)}" if origin is typing.Literal else getattr(hint, "__name__", str(hint))
     )
-    require(fits, f"setting '{key}' is {value!r}: expected {expected}")
+    if not fits:
+        from mamltheory.files import shown
+
+        require(False, f"setting '{key}' is {shown(value)}: expected {expected}")
     return converted
 
 
 def _convert_plain(value: object, hint: object) -> tuple[bool, object]:
     if hint is float:
         infinite = value in ("inf", "-inf", "nan")  # JSON has no such numbers: run records write them as text
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST_NUMBER
         return (True, float(value)) if number or infinite else (False, value)
     if hint is Path:
         return isinstance(value, str), Path(value) if isinstance(value, str) else value
-    return type(value) is hint, value
+    return type(value) is hint and (hint is not int or abs(value) < MOST_WHOLE), value

@@ -11,7 +11,8 @@ MOST_LINES_PER_FILE, MOST_LINES_PER_FUNCTION = 400, 60
 # From the ground up; a module may import from the rows below its own, and a package from itself.
 LAYERS = (
     {"errors"},
-    {"rng", "types", "modules"},
+    {"files", "rng", "types", "modules"},
+    {"strict_json"},
     {"linalg"},
     {"networks"},
     {"head"},
@@ -27,7 +28,11 @@ LAYERS = (
 )
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
 # Side layers know no mathematics, and only experiments may import them.
-SIDE = {"runtime": {"errors", "runtime"}, "cell_drawing": {"errors"}, "ledger": {"errors"}}
+SIDE = {
+    "runtime": {"errors", "files", "strict_json", "runtime"},
+    "cell_drawing": {"errors"},
+    "ledger": {"errors"},
+}
 SIDE["plotting"] = {"errors", "runtime", "cell_drawing"}
 SIDE["ledger_text"] = SIDE["ledger_graph"] = {"ledger"}
 

@@ -1,9 +1,9 @@
 """``benchmark``: measure what is not yet measured, then write the table, the figure and their numbers."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 from experiments.benchmarks import drawing, tables
 from experiments.benchmarks.cases import Case
@@ -14,13 +14,22 @@ from experiments.benchmarks.processes import Workers
 from experiments.benchmarks.scaling import measure_scaling
 from experiments.benchmarks.targets import judged
 from experiments.settings import Benchmark
+from mamltheory.errors import CheckpointError
 from mamltheory.plotting import figure, save
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.progress import stage
-from mamltheory.runtime.records import plain, replace_file, to_json
+from mamltheory.runtime.records import plain, read_record, replace_file, to_json
+from mamltheory.strict_json import sealed
 
 Record = dict[str, object]
+
+
+class _Content(TypedDict):
+    """The file of a piece."""
+
+    identity: object
+    record: dict[str, object]
 
 
 def run(settings: Benchmark) -> int:
@@ -97,7 +106,7 @@ def measure(
             if record is None:
                 workers.use(piece.allocator)
                 record = plain(piece.job(workers))
-                replace_file(path, to_json({"identity": piece.identity, "record": record}).encode())
+                replace_file(path, sealed(to_json({"identity": piece.identity, "record": record})))
             found[kind][name] = record
             advance(note=name)
     return found
@@ -105,11 +114,14 @@ def measure(
 
 def finished(path: Path, identity: Record) -> Record | None:
     """The record in the file, if it is of the same settings, sizes and peers; None otherwise."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if not path.exists():
         return None
-    return content["record"] if content.get("identity") == plain(identity) else None
+    try:
+        content = read_record(path, _Content, "it is measured again")
+    except CheckpointError as error:
+        print(error)
+        return None
+    return content["record"] if content["identity"] == plain(identity) else None
 
 
 def report(

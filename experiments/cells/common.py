@@ -1,10 +1,9 @@
 """What search, training and evaluation share: data, network sizes, genotypes on disk, run folders."""
 
 import dataclasses
-import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -12,18 +11,22 @@ from pathlib import Path
 from experiments.cells.steps import alone_or_leading, watched
 from experiments.config import settings_before
 from experiments.settings import MetaTrain, Network, shares_of
-from mamltheory.errors import GenotypeError, printable
+from mamltheory.errors import CheckpointError, GenotypeError, printable
 from mamltheory.fewshot.datasets import ImageData, load_data
 from mamltheory.fewshot.formats.common import SPLITS
 from mamltheory.fewshot.glyphs import GLYPH_SETS, glyph_count
 from mamltheory.fewshot.inspection import Copies, copies, image_hashes, sampled
+from mamltheory.files import reason
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import NetworkSettings
 from mamltheory.runtime.device import environment
 from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.records import replace_file, to_json
-from mamltheory.runtime.runlog import RunLog, open_run
+from mamltheory.runtime.runlog import RUN_FILE, RunLog, open_run, read_run
+from mamltheory.strict_json import INFINITE
+from mamltheory.strict_json import read as read_json
 
+GENOTYPE_FILE, MOST_GENOTYPE = "genotype.json", 2**20
 FREE = ("out", "jobs", "device", "shard")
 """Settings that do not change the numbers: a run goes on with other ones."""
 
@@ -121,30 +124,50 @@ def quoted(path: Path) -> str:
 
 
 def read_genotype(path: Path) -> Genotype:
-    """A genotype from its JSON file; raises GenotypeError for a missing file or anything else in it."""
+    """A genotype from its JSON file; raises GenotypeError for a missing file or anything else in it.
+
+    Raises CheckpointError where the search that has finished in the same folder recorded another one.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, MOST_GENOTYPE)
     except OSError as error:
         raise GenotypeError(
-            f"cannot read {path}: {error.strerror}; search first, or name another file"
+            f"cannot read {path}: {reason(error)}; search first, or name another file"
         ) from None
     except ValueError as error:
-        raise GenotypeError(
-            f"{path} is not JSON ({error}): expected a genotype as the search writes it"
-        ) from None
+        raise GenotypeError(f"{path} {error}: expected a genotype as the search writes it") from None
     if not isinstance(content, dict):
         raise GenotypeError(
             f"{path} holds no genotype: expected an object with the keys 'normal' and 'reduce'"
         )
     try:
-        return Genotype.from_json(content)
+        genotype = Genotype.from_json(content)
     except GenotypeError as error:
         raise GenotypeError(f"{path} holds no genotype: {error}") from None
+    _check_as_found(path, genotype)
+    return genotype
+
+
+def _check_as_found(path: Path, genotype: Genotype) -> None:
+    if path.name != GENOTYPE_FILE or not (path.parent / RUN_FILE).exists():
+        return
+    record = read_run(path.parent)
+    found = record.get("results", {}).get("genotype")
+    if record["command"] == "search" and found is not None and found != genotype.to_json():
+        raise CheckpointError(
+            f"{path} is not the genotype that the search in its folder found: run `python -m experiments search "
+            f"--config {quoted(path.parent)}` to write that again, or keep another genotype in another folder"
+        )
 
 
 def write_genotype(path: Path, genotype: Genotype) -> None:
     """Put the genotype's JSON in place."""
     replace_file(path, to_json(genotype.to_json()).encode())
+
+
+def numbers_of(line: Mapping[str, object]) -> dict[str, object]:
+    """The same with infinite numbers for the words that JSON has for them."""
+    return {key: float(value) if value in INFINITE else value for key, value in line.items()}
 
 
 def without_paths(settings: object) -> dict[str, object]:

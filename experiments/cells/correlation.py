@@ -8,7 +8,8 @@ import torch
 
 from experiments.cells.common import cached_data, data_of, network_size, source_in
 from experiments.cells.correlation_report import report
-from experiments.cells.study import Record, measured
+from experiments.cells.measurements import Record
+from experiments.cells.study import measured
 from experiments.requirements import require
 from experiments.settings import Correlation
 from experiments.settings.studies import WAYS

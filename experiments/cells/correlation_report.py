@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from scipy.stats import rankdata
 
 from experiments.cells.common import without_paths
-from experiments.cells.study import Record
+from experiments.cells.measurements import Record, check_networks
 from experiments.settings import Correlation
 from mamltheory.nas.validity import (
     Ceiling,
@@ -77,6 +77,8 @@ class Findings:
 
 def report(settings: Correlation, records: Mapping[str, Record]) -> None:
     """Write ``correlation.{png,pdf,json,md}`` into the output folder and print the table."""
+    scores = {part for parts in COMPONENTS.values() for part in parts} - {*BARS}
+    check_networks(records, settings.runs, SHOTS, scores, (settings.pools, settings.initialisations))
     found = findings(settings, list(records.values()))
     text = table(settings, found)
     draw(settings, found)

@@ -1,8 +1,11 @@
 """``evaluate``: the accuracy of a trained network on few-shot tasks of classes that it has never seen."""
 
 import hashlib
+import re
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, TypedDict
 
 import numpy as np
 import torch
@@ -11,15 +14,18 @@ from torch import Tensor
 from experiments.cells.common import FREE, recorded
 from experiments.cells.trained import read_training
 from experiments.settings import Evaluate
+from mamltheory.errors import CheckpointError
 from mamltheory.fewshot.evaluate import Evaluation, EvaluationConfig, batches
 from mamltheory.fewshot.evaluate import evaluate as evaluate_network
 from mamltheory.fewshot.images import ImageData, ImageSplit
+from mamltheory.files import shown
 from mamltheory.nas.network import Network, parameter_count
 from mamltheory.runtime.device import choose_device, environment
 from mamltheory.runtime.interrupt import check_interrupted
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import sha256, to_json
-from mamltheory.runtime.runlog import open_run, read_run
+from mamltheory.runtime.runlog import RUN_FILE, open_run, read_run
+from mamltheory.strict_json import misfit
 
 
 def run(settings: Evaluate) -> int:
@@ -63,6 +69,31 @@ def results_of(result: Evaluation, network: Network) -> dict[str, object]:
         "queries_per_task": result.config.ways * result.config.queries,
         "correct": " ".join(map(str, result.correct)),  # one line of the file, however many tasks
     }
+
+
+class Results(TypedDict):
+    """What :func:`results_of` gives, as a table reads it from a run's record."""
+
+    accuracy: float
+    half_width: float
+    parameters: Annotated[int, 1]
+    tasks_digest: str
+    queries_per_task: Annotated[int, 1]
+    correct: str
+    training: str
+
+
+def check_results(folder: Path, results: object) -> None:
+    """Raise CheckpointError unless these are the results of an evaluation, which the run folder holds."""
+    wrong = misfit(results, Results, "results")
+    if wrong is None and not re.fullmatch(r"\d{1,9}( \d{1,9})*", results["correct"]):
+        wrong = f"results['correct'] is {shown(results['correct'])}: expected a count for every task"
+    if wrong is None and not abs(accuracies_of(results).mean() - float(results["accuracy"])) < 1e-6:
+        wrong = f"the accuracy is {results['accuracy']}, and not the mean of its tasks"
+    if wrong:
+        raise CheckpointError(
+            f"{folder / RUN_FILE} is not the record of an evaluation ({wrong}): remove the folder and evaluate again"
+        )
 
 
 def identity(record: dict[str, object]) -> str:

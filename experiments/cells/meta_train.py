@@ -1,8 +1,9 @@
 """``meta-train``: Conv4 by second-order MAML or ANIL on few-shot tasks, resumable after every step."""
 
 import dataclasses
+from typing import Annotated, TypedDict
 
-from experiments.cells.common import FREE, cached_data, quoted, recorded, source_in, without_paths
+from experiments.cells.common import FREE, cached_data, numbers_of, quoted, recorded, source_in, without_paths
 from experiments.cells.steps import Pauses
 from experiments.settings import MetaTrain
 from mamltheory.fewshot.conv4 import conv4
@@ -23,9 +24,21 @@ from mamltheory.runtime.checkpoint import load
 from mamltheory.runtime.checkpoint import save as save_state
 from mamltheory.runtime.device import choose_device, environment
 from mamltheory.runtime.progress import stage
-from mamltheory.runtime.runlog import RunLog, open_run, read_metrics
+from mamltheory.runtime.runlog import RunLog, check_complete, open_run, read_metrics
 
 QUERIES = 15  # per class in evaluations
+
+
+class Line(TypedDict):
+    """A line of a meta-training's ``metrics.jsonl``."""
+
+    step: Annotated[int, 1]
+    loss: float
+    accuracy: float
+    val_accuracy: float
+    val_half_width: float
+
+
 NAMES = {"val": "validation", "test": "test"}
 
 
@@ -44,6 +57,7 @@ def run(settings: MetaTrain) -> int:
         checkpoint = load(settings.out / "state", report=print)
         if checkpoint is not None:
             state = restore_meta_training(state, checkpoint.tensors, checkpoint.state)
+            lines_of(settings, state.step)
         state = remaining_steps(state, settings, log)
         after = evaluate(state, settings)
     log.close(before=before, accuracy=after[0], half_width=after[1])
@@ -66,7 +80,7 @@ def remaining_steps(state: MetaTrainState, settings: MetaTrain, log: RunLog) -> 
         while state.step < settings.steps:
             state, metrics = meta_train_step(state)
             pauses.note = f"loss {metrics.loss:.3f}"
-            due = state.step % settings.report_every == 0 or state.step == settings.steps
+            due = is_due(state.step, settings)
             if due:
                 mean, half_width = _accuracy(state, state.data.val, settings.validation_tasks, settings.seed)
                 log.log(**dataclasses.asdict(metrics), val_accuracy=mean, val_half_width=half_width)
@@ -103,9 +117,22 @@ def describe(settings: MetaTrain, before: tuple[float, float], after: tuple[floa
     )
 
 
+def is_due(step: int, settings: MetaTrain) -> bool:
+    """Whether the curve has a point at this step."""
+    return step % settings.report_every == 0 or step == settings.steps
+
+
+def lines_of(settings: MetaTrain, steps: int) -> dict[int, dict[str, float]]:
+    """The points of the curve by step; raises CheckpointError unless all up to ``steps`` are there."""
+    lines = read_metrics(settings.out, Line)
+    due = (step for step in range(1, steps + 1) if is_due(step, settings))
+    check_complete(settings.out, lines, "step", due)
+    return {line["step"]: numbers_of(line) for line in lines}
+
+
 def draw_curves(settings: MetaTrain, before: tuple[float, float], after: tuple[float, float]) -> None:
     """Meta-loss and accuracies against outer steps, with chance and the accuracy on the test classes."""
-    rows = {row["step"]: row for row in read_metrics(settings.out)}
+    rows = lines_of(settings, settings.steps)
     names = ("step", "loss", "accuracy", "val_accuracy", "val_half_width")
     data = {name: [row[name] for row in rows.values()] for name in names}
     data |= {"test_before": list(before), "test_after": list(after), "chance": 1 / settings.ways}

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
+from typing import TypedDict
 
 from experiments.benchmarks.machine import describe as describe_machine
 from experiments.cells.protocols_report import draw, table
@@ -17,9 +18,16 @@ from mamltheory.nas.reliability import mean_reliability, repeats_for
 from mamltheory.nas.search_state import SearchState
 from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.records import plain, replace_file, to_json
-from mamltheory.runtime.runlog import RUN_FILE, read_metrics, read_run
+from mamltheory.runtime.runlog import RUN_FILE, check_complete, read_metrics, read_run
 
 OPERATORS, ROUNDS = len(CELL_TYPES) * len(EDGES), len(OPERATIONS) - 1
+
+
+class Line(TypedDict):
+    """What is read of a line of a search's ``metrics.jsonl``."""
+
+    round: int
+    cpu_seconds: float
 
 
 def run(settings: Protocols) -> int:
@@ -81,10 +89,12 @@ def recorded_settings(settings: Search) -> dict[str, object]:
 
 def searched(settings: Search, state: SearchState) -> dict[str, object]:
     """One search: its cell, its CPU seconds, and every round's repeats, reliability and open questions."""
-    ends = {row["round"]: row["cpu_seconds"] for row in read_metrics(settings.out)}
+    lines = read_metrics(settings.out, Line)
+    check_complete(settings.out, lines, "round", range(1, len(state.reports) + 1))
+    ends = {row["round"]: float(row["cpu_seconds"]) for row in lines}
     rounds, begun = [], 0.0
     for k, report in enumerate(state.reports, 1):
-        seconds, begun = ends.get(k, begun) - begun, ends.get(k, begun)
+        seconds, begun = ends[k] - begun, ends[k]
         rounds.append({"cpu_seconds": seconds, **_reliability(report, seconds)})
     finished = state.candidates.is_single_path()
     return {

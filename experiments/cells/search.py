@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from experiments.cells.common import (
 from experiments.cells.search_report import LEGEND, closing_lines, goes_first, round_lines, search_record
 from experiments.cells.search_trace import draw_trace
 from experiments.settings import Search
+from mamltheory.errors import CheckpointError
 from mamltheory.fewshot.episodes import episode_tasks
 from mamltheory.fewshot.images import normalise, take
 from mamltheory.linalg import Converged, Dynamics, GradientFlow
@@ -39,7 +41,7 @@ from mamltheory.nas.search import evaluate, prune, record
 from mamltheory.nas.search_settings import SearchSettings
 from mamltheory.nas.search_state import Job, SearchState, state_from_json, state_to_json
 from mamltheory.rng import generator
-from mamltheory.runtime.checkpoint import load
+from mamltheory.runtime.checkpoint import check_state, load
 from mamltheory.runtime.checkpoint import save as save_state
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.distributed import processes, spread_over
@@ -90,6 +92,13 @@ def said_once(before: int, scores: Iterable[Score]) -> int:
     return before + halved
 
 
+class Kept(TypedDict):
+    """What the state of a search holds."""
+
+    search: dict[str, object]
+    cpu_seconds: NotRequired[float]
+
+
 @dataclass(frozen=True)
 class Saved:
     """A search as it lies in its run folder: its state, and the CPU seconds that its scores have taken.
@@ -122,10 +131,8 @@ def search(settings: Search) -> Genotype:
         print(LEGEND)
         with spread_over(settings.jobs) as spread:
             while not is_finished(saved.state, rules):
-                before, saved = saved.state, finish_round(saved, rules, scorer, settings, spread)
+                before, saved = saved.state, finish_round(saved, rules, scorer, settings, spread, log)
                 print("\n".join(round_lines(before, saved.state)), flush=True)
-                report = saved.state.reports[-1].to_json()
-                log.log(round=saved.state.round_index, cpu_seconds=saved.cpu_seconds, **report)
     return finish(saved, settings, log)
 
 
@@ -142,9 +149,14 @@ def finish(saved: Saved, settings: Search, log: RunLog) -> Genotype:
 
 
 def finish_round(
-    saved: Saved, rules: SearchSettings, scorer: CellScorer, settings: Search, spread: Mapper
+    saved: Saved,
+    rules: SearchSettings,
+    scorer: CellScorer,
+    settings: Search,
+    spread: Mapper,
+    log: RunLog | None = None,
 ) -> Saved:
-    """Score what the round still lacks, saving after every chunk, and prune."""
+    """Score what the round still lacks, saving after every chunk, prune, and log the round."""
     round_scorer = scorer_by(rules, scorer, settings.heads)
     # Repeats in advance only where a repeat is a single piece of work, and other processes would have none.
     ahead = processes(settings.jobs) - 1 if rules.estimator == "gradient" else 0
@@ -159,6 +171,10 @@ def finish_round(
                 write_state(settings, saved)
                 advance(note=goes_first(saved.state, rules))
     saved = replace(saved, state=prune(saved.state, rules))
+    if log is not None:
+        # Logged first: a crash in between repeats the line, and never leaves out a round.
+        report = saved.state.reports[-1].to_json()
+        log.log(round=saved.state.round_index, cpu_seconds=saved.cpu_seconds, **report)
     write_state(settings, saved)
     return saved
 
@@ -184,8 +200,13 @@ def saved_search(settings: Search) -> Saved:
     checkpoint = load(settings.out / "state", report=print)
     if checkpoint is None:
         return Saved(SearchState())
+    check_state(checkpoint, Kept)
     content = checkpoint.state
-    return Saved(state_from_json(content.get("search", {})), float(content.get("cpu_seconds", 0.0)))
+    try:
+        state = state_from_json(content["search"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from None
+    return Saved(state, float(content.get("cpu_seconds", 0.0)))
 
 
 def rules_of(settings: Search) -> SearchSettings:

@@ -6,10 +6,11 @@ bit, whatever n is, and the two ways can take turns.
 """
 
 import dataclasses
-import json
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 from experiments.cells import search
 from experiments.cells.common import FREE, begin, data_of, quoted, recorded
@@ -19,6 +20,7 @@ from experiments.config import settings_before, settings_from
 from experiments.requirements import require
 from experiments.settings import Merge, Search
 from mamltheory.errors import CheckpointError
+from mamltheory.files import read_regular, reason, shown
 from mamltheory.nas.schedule import chunks, is_finished, pending
 from mamltheory.nas.scores import Score
 from mamltheory.nas.search import prune, record
@@ -30,6 +32,7 @@ from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, replace_file, to_json
 from mamltheory.runtime.runlog import RUN_FILE, differences, read_run
+from mamltheory.strict_json import MOST_BYTES, misfit, sealed, unsealed
 
 SHARDS = "shards"
 Pieces = tuple[tuple[Job, ...], ...]
@@ -53,7 +56,17 @@ class Shard:
         """Put the file in place."""
         content = dataclasses.asdict(dataclasses.replace(self, state=None))
         del content["path"]
-        replace_file(self.path, to_json({**content, "state": state_to_json(self.state)}).encode())
+        replace_file(self.path, sealed(to_json({**content, "state": state_to_json(self.state)})))
+
+
+class _Content(TypedDict):
+    """What the file of a shard holds."""
+
+    config: dict[str, object]
+    shard: str
+    state: dict[str, object]
+    cpu_seconds: float
+    environment: dict[str, object]
 
 
 def run(settings: Search) -> int:
@@ -140,14 +153,16 @@ def pieces(state: SearchState, rules: SearchSettings, count: int) -> Pieces:
 def read_shard(path: Path) -> Shard:
     """The shard in a file; raises CheckpointError for anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        state = state_from_json(content["state"])
-        found = Shard(path, dict(content["config"]), str(content["shard"]), state)
-        return dataclasses.replace(
-            found, cpu_seconds=float(content["cpu_seconds"]), environment=dict(content["environment"])
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is no shard of a search ({error!r}): remove it") from error
+        content, _ = unsealed(read_regular(path, MOST_BYTES))
+        if wrong := misfit(content, _Content, "it"):
+            raise ValueError(wrong)
+        count = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", content["shard"])
+        if count is None or int(count[1]) > int(count[2]):
+            raise ValueError(f"it says shard {shown(content['shard'])}: expected i/n")
+        state, seconds = state_from_json(content["state"]), float(content["cpu_seconds"])
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is no shard of a search ({reason(error)}): remove it") from error
+    return Shard(path, content["config"], content["shard"], state, seconds, content["environment"])
 
 
 def check_shard(shard: Shard, settings: Search, state: SearchState) -> None:
@@ -195,12 +210,13 @@ def _join(
         before, saved = saved.state, Saved(record(saved.state, found), seconds)
         if complete := not pending(saved.state, rules):
             saved = Saved(prune(saved.state, rules), seconds)
+        where = {each.shard: each.environment for each in shards}
+        report = saved.state.reports[-1].to_json() if complete else {}
+        # Logged first: a crash in between repeats the line, and never leaves out a round.
+        log.log(round=saved.state.round_index, cpu_seconds=seconds, shards=where, **report)
         search.write_state(settings, saved)
         for each in shards:
             each.path.unlink()
-        where = {each.shard: each.environment for each in shards}
-        report = saved.state.reports[-1].to_json() if complete else {}
-        log.log(round=saved.state.round_index, cpu_seconds=seconds, shards=where, **report)
         if complete:
             print("\n".join(round_lines(before, saved.state)))
         if is_finished(saved.state, rules):

@@ -7,9 +7,10 @@ from functools import partial
 import torch
 
 from experiments.cells.common import data_of, network_size, source_in
+from experiments.cells.measurements import Record
 from experiments.cells.search import draw_patches, draw_tasks
 from experiments.cells.stability_report import report
-from experiments.cells.study import Record, measured
+from experiments.cells.study import measured
 from experiments.settings import Stability
 from experiments.settings.studies import WAYS
 from mamltheory.nas.genotype import Candidates

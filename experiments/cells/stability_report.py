@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from experiments.cells.common import without_paths
 from experiments.cells.correlation_report import number, span
-from experiments.cells.study import Record
+from experiments.cells.measurements import Record, check_repeats
 from experiments.settings import Stability as Settings
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.reliability import mean_reliability
@@ -50,6 +50,7 @@ class Findings:
 
 def report(settings: Settings, records: Mapping[str, Record]) -> None:
     """Write ``stability.{png,pdf,json,md}`` into the output folder and print the table."""
+    check_repeats(records, settings.runs, len(edges()))
     found = findings(settings, list(records.values()))
     text = table(settings, found)
     draw(settings, found)

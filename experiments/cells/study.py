@@ -1,18 +1,17 @@
 """A study is many independent measurements, each a JSON file in the run folder, and what is read off them."""
 
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from experiments.cells.common import FREE, recorded
-from mamltheory.errors import CheckpointError
+from experiments.cells.measurements import AGAIN, MEASUREMENTS, Record
 from mamltheory.runtime.device import environment
 from mamltheory.runtime.progress import stage
-from mamltheory.runtime.records import plain, replace_file, to_json
+from mamltheory.runtime.records import plain, read_record, replace_file, to_json
 from mamltheory.runtime.runlog import open_run
+from mamltheory.runtime.temporary import sweep
 from mamltheory.runtime.workers import workers
+from mamltheory.strict_json import sealed
 
-Record = dict[str, object]
 STUDY_FREE = (*FREE, "runs", "draws")
 """Settings that do not change a measurement."""
 
@@ -30,25 +29,21 @@ def measured(
     function: item -> record, a pure function that can be sent to a process. counts: settings that say how many
     items there are, and may differ when a study goes on.
     """
-    folder = settings.runs / "measurements"
+    folder = settings.runs / MEASUREMENTS
     log = open_run(
         settings.runs, command, settings, settings.seed, environment(device), (*STUDY_FREE, *counts)
     )
-    found = {name: _read(path) for name in items if (path := folder / f"{name}.json").exists()}
+    sweep(folder, alone=True)
+    found = {
+        name: read_record(path, dict, AGAIN) for name in items if (path := folder / f"{name}.json").exists()
+    }
     names = {items[name]: name for name in items if name not in found}
     go_on = f"the same command; what is done lies in {settings.runs}"
     with recorded(log, go_on), workers(settings.jobs) as spread, stage(command, len(names)) as advance:
         for item, record in spread(function, names):
             name = names[item]
             found[name] = plain(record)
-            replace_file(folder / f"{name}.json", to_json(record).encode())
+            replace_file(folder / f"{name}.json", sealed(to_json(record)))
             advance(note=name)
     log.close(measurements=len(found))
     return {name: found[name] for name in items}
-
-
-def _read(path: Path) -> Record:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON ({error}): remove it, and it is measured again") from error

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated, NotRequired, TypedDict
 
 import numpy as np
 
@@ -10,10 +11,25 @@ from experiments.cells.evaluate import accuracies_of
 from experiments.cells.table_runs import Run, evaluated, finished, runs_of, search_settings, train_settings
 from experiments.settings import Table
 from experiments.settings.table import SIZED, Experiment, Method
-from mamltheory.errors import ConfigurationError
+from mamltheory.errors import CheckpointError, ConfigurationError
 from mamltheory.fewshot.statistics import Comparison, Spread, compare_runs, over_runs
 from mamltheory.runtime.records import sha256
 from mamltheory.runtime.runlog import RUN_FILE
+from mamltheory.strict_json import misfit
+
+
+class _Spent(TypedDict):
+    cpu_seconds: NotRequired[Annotated[float, 0] | None]
+
+
+class _Search(TypedDict):
+    """What is read of the record of a search."""
+
+    environment: dict[str, object]
+    results: _Spent
+    starts: int
+    started: str
+    ended: str
 
 
 @dataclass(frozen=True)
@@ -106,20 +122,26 @@ def _measured(settings: Table, run: Run) -> Measured:
     for shots in evaluations:
         sources[f"evaluate-{shots}-shot"] = _source(run.folder / f"evaluate-{shots}-shot")
     sizes = {results["parameters"] for results in evaluations.values()}
-    return Measured(run, evaluations, min(sizes, default=None), _seconds(searched), sources)
+    seconds = _seconds(searched, run.folder / "search")
+    return Measured(run, evaluations, min(sizes, default=None), seconds, sources)
 
 
 def _source(folder: Path) -> dict[str, str]:
     return {"folder": folder.as_posix(), "sha256": sha256((folder / RUN_FILE).read_bytes())}
 
 
-def _seconds(record: dict[str, object] | None) -> float | None:
+def _seconds(record: dict[str, object] | None, folder: Path) -> float | None:
     """CPU time of a search on a CPU, in however many sittings; on a GPU the time from beginning to end."""
     if record is None:
         return None
+    if wrong := misfit(record, _Search, "it"):
+        raise CheckpointError(
+            f"{folder / RUN_FILE} is not the record of a finished search ({wrong}): search again with the same settings"
+        )
     if record["environment"].get("device") == "cpu":
-        return record["results"].get("cpu_seconds")
-    if record.get("starts") != 1:
+        seconds = record["results"].get("cpu_seconds")
+        return None if seconds is None else float(seconds)
+    if record["starts"] != 1:
         return None  # it rested in between
     begun, ended = (datetime.fromisoformat(record[key]) for key in ("started", "ended"))
     return (ended - begun).total_seconds()

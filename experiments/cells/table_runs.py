@@ -13,8 +13,9 @@ from pathlib import Path
 
 from experiments.cells import search, train
 from experiments.cells.common import FREE, data_of, network_size, read_genotype, write_genotype
-from experiments.cells.evaluate import evaluate_run, identity
+from experiments.cells.evaluate import check_results, evaluate_run, identity
 from experiments.cells.published import named
+from experiments.cells.trained import saved_genotype
 from experiments.config import settings_before
 from experiments.presets.table import RECIPES, Recipe
 from experiments.settings import Evaluate, Search, Table, Train
@@ -22,7 +23,7 @@ from experiments.settings.table import SIZED, Experiment, Method
 from mamltheory.nas.genotype import Genotype, random_genotype
 from mamltheory.nas.sizes import random_genotype_like
 from mamltheory.rng import generator
-from mamltheory.runtime.checkpoint import load
+from mamltheory.runtime.checkpoint import check_state, load
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.runlog import RUN_FILE, differences, read_run
 from mamltheory.runtime.workers import workers
@@ -113,16 +114,18 @@ def trained(settings: Table, run: Run) -> dict[str, object] | None:
     checkpoint = load(training.out / "state", report=print)
     if checkpoint is None:
         return record  # the weights were removed; the record stays true
-    return record if Genotype.from_json(checkpoint.state["genotype"]) == read_genotype(run.genotype) else None
+    check_state(checkpoint, train.Kept)
+    return record if saved_genotype(checkpoint) == read_genotype(run.genotype) else None
 
 
 def evaluated(settings: Table, run: Run, shots: int) -> dict[str, object] | None:
     """The record of a finished evaluation of the training that now lies in the run's folder."""
     record = finished(evaluate_settings(settings, run, shots), "evaluate")
     training = trained(settings, run)
-    if record is None or training is None or record["results"].get("training") != identity(training):
+    if record is None or training is None:
         return None
-    return record
+    check_results(run.folder / f"evaluate-{shots}-shot", record.get("results"))
+    return record if record["results"]["training"] == identity(training) else None
 
 
 def make(settings: Table) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated, NotRequired, TypedDict
 
 import torch
 
@@ -11,6 +12,7 @@ from experiments.cells.common import (
     FREE,
     data_of,
     network_size,
+    numbers_of,
     quoted,
     read_genotype,
     recorded,
@@ -31,12 +33,31 @@ from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import derived_network, parameter_count
 from mamltheory.plotting import curve, figure, save
 from mamltheory.rng import derived_seed
-from mamltheory.runtime.checkpoint import load
+from mamltheory.runtime.checkpoint import check_state, load
 from mamltheory.runtime.checkpoint import save as save_state
 from mamltheory.runtime.data_parallel import Team, team
 from mamltheory.runtime.device import choose_device, environment
 from mamltheory.runtime.interrupt import Interrupted
-from mamltheory.runtime.runlog import RunLog, open_run, read_metrics
+from mamltheory.runtime.runlog import RunLog, check_complete, open_run, read_metrics
+
+
+class Line(TypedDict):
+    """A line of a training's ``metrics.jsonl``, as far as it is read."""
+
+    epoch: Annotated[int, 1]
+    loss: float
+    accuracy: float
+    learning_rate: float
+    val_accuracy: NotRequired[float]
+    val_half_width: NotRequired[float]
+
+
+class Kept(TypedDict):
+    """What every saved training holds, as far as commands read it themselves."""
+
+    epoch: Annotated[int, 0]
+    step: Annotated[int, 0]
+    genotype: dict[str, object] | None
 
 
 def run(settings: Train) -> int:
@@ -60,8 +81,11 @@ def train(settings: Train, genotype: Genotype | None, crew: Team | None = None) 
     with _record(settings, crew, device) as log:
         checkpoint = load(settings.out / "state", report=print)
         if checkpoint is not None:
+            check_state(checkpoint, Kept)
             _check_genotype(checkpoint.state["genotype"], genotype, settings)
             state = restore(state, checkpoint.tensors, checkpoint.state)
+            if log is not None:
+                lines_of(settings, state.epoch)
         crew.check_same((state.epoch, state.step), "epoch and step")
         state = _remaining_steps(state, genotype, settings, crew, log)
     if log is not None:
@@ -156,9 +180,16 @@ def _check_genotype(saved: object, genotype: Genotype | None, settings: Train) -
         raise CheckpointError(f"{settings.out} trains another genotype: choose another --out")
 
 
+def lines_of(settings: Train, epochs: int) -> dict[int, dict[str, float]]:
+    """What was measured in every epoch; raises CheckpointError unless all of the first ``epochs`` are there."""
+    lines = read_metrics(settings.out, Line)
+    check_complete(settings.out, lines, "epoch", range(1, epochs + 1))
+    return {line["epoch"]: numbers_of(line) for line in lines}
+
+
 def draw_curves(settings: Train) -> None:
     """Training loss and accuracy against epochs, validation accuracy where it was taken, falls of the rate."""
-    rows = {row["epoch"]: row for row in read_metrics(settings.out)}
+    rows = lines_of(settings, settings.epochs)
     data = {
         name: [row[name] for row in rows.values()] for name in ("epoch", "loss", "accuracy", "learning_rate")
     }

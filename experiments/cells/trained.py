@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 
 from experiments.cells.common import data_of
-from experiments.cells.train import continue_with, new_network
+from experiments.cells.train import Kept, continue_with, new_network
 from experiments.config import read_config, settings_from
 from experiments.requirements import require
 from experiments.settings import Train
-from mamltheory.errors import CheckpointError, DataError
+from mamltheory.errors import CheckpointError, DataError, GenotypeError
 from mamltheory.fewshot.images import ImageData
 from mamltheory.fewshot.inputs import Inputs, inputs_of, recorded_inputs
 from mamltheory.fewshot.training_state import load_weights, same_images
 from mamltheory.nas.genotype import Genotype
-from mamltheory.runtime.checkpoint import load
+from mamltheory.runtime.checkpoint import Checkpoint, check_state, load
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,17 +58,29 @@ def read_training(folder: Path) -> Trained:
     )
     settings = dataclasses.replace(settings_from(Train, read_config(folder, "train")), out=folder)
     checkpoint = load(folder / "state", report=print)
+    if checkpoint is not None:
+        check_state(checkpoint, Kept)
     if checkpoint is None or checkpoint.state["epoch"] < settings.epochs:
         done = 0 if checkpoint is None else checkpoint.state["epoch"]
         raise CheckpointError(
             f"{folder} holds {done} of {settings.epochs} epochs: finish it with {continue_with(settings)}"
         )
-    saved = checkpoint.state["genotype"]
-    genotype = Genotype.from_json(saved) if saved else None
+    genotype = saved_genotype(checkpoint)
+    if (genotype is None) != (settings.network == "resnet12"):
+        raise CheckpointError(f"{checkpoint.path} does not hold a network of the kind that {folder} trains")
     inputs = _inputs(checkpoint.state, settings)
     network = new_network(settings, genotype, inputs.classes)
     load_weights(network, checkpoint.tensors)
     return Trained(settings, genotype, network, inputs, checkpoint.state)
+
+
+def saved_genotype(checkpoint: Checkpoint) -> Genotype | None:
+    """The cell of a saved training, None for ResNet-12; raises CheckpointError, naming the state, for what is none."""
+    saved = checkpoint.state["genotype"]
+    try:
+        return None if saved is None else Genotype.from_json(saved)
+    except GenotypeError as error:
+        raise CheckpointError(f"{checkpoint.path} holds no genotype: {error}") from None
 
 
 def _inputs(state: Mapping[str, object], settings: Train) -> Inputs:

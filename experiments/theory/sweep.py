@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ from mamltheory import (
     train,
 )
 from mamltheory.bounds import extreme_eigenvalues
+from mamltheory.errors import CheckpointError
+from mamltheory.files import reason
 from mamltheory.maml import TrainingRecord
 from mamltheory.runtime.device import environment
 from mamltheory.runtime.interrupt import Interrupted
@@ -159,10 +162,22 @@ class Sweep:
     def values(self, name: str) -> np.ndarray:
         """One measurement as widths × seeds; "test_deviations/NAME" for a closed form."""
         group, _, key = name.partition("/")
-        picked = [row[group][key] if key else row[group] for row in self.rows]
-        return np.asarray(picked, float).reshape(
-            len(self.settings.widths), self.settings.seeds, *_shape(picked)
-        )
+        shape = (len(self.settings.widths), self.settings.seeds)
+        try:
+            picked = [row[group][key] if key else row[group] for row in self.rows]
+            return np.asarray(picked, float).reshape(*shape, *_shape(picked))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the runs in {self.settings.runs} hold no {name} of every width and seed ({reason(error)}): remove "
+                "the folder of this command there, and they are run again"
+            ) from None
+
+
+class _Row(TypedDict):
+    """What every line of a sweep has; the rest is the measurement's own."""
+
+    width: int
+    seed: int
 
 
 def _shape(picked: list[object]) -> tuple[int, ...]:
@@ -194,7 +209,7 @@ def sweep(settings: Theory, command: str, measurement: Measurement | None = None
         environment(),
         may_differ=("widths", "seeds"),
     )
-    done = {(row["width"], row["seed"]): row for row in read_metrics(folder)}
+    done = {(row["width"], row["seed"]): row for row in read_metrics(folder, _Row)}
     todo = [pair for pair in _pairs(settings) if pair not in done]
     title = f"{command} ({settings.tasks}, L = {settings.depth}, {settings.activation})"
     try:

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 from mamltheory.errors import CheckpointError, ValueRangeError
 from mamltheory.fewshot.images import ImageData, check_statistics
+from mamltheory.files import shown
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def recorded_inputs(record: object) -> Inputs:
             inputs = Inputs(size, classes, tuple(mean), tuple(std), mirrors)
         case _:
             raise CheckpointError(
-                f"the saved training describes its images as {record!r:.200}: expected image_size, classes, mean, "
+                f"the saved training describes its images as {shown(record)}: expected image_size, classes, mean, "
                 "std and mirrors; train anew"
             )
     try:

@@ -20,6 +20,7 @@ from torch import Tensor
 from mamltheory.errors import CheckpointError, ConfigurationError, ValueRangeError
 from mamltheory.fewshot.episodes import episode_task, episode_tasks, sample_episode
 from mamltheory.fewshot.images import ImageData, ImageSplit, fingerprint, normalise, take
+from mamltheory.files import shown
 from mamltheory.inner import Algorithm, InnerLoop, meta_output
 from mamltheory.maml import meta_gradient
 from mamltheory.networks import Model, from_module
@@ -160,9 +161,9 @@ def restore_meta_training(
             f"the saved meta-training has another {different[0]}: continue with its own, or start anew"
         )
     step = numbers.get("step")
-    if not isinstance(step, int) or step < 0:
+    if type(step) is not int or not 0 <= step < 2**63:
         raise CheckpointError(
-            f"the saved meta-training says step {step!r}: expected a whole number; start anew"
+            f"the saved meta-training says step {shown(step)}: expected a whole number; start anew"
         )
     kinds = ("params", "exp_avg", "exp_avg_sq") if step else ("params",)
     for name, parameter in state.params.items():

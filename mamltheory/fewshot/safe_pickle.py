@@ -2,7 +2,8 @@
 
 The public few-shot files are pickles written by Python 2 and early numpy. A pickle may name any function;
 here the names are looked up in a closed list, and what stands behind a name is a value of ours, not the
-original. What a file declares (lengths, shapes) is compared with its size before memory is asked for.
+original. What a file declares (lengths, shapes) is compared with its size before memory is asked for, and how
+many steps it may take goes by its size. What comes out may hold itself many times over: never print it whole.
 """
 
 import math
@@ -16,7 +17,14 @@ from typing import ClassVar
 import numpy as np
 
 from mamltheory.errors import DataError
+from mamltheory.fewshot.other_files import refuse_other_files
+from mamltheory.files import open_regular, reason, shown
 
+__all__ = ["load_pickle", "refuse_other_files"]
+
+STEPS, BYTES_PER_STEP = 2**22, 16
+"""A pickle may take so many steps, and one more for so many bytes: each may cost a hundred bytes of memory."""
+MOST_KEY, MOST_LENGTH = 2**63, 2**48
 MAPPED = 4096  # bytes: strings of this size that are an array's content stay in the file, as a memory map
 _NDARRAY = object()  # stands for the class numpy.ndarray, which a file may mention but not call
 _RECONSTRUCT = np.zeros(0).__reduce__()[0]
@@ -33,7 +41,7 @@ def load_pickle(path: Path) -> object:
     off, declares more than it holds, or asks for anything but data.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             refuse_other_files(path, file.peek(64)[:64])
             reader = _DataUnpickler(path, file, mapping=True)
             content = reader.load()
@@ -45,33 +53,18 @@ def load_pickle(path: Path) -> object:
         raise
     except pickle.UnpicklingError as error:
         raise DataError(
-            f"{path} is not a plain data pickle (it holds {error}); only arrays, lists, dictionaries, "
+            f"{path} is not a plain data pickle (it holds {reason(error)}); only arrays, lists, dictionaries, "
             "strings and numbers are read, and nothing in it was run: check where the file comes from, or "
             "save it as npz"
         ) from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {reason(error)}") from None
     # A broken stream makes the unpickler fail with nearly every built-in exception.
     except Exception as error:
         raise DataError(
-            f"{path} cannot be read as a pickle ({type(error).__name__}: {_line(error)}); the file is cut "
+            f"{path} cannot be read as a pickle ({type(error).__name__}: {reason(error)}); the file is cut "
             "off, damaged or of another kind: fetch it again and compare its size with the original"
         ) from None
-
-
-def refuse_other_files(path: Path, head: bytes) -> None:
-    """Raise DataError when the first bytes are those of a web page or of a Git LFS pointer."""
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise DataError(
-            f"{path} is a web page saved under the name of a data file (a download link that asked for a "
-            "confirmation): open the link in a browser, or fetch the file again"
-        )
-    if head.startswith(b"version https://git-lfs"):
-        raise DataError(
-            f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` where it comes from"
-        )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 class _File:
@@ -120,10 +113,10 @@ class _Allowed:
         return self._function(*arguments)
 
 
-def _dtype(name: str, *_flags: object) -> np.dtype:
+def _dtype(name: object, *_flags: object) -> np.dtype:
     dtype = np.dtype(name) if isinstance(name, str) and len(name) < 16 else None
     if dtype is None or dtype.kind not in _PLAIN_KINDS + "O":
-        _refuse(f"an array of type {name!r:.40}")
+        _refuse(f"an array of type {shown(name)}")
     return np.dtype(dtype, copy=True)  # of its own: its byte order is set afterwards
 
 
@@ -133,11 +126,18 @@ def _reconstruct(subtype: object, _shape: object, _typecode: object) -> np.ndarr
     return _RECONSTRUCT(np.ndarray, (0,), b"b")  # shape and content follow in the state
 
 
-def _scalar(dtype: np.dtype, data: object = b"") -> np.generic:
-    raw = data.encode("latin1") if isinstance(data, str) else data
-    if not isinstance(dtype, np.dtype) or dtype.kind not in _PLAIN_KINDS or len(raw) != dtype.itemsize:
-        _refuse("a numpy scalar that is not a number")
-    return np.frombuffer(raw, dtype)[0]
+class _Steps(dict):
+    """What every opcode does, for so many of them."""
+
+    def __init__(self, table: dict[int, Callable], most: int) -> None:
+        super().__init__(table)
+        self.left = most
+
+    def __getitem__(self, opcode: int) -> Callable:
+        self.left -= 1
+        if self.left < 0:
+            _refuse("more steps than a data set of its size takes")
+        return super().__getitem__(opcode)
 
 
 _CORES = ("core", "_core")  # numpy moved its inner modules in version 2
@@ -154,6 +154,7 @@ class _DataUnpickler(pickle._Unpickler):
         self.whole = np.memmap(path, np.uint8, "r") if mapping and self.source.size > MAPPED else None
         # Copies that the file orders may add up to so much; a short file could else fill any memory.
         self.budget = 16 * self.source.size + 2**20
+        self.dispatch = _Steps(self.dispatch, STEPS + self.source.size // BYTES_PER_STEP)
         super().__init__(self.source, encoding="latin1")
         self.allowed = {
             ("numpy", "dtype"): _Allowed(_dtype),
@@ -163,7 +164,7 @@ class _DataUnpickler(pickle._Unpickler):
             ("__builtin__", "bytes"): _Allowed(lambda: b""),
             ("collections", "OrderedDict"): _Allowed(self._dictionary),
             **{(f"numpy.{core}.multiarray", "_reconstruct"): _Allowed(_reconstruct) for core in _CORES},
-            **{(f"numpy.{core}.multiarray", "scalar"): _Allowed(_scalar) for core in _CORES},
+            **{(f"numpy.{core}.multiarray", "scalar"): _Allowed(self._scalar) for core in _CORES},
             **{(f"numpy.{core}.numeric", "_frombuffer"): _Allowed(self._frombuffer) for core in _CORES},
         }
 
@@ -171,10 +172,10 @@ class _DataUnpickler(pickle._Unpickler):
         try:
             return self.allowed[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name}") from None
+            raise pickle.UnpicklingError(f"{module[:80]}.{name[:80]}") from None
 
     def persistent_load(self, pid: object) -> object:
-        _refuse(f"a persistent object {pid!r:.40}")
+        _refuse(f"a persistent object {shown(pid)}")
 
     def get_extension(self, code: int) -> None:
         _refuse(f"the registered extension {code}")
@@ -184,18 +185,30 @@ class _DataUnpickler(pickle._Unpickler):
         if self.budget < 0:
             _refuse("copies that grow far beyond the file")
 
-    def _latin1(self, text: str, encoding: str) -> bytes:
-        if encoding not in ("latin1", "latin-1"):
-            _refuse(f"text encoded as {encoding!r:.40}")
+    def _latin1(self, text: object, encoding: object) -> bytes:
+        if type(text) is not str or encoding not in ("latin1", "latin-1"):
+            _refuse(f"text encoded as {shown(encoding)}")
         self._charge(len(text))
         return text.encode("latin1")
 
-    def _dictionary(self, pairs: list | tuple = ()) -> dict:
+    def _scalar(self, dtype: object, data: object = b"") -> np.generic:
+        raw = data.encode("latin1") if isinstance(data, str) else data
+        if not isinstance(dtype, np.dtype) or dtype.kind not in _PLAIN_KINDS or len(raw) != dtype.itemsize:
+            _refuse("a numpy scalar that is not a number")
+        self._charge(len(raw))
+        return np.frombuffer(raw, dtype)[0]
+
+    def _dictionary(self, pairs: object = ()) -> dict:
         self._charge(16 * len(pairs))
         return dict(_checked_key(key, value) for key, value in pairs)
 
-    def _frombuffer(self, data: object, dtype: np.dtype, shape: tuple, order: str = "C") -> np.ndarray:
-        if not isinstance(dtype, np.dtype) or dtype.kind not in _PLAIN_KINDS or order not in ("C", "F"):
+    def _frombuffer(self, data: object, dtype: object, shape: object, order: object = "C") -> np.ndarray:
+        if (
+            not isinstance(dtype, np.dtype)
+            or dtype.kind not in _PLAIN_KINDS
+            or type(order) is not str
+            or order not in ("C", "F")
+        ):
             _refuse("a raw buffer of objects")
         return self._array(data, dtype, _checked_shape(shape), order)
 
@@ -321,11 +334,17 @@ class _DataUnpickler(pickle._Unpickler):
 def _checked_key(key: object, value: object) -> tuple[object, object]:
     if not isinstance(key, _KEYS):  # hashing deeply nested tuples would overrun the C stack
         _refuse(f"a dictionary with a {type(key).__name__} as key")
+    if isinstance(key, int) and abs(key) >= MOST_KEY:  # larger ones can be chosen to collide
+        _refuse("a dictionary with a huge number as key")
     return key, value
 
 
 def _checked_shape(shape: object) -> tuple[int, ...]:
-    plain = isinstance(shape, tuple) and len(shape) <= 32 and all(type(n) is int and n >= 0 for n in shape)
+    plain = (
+        isinstance(shape, tuple)
+        and len(shape) <= 32
+        and all(type(n) is int and 0 <= n < MOST_LENGTH for n in shape)
+    )
     if not plain:
         _refuse("an array of impossible shape")
     return shape

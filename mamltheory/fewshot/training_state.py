@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Annotated, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -11,6 +12,18 @@ from mamltheory.errors import CheckpointError
 from mamltheory.fewshot.images import ImageData, fingerprint
 from mamltheory.fewshot.inputs import inputs_of
 from mamltheory.fewshot.train import TrainConfig, TrainState
+from mamltheory.files import reason, shown
+from mamltheory.strict_json import misfit
+
+
+class _Numbers(TypedDict):
+    """What :func:`state_tensors` gives beside the tensors; what a reader checks itself may be anything."""
+
+    epoch: Annotated[int, 0]
+    step: Annotated[int, 0]
+    totals: object
+    config: NotRequired[dict[str, object]]
+    data: object
 
 
 def state_tensors(state: TrainState) -> tuple[dict[str, Tensor], dict[str, object]]:
@@ -36,17 +49,23 @@ def restore(state: TrainState, tensors: Mapping[str, Tensor], numbers: Mapping[s
     Raises CheckpointError when the settings or the data differ, or the tensors do not fit the network.
     `epochs` may differ as long as there is no drop path, whose ramp depends on it.
     """
+    if wrong := misfit(numbers, _Numbers, "the saved training"):
+        raise CheckpointError(f"{wrong}: start anew with another --out")
     saved, ours = dict(numbers.get("config", {})), _config_record(state.config)
     if not state.config.drop_path and not saved.get("drop_path"):
         saved["epochs"] = ours["epochs"]
     different = [name for name in ours if saved.get(name) != ours[name]]
     if different or numbers.get("data") != _data_record(state.data):
-        settings = ", ".join(f"{name} {saved.get(name)} (now {ours[name]})" for name in different)
+        settings = ", ".join(f"{name} {shown(saved.get(name))} (now {ours[name]})" for name in different)
         what = settings or "the data set"
         raise CheckpointError(
             f"the saved training differs in {what}: continue with its settings, or start anew"
         )
-    epoch, step = (_count(numbers, name) for name in ("epoch", "step"))
+    epoch, step = numbers["epoch"], numbers["step"]
+    if step >= state.steps:
+        raise CheckpointError(
+            f"the saved training says step {step} of {state.steps} in an epoch: start anew with another --out"
+        )
     load_weights(state.network, tensors)
     _load_momenta(state, tensors, epoch or step)
     _load_scaler(state.scaler, numbers)
@@ -57,10 +76,17 @@ def load_weights(network: torch.nn.Module, tensors: Mapping[str, Tensor]) -> Non
     """Put the saved weights into a network; raises CheckpointError when they do not fit it."""
     prefix = "network/"
     weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    types = {name: value.dtype for name, value in network.state_dict().items()}
+    if wrong := next(
+        (name for name in weights if weights[name].dtype != types.get(name, weights[name].dtype)), None
+    ):
+        raise CheckpointError(
+            f"the saved weights do not fit this network: {wrong[:80]!r} is of {weights[wrong].dtype} for {types[wrong]}"
+        )
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(f"the saved weights do not fit this network: {error}") from None
+        raise CheckpointError(f"the saved weights do not fit this network: {reason(error)}") from None
 
 
 def same_images(numbers: Mapping[str, object], data: ImageData) -> bool:
@@ -101,22 +127,13 @@ def _load_momenta(state: TrainState, tensors: Mapping[str, Tensor], begun: int) 
         )
 
 
-def _count(numbers: Mapping[str, object], name: str) -> int:
-    value = numbers.get(name)
-    if not isinstance(value, int) or value < 0:
-        raise CheckpointError(
-            f"the saved training says {name} {value!r}: expected a whole number; start anew"
-        )
-    return value
-
-
 def _totals(numbers: Mapping[str, object]) -> tuple[float, float]:
     match numbers.get("totals"):
         case [float(loss), float(correct)] if math.isfinite(loss) and math.isfinite(correct):
             return loss, correct
         case other:
             raise CheckpointError(
-                f"the saved training has the totals {other!r}: expected two numbers; start anew"
+                f"the saved training has the totals {shown(other)}: expected two numbers; start anew"
             )
 
 
@@ -127,7 +144,7 @@ def _scaler_record(scaler: torch.amp.GradScaler) -> dict[str, object] | None:
 def _load_scaler(scaler: torch.amp.GradScaler, numbers: Mapping[str, object]) -> None:
     if not scaler.is_enabled():
         return
-    try:
-        scaler.load_state_dict(numbers["scaler"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"the saved training has no scale of the loss ({error}): start anew") from None
+    saved, ours = numbers.get("scaler"), scaler.state_dict()
+    if not isinstance(saved, dict) or any(type(saved.get(name)) is not type(ours[name]) for name in ours):
+        raise CheckpointError(f"the saved training has no scale of the loss ({shown(saved)}): start anew")
+    scaler.load_state_dict(saved)

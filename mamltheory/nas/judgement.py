@@ -120,6 +120,14 @@ def may_stop(state: Certainty, repeats: int, budget: int, least: int = MIN_REPEA
     return "regret" if state.regret < LITTLE_REGRET else None
 
 
+def _numbers(data: Mapping) -> dict[str, float | tuple[float, ...]]:
+    """Numbers and lists of them, also infinite ones, from JSON."""
+    return {
+        key: tuple(map(float, value)) if isinstance(value, list | tuple) else float(value)
+        for key, value in data.items()
+    }
+
+
 @dataclass(frozen=True)
 class RoundReliability:
     """What a round knows about its own scores; see the functions of this module for every number."""
@@ -145,12 +153,10 @@ class RoundReliability:
     @staticmethod
     def from_json(data: Mapping) -> "RoundReliability":
         """What :meth:`to_json` returned; raises KeyError or TypeError for anything else."""
-        agreement, sure = dict(data["agreement"]), dict(data["certainty"])
-        for name in ("tau_interval", "same_interval"):
-            agreement[name] = tuple(agreement[name])
-        sure["by_edge"] = tuple(sure["by_edge"])
-        rest = {**data, "agreement": Agreement(**agreement), "certainty": Certainty(**sure)}
-        return RoundReliability(**{**rest, "null": tuple(data["null"])})
+        agreement, sure = (_numbers(data[name]) for name in ("agreement", "certainty"))
+        parts = {"agreement": Agreement(**agreement), "certainty": Certainty(**sure)}
+        numbers = _numbers({name: data[name] for name in ("single", "specific", "null", "share")})
+        return RoundReliability(**{**data, **numbers, **parts})
 
 
 def judge(

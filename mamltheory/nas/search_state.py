@@ -3,12 +3,17 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypedDict
 
 from mamltheory.errors import CheckpointError
+from mamltheory.files import reason
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Edge, Operator
+from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.round_report import RoundReport
-from mamltheory.nas.scores import Score
+from mamltheory.nas.scores import Failure, Score
+from mamltheory.strict_json import misfit
+
+Number = Annotated[int, 0]
 
 
 class Job(NamedTuple):
@@ -57,6 +62,17 @@ class SearchState:
     """Of every operator that competes, one number for each repeat of earlier rounds; kept where shrinkage uses it."""
 
 
+class _Saved(TypedDict):
+    """What :func:`state_to_json` gives."""
+
+    round: Number
+    candidates: dict[str, list[list[str]]]
+    scores: list[tuple[Number, Operator | None, Operator | None, float, float, Failure | None]]
+    trace: list[tuple[Number, Operator, float, float, int, bool, bool, bool]]
+    reports: list[RoundReport]
+    history: list[tuple[Operator, list[float]]]
+
+
 def state_to_json(state: SearchState) -> dict:
     """The state in numbers, strings and lists; infinite numbers as strings, for they are not JSON."""
     return {
@@ -80,6 +96,8 @@ def decision_to_json(d: Decision) -> list:
 
 def state_from_json(data: Mapping) -> SearchState:
     """The state of :func:`state_to_json`; raises CheckpointError for anything else."""
+    if wrong := misfit(data, _Saved, "the saved search"):
+        raise CheckpointError(f"not a saved search ({wrong}): start the search anew with another --out")
     try:
         scores = {
             Job(data["round"], repeat, _operator(removed), _operator(beside)): Score(float(c), float(r), why)
@@ -90,11 +108,13 @@ def state_from_json(data: Mapping) -> SearchState:
             for k, o, c, r, rank, pruned, tied, undecided in data["trace"]
         )
         reports = tuple(RoundReport.from_json(report) for report in data["reports"])
-        history = {_live_operator(o): tuple(values) for o, values in data["history"]}
+        history = {_live_operator(o): tuple(map(float, values)) for o, values in data["history"]}
         candidates = Candidates.from_json(data["candidates"])
         return SearchState(candidates, data["round"], scores, trace, reports, history)
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"not a saved search: {error!r}; start the search anew") from error
+        raise CheckpointError(
+            f"not a saved search ({reason(error)}): start the search anew with another --out"
+        ) from error
 
 
 def _number(value: float) -> float | str:
@@ -107,6 +127,6 @@ def _operator(data: Sequence | None) -> Operator | None:
 
 def _live_operator(data: Sequence) -> Operator:
     cell, edge, operation = data
-    if cell not in CELL_TYPES or Edge(*edge) not in EDGES:
+    if cell not in CELL_TYPES or Edge(*edge) not in EDGES or operation not in OPERATIONS:
         raise ValueError(f"no such operator: {data}")
     return Operator(cell, Edge(*edge), operation)

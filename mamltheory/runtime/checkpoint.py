@@ -8,10 +8,7 @@ directory at a time.
 import json
 import os
 import shutil
-import socket
-import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +17,17 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mamltheory.errors import CheckpointError
+from mamltheory.files import read_regular, reason, shown
 from mamltheory.runtime.records import sha256, sync_directory, write_synced
+from mamltheory.runtime.temporary import FOLDER, SECONDS_UNTIL_STALE, owner, sweep
+from mamltheory.strict_json import misfit, parse
+
+__all__ = ["SECONDS_UNTIL_STALE", "Checkpoint", "check_state", "load", "read", "save", "sweep"]
 
 TENSORS, STATE, DIGESTS = "tensors.safetensors", "state.json", "SHA256SUMS"
-PREFIX, TEMPORARY = "state-", ".tmp-"
-SECONDS_UNTIL_STALE = 24 * 3600.0
+PREFIX = "state-"
+LOADS = 20
+"""Times that a folder is looked at again because a writer has changed it meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -64,45 +67,63 @@ def save(directory: Path, tensors: Mapping[str, Tensor], state: Mapping[str, obj
 def load(directory: Path, report: Callable[[str], None]) -> Checkpoint | None:
     """The newest good state in ``directory``, or None if none was ever saved there.
 
-    report: told in a sentence about every broken state that is passed over for an older one.
-    Raises CheckpointError when there are states and all of them are broken.
+    Another process may be saving there. report: told in a sentence about every broken state that is passed over for
+    an older one. Raises CheckpointError when there are states and all of them are broken.
     """
-    if not directory.is_dir():
-        return None
     states = _states(directory)
+    for _ in range(LOADS):
+        found, broken = _first_good(states)
+        # A state that was there and cannot be read may have been removed for newer ones: that is no damage.
+        before, states = states, _states(directory) if broken else states
+        if states == before:
+            for error in broken:
+                report(
+                    f"{error}; " + ("trying the state before it" if found else "there is no other before it")
+                )
+            if found is None and states:
+                raise CheckpointError(
+                    f"all {len(states)} saved states in {directory} are broken: put back a copy of one, or move them "
+                    "elsewhere to start again"
+                )
+            return found
+    raise CheckpointError(f"{directory} changes faster than it can be read: try again")
+
+
+def _first_good(states: Sequence[Path]) -> tuple[Checkpoint | None, list[CheckpointError]]:
+    """The newest state that can be read, and what is wrong with those after it."""
+    broken = []
     for path in reversed(states):
         try:
-            return read(path)
+            return read(path), broken
         except CheckpointError as error:
-            report(f"{error}; trying the state before it")
-    if states:
-        raise CheckpointError(
-            f"all {len(states)} saved states in {directory} are broken: remove them to start again"
-        )
-    return None
+            broken.append(error)
+    return None, broken
 
 
 def read(path: Path) -> Checkpoint:
     """The state at ``path``; raises CheckpointError unless every byte is as it was written."""
     try:
-        content = {name: (path / name).read_bytes() for name in (TENSORS, STATE)}
-        recorded = (path / DIGESTS).read_bytes()
+        content = {name: read_regular(path / name) for name in (TENSORS, STATE)}
+        recorded = read_regular(path / DIGESTS)
     except OSError as error:
-        raise CheckpointError(f"the saved state {path} is incomplete: {error}") from error
+        raise CheckpointError(f"the saved state {path} is incomplete ({reason(error)})") from error
     if recorded != _digests(content):
         raise CheckpointError(f"the saved state {path} is damaged: its files do not match {DIGESTS}")
     try:
-        return Checkpoint(safetensors.torch.load(content[TENSORS]), json.loads(content[STATE]), path)
+        state = parse(content[STATE], infinite=True)
+        if wrong := misfit(state, dict[str, object], STATE):
+            raise ValueError(wrong)
+        return Checkpoint(safetensors.torch.load(content[TENSORS]), state, path)
     except (SafetensorError, ValueError) as error:
-        raise CheckpointError(f"the saved state {path} is not in this format: {error}") from error
+        raise CheckpointError(f"the saved state {path} is not in this format: {reason(error)}") from error
 
 
-def sweep(directory: Path) -> list[Path]:
-    """Remove what crashed processes left half-written in ``directory``; returns what was removed."""
-    stale = [path for path in directory.glob(f"{TEMPORARY}*") if _is_stale(path)]
-    for path in stale:
-        shutil.rmtree(path, ignore_errors=True)
-    return stale
+def check_state(checkpoint: Checkpoint, kind: object) -> None:
+    """Raise CheckpointError, naming the file, unless a state is of a kind, as ``misfit`` takes it."""
+    if wrong := misfit(checkpoint.state, kind, "it"):
+        raise CheckpointError(
+            f"{checkpoint.path / STATE} is not what this command saves ({wrong}): start anew with another --out"
+        )
 
 
 def _states(directory: Path) -> list[Path]:
@@ -148,30 +169,7 @@ def _remove(path: Path) -> None:
 
 
 def _temporary_name() -> str:
-    return f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}-{socket.gethostname()}"
-
-
-def _is_stale(path: Path) -> bool:
-    pid, _, host = path.name.removeprefix(TEMPORARY).partition("-")
-    host = host.partition("-")[2]
-    if host == socket.gethostname() and pid.isdecimal() and int(pid) != os.getpid():
-        return not _is_running(int(pid))
-    try:
-        return time.time() - path.stat().st_mtime > SECONDS_UNTIL_STALE
-    except OSError:
-        return False
-
-
-def _is_running(pid: int) -> bool:
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+    return f"{FOLDER}{owner(os.getpid())}"
 
 
 def _check_plain(value: object, where: str) -> None:
@@ -183,8 +181,8 @@ def _check_plain(value: object, where: str) -> None:
     elif isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise CheckpointError(f"{where} has the key {key!r}: JSON keeps only strings as keys")
-            _check_plain(item, f"{where}[{key!r}]")
+                raise CheckpointError(f"{where} has the key {shown(key)}: JSON keeps only strings as keys")
+            _check_plain(item, f"{where}[{shown(key)}]")
     else:
         raise CheckpointError(
             f"{where} is a {type(value).__name__}, which JSON would not give back: convert it to a list, "

@@ -74,5 +74,5 @@ def _named(holder: bytes) -> str:
     try:
         other = json.loads(holder)
         return f"process {other['process']} on {other['host']} since {other['since']}"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "another process"

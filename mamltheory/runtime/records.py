@@ -11,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mamltheory.errors import ConfigurationError
+from mamltheory.errors import CheckpointError, ConfigurationError
+from mamltheory.files import read_regular, reason, shown
+from mamltheory.runtime.temporary import owner, sweep
+from mamltheory.strict_json import MOST_BYTES, misfit, unsealed
 
 
 def plain(value: object) -> object:
@@ -54,7 +57,7 @@ def _plain_container(value: object) -> object:
 
 def _key(key: object) -> str:
     if not isinstance(key, (str, int)):
-        raise ConfigurationError(f"cannot record the key {key!r}: keys must be strings or whole numbers")
+        raise ConfigurationError(f"cannot record the key {shown(key)}: keys must be strings or whole numbers")
     return str(key)
 
 
@@ -92,12 +95,33 @@ def sync_directory(directory: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path``; readers and crashes see the old content or the new, never a part."""
+    """Put ``data`` at ``path``; readers and crashes see the old content or the new, never a part.
+
+    What writers of this file left when they were killed goes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    sweep(path.parent, path.name)
+    temporary = path.with_name(f".{path.name}.{owner(os.getpid())}.tmp")
     try:
         write_synced(temporary, data)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+def read_record(path: Path, kind: object, remedy: str) -> dict[str, object]:
+    """The object in a JSON file that was written with :func:`mamltheory.strict_json.sealed`, without its digest.
+
+    kind: what it has to be, as :func:`mamltheory.strict_json.misfit` takes it. remedy: what to do about another file.
+    Raises CheckpointError, naming the file, for one that was changed, is not of this kind, or cannot be read.
+    """
+    try:
+        content, _ = unsealed(read_regular(path, MOST_BYTES))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path} ({reason(error)}): {remedy}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} {error}: {remedy}") from None
+    if wrong := misfit(content, kind, "it"):
+        raise CheckpointError(f"{path} holds something else ({wrong}): {remedy}")
+    return content

@@ -1,16 +1,38 @@
 """What a run was and what it measured: ``run.json`` (feeds back as ``--config``) and ``metrics.jsonl``."""
 
-import json
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 from mamltheory.errors import CheckpointError, ConfigurationError
+from mamltheory.files import read_regular, reason, shown
 from mamltheory.runtime.lock import hold, let_go
-from mamltheory.runtime.records import plain, replace_file, to_json
+from mamltheory.runtime.records import plain, read_record, replace_file, sync_directory, to_json
+from mamltheory.runtime.temporary import sweep
+from mamltheory.strict_json import SEAL_BYTES, misfit, seal_of, sealed, unsealed
 
-RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
+RUN_FILE, METRICS_FILE, STATES = "run.json", "metrics.jsonl", "state"
+MOST_METRICS = 2**30
+NEW_RUN = "put back a copy of it, or choose another --out"
+EDITED = f"{NEW_RUN}; if it was changed on purpose, take out its last entry"
+Status = Literal["running", "finished", "interrupted", "failed"]
+
+
+class Record(TypedDict):
+    """What ``run.json`` holds."""
+
+    command: str
+    config: dict[str, object]
+    seed: NotRequired[int | None]
+    environment: NotRequired[dict[str, object]]
+    started: NotRequired[str]
+    ended: NotRequired[str | None]
+    status: NotRequired[Status]
+    starts: NotRequired[Annotated[int, 1]]
+    results: NotRequired[dict[str, object]]
 
 
 @dataclass(frozen=True)
@@ -25,9 +47,24 @@ class RunLog:
     record: dict[str, object]
 
     def log(self, **values: object) -> None:
-        """Append one line of measurements to ``metrics.jsonl``, for example ``log(step=3, loss=0.7)``."""
-        with (self.directory / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(to_json(values, indent=None))
+        """Append one line of measurements to ``metrics.jsonl``, for example ``log(step=3, loss=0.7)``.
+
+        It has reached the disk afterwards. Every line ends with a digest of itself and of the one before it.
+        """
+        path = self.directory / METRICS_FILE
+        with path.open("a+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - SEAL_BYTES))
+            line = sealed(to_json(values, indent=None), before=seal_of(file.read()))
+            try:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)  # the disk is full: half a line would spoil those that may follow
+                raise
+        if size == 0:
+            sync_directory(self.directory)
 
     def close(self, status: str = "finished", **results: object) -> "RunLog":
         """Write how the run ended, with its results in a few numbers, and leave the folder to other processes.
@@ -45,7 +82,7 @@ class RunLog:
 
     def write(self) -> None:
         """Put ``run.json`` in place; a crash leaves the old or the new one, never a part."""
-        replace_file(self.directory / RUN_FILE, to_json(self.record).encode())
+        replace_file(self.directory / RUN_FILE, sealed(to_json(self.record)))
 
 
 def open_run(
@@ -66,6 +103,8 @@ def open_run(
     """
     taken = hold(directory)
     try:
+        for place in (directory, directory / STATES) if taken else ():
+            sweep(place, alone=True)
         return _open_held(directory, command, config, seed, environment, may_differ, before)
     except BaseException:
         if taken:
@@ -87,7 +126,7 @@ def _open_held(
         earlier = read_run(directory)
         check_same_run(directory, earlier, command, config, may_differ, before)
         started = earlier.get("started", started)
-        starts = int(earlier.get("starts", 1)) + 1
+        starts = earlier.get("starts", 1) + 1
         _drop_partial_line(directory / METRICS_FILE)
     record = {
         "command": command,
@@ -105,27 +144,59 @@ def _open_held(
 
 
 def read_run(path: Path) -> dict[str, object]:
-    """The record at ``path``, a run directory or a ``run.json``; raises CheckpointError if it is none."""
+    """The record at ``path``, a run directory or a ``run.json``; raises CheckpointError if it is none, or changed."""
     path = path / RUN_FILE if path.is_dir() else path
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read the run record {path}: {error}") from error
-    if not isinstance(record, dict) or "command" not in record or not isinstance(record.get("config"), dict):
-        raise CheckpointError(f"{path} is no run record: expected an object with 'command' and 'config'")
+    record = read_record(path, Record, EDITED)
+    for name in ("started", "ended"):
+        try:
+            datetime.fromisoformat(record.get(name) or _now())
+        except ValueError:
+            raise CheckpointError(
+                f"{path} says {name} {shown(record[name])}, which is no time: {NEW_RUN}"
+            ) from None
     return record
 
 
-def read_metrics(directory: Path) -> list[dict[str, object]]:
-    """All measurements of a run in the order they were logged; a line cut short by a crash is left out."""
-    path = directory / METRICS_FILE
+def read_metrics(directory: Path, kind: object = dict) -> list[dict[str, object]]:
+    """All measurements of a run in the order they were logged; a line cut short by a crash is left out.
+
+    kind: what every line has to be, as :func:`mamltheory.strict_json.misfit` takes it. Raises CheckpointError, naming
+    file and line, for a line that was changed, taken out or put in, or is of another kind.
+    """
+    path, rows, digest = directory / METRICS_FILE, [], ""
     if not path.exists():
         return []
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
     try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise CheckpointError(f"{path} has a line that is not JSON ({error}): remove that line") from error
+        lines = read_regular(path, MOST_METRICS).split(b"\n")[:-1]
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path} ({reason(error)}): {NEW_RUN}") from None
+    for number, line in enumerate(lines, 1):
+        before = digest
+        try:
+            row, digest = unsealed(line + b"\n", before)
+            if before and not digest:
+                raise ValueError("is damaged: it has no digest, as the line before it has")
+            if wrong := misfit(row, kind, "it"):
+                raise ValueError(f"is of another kind: {wrong}")
+        except ValueError as error:
+            raise CheckpointError(
+                f"line {number} of {path} {reason(error)}; or a line before it was changed or removed: {NEW_RUN}"
+            ) from None
+        rows.append(row)
+    return rows
+
+
+def check_complete(
+    directory: Path, rows: Iterable[Mapping[str, object]], name: str, expected: Iterable[int]
+) -> None:
+    """Raise CheckpointError unless the measurements of a run have a line for each of the expected numbers."""
+    there = {row.get(name) for row in rows}
+    if lacking := [number for number in expected if number not in there]:
+        numbers = ", ".join(map(str, lacking[:5])) + ", …" * (len(lacking) > 5)
+        raise CheckpointError(
+            f"{directory / METRICS_FILE} has no line for {name} {numbers}, which the saved state has behind it: "
+            f"{NEW_RUN}"
+        )
 
 
 def check_same_run(
@@ -139,7 +210,7 @@ def check_same_run(
     """Raise ConfigurationError, naming the differences, unless the record is of this command with these settings."""
     if earlier["command"] != command:
         raise ConfigurationError(
-            f"{directory} holds a run of '{earlier['command']}', not of '{command}': choose another --out"
+            f"{directory} holds a run of {shown(earlier['command'])}, not of '{command}': choose another --out"
         )
     if changes := differences(earlier["config"], config, may_differ, before):
         raise ConfigurationError(
@@ -158,7 +229,7 @@ def differences(
     """
     then, ours = {**(_defaults(now) if before is None else plain(before)), **there}, plain(now)
     keys = [key for key in {**there, **ours} if key not in but and then.get(key) != ours.get(key)]
-    return ", ".join(f"{key} ({then.get(key)!r} there, {ours.get(key)!r} now)" for key in keys)
+    return ", ".join(f"{key} ({shown(then.get(key))} there, {shown(ours.get(key))} now)" for key in keys)
 
 
 def _defaults(settings: object) -> dict[str, object]:
@@ -167,7 +238,7 @@ def _defaults(settings: object) -> dict[str, object]:
 
 
 def _drop_partial_line(path: Path) -> None:
-    if path.exists() and not (data := path.read_bytes()).endswith(b"\n") and data:
+    if path.exists() and not (data := read_regular(path)).endswith(b"\n") and data:
         replace_file(path, data[: data.rfind(b"\n") + 1])
 
 

@@ -23,6 +23,7 @@ from experiments.settings import Benchmark
 from mamltheory.errors import ConfigurationError
 from mamltheory.nas.network import supernet
 from mamltheory.nas.precision import multiplies_bfloat16
+from mamltheory.strict_json import sealed
 from tests.experiments.stops import counted
 
 FEW = ("meta-gradient-l256", "metantk-l8192", "ntk-fc-l256", "depthwise")
@@ -137,7 +138,7 @@ def test_finished_cases_are_not_measured_again_unless_their_settings_change(benc
     assert len(again) == 3
 
 
-def test_a_broken_or_foreign_record_does_not_count_as_finished(tmp_path):
+def test_a_broken_or_foreign_record_does_not_count_as_finished(tmp_path, capsys):
     path = tmp_path / "case.json"
     assert run.finished(path, {"rounds": 1}) is None
     path.write_text('{"identity": {"rounds": 1}, "record": {"a": 2}}')
@@ -145,6 +146,9 @@ def test_a_broken_or_foreign_record_does_not_count_as_finished(tmp_path):
     assert run.finished(path, {"rounds": 2}) is None
     path.write_text('{"identity": {"rou')
     assert run.finished(path, {"rounds": 1}) is None
+    path.write_bytes(sealed('{"identity": {"rounds": 1}, "record": {"a": 2}}').replace(b"2}", b"3}"))
+    assert run.finished(path, {"rounds": 1}) is None
+    assert f"{path} is damaged" in capsys.readouterr().out
 
 
 def test_the_floor_of_the_meta_gradient_is_nine_products_and_those_of_the_thin_layers():

@@ -171,7 +171,7 @@ def test_differences_are_taken_task_by_task_and_run_by_run(study):
 
 def test_runs_of_one_seed_on_different_tasks_are_not_compared(own):
     path = own.work / "glyphs/random/seed-0/evaluate-1-shot/run.json"
-    record = json.loads(path.read_text())
+    record = read_run(path)
     record["results"]["tasks_digest"] = "another"
     path.write_text(json.dumps(record))
     with pytest.raises(ConfigurationError, match="evaluated on different tasks"):
@@ -207,7 +207,7 @@ def test_an_evaluation_of_something_else_counts_as_missing(own, what):
         shutil.copy(own.work / "glyphs/random/seed-1/genotype.json", folder)
     else:
         path = folder / ("train/run.json" if what == "the training" else "evaluate-1-shot/run.json")
-        record = json.loads(path.read_text())
+        record = read_run(path)
         record["config"]["tasks"] = 4
         if what == "the training":
             record = read_run(path) | {"started": "2020-01-01T00:00:00+00:00"}

@@ -210,7 +210,7 @@ def test_a_run_folder_with_another_kind_of_run_is_refused(swept, tmp_path):
     settings = small(tmp_path)
     folder = sweeps.run_folder(settings)
     folder.mkdir(parents=True)
-    record = json.loads((sweeps.run_folder(small(swept[0])) / "run.json").read_text())
+    record = read_run(sweeps.run_folder(small(swept[0])))
     (folder / "run.json").write_text(json.dumps(record | {"command": "search"}))
     with pytest.raises(ConfigurationError, match="run of 'search'"):
         sweeps.sweep(settings, "drift")

@@ -7,17 +7,19 @@ import numpy as np
 
 from mamltheory.errors import DataError
 from mamltheory.fewshot.formats.common import existing
-from mamltheory.fewshot.safe_pickle import refuse_other_files
+from mamltheory.fewshot.other_files import refuse_other_files
+from mamltheory.files import open_regular, reason, shown
 
 MOST_EXPANSION = 100  # images shrink to a half or a third; what unpacks a hundredfold to gigabytes is a trap
 SMALL = 2**28  # bytes that may unpack from anything
+MOST_LIST = 2**20  # bytes of the list of what is in an archive: a hundred for every array
 
 
 def open_npy(file: Path) -> np.ndarray:
     """An npy file as a read-only memory map; never unpickled. Raises DataError when it is damaged."""
     _check_head(file)
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+        return np.lib.format.open_memmap(file, "r")
     except Exception as error:  # a broken header reaches numpy's parser in many ways
         raise _damaged(file, "a numpy array", error) from None
 
@@ -29,8 +31,11 @@ def open_npz_member(file: Path, name: str) -> np.ndarray:
     """
     _check_head(file)
     try:
+        _check_list_of_members(file)
         with zipfile.ZipFile(file) as archive:
             info = archive.getinfo(f"{name}.npy")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError("it is compressed in a way that numpy does not use")
             if info.compress_type == zipfile.ZIP_STORED:
                 return _map_member(file, info)
             if info.file_size > max(SMALL, MOST_EXPANSION * info.compress_size):
@@ -45,14 +50,20 @@ def open_npz_member(file: Path, name: str) -> np.ndarray:
         raise _damaged(file, f"an npz file with an array {name!r}", error) from None
 
 
+def _check_list_of_members(file: Path) -> None:
+    with open_regular(file) as opened:
+        end = zipfile._EndRecData(opened)
+    if not end or end[zipfile._ECD_SIZE] > MOST_LIST:
+        raise ValueError("it has no list of its arrays, or one that is far too long")
+
+
 def _check_head(file: Path) -> None:
-    with existing(file).open("rb") as opened:
+    with open_regular(existing(file)) as opened:
         refuse_other_files(file, opened.read(64))
 
 
 def _damaged(file: Path, what: str, error: Exception) -> DataError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return DataError(f"{file} is not {what} ({reason}): fetch it again and compare its size")
+    return DataError(f"{file} is not {what} ({reason(error)}): fetch it again and compare its size")
 
 
 def _read_header(stream: object, size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -60,13 +71,13 @@ def _read_header(stream: object, size: int) -> tuple[tuple[int, ...], bool, np.d
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects")
+    if dtype.hasobject or dtype.itemsize == 0:
+        raise ValueError("it holds Python objects, or nothing")
     count = 1
     for length in shape:
         count *= length  # of Python integers: they do not overflow
     if min(shape, default=0) < 0 or count * dtype.itemsize > size:
-        raise ValueError(f"an array of shape {shape} is announced and {size} bytes are there")
+        raise ValueError(f"an array of shape {shown(shape)} is announced and {size} bytes are there")
     return shape, fortran, dtype
 
 

@@ -21,6 +21,7 @@ from mamltheory.fewshot.formats.common import (
 )
 from mamltheory.fewshot.formats.pixels import fitted
 from mamltheory.fewshot.images import ImageSplit
+from mamltheory.files import shown
 
 CATEGORY = "miniImageNet_category_split_{}.pickle"
 CATEGORY_PARTS = {"train": "train_phase_train", "val": "val", "test": "test"}
@@ -54,7 +55,7 @@ def read_category(folder: Path, split: str, options: Options, find: object = fin
     return renumbered(images, content["labels"], category_names(content, file), split, file)
 
 
-def category_names(content: Mapping[str, object], file: Path) -> dict[int, str]:
+def category_names(content: Mapping, file: Path) -> dict[int, str]:
     """Label → name from 'catname2label' or 'label2catname'; empty where there is neither."""
     if "catname2label" in content:
         table, flip = content["catname2label"], True
@@ -77,19 +78,27 @@ def read_cache(folder: Path, split: str, options: Options, find: object = find_c
     images, classes = image_array(content["image_data"], file, "image_data"), content["class_dict"]
     if not isinstance(classes, dict) or not classes:
         raise DataError(f"{file}: 'class_dict' must map every class to its rows")
-    names = [name.decode("latin1") if isinstance(name, bytes) else str(name) for name in classes]
+    names = [_class_name(name, file) for name in classes]
     labels = np.full(len(images), -1, np.int64)
     for label, (name, rows) in enumerate(zip(names, classes.values(), strict=True)):
-        rows = integers(rows, f"the rows of class {name!r} in {file}")
+        rows = integers(rows, f"the rows of class {shown(name)} in {file}")
         if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(images) or (labels[rows] >= 0).any():
             raise DataError(
-                f"{file}: class {name!r} has no rows, rows of another class, or rows beyond the "
+                f"{file}: class {shown(name)} has no rows, rows of another class, or rows beyond the "
                 f"{len(images)} images"
             )
         labels[rows] = label
     if (labels < 0).any():
         raise DataError(f"{file}: {int((labels < 0).sum())} images belong to no class")
     return ImageSplit(fitted(images, split, options), labels, tuple(names))
+
+
+def _class_name(name: object, file: Path) -> str:
+    if isinstance(name, bytes):
+        return name.decode("latin1")
+    if not isinstance(name, str | int | np.integer):
+        raise DataError(f"{file}: 'class_dict' has the key {shown(name)}: expected names of classes")
+    return str(name)
 
 
 def _cifar_name(folder: Path) -> str:

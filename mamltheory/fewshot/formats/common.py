@@ -1,6 +1,5 @@
 """What the readers of all layouts share: options, splits from raw labels, and files that must be there."""
 
-import json
 import math
 import os
 import warnings
@@ -14,6 +13,8 @@ from mamltheory.errors import DataError, printable
 from mamltheory.fewshot.formats.listing import refuse_outside
 from mamltheory.fewshot.images import ImageSplit
 from mamltheory.fewshot.safe_pickle import load_pickle, refuse_other_files
+from mamltheory.files import read_regular, shown
+from mamltheory.strict_json import unsealed
 
 SPLITS = ("train", "val", "test")
 SPELLINGS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
@@ -135,9 +136,15 @@ def renumbered(
 
 def integers(values: object, what: str) -> np.ndarray:
     """A list or array of whole numbers as a vector; raises DataError for anything else."""
+    # A list may hold itself many times over: as an array it would fill the memory.
+    plain = isinstance(values, np.ndarray) or (
+        isinstance(values, list | tuple) and all(isinstance(v, int | np.integer) for v in values)
+    )
+    if not plain:
+        raise DataError(f"{what} are {shown(values)}: expected a list or array of whole numbers")
     try:
         array = np.asarray(values)
-    except (ValueError, OverflowError):  # lists within lists of different lengths
+    except OverflowError:
         array = np.empty(0, object)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise DataError(f"{what} have shape {array.shape} and type {array.dtype}: expected whole numbers")
@@ -150,7 +157,7 @@ def dictionary(file: Path, *keys: str) -> dict:
     if isinstance(content, dict):
         content = {text_key(key): value for key, value in content.items()}
     if not isinstance(content, dict) or any(key not in content for key in keys):
-        found = sorted(map(str, content))[:8] if isinstance(content, dict) else type(content).__name__
+        found = f"the keys {shown(list(content))}" if isinstance(content, dict) else shown(content)
         raise DataError(f"{file} holds {found}; expected a dictionary with {', '.join(keys) or 'entries'}")
     return content
 
@@ -172,7 +179,8 @@ def image_array(images: object, file: Path, key: str) -> np.ndarray:
 def existing(file: Path) -> Path:
     """The path, if it is a file that can be opened; raises DataError otherwise."""
     if not file.is_file():
-        raise DataError(f"{file} is missing: every split needs its own")
+        what = "is no regular file" if file.exists() else "is missing"
+        raise DataError(f"{file} {what}: every split needs its own")
     return file
 
 
@@ -180,7 +188,7 @@ def read_text(file: Path) -> str:
     """The text of a CSV or JSON file; raises DataError for what is none."""
     if existing(file).stat().st_size > MOST_TEXT:
         raise DataError(f"{file} has more than {MOST_TEXT // 2**20} MiB: this is no list of images")
-    raw = file.read_bytes()
+    raw = read_regular(file, MOST_TEXT)
     refuse_other_files(file, raw[:64])
     try:
         return raw.decode("utf-8-sig")
@@ -191,12 +199,9 @@ def read_text(file: Path) -> str:
 def read_json(file: Path) -> dict:
     """The object in a JSON file; raises DataError for anything else."""
     try:
-        content = json.loads(read_text(file))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is not JSON ({error}): fetch it again") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{file} holds a {type(content).__name__}: expected a JSON object")
-    return content
+        return unsealed(read_text(file).encode())[0]
+    except ValueError as error:
+        raise DataError(f"{file} {error}: fetch or prepare it again") from None
 
 
 def strings(content: Mapping[str, object], key: str, file: Path) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from io import StringIO
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -21,7 +22,9 @@ from mamltheory.fewshot.formats.folders import labelled
 from mamltheory.fewshot.formats.listing import refuse_links_outside, refuse_outside
 from mamltheory.fewshot.formats.pixels import decoded
 from mamltheory.fewshot.images import ImageSplit
+from mamltheory.files import open_regular, reason, shown
 
+MOST_COLUMNS, MOST_ROWS = 100, 2**22
 COLUMNS = (("label", "filename"), ("class_name", "image_name"))
 """Class and file in the header of a CSV: Ravi and Larochelle's, and easyfsl's."""
 
@@ -54,21 +57,23 @@ def read_csv(folder: Path, split: str, options: Options) -> ImageSplit:
 
 def _rows(file: Path) -> list[tuple[str, str]]:
     try:
-        rows = list(csv.DictReader(StringIO(read_text(file), newline=""), strict=True))
+        reader = csv.DictReader(StringIO(read_text(file), newline=""), strict=True)
+        header = reader.fieldnames or []
+        columns = next((pair for pair in COLUMNS if set(pair) <= set(header)), None)
+        # The rows one by one: a short one costs a dictionary of all columns.
+        known = columns is not None and len(header) <= MOST_COLUMNS
+        pairs = [(row[columns[0]], row[columns[1]]) for row in islice(reader, MOST_ROWS + 1)] if known else []
     except csv.Error as error:
-        raise DataError(f"{file} is not a CSV file ({error}): fetch it again") from None
-    header = rows[0].keys() if rows else ()
-    columns = next((pair for pair in COLUMNS if set(pair) <= set(header)), None)
-    if columns is None:
+        raise DataError(f"{file} is not a CSV file ({reason(error)}): fetch it again") from None
+    if not pairs or len(pairs) > MOST_ROWS:
         raise DataError(
-            f"{file} has the columns {list(map(str, header))[:8]} in {len(rows)} rows: expected images under "
-            "filename,label or class_name,image_name"
+            f"{file} has the columns {shown(list(header))} in {len(pairs)} rows: expected at most {MOST_ROWS} "
+            f"images under filename,label or class_name,image_name"
         )
-    pairs = [(row[columns[0]], row[columns[1]]) for row in rows]
     for name, image in pairs:
         if not name or not image or not (_inside(image) and _inside(name)):
             raise DataError(
-                f"{file} names the image {image!r:.80} of class {name!r:.80}: expected plain names"
+                f"{file} names the image {shown(image)} of class {shown(name)}: expected plain names"
             )
     return pairs
 
@@ -87,7 +92,9 @@ def _place(roots: Sequence[Path], pair: tuple[str, str], file: Path) -> tuple[Pa
             candidate = root / name / image if nested else root / image
             if len(str(candidate)) < 1000 and candidate.is_file():
                 return root, nested
-    raise DataError(f"{file} names {image}, which is neither in images/ nor beside the list: add the images")
+    raise DataError(
+        f"{file} names {shown(image)}, which is neither in images/ nor beside the list: add the images"
+    )
 
 
 def read_specification(folder: Path, split: str, options: Options) -> ImageSplit:
@@ -111,7 +118,7 @@ def _root(folder: Path, root: str, file: Path) -> Path:
     usable = "\0" not in root and len(root) < 1000
     parts = [part for part in PurePosixPath(root.replace("\\", "/")).parts if part != "/"] if usable else []
     if ".." in parts:
-        raise DataError(f"{file} names the folder {root:.200}, with ..: correct class_roots")
+        raise DataError(f"{file} names the folder {shown(root)}, with ..: correct class_roots")
     for i in range(len(parts)):  # what is before the last parts of the root is its author's
         candidate = folder.joinpath(*parts[i:])
         if candidate.is_dir():
@@ -119,13 +126,17 @@ def _root(folder: Path, root: str, file: Path) -> Path:
             return candidate
     elsewhere = usable and root.startswith("/") and Path(root).is_dir()
     why = "lies outside the data's folder: move it there or" if elsewhere else "is not there:"
-    raise DataError(f"{file} names the folder {root:.200}, which {why} correct class_roots")
+    raise DataError(f"{file} names the folder {shown(root)}, which {why} correct class_roots")
 
 
 def _is_ravi(folder: Path) -> bool:
     lists = [folder / f"{split}.csv" for split in SPLITS]
-    heads = [file.open("rb").readline(200) for file in lists if file.is_file()]
-    return any(b"filename" in head for head in heads)
+    return any(b"filename" in _head(file) for file in lists if file.is_file())
+
+
+def _head(file: Path) -> bytes:
+    with open_regular(file) as opened:
+        return opened.readline(200)
 
 
 def _published(folder: Path) -> str | None:

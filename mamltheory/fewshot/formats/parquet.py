@@ -10,13 +10,19 @@ import numpy as np
 from mamltheory.errors import DataError
 from mamltheory.fewshot.formats.common import SPELLINGS, Format, Options, renumbered
 from mamltheory.fewshot.formats.listing import refuse_links_outside
+from mamltheory.fewshot.formats.parquet_pages import Page, pages
 from mamltheory.fewshot.formats.pixels import decoded
 from mamltheory.fewshot.images import ImageSplit
-from mamltheory.fewshot.safe_pickle import refuse_other_files
+from mamltheory.fewshot.other_files import refuse_other_files
+from mamltheory.files import open_regular, reason, shown
 
 BATCH = 256
 MOST_EXPANSION = 50  # encoded images hardly shrink further
-SMALL = 2**28  # bytes that may unpack from anything
+SMALL = 2**26  # bytes that may unpack from anything
+MOST_BATCH = 2**27  # bytes of a batch whose images are all the largest one of a dictionary
+LEAST_IMAGE = 16  # bytes that an image takes in the file at least
+CODECS = ("UNCOMPRESSED", "SNAPPY", "GZIP", "ZSTD", "LZ4", "LZ4_RAW")
+READ = ("image", "label")
 
 
 def shards(folder: Path, split: str) -> list[Path]:
@@ -44,12 +50,12 @@ def read_parquet(folder: Path, split: str, options: Options) -> ImageSplit:
     refuse_links_outside(files, folder)
     opened = [_open(reader, file) for file in files]
     try:
-        count = sum(each.metadata.num_rows for _, each in opened)
+        count = sum(each.metadata.num_rows for _, each, _ in opened)
         images = decoded(_images(opened, labels), count, split, options)
-        for _, each in opened:
+        for _, each, _ in opened:
             names |= _class_names(each.schema_arrow.metadata or {})
     finally:
-        for _, each in opened:
+        for _, each, _ in opened:
             each.close()
     if all(isinstance(value, str) for value in labels):
         titles, labels = np.unique(labels, return_inverse=True)
@@ -68,27 +74,50 @@ def _pyarrow() -> ModuleType:
     return pyarrow.parquet
 
 
-def _open(reader: ModuleType, file: Path) -> tuple[Path, object]:
-    with file.open("rb") as opened:
+def _open(reader: ModuleType, file: Path) -> tuple[Path, object, int]:
+    """The file, opened, and how many rows of it may be read at once."""
+    with open_regular(file) as opened:
         refuse_other_files(file, opened.read(64))
+    size = file.stat().st_size
+    limits = {"thrift_string_size_limit": min(size, 2**26), "thrift_container_size_limit": min(size, 2**20)}
     try:
-        parquet = reader.ParquetFile(file, thrift_string_size_limit=2**26, thrift_container_size_limit=2**20)
-        groups = [parquet.metadata.row_group(i) for i in range(parquet.metadata.num_row_groups)]
-        columns = parquet.schema_arrow.names
+        parquet = reader.ParquetFile(file, **limits)
+        columns, rows = parquet.schema_arrow.names, parquet.metadata.num_rows
     except Exception as error:  # the library has errors of its own for broken files
         raise _damaged(file, error) from None
-    if sum(group.total_byte_size for group in groups) > max(SMALL, MOST_EXPANSION * file.stat().st_size):
-        raise DataError(f"{file} announces far more than its {file.stat().st_size} bytes can hold")
-    if not {"image", "label"} <= set(columns):
-        raise DataError(f"{file} has the columns {columns[:8]}: expected image and label")
-    return file, parquet
+    if not set(READ) <= set(columns):
+        raise DataError(f"{file} has the columns {shown(columns)}: expected image and label")
+    try:
+        found = _pages(parquet, file)
+    except Exception as error:
+        raise _damaged(file, error) from None
+    if sum(page.size for page in found) > max(SMALL, MOST_EXPANSION * size) or rows * LEAST_IMAGE > size:
+        raise DataError(f"{file} announces far more than its {size} bytes can hold")
+    largest = max((page.size for page in found if page.is_dictionary), default=0)
+    return file, parquet, min(BATCH, max(1, MOST_BATCH // max(1, largest)))
 
 
-def _images(opened: list[tuple[Path, object]], labels: list) -> Iterator[tuple[str, bytes]]:
+def _pages(parquet: object, file: Path) -> list[Page]:
+    """Of the columns that are read."""
+    found = []
+    groups = [parquet.metadata.row_group(i) for i in range(parquet.metadata.num_row_groups)]
+    with open_regular(file) as opened:
+        for column in (group.column(i) for group in groups for i in range(group.num_columns)):
+            if column.path_in_schema.split(".")[0] not in READ:
+                continue
+            if column.compression not in CODECS:
+                raise ValueError(f"compressed by {column.compression}: expected one of {', '.join(CODECS)}")
+            starts = (column.dictionary_page_offset, column.data_page_offset)
+            start = min(offset for offset in starts if offset)
+            found += pages(opened, start, column.total_compressed_size)
+    return found
+
+
+def _images(opened: list[tuple[Path, object, int]], labels: list) -> Iterator[tuple[str, bytes]]:
     """The images by name; their labels are put into `labels` as they pass."""
-    for file, parquet in opened:
+    for file, parquet, rows in opened:
         try:
-            for batch in parquet.iter_batches(BATCH, columns=["image", "label"]):
+            for batch in parquet.iter_batches(rows, columns=list(READ)):
                 columns = batch.to_pydict()
                 labels += columns["label"]
                 for row, image in enumerate(columns["image"], len(labels) - len(columns["label"])):
@@ -100,8 +129,7 @@ def _images(opened: list[tuple[Path, object]], labels: list) -> Iterator[tuple[s
 
 
 def _damaged(file: Path, error: Exception) -> DataError:
-    reason = " ".join(str(error).split())[:200]
-    return DataError(f"{file} cannot be read as parquet ({reason}): fetch it again")
+    return DataError(f"{file} cannot be read as parquet ({reason(error)}): fetch it again")
 
 
 def _bytes(image: object, file: Path) -> bytes:

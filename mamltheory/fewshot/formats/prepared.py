@@ -1,5 +1,6 @@
 """The layout of this package: decoded images in plain arrays, mapped in place, at the size they are used at."""
 
+import hashlib
 import json
 import os
 from functools import partial
@@ -22,8 +23,10 @@ from mamltheory.fewshot.formats.common import (
 from mamltheory.fewshot.formats.listing import refuse_outside
 from mamltheory.fewshot.formats.pixels import CHUNK, fitted
 from mamltheory.fewshot.images import ImageData, ImageSplit, check_statistics
+from mamltheory.strict_json import sealed
 
 RECORD = "few-shot-data.json"  # written last: without it the folder is not finished
+DIGESTS = "labels_sha256"  # in the record, by split
 IMAGES, LABELS = "{}_images.npy", "{}_labels.npy"
 
 
@@ -39,7 +42,11 @@ def read_prepared(folder: Path, split: str, options: Options) -> ImageSplit:
     refuse_outside(labels, folder)
     names = strings(_entry(folder, "class_names", dict), split, folder / RECORD)
     images = fitted(image_array(open_npy(existing(file)), file, "images"), split, options)
-    return ImageSplit(images, np.array(open_npy(existing(labels))), names)
+    numbers, recorded = np.array(open_npy(existing(labels))), read_json(folder / RECORD).get(DIGESTS)
+    # Copies that earlier versions prepared have no digests.
+    if isinstance(recorded, dict) and recorded.get(split) != _digest(numbers):
+        raise DataError(f"{labels} is not as it was written: prepare the data again")
+    return ImageSplit(images, numbers, names)
 
 
 def room_in(folder: Path, split: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -70,9 +77,14 @@ def write_prepared(data: ImageData, folder: Path, options: Options) -> None:
         "std": data.std,
         "mirrors": data.mirrors,
         "class_names": {split: getattr(data, split).class_names for split in SPLITS},
+        DIGESTS: {split: _digest(getattr(data, split).labels) for split in SPLITS},
     }
-    (folder / f"{RECORD}.part").write_text(json.dumps(record, ensure_ascii=False, indent=1), encoding="utf-8")
+    (folder / f"{RECORD}.part").write_bytes(sealed(json.dumps(record, ensure_ascii=False, indent=1)))
     os.replace(folder / f"{RECORD}.part", folder / RECORD)
+
+
+def _digest(labels: np.ndarray) -> str:
+    return hashlib.sha256(np.asarray(labels, "<i8").tobytes()).hexdigest()
 
 
 def _same(images: np.memmap, place: Path) -> bool:

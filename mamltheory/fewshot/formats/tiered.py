@@ -20,6 +20,7 @@ from mamltheory.fewshot.formats.listing import refuse_outside
 from mamltheory.fewshot.formats.pixels import decoded, fitted
 from mamltheory.fewshot.images import ImageSplit
 from mamltheory.fewshot.safe_pickle import load_pickle
+from mamltheory.files import shown
 
 PREFIXES = ("", "tiered-imagenet-")  # the second is that of a copy in a public archive
 
@@ -68,10 +69,19 @@ def read_png(
     objects = isinstance(encoded, np.ndarray) and encoded.dtype.hasobject and encoded.ndim == 1
     if not (objects or isinstance(encoded, list)) or len(encoded) == 0:
         raise DataError(f"{file} holds a {type(encoded).__name__}; expected a list of encoded images")
-    count = len(encoded)
+    count, size = len(encoded), file.stat().st_size
+    if (
+        sum(each.size if isinstance(each, np.ndarray) else len(each) for each in encoded if _is_sized(each))
+        > 2 * size
+    ):
+        raise DataError(f"{file} holds the same images many times over: fetch it again")
     images = ((f"{file} image {i}", _bytes(each, file)) for i, each in enumerate(encoded))
     labels, classes = _labels(find_labels(folder, split), folder)
     return renumbered(decoded(images, count, split, options), labels, classes, split, file)
+
+
+def _is_sized(encoded: object) -> bool:
+    return isinstance(encoded, bytes | np.ndarray)
 
 
 def _bytes(encoded: object, file: Path) -> bytes:
@@ -89,7 +99,7 @@ def _labels(file: Path, folder: Path) -> tuple[object, dict[int, str]]:
     key = next((key for key in ("labels", "label_specific") if key in content), None)
     if key is None:
         raise DataError(
-            f"{file} holds {sorted(map(str, content))[:8]}: expected 'labels' or 'label_specific'"
+            f"{file} holds the keys {shown(list(content))}: expected 'labels' or 'label_specific'"
         )
     words = content.get("label_specific_str")
     if isinstance(words, list) and all(isinstance(word, str) for word in words):
