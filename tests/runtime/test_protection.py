@@ -186,7 +186,7 @@ def left_behind(directory, pid, age=0.0):
     return paths
 
 
-@pytest.mark.parametrize("pid", [os.getppid(), os.getpid(), 2**22 + 1])
+@pytest.mark.parametrize("pid", [os.getppid(), os.getpid(), 2**22 + 1], ids=["parent", "own", "none"])
 def test_opening_a_run_sweeps_what_killed_writers_left_whoever_has_their_number_now(measured, pid):
     left = left_behind(measured, pid)
     begin(measured)
