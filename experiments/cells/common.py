@@ -2,14 +2,14 @@
 
 import dataclasses
 import json
+import os
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 from experiments.cells.steps import watched
 from experiments.config import settings_before
+from experiments.requirements import require
 from experiments.settings import Network
 from mamltheory.errors import GenotypeError
 from mamltheory.fewshot.datasets import ImageData, load_data
@@ -17,12 +17,14 @@ from mamltheory.fewshot.glyphs import GLYPH_SETS, glyph_count
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import NetworkSettings
 from mamltheory.runtime.device import environment
-from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.records import replace_file, to_json
 from mamltheory.runtime.runlog import RunLog, open_run
+from mamltheory.runtime.workers import ON_ONE_THREAD
 
 FREE = ("out", "jobs", "device", "shard")
 """Settings that do not change the numbers: a run goes on with other ones."""
+SHARDS = "shards"
+"""Folder of the shares of a search that are computed apart, before the search itself has a record."""
 
 
 @lru_cache(maxsize=2)
@@ -51,22 +53,10 @@ def network_size(settings: Network, classes: int) -> NetworkSettings:
 
 
 def begin(settings: Network, command: str, device: str) -> RunLog:
-    """Open the run folder; raises ConfigurationError when it holds a run with other settings."""
-    before = settings_before(settings)
-    return open_run(settings.out, command, settings, settings.seed, environment(device), FREE, before)
-
-
-@contextmanager
-def recorded(log: RunLog, continue_with: str | None) -> Iterator[None]:
-    """Note in the run's record when the block is stopped or fails; a stop then names how to go on."""
-    try:
-        yield
-    except Interrupted as stop:
-        log.close("interrupted")
-        raise Interrupted(stop.signal_number, continue_with) from None
-    except Exception:
-        log.close("failed")
-        raise
+    """Open the run folder of a search; raises ConfigurationError when it holds a run with other settings."""
+    before, free = settings_before(settings), (*FREE, *ON_ONE_THREAD)
+    where = environment(device)
+    return open_run(settings.out, command, settings, settings.seed, where, free, before, known=(SHARDS,))
 
 
 def quoted(path: Path) -> str:
@@ -97,8 +87,12 @@ def read_genotype(path: Path) -> Genotype:
 
 
 def write_genotype(path: Path, genotype: Genotype) -> None:
-    """Put the genotype's JSON in place."""
-    replace_file(path, to_json(genotype.to_json()).encode())
+    """Put the genotype's JSON in place; raises ConfigurationError where something else is there already."""
+    text = to_json(genotype.to_json()).encode()
+    same = path.is_file() and path.stat().st_size == len(text) and path.read_bytes() == text
+    free = same or not os.path.lexists(path)
+    require(free, f"{path} is there already and holds something else: remove it, or name another file")
+    replace_file(path, text)
 
 
 def without_paths(settings: object) -> dict[str, object]:

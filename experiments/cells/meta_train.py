@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from experiments.cells.common import FREE, cached_data, quoted, recorded, source_of, without_paths
+from experiments.cells.common import FREE, cached_data, quoted, source_of, without_paths
 from experiments.cells.steps import Pauses
 from experiments.settings import MetaTrain
 from mamltheory.fewshot.conv4 import conv4
@@ -23,7 +23,7 @@ from mamltheory.runtime.checkpoint import load
 from mamltheory.runtime.checkpoint import save as save_state
 from mamltheory.runtime.device import choose_device, environment
 from mamltheory.runtime.progress import stage
-from mamltheory.runtime.runlog import RunLog, open_run, read_metrics
+from mamltheory.runtime.runlog import RunLog, open_run, read_metrics, recorded
 
 QUERIES = 15  # per class in evaluations
 NAMES = {"val": "validation", "test": "test"}

@@ -16,10 +16,8 @@ from experiments.cells.common import (
     data_of,
     network_size,
     quoted,
-    recorded,
     source_of,
     without_paths,
-    write_genotype,
 )
 from experiments.cells.search_report import LEGEND, closing_lines, goes_first, round_lines, search_record
 from experiments.cells.search_trace import draw_trace
@@ -45,7 +43,7 @@ from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.distributed import processes, spread_over
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, replace_file, to_json
-from mamltheory.runtime.runlog import RunLog
+from mamltheory.runtime.runlog import RunLog, recorded
 from mamltheory.runtime.workers import Mapper
 from mamltheory.types import Task
 
@@ -125,15 +123,17 @@ def search(settings: Search) -> Genotype:
                 before, saved = saved.state, finish_round(saved, rules, scorer, settings, spread)
                 print("\n".join(round_lines(before, saved.state)), flush=True)
                 report = saved.state.reports[-1].to_json()
+                # Logged first: a crash in between repeats the line, and never leaves out a round.
                 log.log(round=saved.state.round_index, cpu_seconds=saved.cpu_seconds, **report)
-    return finish(saved, settings, log)
+                write_state(settings, saved)
+        return finish(saved, settings, log)
 
 
 def finish(saved: Saved, settings: Search, log: RunLog) -> Genotype:
     """Write what was found, and say what stayed open."""
     result = search_record(saved.state, without_paths(settings))
     genotype = saved.state.candidates.genotype()
-    write_genotype(settings.out / "genotype.json", genotype)
+    replace_file(settings.out / "genotype.json", to_json(genotype.to_json()).encode())
     replace_file(settings.out / "search.json", to_json(result).encode())
     print("\n".join(closing_lines(saved.state)))
     kept = {name: result[name] for name in ("genotype", "undecided", "failures", "rounds")}
@@ -144,7 +144,7 @@ def finish(saved: Saved, settings: Search, log: RunLog) -> Genotype:
 def finish_round(
     saved: Saved, rules: SearchSettings, scorer: CellScorer, settings: Search, spread: Mapper
 ) -> Saved:
-    """Score what the round still lacks, saving after every chunk, and prune."""
+    """Score what the round still lacks, saving after every chunk, and prune, which is left to the caller to save."""
     round_scorer = scorer_by(rules, scorer, settings.heads)
     # Repeats in advance only where a repeat is a single piece of work, and other processes would have none.
     ahead = processes(settings.jobs) - 1 if rules.estimator == "gradient" else 0
@@ -158,9 +158,7 @@ def finish_round(
                 saved = saved.with_scores(found, seconds)
                 write_state(settings, saved)
                 advance(note=goes_first(saved.state, rules))
-    saved = replace(saved, state=prune(saved.state, rules))
-    write_state(settings, saved)
-    return saved
+    return replace(saved, state=prune(saved.state, rules))
 
 
 def score_chunk(

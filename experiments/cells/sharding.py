@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from experiments.cells import search
-from experiments.cells.common import FREE, begin, data_of, quoted, recorded
+from experiments.cells.common import FREE, SHARDS, begin, data_of, quoted
 from experiments.cells.search import Saved
 from experiments.cells.search_report import round_lines
 from experiments.config import settings_before, settings_from
@@ -26,12 +26,12 @@ from mamltheory.nas.search_settings import SearchSettings
 from mamltheory.nas.search_state import Job, SearchState, state_from_json, state_to_json
 from mamltheory.runtime.device import choose_device, environment
 from mamltheory.runtime.distributed import share, spread_over
+from mamltheory.runtime.folders import check_run_folder
 from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, replace_file, to_json
-from mamltheory.runtime.runlog import RUN_FILE, differences, read_run
+from mamltheory.runtime.runlog import RUN_FILE, differences, read_run, recorded
 
-SHARDS = "shards"
 Pieces = tuple[tuple[Job, ...], ...]
 
 
@@ -87,9 +87,10 @@ def merge(settings: Merge) -> int:
 def compute_shard(settings: Search) -> None:
     """Compute this shard's pieces of the round, saving after each; what its file holds already is kept.
 
-    Raises ConfigurationError when the run folder holds a search with other settings.
+    Raises ConfigurationError when the run folder holds a search with other settings, or other files.
     """
     index, count = map(int, settings.shard.split("/"))
+    check_run_folder(settings.out, "search", (SHARDS,))
     state, rules = search.saved_search(settings).state, search.rules_of(settings)
     device = choose_device(settings.device).device
     data_of(settings)
@@ -195,12 +196,12 @@ def _join(
         before, saved = saved.state, Saved(record(saved.state, found), seconds)
         if complete := not pending(saved.state, rules):
             saved = Saved(prune(saved.state, rules), seconds)
-        search.write_state(settings, saved)
-        for each in shards:
-            each.path.unlink()
         where = {each.shard: each.environment for each in shards}
         report = saved.state.reports[-1].to_json() if complete else {}
         log.log(round=saved.state.round_index, cpu_seconds=seconds, shards=where, **report)
+        search.write_state(settings, saved)
+        for each in shards:
+            each.path.unlink()
         if complete:
             print("\n".join(round_lines(before, saved.state)))
         if is_finished(saved.state, rules):

@@ -4,13 +4,13 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from experiments.cells.common import FREE, recorded
+from experiments.cells.common import FREE
 from mamltheory.errors import CheckpointError
 from mamltheory.runtime.device import environment
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, replace_file, to_json
-from mamltheory.runtime.runlog import open_run
-from mamltheory.runtime.workers import workers
+from mamltheory.runtime.runlog import open_run, recorded
+from mamltheory.runtime.workers import ON_ONE_THREAD, workers
 
 Record = dict[str, object]
 STUDY_FREE = (*FREE, "runs", "draws")
@@ -32,7 +32,12 @@ def measured(
     """
     folder = settings.runs / "measurements"
     log = open_run(
-        settings.runs, command, settings, settings.seed, environment(device), (*STUDY_FREE, *counts)
+        settings.runs,
+        command,
+        settings,
+        settings.seed,
+        environment(device),
+        (*STUDY_FREE, *counts, *ON_ONE_THREAD),
     )
     found = {name: _read(path) for name in items if (path := folder / f"{name}.json").exists()}
     names = {items[name]: name for name in items if name not in found}

@@ -13,7 +13,6 @@ from experiments.cells.common import (
     network_size,
     quoted,
     read_genotype,
-    recorded,
     without_paths,
 )
 from experiments.cells.steps import Pauses, leading_stage
@@ -36,7 +35,7 @@ from mamltheory.runtime.checkpoint import save as save_state
 from mamltheory.runtime.data_parallel import Team, team
 from mamltheory.runtime.device import choose_device, environment
 from mamltheory.runtime.interrupt import Interrupted
-from mamltheory.runtime.runlog import RunLog, open_run, read_metrics
+from mamltheory.runtime.runlog import RunLog, open_run, read_metrics, recorded
 
 
 def run(settings: Train) -> int:

@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 Mapper = Callable[[Callable[[Item], Result], Iterable[Item]], Iterator[tuple[Item, Result]]]
 """(function, items) -> (item, function(item)) as the results come in."""
 
+ON_ONE_THREAD = ("threads",)
+"""Of the environment, what does not change results that come from workers alone: this process's threads."""
 SECONDS_BETWEEN_LOOKS = 0.2
 """How soon a stop is noticed while every process is busy."""
 
