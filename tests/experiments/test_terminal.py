@@ -51,8 +51,10 @@ def test_no_output_or_no_room_for_it_is_no_traceback():
 @pytest.mark.parametrize(
     ("backend", "encoding", "arguments"),
     [
-        ("nonsense", "ascii", ["cell"]),
-        ("module://matplotlib_inline.backend_inline", "cp1252", ["cell", "mini-8-2", "--out", "/dev/null"]),
+        ("module://matplotlib_inline.backend_inline", "ascii", ["cell"]),
+        pytest.param(
+            "nonsense", "cp1252", ["cell", "mini-8-2", "--out", "/dev/null"], marks=pytest.mark.slow
+        ),
         ("", "cp1252", ["search", "--help"]),
     ],
 )
