@@ -1,23 +1,25 @@
 # Each command makes its own virtual environment in .venv, once; it needs Python 3.11+, pip and git.
-#   make demo    the whole paper on the embedded data: figures and a table, within ten minutes on two cores
+#   make demo    the whole paper on the embedded data: figures and a table in runs/, within ten minutes on two cores
 #   make test    lint, the fast tests, and whether paper_checks.md is what they say
 #   make slow    the tests that take minutes        make cuda   the tests that need a CUDA device
 #   make explore the property tests fifty times, with random examples and in random order
 #   make lint    lint and formatting                make clean  remove what these commands made
 #   make ledger  write paper_checks.md from the tests' outcomes
+#   make figures make all of figures/ anew, but the map of the verdicts (make ledger): many hours of a CPU
 # On Linux without a GPU, TORCH_INDEX= (PyTorch's index of CPU builds) saves the download of the CUDA libraries.
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
+RUN = $(BIN)/python -m experiments
 STAMP := $(VENV)/.installed
 # Two test processes with one thread each: more threads only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: help demo test ledger slow explore cuda lint clean install
+.PHONY: help demo figures test ledger slow explore cuda lint clean install
 help:
-	@sed -n '2,7s/^# *//p' Makefile
+	@sed -n '2,8s/^# *//p' Makefile
 
 install: $(STAMP)
 
@@ -31,7 +33,32 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	@$(BIN)/python -m experiments demo
+	@$(RUN) demo
+
+# Every command goes on where it was stopped. Peers of the benchmark are those of the extra "bench"; neural-tangents
+# needs a Python of its own: make figures TANGENTS=env/bin/python
+TANGENTS ?=
+figures: $(STAMP)
+	$(RUN) demo --out figures
+	$(RUN) bounds --out figures
+	$(RUN) lipschitz --out figures
+	$(RUN) plateau --out figures
+	$(RUN) convergence --preset wide --out figures/wide
+	$(RUN) drift --preset wide --out figures/wide
+	$(RUN) equivalence --preset wide --out figures/wide
+	$(RUN) correlation --preset glyph --out figures
+	$(RUN) correlation --preset glyph-quick --out figures/glyph-quick
+	$(RUN) stability --preset glyph --out figures
+	$(RUN) stability --preset glyph-48 --out figures/glyph-48
+	$(RUN) stability --preset glyph-5 --out runs/stability-glyph-5
+	$(RUN) search --preset glyph-5 --out runs/glyph-5/search
+	cp runs/stability-glyph-5/stability.* runs/glyph-5/search/cells.* runs/glyph-5/search/trace.* \
+	  runs/glyph-5/search/genotype.json runs/glyph-5/search/search.json figures/glyph-5
+	$(RUN) protocols --out figures
+	$(RUN) table --preset glyphs --out figures
+	$(RUN) benchmark --cases meta-gradient metantk ntk depthwise supernet --allocator both --out figures \
+	  $(if $(TANGENTS),--neural-tangents-python $(TANGENTS))
+	$(RUN) benchmark --cases scoring --name scoring --rounds 3 --out figures
 
 test: $(STAMP)
 	@echo "checking style"

@@ -1,7 +1,8 @@
 """``python -m experiments COMMAND [flags]``: presets < configuration file < flags, then the command.
 
-Exit codes: 0 done, 2 a mistake in settings or data (one line on standard error; ``--debug`` adds the
-traceback), 130 and 143 stopped by Ctrl-C or SIGTERM after the current step.
+Exit codes: 0 done, 2 a mistake in settings or data, or a disk that refuses (one line on standard error;
+``--debug`` adds the traceback), 130 and 143 stopped by Ctrl-C or SIGTERM after the current step, 141 the reader of
+the output has left.
 """
 
 import argparse
@@ -17,6 +18,14 @@ from typing import Annotated
 
 from experiments.commands import COMMANDS, Command
 from experiments.requirements import require
+from experiments.terminal import (
+    BROKEN_PIPE,
+    accept_everything,
+    end_output,
+    figures_in_files,
+    one_line,
+    reader_has_left,
+)
 
 PROGRAM = "python -m experiments"
 EXAMPLES = (
@@ -30,6 +39,15 @@ EXAMPLES = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    accept_everything()
+    try:
+        with figures_in_files():
+            return _main(arguments)
+    except Exception as error:
+        return _answered(error, "--debug" in arguments)
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         sys.stdout.write(overview())
         return 0
@@ -45,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     first = command.positional
     if first is not None and flags and not flags[0].startswith("-"):
         flags = [f"--{first}", *flags]
-    return _guarded(name, flags)
+    return _run(name, flags)
 
 
 def overview() -> str:
@@ -60,26 +78,55 @@ def overview() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _guarded(name: str, flags: list[str]) -> int:
+def _run(name: str, flags: list[str]) -> int:
+    settings = resolve(name, flags)
+    function = COMMANDS[name].load()
+    # Only now: the package loads torch, which help and mistakes on the command line need not wait for.
+    from mamltheory.runtime.distributed import joined
+    from mamltheory.runtime.interrupt import Interrupted, interruptible
+
     try:
-        settings = resolve(name, flags)
-        function = COMMANDS[name].load()
-        # Only now: the package loads torch, which help and mistakes on the command line need not wait for.
-        from mamltheory.runtime.distributed import joined
-        from mamltheory.runtime.interrupt import Interrupted, interruptible
+        with interruptible(), joined() if COMMANDS[name].ranks else nullcontext(True) as leads:
+            if not leads:
+                return 0
+            _take_folders(name, settings)
+            return function(settings) or 0
+    except Interrupted as stop:
+        return _stopped(stop, name, flags)
 
-        try:
-            with interruptible(), joined() if COMMANDS[name].ranks else nullcontext(True) as leads:
-                return (function(settings) or 0) if leads else 0
-        except Interrupted as stop:
-            return _stopped(stop, name, flags)
-    except Exception as error:
-        from mamltheory.errors import MamlTheoryError
 
-        if "--debug" in flags or not isinstance(error, MamlTheoryError):
-            raise
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+def _answered(error: Exception, debug: bool) -> int:
+    """The exit code for an error that a user can meet, told in a line; others are mistakes in the program."""
+    if isinstance(error, BrokenPipeError) and reader_has_left():
+        return BROKEN_PIPE
+    from mamltheory.errors import MamlTheoryError
+
+    if debug or not isinstance(error, MamlTheoryError | OSError):
+        raise error
+    message = f"{error}" if isinstance(error, MamlTheoryError) else _refused(error)
+    sys.stderr.write(f"error: {one_line(message)}\n")
+    return 2
+
+
+def _take_folders(name: str, settings: object) -> None:
+    """Before any work: can the folders be written to, and do those for results hold nothing else?"""
+    from mamltheory.runtime.folders import check_results_folder, check_writable
+
+    folders = {key: getattr(settings, key, None) for key in COMMANDS[name].folders}
+    for folder in folders.values():
+        if isinstance(folder, Path):
+            check_writable(folder)
+    for key in COMMANDS[name].results:
+        check_results_folder(folders[key], name)
+
+
+def _refused(error: OSError) -> str:
+    """What the disk, or another part of the system, refused to do."""
+    what = f"{error.filename}: " if error.filename is not None else ""
+    return (
+        f"{what}{error.strerror or error}; make room or name another folder: the same command goes on from what has "
+        "been saved"
+    )
 
 
 def _stopped(stop: BaseException, name: str, flags: list[str]) -> int:
@@ -145,5 +192,9 @@ def _parse(name: str, command: Command, base: object, flags: Sequence[str]) -> o
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load: no traceback, nothing to save
-    sys.stdout.reconfigure(line_buffering=True)  # results and progress keep their order in a log file
-    sys.exit(main())
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(line_buffering=True)  # results and progress keep their order in a log file
+    try:
+        sys.exit(main())
+    finally:
+        end_output()

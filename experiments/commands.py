@@ -14,7 +14,8 @@ class Command:
     The function takes the settings and returns an exit code or None; its module is imported only when the
     command runs. ranks: it spreads over the processes of torchrun, where rank 0 alone calls the function.
     positional: the setting that the first word after the command may give without its flag.
-    verb: a word that may stand before it.
+    verb: a word that may stand before it. folders: settings that name what it writes to. results: those of them in
+    which it has no run, but figures and tables that it may share with other commands.
     """
 
     settings: type
@@ -24,6 +25,8 @@ class Command:
     ranks: bool = False
     positional: str | None = None
     verb: str | None = None
+    folders: tuple[str, ...] = ("out", "runs", "work", "prepare")
+    results: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -38,34 +41,43 @@ class Command:
 
 START, THEORY, CELLS = "Start here", "The theory, verified", "Cells: search, train, evaluate"
 SPEED = "How fast"
+OUT = ("out",)
 
 COMMANDS = {
-    "demo": Command(settings.Demo, "experiments.cells.demo:run", START),
+    "demo": Command(settings.Demo, "experiments.cells.demo:run", START, results=OUT),
     "doctor": Command(settings.Doctor, "experiments.doctor:run", START),
     "convergence": Command(
-        settings.Convergence, "experiments.theory.convergence:run", THEORY, presets.CONVERGENCE
+        settings.Convergence, "experiments.theory.convergence:run", THEORY, presets.CONVERGENCE, results=OUT
     ),
-    "bounds": Command(settings.Bounds, "experiments.theory.bounds:run", THEORY),
-    "drift": Command(settings.Drift, "experiments.theory.drift:run", THEORY, presets.DRIFT),
-    "lipschitz": Command(settings.Lipschitz, "experiments.theory.lipschitz:run", THEORY),
+    "bounds": Command(settings.Bounds, "experiments.theory.bounds:run", THEORY, results=OUT),
+    "drift": Command(settings.Drift, "experiments.theory.drift:run", THEORY, presets.DRIFT, results=OUT),
+    "lipschitz": Command(settings.Lipschitz, "experiments.theory.lipschitz:run", THEORY, results=OUT),
     "equivalence": Command(
-        settings.Equivalence, "experiments.theory.equivalence:run", THEORY, presets.EQUIVALENCE
+        settings.Equivalence, "experiments.theory.equivalence:run", THEORY, presets.EQUIVALENCE, results=OUT
     ),
-    "plateau": Command(settings.Plateau, "experiments.theory.plateau:run", THEORY),
-    "benchmark": Command(settings.Benchmark, "experiments.benchmarks.run:run", SPEED),
+    "plateau": Command(settings.Plateau, "experiments.theory.plateau:run", THEORY, results=OUT),
+    "benchmark": Command(
+        settings.Benchmark, "experiments.benchmarks.run:run", SPEED, results=("out", "runs")
+    ),
     "search": Command(settings.Search, "experiments.cells.sharding:run", CELLS, presets.SEARCH, ranks=True),
     "merge": Command(settings.Merge, "experiments.cells.sharding:merge", CELLS, positional="out"),
-    "protocols": Command(settings.Protocols, "experiments.cells.protocols:run", CELLS),
-    "cell": Command(settings.PublishedCells, "experiments.cells.published:run", CELLS, positional="name"),
+    "protocols": Command(settings.Protocols, "experiments.cells.protocols:run", CELLS, results=OUT),
+    "cell": Command(
+        settings.PublishedCells, "experiments.cells.published:run", CELLS, positional="name", folders=()
+    ),
     "train": Command(settings.Train, "experiments.cells.train:run", CELLS, presets.TRAIN),
     "meta-train": Command(settings.MetaTrain, "experiments.cells.meta_train:run", CELLS, presets.META_TRAIN),
     "evaluate": Command(settings.Evaluate, "experiments.cells.evaluate:run", CELLS, presets.EVALUATE),
     "predict": Command(settings.Predict, "experiments.cells.predict:run", CELLS),
-    "table": Command(settings.Table, "experiments.cells.table:run", CELLS, presets.TABLE),
+    "table": Command(settings.Table, "experiments.cells.table:run", CELLS, presets.TABLE, results=OUT),
     "correlation": Command(
-        settings.Correlation, "experiments.cells.correlation:run", CELLS, presets.CORRELATION
+        settings.Correlation, "experiments.cells.correlation:run", CELLS, presets.CORRELATION, results=OUT
     ),
-    "stability": Command(settings.Stability, "experiments.cells.stability:run", CELLS, presets.STABILITY),
-    "data": Command(settings.Data, "experiments.cells.data:run", CELLS, positional="path", verb="check"),
-    "glyphs": Command(settings.Glyphs, "experiments.cells.glyphs:run", CELLS),
+    "stability": Command(
+        settings.Stability, "experiments.cells.stability:run", CELLS, presets.STABILITY, results=OUT
+    ),
+    "data": Command(
+        settings.Data, "experiments.cells.data:run", CELLS, positional="path", verb="check", results=OUT
+    ),
+    "glyphs": Command(settings.Glyphs, "experiments.cells.glyphs:run", CELLS, results=OUT),
 }

@@ -236,6 +236,15 @@ def _title(model: Model) -> str:
     return "the network" if model.module is None else type(model.module).__name__
 
 
+def _has_no_values(params: Parameters) -> bool:
+    """Whether the parameters are batched by torch.func.vmap: then no decision can be taken on their values."""
+    first = next(iter(params.values()), None) if isinstance(params, Mapping) else None
+    try:
+        return isinstance(first, Tensor) and bool(first.isnan().any()) is None
+    except RuntimeError:
+        return True
+
+
 def with_head(model: Model, params: Parameters, x: Tensor, head: Sequence[str] | None = None) -> Model:
     """The model with the names of its last linear layer's parameters, found on samples where it does not know them.
 
@@ -260,6 +269,8 @@ def ready_for_tasks(
     for labels that do not fit the network's outputs.
     """
     tasks = check_tasks(tasks)
+    if isinstance(model, Model) and params is not None and _has_no_values(params):
+        return model, params
     own = dict(unwrapped(model).named_parameters()) if isinstance(model, nn.Module) else {}
     model, values = as_model(model, params)
     x = torch.cat([part for task in tasks for part in (task.query_x, task.support_x)])

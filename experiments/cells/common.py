@@ -1,15 +1,16 @@
 """What search, training and evaluation share: data, network sizes, genotypes on disk, run folders."""
 
 import dataclasses
+import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
 from experiments.cells.steps import alone_or_leading, watched
 from experiments.config import settings_before
+from experiments.requirements import require
 from experiments.settings import MetaTrain, Network, shares_of
 from mamltheory.errors import CheckpointError, GenotypeError, printable
 from mamltheory.fewshot.datasets import ImageData, load_data
@@ -20,15 +21,17 @@ from mamltheory.files import reason
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import NetworkSettings
 from mamltheory.runtime.device import environment
-from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.records import replace_file, to_json
 from mamltheory.runtime.runlog import RUN_FILE, RunLog, open_run, read_run
+from mamltheory.runtime.workers import ON_ONE_THREAD
 from mamltheory.strict_json import INFINITE
 from mamltheory.strict_json import read as read_json
 
 GENOTYPE_FILE, MOST_GENOTYPE = "genotype.json", 2**20
 FREE = ("out", "jobs", "device", "shard")
 """Settings that do not change the numbers: a run goes on with other ones."""
+SHARDS = "shards"
+"""Folder of the shares of a search that are computed apart, before the search itself has a record."""
 
 
 MOST_HASHED = 2**30
@@ -100,22 +103,10 @@ def network_size(settings: Network, classes: int) -> NetworkSettings:
 
 
 def begin(settings: Network, command: str, device: str) -> RunLog:
-    """Open the run folder; raises ConfigurationError when it holds a run with other settings."""
-    before = settings_before(settings)
-    return open_run(settings.out, command, settings, settings.seed, environment(device), FREE, before)
-
-
-@contextmanager
-def recorded(log: RunLog, continue_with: str | None) -> Iterator[None]:
-    """Note in the run's record when the block is stopped or fails; a stop then names how to go on."""
-    try:
-        yield
-    except Interrupted as stop:
-        log.close("interrupted")
-        raise Interrupted(stop.signal_number, continue_with) from None
-    except Exception:
-        log.close("failed")
-        raise
+    """Open the run folder of a search; raises ConfigurationError when it holds a run with other settings."""
+    before, free = settings_before(settings), (*FREE, *ON_ONE_THREAD)
+    where = environment(device)
+    return open_run(settings.out, command, settings, settings.seed, where, free, before, known=(SHARDS,))
 
 
 def quoted(path: Path) -> str:
@@ -161,8 +152,12 @@ def _check_as_found(path: Path, genotype: Genotype) -> None:
 
 
 def write_genotype(path: Path, genotype: Genotype) -> None:
-    """Put the genotype's JSON in place."""
-    replace_file(path, to_json(genotype.to_json()).encode())
+    """Put the genotype's JSON in place; raises ConfigurationError where something else is there already."""
+    text = to_json(genotype.to_json()).encode()
+    same = path.is_file() and path.stat().st_size == len(text) and path.read_bytes() == text
+    free = same or not os.path.lexists(path)
+    require(free, f"{path} is there already and holds something else: remove it, or name another file")
+    replace_file(path, text)
 
 
 def numbers_of(line: Mapping[str, object]) -> dict[str, object]:

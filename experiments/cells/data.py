@@ -16,7 +16,7 @@ from mamltheory.errors import DataError, printable
 from mamltheory.fewshot.datasets import complete, load_data, refuse_needless_split
 from mamltheory.fewshot.formats import Options, recognise
 from mamltheory.fewshot.formats.common import SPLITS, in_memory, unwatched
-from mamltheory.fewshot.formats.prepared import IMAGES, LABELS, room_in, write_prepared
+from mamltheory.fewshot.formats.prepared import IMAGES, LABELS, UNFINISHED, room_in, write_prepared
 from mamltheory.fewshot.formats.tiered import NPZ_FORMAT
 from mamltheory.fewshot.glyphs import GLYPH_SETS, contact_sheet, glyph_count
 from mamltheory.fewshot.images import ImageData, ImageSplit
@@ -165,7 +165,7 @@ def claim(folder: Path) -> None:
 
     What a stopped preparation has left there is written over.
     """
-    unfinished = {pattern.format(split) for pattern in (IMAGES, LABELS) for split in SPLITS}
+    unfinished = {pattern.format(split) for pattern in (IMAGES, LABELS) for split in SPLITS} | {UNFINISHED}
     free = not folder.exists() or (folder.is_dir() and {each.name for each in folder.iterdir()} <= unfinished)
     require(free, f"{folder} is in use: name a new folder with --prepare")
     folder.mkdir(parents=True, exist_ok=True)

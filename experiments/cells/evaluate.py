@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.cells.common import FREE, recorded
+from experiments.cells.common import FREE
 from experiments.cells.trained import read_training
 from experiments.settings import Evaluate
 from mamltheory.errors import CheckpointError
@@ -24,7 +24,7 @@ from mamltheory.runtime.device import choose_device, environment
 from mamltheory.runtime.interrupt import check_interrupted
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import sha256, to_json
-from mamltheory.runtime.runlog import RUN_FILE, open_run, read_run
+from mamltheory.runtime.runlog import RUN_FILE, open_run, read_run, recorded
 from mamltheory.strict_json import misfit
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, TypedDict
 
-from experiments.cells.common import FREE, cached_data, numbers_of, quoted, recorded, source_in, without_paths
+from experiments.cells.common import FREE, cached_data, numbers_of, quoted, source_in, without_paths
 from experiments.cells.steps import Pauses
 from experiments.settings import MetaTrain
 from mamltheory.fewshot.conv4 import conv4
@@ -24,7 +24,7 @@ from mamltheory.runtime.checkpoint import load
 from mamltheory.runtime.checkpoint import save as save_state
 from mamltheory.runtime.device import choose_device, environment
 from mamltheory.runtime.progress import stage
-from mamltheory.runtime.runlog import RunLog, check_complete, open_run, read_metrics
+from mamltheory.runtime.runlog import RunLog, check_complete, open_run, read_metrics, recorded
 
 QUERIES = 15  # per class in evaluations
 

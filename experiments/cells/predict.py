@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.cells.common import FREE, recorded, warn
+from experiments.cells.common import FREE, warn
 from experiments.cells.trained import read_training
 from experiments.settings import Predict
 from mamltheory.errors import DataError, printable
@@ -20,7 +20,7 @@ from mamltheory.fewshot.formats.pixels import decoded
 from mamltheory.fewshot.predict import Predictions, predict
 from mamltheory.runtime.device import choose_device, environment
 from mamltheory.runtime.records import replace_file
-from mamltheory.runtime.runlog import open_run
+from mamltheory.runtime.runlog import open_run, recorded
 
 UNSURE = 5
 """Images named in the summary as the least certain ones."""

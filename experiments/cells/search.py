@@ -17,10 +17,8 @@ from experiments.cells.common import (
     data_of,
     network_size,
     quoted,
-    recorded,
     source_in,
     without_paths,
-    write_genotype,
 )
 from experiments.cells.search_report import LEGEND, closing_lines, goes_first, round_lines, search_record
 from experiments.cells.search_trace import draw_trace
@@ -47,7 +45,7 @@ from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.distributed import processes, spread_over
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, replace_file, to_json
-from mamltheory.runtime.runlog import RunLog
+from mamltheory.runtime.runlog import RunLog, recorded
 from mamltheory.runtime.workers import Mapper
 from mamltheory.types import Task
 
@@ -133,14 +131,14 @@ def search(settings: Search) -> Genotype:
             while not is_finished(saved.state, rules):
                 before, saved = saved.state, finish_round(saved, rules, scorer, settings, spread, log)
                 print("\n".join(round_lines(before, saved.state)), flush=True)
-    return finish(saved, settings, log)
+        return finish(saved, settings, log)
 
 
 def finish(saved: Saved, settings: Search, log: RunLog) -> Genotype:
     """Write what was found, and say what stayed open."""
     result = search_record(saved.state, without_paths(settings))
     genotype = saved.state.candidates.genotype()
-    write_genotype(settings.out / "genotype.json", genotype)
+    replace_file(settings.out / "genotype.json", to_json(genotype.to_json()).encode())
     replace_file(settings.out / "search.json", to_json(result).encode())
     print("\n".join(closing_lines(saved.state)))
     kept = {name: result[name] for name in ("genotype", "undecided", "failures", "rounds")}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from experiments.cells import search
-from experiments.cells.common import FREE, begin, data_of, quoted, recorded
+from experiments.cells.common import FREE, SHARDS, begin, data_of, quoted
 from experiments.cells.search import Saved
 from experiments.cells.search_report import round_lines
 from experiments.config import settings_before, settings_from
@@ -28,13 +28,13 @@ from mamltheory.nas.search_settings import SearchSettings
 from mamltheory.nas.search_state import Job, SearchState, state_from_json, state_to_json
 from mamltheory.runtime.device import choose_device, environment
 from mamltheory.runtime.distributed import share, spread_over
+from mamltheory.runtime.folders import check_run_folder
 from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, replace_file, to_json
-from mamltheory.runtime.runlog import RUN_FILE, differences, read_run
+from mamltheory.runtime.runlog import RUN_FILE, differences, read_run, recorded
 from mamltheory.strict_json import MOST_BYTES, misfit, sealed, unsealed
 
-SHARDS = "shards"
 Pieces = tuple[tuple[Job, ...], ...]
 
 
@@ -100,9 +100,10 @@ def merge(settings: Merge) -> int:
 def compute_shard(settings: Search) -> None:
     """Compute this shard's pieces of the round, saving after each; what its file holds already is kept.
 
-    Raises ConfigurationError when the run folder holds a search with other settings.
+    Raises ConfigurationError when the run folder holds a search with other settings, or other files.
     """
     index, count = map(int, settings.shard.split("/"))
+    check_run_folder(settings.out, "search", (SHARDS,))
     state, rules = search.saved_search(settings).state, search.rules_of(settings)
     device = choose_device(settings.device).device
     data_of(settings)

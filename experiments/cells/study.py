@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping
 
-from experiments.cells.common import FREE, recorded
+from experiments.cells.common import FREE
 from experiments.cells.measurements import AGAIN, MEASUREMENTS, Record
 from mamltheory.runtime.device import environment
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, read_record, replace_file, to_json
-from mamltheory.runtime.runlog import open_run
+from mamltheory.runtime.runlog import open_run, recorded
 from mamltheory.runtime.temporary import sweep
-from mamltheory.runtime.workers import workers
+from mamltheory.runtime.workers import ON_ONE_THREAD, workers
 from mamltheory.strict_json import sealed
 
 STUDY_FREE = (*FREE, "runs", "draws")
@@ -31,7 +31,12 @@ def measured(
     """
     folder = settings.runs / MEASUREMENTS
     log = open_run(
-        settings.runs, command, settings, settings.seed, environment(device), (*STUDY_FREE, *counts)
+        settings.runs,
+        command,
+        settings,
+        settings.seed,
+        environment(device),
+        (*STUDY_FREE, *counts, *ON_ONE_THREAD),
     )
     sweep(folder, alone=True)
     found = {

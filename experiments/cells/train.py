@@ -15,7 +15,6 @@ from experiments.cells.common import (
     numbers_of,
     quoted,
     read_genotype,
-    recorded,
     without_paths,
 )
 from experiments.cells.steps import Pauses, leading_stage
@@ -38,7 +37,7 @@ from mamltheory.runtime.checkpoint import save as save_state
 from mamltheory.runtime.data_parallel import Team, team
 from mamltheory.runtime.device import choose_device, environment
 from mamltheory.runtime.interrupt import Interrupted
-from mamltheory.runtime.runlog import RunLog, check_complete, open_run, read_metrics
+from mamltheory.runtime.runlog import RunLog, check_complete, open_run, read_metrics, recorded
 
 
 class Line(TypedDict):

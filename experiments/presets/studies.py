@@ -5,7 +5,7 @@ from pathlib import Path
 from experiments.settings import Correlation, Stability
 
 CORRELATION = {
-    "glyph": Correlation(runs=Path("runs/correlation-glyph")),
+    "glyph": Correlation(out=Path("runs/correlation-glyph"), runs=Path("runs/correlation-glyph")),
     # A fifth of the computation: images of half the side, small batches; the same number of steps.
     "glyph-quick": Correlation(
         image_size=16,
@@ -16,7 +16,7 @@ CORRELATION = {
         test_tasks=150,
         initialisations=2,
         batches=16,
-        out=Path("figures/glyph-quick"),
+        out=Path("runs/correlation-glyph-quick"),
         runs=Path("runs/correlation-glyph-quick"),
     ),
     "glyph-smoke": Correlation(
@@ -49,22 +49,27 @@ CORRELATION = {
         test_tasks=600,
         initialisations=6,
         jobs=4,
-        out=Path("figures/wide"),
+        out=Path("runs/correlation-wide"),
         runs=Path("runs/correlation-wide"),
     ),
 }
 STABILITY = {
-    "glyph": Stability(gradient_tasks=(3, 6, 12, 24), exact_repeats=12, runs=Path("runs/stability-glyph")),
+    "glyph": Stability(
+        gradient_tasks=(3, 6, 12, 24),
+        exact_repeats=12,
+        out=Path("runs/stability-glyph"),
+        runs=Path("runs/stability-glyph"),
+    ),
     # The network of the search of that name.
     "glyph-5": Stability(
-        cells=5, exact_repeats=0, out=Path("figures/glyph-5"), runs=Path("runs/stability-glyph-5")
+        cells=5, exact_repeats=0, out=Path("runs/stability-glyph-5"), runs=Path("runs/stability-glyph-5")
     ),
     # The paper's width; thin networks, in which regions are counted, do not have it.
     "glyph-48": Stability(
         channels=48,
         gradient_repeats=4,
         region_repeats=0,
-        out=Path("figures/glyph-48"),
+        out=Path("runs/stability-glyph-48"),
         runs=Path("runs/stability-glyph-48"),
     ),
     "wide": Stability(
@@ -75,7 +80,7 @@ STABILITY = {
         gradient_repeats=16,
         exact_repeats=8,
         chunk=60,
-        out=Path("figures/wide"),
+        out=Path("runs/stability-wide"),
         runs=Path("runs/stability-wide"),
     ),
 }

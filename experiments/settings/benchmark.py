@@ -32,7 +32,7 @@ class Benchmark:
     """Seed of every random draw."""
     name: str = "benchmark"
     """Name of the table, the figure and its numbers; the device's name is put behind it."""
-    out: Path = Path("figures")
+    out: Path = Path("runs/benchmark")
     """Folder for the table, the figure and its numbers."""
     runs: Path = Path("runs/benchmark")
     """Folder for the measurements of every case; a run stopped there goes on by itself."""

@@ -32,7 +32,7 @@ class Protocols(Network):
     """Worker processes of a search; CPU time is best measured with one."""
     runs: Path = Path("runs/protocols")
     """Folder of the searches' run folders; finished ones are taken from there."""
-    out: Path = Path("figures")
+    out: Path = Path("runs/protocols")
     """Folder for the table, its numbers and the figure."""
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ class Demo:
 
     seed: int = 0
     """Seed of every random draw."""
-    out: Path = Path("figures")
+    out: Path = Path("runs/demo")
     """Folder for figures, numbers and the table."""
     budget: float = 10.0
     """Minutes that the demonstration may take on two cores; it scales the work to them."""
@@ -38,7 +38,7 @@ class Glyphs:
     """Side of the square images in pixels."""
     seed: int = 0
     """Seed of every random draw."""
-    out: Path = Path("figures")
+    out: Path = Path("runs/glyphs")
     """Folder for the sheet."""
 
     def __post_init__(self) -> None:

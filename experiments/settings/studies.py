@@ -58,7 +58,7 @@ class Correlation(Network):
     """Bootstrap draws of networks and pools."""
     jobs: int = 1
     """Worker processes; the result does not depend on it."""
-    out: Path = Path("figures")
+    out: Path = Path("runs/correlation")
     """Folder for the figure, its numbers and the table."""
     runs: Path = Path("runs/correlation")
     """Folder for the networks that are done; a study stopped there goes on by itself."""
@@ -110,7 +110,7 @@ class Stability(Network):
     """Draws for intervals, null and halves."""
     jobs: int = 1
     """Worker processes; times are those of one process."""
-    out: Path = Path("figures")
+    out: Path = Path("runs/stability")
     """Folder for the figure, its numbers and the table."""
     runs: Path = Path("runs/stability")
     """Folder for the repeats that are done; a study stopped there goes on by itself."""

@@ -59,7 +59,7 @@ class Table:
     """Where to compute: auto, cpu, cuda or cuda:N."""
     work: Path = Path("runs/table")
     """Folder of the runs: EXPERIMENT/METHOD/SEED/{search,train,evaluate-1-shot,evaluate-5-shot}."""
-    out: Path = Path("figures")
+    out: Path = Path("runs/table")
     """Folder for the table."""
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ class Widths:
     """Number of training tasks N; as many again are held out."""
     dimension: int = 8
     """Input dimension d."""
-    out: Path = Path("figures")
+    out: Path = Path("runs/theory")
     """Folder for the figures and their numbers."""
     runs: Path = Path("runs/theory")
     """Folder for the measurements of every width and seed; a run stopped there goes on by itself."""
@@ -61,10 +61,16 @@ class Theory(Widths):
 class Convergence(Theory):
     """Global convergence of MAML at a linear rate, and the rate's bound (Theorems 1 and 3)."""
 
+    out: Path = Path("runs/convergence")
+    """Folder for the figures and their numbers."""
+
 
 @dataclass(frozen=True)
 class Bounds(Theory):
     """Rate, path and kernel drift of networks of 1, 2 and 3 hidden layers beside the bounds of Theorem 3."""
+
+    out: Path = Path("runs/bounds")
+    """Folder for the figures and their numbers."""
 
     widths: tuple[int, ...] = (16, 64, 256)
     """Widths l of the networks whose path, drift and Lipschitz constant are measured, increasing."""
@@ -91,10 +97,16 @@ class Bounds(Theory):
 class Drift(Theory):
     """Parameters and kernels move less the wider the network is (Lemmas 1-3, Theorem 3)."""
 
+    out: Path = Path("runs/drift")
+    """Folder for the figures and their numbers."""
+
 
 @dataclass(frozen=True)
 class Lipschitz(Widths):
     """The Lipschitz constant of MAML's Jacobian over widths, and a kink where there is none (Lemma 1)."""
+
+    out: Path = Path("runs/lipschitz")
+    """Folder for the figures and their numbers."""
 
     widths: tuple[int, ...] = (64, 128, 256, 512)
     """Widths l of the hidden layers, increasing."""
@@ -117,10 +129,16 @@ class Lipschitz(Widths):
 class Equivalence(Theory):
     """MAML's outputs are those of kernel regression with the MetaNTK (Theorem 2, Corollary 3.1)."""
 
+    out: Path = Path("runs/equivalence")
+    """Folder for the figures and their numbers."""
+
 
 @dataclass(frozen=True)
 class Plateau(Theory):
     """The printed closed form stops short of wide trained networks, the discrete one does not (Theorem 2)."""
+
+    out: Path = Path("runs/plateau")
+    """Folder for the figures and their numbers."""
 
     widths: tuple[int, ...] = (64, 256, 1024, 4096, 16384, 65536)
     """Widths l of the hidden layers, increasing."""

@@ -38,10 +38,9 @@ from mamltheory.errors import CheckpointError
 from mamltheory.files import reason
 from mamltheory.maml import TrainingRecord
 from mamltheory.runtime.device import environment
-from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.progress import stage
-from mamltheory.runtime.runlog import open_run, read_metrics
-from mamltheory.runtime.workers import workers
+from mamltheory.runtime.runlog import open_run, read_metrics, recorded
+from mamltheory.runtime.workers import ON_ONE_THREAD, workers
 from mamltheory.types import Parameters, query_labels
 
 CLOSED_FORMS = ("empirical kernel", "limit kernel", "limit kernel, printed time", "limit kernel, no f_0")
@@ -207,23 +206,17 @@ def sweep(settings: Theory, command: str, measurement: Measurement | None = None
         _identity(settings, chosen.free_of),
         settings.seed,
         environment(),
-        may_differ=("widths", "seeds"),
+        may_differ=("widths", "seeds", *ON_ONE_THREAD),
     )
     done = {(row["width"], row["seed"]): row for row in read_metrics(folder, _Row)}
     todo = [pair for pair in _pairs(settings) if pair not in done]
     title = f"{command} ({settings.tasks}, L = {settings.depth}, {settings.activation})"
-    try:
-        with workers(settings.jobs) as spread, stage(title, len(todo)) as advance:
-            for pair, row in spread(partial(chosen.function, settings, problem), todo):
-                done[pair] = row
-                log.log(**row)
-                advance()
-    except Interrupted as stop:
-        log.close("interrupted")
-        raise stop.saved(f"the same command; finished runs lie in {folder}") from None
-    except Exception:
-        log.close("failed")
-        raise
+    go_on = f"the same command; finished runs lie in {folder}"
+    with recorded(log, go_on), workers(settings.jobs) as spread, stage(title, len(todo)) as advance:
+        for pair, row in spread(partial(chosen.function, settings, problem), todo):
+            done[pair] = row
+            log.log(**row)
+            advance()
     log.close(runs=len(done))
     return Sweep(settings, problem, tuple(done[pair] for pair in _pairs(settings)))
 

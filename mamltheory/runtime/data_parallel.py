@@ -13,10 +13,11 @@ import torch.distributed as dist
 
 from mamltheory.errors import ConfigurationError
 from mamltheory.runtime.distributed import world
+from mamltheory.runtime.heartbeat import heartbeats
 from mamltheory.runtime.interrupt import SIGNALS
 
 MINUTES = 10.0
-"""How long a process waits for the others in a step; one that has died is noticed at once."""
+"""How long a process waits in a step for others that live; one that has died or is stopped is noticed sooner."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def team(minutes: float = MINUTES) -> Iterator[Team]:
     """The processes that torchrun started, joined; without torchrun a team of one.
 
     Within the block the first signal is noted (see ``interrupt``) and further ones are ignored: a terminal sends
-    Ctrl-C to every process, and torchrun sends it once more. Raises ConfigurationError when another process ends.
+    Ctrl-C to every process, and torchrun sends it once more. Raises ConfigurationError when another process ends;
+    one that has been stopped ends the others (see ``heartbeat``).
     """
     here = world()
     if here.size == 1:
@@ -73,7 +75,8 @@ def team(minutes: float = MINUTES) -> Iterator[Team]:
         dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
         try:
             _ignore_repeated_signals()
-            yield Team(here.rank, here.size, here.local_rank)
+            with heartbeats(here.rank, here.size):
+                yield Team(here.rank, here.size, here.local_rank)
         finally:
             dist.destroy_process_group()
 

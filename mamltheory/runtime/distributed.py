@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from mamltheory.errors import ConfigurationError
+from mamltheory.runtime.heartbeat import SECONDS_OF_SILENCE, heartbeats
 from mamltheory.runtime.interrupt import Interrupted, check_interrupted
 from mamltheory.runtime.workers import Mapper, one_thread, workers
 
@@ -26,7 +27,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MINUTES = 60.0
-"""How long a process waits for another: longer than any item takes, for one that hangs must end the job."""
+"""How long a process waits for another that lives: longer than any item takes. A stopped one is noticed sooner."""
 
 
 class RankLost(ConfigurationError):
@@ -85,11 +86,12 @@ def share(items: Sequence[Item], index: int, count: int) -> list[Item]:
 
 
 @contextmanager
-def joined(minutes: float = MINUTES) -> Iterator[bool]:
+def joined(minutes: float = MINUTES, silence: float = SECONDS_OF_SILENCE) -> Iterator[bool]:
     """Whether this process is to run the command. Under torchrun rank 0 is; the others have served it by then.
 
     Within the block :func:`spread_over` gives rank 0 the mapper over all ranks. Each rank sees one GPU, its own.
-    Raises RankLost when a process ends or does not answer within ``minutes``.
+    Raises RankLost when a process ends or does not answer within ``minutes``. A process that has been stopped, for
+    ``silence`` seconds, ends the others (see ``heartbeat``).
     """
     here = world()
     if here.size == 1:
@@ -100,18 +102,23 @@ def joined(minutes: float = MINUTES) -> Iterator[bool]:
         dist.init_process_group("gloo", timeout=timedelta(minutes=minutes))
     lost = False
     try:
-        if here.leads:
-            yield True
-        else:
-            with one_thread():
-                _serve()
-            yield False
-    except RankLost:
-        lost = True  # the others hear of it when this process ends: a word to one that hangs could block
-        raise
+        with heartbeats(here.rank, here.size, silence):
+            try:
+                if here.leads:
+                    yield True
+                else:
+                    with one_thread():
+                        _serve()
+                    yield False
+            except RankLost:
+                lost = (
+                    True  # the others hear of it when this process ends: a word to one that hangs could block
+                )
+                raise
+            finally:
+                if here.leads and not lost:
+                    _dismiss(here.size)
     finally:
-        if here.leads and not lost:
-            _dismiss(here.size)
         dist.destroy_process_group()
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,8 +45,9 @@ def hold(directory: Path) -> bool:
         if _is_at(descriptor, path):
             break
         os.close(descriptor)  # its holder removed the file between the two calls
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(_this_process()).encode(), 0)
+    with suppress(OSError):  # a full disk: the lock holds, it only does not say whose it is
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(_this_process()).encode(), 0)
     _held[directory] = descriptor
     return True
 
@@ -54,7 +56,8 @@ def let_go(directory: Path) -> None:
     """Leave the folder to others; does nothing when this process does not hold it."""
     descriptor = _held.pop(directory.resolve(), None)
     if descriptor is not None:
-        (directory / LOCK_FILE).unlink(missing_ok=True)  # before the lock goes, or it could be another's file
+        with suppress(OSError):  # what keeps a file from going must not keep the lock
+            (directory / LOCK_FILE).unlink()  # before the lock goes, or it could be another's file
         os.close(descriptor)
 
 

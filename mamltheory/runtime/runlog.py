@@ -1,7 +1,9 @@
 """What a run was and what it measured: ``run.json`` (feeds back as ``--config``) and ``metrics.jsonl``."""
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,12 +11,14 @@ from typing import Annotated, Literal, NotRequired, TypedDict
 
 from mamltheory.errors import CheckpointError, ConfigurationError
 from mamltheory.files import read_regular, reason, shown
+from mamltheory.runtime.folders import RUN_FILE, check_run_folder
+from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.lock import hold, let_go
 from mamltheory.runtime.records import plain, read_record, replace_file, sync_directory, to_json
 from mamltheory.runtime.temporary import sweep
 from mamltheory.strict_json import SEAL_BYTES, misfit, seal_of, sealed, unsealed
 
-RUN_FILE, METRICS_FILE, STATES = "run.json", "metrics.jsonl", "state"
+METRICS_FILE, STATES = "metrics.jsonl", "state"
 MOST_METRICS = 2**30
 NEW_RUN = "put back a copy of it, or choose another --out"
 EDITED = f"{NEW_RUN}; if it was changed on purpose, take out its last entry"
@@ -32,6 +36,7 @@ class Record(TypedDict):
     ended: NotRequired[str | None]
     status: NotRequired[Status]
     starts: NotRequired[Annotated[int, 1]]
+    sessions: NotRequired[list[dict[str, object]]]
     results: NotRequired[dict[str, object]]
 
 
@@ -40,7 +45,8 @@ class RunLog:
     """The record of one run in its directory; made by :func:`open_run`.
 
     ``record`` holds command, config, seed, environment, started, ended and status ("running", "finished",
-    "interrupted" or "failed"); every start after the first is counted in ``starts``.
+    "interrupted" or "failed"); every start after the first is counted in ``starts``, and ``sessions`` lists the
+    environments that they had, where one differs from the one before.
     """
 
     directory: Path
@@ -76,13 +82,33 @@ class RunLog:
         closed = replace(
             self, record={**self.record, "ended": _now(), "status": status, "results": plain(results)}
         )
-        closed.write()
-        let_go(self.directory)
+        try:
+            closed.write()
+        finally:
+            let_go(self.directory)
         return closed
 
     def write(self) -> None:
         """Put ``run.json`` in place; a crash leaves the old or the new one, never a part."""
         replace_file(self.directory / RUN_FILE, sealed(to_json(self.record)))
+
+
+@contextmanager
+def recorded(log: RunLog, continue_with: str | None) -> Iterator[None]:
+    """Note in the run's record when the block is stopped or fails; a stop then names how to go on.
+
+    What ended the block is raised also where the note cannot be written, as on a full disk.
+    """
+    try:
+        yield
+    except Interrupted as stop:
+        with suppress(OSError):
+            log.close("interrupted")
+        raise Interrupted(stop.signal_number, continue_with) from None
+    except Exception:
+        with suppress(OSError):
+            log.close("failed")
+        raise
 
 
 def open_run(
@@ -93,14 +119,19 @@ def open_run(
     environment: Mapping[str, object],
     may_differ: Collection[str] = (),
     before: object | None = None,
+    known: Collection[str] = (),
 ) -> RunLog:
     """Begin a run in ``directory``, or go on with the same one if it was begun there.
 
-    config: the resolved settings, a dataclass or mapping. may_differ: settings that do not change the
-    results, such as the number of workers, and may be others when a run goes on. before: as in
-    :func:`differences`. Raises ConfigurationError when the directory holds a run of another command or other
-    settings, naming them, or when another process writes there; CheckpointError when its record is broken.
+    config: the resolved settings, a dataclass or mapping. may_differ: settings, and entries of the environment, that
+    do not change the results, such as the number of workers, and may be others when a run goes on. Another
+    environment does not stop a run: it is said on standard error, and the record keeps both. before: as in
+    :func:`differences`. known: names of files that may be there without a record, besides files that the settings
+    name. Raises ConfigurationError when the directory holds other files, a run of another command or other settings,
+    naming them, or when another process writes there; CheckpointError when its record is broken.
     """
+    if not (directory / RUN_FILE).exists():
+        check_run_folder(directory, command, (*known, *_inputs_in(directory, config)))
     taken = hold(directory)
     try:
         for place in (directory, directory / STATES) if taken else ():
@@ -121,18 +152,22 @@ def _open_held(
     may_differ: Collection[str],
     before: object | None,
 ) -> RunLog:
-    starts, started = 1, _now()
+    starts, started, environment = 1, _now(), plain(environment)
+    sessions = [{"start": 1, "environment": environment}]
     if (directory / RUN_FILE).exists():
         earlier = read_run(directory)
         check_same_run(directory, earlier, command, config, may_differ, before)
         started = earlier.get("started", started)
         starts = earlier.get("starts", 1) + 1
+        sessions = _sessions_after(earlier, starts, environment)
+        _say_what_changed(directory, earlier.get("environment"), environment, may_differ)
         _drop_partial_line(directory / METRICS_FILE)
     record = {
         "command": command,
         "config": plain(config),
         "seed": seed,
-        "environment": plain(environment),
+        "environment": environment,
+        "sessions": sessions,
         "started": started,
         "ended": None,
         "status": "running",
@@ -141,6 +176,35 @@ def _open_held(
     log = RunLog(directory, record)
     log.write()
     return log
+
+
+def _inputs_in(directory: Path, config: object) -> list[str]:
+    """Names of files in the directory that the settings read, such as a genotype: they are no strangers there."""
+    values = config.values() if isinstance(config, Mapping) else vars(config).values()
+    paths = [value for value in values if isinstance(value, Path)]
+    return [path.name for path in paths if path.parent.resolve() == directory.resolve()]
+
+
+def _sessions_after(
+    earlier: Mapping[str, object], start: int, environment: object
+) -> list[dict[str, object]]:
+    """The environments of all starts so far, each with the first start that had it."""
+    sessions = earlier.get("sessions", [{"start": 1, "environment": earlier.get("environment")}])
+    sessions = [each for each in sessions if isinstance(each, dict)] if isinstance(sessions, list) else []
+    if sessions and sessions[-1].get("environment") == environment:
+        return sessions
+    return [*sessions, {"start": start, "environment": environment}]
+
+
+def _say_what_changed(
+    directory: Path, there: object, now: Mapping[str, object], but: Collection[str]
+) -> None:
+    changes = differences(there, now, but) if isinstance(there, dict) else ""
+    if changes:
+        sys.stderr.write(
+            f"{directory} goes on in another environment: {changes}; numbers may differ in their last digits from "
+            f"those of a run in one, and {RUN_FILE} keeps both\n"
+        )
 
 
 def read_run(path: Path) -> dict[str, object]:

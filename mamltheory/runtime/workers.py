@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
+from ctypes import Array
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import Synchronized
 from types import FrameType
 from typing import TypeVar
 
 import torch
 
 from mamltheory.errors import ConfigurationError
+from mamltheory.runtime.heartbeat import SECONDS_BETWEEN_BEATS, SECONDS_OF_SILENCE, Silence, beat
 from mamltheory.runtime.interrupt import SIGNALS, Interrupted, check_interrupted, interruptible
 
 Item = TypeVar("Item")
@@ -25,18 +29,21 @@ Result = TypeVar("Result")
 Mapper = Callable[[Callable[[Item], Result], Iterable[Item]], Iterator[tuple[Item, Result]]]
 """(function, items) -> (item, function(item)) as the results come in."""
 
+ON_ONE_THREAD = ("threads",)
+"""Of the environment, what does not change results that come from workers alone: this process's threads."""
 SECONDS_BETWEEN_LOOKS = 0.2
 """How soon a stop is noticed while every process is busy."""
 
 
 @contextmanager
-def workers(jobs: int = 1) -> Iterator[Mapper]:
+def workers(jobs: int = 1, silence: float = SECONDS_OF_SILENCE) -> Iterator[Mapper]:
     """A mapper over ``jobs`` processes of one thread each, which stay alive within the block.
 
     jobs = 1 stays in this process, on one thread as well: the number of threads decides the last bits. With
     more, functions and items must be picklable. When a stop is asked for (see ``interrupt``) nothing new is
     begun, what runs is finished and handed out, unless it looks for stops itself, and Interrupted is raised.
-    No worker outlives this process. Raises ConfigurationError for jobs below 1, and when a worker dies.
+    No worker outlives this process. Raises ConfigurationError for jobs below 1, and when a worker dies, or has been
+    stopped for ``silence`` seconds (see ``heartbeat``).
     """
     if jobs < 1:
         raise ConfigurationError(f"jobs is {jobs}: expected at least 1")
@@ -45,14 +52,18 @@ def workers(jobs: int = 1) -> Iterator[Mapper]:
             yield _one_by_one
         return
     # spawn: a forked child would inherit the locks of torch's thread pool, and may hang
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+    context = multiprocessing.get_context("spawn")
+    beats, begun = context.RawArray("q", jobs), context.Value("i")
+    between = min(SECONDS_BETWEEN_BEATS, silence / 8)
+    pool = ProcessPoolExecutor(jobs, context, initializer=_begin_worker, initargs=(beats, begun, between))
+    heart = _Heart(beats, silence, between)
     try:
-        yield lambda function, items: _spread(pool, jobs, function, items)
+        yield lambda function, items: _spread(pool, heart, function, items)
     except BaseException:
         _pass_stop_on()
         raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        _shut_down(pool, heart)
 
 
 def _one_by_one(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
@@ -61,10 +72,25 @@ def _one_by_one(function: Callable[[Item], Result], items: Iterable[Item]) -> It
         yield item, function(item)
 
 
+@dataclass(frozen=True)
+class _Heart:
+    """What the workers count up, one number each, and how long one may stand still."""
+
+    beats: Array
+    silence: float
+    between: float
+
+    def watched(self) -> Callable[[], bool]:
+        """A function to be called every moment, which tells whether some worker has been silent for too long."""
+        silence = Silence(self.silence, self.between)
+        return lambda: bool(silence.of(dict(enumerate(self.beats))))
+
+
 def _spread(
-    pool: ProcessPoolExecutor, jobs: int, function: Callable[[Item], Result], items: Iterable[Item]
+    pool: ProcessPoolExecutor, heart: _Heart, function: Callable[[Item], Result], items: Iterable[Item]
 ) -> Iterator[tuple[Item, Result]]:
     rest, running, stop = iter(items), {}, None
+    jobs, someone_is_silent = len(heart.beats), heart.watched()
     while True:
         stop = stop or _stop_asked_for()
         try:
@@ -76,7 +102,14 @@ def _spread(
             pass
         if not running:
             break
-        for future in wait(running, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done:
+        done = wait(running, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done
+        if someone_is_silent():
+            _kill_all()
+            raise ConfigurationError(
+                f"a worker process has given no sign of life for {heart.silence:g} s: it is stopped; the same command "
+                "goes on from what has been saved"
+            )
+        for future in done:
             item, (stopped, result) = running.pop(future), _result(future)
             if stopped:
                 stop = stop or Interrupted(result)
@@ -101,6 +134,22 @@ def _pass_stop_on() -> None:
         child.terminate()
 
 
+def _shut_down(pool: ProcessPoolExecutor, heart: _Heart) -> None:
+    """Wait for the workers to end; one that is stopped cannot, and is ended with those that nobody waits for."""
+    ending = threading.Thread(target=pool.shutdown, kwargs={"wait": True, "cancel_futures": True})
+    someone_is_silent = heart.watched()
+    ending.start()
+    while ending.is_alive():
+        ending.join(SECONDS_BETWEEN_LOOKS)
+        if someone_is_silent():
+            _kill_all()
+
+
+def _kill_all() -> None:
+    for child in multiprocessing.active_children():
+        child.kill()  # one that is stopped hears nothing else
+
+
 def _submit(pool: ProcessPoolExecutor, function: Callable[[Item], Result], item: Item) -> Future:
     with _single_threaded_children(), _signals_held_back():
         return pool.submit(_call, function, item)
@@ -117,18 +166,21 @@ def _result(future: Future) -> tuple[bool, object]:
 
 
 class _single_threaded_children:
-    """Children read the thread counts from the environment when they load their libraries."""
+    """Children read from the environment, when they load, the thread counts and what their output cannot encode."""
 
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    output = "PYTHONIOENCODING"
 
     def __enter__(self) -> None:
-        self.before = {name: os.environ.get(name) for name in self.names}
+        self.before = {name: os.environ.get(name) for name in (*self.names, self.output)}
         os.environ.update(dict.fromkeys(self.names, "1"))
+        if getattr(sys.stdout, "encoding", None) and getattr(sys.stdout, "errors", None):
+            os.environ[self.output] = f"{sys.stdout.encoding}:{sys.stdout.errors}"
 
     def __exit__(self, *_: object) -> None:
         for name, value in self.before.items():
             if value is None:
-                os.environ.pop(name)
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value
 
@@ -168,8 +220,16 @@ def _call(function: Callable[[Item], Result], item: Item) -> tuple[bool, object]
 _stops = ExitStack()
 
 
-def _begin_worker() -> None:
+def _begin_worker(beats: Array, begun: Synchronized, between: float) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    with begun.get_lock():
+        own = begun.value
+        begun.value += 1
+
+    def count() -> None:
+        beats[own] += 1
+
+    beat(count, between)
     _stops.enter_context(interruptible())
     note = signal.getsignal(signal.SIGTERM)
 

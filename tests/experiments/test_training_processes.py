@@ -155,3 +155,18 @@ def test_a_signal_to_torchrun_saves_the_step_of_all_ranks(tmp_path):
     assert "saved; continue with: torchrun --nproc-per-node 2 -m experiments train" in output
     assert 0 < done_in(tmp_path) < 2 * STEPS
     assert read_run(tmp_path / "train")["status"] == "interrupted"
+
+
+def test_a_stopped_rank_ends_the_job_within_a_minute_and_the_job_goes_on(tmp_path):
+    process = started(TOGETHER, tmp_path)
+    wait_for(tmp_path, 3, process)
+    pids = ranks(process)
+    begun = time.monotonic()
+    os.kill(pids[0], signal.SIGSTOP)
+    output, _ = process.communicate(timeout=200)
+    assert time.monotonic() - begun < 60
+    assert process.returncode != 0
+    assert not any(is_alive(pid) for pid in pids.values())
+    assert "rank 0 has given no sign of life for 25 s" in output
+    finished(TOGETHER, tmp_path, "--save-minutes 10")
+    assert done_in(tmp_path) == 2 * STEPS

@@ -44,6 +44,8 @@ OPEN = {
     "network": ("the row of the searched cells; --network resnet12 for the row of RFS", "cells"),
     "precision": ("V100 and PyTorch's default of the time", "fp32"),
     "compile": ("did not exist", False),
+    "split": ("the data come with their splits", None),
+    "split_seed": ("the data come with their splits", 0),
     "channels_last": ("changes roundings alone", True),
     "seed": ("at least 3 runs of different random seeds: --seed 0, 1, 2", 0),
     "save_minutes": ("changes no number", 10.0),

@@ -55,7 +55,7 @@ def refused(read, path, seconds=2.0, megabytes=300):
     assert peak < megabytes * 2**20
     message = str(caught.value)
     assert "\n" not in message
-    assert len(message) < 1200
+    assert len(message) < 1600  # the known layouts take that much
     return message
 
 

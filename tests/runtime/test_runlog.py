@@ -147,3 +147,35 @@ def test_replacing_a_file_leaves_nothing_else_behind(tmp_path):
         replace_file(tmp_path / "folder" / "file", text)
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["file"]
     assert (tmp_path / "folder" / "file").read_bytes() == b"new"
+
+
+def test_another_environment_is_said_once_and_the_record_keeps_both(tmp_path, capsys):
+    def start(threads, torch_version="2.1", **options):
+        where = {"threads": threads, "torch": torch_version}
+        return open_run(tmp_path, "train", Config(), 0, where, **options).record
+
+    assert start(2)["sessions"] == [{"start": 1, "environment": {"threads": 2, "torch": "2.1"}}]
+    start(2)
+    assert capsys.readouterr().err == ""
+    record = start(1)
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "threads (2 there, 1 now)" in told
+    assert "torch" not in told
+    assert record["environment"] == {"threads": 1, "torch": "2.1"}
+    assert [(one["start"], one["environment"]["threads"]) for one in record["sessions"]] == [(1, 2), (3, 1)]
+    assert "torch ('2.1' there, '2.2' now)" in (start(1, "2.2"), capsys.readouterr().err)[1]
+    record = start(4, "2.2", may_differ=("threads",))
+    assert capsys.readouterr().err == ""
+    assert read_run(tmp_path)["sessions"] == record["sessions"]
+    assert [one["environment"]["threads"] for one in record["sessions"]] == [2, 1, 1, 4]
+
+
+def test_the_first_environment_of_a_run_from_before_they_were_listed_is_kept(tmp_path, capsys):
+    begun_before(tmp_path)
+    record = read_run(tmp_path)
+    del record["sessions"]
+    (tmp_path / "run.json").write_text(to_json(record))
+    found = open_run(tmp_path, "search", Config(), 0, {"threads": 8}).record["sessions"]
+    assert [each["environment"] for each in found] == [{"threads": 1}, {"threads": 8}]
+    assert "threads (1 there, 8 now)" in capsys.readouterr().err

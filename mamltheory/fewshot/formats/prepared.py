@@ -1,8 +1,11 @@
 """The layout of this package: decoded images in plain arrays, mapped in place, at the size they are used at."""
 
+import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +30,7 @@ from mamltheory.strict_json import sealed
 
 RECORD = "few-shot-data.json"  # written last: without it the folder is not finished
 DIGESTS = "labels_sha256"  # in the record, by split
+UNFINISHED = f"{RECORD}.part"
 IMAGES, LABELS = "{}_images.npy", "{}_labels.npy"
 
 
@@ -50,8 +54,24 @@ def read_prepared(folder: Path, split: str, options: Options) -> ImageSplit:
 
 
 def room_in(folder: Path, split: str, shape: tuple[int, ...]) -> np.ndarray:
-    """An array for the images of a split in a file of this layout: ``Options.allocate`` with its folder."""
-    return np.lib.format.open_memmap(folder / IMAGES.format(split), "w+", np.uint8, shape)
+    """An array for the images of a split in a file of this layout: ``Options.allocate`` with its folder.
+
+    Raises OSError when the disk has not the room: without it a write to the map would end the process.
+    """
+    images = np.lib.format.open_memmap(folder / IMAGES.format(split), "w+", np.uint8, shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(images.filename, "r+b") as file, _where_supported():
+            os.posix_fallocate(file.fileno(), 0, images.offset + images.nbytes)
+    return images
+
+
+@contextmanager
+def _where_supported() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
 
 
 def write_prepared(data: ImageData, folder: Path, options: Options) -> None:
@@ -79,8 +99,8 @@ def write_prepared(data: ImageData, folder: Path, options: Options) -> None:
         "class_names": {split: getattr(data, split).class_names for split in SPLITS},
         DIGESTS: {split: _digest(getattr(data, split).labels) for split in SPLITS},
     }
-    (folder / f"{RECORD}.part").write_bytes(sealed(json.dumps(record, ensure_ascii=False, indent=1)))
-    os.replace(folder / f"{RECORD}.part", folder / RECORD)
+    (folder / UNFINISHED).write_bytes(sealed(json.dumps(record, ensure_ascii=False, indent=1)))
+    os.replace(folder / UNFINISHED, folder / RECORD)
 
 
 def _digest(labels: np.ndarray) -> str:

@@ -1,0 +1,106 @@
+"""``make figures``: the commands that it runs are those that the committed figures say they were made by."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments import __main__ as shell
+from experiments.cells.common import without_paths
+from experiments.commands import COMMANDS
+from experiments.presets import DEMO_SEARCH, DEMO_THEORY
+from mamltheory.runtime.folders import check_results_folder
+from mamltheory.runtime.records import plain
+
+ROOT = Path(__file__).resolve().parents[2]
+FIGURES = ROOT / "figures"
+
+
+def commands():
+    """(command, settings) of every line of the target that runs an experiment."""
+    recipe = re.search(r"^figures:.*?(?=^\S)", (ROOT / "Makefile").read_text(), re.M | re.S).group()
+    lines = re.sub(r"\\\n|\$\(if[^\n]*\)", " ", recipe).splitlines()
+    words = [line.split()[1:] for line in lines if line.strip().startswith("$(RUN)")]
+    return [(name, shell.resolve(name, flags)) for name, *flags in words]
+
+
+MADE = commands()
+
+
+def settings_of(name, out):
+    """The settings of the command that leaves its figure in this folder."""
+    found = [settings for command, settings in MADE if (command, settings.out) == (name, Path(out))]
+    assert len(found) == 1, (name, out)
+    return found[0]
+
+
+def config(path):
+    return json.loads((FIGURES / path).read_text())["config"]
+
+
+def recorded(settings):
+    return plain(without_paths(settings))
+
+
+@pytest.mark.parametrize("name", ["bounds", "lipschitz", "plateau"])
+def test_the_figures_of_the_theory_are_those_of_the_commands(name):
+    kept = {k: v for k, v in recorded(settings_of(name, "figures")).items() if k != "runs"}
+    assert config(f"{name}_sphere.json") == kept
+
+
+@pytest.mark.parametrize("name", ["convergence", "drift", "equivalence"])
+def test_the_figures_of_wide_networks_are_those_of_the_preset_and_the_others_the_demonstrations(name):
+    kept = {k: v for k, v in recorded(settings_of(name, "figures/wide")).items() if k != "runs"}
+    assert config(f"wide/{name}_sphere.json") == kept
+    assert settings_of("demo", "figures").seed == 0
+    for tasks in ("sphere", "glyphs"):
+        found = config(f"{name}_{tasks}.json")
+        assert {k: found[k] for k in ("widths", "seeds", "steps")} == {
+            k: plain(getattr(DEMO_THEORY, k)) for k in ("widths", "seeds", "steps")
+        }
+
+
+@pytest.mark.parametrize(
+    ("name", "out", "file"),
+    [
+        ("correlation", "figures", "correlation.json"),
+        ("correlation", "figures/glyph-quick", "glyph-quick/correlation.json"),
+        ("stability", "figures", "stability.json"),
+        ("stability", "figures/glyph-48", "glyph-48/stability.json"),
+        ("stability", "runs/stability-glyph-5", "glyph-5/stability.json"),
+    ],
+)
+def test_the_figures_of_the_studies_are_those_of_the_presets(name, out, file):
+    kept, found = recorded(settings_of(name, out)), config(file)
+    assert {k: v for k, v in kept.items() if k in found} == found
+
+
+def test_the_search_the_table_and_the_benchmarks_are_those_of_the_commands():
+    searched = recorded(settings_of("search", "runs/glyph-5/search").resolved())
+    found = config("glyph-5/cells.json")
+    assert {k: v for k, v in searched.items() if k in found} == found
+    assert {k: v for k, v in recorded(DEMO_SEARCH.resolved()).items() if k in ("channels", "cells")} == {
+        k: config("searched_cells.json")[k] for k in ("channels", "cells")
+    }
+    table = json.loads((FIGURES / "table_glyphs.json").read_text())["settings"]
+    made = recorded(settings_of("table", "figures"))
+    assert {k: made[k] for k in ("name", "experiments", "methods", "runs", "seed")} == {
+        k: table[k] for k in ("name", "experiments", "methods", "runs", "seed")
+    }
+    for benchmark in (settings for name, settings in MADE if name == "benchmark"):
+        found = config(f"{benchmark.name}_{benchmark.device}.json")
+        assert found == {k: plain(getattr(benchmark, k)) for k in found}
+
+
+def test_every_committed_figure_has_a_command_and_no_command_writes_there_by_default():
+    assert {name for name, _ in MADE} >= {"demo", "protocols", "table", "benchmark", "search"}
+    for name, command in COMMANDS.items():
+        for settings in (command.settings(), *command.presets.values()):
+            places = [getattr(settings, key, None) for key in command.folders]
+            assert not [each for each in places if isinstance(each, Path) and each.parts[0] != "runs"], name
+
+
+def test_the_folders_of_committed_figures_are_open_to_the_commands_that_draw():
+    for out in {settings.out for name, settings in MADE if COMMANDS[name].results}:
+        check_results_folder(ROOT / out, "drift")
