@@ -183,3 +183,11 @@ def test_images_that_no_memory_holds_are_refused_unless_they_go_to_a_file(tmp_pa
         tmp_path, Options(allocate=lambda split, shape: room.setdefault(split, np.empty(shape, np.uint8)))
     )
     assert set(room) == set(SPLITS)
+
+
+def test_a_shard_that_is_missing_is_named_and_not_passed_over(tmp_path):
+    layouts.LAYOUTS["parquet files"](tmp_path, tiny_splits(2, 2, 8))
+    files = sorted(tmp_path.rglob("*-of-*.parquet"))
+    files[-1].rename(files[-1].with_name(files[-1].name.replace(".parquet", ".part")))
+    with pytest.raises(DataError, match=r"is one of \d+ files, and \d+ are there"):
+        load_data(tmp_path)

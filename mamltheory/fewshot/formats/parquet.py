@@ -1,7 +1,8 @@
 """Parquet files as Hugging Face keeps images: columns `image` (bytes, path) and `label`; needs pyarrow."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -30,9 +31,19 @@ def shards(folder: Path, split: str) -> list[Path]:
     for place in (folder, folder / "data"):
         for name in SPELLINGS[split]:
             found = sorted([*place.glob(f"{name}.parquet"), *place.glob(f"{name}-*.parquet")])
-            if files := [file for file in found if file.is_file()]:
+            if files := [file for file in found if not file.is_dir()]:
+                _refuse_missing(files)
                 return files
     return []
+
+
+def _refuse_missing(files: Sequence[Path]) -> None:
+    """Raises DataError unless shards named …-00000-of-00004 are all there."""
+    counts = [int(found[1]) for file in files if (found := re.search(r"-of-(\d{1,9})\.parquet$", file.name))]
+    if counts and max(counts) > len(files):
+        raise DataError(
+            f"{files[0]} is one of {max(counts)} files, and {len(files)} are there: fetch the others, too"
+        )
 
 
 def find_parquet(folder: Path, split: str) -> Path | None:
