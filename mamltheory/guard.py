@@ -7,6 +7,7 @@ chance. That is tested on all samples, and everything that torch would fail on i
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelError, ValueRangeError
 from mamltheory.head import find_head
 from mamltheory.modules import (
+    call_module,
     check_module,
     is_samplewise,
     refuse_checkpointing,
@@ -77,9 +79,7 @@ def as_model(model: Model | nn.Module, params: Parameters | None = None) -> tupl
     if model.module is not None and any(
         list(part.parameters()) for part in unknown_parts(model.module).values()
     ):
-        params = {
-            name: value.clone() for name, value in params.items()
-        }  # that part could write to its weights
+        params = {name: value.clone() for name, value in params.items()}  # that part could write to them
     return model, params
 
 
@@ -257,7 +257,10 @@ def with_head(model: Model, params: Parameters, x: Tensor, head: Sequence[str] |
     if model.head is not None:
         return model
     check_independent(model, params, x[:FEWEST])  # the head is found on samples
-    return replace(model, head=find_head(model, params, x))
+    bare = replace(
+        model, function=partial(call_module, model.module)
+    )  # centred or linearised, it has the same head
+    return replace(model, head=find_head(bare, params, x))
 
 
 def ready_for_tasks(

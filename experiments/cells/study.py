@@ -37,6 +37,7 @@ def measured(
         settings.seed,
         environment(device),
         (*STUDY_FREE, *counts, *ON_ONE_THREAD),
+        known=(MEASUREMENTS,),
     )
     sweep(folder, alone=True)
     found = {
