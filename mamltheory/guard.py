@@ -24,11 +24,11 @@ from mamltheory.modules import (
     unknown_parts,
     unwrapped,
 )
-from mamltheory.networks import Model, check_finite, from_module, output_of
+from mamltheory.networks import Model, check_finite, from_module, in_transform, output_of
 from mamltheory.rng import generator
 from mamltheory.types import Parameters, Task, check_tasks
 
-BATCH, FEWEST = 256, 8
+BATCH, FEWEST = 128, 8
 """Most samples of a batch in which samples are compared, and the least of that: with one, nothing could mix."""
 
 
@@ -160,7 +160,7 @@ def _needs_floats(model: Model) -> bool:
 def check_independent(
     model: Model, params: Parameters, x: Tensor, batch: int | None = None
 ) -> Float[Tensor, "n k"]:
-    """f_θ(x), after a test that every sample has the same output in any company and at any time.
+    """f_θ(x), after a test that every sample has the same output and gradient in any company and at any time.
 
     The samples run twice: in their order, and in a random one cut into batches of other sizes, of which one is a
     single sample. Networks of Eq. (16) and of layers that are known to keep samples apart are run on one sample.
@@ -185,26 +185,54 @@ def check_independent(
 
 
 def _compared(model: Model, params: Parameters, x: Tensor, batch: int) -> Tensor:
-    known = model.network is not None or (model.module is not None and is_samplewise(model.module))
-    with torch.no_grad():
-        parts = (x[:1] if known else x).split(batch)
-        whole = torch.cat([output_of(model, params, part) for part in parts])
-    check_finite_outputs(whole)
-    if known:
-        return whole
+    if model.network is not None or (model.module is not None and is_samplewise(model.module)):
+        with torch.no_grad():
+            outputs = output_of(model, params, x[:1])
+        check_finite_outputs(outputs)
+        return outputs
     order = other_batches(len(x), batch)
-    with torch.no_grad():
-        again = torch.cat([output_of(model, params, x[some.to(x.device)]) for some in order])
-    order = torch.cat(order).to(x.device)
-    tolerance = 1e3 * torch.finfo(whole.dtype).eps * float(whole.abs().max())
-    if not bool(((again - whole[order]).abs() <= tolerance).all()):
+    whole, gradients = _weighted(model, params, x, torch.arange(len(x)).split(batch))
+    check_finite_outputs(whole)
+    again, others = _weighted(model, params, x, order)
+    # Of a sum over samples that cancels, roundings of the size of its terms are left: all gradients set the scale.
+    size = max([float(gradient.abs().max()) for gradient in gradients if gradient.numel()], default=0.0)
+    alike = _close(again, whole[torch.cat(order).to(x.device)], float(whole.abs().max()))
+    if not alike or not all(_close(one, two, 10 * size) for one, two in zip(others, gradients, strict=True)):
         raise UnsupportedModelError(
-            f"{_title(model)} gives a sample another output alone or in another batch: some module of it mixes "
-            "samples, draws at random, or changes its own state, with which no kernel of single samples exists; "
+            f"{_title(model)} gives a sample another output or gradient alone or in another batch: some module of it "
+            "mixes samples, draws at random, or changes its own state, with which no kernel of single samples exists; "
             "call .eval() on it, use GroupNorm, or give layers their batch axis (batch_first=True)"
         )
-    _refuse_checkpoints(model, params, x[:1])
     return whole
+
+
+def _weighted(
+    model: Model, params: Parameters, x: Tensor, batches: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """The outputs, batch after batch, and the gradients of their sum with a weight for every sample.
+
+    Inside a transform of torch.func there is no plain autograd, and no gradient is taken.
+    """
+    moving = {name: v for name, v in model.moving(params).items() if v.is_floating_point()}
+    leaves = {} if in_transform(moving) else {name: v.detach().requires_grad_() for name, v in moving.items()}
+    totals = [torch.zeros_like(value) for value in leaves.values()]
+    outputs = []
+    for batch in batches:
+        with torch.set_grad_enabled(bool(leaves)):
+            output = output_of(model, {**params, **leaves}, x[batch.to(x.device)])
+        if leaves and output.requires_grad:
+            refuse_checkpointing(output)
+            flow = (batch.to(output).cos() + 0.5)[:, None].expand_as(output)
+            parts = torch.autograd.grad(
+                output, list(leaves.values()), flow, allow_unused=True, materialize_grads=True
+            )
+            totals = [total + part for total, part in zip(totals, parts, strict=True)]
+        outputs.append(output.detach())
+    return torch.cat(outputs), totals
+
+
+def _close(one: Tensor, two: Tensor, size: float) -> bool:
+    return bool(((one - two).abs() <= 1e3 * torch.finfo(one.dtype).eps * size).all())
 
 
 def check_finite_outputs(outputs: Tensor) -> None:
@@ -214,15 +242,6 @@ def check_finite_outputs(outputs: Tensor) -> None:
             "the network's outputs have NaN or infinite entries though weights and samples are finite: "
             "rescale the weights or the samples, or use float64"
         )
-
-
-def _refuse_checkpoints(model: Model, params: Parameters, x: Tensor) -> None:
-    try:
-        leaves = {name: v.detach().requires_grad_(v.is_floating_point()) for name, v in params.items()}
-    except RuntimeError:  # inside a transform of torch.func, where a checkpoint fails by itself
-        return
-    with torch.enable_grad():
-        refuse_checkpointing(output_of(model, leaves, x))
 
 
 def other_batches(n: int, most: int) -> list[Tensor]:

@@ -20,7 +20,7 @@ from mamltheory.errors import ConfigurationError, UnsupportedModelError, ValueRa
 from mamltheory.guard import ready_for_tasks
 from mamltheory.linalg import GradientDescent
 from mamltheory.modules import plain_numerics
-from mamltheory.networks import Model, not_differentiable, output_of
+from mamltheory.networks import Model, in_transform, not_differentiable, output_of
 from mamltheory.types import Parameters, Task
 
 Algorithm = Literal["maml", "anil"]
@@ -96,12 +96,7 @@ def support_gradient(model: Model, params: Parameters, task: Task, inner: InnerL
     def loss(part: Parameters) -> Tensor:
         return square_loss(output_of(model, {**params, **part}, task.support_x), task.support_y)
 
-    try:
-        return grad(loss)(moving)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:  # an operation that torch.func cannot differentiate
-        return plain_gradient(loss, moving)
+    return grad(loss)(moving) if in_transform(moving) else plain_gradient(loss, moving)
 
 
 def plain_gradient(loss: Callable[[Parameters], Tensor], values: Parameters) -> Parameters:

@@ -28,7 +28,7 @@ from mamltheory.kernels.memory import keep_freed_memory
 from mamltheory.linalg import GradientDescent
 from mamltheory.meta_step import FactoredGradient, factored_meta_gradient
 from mamltheory.modules import plain_numerics
-from mamltheory.networks import Model, output_of
+from mamltheory.networks import Model, in_transform, output_of
 from mamltheory.types import Parameters, Task, check_tasks, query_labels
 
 Method = Literal["auto", "factored", "generic"]
@@ -203,13 +203,17 @@ class _Objective:
             outputs = _meta_outputs(self.model, {**params, **own}, tasks, self.inner, "generic")
             return square_loss(outputs, labels), outputs
 
-        try:
+        if in_transform(moving):
             gradient, (_, outputs) = grad_and_value(loss, has_aux=True)(moving)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:  # an operation that torch.func cannot differentiate
-            gradient = plain_gradient(lambda own: loss(own)[0], moving)
-            outputs = _meta_outputs(self.model, params, tasks, self.inner, "generic")
+        else:
+            seen: list[Tensor] = []
+
+            def alone(own: Parameters) -> Tensor:
+                value, outputs = loss(own)
+                seen.append(outputs)
+                return value
+
+            gradient, outputs = plain_gradient(alone, moving), seen[0]
         return gradient, outputs.detach()
 
 

@@ -91,6 +91,10 @@ def check_module(module: nn.Module) -> None:
             raise UnsupportedModelError(f"{kind} that is active: call .eval() on the network")
         if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
             raise UnsupportedModelError(f"{kind} with sparse gradients: make it with sparse=False")
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.scale_grad_by_freq:
+            raise UnsupportedModelError(
+                f"{kind} whose gradients count the tokens of the batch: make it with scale_grad_by_freq=False"
+            )
     for name, value in module.named_parameters():
         if isinstance(value, nn.parameter.UninitializedParameter):
             raise UnsupportedModelError(f"parameter {name!r} has no shape yet: run the network once first")
@@ -133,13 +137,15 @@ def rescaled_weights(module: nn.Module) -> frozenset[str]:
 def plain_numerics() -> Iterator[None]:
     """Settings under which numbers are whole and derivatives of all orders exist.
 
-    No autocast, no compiled code, and attention by plain products, whose fused kernels have no second derivative.
+    No autocast, no compiled code, and attention by plain products, whose fused kernels have no second derivative. A
+    network that draws at random leaves torch's generator as it was.
     Raises ConfigurationError under ``torch.inference_mode``, which records no gradients.
     """
     if torch.is_inference_mode_enabled():
         raise ConfigurationError("kernels and meta-gradients need gradients: leave torch.inference_mode()")
     with contextlib.ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))

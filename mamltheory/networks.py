@@ -222,6 +222,16 @@ def check_finite(params: Parameters) -> Parameters:
     return params
 
 
+def in_transform(values: Parameters) -> bool:
+    """Whether the values belong to a transform of torch.func, such as grad or jvp."""
+    try:
+        for value in values.values():
+            value.detach().requires_grad_(value.is_floating_point())
+    except RuntimeError:
+        return True
+    return False
+
+
 def not_differentiable(names: Collection[str], error: Exception) -> NetworkError:
     """The error for a network that torch.autograd cannot differentiate, once or twice."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -127,6 +127,10 @@ RIGHT = {  # name -> (network, samples)
         lambda: Own(lambda s, x: s.b(torch.vmap(s.a)(x).tanh()), a=nn.Linear(4, 5), b=nn.Linear(5, 5)),
         VECTORS,
     ),
+    "constant-part": (
+        lambda: Own(lambda s, x: s.b(s.a(x).tanh() + s.a(x).data), a=nn.Linear(4, 5), b=nn.Linear(5, 5)),
+        VECTORS,
+    ),
     "one-number": (
         lambda: Own(lambda s, x: s.w * x[:, :1].expand(-1, 5).tanh(), w=nn.Parameter(torch.tensor(2.0))),
         VECTORS,
@@ -165,6 +169,10 @@ MIXING = {  # what a sample's output is, or its gradient, hangs on the other sam
     "noise": (lambda: between(lambda h: h + torch.randn_like(h)), VECTORS),
     "in-a-layer": (lambda: linear(Own(lambda _, h: h - h.mean(0))), VECTORS),
 }
+
+
+STRAIGHT_THROUGH = (lambda: between(lambda h: h + (h.mean(0) - h.mean(0).detach())), VECTORS)
+"""Equal outputs in every batch, and gradients that mix samples."""
 
 
 def checkpointed(reentrant, first):

@@ -41,10 +41,10 @@ ENTRIES = {
 
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize(
-    "name", ["cumulative-sum", "neighbours", "batch-norm-by-hand", "dropout-by-function"]
+    "name", ["cumulative-sum", "neighbours", "batch-norm-by-hand", "dropout-by-function", "straight-through"]
 )
 def test_every_entry_refuses_networks_that_mix_samples(entry, name):
-    make, x = MIXING[name]
+    make, x = {**MIXING, "straight-through": STRAIGHT_THROUGH}[name]
     module = made(make)
     model, params = mt.from_module(module)
     for network, values in (
@@ -52,7 +52,7 @@ def test_every_entry_refuses_networks_that_mix_samples(entry, name):
         (model, params),
         (mt.Model(model.function, head=frozenset({"b.bias"})), params),
     ):
-        with pytest.raises(UnsupportedModelError, match="mixes samples"):
+        with pytest.raises(UnsupportedModelError, match=r"mixes|not those in its batch"):
             ENTRIES[entry](network, values, x, tasks_of(x))
 
 
@@ -241,6 +241,17 @@ MISTAKES = {  # name -> (a call, what its message says)
             nn.Sequential(nn.Embedding(7, 4, sparse=True), nn.Flatten(), nn.Linear(12, 5)).double(), TOKENS
         ),
         "sparse=False",
+    ),
+    "gradients by counts": (
+        lambda: mt.adapt(
+            nn.Sequential(
+                nn.Embedding(7, 4, scale_grad_by_freq=True), nn.Flatten(), nn.Linear(12, 5)
+            ).double(),
+            None,
+            tasks_of(TOKENS)[0],
+            INNER,
+        ),
+        "scale_grad_by_freq=False",
     ),
     "inference mode": (
         lambda: in_inference_mode(lambda: mt.empirical_ntk(NET, VECTORS)),

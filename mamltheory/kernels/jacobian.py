@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from mamltheory.errors import ConfigurationError, NetworkError, UnsupportedModelError, ValueRangeError
-from mamltheory.networks import Model, not_differentiable, output_of
+from mamltheory.networks import Model, in_transform, not_differentiable, output_of
 from mamltheory.types import Parameters
 
 Outputs = Literal["full", "sum"]
@@ -124,7 +124,7 @@ def checked_rows(
     Raises:
         UnsupportedModelError: plain autograd fails, or its rows do not add up to the gradient of ``whole``.
     """
-    if _in_transform(values):
+    if in_transform(values):
         return fast()
     try:
         with without_batching_warnings():
@@ -151,16 +151,6 @@ def checked_rows(
             "samples on the way back, or computes in lower precision than its outputs have"
         )
     return rows
-
-
-def _in_transform(values: Parameters) -> bool:
-    """Whether the values belong to a transform of torch.func, such as grad or jvp."""
-    try:
-        for value in values.values():
-            value.detach().requires_grad_(value.is_floating_point())
-    except RuntimeError:
-        return True
-    return False
 
 
 _said: set[tuple[str, ...]] = set()
