@@ -11,7 +11,7 @@ from torch import nn
 
 import mamltheory as mt
 from mamltheory.errors import MamlTheoryError, ShapeError, UnsupportedModelError, ValueRangeError
-from tests.own_networks import MIXING, RIGHT, TOKENS, VECTORS, N, Own, draw, made, tasks_of
+from tests.own_networks import MIXING, RIGHT, STRAIGHT_THROUGH, TOKENS, VECTORS, N, Own, draw, made, tasks_of
 from tests.paper.cases import relative
 from tests.reference import meta_autograd
 from tests.strategies import as_users_run_it
