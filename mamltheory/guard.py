@@ -227,6 +227,11 @@ def _weighted(
                 output, list(leaves.values()), flow, allow_unused=True, materialize_grads=True
             )
             totals = [total + part for total, part in zip(totals, parts, strict=True)]
+        if outputs and output.shape[1] != outputs[0].shape[1]:
+            raise UnsupportedModelError(
+                f"{_title(model)} has {outputs[0].shape[1]} outputs in one batch and {output.shape[1]} in another: it "
+                "mixes samples"
+            )
         outputs.append(output.detach())
     return torch.cat(outputs), totals
 

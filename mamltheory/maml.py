@@ -272,6 +272,7 @@ def distance(params: Parameters, other: Parameters) -> float:
     parts = [
         torch.linalg.vector_norm(one - two, dtype=torch.float64)
         for name in params
+        if params[name].is_floating_point()
         for one, two in zip(_blocks(params[name]), _blocks(other[name]), strict=True)
     ]
     return float(torch.linalg.vector_norm(torch.stack(parts)))

@@ -248,7 +248,7 @@ def output_of(model: Model, params: Parameters, x: Tensor) -> Float[Tensor, "n k
     Raises NetworkError when the network itself fails, ShapeError when it returns anything but rows of outputs.
     """
     name = "the network" if model.module is None else type(model.module).__name__
-    return checked_output(guarded_forward(name, model.function, params, x), x)
+    return checked_output(guarded_forward(name, model.function, params, x.clone()), x)  # it may write to them
 
 
 def checked_output(output: object, x: Tensor) -> Float[Tensor, "n k"]:

@@ -34,6 +34,27 @@ class Cubed(torch.autograd.Function):
         return gradient * 3 * x**2
 
 
+class Standardised(nn.Conv2d):
+    """A convolution by standardised weights, beneath ``forward``."""
+
+    def _conv_forward(self, x, weight, bias):
+        weight = weight - weight.mean((1, 2, 3), keepdim=True)
+        return super()._conv_forward(x, weight / (weight.std((1, 2, 3), keepdim=True) + 1e-5), bias)
+
+
+def patched(network):
+    layer = network[0]
+    layer.forward = lambda x: nn.functional.linear(x, layer.weight, layer.bias).sin()
+    return network
+
+
+def force(module, x):
+    """The gradient of an energy by the samples, itself differentiable."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(module.b(module.a(x).tanh()).sum(), x, create_graph=True)[0]
+
+
 def draw(*shape, seed=0):
     return torch.randn(*shape, generator=generator(seed, "samples"), dtype=torch.float64)
 
@@ -131,6 +152,20 @@ RIGHT = {  # name -> (network, samples)
         lambda: Own(lambda s, x: s.b(s.a(x).tanh() + s.a(x).data), a=nn.Linear(4, 5), b=nn.Linear(5, 5)),
         VECTORS,
     ),
+    "own-convolution": (
+        lambda: nn.Sequential(
+            Standardised(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+        ),
+        IMAGES,
+    ),
+    "patched-forward": (lambda: patched(linear(nn.Tanh())), VECTORS),
+    "gradient-inside": (
+        lambda: Own(
+            lambda s, x: s.head(force(s, x)), a=nn.Linear(4, 6), b=nn.Linear(6, 1), head=nn.Linear(4, 5)
+        ),
+        VECTORS,
+    ),
+    "in-place-first": (lambda: nn.Sequential(nn.SiLU(inplace=True), nn.Linear(4, 5)), VECTORS),
     "one-number": (
         lambda: Own(lambda s, x: s.w * x[:, :1].expand(-1, 5).tanh(), w=nn.Parameter(torch.tensor(2.0))),
         VECTORS,

@@ -9,7 +9,7 @@ a vector, the tokens of a sequence). Two such gradients have the product
 which needs neither gradient. With many positions rows are cheaper: :func:`settled` decides.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -170,3 +170,27 @@ def _blocks(n: int, m: int, size: int) -> Iterator[tuple[slice, slice]]:
     for start in range(0, n, rows):
         for first in range(0, m, columns):
             yield slice(start, start + rows), slice(first, first + columns)
+
+
+def added_up(
+    names: frozenset[str], gradients: Gradients, weights: Tensor, shapes: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Σ weights · gradient over the rows n·k of one group, by parameter, in the parameter's shape.
+
+    weights: n × k.  shapes: tensors with the shapes of the parameters; of a group of two, the bias has one axis less.
+    """
+    if not isinstance(gradients, Factors):
+        ordered = sorted(
+            names, key=lambda name: -shapes[name].dim()
+        )  # a weight's numbers come before its bias's
+        total = weights.flatten().to(gradients) @ gradients
+        parts = total.split([shapes[name].numel() for name in ordered])
+        return {name: part.reshape(shapes[name].shape) for name, part in zip(ordered, parts, strict=True)}
+    flowing = torch.einsum("nk,nkpo->npo", weights.to(gradients.flowing), gradients.flowing)
+    totals = {}
+    for name in names:
+        matrix = shapes[name].dim() > 1
+        totals[name] = (
+            torch.einsum("npo,npj->oj", flowing, gradients.entering) if matrix else flowing.sum((0, 1))
+        ).reshape(shapes[name].shape)
+    return totals

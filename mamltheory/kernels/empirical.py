@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mamltheory.errors import UnsupportedModelError, ValueRangeError
+from mamltheory.errors import ConfigurationError, UnsupportedModelError, ValueRangeError
 from mamltheory.guard import as_model, check_independent, checked_samples, with_head
 from mamltheory.kernels.fully_connected import fully_connected_gradients
 from mamltheory.kernels.jacobian import Outputs, check_dtype, check_outputs, selected
@@ -47,7 +47,16 @@ class Checked:
     def names(self, select: Select) -> frozenset[str]:
         """Names of the parameters that ``select`` stands for; raises ConfigurationError when there are none."""
         if select is None:
-            return frozenset(selected(self.model.moving(self.params), None))
+            moving = self.model.moving(self.params)
+            if self.params and not moving:
+                raise ConfigurationError(
+                    "no parameter requires a gradient: call network.requires_grad_(True), or name some by select="
+                )
+            return frozenset(selected(moving, None))
+        if isinstance(select, str) or not (callable(select) or isinstance(select, Collection)):
+            raise ConfigurationError(
+                f"select is {select!r}: expected names of parameters, [{select!r}] for a single one, or a predicate"
+            )
         if callable(select):
             select = {name for name in self.params if select(name)}
         return frozenset(selected(self.params, select))

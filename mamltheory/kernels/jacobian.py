@@ -216,6 +216,8 @@ def adds_up(
     plain = _gradients(output, list(own.values()), torch.einsum("nk,nk...->n...", weights, flow))
     tolerance = 1e3 * torch.finfo(flow.dtype).eps if tolerance is None else tolerance
     for name, gradient in zip(own, plain, strict=True):
+        if gradient.numel() == 0:
+            continue
         part = weights.to(gradient.dtype)
         total = torch.einsum("nk,nk...->...", part, rows[name])
         size = torch.einsum("nk,nk...->...", part.abs(), rows[name].abs()).amax()

@@ -109,7 +109,11 @@ class Recorder:
         if self.trusted:
             return self.module(x)
         return guarded_forward(
-            type(self.module).__name__, call_module, self.module, {**self._replaced(), **self.leaves}, x
+            type(self.module).__name__,
+            call_module,
+            self.module,
+            {**self._replaced(), **self.leaves},
+            x.clone(),
         )
 
     def _replaced(self) -> Parameters:
@@ -236,19 +240,6 @@ def flows_back(columns: Sequence[Tensor], recorder: Recorder) -> list[list[Tenso
         _check_covered(leaves, gradients[len(edges) :])
         passes.append(gradients[: len(edges)])
     return [_filled(list(flows)) for flows in zip(*passes, strict=True)]
-
-
-def weighted_flows(logits: Tensor, weights: Tensor, recorder: Recorder) -> list[Tensor | None]:
-    """∂(Σ weights · outputs)/∂(what leaves the layer) of every call; the graph stays.
-
-    weights: n × k, or n × 1 for the sum of the outputs.
-    """
-    edges = [call.edge for call in recorder.calls]
-    if not edges or not logits.requires_grad:
-        return [None] * len(edges)
-    with torch.enable_grad():
-        total = (logits * weights).sum()
-    return list(torch.autograd.grad(total, edges, retain_graph=True, allow_unused=True))
 
 
 def batched_flows(logits: Tensor, recorder: Recorder) -> list[Tensor | None] | None:

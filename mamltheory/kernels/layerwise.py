@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mamltheory.errors import UnsupportedModelError
 from mamltheory.guard import check_finite_outputs, check_independent
-from mamltheory.kernels.contraction import Gradients
+from mamltheory.kernels.contraction import Gradients, added_up
 from mamltheory.kernels.jacobian import Outputs
 from mamltheory.kernels.layer_calls import (
     Call,
@@ -30,13 +30,12 @@ from mamltheory.kernels.layer_calls import (
     batched_flows,
     flows_back,
     own_parameters,
-    weighted_flows,
 )
 from mamltheory.kernels.layer_gradients import layer_gradients, linear_factors, module_gradients
 from mamltheory.kernels.parts import keeps_samples_apart
 from mamltheory.kernels.tiles import Budget, Pass, general_gradients, tiled_kernels
 from mamltheory.modules import call_module, refuse_checkpointing, unknown_parts
-from mamltheory.networks import Model
+from mamltheory.networks import Model, output_of
 from mamltheory.types import Parameters
 
 
@@ -150,9 +149,7 @@ class _Layerwise:
             whole = new and self._check_parts(recorder, x, logits.detach())
             k = 1 if self.outputs == "sum" else logits.shape[1]
             for call in recorder.calls:
-                budget.take(f"module {call.name!r}", call.flow_bytes * (k + whole))
-            weights = (torch.arange(len(x) * k, device=x.device).to(logits.dtype).cos() + 0.5).view(-1, k)
-            together = weighted_flows(logits, weights, recorder) if whole else None
+                budget.take(f"module {call.name!r}", call.flow_bytes * k)
             if new:
                 refuse_checkpointing(logits)
             flows = self._flows(logits, recorder)
@@ -162,10 +159,43 @@ class _Layerwise:
             if self.trusted or not recorder.moving:
                 raise
             raise NotCovered(recorder.moving, f"its layers cannot be watched ({error})") from error
-        if together is not None:
-            self._compare(recorder.calls, flows, weights, together)
         self.seen.add((x.data_ptr(), len(x)))
-        return Pass(len(x) * k, x.device, self._groups(recorder.calls, flows, x, k, budget))
+        groups = self._groups(recorder.calls, flows, x, k, budget)
+        groups = self._compared(groups, recorder.moving, x, k) if whole else groups
+        return Pass(len(x) * k, x.device, groups)
+
+    def _compared(
+        self, groups: Iterator[tuple[frozenset[str], Gradients]], moving: frozenset[str], x: Tensor, k: int
+    ) -> Iterator[tuple[frozenset[str], Gradients]]:
+        """The groups; at the end, weighted and added, they must be the gradient of one plain pass over the tile.
+
+        That sees all samples, outputs and parameters at once: a formula that is not the layer's, a use of a weight
+        that no layer's call shows, and samples that mix on the way back. Raises NotCovered for parameters that differ.
+        """
+        weights = (torch.arange(len(x) * k, device=x.device).double().cos() + 0.5).view(-1, k)
+        totals: Parameters = {}
+        for names, gradients in groups:
+            if names <= moving:
+                totals |= added_up(names, gradients, weights, self.params)
+            yield names, gradients
+        leaves = {name: self.params[name].detach().requires_grad_() for name in moving}
+        with torch.enable_grad():
+            outputs = output_of(self.model, {**self.params, **leaves}, x)
+            outputs = outputs.sum(1, keepdim=True) if self.outputs == "sum" else outputs
+            total = (outputs * weights.to(outputs)).sum()
+        if not total.requires_grad:
+            return
+        plain = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        size = max((float(value.abs().max()) for value in plain if value.numel()), default=0.0)
+        wrong = {
+            name
+            for name, value in zip(leaves, plain, strict=True)
+            if value.numel()
+            and not float((value - totals.get(name, torch.zeros_like(value))).abs().max())
+            <= 1e4 * torch.finfo(value.dtype).eps * size
+        }
+        if wrong:
+            raise NotCovered(wrong, f"the layers' formulas are not the gradients by {sorted(wrong)}")
 
     def _check_parts(self, recorder: Recorder, x: Tensor, logits: Tensor) -> bool:
         """Tests that samples are kept apart; returns whether the gradients of the whole network are to be compared."""
@@ -174,21 +204,6 @@ class _Layerwise:
         if not apart:
             check_independent(self.model, self.params, self.samples, len(x))
         return not apart or any(call.parameters for call in recorder.parts)
-
-    def _compare(
-        self, calls: Sequence[Call], flows: list, weights: Tensor, together: Sequence[Tensor | None]
-    ) -> None:
-        """The gradients output by output, weighted and added, against one pass of the weighted outputs."""
-        for call, flow, whole in zip(calls, flows, together, strict=True):
-            if flow is None or whole is None:
-                continue
-            parts = _stacked(flow) * weights.reshape(*weights.shape, *[1] * (whole.dim() - 1)).to(whole.dtype)
-            tolerance = 1e3 * torch.finfo(whole.dtype).eps * float(parts.abs().sum(1).amax())
-            if not bool(((parts.sum(1) - whole).abs() <= tolerance).all()):
-                raise NotCovered(
-                    call.names.values(),
-                    f"the gradients at module {call.name!r} are not those of single samples",
-                )
 
     def _flows(self, logits: Tensor, recorder: Recorder) -> list:
         with torch.enable_grad():

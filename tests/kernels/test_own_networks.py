@@ -30,10 +30,11 @@ def every_route(module, x):
 @pytest.mark.parametrize("name", RIGHT)
 def test_every_route_gives_the_kernel_of_plain_autograd(name):
     make, x = RIGHT[name]
-    module = made(make)
-    expected = ntk(module, x, x)
+    module, x = made(make), x.clone()
+    expected, before = ntk(module, x.clone(), x.clone()), x.clone()
     for route, kernel in every_route(module, x).items():
         assert relative(kernel, expected) < 1e-12, route
+    assert torch.equal(x, before)
     summed = expected.reshape(N, 5, N, 5).sum((1, 3))
     assert relative(empirical_ntk(module, x, outputs="sum"), summed) < 1e-12
 

@@ -16,7 +16,7 @@ def jacobian_rows(module, x, names=None):
     rows = []
     for sample in x:
         buffers = {name: value.clone() for name, value in module.named_buffers()}
-        output = torch.func.functional_call(module, buffers, (sample[None],))[0]
+        output = torch.func.functional_call(module, buffers, (sample[None].clone(),))[0]
         for value in output:
             gradient = torch.autograd.grad(value, chosen, retain_graph=True, allow_unused=True)
             parts = [torch.zeros_like(p) if g is None else g for g, p in zip(gradient, chosen, strict=True)]

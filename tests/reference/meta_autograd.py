@@ -12,7 +12,7 @@ def adapted(module, values, task, rate, steps):
     for _ in range(steps):
         buffers = {name: value.clone() for name, value in module.named_buffers()}
         residual = (
-            functional_call(module, {**buffers, **theta}, (task.support_x,), tie_weights=False)
+            functional_call(module, {**buffers, **theta}, (task.support_x.clone(),), tie_weights=False)
             - task.support_y
         )
         moving = [name for name in theta if name not in frozen]
@@ -34,7 +34,9 @@ def meta_outputs(module, values, tasks, rate, steps):
         theta = adapted(module, values, task, rate, steps)
         buffers = {name: value.clone() for name, value in module.named_buffers()}
         outputs.append(
-            functional_call(module, {**buffers, **theta}, (task.query_x,), tie_weights=False).reshape(-1)
+            functional_call(module, {**buffers, **theta}, (task.query_x.clone(),), tie_weights=False).reshape(
+                -1
+            )
         )
     return torch.cat(outputs)
 
