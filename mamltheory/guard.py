@@ -19,12 +19,13 @@ from mamltheory.modules import (
     call_module,
     check_module,
     is_samplewise,
+    probe_weights,
     refuse_checkpointing,
     rescaled_weights,
     unknown_parts,
     unwrapped,
 )
-from mamltheory.networks import Model, check_finite, from_module, in_transform, output_of
+from mamltheory.networks import Model, check_finite, from_module, in_transform, named_head, output_of
 from mamltheory.rng import generator
 from mamltheory.types import Parameters, Task, check_tasks
 
@@ -200,8 +201,9 @@ def _compared(model: Model, params: Parameters, x: Tensor, batch: int) -> Tensor
     if not alike or not all(_close(one, two, 10 * size) for one, two in zip(others, gradients, strict=True)):
         raise UnsupportedModelError(
             f"{_title(model)} gives a sample another output or gradient alone or in another batch: some module of it "
-            "mixes samples, draws at random, or changes its own state, with which no kernel of single samples exists; "
-            "call .eval() on it, use GroupNorm, or give layers their batch axis (batch_first=True)"
+            "mixes samples, draws at random, changes its own state, or computes in lower precision than its outputs "
+            "have, so that no kernel of single samples exists; call .eval() on it, use GroupNorm, or give layers their "
+            "batch axis (batch_first=True)"
         )
     return whole
 
@@ -222,7 +224,7 @@ def _weighted(
             output = output_of(model, {**params, **leaves}, x[batch.to(x.device)])
         if leaves and output.requires_grad:
             refuse_checkpointing(output)
-            flow = (batch.to(output).cos() + 0.5)[:, None].expand_as(output)
+            flow = probe_weights(batch, output)[:, None].expand_as(output)
             parts = torch.autograd.grad(
                 output, list(leaves.values()), flow, allow_unused=True, materialize_grads=True
             )
@@ -262,11 +264,13 @@ def _title(model: Model) -> str:
 
 def _has_no_values(params: Parameters) -> bool:
     """Whether the parameters are batched by torch.func.vmap: then no decision can be taken on their values."""
-    first = next(iter(params.values()), None) if isinstance(params, Mapping) else None
     try:
-        return isinstance(first, Tensor) and bool(first.isnan().any()) is None
+        for value in params.values() if isinstance(params, Mapping) else ():
+            bool(value.isnan().any())
+            break
     except RuntimeError:
         return True
+    return False
 
 
 def with_head(model: Model, params: Parameters, x: Tensor, head: Sequence[str] | None = None) -> Model:
@@ -275,15 +279,11 @@ def with_head(model: Model, params: Parameters, x: Tensor, head: Sequence[str] |
     Raises UnsupportedModelError when there is none, ConfigurationError when ``head`` names no parameter.
     """
     if head is not None:
-        if not head or isinstance(head, str) or not set(head) <= set(params):
-            raise ConfigurationError(f"head is {head!r}: expected names of parameters, of {sorted(params)}")
-        return replace(model, head=frozenset(head))
+        return replace(model, head=named_head(head, params))
     if model.head is not None:
         return model
     check_independent(model, params, x[:FEWEST])  # the head is found on samples
-    bare = replace(
-        model, function=partial(call_module, model.module)
-    )  # centred or linearised, it has the same head
+    bare = replace(model, function=partial(call_module, model.module))  # centred or linearised: the same head
     return replace(model, head=find_head(bare, params, x))
 
 

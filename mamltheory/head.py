@@ -81,10 +81,8 @@ class _Search:
 
     def _record(self, name: str, args: tuple, output: object) -> None:
         if isinstance(output, Tensor) and args and isinstance(args[0], Tensor):
-            self.calls[name] = [
-                *self.calls.pop(name, []),
-                output.clone(),
-            ]  # the order is that of the last calls
+            before = self.calls.pop(name, [])  # taken out, so that the order is that of the last calls
+            self.calls[name] = [*before, output.clone()]
             self.entered.setdefault(name, []).append(args[0].clone())
 
     def layers(self) -> list[str]:
@@ -137,7 +135,13 @@ class _Search:
             return output_of(self.model, params or self.params, self.x if x is None else x)
 
     def _entering(self, layer: str, change: Change) -> Tensor:
-        handle = self.modules[layer].register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:]))
+        def before(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            if args:
+                return (change(args[0]), *args[1:]), kwargs
+            first = next(iter(kwargs))
+            return args, {**kwargs, first: change(kwargs[first])}
+
+        handle = self.modules[layer].register_forward_pre_hook(before, with_kwargs=True)
         try:
             return output_of(self.model, self.params, self.x)
         finally:
@@ -148,7 +152,7 @@ class _Search:
         if not value.is_floating_point():
             return torch.zeros_like(value)
         noise = torch.randn(value.shape, generator=self.random, dtype=torch.float64).to(value)
-        return 3 * (float(value.abs().max()) + 1e-3) * noise
+        return 3 * (float(value.abs().max()) + 1e-3) * noise if value.numel() else noise
 
     def _same(self, one: Tensor, two: Tensor, size: float = 0.0) -> bool:
         tolerance = 1e4 * torch.finfo(one.dtype).eps if one.is_floating_point() else 0
@@ -166,10 +170,13 @@ def _hooks(
 ) -> Iterator[None]:
     """While it is open, ``seen`` is told of every call, and what it returns stands in for the output."""
 
-    def after(name: str, _: nn.Module, args: tuple, output: object) -> Tensor | None:
-        return seen(name, args, output)
+    def after(name: str, _: nn.Module, args: tuple, kwargs: dict, output: object) -> Tensor | None:
+        return seen(name, (*args, *kwargs.values()), output)
 
-    handles = [module.register_forward_hook(partial(after, name)) for name, module in modules.items()]
+    handles = [
+        module.register_forward_hook(partial(after, name), with_kwargs=True)
+        for name, module in modules.items()
+    ]
     try:
         yield
     finally:

@@ -6,7 +6,6 @@ P is the identity for MAML and the projection on the last linear layer for ANIL.
 without λ; line 5 of the algorithm has it.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +17,7 @@ from torch.func import grad
 
 from mamltheory.errors import ConfigurationError, UnsupportedModelError, ValueRangeError
 from mamltheory.guard import ready_for_tasks
-from mamltheory.linalg import GradientDescent
+from mamltheory.linalg import GradientDescent, is_number
 from mamltheory.modules import plain_numerics
 from mamltheory.networks import Model, in_transform, not_differentiable, output_of
 from mamltheory.types import Parameters, Task
@@ -40,10 +39,10 @@ class InnerLoop:
     first_order: bool = False
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.lam0) and self.lam0 >= 0):
-            raise ValueRangeError(f"lam0 is {self.lam0}: expected a finite number of at least 0")
-        if self.tau < 0 or self.tau != int(self.tau):
-            raise ValueRangeError(f"tau is {self.tau}: expected a whole number of inner steps, at least 0")
+        if not (is_number(self.lam0) and self.lam0 >= 0):
+            raise ValueRangeError(f"lam0 is {self.lam0!r}: expected a finite number of at least 0")
+        if not (is_number(self.tau) and self.tau >= 0 and self.tau == int(self.tau)):
+            raise ValueRangeError(f"tau is {self.tau!r}: expected a whole number of inner steps, at least 0")
         if self.algorithm not in ("maml", "anil"):
             raise ValueRangeError(f"algorithm is {self.algorithm!r}: expected 'maml' or 'anil'")
 

@@ -43,7 +43,7 @@ class GradientDescent:
 
     def __post_init__(self) -> None:
         _check_nonnegative("rate", self.rate, "use Converged(ridge) for infinite time")
-        if not (math.isfinite(self.steps) and self.steps >= 0 and self.steps == int(self.steps)):
+        if not (is_number(self.steps) and self.steps >= 0 and self.steps == int(self.steps)):
             raise ValueRangeError(f"steps is {self.steps}: expected a whole number of at least 0")
 
 
@@ -68,9 +68,17 @@ def _check_dynamics(dynamics: Dynamics) -> None:
         )
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a finite real number."""
+    try:
+        return not isinstance(value, str) and math.isfinite(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
 def _check_nonnegative(name: str, value: float, advice: str) -> None:
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueRangeError(f"{name} is {value}: expected a finite number of at least 0; {advice}")
+    if not (is_number(value) and value >= 0):
+        raise ValueRangeError(f"{name} is {value!r}: expected a finite number of at least 0; {advice}")
 
 
 def symmetrised(matrix: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:

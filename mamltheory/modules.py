@@ -176,6 +176,14 @@ def guarded_forward(name: str, forward: object, *args: object) -> object:
         ) from error
 
 
+def probe_weights(index: Tensor, like: Tensor) -> Tensor:
+    """Fixed numbers of either sign, one an index, in the dtype and on the device of ``like``.
+
+    A sum of gradients with these weights tells each of them: what two ways to the gradients must agree on.
+    """
+    return index.to(like.device).double().cos().add(0.5).to(like.dtype)
+
+
 def refuse_checkpointing(output: Tensor) -> None:
     """Raises UnsupportedModelError when a reentrant activation checkpoint lies on the way to this output."""
     seen, waiting = set(), [output.grad_fn]

@@ -205,10 +205,15 @@ def from_module(
     check_module(module)
     params = {name: value.detach() for name, value in module.named_parameters()}
     frozen = frozenset(name for name, value in module.named_parameters() if not value.requires_grad)
-    if head is not None and (not head or isinstance(head, str) or not set(head) <= set(params)):
-        raise ConfigurationError(f"head is {head!r}: expected names of parameters, of {sorted(params)}")
-    own_head = None if head is None else frozenset(head)
+    own_head = None if head is None else named_head(head, params)
     return Model(partial(call_module, module), scale, own_head, module=module, frozen=frozen), params
+
+
+def named_head(head: Collection[str], params: Parameters) -> frozenset[str]:
+    """The names that a user gives for the head; raises ConfigurationError unless they are parameters' names."""
+    if isinstance(head, str) or not isinstance(head, Collection) or not head or not set(head) <= set(params):
+        raise ConfigurationError(f"head is {head!r}: expected names of parameters, of {sorted(params)}")
+    return frozenset(head)
 
 
 def check_finite(params: Parameters) -> Parameters:

@@ -202,6 +202,17 @@ MISTAKES = {  # name -> (a call, what its message says)
     "a string for dynamics": (lambda: mt.meta_ntk(NET, TASKS, dynamics="converged"), r"Converged\(ridge\)"),
     "a string for the time": (lambda: mt.time_operator(torch.eye(2), "flow"), r"GradientFlow\(time\)"),
     "a string for the inner loop": (lambda: mt.adapt(NET, None, TASKS[0], "maml"), r"InnerLoop\("),
+    "a string for a rate": (lambda: mt.InnerLoop("0.1"), "lam0 is '0.1'"),
+    "endless steps": (lambda: mt.InnerLoop(0.1, float("inf")), "tau is inf"),
+    "a string for the outer rate": (lambda: mt.train(NET, None, TASKS, INNER, "a", 1), "rate is 'a'"),
+    "half a sample at a time": (lambda: mt.empirical_ntk(NET, VECTORS, chunk=1.5), "chunk is 1.5"),
+    "memory in words": (lambda: mt.empirical_ntk(NET, VECTORS, memory="1G"), "memory is '1G'"),
+    "a number for names": (lambda: mt.empirical_ntk(NET, VECTORS, select=3), "select is 3"),
+    "a number for the head": (lambda: mt.empirical_last_layer_ntk(NET, VECTORS, head=3), "head is 3"),
+    "outputs by the batch": (
+        lambda: mt.empirical_ntk(Own(lambda s, x: s.a(x) @ s.a(x).T, a=nn.Linear(4, 5)).double(), VECTORS),
+        "mixes samples",
+    ),
     "no network": (lambda: mt.empirical_ntk(lambda x: x, VECTORS), "expected a torch.nn.Module"),
     "a list of parameters": (
         lambda: mt.empirical_ntk(NET, VECTORS, params=list(NET.parameters())),

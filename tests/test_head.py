@@ -105,6 +105,11 @@ HEADS = {  # name -> (network, samples, the head's parameters)
         VECTORS,
         {"2.bias", "2.parametrizations.weight.original0", "2.parametrizations.weight.original1"},
     ),
+    "called by keyword": (
+        lambda: Own(lambda s, x: s.b(input=torch.tanh(s.a(input=x))), a=nn.Linear(4, 6), b=nn.Linear(6, 5)),
+        VECTORS,
+        {"b.weight", "b.bias"},
+    ),
     "tokens": (
         lambda: nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Tanh(), nn.Linear(12, 5)),
         TOKENS,

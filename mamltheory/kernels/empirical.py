@@ -84,9 +84,8 @@ def checked_network(
     pure, params = as_model(model, params)
     for x in samples:
         checked_samples(pure, params, x)
-    if (
-        isinstance(model, nn.Module) and method != "generic"
-    ):  # the layers' pass tests what is not known on its way
+    if isinstance(model, nn.Module) and method != "generic":
+        # The pass over the layers tests on its way what is not known of them.
         if not is_dense(pure.module):
             with torch.no_grad():
                 output_of(pure, params, samples[0][:1])

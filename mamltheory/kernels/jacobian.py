@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from mamltheory.errors import ConfigurationError, NetworkError, UnsupportedModelError, ValueRangeError
+from mamltheory.modules import probe_weights
 from mamltheory.networks import Model, in_transform, not_differentiable, output_of
 from mamltheory.types import Parameters
 
@@ -134,7 +135,7 @@ def checked_rows(
         reason = "it gives other gradients than plain autograd"
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         inside = error.__cause__ if isinstance(error, NetworkError) else error
         reason = (str(inside).splitlines() or [type(error).__name__])[0]
     _say_once(tuple(sorted(values)), reason)
@@ -178,7 +179,7 @@ def plain_rows(
         with torch.enable_grad():
             output = single(own, i)
         for each in flows:
-            for name, gradient in zip(own, _gradients(output, list(own.values()), each), strict=True):
+            for name, gradient in zip(own, gradients_of(output, list(own.values()), each), strict=True):
                 rows[name].append(gradient)
         outputs.append(output.detach())
     shaped = {
@@ -187,7 +188,7 @@ def plain_rows(
     return torch.stack(outputs), shaped
 
 
-def _gradients(output: Tensor, values: Sequence[Tensor], flow: Tensor) -> tuple[Tensor, ...]:
+def gradients_of(output: Tensor, values: Sequence[Tensor], flow: Tensor) -> tuple[Tensor, ...]:
     """What ``flow`` pulls back through ``output`` to the values: zeros where nothing reaches; the graph stays."""
     if not output.requires_grad:
         return tuple(torch.zeros_like(value) for value in values)
@@ -208,12 +209,11 @@ def adds_up(
     outputs: parameters -> n × …; flow: n × k × …, its gradients that the rows pulled back; rows: n × k × shape.
     tolerance: relative to the largest entry of the sum of absolute values; a thousand roundings for None.
     """
-    weights = torch.arange(flow.shape[0] * flow.shape[1], device=flow.device).to(flow.dtype).cos() + 0.5
-    weights = weights.view(flow.shape[:2])
+    weights = probe_weights(torch.arange(flow.shape[0] * flow.shape[1]), flow).view(flow.shape[:2])
     own = {name: value.detach().requires_grad_() for name, value in values.items()}
     with torch.enable_grad():
         output = outputs(own)
-    plain = _gradients(output, list(own.values()), torch.einsum("nk,nk...->n...", weights, flow))
+    plain = gradients_of(output, list(own.values()), torch.einsum("nk,nk...->n...", weights, flow))
     tolerance = 1e3 * torch.finfo(flow.dtype).eps if tolerance is None else tolerance
     for name, gradient in zip(own, plain, strict=True):
         if gradient.numel() == 0:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mamltheory.errors import UnsupportedModelError
 from mamltheory.guard import check_finite_outputs, check_independent
 from mamltheory.kernels.contraction import Gradients, added_up
-from mamltheory.kernels.jacobian import Outputs
+from mamltheory.kernels.jacobian import Outputs, gradients_of
 from mamltheory.kernels.layer_calls import (
     Call,
     NotCovered,
@@ -34,7 +34,7 @@ from mamltheory.kernels.layer_calls import (
 from mamltheory.kernels.layer_gradients import layer_gradients, linear_factors, module_gradients
 from mamltheory.kernels.parts import keeps_samples_apart
 from mamltheory.kernels.tiles import Budget, Pass, general_gradients, tiled_kernels
-from mamltheory.modules import call_module, refuse_checkpointing, unknown_parts
+from mamltheory.modules import call_module, probe_weights, refuse_checkpointing, unknown_parts
 from mamltheory.networks import Model, output_of
 from mamltheory.types import Parameters
 
@@ -159,9 +159,11 @@ class _Layerwise:
             if self.trusted or not recorder.moving:
                 raise
             raise NotCovered(recorder.moving, f"its layers cannot be watched ({error})") from error
-        self.seen.add((x.data_ptr(), len(x)))
         groups = self._groups(recorder.calls, flows, x, k, budget)
-        groups = self._compared(groups, recorder.moving, x, k) if whole else groups
+        if whole:
+            groups = self._compared(groups, recorder.moving, x, k)
+        else:
+            self.seen.add((x.data_ptr(), len(x)))
         return Pass(len(x) * k, x.device, groups)
 
     def _compared(
@@ -172,7 +174,8 @@ class _Layerwise:
         That sees all samples, outputs and parameters at once: a formula that is not the layer's, a use of a weight
         that no layer's call shows, and samples that mix on the way back. Raises NotCovered for parameters that differ.
         """
-        weights = (torch.arange(len(x) * k, device=x.device).double().cos() + 0.5).view(-1, k)
+        like = next(iter(self.params.values()))
+        weights = probe_weights(torch.arange(len(x) * k), like).view(-1, k)
         totals: Parameters = {}
         for names, gradients in groups:
             if names <= moving:
@@ -183,9 +186,7 @@ class _Layerwise:
             outputs = output_of(self.model, {**self.params, **leaves}, x)
             outputs = outputs.sum(1, keepdim=True) if self.outputs == "sum" else outputs
             total = (outputs * weights.to(outputs)).sum()
-        if not total.requires_grad:
-            return
-        plain = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        plain = gradients_of(total, list(leaves.values()), torch.ones_like(total))
         size = max((float(value.abs().max()) for value in plain if value.numel()), default=0.0)
         wrong = {
             name
@@ -196,6 +197,7 @@ class _Layerwise:
         }
         if wrong:
             raise NotCovered(wrong, f"the layers' formulas are not the gradients by {sorted(wrong)}")
+        self.seen.add((x.data_ptr(), len(x)))
 
     def _check_parts(self, recorder: Recorder, x: Tensor, logits: Tensor) -> bool:
         """Tests that samples are kept apart; returns whether the gradients of the whole network are to be compared."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mamltheory.guard import other_batches
-from mamltheory.modules import call_module
+from mamltheory.modules import call_module, probe_weights
 from mamltheory.types import Parameters
 
 FEW = 8
@@ -89,7 +89,6 @@ def _outputs(
 
 def _gradients(call: PartCall, mapped: Sequence[bool], batches: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of outputs, weighted by sample, by what enters, batch after batch."""
-    weights = torch.arange(len(call.output)).to(call.output.dtype).cos() + 0.5
     collected: list[list[Tensor]] = []
     for batch in batches:
         if len(batch) == 0:
@@ -100,7 +99,7 @@ def _gradients(call: PartCall, mapped: Sequence[bool], batches: Sequence[Tensor]
             output = _run(call, {}, parts)
         if not output.requires_grad:
             return []
-        flow = weights[batch].to(output.device).view(-1, *[1] * (output.dim() - 1)).expand_as(output)
+        flow = probe_weights(batch, output).view(-1, *[1] * (output.dim() - 1)).expand_as(output)
         collected.append(torch.autograd.grad(output, leaves, flow, allow_unused=True, materialize_grads=True))
     return [torch.cat(parts) for parts in zip(*collected, strict=True)]
 

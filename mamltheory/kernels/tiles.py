@@ -90,8 +90,8 @@ def tiled_kernels(
     keep_freed_memory()
     memory = MEMORY if memory is None else memory
     for name, value in (("chunk", chunk), ("memory", memory)):
-        if value is not None and value < 1:
-            raise ConfigurationError(f"{name} is {value}: expected at least 1")
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise ConfigurationError(f"{name} is {value!r}: expected a whole number of at least 1")
     size = max(len(x1), 0 if x2 is None else len(x2))
     size = size if chunk is None else min(size, chunk)
     while True:
