@@ -5,7 +5,7 @@ chance. That is tested on all samples, and everything that torch would fail on i
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,6 +18,7 @@ from mamltheory.head import find_head
 from mamltheory.modules import (
     call_module,
     check_module,
+    holds_graph,
     is_samplewise,
     probe_weights,
     refuse_checkpointing,
@@ -27,7 +28,7 @@ from mamltheory.modules import (
 )
 from mamltheory.networks import Model, check_finite, from_module, in_transform, named_head, output_of
 from mamltheory.rng import generator
-from mamltheory.types import Parameters, Task, check_tasks
+from mamltheory.types import Parameters, Task, check_dense, check_tasks
 
 BATCH, FEWEST = 128, 8
 """Most samples of a batch in which samples are compared, and the least of that: with one, nothing could mix."""
@@ -123,10 +124,11 @@ def checked_samples(model: Model, params: Parameters, x: Tensor, name: str = "sa
         raise ShapeError(
             f"the {name} are a {type(x).__name__}: expected a tensor; convert them with torch.as_tensor(...)"
         )
+    check_dense(name, x)
     whole = not x.is_floating_point()
     if (
         x.dim() < 2
-        or len(x) == 0
+        or 0 in x.shape
         or x.is_complex()
         or x.dtype == torch.bool
         or (whole and _needs_floats(model))
@@ -151,6 +153,14 @@ def checked_samples(model: Model, params: Parameters, x: Tensor, name: str = "sa
         raise ShapeError(
             f"the {name} are {x.dtype} and the parameters {values[0].dtype}: convert one of them with .to(dtype)"
         )
+    if model.module is not None and holds_graph(model.module):
+        with torch.enable_grad():
+            kept = output_of(model, {key: value.detach() for key, value in params.items()}, x[:1])
+        if kept.requires_grad:
+            raise UnsupportedModelError(
+                f"{_title(model)} computes with a tensor that an earlier call of it has stored in an attribute, made "
+                "from weights: no gradient by the weights sees it; clear that cache first"
+            )
     return x
 
 
@@ -159,7 +169,7 @@ def _needs_floats(model: Model) -> bool:
 
 
 def check_independent(
-    model: Model, params: Parameters, x: Tensor, batch: int | None = None
+    model: Model, params: Parameters, x: Tensor, batch: int | None = None, sizes: Collection[int] = ()
 ) -> Float[Tensor, "n k"]:
     """f_θ(x), after a test that every sample has the same output and gradient in any company and at any time.
 
@@ -171,6 +181,8 @@ def check_independent(
         params: its parameters.
         x: samples n × ….
         batch: most samples of a batch (BATCH), at least FEWEST.
+        sizes: sizes of batches that the network is going to see, and that are tried, too: an axis of the batch may be
+            taken for another one where it has just that length.
 
     Returns:
         The outputs; those of the first sample alone, where that is all that was run.
@@ -182,10 +194,10 @@ def check_independent(
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of batches that the user did not ask for
-        return _compared(model, params, x, max(batch or BATCH, FEWEST))
+        return _compared(model, params, x, max(batch or BATCH, FEWEST), sizes)
 
 
-def _compared(model: Model, params: Parameters, x: Tensor, batch: int) -> Tensor:
+def _compared(model: Model, params: Parameters, x: Tensor, batch: int, sizes: Collection[int]) -> Tensor:
     if model.network is not None or (model.module is not None and is_samplewise(model.module)):
         with torch.no_grad():
             outputs = output_of(model, params, x[:1])
@@ -197,7 +209,12 @@ def _compared(model: Model, params: Parameters, x: Tensor, batch: int) -> Tensor
     again, others = _weighted(model, params, x, order)
     # Of a sum over samples that cancels, roundings of the size of its terms are left: all gradients set the scale.
     size = max([float(gradient.abs().max()) for gradient in gradients if gradient.numel()], default=0.0)
-    alike = _close(again, whole[torch.cat(order).to(x.device)], float(whole.abs().max()))
+    largest = float(whole.abs().max())
+    alike = _close(again, whole[torch.cat(order).to(x.device)], largest)
+    for size_seen in set(sizes):
+        with torch.no_grad():
+            seen = output_of(model, params, x[-size_seen:])
+        alike = alike and seen.shape[1] == whole.shape[1] and _close(seen, whole[-size_seen:], largest)
     if not alike or not all(_close(one, two, 10 * size) for one, two in zip(others, gradients, strict=True)):
         raise UnsupportedModelError(
             f"{_title(model)} gives a sample another output or gradient alone or in another batch: some module of it "
@@ -303,7 +320,8 @@ def ready_for_tasks(
     x = torch.cat([part for task in tasks for part in (task.query_x, task.support_x)])
     checked_samples(model, values, x, "tasks' samples")
     given = own if params is None else params
-    outputs = check_independent(model, values, x)
+    sizes = {len(part) for task in tasks for part in (task.query_x, task.support_x)}
+    outputs = check_independent(model, values, x, sizes=sizes)
     written = {
         name
         for name in values

@@ -155,6 +155,8 @@ class _Search:
         return 3 * (float(value.abs().max()) + 1e-3) * noise if value.numel() else noise
 
     def _same(self, one: Tensor, two: Tensor, size: float = 0.0) -> bool:
+        if two.numel() == 0:
+            return True
         tolerance = 1e4 * torch.finfo(one.dtype).eps if one.is_floating_point() else 0
         return bool(((one - two).abs() <= tolerance * max(size, float(two.abs().max()))).all())
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
 
 from mamltheory.errors import ConfigurationError, MamlTheoryError, NetworkError, UnsupportedModelError
 
@@ -106,8 +107,16 @@ def call_module(module: nn.Module, values: Mapping[str, Tensor], *args: object) 
     """module(*args) with these values of its parameters; what it writes to them or to buffers is written to copies.
 
     Every module is visited once: torch's own tying of weights leaves a module that stands in two places with the
-    values that it was called with.
+    values that it was called with. What the forward pass stores in attributes is forgotten afterwards: a product of
+    weights that a network caches belongs to the weights of this call.
+
+    Raises ConfigurationError inside ``torch.nn.utils.parametrize.cached()``.
     """
+    if getattr(parametrize, "_cache_enabled", 0):
+        raise ConfigurationError(
+            "parametrize.cached() keeps weights from one call to the next, and kernels and inner loops call the "
+            "network with other weights: leave it"
+        )
     clipped = rescaled_weights(module)
     first: dict[int, str] = {}
     copies: dict[int, Tensor] = {}
@@ -121,7 +130,45 @@ def call_module(module: nn.Module, values: Mapping[str, Tensor], *args: object) 
         for key, value in part._buffers.items():
             if value is not None:
                 held[f"{name}.{key}" if name else key] = copies.setdefault(id(value), value.clone())
-    return functional_call(module, held, args, tie_weights=False)
+    with attributes_kept(module):
+        return functional_call(module, held, args, tie_weights=False)
+
+
+_TORCH_ATTRIBUTES = frozenset(vars(nn.Module()))
+
+
+@contextlib.contextmanager
+def attributes_kept(module: nn.Module) -> Iterator[None]:
+    """Restores the Python attributes of a module and of its parts, and the entries of dicts, lists and sets there."""
+    before = [(part, _attributes(part)) for part in module.modules()]
+    contents = [
+        (value, value.copy())
+        for _, attributes in before
+        for value in attributes.values()
+        if type(value) in (dict, list, set)
+    ]
+    try:
+        yield
+    finally:
+        for part, attributes in before:
+            for name in _attributes(part).keys() - attributes.keys():
+                del vars(part)[name]
+            vars(part).update(attributes)
+        for value, entries in contents:
+            value.clear()
+            value.extend(entries) if isinstance(value, list) else value.update(entries)
+
+
+def _attributes(part: nn.Module) -> dict[str, object]:
+    return {name: value for name, value in vars(part).items() if name not in _TORCH_ATTRIBUTES}
+
+
+def holds_graph(module: nn.Module) -> bool:
+    """Whether an attribute of the module or of a part is a tensor that autograd computed from something else."""
+    held = [value for part in module.modules() for value in _attributes(part).values()]
+    held += [entry for value in held if type(value) is dict for entry in value.values()]
+    held += [entry for value in held if type(value) in (list, tuple) for entry in value]
+    return any(isinstance(value, Tensor) and value.grad_fn is not None for value in held)
 
 
 def rescaled_weights(module: nn.Module) -> frozenset[str]:

@@ -263,9 +263,10 @@ def checked_output(output: object, x: Tensor) -> Float[Tensor, "n k"]:
             f"the network maps {len(x)} samples to a {type(output).__name__}: expected a tensor of {len(x)} × outputs; "
             "wrap it in a module that returns that tensor alone"
         )
-    if output.dim() != 2 or len(output) != len(x):
+    if output.dim() != 2 or len(output) != len(x) or output.shape[1] == 0:
         raise ShapeError(
-            f"the network maps {len(x)} samples to shape {tuple(output.shape)}: expected {len(x)} × outputs"
+            f"the network maps {len(x)} samples to shape {tuple(output.shape)}: expected {len(x)} × outputs, "
+            "at least one"
         )
     if not output.is_floating_point():
         raise UnsupportedModelError(

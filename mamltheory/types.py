@@ -76,6 +76,7 @@ def _check_part(name: str, part: Tensor) -> None:
             f"{name} must be a floating-point tensor, got {type(part).__name__}: "
             "convert it with torch.as_tensor(...)"
         )
+    check_dense(name, part)
     labels = name.endswith("_y")
     if labels and (part.dim() < 2 or not part.is_floating_point()):
         raise ShapeError(
@@ -99,6 +100,16 @@ def _check_part(name: str, part: Tensor) -> None:
     if not bool(torch.isfinite(part).all()):
         raise ValueRangeError(
             f"{name} contains NaN or infinite entries: clean the data before building the task"
+        )
+
+
+def check_dense(name: str, part: Tensor) -> None:
+    """Raises ShapeError for a sparse, nested or quantised tensor."""
+    if part.layout is not torch.strided or part.is_nested or part.is_quantized:
+        kind = "nested" if part.is_nested else part.dtype if part.is_quantized else part.layout
+        raise ShapeError(
+            f"{name}: got a tensor that is {kind}, expected a dense one; convert it with to_dense(), a nested one with "
+            "to_padded_tensor(0.0), a quantised one with dequantize()"
         )
 
 

@@ -52,14 +52,18 @@ class Checked:
                 raise ConfigurationError(
                     "no parameter requires a gradient: call network.requires_grad_(True), or name some by select="
                 )
-            return frozenset(selected(moving, None))
+            return self._not_empty(selected(moving, None))
         if isinstance(select, str) or not (callable(select) or isinstance(select, Collection)):
             raise ConfigurationError(
                 f"select is {select!r}: expected names of parameters, [{select!r}] for a single one, or a predicate"
             )
         if callable(select):
             select = {name for name in self.params if select(name)}
-        return frozenset(selected(self.params, select))
+        return self._not_empty(selected(self.params, select))
+
+    def _not_empty(self, chosen: Parameters) -> frozenset[str]:
+        """The names without those of parameters that have no entries, or all of them if none has any."""
+        return frozenset(name for name, value in chosen.items() if value.numel()) or frozenset(chosen)
 
     def head(self, x: Tensor, head: Collection[str] | None = None, select: Select = None) -> frozenset[str]:
         """Names of the parameters of the last linear layer that are selected, as :func:`with_head`."""

@@ -27,7 +27,9 @@ def kind_of(layer: nn.Module, own: Collection[str]) -> type[nn.Module] | None:
     """
     forward = type(layer).forward
     kind = next((kind for kind in _RULES if forward is kind.forward and isinstance(layer, kind)), None)
-    return kind if "weight" in own and len(own) == 1 + ("bias" in own) else None
+    if "weight" not in own or len(own) != 1 + ("bias" in own) or layer.weight.numel() == 0:
+        return None
+    return kind
 
 
 def fits(kind: type[nn.Module] | None, layer: nn.Module, args: Sequence[object], samples: int) -> bool:
