@@ -75,7 +75,7 @@ def test_a_cache_that_an_earlier_call_has_filled_is_refused(where):
 def test_a_tensor_that_is_kept_but_not_computed_with_does_no_harm():
     network = Own(lambda m, x: m.a(x), a=nn.Linear(4, 2).double())
     network.last = network(draw(5, 4))
-    torch.testing.assert_close(mt.empirical_ntk(network, draw(5, 4), draw(5, 4)), ntk(network, draw(5, 4)))
+    torch.testing.assert_close(mt.empirical_ntk(network, draw(5, 4)), ntk(network, draw(5, 4), draw(5, 4)))
 
 
 def test_weights_that_torch_caches_are_refused():
