@@ -29,7 +29,6 @@ from mamltheory.fewshot.images import normalise, take
 from mamltheory.linalg import Converged, Dynamics, GradientFlow
 from mamltheory.nas.genotype import Candidates, Genotype
 from mamltheory.nas.gradient import GradientScorer
-from mamltheory.nas.heads import SeveralHeads, SeveralHeadsByGradient
 from mamltheory.nas.own_draws import OwnDraws
 from mamltheory.nas.regions import random_patches
 from mamltheory.nas.schedule import chunks, is_finished
@@ -155,7 +154,7 @@ def finish_round(
     log: RunLog | None = None,
 ) -> Saved:
     """Score what the round still lacks, saving after every chunk, prune, and log the round."""
-    round_scorer = scorer_by(rules, scorer, settings.heads)
+    round_scorer = scorer_by(rules, scorer)
     # Repeats in advance only where a repeat is a single piece of work, and other processes would have none.
     ahead = processes(settings.jobs) - 1 if rules.estimator == "gradient" else 0
     most = "at most " if rules.stopping else ""
@@ -247,14 +246,11 @@ def scorer_of(settings: Search, device: str) -> CellScorer:
     )
 
 
-def scorer_by(rules: SearchSettings, scorer: CellScorer, heads: int) -> object:
+def scorer_by(rules: SearchSettings, scorer: CellScorer) -> object:
     """The scorer in the form that :func:`mamltheory.nas.search.evaluate` expects under these rules."""
     if rules.estimator == "gradient":
-        by_gradient = GradientScorer(scorer)
-        return by_gradient if heads == 1 else SeveralHeadsByGradient(by_gradient, heads)
-    if not rules.common_random_numbers:
-        return OwnDraws(scorer)
-    return scorer if heads == 1 else SeveralHeads(scorer, heads)
+        return GradientScorer(scorer)
+    return scorer if rules.common_random_numbers else OwnDraws(scorer)
 
 
 def dynamics_of(settings: Search) -> Dynamics:

@@ -121,7 +121,7 @@ def compute_shard(settings: Search) -> None:
         return
     own = share(pieces(state, rules, count), index - 1, count)
     lacking = [piece for piece in own if not shard.state.scores.keys() >= set(piece)]
-    scorer = search.scorer_by(rules, search.scorer_of(settings, str(device)), settings.heads)
+    scorer = search.scorer_by(rules, search.scorer_of(settings, str(device)))
     score = partial(search.score_chunk, state.candidates, scorer, rules)
     halved = 0
     with (

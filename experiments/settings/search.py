@@ -46,8 +46,6 @@ class Search(Network):
     """Tasks per kernel; None: the protocol's."""
     repeats: int | None = None
     """Independent draws of weights, head and tasks that are averaged, with stopping at most; None: the protocol's."""
-    heads: int = 1
-    """Random heads on the same weights and tasks, over which the logarithm of the condition number is averaged."""
     stopping: bool | None = None
     """End a round once its repeats agree on who goes, or a wrong choice costs little; None: the protocol's."""
     least_repeats: int | None = None
@@ -80,7 +78,7 @@ class Search(Network):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(self, 2, ("ways",))
-        require_at_least(self, 1, ("shots", "queries", "jobs", "heads"))
+        require_at_least(self, 1, ("shots", "queries", "jobs"))
         require_at_least(self, 0, ("inner_time", "ridge"))
         require(self.value("least_repeats") >= 2, "least_repeats is below 2: what repeats agree on takes two")
         require_at_least(self, 1, [name for name in ("tasks", "repeats") if getattr(self, name) is not None])
@@ -99,15 +97,6 @@ class Search(Network):
             not (gradient and not self.value("common_random_numbers")),
             "one gradient serves all networks of a repeat: give --common-random-numbers True with it",
         )
-        require(
-            self.heads == 1 or bool(self.value("common_random_numbers")),
-            "every network has a head of its own without common random numbers: leave out --heads",
-        )
-        require(
-            self.heads == 1 or "condition" in self.criteria,
-            f"method {self.method} computes no kernel, and linear regions do not see the head: leave out --heads",
-        )
-
         if self.shard is not None:
             index, _, count = self.shard.partition("/")
             whole = index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)
