@@ -240,7 +240,6 @@ def scorer_of(settings: Search, device: str) -> CellScorer:
             settings.outputs,
             measure=settings.metric,
             dynamics=dynamics_of(settings),
-            precision=settings.precision,
         ),
         device=device,
     )

@@ -64,10 +64,6 @@ class Search(Network):
     """All networks of a repeat share weights, head and tasks; None: the protocol's."""
     two_inputs: bool | None = None
     """Keep the best two inputs per node at the end, which is not in Algorithm 1; None: the protocol's."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Format of factors in the backward pass of a kernel. bf16 saves an eighth of the time at 48 channels on a CPU that
-    multiplies it, where it moves condition numbers by less than 1e-3 (narrower networks by more, see
-    mamltheory/nas/precision.py); on other devices it changes nothing. The estimator gradient itself stays float32."""
     jobs: int = 1
     """Worker processes; the result does not depend on it."""
     shard: str | None = None
