@@ -12,7 +12,7 @@ from experiments.settings import Search
 
 MOST_NUMBER, MOST_WHOLE = 1e308, 2**63
 """What settings stay below: the numbers that tensors can hold."""
-RETIRED: Mapping[type, Mapping[str, object]] = {Search: {"heads": 1, "precision": "fp32"}}
+RETIRED: Mapping[type, Mapping[str, object]] = {Search: {"heads": 1, "precision": "fp32", "shard": None}}
 """Settings that earlier versions recorded and this one lacks, each with the only value that it still takes."""
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NotRequired, TypedDict
@@ -81,14 +81,6 @@ def final_scores(state: SearchState, settings: Search) -> list[Score]:
     return [scorer(state.candidates, state.round_index, repeat) for repeat in range(FINAL_DRAWS)]
 
 
-def said_once(before: int, scores: Iterable[Score]) -> int:
-    """Halvings so far, with those of these scores; the first is told."""
-    halved = halvings(scores)
-    if halved and not before:
-        print("a batch did not fit the memory: going on with half as many at a time")
-    return before + halved
-
-
 class Kept(TypedDict):
     """What the state of a search holds."""
 
@@ -109,8 +101,10 @@ class Saved:
 
     def with_scores(self, found: Mapping[Job, Score], seconds: float) -> "Saved":
         """The same with a chunk's scores recorded; says so when for the first time a batch did not fit."""
-        halved = said_once(self.halvings, found.values())
-        return Saved(record(self.state, found), self.cpu_seconds + seconds, halved)
+        halved = halvings(found.values())
+        if halved and not self.halvings:
+            print("a batch did not fit the memory: going on with half as many at a time")
+        return Saved(record(self.state, found), self.cpu_seconds + seconds, self.halvings + halved)
 
 
 def search(settings: Search) -> Genotype:

@@ -66,8 +66,6 @@ class Search(Network):
     """Keep the best two inputs per node at the end, which is not in Algorithm 1; None: the protocol's."""
     jobs: int = 1
     """Worker processes; the result does not depend on it."""
-    shard: str | None = None
-    """"2/8": compute the second of eight shares of the round's scores, for ``merge``; for job arrays."""
     out: Path = Path("runs/search")
     """Run folder; a run stopped there goes on by itself."""
 
@@ -93,10 +91,6 @@ class Search(Network):
             not (gradient and not self.value("common_random_numbers")),
             "one gradient serves all networks of a repeat: give --common-random-numbers True with it",
         )
-        if self.shard is not None:
-            index, _, count = self.shard.partition("/")
-            whole = index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)
-            require(whole, f"shard is {self.shard!r}: expected the form 2/8, from 1/8 to 8/8")
 
     def value(self, name: str) -> object:
         """A setting, or where it is None the method's or the protocol's value."""
