@@ -1,4 +1,4 @@
-"""Devices are chosen with a reason and never silently replaced; work is divided without loss."""
+"""Devices are chosen with a reason and never silently replaced, and torchrun says who leads."""
 
 import os
 import subprocess
