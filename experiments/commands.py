@@ -59,8 +59,7 @@ COMMANDS = {
     "benchmark": Command(
         settings.Benchmark, "experiments.benchmarks.run:run", SPEED, results=("out", "runs")
     ),
-    "search": Command(settings.Search, "experiments.cells.sharding:run", CELLS, presets.SEARCH, ranks=True),
-    "merge": Command(settings.Merge, "experiments.cells.sharding:merge", CELLS, positional="out"),
+    "search": Command(settings.Search, "experiments.cells.search:run", CELLS, presets.SEARCH, ranks=True),
     "protocols": Command(settings.Protocols, "experiments.cells.protocols:run", CELLS, results=OUT),
     "cell": Command(
         settings.PublishedCells, "experiments.cells.published:run", CELLS, positional="name", folders=()

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from experiments.benchmarks.catalogue import GROUPS
-from mamltheory.nas.precision import multiplies_bfloat16
 from mamltheory.runtime.device import choose_device, environment
 
 VERSION_CODE = "from importlib.metadata import version; print(version('neural-tangents'), version('jax'))"
@@ -20,7 +19,6 @@ VERSION_CODE = "from importlib.metadata import version; print(version('neural-ta
 def describe(device: str) -> dict[str, object]:
     """Processor, memory, C library (its allocator), BLAS and CPU capability of torch, versions, and how busy it was.
 
-    bfloat16_products: whether the processor has any; without, methods that ask for them are those of float32.
     load_average: of the last quarter of an hour; above the number of cores, CPU times are some way too long, for
     caches and memory are shared.
     """
@@ -31,7 +29,6 @@ def describe(device: str) -> dict[str, object]:
         "c_library": " ".join(platform.libc_ver()),
         "blas": _blas(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "bfloat16_products": multiplies_bfloat16(),
         **environment(choose_device(device).device),
         "threads": 1,
         "load_average": round(os.getloadavg()[2], 1),

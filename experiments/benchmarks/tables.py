@@ -27,11 +27,10 @@ def machine(about: Mapping[str, object], peers: Mapping[str, str | None]) -> str
     """The machine and the versions in two sentences."""
     found = ", ".join(f"{name} {number}" for name, number in peers.items() if number)
     missing = ", ".join(name for name, number in peers.items() if not number)
-    bfloat16 = ", bfloat16 products" if about.get("bfloat16_products") else ""
     lines = [
         f"{about['processor']}, {about['cores']} cores, {about['memory_gb']} GB, {about['system']}, "
         f"{about['c_library']}, load average {about['load_average']}; device {about['device']}; "
-        f"torch {about['torch']} ({about['blas']}, {about['cpu_capability']}{bfloat16}), Python {about['python']}; "
+        f"torch {about['torch']} ({about['blas']}, {about['cpu_capability']}), Python {about['python']}; "
         f"commit {about['commit']}.",
         f"Peers: {found or 'none beyond torch'}." + (f" Not installed: {missing}." if missing else ""),
     ]

@@ -28,12 +28,8 @@ from mamltheory.strict_json import INFINITE
 from mamltheory.strict_json import read as read_json
 
 GENOTYPE_FILE, MOST_GENOTYPE = "genotype.json", 2**20
-FREE = ("out", "jobs", "device", "shard")
+FREE = ("out", "jobs", "device")
 """Settings that do not change the numbers: a run goes on with other ones."""
-SHARDS = "shards"
-"""Folder of the shares of a search that are computed apart, before the search itself has a record."""
-
-
 MOST_HASHED = 2**30
 """Bytes of a split's images that are compared whenever it is read; ``data check`` compares all."""
 
@@ -106,7 +102,7 @@ def begin(settings: Network, command: str, device: str) -> RunLog:
     """Open the run folder of a search; raises ConfigurationError when it holds a run with other settings."""
     before, free = settings_before(settings), (*FREE, *ON_ONE_THREAD)
     where = environment(device)
-    return open_run(settings.out, command, settings, settings.seed, where, free, before, known=(SHARDS,))
+    return open_run(settings.out, command, settings, settings.seed, where, free, before)
 
 
 def quoted(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NotRequired, TypedDict
@@ -29,7 +29,6 @@ from mamltheory.fewshot.images import normalise, take
 from mamltheory.linalg import Converged, Dynamics, GradientFlow
 from mamltheory.nas.genotype import Candidates, Genotype
 from mamltheory.nas.gradient import GradientScorer
-from mamltheory.nas.heads import SeveralHeads, SeveralHeadsByGradient
 from mamltheory.nas.own_draws import OwnDraws
 from mamltheory.nas.regions import random_patches
 from mamltheory.nas.schedule import chunks, is_finished
@@ -82,14 +81,6 @@ def final_scores(state: SearchState, settings: Search) -> list[Score]:
     return [scorer(state.candidates, state.round_index, repeat) for repeat in range(FINAL_DRAWS)]
 
 
-def said_once(before: int, scores: Iterable[Score]) -> int:
-    """Halvings so far, with those of these scores; the first is told."""
-    halved = halvings(scores)
-    if halved and not before:
-        print("a batch did not fit the memory: going on with half as many at a time")
-    return before + halved
-
-
 class Kept(TypedDict):
     """What the state of a search holds."""
 
@@ -110,8 +101,10 @@ class Saved:
 
     def with_scores(self, found: Mapping[Job, Score], seconds: float) -> "Saved":
         """The same with a chunk's scores recorded; says so when for the first time a batch did not fit."""
-        halved = said_once(self.halvings, found.values())
-        return Saved(record(self.state, found), self.cpu_seconds + seconds, halved)
+        halved = halvings(found.values())
+        if halved and not self.halvings:
+            print("a batch did not fit the memory: going on with half as many at a time")
+        return Saved(record(self.state, found), self.cpu_seconds + seconds, self.halvings + halved)
 
 
 def search(settings: Search) -> Genotype:
@@ -155,7 +148,7 @@ def finish_round(
     log: RunLog | None = None,
 ) -> Saved:
     """Score what the round still lacks, saving after every chunk, prune, and log the round."""
-    round_scorer = scorer_by(rules, scorer, settings.heads)
+    round_scorer = scorer_by(rules, scorer)
     # Repeats in advance only where a repeat is a single piece of work, and other processes would have none.
     ahead = processes(settings.jobs) - 1 if rules.estimator == "gradient" else 0
     most = "at most " if rules.stopping else ""
@@ -241,20 +234,16 @@ def scorer_of(settings: Search, device: str) -> CellScorer:
             settings.outputs,
             measure=settings.metric,
             dynamics=dynamics_of(settings),
-            precision=settings.precision,
         ),
         device=device,
     )
 
 
-def scorer_by(rules: SearchSettings, scorer: CellScorer, heads: int) -> object:
+def scorer_by(rules: SearchSettings, scorer: CellScorer) -> object:
     """The scorer in the form that :func:`mamltheory.nas.search.evaluate` expects under these rules."""
     if rules.estimator == "gradient":
-        by_gradient = GradientScorer(scorer)
-        return by_gradient if heads == 1 else SeveralHeadsByGradient(by_gradient, heads)
-    if not rules.common_random_numbers:
-        return OwnDraws(scorer)
-    return scorer if heads == 1 else SeveralHeads(scorer, heads)
+        return GradientScorer(scorer)
+    return scorer if rules.common_random_numbers else OwnDraws(scorer)
 
 
 def dynamics_of(settings: Search) -> Dynamics:

@@ -9,7 +9,6 @@ from experiments.settings.cell import PublishedCells
 from experiments.settings.comparison import Protocols
 from experiments.settings.data import Data
 from experiments.settings.evaluate import Evaluate
-from experiments.settings.merge import Merge
 from experiments.settings.meta_train import MetaTrain
 from experiments.settings.network import EMBEDDED_DATA, Network, shares_of
 from experiments.settings.predict import Predict

@@ -46,8 +46,6 @@ class Search(Network):
     """Tasks per kernel; None: the protocol's."""
     repeats: int | None = None
     """Independent draws of weights, head and tasks that are averaged, with stopping at most; None: the protocol's."""
-    heads: int = 1
-    """Random heads on the same weights and tasks, over which the logarithm of the condition number is averaged."""
     stopping: bool | None = None
     """End a round once its repeats agree on who goes, or a wrong choice costs little; None: the protocol's."""
     least_repeats: int | None = None
@@ -66,21 +64,15 @@ class Search(Network):
     """All networks of a repeat share weights, head and tasks; None: the protocol's."""
     two_inputs: bool | None = None
     """Keep the best two inputs per node at the end, which is not in Algorithm 1; None: the protocol's."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Format of factors in the backward pass of a kernel. bf16 saves an eighth of the time at 48 channels on a CPU that
-    multiplies it, where it moves condition numbers by less than 1e-3 (narrower networks by more, see
-    mamltheory/nas/precision.py); on other devices it changes nothing. The estimator gradient itself stays float32."""
     jobs: int = 1
     """Worker processes; the result does not depend on it."""
-    shard: str | None = None
-    """"2/8": compute the second of eight shares of the round's scores, for ``merge``; for job arrays."""
     out: Path = Path("runs/search")
     """Run folder; a run stopped there goes on by itself."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(self, 2, ("ways",))
-        require_at_least(self, 1, ("shots", "queries", "jobs", "heads"))
+        require_at_least(self, 1, ("shots", "queries", "jobs"))
         require_at_least(self, 0, ("inner_time", "ridge"))
         require(self.value("least_repeats") >= 2, "least_repeats is below 2: what repeats agree on takes two")
         require_at_least(self, 1, [name for name in ("tasks", "repeats") if getattr(self, name) is not None])
@@ -99,19 +91,6 @@ class Search(Network):
             not (gradient and not self.value("common_random_numbers")),
             "one gradient serves all networks of a repeat: give --common-random-numbers True with it",
         )
-        require(
-            self.heads == 1 or bool(self.value("common_random_numbers")),
-            "every network has a head of its own without common random numbers: leave out --heads",
-        )
-        require(
-            self.heads == 1 or "condition" in self.criteria,
-            f"method {self.method} computes no kernel, and linear regions do not see the head: leave out --heads",
-        )
-
-        if self.shard is not None:
-            index, _, count = self.shard.partition("/")
-            whole = index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)
-            require(whole, f"shard is {self.shard!r}: expected the form 2/8, from 1/8 to 8/8")
 
     def value(self, name: str) -> object:
         """A setting, or where it is None the method's or the protocol's value."""

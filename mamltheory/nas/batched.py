@@ -23,7 +23,6 @@ from mamltheory.nas.genotype import EDGES, NODES, Candidates, CellType, Edge
 from mamltheory.nas.network import Network, StackedCell
 from mamltheory.nas.operations import leading_step
 from mamltheory.nas.pooling import pooled
-from mamltheory.nas.precision import Precision, factors
 from mamltheory.nas.runs import Entering, Note, run
 from mamltheory.nas.sample_gradients import COLUMNS, add_grams, is_wide, symmetric_halves
 from mamltheory.nas.stages import Call, Chain, OverBudget, Rows, Stage
@@ -50,7 +49,6 @@ def candidate_kernels(
     memory: int | None = None,
     halved: Callable[[], None] | None = None,
     heads: Sequence[nn.Linear] | None = None,
-    precision: Precision = "fp32",
 ) -> Iterator[tuple[Float[Tensor, "p p"], Float[Tensor, "p p"]]]:
     """(Θ̂, 𝒦̂) of every candidate in turn: the empirical NTK and its last-layer part on the same images; float64.
 
@@ -61,7 +59,6 @@ def candidate_kernels(
     memory: bytes that a batch holds (MEMORY), from which the number of its candidates follows: the first is run by
     itself, and batches grow until they would have to run cells twice.
     halved: is called whenever a batch did not fit after all and goes on with half as many candidates.
-    precision: of the factors on the way back, see :mod:`mamltheory.nas.precision`.
     Raises ConfigurationError when one candidate alone does not fit, GenotypeError for an operation that the network
     lacks, UnsupportedModelError for batch statistics.
     """
@@ -74,7 +71,7 @@ def candidate_kernels(
         part, following = slice(start, start + size), slice(start + size, start + 2 * size)
         own = x[part] if x.dim() == 5 else x
         some = None if heads is None else heads[part]
-        batch = CandidateBatch(network, candidates[part], own, names, some, precision)
+        batch = CandidateBatch(network, candidates[part], own, names, some)
         if before is not None:
             batch.chain.take_over(before.chain, batch.common_stages(before.candidates))
             before = None
@@ -113,7 +110,6 @@ class CandidateBatch:
 
     x: the images of all, or with one more axis in front those of every candidate.
     names: parameters that the kernels differentiate by.  heads: of the candidates, where each has its own.
-    precision: of the factors on the way back.
     """
 
     def __init__(
@@ -123,7 +119,6 @@ class CandidateBatch:
         x: Float[Tensor, "*own n c h w"],
         names: set[str],
         heads: Sequence[nn.Linear] | None = None,
-        precision: Precision = "fp32",
     ) -> None:
         for each in candidates:
             if unknown := set(each.operators()) - set(network.candidates.operators()):
@@ -134,7 +129,6 @@ class CandidateBatch:
         self.own_images = x.dim() == 5
         self.images = x.flatten(0, 1) if self.own_images else x.repeat(len(candidates), 1, 1, 1)
         self.head = network.classifier if heads is None else Heads(heads)
-        self.factors = factors(precision, x)
         self.everyone = self.holders = tuple(range(len(candidates)))
         cells = [
             Stage(partial(self._cell, kind, cell), (max(i, 1), i + 1))
@@ -144,7 +138,7 @@ class CandidateBatch:
         layers = _layers(network, names)
         if heads is not None:
             layers[self.head] = layers.pop(network.classifier)
-        self.chain = Chain(stages, layers, lambda: self.holders, self.factors)
+        self.chain = Chain(stages, layers, lambda: self.holders)
 
     def common_stages(self, candidates: Sequence[Candidates]) -> int:
         """How many of the first stages compute the same for other candidates, on the images of all.
@@ -213,7 +207,6 @@ class CandidateBatch:
         return run(self.head, run(self.network.last, state, note).mean(dim=(2, 3)), note)
 
     def _cell(self, kind: CellType, cell: StackedCell, note: Note, s0: Tensor, s1: Tensor) -> Tensor:
-        # All that flows back passes here, and so would a rounding: factors stay as they are.
         states = [run(cell.fit0, s0.relu(), note), run(cell.fit1, s1.relu(), note)]
         shared: dict[tuple[int, str], Entering] = {}
         for node in range(NODES):
@@ -275,11 +268,11 @@ class CandidateBatch:
     def _run(self, operation: nn.Module, entering: Entering, holders: tuple[int, ...], note: Note) -> Tensor:
         """The operation on the images of these candidates, zero on those of the others."""
         if holders == self.everyone:
-            return run(operation, entering, note, self.factors)
+            return run(operation, entering, note)
         images = torch.tensor(holders, device=entering.x.device)[:, None] * self.count
         rows = (images + torch.arange(self.count, device=images.device)).flatten()
         self.holders = holders
-        part = run(operation, entering.x.index_select(0, rows), note, self.factors)
+        part = run(operation, entering.x.index_select(0, rows), note)
         self.holders = self.everyone
         return part.new_zeros(len(self.images), *part.shape[1:]).index_copy(0, rows, part)
 

@@ -38,8 +38,8 @@ from mamltheory.linalg import (
 )
 from mamltheory.nas.genotype import Candidates, Operator
 from mamltheory.nas.layer_tape import SampleGradients, Tape, record
-from mamltheory.nas.network import Network
-from mamltheory.nas.scorer import CellScorer, supernet_with_head
+from mamltheory.nas.network import Network, supernet
+from mamltheory.nas.scorer import CellScorer
 from mamltheory.nas.scores import Score, ScoreSettings
 from mamltheory.rng import derived_seed, generator
 from mamltheory.types import Task, check_tasks
@@ -169,7 +169,7 @@ class GradientScorer:
         """All scores of one repeat."""
         scorer, index = self.scorer, (round_index, repeat)
         seed = derived_seed(scorer.seed, "score-weights", *index)
-        network = supernet_with_head(candidates, scorer.network, seed, scorer.head)
+        network = supernet(candidates, scorer.network, seed)
         tasks = scorer.tasks(generator(scorer.seed, "score-tasks", *index))
         try:
             found, halvings = self._gradients(network.to(scorer.device), candidates, tasks)

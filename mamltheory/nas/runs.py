@@ -4,13 +4,10 @@ A pointwise convolution is a matrix product. A depthwise one of stride 1 has ano
 enters, with the kernel turned around; the general routine for that is up to ten times as slow, most of all where the
 kernel is dilated. A convolution of stride 2 that sees every other pixel alone, as both of a factorized reduction and
 the dilated one do, is one of stride 1 on the grid of these pixels, and all edges that leave a state share the grid.
-
-On the way back the factors of convolutions may have fewer digits (:mod:`mamltheory.nas.precision`).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -46,30 +43,24 @@ class Entering:
         return self.grids[shift]
 
 
-def run(
-    module: nn.Module, entering: Tensor | Entering, note: Note, factors: torch.dtype | None = None
-) -> Float[Tensor, "m ..."]:
-    """module(x), up to rounding and differentiable once, with a note of every layer on the way.
-
-    factors: of convolutions on the way back, None for the dtype of x. Factorized reductions always take that of x, for
-    much of what flows back from a reduction passes there.
-    """
+def run(module: nn.Module, entering: Tensor | Entering, note: Note) -> Float[Tensor, "m ..."]:
+    """module(x) up to rounding, with a note of every layer on the way."""
     entering = entering if isinstance(entering, Entering) else Entering(entering)
     match module:
         case nn.Sequential():
             for layer in module:
-                entering = Entering(run(layer, entering, note, factors))
+                entering = Entering(run(layer, entering, note))
             return entering.x
         case FactorizedReduce():
             halves = [
-                _noted(layer, entering.grid(shift), True, partial(_convolved, None), note)
+                _noted(layer, entering.grid(shift), True, _convolved, note)
                 for shift, layer in enumerate((module.even, module.odd))
             ]
             return run(module.norm, torch.cat(halves, 1), note)
         case nn.Conv2d() if is_plain(module):
             gridded = module.stride == (2, 2) and is_gridded(module)
             x = entering.grid(0) if gridded else entering.x
-            return _noted(module, x, gridded, partial(_convolved, factors), note)
+            return _noted(module, x, gridded, _convolved, note)
         case _:
             return _noted(module, entering.x, False, lambda layer, x, _gridded: layer(x), note)
 
@@ -113,11 +104,8 @@ def _noted(
     return leaving
 
 
-def _convolved(factors: torch.dtype | None, layer: nn.Conv2d, x: Tensor, gridded: bool) -> Tensor:
-    how = geometry(layer, gridded)
-    # The general routine, for a depthwise convolution with steps, takes ten times as long for fewer digits.
-    slow = how.groups > 1 and tuple(how.stride) != (1, 1)
-    return _Convolution.apply(x, layer.weight.detach(), how, None if slow else factors)
+def _convolved(layer: nn.Conv2d, x: Tensor, gridded: bool) -> Tensor:
+    return _Convolution.apply(x, layer.weight.detach(), geometry(layer, gridded))
 
 
 def convolved(layer: nn.Conv2d, x: Float[Tensor, "m c h w"]) -> Float[Tensor, "m d h2 w2"]:
@@ -125,7 +113,7 @@ def convolved(layer: nn.Conv2d, x: Float[Tensor, "m c h w"]) -> Float[Tensor, "m
 
     A second derivative by torch's own goes through the groups one by one, and computes one by the weights as well.
     """
-    return _convolved(None, layer, x, False)
+    return _convolved(layer, x, False)
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -146,11 +134,6 @@ def is_depthwise(layer: nn.Conv2d) -> bool:
 def is_pointwise(layer: nn.Conv2d) -> bool:
     """Whether every pixel that the layer sees is mapped by itself."""
     return layer.groups == 1 and layer.kernel_size == (1, 1) and not any(layer.padding)
-
-
-def is_dense(layer: nn.Module) -> bool:
-    """Whether a layer is a plain convolution across channels; others' gradients save no time by fewer digits."""
-    return is_plain(layer) and layer.groups == 1
 
 
 def flow_back(
@@ -185,30 +168,20 @@ def _product(matrix: Float[Tensor, "d c"], x: Float[Tensor, "m c h w"]) -> Float
     return torch.bmm(matrix.expand(len(x), -1, -1), x.flatten(2)).unflatten(2, x.shape[2:])
 
 
-def round_flow(node: torch.autograd.graph.Node, flow: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is about to flow back to a node, with fewer digits: a layer's rows take it, and the node may, too."""
-    node.rounded = flow.to(dtype)
-    return node.rounded
-
-
 class _Convolution(torch.autograd.Function):
-    """A convolution as a linear function of what enters; with factors of fewer digits differentiable once."""
+    """A convolution as a linear function of what enters."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, how: Geometry, factors: torch.dtype | None) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, how: Geometry) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.shape, ctx.how, ctx.factors, ctx.rounded = x.shape, how, factors, None
+        ctx.shape, ctx.how = x.shape, how
         if _is_product(weight, how):
             return _product(weight.flatten(1), x)
         return nn.functional.conv2d(x, weight, None, *how)
 
     @staticmethod
     def backward(ctx, flow: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,), low, ctx.rounded = ctx.saved_tensors, ctx.rounded, None
-        if ctx.factors is None:
-            return _Transposed.apply(flow, weight, ctx.shape, ctx.how), None, None, None
-        low = flow.to(ctx.factors) if low is None else low
-        return flow_back(ctx.shape, weight.to(low.dtype), low, ctx.how).to(flow.dtype), None, None, None
+        return _Transposed.apply(flow, *ctx.saved_tensors, ctx.shape, ctx.how), None, None
 
 
 class _Transposed(torch.autograd.Function):
@@ -222,4 +195,4 @@ class _Transposed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, back: Tensor) -> tuple[Tensor | None, ...]:
-        return _Convolution.apply(back, *ctx.saved_tensors, ctx.how, None), None, None, None
+        return _Convolution.apply(back, *ctx.saved_tensors, ctx.how), None, None, None

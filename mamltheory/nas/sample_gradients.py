@@ -38,16 +38,7 @@ def gradient_rows(
     """Gradients of n images' k outputs by the layer's own parameters of these names, in blocks of columns.
 
     gridded: what entered is the grid of the pixels that the layer sees (:mod:`mamltheory.nas.runs`).
-    Where what entered is bfloat16, so are both factors, and the gradients are float32.
     """
-    if entering.dtype != torch.bfloat16:
-        return _rows(layer, names, entering, flow, gridded)
-    return [block.float() for block in _rows(layer, names, entering, flow.bfloat16(), gridded)]
-
-
-def _rows(
-    layer: nn.Module, names: Sequence[str], entering: Tensor, flow: Tensor, gridded: bool
-) -> list[Tensor]:
     n, k = flow.shape[:2]
     if isinstance(layer, nn.Conv2d) and list(names) == ["weight"] and is_padded_by_zeros(layer):
         how = geometry(layer, gridded)

@@ -6,7 +6,6 @@ the process in which scores are computed.
 """
 
 from collections.abc import Callable, Sequence
-from copy import copy
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
@@ -15,33 +14,16 @@ from torch import Tensor
 
 from mamltheory.nas.batched import MEMORY
 from mamltheory.nas.genotype import Candidates
-from mamltheory.nas.network import Network, NetworkSettings, initialise_layer, supernet
-from mamltheory.nas.operations import Head
+from mamltheory.nas.network import Network, NetworkSettings, supernet
 from mamltheory.nas.regions import region_counts
 from mamltheory.nas.scores import Failure, Score, ScoreSettings, candidate_conditions
 from mamltheory.rng import derived_seed, generator
 from mamltheory.types import Task
 
 
-def supernet_with_head(candidates: Candidates, settings: NetworkSettings, seed: int, head: int) -> Network:
-    """The supernet with another random head for every number but 0; the other weights do not depend on it."""
-    return _with_head(supernet(candidates, settings, seed), seed, head)
-
-
-def _with_head(network: Network, seed: int, head: int) -> Network:
-    """The network itself for head 0, otherwise one that shares all layers with it but the head."""
-    if not head:
-        return network
-    before = network.classifier
-    other, classifier = copy(network), Head(before.in_features, before.out_features)
-    initialise_layer(classifier, network.settings.initialisation, generator(seed, "another head", head))
-    other._modules = {**network._modules, "classifier": classifier.to(before.weight.device)}
-    return other
-
-
 @lru_cache(maxsize=2)
 def _whole_supernet(settings: NetworkSettings, seed: int, device: str) -> Network:
-    """The supernet of all operations, kept for the other candidates and heads of the repeat."""
+    """The supernet of all operations, kept for the other candidates of the repeat."""
     return supernet(Candidates(), settings, seed).to(device)
 
 
@@ -57,7 +39,6 @@ class CellScorer:
     score is then constant. The tasks of a repeat should not share images: a repeated image makes the NTK
     singular.
     memory: bytes that a batch of candidates may hold.
-    head: number of the random head, on the same weights, tasks and patches; see :mod:`mamltheory.nas.heads`.
     """
 
     network: NetworkSettings
@@ -67,7 +48,6 @@ class CellScorer:
     settings: ScoreSettings = field(default_factory=ScoreSettings)
     device: str = "cpu"
     memory: int = MEMORY
-    head: int = 0
 
     def __call__(self, candidates: Candidates, round_index: int, repeat: int) -> Score:
         """Score of one supernet on the draws of (round, repeat)."""
@@ -81,7 +61,7 @@ class CellScorer:
         regions = [1] * count
         if self.tasks is not None:
             seed = derived_seed(self.seed, "score-weights", *index)
-            network = _with_head(_whole_supernet(self.network, seed, self.device), seed, self.head)
+            network = _whole_supernet(self.network, seed, self.device)
             tasks = self.tasks(generator(self.seed, "score-tasks", *index))
             conditions = candidate_conditions(
                 network, candidates, tasks, self.settings, self.memory, partial(halved.append, None)

@@ -22,7 +22,6 @@ from mamltheory.linalg import Converged, Dynamics, rounding_level, symmetrised
 from mamltheory.nas.batched import candidate_kernels
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import Network
-from mamltheory.nas.precision import Precision
 from mamltheory.types import Task, check_tasks
 
 Weights = Literal["weights", "all"]
@@ -44,8 +43,6 @@ class ScoreSettings:
     measure: "condition" for σ_max/σ_min of Eq. (14), or "harmonic" for tr Φ · tr Φ⁻¹ / n², which averages
         over the spectrum instead of taking its ends: it ranks alike and is less noisy.
     dynamics: the inner loop in kernel time; the default is λτ = ∞ with the ridge 1e-3 of the support inverse.
-    precision: "bf16" lets a CPU round factors on the way back where that is faster, in batches of candidates alone;
-        by how much condition numbers move is said in :mod:`mamltheory.nas.precision`.
     """
 
     kernel: Literal["maml", "anil", "ntk"] = "maml"
@@ -53,7 +50,6 @@ class ScoreSettings:
     weights: Weights = "weights"
     measure: Literal["condition", "harmonic"] = "condition"
     dynamics: Dynamics = RIDGE
-    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         known = {
@@ -61,7 +57,6 @@ class ScoreSettings:
             "outputs": ("full", "sum"),
             "weights": ("weights", "all"),
             "measure": ("condition", "harmonic"),
-            "precision": ("fp32", "bf16"),
         }
         for name, values in known.items():
             if getattr(self, name) not in values:
@@ -144,9 +139,7 @@ def score_kernels(
     """
     tasks = _checked(network, tasks)
     x = _images(network, tasks)
-    kernels = candidate_kernels(
-        network, candidates, x, settings.outputs, settings.weights, precision=settings.precision
-    )
+    kernels = candidate_kernels(network, candidates, x, settings.outputs, settings.weights)
     for theta, head in kernels:
         yield _composed(theta, head, tasks, settings)
 
@@ -222,7 +215,6 @@ def candidate_conditions(
         settings.weights,
         memory,
         halved,
-        precision=settings.precision,
     )
     return [
         _measured(theta, head, tasks, settings, network.classifier.weight.dtype) for theta, head in kernels
@@ -259,7 +251,6 @@ def own_conditions(
         memory,
         halved,
         heads,
-        settings.precision,
     )
     dtype = network.classifier.weight.dtype
     return [_measured(*pair, each, settings, dtype) for pair, each in zip(kernels, tasks, strict=True)]

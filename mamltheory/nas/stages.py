@@ -12,9 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from mamltheory.nas.runs import is_dense, round_flow
 from mamltheory.nas.sample_gradients import gradient_rows
 
 Rows = list[Tensor]
@@ -100,11 +98,9 @@ class _Booking:
         stage: Stage,
         layers: Mapping[nn.Module, tuple[str, ...]],
         holders: Callable[[], tuple[int, ...]],
-        factors: torch.dtype | None,
     ) -> None:
-        self.stage, self.layers, self.holders, self.factors = stage, layers, holders, factors
+        self.stage, self.layers, self.holders = stage, layers, holders
         self.storages: dict[int, int] = {}
-        self.low = WeakTensorKeyDictionary()  # what entered is let go where nothing else holds it
 
     def tensor(self, tensor: Tensor) -> Tensor:
         """Books a tensor that is held, and lets go of its graph."""
@@ -120,17 +116,8 @@ class _Booking:
         copies = getattr(layer, "copies", 1)
         numbers = sum(layer.get_parameter(name).numel() for name in names) // copies
         sizes = leaving.numel() * item, len(leaving) * numbers * item
-        if self.factors is not None and is_dense(layer):
-            entering = self._rounded(entering)
-            sizes = tuple(size * 3 // 2 for size in sizes)  # rounded ones beside the others
         entering, edge = self.tensor(entering), get_gradient_edge(leaving)
         self.stage.calls.append(Call(layer, names, self.holders(), entering, gridded, edge, *sizes))
-
-    def _rounded(self, entering: Tensor) -> Tensor:
-        """With fewer digits, once for all layers that it enters."""
-        if entering not in self.low:
-            self.low[entering] = entering.detach().to(self.factors)
-        return self.low[entering]
 
 
 def _unchanged(tensor: Tensor) -> Tensor:
@@ -142,7 +129,6 @@ class Chain:
 
     layers: those that are differentiated, with their own parameters' names.  outputs: how many gradients of every
     image's logits are taken.  holders: whose images go through the layer that is called next.
-    factors: of the products that give gradients by parameters, see :mod:`mamltheory.nas.precision`.
     """
 
     def __init__(
@@ -150,9 +136,8 @@ class Chain:
         stages: Sequence[Stage],
         layers: Mapping[nn.Module, tuple[str, ...]],
         holders: Callable[[], tuple[int, ...]],
-        factors: torch.dtype | None = None,
     ) -> None:
-        self.stages, self.layers, self.holders, self.factors = list(stages), layers, holders, factors
+        self.stages, self.layers, self.holders = list(stages), layers, holders
         self.states: list[Tensor] = []
         self.taken_over = 0
         self.needed = 0
@@ -249,7 +234,7 @@ class Chain:
         """Runs a stage on detached states and records the calls of its layers, and what its graph holds."""
         stage.forget()
         stage.inputs = [self.states[i].detach().requires_grad_() for i in stage.sources]
-        booking = _Booking(stage, self.layers, self.holders, self.factors)
+        booking = _Booking(stage, self.layers, self.holders)
         with torch.enable_grad(), saved_tensors_hooks(booking.tensor, _unchanged):
             stage.output = stage.function(booking.note, *stage.inputs)
         stage.held = sum(booking.storages.values())
@@ -269,6 +254,4 @@ def _flowing(calls: Sequence[Call], outputs: int) -> int:
 def _arrived(call: Call, take: Callable[[Call, Rows], None], flows: tuple[Tensor | None, ...]) -> None:
     flow = flows[call.edge.output_nr]
     if flow is not None:
-        if call.entering.dtype != flow.dtype:
-            flow = round_flow(call.edge.node, flow, call.entering.dtype)
         take(call, call.rows(flow[:, None]))

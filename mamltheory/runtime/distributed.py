@@ -8,7 +8,7 @@ host memory, which gloo carries whatever the devices are; it also notices at onc
 import os
 import pickle
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -78,11 +78,6 @@ def world(environ: Mapping[str, str] | None = None) -> World:
         if isinstance(error, ConfigurationError):
             raise
         raise ConfigurationError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers: {error}") from error
-
-
-def share(items: Sequence[Item], index: int, count: int) -> list[Item]:
-    """Every ``count``-th of the items, from ``index`` (0, 1, …) on: the shares of all indices partition them."""
-    return list(items[index::count])
 
 
 @contextmanager

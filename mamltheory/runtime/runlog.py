@@ -287,11 +287,12 @@ def differences(
 ) -> str:
     """In words, the settings that are not equal, except those in ``but``; empty where all are.
 
-    there: the settings in a record; now: a dataclass or mapping. A setting that the record lacks, being of an
-    earlier version, counts as its value in ``before``: other settings, or None for the defaults of ``now``, if
-    it is a dataclass.
+    there: the settings in a record; now: a dataclass or mapping. A setting that one of the two lacks, being of
+    another version, counts as its value in ``before``: other settings, or None for the defaults of ``now``, if it is
+    a dataclass.
     """
-    then, ours = {**(_defaults(now) if before is None else plain(before)), **there}, plain(now)
+    usual = _defaults(now) if before is None else plain(before)
+    then, ours = {**usual, **there}, {**usual, **plain(now)}
     keys = [key for key in {**there, **ours} if key not in but and then.get(key) != ours.get(key)]
     return ", ".join(f"{key} ({shown(then.get(key))} there, {shown(ours.get(key))} now)" for key in keys)
 

@@ -15,7 +15,7 @@ import pytest
 from experiments import __main__ as shell
 from experiments import presets, settings
 from experiments.commands import COMMANDS, Command
-from experiments.config import settings_from
+from experiments.config import RETIRED, settings_from
 from mamltheory.errors import ConfigurationError, DataError
 from mamltheory.runtime.interrupt import Interrupted, check_interrupted
 from mamltheory.runtime.runlog import open_run
@@ -125,6 +125,20 @@ def test_a_wrong_configuration_file_is_refused_with_a_hint(tmp_path, content, me
     file.write_text(json.dumps(content))
     with pytest.raises(ConfigurationError, match=message):
         shell.resolve("search", ["--config", str(file)])
+
+
+@pytest.mark.parametrize(("name", "only"), RETIRED[settings.Search].items())
+def test_a_retired_setting_is_read_with_its_only_value_and_refused_with_others(tmp_path, name, only):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"shots": 3, name: only}))
+    assert shell.resolve("search", ["--config", str(file)]).shots == 3
+    file.write_text(json.dumps({"shots": 3, name: "other"}))
+    with pytest.raises(
+        ConfigurationError, match=f"'{name}' is 'other', but this version lacks it and always"
+    ):
+        shell.resolve("search", ["--config", str(file)])
+    with pytest.raises(ConfigurationError, match="unknown setting"):
+        settings_from(settings.Evaluate, {"heads": 1})
 
 
 def test_lists_and_absent_values_are_checked_item_by_item():

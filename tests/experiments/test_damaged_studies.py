@@ -1,12 +1,11 @@
-"""Measurements of studies and shards of searches that do not fit are refused by the name of their file."""
+"""Measurements of studies that do not fit are refused by the name of their file."""
 
 import json
 import shutil
 
 import pytest
 
-from experiments.cells import correlation, sharding, stability
-from experiments.settings import Merge
+from experiments.cells import correlation, stability
 from mamltheory.runtime.records import to_json
 from mamltheory.strict_json import sealed
 from tests.experiments.refusals import refused
@@ -92,14 +91,3 @@ def test_a_measurement_in_the_place_of_another_is_refused(study):
     other.remove(file)
     shutil.copy(other[0], file)
     refused(module.run, settings, match="are those of another file|holds something else")
-
-
-def test_shards_of_another_type_are_refused(tmp_path):
-    (tmp_path / "shards").mkdir()
-    good = {"config": {}, "shard": "1/2", "state": {}, "cpu_seconds": 1.0, "environment": {}}
-    for name in good:
-        for value in (None, 3, [], "x", "1/0", "3/2", "9" * 5000 + "/1"):
-            (tmp_path / "shards" / "a.json").write_text(json.dumps({**good, name: value}))
-            refused(sharding.merge, Merge(tmp_path), match=r"a\.json is no shard")
-    (tmp_path / "shards" / "a.json").write_text(DEEP)
-    refused(sharding.merge, Merge(tmp_path), match=r"a\.json is no shard .*nested")

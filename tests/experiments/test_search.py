@@ -8,6 +8,9 @@ import pytest
 from experiments.cells import common, search, search_report, train
 from mamltheory.errors import ConfigurationError, DataError
 from mamltheory.nas.genotype import Edge
+from mamltheory.nas.gradient import GradientScorer
+from mamltheory.nas.own_draws import OwnDraws
+from mamltheory.nas.scorer import CellScorer
 from mamltheory.nas.scores import Score
 from mamltheory.nas.search import SearchSettings, run_search
 from mamltheory.nas.search_state import Job
@@ -211,16 +214,9 @@ def test_a_search_ends_with_what_its_scores_could_not_decide():
     ]
 
 
-@pytest.mark.parametrize("others", [{"protocol": "released"}, {"method": "regions"}, {"method": "random"}])
-def test_heads_go_with_kernels_and_common_random_numbers_alone(tmp_path, others):
-    with pytest.raises(ConfigurationError, match="leave out --heads"):
-        search_settings(tmp_path, heads=2, **others)
-
-
 @pytest.mark.parametrize(
-    ("protocol", "kind"), [("paper", "SeveralHeads"), ("stable", "SeveralHeadsByGradient")]
+    ("protocol", "kind"), [("paper", CellScorer), ("stable", GradientScorer), ("released", OwnDraws)]
 )
-def test_several_heads_are_scored_where_they_are_asked_for(tmp_path, protocol, kind):
-    settings = search_settings(tmp_path, protocol=protocol, heads=2).resolved()
-    scorer = search.scorer_by(search.rules_of(settings), search.scorer_of(settings, "cpu"), settings.heads)
-    assert (type(scorer).__name__, scorer.heads) == (kind, 2)
+def test_the_protocol_chooses_the_scorer(tmp_path, protocol, kind):
+    settings = search_settings(tmp_path, protocol=protocol).resolved()
+    assert type(search.scorer_by(search.rules_of(settings), search.scorer_of(settings, "cpu"))) is kind

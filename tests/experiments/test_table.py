@@ -12,7 +12,7 @@ import pytest
 
 from experiments.cells import common, published, rendering, search, table, table_runs, table_sheets, train
 from experiments.cells.evaluate import accuracies_of
-from experiments.config import settings_before
+from experiments.config import RETIRED, settings_before
 from experiments.presets.table import RECIPES, Recipe
 from experiments.settings import Evaluate, Search, Table
 from experiments.settings.methods import METHODS as METHODS_OF_SEARCH
@@ -237,8 +237,8 @@ def test_a_run_from_before_a_setting_existed_counts_where_the_table_takes_its_de
 @pytest.mark.parametrize(
     ("name", "others", "change"),
     [
-        ("heads", {}, None),
-        ("heads", {"heads": 2}, r"heads \(1 there, 2 now\);"),
+        ("shots", {}, None),
+        ("shots", {"shots": 2}, r"shots \(1 there, 2 now\);"),
         ("shrinkage", {"protocol": "stable"}, None),
         ("shrinkage", {"shrinkage": True}, r"shrinkage \(False there, True now\);"),
         ("outputs", {"method": "te-nas"}, None),
@@ -264,12 +264,27 @@ def test_a_search_from_before_a_setting_existed_goes_on_with_its_default_or_the_
             common.begin(settings, "search", "cpu")
 
 
+@pytest.mark.parametrize("name", RETIRED[Search])
+def test_a_search_that_recorded_a_retired_setting_goes_on_with_its_only_value_alone(tmp_path, name):
+    settings, only = Search(out=tmp_path).resolved(), RETIRED[Search][name]
+    common.begin(settings, "search", "cpu").close()
+    record = read_run(tmp_path)
+    for value, change in ((only, None), ("other", rf"{name} \('other' there, {only!r} now\);")):
+        (tmp_path / "run.json").write_text(json.dumps(record | {"config": record["config"] | {name: value}}))
+        assert (table_runs.finished(settings, "search") is None) is (change is not None)
+        if change is not None:
+            with pytest.raises(ConfigurationError, match=f"holds a run with other settings: {change}"):
+                common.begin(settings, "search", "cpu")
+    (tmp_path / "run.json").write_text(json.dumps(record | {"config": record["config"] | {name: only}}))
+    assert name not in common.begin(settings, "search", "cpu").record["config"]
+
+
 @pytest.mark.parametrize("method", METHODS_OF_SEARCH)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_search_has_a_value_of_every_setting_from_before(protocol, method):
     settings = Search(protocol=protocol, method=method).resolved()
     before = settings_before(dataclasses.replace(settings, shots=3, ties="index"))
-    assert before == dataclasses.replace(settings, protocol="paper", method="metantk-nas")
+    assert before == {**RETIRED[Search], **vars(settings), "protocol": "paper", "method": "metantk-nas"}
 
 
 def test_without_runs_the_papers_numbers_stand_beside_gaps(tmp_path, capsys):

@@ -1,17 +1,15 @@
-"""Devices are chosen with a reason and never silently replaced; work is divided without loss."""
+"""Devices are chosen with a reason and never silently replaced, and torchrun says who leads."""
 
 import os
 import subprocess
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mamltheory.errors import ConfigurationError
 from mamltheory.runtime import device as module
 from mamltheory.runtime.device import choose_device, commit, deterministic, environment, set_threads
-from mamltheory.runtime.distributed import World, share, world
+from mamltheory.runtime.distributed import World, world
 from mamltheory.runtime.records import to_json
 
 
@@ -112,13 +110,6 @@ def test_without_git_there_is_no_commit_and_no_failure(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module.subprocess, "run", absent)
     assert commit(tmp_path) is None
-
-
-@given(count=st.integers(0, 30), size=st.integers(1, 7))
-def test_the_shares_partition_the_work_evenly(count, size):
-    shares = [share(range(count), index, size) for index in range(size)]
-    assert sorted(item for each in shares for item in each) == list(range(count))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_the_world_is_what_torchrun_says_and_one_process_without_it():

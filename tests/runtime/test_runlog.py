@@ -101,10 +101,13 @@ def test_what_a_setting_was_before_it_existed_can_be_given(tmp_path):
     assert begin(tmp_path, Config(jobs=4), before=Config(jobs=4)).record["starts"] == 2
 
 
-def test_a_setting_that_no_longer_exists_is_a_difference(tmp_path):
+def test_a_setting_that_no_longer_exists_is_a_difference_unless_it_had_the_given_value(tmp_path):
     begin(tmp_path, {"width": 3, "depth": 2})
     with pytest.raises(ConfigurationError, match=r"depth \(2 there, None now\)"):
         begin(tmp_path, {"width": 3})
+    with pytest.raises(ConfigurationError, match=r"depth \(2 there, 1 now\)"):
+        begin(tmp_path, {"width": 3}, before={"depth": 1})
+    assert begin(tmp_path, {"width": 3}, before={"depth": 2}).record["config"] == {"width": 3}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"command": "search"}', '{"command": "a", "config": 3}'])
