@@ -12,7 +12,6 @@ from experiments.benchmarks.machine import absent, describe, peer_versions
 from experiments.benchmarks.measure import Plan, measure_case
 from experiments.benchmarks.processes import Workers
 from experiments.benchmarks.scaling import measure_scaling
-from experiments.benchmarks.targets import judged
 from experiments.settings import Benchmark
 from mamltheory.errors import CheckpointError
 from mamltheory.plotting import figure, save
@@ -42,7 +41,7 @@ def run(settings: Benchmark) -> int:
         measured = measure(settings, cases, versions)
     except Interrupted as stop:
         raise stop.saved(f"the same command; finished cases lie in {settings.runs}") from None
-    report(settings, cases, versions, measured)
+    report(settings, versions, measured)
     return 0
 
 
@@ -125,20 +124,15 @@ def finished(path: Path, identity: Record) -> Record | None:
 
 
 def report(
-    settings: Benchmark,
-    cases: Sequence[Case],
-    versions: dict[str, str | None],
-    measured: dict[str, dict[str, Record]],
+    settings: Benchmark, versions: dict[str, str | None], measured: dict[str, dict[str, Record]]
 ) -> None:
     """Write the figure, its numbers and the tables, and say so."""
-    timed = settings.device == "cpu" and not settings.quick
     data = measured | {
         "machine": describe(settings.device),
         "peers": versions,
         "device": settings.device,
         "rounds": settings.rounds,
         "quick": settings.quick,
-        "targets": [row for case in cases for row in judged(case, measured["cases"][case.name], timed)],
     }
     name = f"{settings.name}_{settings.device}" + ("_quick" if settings.quick else "")
     kept = {
@@ -155,5 +149,3 @@ def report(
         numbers = settings.out / f"{name}.json"
         replace_file(numbers, to_json({"data": plain(data), "config": plain(kept)}).encode())
         print(f"wrote {table} and {numbers}; no case grows with the width, so there is no figure")
-    for row in data["targets"]:
-        print(f"{row['title']}: {row['target']}: {tables.outcome(row)}")

@@ -12,13 +12,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.benchmarks import kernel, maml, measure, meta_kernel, run, scoring, tables
-from experiments.benchmarks.cases import Case, Method, Target
+from experiments.benchmarks.cases import Case, Method
 from experiments.benchmarks.catalogue import CASES, chosen
 from experiments.benchmarks.machine import absent, peer_versions
 from experiments.benchmarks.measure import relative_difference
 from experiments.benchmarks.protocol import ProcessClock
 from experiments.benchmarks.scaling import resized
-from experiments.benchmarks.targets import judged
 from experiments.settings import Benchmark
 from mamltheory.errors import ConfigurationError
 from mamltheory.nas.network import supernet
@@ -210,45 +209,6 @@ def test_relative_difference_is_the_worst_tensors_and_infinite_for_other_shapes(
     assert relative_difference([a + 0.2, b + 1], [a, b]) == pytest.approx(0.05)
     assert relative_difference([a, b[None]], [a, b]) == math.inf
     assert math.isnan(relative_difference([a * np.nan], [a]))
-
-
-def record_of(**seconds):
-    methods = {
-        name.replace("_", " "): {
-            "status": "measured",
-            "median_seconds": value,
-            "peak_bytes": 100 * value,
-            "fraction": 0.5,
-            "agreement": 2e-4,
-            "agreement_float64": 1e-13,
-        }
-        for name, value in seconds.items()
-    }
-    return {"methods": methods, "parameters": 25}
-
-
-@pytest.mark.parametrize(
-    ("target", "got", "reached"),
-    [
-        (Target("speed", 5, "ours"), 3.0, False),
-        (Target("speed", 2, "ours", ("slow",)), 4.0, True),
-        (Target("memory", 4, "ours", ("slow",)), 4.0, True),
-        (Target("fraction", 0.65, "ours"), 0.5, False),
-        (Target("bytes", 150, "ours"), 200.0, False),
-        (Target("seconds", 0.5, "ours"), 2.0, False),
-        (Target("parameters", 2, "ours"), 2.0, True),
-        (Target("agreement", 1e-12, "ours"), 1e-13, True),
-        (Target("rounding", 1e-3, "ours"), 2e-4, True),
-        (Target("speed", 5, "ours", ("nobody",)), None, None),
-    ],
-)
-def test_targets_are_judged_by_the_record(target, got, reached):
-    case = Case("case", "a case", kernel.GROUP, {}, ("ours", "quick", "slow"), targets=(target,))
-    (row,) = judged(case, record_of(ours=2, quick=6, slow=8))
-    assert (row["got"], row["reached"]) == (got, reached)
-    assert len(judged(case, record_of(ours=2, quick=6, slow=8), timed=False)) == (
-        target.quantity != "seconds"
-    )
 
 
 def test_resizing_samples_of_tasks_changes_queries_and_supports():
