@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
@@ -10,7 +11,7 @@ from experiments.benchmarks.cases import Case
 from experiments.benchmarks.catalogue import GROUPS, chosen
 from experiments.benchmarks.machine import absent, describe, peer_versions
 from experiments.benchmarks.measure import Plan, measure_case
-from experiments.benchmarks.processes import Workers
+from experiments.benchmarks.processes import Ask, ask_process
 from experiments.benchmarks.scaling import measure_scaling
 from experiments.settings import Benchmark
 from mamltheory.errors import CheckpointError
@@ -55,7 +56,7 @@ class Piece:
     place: tuple[str, str]
     allocator: str
     identity: Record
-    job: Callable[[Workers], Record]
+    job: Callable[[Ask], Record]
 
 
 def pieces(settings: Benchmark, cases: Sequence[Case], versions: dict[str, str | None]) -> Iterator[Piece]:
@@ -81,12 +82,12 @@ def pieces(settings: Benchmark, cases: Sequence[Case], versions: dict[str, str |
             yield Piece(("scaling", group.name), allocators[0], identity, _scaling_job(group, plan))
 
 
-def _case_job(case: Case, plan: Plan, missing: Sequence[str]) -> Callable[[Workers], Record]:
-    return lambda workers: measure_case(case, plan, workers, missing)
+def _case_job(case: Case, plan: Plan, missing: Sequence[str]) -> Callable[[Ask], Record]:
+    return lambda ask: measure_case(case, plan, ask, missing)
 
 
-def _scaling_job(group: object, plan: Plan) -> Callable[[Workers], Record]:
-    return lambda workers: measure_scaling(group, plan, workers)
+def _scaling_job(group: object, plan: Plan) -> Callable[[Ask], Record]:
+    return lambda ask: measure_scaling(group, plan, ask)
 
 
 def measure(
@@ -95,16 +96,13 @@ def measure(
     """Records of all pieces by place; those that lie in the run folder are taken from there."""
     settings.runs.mkdir(parents=True, exist_ok=True)
     work, found = list(pieces(settings, cases, versions)), {"cases": {}, "tuned": {}, "scaling": {}}
-    interpreters = {"neural-tangents": settings.neural_tangents_python}
-    processes = Workers(settings.device, settings.runs, interpreters, shared=settings.quick)
-    with stage("benchmark", len(work)) as advance, processes as workers:
+    with stage("benchmark", len(work)) as advance:
         for piece in work:
             kind, name = piece.place
             path = settings.runs / f"{kind}-{name}-{settings.device}-{piece.allocator}.json".replace(" ", "-")
             record = None if settings.again else finished(path, piece.identity)
             if record is None:
-                workers.use(piece.allocator)
-                record = plain(piece.job(workers))
+                record = plain(piece.job(partial(ask_process, settings, piece.allocator)))
                 replace_file(path, sealed(to_json({"identity": piece.identity, "record": record})))
             found[kind][name] = record
             advance(note=name)
