@@ -1,8 +1,7 @@
-"""What is compared: problems of some sizes, ways to solve them, and the ratios that ours should reach."""
+"""What is compared: problems of some sizes, and ways to solve them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -56,24 +55,6 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Target:
-    """A number to reach.
-
-    "speed" and "memory" are ratios of the peers (the best of ``against``) to ``method``, "fraction" is that of
-    the matrix-product rate, "bytes" and "parameters" bound the peak memory from above, absolutely and in units
-    of the parameters, "agreement" bounds the relative difference to the reference, both in float64, "rounding" that
-    of the method in float32, "seconds" bounds the CPU time of one call.
-    """
-
-    quantity: Literal[
-        "speed", "memory", "fraction", "bytes", "parameters", "agreement", "rounding", "seconds"
-    ]
-    bound: float
-    method: str
-    against: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Case:
     """One problem, measured in float32.
 
@@ -87,7 +68,6 @@ class Case:
     sizes: Sizes
     methods: tuple[str, ...]
     check: Sizes = field(default_factory=dict)
-    targets: tuple[Target, ...] = ()
     tuned: bool = False
 
     @property

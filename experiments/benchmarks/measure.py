@@ -1,11 +1,14 @@
-"""One case measured: first calls in fresh processes, rounds over all methods, results against the reference.
+"""One case measured: rounds over all methods, and results against the reference.
 
-A method's process does its problem once at tiny sizes, so that what libraries load is loaded; the next call, the
-first at full size, gives the peak memory. Then every round lets each method's process have its turn. A round
-repeats short calls until they take a tenth of a second, and a method that has used up its seconds sits out.
+In every round each method has its turn in a fresh process. It does its problem once at tiny sizes, so that what
+libraries load is loaded; the next call, the first at full size, gives the peak memory (that of the first round is
+reported), and further ones give the time. Short calls are repeated until they take a tenth of a second, and a method
+that has used up its seconds sits out.
 """
 
+import os
 import statistics
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +17,14 @@ import numpy as np
 import torch
 
 from experiments.benchmarks.cases import Case, Group, Method, Sizes
+from experiments.benchmarks.clock import Answer
 from experiments.benchmarks.kernel import STRIDES
-from experiments.benchmarks.processes import Workers
+from experiments.benchmarks.processes import Ask
 from mamltheory.errors import MamlTheoryError
-from mamltheory.runtime.interrupt import check_interrupted
+from mamltheory.runtime.folders import BENCHMARK_LOG
 
-LEAST_SECONDS = 0.1
-"""CPU seconds of a round's calls, at least."""
+Request = Mapping[str, object]
+Record = dict[str, object]
 
 
 class MeasurementError(MamlTheoryError):
@@ -41,27 +45,25 @@ class Plan:
         """The sizes to use: tiny ones where the plan is quick."""
         return {**sizes, **group.quick} if self.quick else sizes
 
+    def request(self, group: Group, method: Method, sizes: Sizes, dtype: str = "float32") -> Request:
+        """The request to time a method on one problem; see :func:`experiments.benchmarks.clock.measured`."""
+        same = {"group": group.name, "method": method.name, "dtype": dtype, "seed": self.seed}
+        return {
+            "warm_up": {**same, "sizes": {**sizes, **group.quick}},
+            "job": {**same, "sizes": dict(sizes)},
+            "save": None,
+            "quick": self.quick,
+        }
 
-def measure_case(case: Case, plan: Plan, workers: Workers, absent: Sequence[str]) -> dict[str, object]:
+
+def measure_case(case: Case, plan: Plan, ask: Ask, absent: Sequence[str]) -> Record:
     """All that the report says of a case; ``absent`` names the methods whose package is not there."""
     sizes, checked = (plan.sizes(case.group, each) for each in (case.sizes, case.checked_sizes))
     records = {name: {"status": "not installed" if name in absent else "measured"} for name in case.methods}
-    present = [case.group.method(name) for name in case.methods if name not in absent]
-    session = Session(case, plan, workers)
-    for method in present:
-        records[method.name] |= session.first(method, sizes, save=sizes == checked)
-    session.rounds(present, records)
-    for method in present:  # only now: from here on the processes hold other problems
-        if sizes != checked:
-            session.result(method, checked, "float32", records[method.name])
-        if method.ours:
-            session.result(method, checked, "float64", records[method.name])
-        session.workers.close(method.name)
-    reference = session.reference(checked)
-    for name, record in records.items():
-        session.compare(name, record, reference)
-        session.discard(name)
-    session.discard(case.group.reference.name)
+    with tempfile.TemporaryDirectory(dir=plan.folder) as folder:
+        work = _Work(case, plan, ask, Path(folder).resolve())
+        _measure_rounds(work, sizes, records)
+        _compare(work, checked, records)
     return {
         "title": case.title,
         "group": case.group.name,
@@ -73,103 +75,92 @@ def measure_case(case: Case, plan: Plan, workers: Workers, absent: Sequence[str]
     }
 
 
-class Session:
-    """The processes of one case, and the files in which their results lie."""
+@dataclass(frozen=True)
+class _Work:
+    """A case, how to measure it, who answers, and the folder for arrays that go from one process to another."""
 
-    def __init__(self, case: Case, plan: Plan, workers: Workers):
-        self.case, self.plan, self.workers = case, plan, workers
+    case: Case
+    plan: Plan
+    ask: Ask
+    folder: Path
 
-    def ask(self, method: Method, **request: object) -> dict[str, object]:
-        """A request to the method's process; an error of ours is raised, a peer's is an answer."""
-        answer = self.workers.get(method.name, method.interpreter).ask(name=method.name, **request)
-        check_interrupted()
+    def request(self, method: Method, sizes: Sizes, dtype: str = "float32") -> Request:
+        """The request to time a method; another Python gets the problem as a file."""
+        group = self.case.group
+        request = self.plan.request(group, method, sizes, dtype)
+        if method.interpreter is None:
+            return request
+        return request | {key: _exported(group, request[key], self.folder) for key in ("warm_up", "job")}
+
+    def answer(self, method: Method, request: Request) -> Answer:
+        """The answer; an error of the package's own methods is raised, a peer's is an answer."""
+        answer = self.ask(method, request)
         if "error" in answer and (method.ours or method == self.case.group.reference):
-            raise MeasurementError(
-                f"{method.name} failed on {self.case.name}: {answer['error']}; see workers.log beside the results"
-            )
+            raise failure(f"{method.name} failed on {self.case.name}", answer)
         return answer
 
-    def prepare(self, method: Method, sizes: Sizes, dtype: str) -> dict[str, object]:
-        """Have the method's process build the problem."""
-        job = {
-            "group": self.case.group.name,
-            "method": method.name,
-            "sizes": dict(sizes),
-            "dtype": dtype,
-            "seed": self.plan.seed,
-        }
-        if method.interpreter is not None:
-            build, export = self.case.group.build, self.case.group.export
-            problem = build(sizes, getattr(torch, dtype), torch.device("cpu"), self.plan.seed)
-            file = self.plan.folder / "problem.npz"
-            np.savez(file, **export(problem))
-            job |= {"file": str(file.resolve()), "strides": list(STRIDES) if "channels" in sizes else []}
-        return self.ask(method, do="prepare", job=job)
 
-    def first(self, method: Method, sizes: Sizes, save: bool) -> dict[str, object]:
-        """Status, seconds and peak of the first call at full size, after one at tiny sizes."""
-        tiny = {**sizes, **self.case.group.quick}
-        path = str(self.file(method.name, "float32")) if save else None
-        for use, name in ((tiny, None), (sizes, path)):
-            answer = self.prepare(method, use, "float32")
-            if "error" not in answer:
-                answer = self.ask(method, do="first", save=name)
+def failure(what: str, answer: Answer) -> MeasurementError:
+    """The error to raise for an answer that holds one."""
+    return MeasurementError(f"{what}: {answer['error']}; see {BENCHMARK_LOG} in the folder of the runs")
+
+
+def _exported(group: Group, job: Request, folder: Path) -> Request:
+    """The job with its weights and samples in a file, for a Python without this package's requirements."""
+    sizes = job["sizes"]
+    problem = group.build(sizes, getattr(torch, job["dtype"]), torch.device("cpu"), job["seed"])
+    handle, file = tempfile.mkstemp(".npz", dir=folder)
+    os.close(handle)
+    np.savez(file, **group.export(problem))
+    return {**job, "file": file, "strides": list(STRIDES) if "channels" in sizes else []}
+
+
+def _measure_rounds(work: _Work, sizes: Sizes, records: Mapping[str, Record]) -> None:
+    """Write into the records the first round's peak, and the seconds of every round and the product rate with them."""
+    methods = [work.case.group.method(name) for name, each in records.items() if each["status"] == "measured"]
+    requests = {method.name: work.request(method, sizes) for method in methods}
+    for _ in range(work.plan.rounds):
+        for method in methods:
+            record = records[method.name]
+            if record["status"] != "measured" or sum(record.get("used", ())) > work.plan.seconds:
+                continue
+            answer = work.answer(method, requests[method.name])
             if "error" in answer:
-                return {"status": f"failed: {answer['error']}"}
-        return {"first_seconds": answer["seconds"], "peak_bytes": answer["peak"]}
+                record["status"] = f"failed: {answer['error']}"
+                continue
+            for key in ("first_seconds", "peak_bytes"):
+                record.setdefault(key, answer[key])
+            record.setdefault("seconds", []).append(answer["seconds"])
+            record.setdefault("used", []).append(answer["seconds"] * answer["calls"])
+            if "rate" in answer:
+                record.setdefault("rates", []).append(answer["rate"])
 
-    def rounds(self, methods: Sequence[Method], records: Mapping[str, dict[str, object]]) -> None:
-        """Seconds of every round, and the rate of matrix products beside them."""
-        for _ in range(self.plan.rounds):
-            for method in methods:
-                record = records[method.name]
-                if record["status"] != "measured" or sum(record.get("used", ())) > self.plan.seconds:
-                    continue
-                rate = self.ask(method, do="rate", dtype="float32").get("rate")
-                number = max(1, min(50, round(LEAST_SECONDS / max(record["first_seconds"], 1e-5))))
-                number = 1 if self.plan.quick else number
-                answer = self.ask(method, do="seconds", number=number)
-                if "error" in answer:
-                    record["status"] = f"failed: {answer['error']}"
-                    continue
-                record.setdefault("seconds", []).append(answer["seconds"])
-                record.setdefault("used", []).append(answer["seconds"] * number)
-                if rate:
-                    record.setdefault("rates", []).append(rate)
 
-    def result(self, method: Method, sizes: Sizes, dtype: str, record: dict[str, object]) -> None:
-        """One more call for its result alone, at other sizes or in another dtype."""
-        if record["status"] != "measured":
-            return
-        answer = self.prepare(method, sizes, dtype)
-        if "error" not in answer:
-            answer = self.ask(method, do="first", save=str(self.file(method.name, dtype)))
-        if "error" in answer:
-            record["status"] = f"failed: {answer['error']}"
+def _compare(work: _Work, sizes: Sizes, records: Mapping[str, Record]) -> None:
+    """Write into the records how far the results at these sizes lie from those of the reference in float64."""
+    group = work.case.group
+    reference = _result(work, group.reference, sizes, "float64", {})
+    for name, record in records.items():
+        method = group.method(name)
+        agreements = {"agreement": "float32"} | ({"agreement_float64": "float64"} if method.ours else {})
+        for key, dtype in agreements.items():
+            if record["status"] == "measured":
+                result = _result(work, method, sizes, dtype, record)
+                if result is not None:
+                    record[key] = relative_difference(result, reference)
 
-    def reference(self, sizes: Sizes) -> list[np.ndarray]:
-        """The reference's result, float64."""
-        method = self.case.group.reference
-        self.prepare(method, sizes, "float64")
-        self.ask(method, do="first", save=str(self.file(method.name, "float64")))
-        self.workers.close(method.name)
-        return _load(self.file(method.name, "float64"))
 
-    def compare(self, name: str, record: dict[str, object], reference: Sequence[np.ndarray]) -> None:
-        """Write into the record how far the results lie from the reference's."""
-        for dtype, key in (("float32", "agreement"), ("float64", "agreement_float64")):
-            file = self.file(name, dtype)
-            if record["status"] == "measured" and file.exists():
-                record[key] = relative_difference(_load(file), reference)
-
-    def file(self, name: str, dtype: str) -> Path:
-        """Where a result lies until it has been compared."""
-        return self.plan.folder / f"{self.case.name}_{name.replace(' ', '-')}_{dtype}.npz"
-
-    def discard(self, name: str) -> None:
-        """Remove a method's results."""
-        for dtype in ("float32", "float64"):
-            self.file(name, dtype).unlink(missing_ok=True)
+def _result(work: _Work, method: Method, sizes: Sizes, dtype: str, record: Record) -> list[np.ndarray] | None:
+    """The result of one call; None where a peer fails, which is written into the record."""
+    file = work.folder / "result.npz"
+    answer = work.answer(method, {**work.request(method, sizes, dtype), "save": str(file)})
+    if "error" in answer:
+        record["status"] = f"failed: {answer['error']}"
+        return None
+    with np.load(file) as arrays:
+        result = [arrays[name] for name in arrays.files]
+    file.unlink()
+    return result
 
 
 def relative_difference(result: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
@@ -180,12 +171,7 @@ def relative_difference(result: Sequence[np.ndarray], reference: Sequence[np.nda
     return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
 
 
-def _load(path: Path) -> list[np.ndarray]:
-    with np.load(path) as file:
-        return [file[name] for name in file.files]
-
-
-def _summary(record: dict[str, object], case: Case, sizes: Sizes) -> dict[str, object]:
+def _summary(record: Record, case: Case, sizes: Sizes) -> Record:
     """The record with its median, and its fraction of the rate of matrix products."""
     record = {key: value for key, value in record.items() if key != "used"}
     if record["status"] != "measured":

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
@@ -10,9 +11,8 @@ from experiments.benchmarks.cases import Case
 from experiments.benchmarks.catalogue import GROUPS, chosen
 from experiments.benchmarks.machine import absent, describe, peer_versions
 from experiments.benchmarks.measure import Plan, measure_case
-from experiments.benchmarks.processes import Workers
+from experiments.benchmarks.processes import Ask, ask_process
 from experiments.benchmarks.scaling import measure_scaling
-from experiments.benchmarks.targets import judged
 from experiments.settings import Benchmark
 from mamltheory.errors import CheckpointError
 from mamltheory.plotting import figure, save
@@ -42,7 +42,7 @@ def run(settings: Benchmark) -> int:
         measured = measure(settings, cases, versions)
     except Interrupted as stop:
         raise stop.saved(f"the same command; finished cases lie in {settings.runs}") from None
-    report(settings, cases, versions, measured)
+    report(settings, versions, measured)
     return 0
 
 
@@ -56,7 +56,7 @@ class Piece:
     place: tuple[str, str]
     allocator: str
     identity: Record
-    job: Callable[[Workers], Record]
+    job: Callable[[Ask], Record]
 
 
 def pieces(settings: Benchmark, cases: Sequence[Case], versions: dict[str, str | None]) -> Iterator[Piece]:
@@ -82,12 +82,12 @@ def pieces(settings: Benchmark, cases: Sequence[Case], versions: dict[str, str |
             yield Piece(("scaling", group.name), allocators[0], identity, _scaling_job(group, plan))
 
 
-def _case_job(case: Case, plan: Plan, missing: Sequence[str]) -> Callable[[Workers], Record]:
-    return lambda workers: measure_case(case, plan, workers, missing)
+def _case_job(case: Case, plan: Plan, missing: Sequence[str]) -> Callable[[Ask], Record]:
+    return lambda ask: measure_case(case, plan, ask, missing)
 
 
-def _scaling_job(group: object, plan: Plan) -> Callable[[Workers], Record]:
-    return lambda workers: measure_scaling(group, plan, workers)
+def _scaling_job(group: object, plan: Plan) -> Callable[[Ask], Record]:
+    return lambda ask: measure_scaling(group, plan, ask)
 
 
 def measure(
@@ -96,16 +96,13 @@ def measure(
     """Records of all pieces by place; those that lie in the run folder are taken from there."""
     settings.runs.mkdir(parents=True, exist_ok=True)
     work, found = list(pieces(settings, cases, versions)), {"cases": {}, "tuned": {}, "scaling": {}}
-    interpreters = {"neural-tangents": settings.neural_tangents_python}
-    processes = Workers(settings.device, settings.runs, interpreters, shared=settings.quick)
-    with stage("benchmark", len(work)) as advance, processes as workers:
+    with stage("benchmark", len(work)) as advance:
         for piece in work:
             kind, name = piece.place
             path = settings.runs / f"{kind}-{name}-{settings.device}-{piece.allocator}.json".replace(" ", "-")
             record = None if settings.again else finished(path, piece.identity)
             if record is None:
-                workers.use(piece.allocator)
-                record = plain(piece.job(workers))
+                record = plain(piece.job(partial(ask_process, settings, piece.allocator)))
                 replace_file(path, sealed(to_json({"identity": piece.identity, "record": record})))
             found[kind][name] = record
             advance(note=name)
@@ -125,20 +122,15 @@ def finished(path: Path, identity: Record) -> Record | None:
 
 
 def report(
-    settings: Benchmark,
-    cases: Sequence[Case],
-    versions: dict[str, str | None],
-    measured: dict[str, dict[str, Record]],
+    settings: Benchmark, versions: dict[str, str | None], measured: dict[str, dict[str, Record]]
 ) -> None:
     """Write the figure, its numbers and the tables, and say so."""
-    timed = settings.device == "cpu" and not settings.quick
     data = measured | {
         "machine": describe(settings.device),
         "peers": versions,
         "device": settings.device,
         "rounds": settings.rounds,
         "quick": settings.quick,
-        "targets": [row for case in cases for row in judged(case, measured["cases"][case.name], timed)],
     }
     name = f"{settings.name}_{settings.device}" + ("_quick" if settings.quick else "")
     kept = {
@@ -155,5 +147,3 @@ def report(
         numbers = settings.out / f"{name}.json"
         replace_file(numbers, to_json({"data": plain(data), "config": plain(kept)}).encode())
         print(f"wrote {table} and {numbers}; no case grows with the width, so there is no figure")
-    for row in data["targets"]:
-        print(f"{row['title']}: {row['target']}: {tables.outcome(row)}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from experiments.benchmarks.cases import Case, Group, Method, Sizes, Target
+from experiments.benchmarks.cases import Case, Group, Method, Sizes
 from mamltheory import generator, joint_inputs, meta_ntk_from_ntk
 from mamltheory.kernels.layer_gradients import layer_gradients
 from mamltheory.nas.genotype import Candidates
@@ -210,7 +210,6 @@ CASES = (
         DEPTHWISE,
         {"channels": 48, "image": 32, "samples": 25},
         (OURS, FUNC, OPACUS, BACKWARDS),
-        targets=(Target("speed", 10, OURS, (OPACUS,)), Target("agreement", 1e-12, OURS)),
     ),
     Case(
         "supernet-score",

@@ -9,13 +9,13 @@ HEAD = (
 
 
 def document(data: Mapping[str, object]) -> str:
-    """Machine, numbers to reach, exponents, and a table for every case."""
+    """Machine, exponents, and a table for every case."""
     parts = ["# Ours beside what a user would pick"]
     parts += (
         ["**Tiny sizes, to show that everything runs: the numbers mean nothing.**"] if data["quick"] else []
     )
     parts += [machine(data["machine"], data["peers"])]
-    parts += [method_note(data), "## Numbers to reach", targets(data["targets"])]
+    parts += [method_note(data)]
     if data["scaling"]:
         parts += ["## How cost grows", exponents(data["scaling"])]
     for name, record in data["cases"].items():
@@ -53,29 +53,6 @@ def method_note(data: Mapping[str, object]) -> str:
         "The NTK of ours is float32 throughout, as the peers'; the row with float64 sums is what "
         "``empirical_ntk`` does by default, for condition numbers need it."
     )
-
-
-def targets(judged: list[Mapping[str, object]]) -> str:
-    """What was to be reached, what was got, and whether that is enough."""
-    rows = [f"| {row['title']} | {row['target']} | {_got(row)} | {_mark(row)} |" for row in judged]
-    return "\n".join(["| work | to reach | got | |", "|---|---|---|---|", *rows])
-
-
-def outcome(row: Mapping[str, object]) -> str:
-    """What was got of one target, and whether that is enough, in a few words."""
-    return f"{_got(row)}, {_mark(row)}"
-
-
-def _mark(row: Mapping[str, object]) -> str:
-    return {True: "reached", False: "missed", None: "not measured"}[row["reached"]]
-
-
-def _got(row: Mapping[str, object]) -> str:
-    if row["got"] is None:
-        return "–"
-    if row["quantity"] == "bytes":
-        return f"{row['got'] / 1e6:.0f} MB"
-    return f"{row['got']:.1e}" if row["quantity"] in ("agreement", "rounding") else f"{row['got']:.2f}"
 
 
 def exponents(scaling: Mapping[str, Mapping[str, object]]) -> str:

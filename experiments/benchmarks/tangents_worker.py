@@ -1,19 +1,17 @@
-"""The measured processes of neural-tangents, in a Python of its own: weights and samples come as a file.
+"""The measured process of neural-tangents, in another Python: weights and samples come as a file.
 
-``PYTHON -m experiments.benchmarks.tangents_worker SOCKET``, where jax and neural-tangents are installed and nothing of
-this package needs to be. Structured derivatives (its third way), compiled.
+``PYTHON -m experiments.benchmarks.tangents_worker REQUEST`` prints one JSON line. That Python needs jax and
+neural-tangents, and nothing of this package. Structured derivatives (its third way), compiled.
 """
 
-import sys
-from collections.abc import Callable, Iterable, Mapping
-from typing import BinaryIO
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import neural_tangents as nt
 import numpy as np
 
-from experiments.benchmarks.protocol import Arrays, Call, ProcessClock, Server, listen
+from experiments.benchmarks.clock import Arrays, Call, Job, ProcessClock, answer_request, measured
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -48,7 +46,7 @@ def in_jax_order(array: np.ndarray) -> jax.Array:
     return jnp.asarray(np.ascontiguousarray(array if axes is None else array.transpose(axes)))
 
 
-def prepare(job: Mapping[str, object]) -> tuple[Call, Callable[[object], Arrays]]:
+def prepare(job: Job) -> tuple[Call, Callable[[object], Arrays]]:
     """The compiled kernel of the network in the job's file."""
     with np.load(job["file"]) as file:
         params = [in_jax_order(file[name]) for name in sorted(file.files) if name != "x"]
@@ -67,10 +65,6 @@ def prepare(job: Mapping[str, object]) -> tuple[Call, Callable[[object], Arrays]
     return lambda: kernel(x, params).block_until_ready(), arrays
 
 
-def serve(requests: Iterable[bytes], answers: BinaryIO) -> None:
-    """Serve measurements; the rate of matrix products is taken in torch's processes."""
-    Server(prepare, lambda _: 0.0, ProcessClock()).serve(requests, answers)
-
-
 if __name__ == "__main__":
-    listen(sys.argv[1], serve)
+    # The rate of matrix products is measured in torch's processes.
+    answer_request(lambda request: measured(request, prepare, ProcessClock()))

@@ -1,19 +1,23 @@
-"""The measured processes of torch: ``python -m experiments.benchmarks.worker SOCKET DEVICE``.
+"""The measured process of torch: ``python -m experiments.benchmarks.worker REQUEST`` prints one JSON line."""
 
-The device is touched in the copies only: a process that has used CUDA cannot be copied.
-"""
-
-import sys
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import BinaryIO
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from experiments.benchmarks.catalogue import GROUPS
-from experiments.benchmarks.protocol import Arrays, Call, ProcessClock, Server, listen
+from experiments.benchmarks.clock import (
+    Answer,
+    Arrays,
+    Call,
+    Job,
+    Prepare,
+    ProcessClock,
+    answer_request,
+    measured,
+)
 from mamltheory.runtime.device import choose_device, set_threads
 
 PRODUCT = {"cpu": 1536, "cuda": 8192}
@@ -49,10 +53,10 @@ def arrays_of(result: Tensor | tuple[Tensor, ...]) -> Arrays:
     return [part.detach().cpu().numpy() for part in parts]
 
 
-def preparation(device: torch.device) -> Callable[[Mapping[str, object]], tuple[Call, Callable]]:
+def preparation(device: torch.device) -> Prepare:
     """The function that builds a job's problem on the device and prepares its method."""
 
-    def prepare(job: Mapping[str, object]) -> tuple[Call, Callable[[object], Arrays]]:
+    def prepare(job: Job) -> tuple[Call, Callable[[object], Arrays]]:
         group = GROUPS[job["group"]]
         method = group.method(job["method"])
         problem = group.build(job["sizes"], getattr(torch, job["dtype"]), device, job["seed"])
@@ -62,29 +66,29 @@ def preparation(device: torch.device) -> Callable[[Mapping[str, object]], tuple[
     return prepare
 
 
-def product_rate(device: torch.device, clock: ProcessClock) -> Callable[[str], float]:
-    """The function that multiplies two square matrices of a dtype, and gives FLOP per second."""
-    side, operands = PRODUCT[device.type], {}
-
-    def rate(dtype: str) -> float:
-        if dtype not in operands:
-            matrix = np.random.default_rng(0).standard_normal((side, side))
-            operands[dtype] = torch.from_numpy(matrix).to(device, getattr(torch, dtype))
-            operands[dtype] @ operands[dtype]
-        matrix = operands[dtype]
-        return 2 * side**3 / clock.seconds(lambda: matrix @ matrix)
-
-    return rate
+def product_rate(device: torch.device, clock: ProcessClock, dtype: str) -> float:
+    """FLOP per second of the product of two square matrices of a dtype."""
+    matrix = _square_matrix(device, dtype)
+    return 2 * len(matrix) ** 3 / clock.seconds(lambda: matrix @ matrix)
 
 
-def serve(name: str, requests: Iterable[bytes], answers: BinaryIO) -> None:
-    """Serve measurements on one device with one thread."""
-    set_threads(1)
-    device = choose_device(name).device
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+@cache
+def _square_matrix(device: torch.device, dtype: str) -> Tensor:
+    side = PRODUCT[device.type]
+    matrix = torch.from_numpy(np.random.default_rng(0).standard_normal((side, side)))
+    matrix = matrix.to(device, getattr(torch, dtype))
+    matrix @ matrix  # loads what the library loads at its first product
+    return matrix
+
+
+def answered(request: Mapping[str, object]) -> Answer:
+    """Measure a method on the request's device; see :func:`experiments.benchmarks.clock.measured`."""
+    device = choose_device(request["device"]).device
     clock = CudaClock() if device.type == "cuda" else ProcessClock()
-    Server(preparation(device), product_rate(device, clock), clock).serve(requests, answers)
+    return measured(request, preparation(device), clock, partial(product_rate, device, clock))
 
 
 if __name__ == "__main__":
-    listen(sys.argv[1], partial(serve, sys.argv[2]))
+    set_threads(1)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    answer_request(answered)

@@ -12,13 +12,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.benchmarks import kernel, maml, measure, meta_kernel, run, scoring, tables
-from experiments.benchmarks.cases import Case, Method, Target
+from experiments.benchmarks.cases import Case
 from experiments.benchmarks.catalogue import CASES, chosen
+from experiments.benchmarks.clock import ProcessClock, measured
 from experiments.benchmarks.machine import absent, peer_versions
 from experiments.benchmarks.measure import relative_difference
-from experiments.benchmarks.protocol import ProcessClock
+from experiments.benchmarks.processes import ask_process
 from experiments.benchmarks.scaling import resized
-from experiments.benchmarks.targets import judged
 from experiments.settings import Benchmark
 from mamltheory.errors import ConfigurationError
 from mamltheory.nas.network import supernet
@@ -90,30 +90,59 @@ def test_a_peer_that_is_not_there_is_said_to_be_absent(benchmarked):
 
 
 def test_a_peer_that_fails_is_a_row_and_not_an_end(tmp_path):
-    group = kernel.GROUP
-    broken = Method("torch.func", lambda problem: problem.no_such_thing)
-    case = Case("case", "a case", group, kernel.FC, ("ours", "torch.func"))
-    answers = {"ours": {"seconds": 1.0, "peak": 2.0, "rate": 3.0}, broken.name: {"error": "out of luck"}}
+    case = Case("case", "a case", kernel.GROUP, kernel.FC, ("ours", "torch.func"))
+    good = {"first_seconds": 1.0, "peak_bytes": 2.0, "seconds": 1.0, "calls": 1, "rate": 3.0}
+    answers, asked = {"torch.func": {"error": "out of luck"}}, []
 
-    class Workers:
-        def get(self, name, _):
-            return self if not setattr(self, "name", name) else None
-
-        def ask(self, **request):
-            if request.get("save"):
-                np.savez(request["save"], np.ones(2))
-            return answers.get(self.name, answers["ours"])
-
-        def close(self, *_):
-            pass
+    def ask(method, request):
+        asked.append(method.name)
+        if request["save"]:
+            np.savez(request["save"], np.ones(2))
+        return answers.get(method.name, good)
 
     plan = measure.Plan(2, 1.0, False, 0, tmp_path)
-    record = measure.measure_case(case, plan, Workers(), ())
+    record = measure.measure_case(case, plan, ask, ())
     assert record["methods"]["torch.func"] == {"status": "failed: out of luck"}
     assert record["methods"]["ours"]["agreement"] == 0
+    assert asked[:3] == ["ours", "torch.func", "ours"]  # rounds are interleaved
+    assert list(tmp_path.iterdir()) == []
     answers["ours"] = {"error": "wrong"}
     with pytest.raises(measure.MeasurementError, match="ours failed on case: wrong"):
-        measure.measure_case(case, plan, Workers(), ())
+        measure.measure_case(case, plan, ask, ())
+
+
+def test_a_method_that_raises_is_an_answer_with_its_error():
+    def prepare(job):
+        return {}[job], None
+
+    answer = measured({"save": None, "warm_up": "none"}, prepare, ProcessClock())
+    assert answer["error"] == "KeyError: 'none'"
+    assert "in prepare" in answer["traceback"]
+
+
+def ask_in_a_process(folder, method, **sizes):
+    """The answer of a fresh process about the depthwise convolution, with tiny sizes for the warm-up."""
+    case = CASES["depthwise"]
+    folder.mkdir(exist_ok=True)
+    plan = measure.Plan(1, 1.0, False, 0, folder)
+    request = plan.request(case.group, case.group.method(method), {**case.sizes, **sizes})
+    return ask_process(
+        settings(folder, quick=False, runs=folder), "default", case.group.method(method), request
+    )
+
+
+def test_a_fresh_process_measures_a_method(tmp_path):
+    answer = ask_in_a_process(tmp_path, "ours", samples=2)
+    assert set(answer) == {"first_seconds", "peak_bytes", "seconds", "calls", "rate"}
+    assert answer["seconds"] > 0
+    assert answer["rate"] > 0
+    assert 1 <= answer["calls"] <= 50
+
+
+def test_a_process_that_fails_is_an_answer_and_the_log_says_why(tmp_path):
+    answer = ask_in_a_process(tmp_path, "ours", samples=-1)
+    assert answer["error"].startswith("RuntimeError: ")
+    assert "Traceback" in (tmp_path / "workers.log").read_text()
 
 
 def test_finished_cases_are_not_measured_again_unless_their_settings_change(benchmarked, monkeypatch):
@@ -209,45 +238,6 @@ def test_relative_difference_is_the_worst_tensors_and_infinite_for_other_shapes(
     assert relative_difference([a + 0.2, b + 1], [a, b]) == pytest.approx(0.05)
     assert relative_difference([a, b[None]], [a, b]) == math.inf
     assert math.isnan(relative_difference([a * np.nan], [a]))
-
-
-def record_of(**seconds):
-    methods = {
-        name.replace("_", " "): {
-            "status": "measured",
-            "median_seconds": value,
-            "peak_bytes": 100 * value,
-            "fraction": 0.5,
-            "agreement": 2e-4,
-            "agreement_float64": 1e-13,
-        }
-        for name, value in seconds.items()
-    }
-    return {"methods": methods, "parameters": 25}
-
-
-@pytest.mark.parametrize(
-    ("target", "got", "reached"),
-    [
-        (Target("speed", 5, "ours"), 3.0, False),
-        (Target("speed", 2, "ours", ("slow",)), 4.0, True),
-        (Target("memory", 4, "ours", ("slow",)), 4.0, True),
-        (Target("fraction", 0.65, "ours"), 0.5, False),
-        (Target("bytes", 150, "ours"), 200.0, False),
-        (Target("seconds", 0.5, "ours"), 2.0, False),
-        (Target("parameters", 2, "ours"), 2.0, True),
-        (Target("agreement", 1e-12, "ours"), 1e-13, True),
-        (Target("rounding", 1e-3, "ours"), 2e-4, True),
-        (Target("speed", 5, "ours", ("nobody",)), None, None),
-    ],
-)
-def test_targets_are_judged_by_the_record(target, got, reached):
-    case = Case("case", "a case", kernel.GROUP, {}, ("ours", "quick", "slow"), targets=(target,))
-    (row,) = judged(case, record_of(ours=2, quick=6, slow=8))
-    assert (row["got"], row["reached"]) == (got, reached)
-    assert len(judged(case, record_of(ours=2, quick=6, slow=8), timed=False)) == (
-        target.quantity != "seconds"
-    )
 
 
 def test_resizing_samples_of_tasks_changes_queries_and_supports():
