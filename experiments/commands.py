@@ -44,7 +44,7 @@ SPEED = "How fast"
 OUT = ("out",)
 
 COMMANDS = {
-    "demo": Command(settings.Demo, "experiments.cells.demo:run", START, results=OUT),
+    "demo": Command(settings.Demo, "experiments.demo:run", START, results=OUT),
     "doctor": Command(settings.Doctor, "experiments.doctor:run", START),
     "convergence": Command(
         settings.Convergence, "experiments.theory.convergence:run", THEORY, presets.CONVERGENCE, results=OUT
@@ -59,24 +59,26 @@ COMMANDS = {
     "benchmark": Command(
         settings.Benchmark, "experiments.benchmarks.run:run", SPEED, results=("out", "runs")
     ),
-    "search": Command(settings.Search, "experiments.cells.search:run", CELLS, presets.SEARCH, ranks=True),
-    "protocols": Command(settings.Protocols, "experiments.cells.protocols:run", CELLS, results=OUT),
+    "search": Command(settings.Search, "experiments.search.run:run", CELLS, presets.SEARCH, ranks=True),
+    "protocols": Command(settings.Protocols, "experiments.search.comparison:run", CELLS, results=OUT),
     "cell": Command(
-        settings.PublishedCells, "experiments.cells.published:run", CELLS, positional="name", folders=()
+        settings.PublishedCells, "experiments.genotypes:run", CELLS, positional="name", folders=()
     ),
-    "train": Command(settings.Train, "experiments.cells.train:run", CELLS, presets.TRAIN),
-    "meta-train": Command(settings.MetaTrain, "experiments.cells.meta_train:run", CELLS, presets.META_TRAIN),
-    "evaluate": Command(settings.Evaluate, "experiments.cells.evaluate:run", CELLS, presets.EVALUATE),
-    "predict": Command(settings.Predict, "experiments.cells.predict:run", CELLS),
-    "table": Command(settings.Table, "experiments.cells.table:run", CELLS, presets.TABLE, results=OUT),
+    "train": Command(settings.Train, "experiments.training.train:run", CELLS, presets.TRAIN),
+    "meta-train": Command(
+        settings.MetaTrain, "experiments.training.meta_train:run", CELLS, presets.META_TRAIN
+    ),
+    "evaluate": Command(settings.Evaluate, "experiments.training.evaluate:run", CELLS, presets.EVALUATE),
+    "predict": Command(settings.Predict, "experiments.training.predict:run", CELLS),
+    "table": Command(settings.Table, "experiments.tables.table:run", CELLS, presets.TABLE, results=OUT),
     "correlation": Command(
-        settings.Correlation, "experiments.cells.correlation:run", CELLS, presets.CORRELATION, results=OUT
+        settings.Correlation, "experiments.studies.correlation:run", CELLS, presets.CORRELATION, results=OUT
     ),
     "stability": Command(
-        settings.Stability, "experiments.cells.stability:run", CELLS, presets.STABILITY, results=OUT
+        settings.Stability, "experiments.studies.stability:run", CELLS, presets.STABILITY, results=OUT
     ),
     "data": Command(
-        settings.Data, "experiments.cells.data:run", CELLS, positional="path", verb="check", results=OUT
+        settings.Data, "experiments.data.check:run", CELLS, positional="path", verb="check", results=OUT
     ),
-    "glyphs": Command(settings.Glyphs, "experiments.cells.glyphs:run", CELLS, results=OUT),
+    "glyphs": Command(settings.Glyphs, "experiments.data.glyph_sheet:run", CELLS, results=OUT),
 }

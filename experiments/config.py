@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.requirements import require
-from experiments.settings import Search
+from experiments.search.settings import Search
 
 MOST_NUMBER, MOST_WHOLE = 1e308, 2**63
 """What settings stay below: the numbers that tensors can hold."""

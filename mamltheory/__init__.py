@@ -1,7 +1,7 @@
 """MAML as kernel regression: a theory verified numerically, and put to work in a training-free search."""
 
 # tasks and networks
-from mamltheory.inner import InnerLoop, adapt, meta_output
+from mamltheory.inner_loop import InnerLoop, adapt, meta_output
 
 # kernels
 from mamltheory.kernels.analytic import analytic_last_layer_ntk, analytic_ntk, nngp
@@ -29,7 +29,7 @@ from mamltheory.predictors import (
     trained_output_on_training_tasks,
 )
 from mamltheory.rng import generator
-from mamltheory.types import Task
+from mamltheory.tasks import Task
 
 __all__ = [
     "Converged",

@@ -28,7 +28,7 @@ from mamltheory.modules import (
 )
 from mamltheory.networks import Model, check_finite, from_module, in_transform, named_head, output_of
 from mamltheory.rng import generator
-from mamltheory.types import Parameters, Task, check_dense, check_tasks
+from mamltheory.tasks import Parameters, Task, check_dense, check_tasks
 
 BATCH, FEWEST = 128, 8
 """Most samples of a batch in which samples are compared, and the least of that: with one, nothing could mix."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mamltheory.errors import UnsupportedModelError
 from mamltheory.networks import Model, output_of
 from mamltheory.rng import generator
-from mamltheory.types import Parameters
+from mamltheory.tasks import Parameters
 
 Change = Callable[[Tensor], Tensor]
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from mamltheory.errors import ValueRangeError
-from mamltheory.inner import InnerLoop, meta_output
+from mamltheory.inner_loop import InnerLoop, meta_output
 from mamltheory.kernels.empirical_meta import stacked_meta_jacobian
 from mamltheory.networks import Model, check_finite
-from mamltheory.types import Parameters, Task, check_tasks
+from mamltheory.tasks import Parameters, Task, check_tasks
 
 
 def norm(parts: Parameters) -> float:

@@ -5,7 +5,7 @@
 The gradient is taken through the inner loop, so that it has the Hessian term of Eq. (3) exactly; first-order MAML
 leaves it out when the inner loop says so. Two methods give the same numbers:
 
-    factored   fully connected networks: fast weights as low-rank factors (mamltheory.fast_weights), all tasks in
+    factored   fully connected networks: fast weights as low-rank factors (mamltheory.factored.fast_weights), all tasks in
                one product against the shared weight, no task's weights and no gradient ever formed in training
     generic    any other network: torch.func, one task after the other (``chunk``: several)
 """
@@ -19,17 +19,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
+from mamltheory.allocator import keep_freed_memory
 from mamltheory.errors import UnsupportedModelError, ValueRangeError
-from mamltheory.fast_weights import TaskStack, adapted_pass, factor_path, stack_tasks
+from mamltheory.factored.fast_weights import TaskStack, adapted_pass, factor_path, stack_tasks
+from mamltheory.factored.meta_gradient import FactoredGradient, factored_meta_gradient
 from mamltheory.guard import ready_for_tasks
-from mamltheory.inner import InnerLoop, algorithm_of, plain_gradient, query_output, square_loss
+from mamltheory.inner_loop import InnerLoop, algorithm_of, plain_gradient, query_output, square_loss
 from mamltheory.kernels.empirical_meta import empirical_meta_ntk
-from mamltheory.kernels.memory import keep_freed_memory
 from mamltheory.linalg import GradientDescent
-from mamltheory.meta_step import FactoredGradient, factored_meta_gradient
 from mamltheory.modules import plain_numerics
 from mamltheory.networks import Model, in_transform, output_of
-from mamltheory.types import Parameters, Task, check_tasks, query_labels
+from mamltheory.tasks import Parameters, Task, check_tasks, query_labels
 
 Method = Literal["auto", "factored", "generic"]
 

@@ -28,7 +28,7 @@ from mamltheory.errors import (
     ValueRangeError,
 )
 from mamltheory.modules import call_module, check_module, guarded_forward, unwrapped
-from mamltheory.types import Parameters
+from mamltheory.tasks import Parameters
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "erf": torch.erf,

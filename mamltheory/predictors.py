@@ -27,7 +27,7 @@ from mamltheory.kernels.meta import (
     joint_slices,
 )
 from mamltheory.linalg import Dynamics, residual_operator, time_operator
-from mamltheory.types import Task, check_tasks, query_labels
+from mamltheory.tasks import Task, check_tasks, query_labels
 
 
 def adapted_output(

@@ -7,13 +7,7 @@ import hypothesis
 import pytest
 import torch
 
-from tests import ledger_plugin
-from tests.ledger_plugin import (  # noqa: F401 - hooks and a fixture
-    measured,
-    pytest_configure,
-    pytest_runtest_setup,
-    pytest_sessionfinish,
-)
+from tests.ledger import plugin as ledger_plugin
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("exploring", deadline=None)

@@ -20,11 +20,11 @@ from mamltheory import (
     train,
 )
 from mamltheory.errors import ShapeError, UnsupportedModelError, ValueRangeError
-from mamltheory.inner import inner_path, square_loss
+from mamltheory.inner_loop import inner_path, square_loss
 from mamltheory.kernels.empirical import jacobian
 from mamltheory.kernels.empirical_meta import meta_jacobian, stacked_meta_jacobian
 from mamltheory.maml import descend, distance, gradient_step
-from mamltheory.types import query_labels
+from mamltheory.tasks import query_labels
 from tests.paper.cases import relative
 from tests.strategies import as_users_run_it, task
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mamltheory.plotting import curve, ticks_at
+from experiments.plotting import curve, ticks_at
 
 STYLES = {
     "ours": 0,

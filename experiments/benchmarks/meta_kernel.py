@@ -15,7 +15,7 @@ from torch import Tensor
 from experiments.benchmarks.cases import Case, Group, Method, Sizes
 from experiments.benchmarks.problems import MetaProblem, meta_problem, parameter_count, weight_shapes
 from mamltheory import empirical_meta_ntk
-from mamltheory.inner import square_loss
+from mamltheory.inner_loop import square_loss
 
 OURS, ROWS, JACREV = "ours", "autograd rows", "torch.func jacrev"
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from experiments.benchmarks.cases import Sizes
 from mamltheory import FullyConnected, InnerLoop, Task, generator
-from mamltheory.types import Parameters
+from mamltheory.tasks import Parameters
 
 LAM0 = 0.1
 """λ0 of all inner loops: small enough for every width and number of steps here."""

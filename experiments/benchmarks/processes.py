@@ -10,7 +10,7 @@ from pathlib import Path
 from experiments.benchmarks import worker
 from experiments.benchmarks.cases import Method
 from experiments.benchmarks.clock import Answer
-from experiments.settings import Benchmark
+from experiments.benchmarks.settings import Benchmark
 from mamltheory.runtime.folders import BENCHMARK_LOG
 from mamltheory.runtime.interrupt import check_interrupted
 

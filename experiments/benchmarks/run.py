@@ -13,9 +13,9 @@ from experiments.benchmarks.machine import absent, describe, peer_versions
 from experiments.benchmarks.measure import Plan, measure_case
 from experiments.benchmarks.processes import Ask, ask_process
 from experiments.benchmarks.scaling import measure_scaling
-from experiments.settings import Benchmark
+from experiments.benchmarks.settings import Benchmark
+from experiments.plotting import figure, save
 from mamltheory.errors import CheckpointError
-from mamltheory.plotting import figure, save
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.progress import stage

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from experiments.benchmarks.cases import Case, Group, Method, Sizes
 from mamltheory import generator, joint_inputs, meta_ntk_from_ntk
-from mamltheory.kernels.layer_gradients import layer_gradients
+from mamltheory.kernels.layers.rules import layer_gradients
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import Network, NetworkSettings, supernet
-from mamltheory.nas.scores import RIDGE, ScoreSettings, conditioning, score_kernel
-from mamltheory.types import Task
+from mamltheory.nas.scoring.condition_number import conditioning, score_kernel
+from mamltheory.nas.scoring.score import RIDGE, ScoreSettings
+from mamltheory.tasks import Task
 
 OURS, FUNC, OPACUS, BACKWARDS = "ours", "torch.func", "opacus", "one backward a sample"
 

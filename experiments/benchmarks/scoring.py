@@ -12,11 +12,12 @@ from torch import Tensor
 from experiments.benchmarks.cases import Case, Group, Method, Result, Sizes
 from experiments.benchmarks.sample_gradients import ScoreProblem, build_score
 from mamltheory import generator
-from mamltheory.nas.cost import multiply_accumulates
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import NetworkSettings, supernet
-from mamltheory.nas.regions import activation_patterns, region_counts, thin_network
-from mamltheory.nas.scores import ScoreSettings, candidate_conditions, condition_score
+from mamltheory.nas.scoring.condition_number import candidate_conditions, condition_score
+from mamltheory.nas.scoring.linear_regions import activation_patterns, region_counts, thin_network
+from mamltheory.nas.scoring.score import ScoreSettings
+from mamltheory.nas.sizes import multiply_accumulates
 
 OURS, SINGLE = "ours", "one by one"
 SETTINGS = ScoreSettings(outputs="sum")

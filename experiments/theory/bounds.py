@@ -3,14 +3,14 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.settings import Bounds
+from experiments.plotting import curve, figure, ticks_at
 from experiments.theory import convergence
 from experiments.theory.constants import constants, drift_bounds, lemma1_constant, path_bounds, theory
 from experiments.theory.report import draw_power_law, finish, legend_room, power_law_record, subtitle
+from experiments.theory.settings import Bounds
 from experiments.theory.share import share_record, shares
 from experiments.theory.sweep import Sweep, sweep
 from mamltheory.asymptotics import root_mean_square
-from mamltheory.plotting import curve, figure, ticks_at
 
 HEIGHTS = (1.0, 1.25, 0.8)
 

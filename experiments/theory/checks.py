@@ -4,7 +4,7 @@ import dataclasses
 
 from torch import Tensor
 
-from experiments.settings import Theory
+from experiments.theory.settings import Theory
 from experiments.theory.tasks import sphere_tasks
 from mamltheory import (
     FullyConnected,

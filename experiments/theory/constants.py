@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments.settings import Theory, Widths
+from experiments.theory.settings import Theory, Widths
 from experiments.theory.sweep import Measurement, Problem, Sweep, initialised, sweep
 from mamltheory import generator
 from mamltheory.bounds import theorem3_drift_bound, theorem3_path_bound

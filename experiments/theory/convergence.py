@@ -3,11 +3,11 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.settings import Convergence
+from experiments.plotting import curve, figure, ticks_at
 from experiments.theory.report import finish, subtitle
+from experiments.theory.settings import Convergence
 from experiments.theory.sweep import Sweep, sweep
 from mamltheory.bounds import theorem3_residual_bound
-from mamltheory.plotting import curve, figure, ticks_at
 
 
 def run(settings: Convergence) -> int:

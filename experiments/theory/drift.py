@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.settings import Drift
+from experiments.plotting import curve, figure, ticks_at
 from experiments.theory.constants import constants, drift_bounds, path_bounds
 from experiments.theory.report import (
     draw_power_law,
@@ -12,9 +12,9 @@ from experiments.theory.report import (
     power_law_record,
     subtitle,
 )
+from experiments.theory.settings import Drift
 from experiments.theory.sweep import Sweep, sweep
 from mamltheory.asymptotics import root_mean_square
-from mamltheory.plotting import curve, figure, ticks_at
 
 MOVEMENTS = {
     "path_length": r"path $\sum_t \|\theta_t - \theta_{t-1}\|$",

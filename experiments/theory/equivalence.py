@@ -1,9 +1,9 @@
 """``equivalence``: trained networks against the closed forms of Theorem 2, on held-out tasks, over widths."""
 
-from experiments.settings import Equivalence
+from experiments.plotting import figure
 from experiments.theory.report import draw_power_law, draw_reference, finish, power_law_record, subtitle
+from experiments.theory.settings import Equivalence
 from experiments.theory.sweep import CLOSED_FORMS, Sweep, sweep
-from mamltheory.plotting import figure
 
 LABELS = {
     "empirical kernel": r"$\hat\Theta_0$ of the network",

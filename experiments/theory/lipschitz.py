@@ -4,14 +4,14 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from experiments.settings import Lipschitz
+from experiments.plotting import curve, figure, ticks_at
 from experiments.theory.constants import constants, theory
 from experiments.theory.report import draw_power_law, finish, legend_room, power_law_record, subtitle
+from experiments.theory.settings import Lipschitz
 from experiments.theory.sweep import Sweep, initialised, make_problem
 from mamltheory.asymptotics import root_mean_square
 from mamltheory.lipschitz import lipschitz_ratio
-from mamltheory.plotting import curve, figure, ticks_at
-from mamltheory.types import Parameters
+from mamltheory.tasks import Parameters
 
 DISTANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 """ε: distances of two parameter vectors on the two sides of a kink."""

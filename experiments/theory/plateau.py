@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from experiments.settings import Plateau
+from experiments.plotting import curve, figure, ticks_at
 from experiments.theory.constants import theory
 from experiments.theory.report import draw_power_law, finish, legend_room, power_law_record, signed, subtitle
+from experiments.theory.settings import Plateau
 from experiments.theory.sweep import (
     Measurement,
     Problem,
@@ -36,7 +37,6 @@ from mamltheory import (
 )
 from mamltheory.asymptotics import root_mean_square
 from mamltheory.linalg import Dynamics
-from mamltheory.plotting import curve, figure, ticks_at
 
 DEPTHS = (1, 2, 3)
 """Hidden layers for which the two limits are compared over the number of inner steps."""

@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.settings import Widths
+from experiments.plotting import curve, save, ticks_at
+from experiments.theory.settings import Widths
 from mamltheory.asymptotics import PowerLaw, fit_power_law, root_mean_square
-from mamltheory.plotting import curve, save, ticks_at
 
 
 def subtitle(claim: str, settings: Widths) -> str:

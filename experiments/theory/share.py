@@ -12,12 +12,12 @@ from scipy.stats import binomtest
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from experiments.settings import Theory
+from experiments.theory.settings import Theory
 from experiments.theory.sweep import Measurement, Problem, Sweep, network, sweep
 from mamltheory import FullyConnected, generator
 from mamltheory.bounds import theorem3_residual_bound
-from mamltheory.inner import meta_output, square_loss
-from mamltheory.types import Parameters, query_labels
+from mamltheory.inner_loop import meta_output, square_loss
+from mamltheory.tasks import Parameters, query_labels
 
 BATCH = 25
 """Networks that are trained together."""

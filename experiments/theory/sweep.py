@@ -15,7 +15,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 
-from experiments.settings import Theory
+from experiments.theory.settings import Theory
 from experiments.theory.tasks import theory_tasks
 from mamltheory import (
     FullyConnected,
@@ -41,7 +41,7 @@ from mamltheory.runtime.device import environment
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.runlog import open_run, read_metrics, recorded
 from mamltheory.runtime.workers import ON_ONE_THREAD, workers
-from mamltheory.types import Parameters, query_labels
+from mamltheory.tasks import Parameters, query_labels
 
 CLOSED_FORMS = ("empirical kernel", "limit kernel", "limit kernel, printed time", "limit kernel, no f_0")
 """What the trained network is compared with on held-out tasks.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from experiments.settings import Theory
+from experiments.theory.settings import Theory
 from mamltheory import Task, generator
 from mamltheory.fewshot.episodes import sample_episodes
 from mamltheory.fewshot.glyphs import glyph_data

@@ -10,7 +10,7 @@ from torch import Tensor
 from mamltheory.errors import ConfigurationError, DataError, ShapeError
 from mamltheory.fewshot.images import ImageSplit, normalise, take
 from mamltheory.rng import numpy_generator
-from mamltheory.types import Task
+from mamltheory.tasks import Task
 
 ClassIndex = Sequence[np.ndarray]
 """The image indices of every class, as :attr:`ImageSplit.members`."""

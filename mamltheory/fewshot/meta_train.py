@@ -21,10 +21,10 @@ from mamltheory.errors import CheckpointError, ConfigurationError, ValueRangeErr
 from mamltheory.fewshot.episodes import episode_task, episode_tasks, sample_episode
 from mamltheory.fewshot.images import ImageData, ImageSplit, fingerprint, normalise, take
 from mamltheory.files import shown
-from mamltheory.inner import Algorithm, InnerLoop, meta_output
+from mamltheory.inner_loop import Algorithm, InnerLoop, meta_output
 from mamltheory.maml import meta_gradient
 from mamltheory.networks import Model, from_module
-from mamltheory.types import Parameters
+from mamltheory.tasks import Parameters
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from mamltheory.errors import ConfigurationError, UnsupportedModelError, ValueRangeError
 from mamltheory.guard import as_model, check_independent, checked_samples, with_head
-from mamltheory.kernels.fully_connected import fully_connected_gradients
-from mamltheory.kernels.jacobian import Outputs, check_dtype, check_outputs, selected
-from mamltheory.kernels.jacobian import gram as gram
-from mamltheory.kernels.jacobian import jacobian as jacobian
-from mamltheory.kernels.layerwise import layerwise_kernels
-from mamltheory.kernels.tiles import Budget, Pass, general_gradients, tiled_kernels
+from mamltheory.kernels.layers.fully_connected import fully_connected_gradients
+from mamltheory.kernels.layers.jacobian import Outputs, check_dtype, check_outputs, selected
+from mamltheory.kernels.layers.jacobian import gram as gram
+from mamltheory.kernels.layers.jacobian import jacobian as jacobian
+from mamltheory.kernels.layers.layerwise import layerwise_kernels
+from mamltheory.kernels.layers.tiles import Budget, Pass, general_gradients, tiled_kernels
 from mamltheory.modules import is_dense, plain_numerics
 from mamltheory.networks import FullyConnected, Model, output_of
-from mamltheory.types import Parameters
+from mamltheory.tasks import Parameters
 
 Method = Literal["auto", "layerwise", "generic"]
 """How a kernel is computed: "layerwise" from the layers' formulas, "generic" by vmap of jacrev, or whichever fits."""
@@ -121,10 +121,10 @@ def empirical_ntk(
     outputs: "full" for n1·k × n2·k, "sum" for the n1 × n2 kernel of the sum of the outputs.
     select: names of parameters, or a predicate on names; None for all that require a gradient.
     chunk, memory: most samples differentiated at a time, and bytes of temporary tensors (2 GiB); tiles are made as
-        small as that needs, see :func:`mamltheory.kernels.layerwise.layerwise_kernels`. "generic" holds n·k·D
+        small as that needs, see :func:`mamltheory.kernels.layers.layerwise.layerwise_kernels`. "generic" holds n·k·D
         numbers for a tile.
     method: "auto" takes "layerwise", and "generic" for the parameters which that does not cover;
-        :func:`mamltheory.kernels.layerwise.parameter_routes` says which. The samples are tested to be independent of
+        :func:`mamltheory.kernels.layers.layerwise.parameter_routes` says which. The samples are tested to be independent of
         each other, and the gradients of "generic" are those of plain autograd, whichever way they are taken.
     dtype: of the kernel and of its accumulation, float64 for None. A float32 network's gradients carry float32's
         rounding (some 1e-7 of the largest entry) either way. In float64 their Gram matrix is positive semi-definite to

@@ -1,6 +1,6 @@
 """The MetaNTK of the real inner loop: Φ̂ = (1/l) ∇F ∇Fᵀ (Eqs. 4 and 24), of any network.
 
-Networks of Eq. (16) have it in factored form (:mod:`mamltheory.kernels.factored`). For the others it comes from
+Networks of Eq. (16) have it in factored form (:mod:`mamltheory.factored.meta_jacobian`). For the others it comes from
 rows of ∇F. One inner step is θ_{s+1} = θ_s − λ P ∇ℓ(θ_s), so ∂θ_{s+1}/∂θ_s = I − λ P H_s with the Hessian H_s of
 the support loss, and by the chain rule a row of ∇F is
 
@@ -18,13 +18,20 @@ from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 
 from mamltheory.errors import UnsupportedModelError, ValueRangeError
+from mamltheory.factored.meta_ntk import factored_meta_ntk
 from mamltheory.guard import ready_for_tasks
-from mamltheory.inner import InnerLoop, adapted_names, algorithm_of, inner_path, query_output, square_loss
-from mamltheory.kernels.factored_tiles import factored_meta_ntk
-from mamltheory.kernels.jacobian import check_dtype, checked_rows, gram, jacobian
+from mamltheory.inner_loop import (
+    InnerLoop,
+    adapted_names,
+    algorithm_of,
+    inner_path,
+    query_output,
+    square_loss,
+)
+from mamltheory.kernels.layers.jacobian import check_dtype, checked_rows, gram, jacobian
 from mamltheory.modules import plain_numerics
 from mamltheory.networks import Model, output_of
-from mamltheory.types import Parameters, Task, check_tasks
+from mamltheory.tasks import Parameters, Task, check_tasks
 
 MetaMethod = Literal["auto", "factored", "generic"]
 """How the MetaNTK is computed: "factored" for networks of Eq. (16), "generic" for any, or whichever fits."""
@@ -57,7 +64,7 @@ def checked_meta_jacobian(
 ) -> Parameters:
     """:func:`meta_jacobian`, if it adds up to one plain backward pass through the inner loop; else plain rows.
 
-    Raises as :func:`mamltheory.kernels.jacobian.checked_rows`.
+    Raises as :func:`mamltheory.kernels.layers.jacobian.checked_rows`.
     """
     moving = model.moving(params)
 
@@ -108,7 +115,7 @@ def empirical_meta_ntk(
 
     other: None for the symmetric kernel, or the tasks of the columns.
     method: "auto" takes "factored" for ``FullyConnected(...).model`` and its centred form, "generic" for the rest.
-    memory: bytes of temporary tensors of "factored" (2 GiB), see :mod:`mamltheory.kernels.factored_tiles`.
+    memory: bytes of temporary tensors of "factored" (2 GiB), see :mod:`mamltheory.factored.meta_ntk`.
     chunk: rows differentiated at a time by "generic", which holds Nnk · D numbers of the network's dtype.
     dtype: of the kernel and of its accumulation, float64 for None; as for :func:`empirical_ntk`.
     A module's parameters that do not require a gradient stay constant.

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from mamltheory.errors import ShapeError, ValueRangeError
 from mamltheory.guard import check_labels
-from mamltheory.inner import Algorithm
+from mamltheory.inner_loop import Algorithm
 from mamltheory.kernels.analytic import analytic_last_layer_ntk, analytic_ntk
 from mamltheory.kernels.empirical import Method, Outputs, Select, checked_network, kernels_of
 from mamltheory.linalg import Converged, Dynamics, symmetrised, time_operator
 from mamltheory.modules import plain_numerics
 from mamltheory.networks import FullyConnected, Model
-from mamltheory.types import Parameters, Task, check_tasks
+from mamltheory.tasks import Parameters, Task, check_tasks
 
 Sizes = Sequence[tuple[int, int]]
 """Rows of (query, support) of every task in a joint kernel: (n·k, m·k), or (n, m) for one output."""

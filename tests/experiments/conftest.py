@@ -2,7 +2,9 @@
 
 import pytest
 
-from experiments.cells import common, search, train
+from experiments import runs as common
+from experiments.search import run as search
+from experiments.training import train
 from mamltheory.fewshot.glyphs import glyph_data
 from tests.experiments.tiny import GENOTYPE, begun, train_settings
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from experiments import __main__ as shell
-from experiments.cells.common import without_paths
 from experiments.commands import COMMANDS
 from experiments.config import RETIRED
-from experiments.presets import DEMO_SEARCH, DEMO_THEORY
-from experiments.settings import Search
+from experiments.demo import DEMO_SEARCH, DEMO_THEORY
+from experiments.runs import without_paths
+from experiments.search.settings import Search
 from mamltheory.runtime.folders import check_results_folder
 from mamltheory.runtime.records import plain
 

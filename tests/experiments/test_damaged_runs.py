@@ -8,22 +8,18 @@ import pytest
 import safetensors.torch
 
 from experiments import __main__ as shell
-from experiments.cells import (
-    common,
-    evaluate,
-    meta_train,
-    protocols,
-    search,
-    train,
-)
-from experiments.cells.trained import read_training
-from mamltheory.nas.round_report import RoundReport
+from experiments import runs as common
+from experiments.search import comparison as protocols
+from experiments.search import run as search
+from experiments.training import evaluate, meta_train, train
+from experiments.training.trained import read_training
+from mamltheory.nas.search.round_report import RoundReport
 from mamltheory.runtime import checkpoint
 from mamltheory.runtime.records import to_json
 from mamltheory.runtime.runlog import read_metrics, read_run
 from tests.experiments.refusals import refused
-from tests.experiments.test_meta_training import small
 from tests.experiments.tiny import evaluate_settings
+from tests.experiments.training.test_meta_training import small
 
 pytestmark = pytest.mark.usefixtures("few_images")
 DEEP = "[" * 100_000

@@ -5,10 +5,13 @@ import json
 
 import pytest
 
-from experiments.cells import common, demo, train
-from experiments.cells.trained import read_training
-from experiments.settings import Demo, Train
+from experiments import demo
+from experiments import runs as common
+from experiments.settings import Demo
 from experiments.theory import sweep as sweeps
+from experiments.training import train
+from experiments.training.settings import Train
+from experiments.training.trained import read_training
 from mamltheory.errors import ConfigurationError
 from mamltheory.nas.sizes import genotype_parameters
 from mamltheory.runtime.runlog import read_run

@@ -8,9 +8,11 @@ import os
 import pytest
 
 from experiments import __main__ as shell
-from experiments.cells import common, search, study
+from experiments import runs as common
 from experiments.commands import COMMANDS
-from experiments.settings import Correlation
+from experiments.search import run as search
+from experiments.studies import study
+from experiments.studies.settings import Correlation
 from mamltheory.runtime.checkpoint import load
 from mamltheory.runtime.runlog import open_run, read_metrics, read_run
 from tests.experiments.disk import ERRORS, files_of_at_most, refusing

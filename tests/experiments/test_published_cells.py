@@ -3,8 +3,7 @@
 import pytest
 
 from experiments import __main__ as shell
-from experiments.cells.common import read_genotype
-from experiments.cells.published import named
+from experiments.genotypes import named, read_genotype
 from mamltheory.errors import ConfigurationError
 from mamltheory.nas.genotype import published_genotypes
 

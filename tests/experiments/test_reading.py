@@ -4,7 +4,8 @@ from functools import partial
 
 import pytest
 
-from experiments.cells import common, steps
+from experiments import runs as common
+from experiments import runs as steps
 from mamltheory.fewshot import glyphs
 from mamltheory.fewshot.datasets import load_data
 from mamltheory.runtime.interrupt import Interrupted, interruptible

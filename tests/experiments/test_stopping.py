@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.settings import Theory
 from experiments.theory import sweep as sweeps
+from experiments.theory.settings import Theory
 from mamltheory.errors import ConfigurationError
 from mamltheory.runtime.interrupt import Interrupted, check_interrupted, interruptible
 from mamltheory.runtime.runlog import read_metrics

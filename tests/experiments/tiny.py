@@ -1,10 +1,13 @@
 """Tiny settings of search, training and evaluation, and what their tests share."""
 
-from experiments.cells import common, search
-from experiments.settings import Evaluate, Search, Train
+from experiments import runs as common
+from experiments.search import run as search
+from experiments.search.settings import Search
+from experiments.training.evaluation_settings import Evaluate
+from experiments.training.settings import Train
 from mamltheory.nas.genotype import Candidates, random_genotype
 from mamltheory.nas.operations import OPERATIONS
-from mamltheory.nas.search import SearchState
+from mamltheory.nas.search.algorithm1 import SearchState
 from mamltheory.rng import generator
 from mamltheory.runtime.checkpoint import load
 

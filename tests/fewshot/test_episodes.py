@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from mamltheory.errors import ConfigurationError, DataError, ShapeError
 from mamltheory.fewshot.episodes import episode_task, episode_tasks, one_hot, sample_episode, sample_episodes
 from mamltheory.fewshot.images import ImageSplit, normalise
-from mamltheory.types import check_tasks
+from mamltheory.tasks import check_tasks
 from tests.fewshot.small import noise_split
 
 SPLIT = noise_split(8, 20)

@@ -4,7 +4,7 @@ from torch import nn
 
 from mamltheory import FullyConnected, InnerLoop, centred, empirical_meta_ntk, generator, linearised
 from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelError, ValueRangeError
-from mamltheory.kernels.factored_tiles import factored_meta_ntk
+from mamltheory.factored.meta_ntk import factored_meta_ntk
 from tests.reference.meta_rows import meta_gram
 from tests.strategies import as_users_run_it, task
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from mamltheory import InnerLoop, empirical_meta_ntk, empirical_ntk, from_module, meta_gradient
 from mamltheory.errors import UnsupportedModelError
-from mamltheory.kernels import jacobian
+from mamltheory.kernels.layers import jacobian
 from tests.own_networks import MIXING, RIGHT, VECTORS, N, Own, checkpointed, draw, made, tasks_of
 from tests.paper.cases import relative
 from tests.reference import meta_autograd

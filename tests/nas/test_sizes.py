@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from mamltheory.errors import ConfigurationError
 from mamltheory.nas.genotype import EDGES, Candidates, published_genotypes, random_genotype
 from mamltheory.nas.network import NetworkSettings, derived_network, parameter_count
-from mamltheory.nas.round_report import parameter_size
+from mamltheory.nas.search.round_report import parameter_size
 from mamltheory.nas.sizes import genotype_parameters, random_genotype_like
 from mamltheory.rng import generator
 

@@ -26,7 +26,7 @@ from mamltheory.kernels.analytic import _layers
 from mamltheory.kernels.empirical_meta import meta_jacobian
 from mamltheory.maml import descend
 from mamltheory.networks import from_module
-from mamltheory.types import query_labels
+from mamltheory.tasks import query_labels
 from tests.paper.cases import EXACT, make_tasks, relative, sphere, start
 from tests.paper.test_finite_width import setting
 from tests.reference.dense import Dense, flatten

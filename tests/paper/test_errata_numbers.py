@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from experiments import presets
-from experiments.settings import Evaluate, Train
+from experiments.training.evaluation_settings import Evaluate
+from experiments.training.settings import Train
 from mamltheory import FullyConnected, Task, generator
 from mamltheory.errors import ShapeError
 from mamltheory.fewshot.episodes import sample_episode
@@ -19,9 +20,9 @@ from mamltheory.fewshot.heads import make_head, unit_norm
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, NODES, Candidates
 from mamltheory.nas.network import NetworkSettings, layout
 from mamltheory.nas.operations import OPERATIONS, group_count
-from mamltheory.nas.pruning import ranks
-from mamltheory.nas.scores import Score
-from mamltheory.nas.search import SearchSettings, run_search
+from mamltheory.nas.scoring.score import Score
+from mamltheory.nas.search.algorithm1 import SearchSettings, run_search
+from mamltheory.nas.search.ranking import ranks
 from tests.paper.cases import sphere, start
 from tests.reference.nas_toy import argmin_per_edge, planted_scorer, planted_values
 from tests.strategies import as_users_run_it

@@ -38,7 +38,7 @@ from mamltheory import (
 from mamltheory.bounds import extreme_eigenvalues, largest_rate
 from mamltheory.kernels.empirical_meta import stacked_meta_jacobian
 from mamltheory.kernels.meta import adaptation_matrix
-from mamltheory.types import query_labels
+from mamltheory.tasks import query_labels
 from tests.paper.cases import EXACT, make_tasks, relative, sphere, start
 from tests.strategies import seeds
 

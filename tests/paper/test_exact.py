@@ -29,8 +29,8 @@ from mamltheory import (
     train,
 )
 from mamltheory.bounds import extreme_eigenvalues, largest_rate
+from mamltheory.factored.meta_ntk import factored_meta_ntk
 from mamltheory.kernels.empirical_meta import meta_jacobian
-from mamltheory.kernels.factored_tiles import factored_meta_ntk
 from mamltheory.kernels.meta import adaptation_matrix
 from mamltheory.predictors import adapted_output
 from tests.paper.cases import EXACT, cases, make_tasks, name, relative, start

@@ -27,7 +27,7 @@ from mamltheory.bounds import extreme_eigenvalues, largest_rate
 from mamltheory.kernels.empirical_meta import meta_jacobian
 from mamltheory.linalg import condition_number, residual_operator, time_operator
 from mamltheory.networks import Model
-from mamltheory.types import query_labels
+from mamltheory.tasks import query_labels
 from tests.paper.cases import EXACT, make_tasks, relative, start
 from tests.paper.test_definitions import rows_of
 from tests.paper.test_finite_width import rate_setting, setting

@@ -14,7 +14,7 @@ from mamltheory.asymptotics import root_mean_square
 from mamltheory.kernels.empirical import gram, jacobian
 from mamltheory.kernels.empirical_meta import meta_jacobian
 from mamltheory.lipschitz import lipschitz_constant, norm
-from mamltheory.types import query_labels
+from mamltheory.tasks import query_labels
 from tests.paper.cases import EXACT, start
 from tests.paper.test_finite_width import setting
 from tests.paper.widths import at_widths, check_level, check_slope, combined

@@ -12,10 +12,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
 from experiments import presets
-from experiments.cells import evaluate as evaluation
-from experiments.cells.common import network_size
-from experiments.cells.search import rules_of, scorer_of
-from experiments.cells.train import config_of, new_network
+from experiments.genotypes import network_size
+from experiments.search.run import rules_of, scorer_of
+from experiments.training import evaluate as evaluation
+from experiments.training.train import config_of, new_network
 from mamltheory import Converged, GradientFlow, generator
 from mamltheory.errors import ConfigurationError, UnsupportedModelError
 from mamltheory.fewshot.evaluate import EvaluationConfig

@@ -8,11 +8,11 @@ from mamltheory import empirical_meta_ntk, generator, meta_outputs, train
 from mamltheory.bounds import largest_rate
 from mamltheory.kernels.empirical import jacobian
 from mamltheory.nas.genotype import Candidates
-from mamltheory.nas.search import SearchSettings, run_search
-from mamltheory.types import query_labels
-from tests.nas.test_scores import SMALL as SMALL_NETWORK
-from tests.nas.test_scores import ScoreSettings, score_kernel, supernet
-from tests.nas.test_scores import tasks as image_tasks
+from mamltheory.nas.search.algorithm1 import SearchSettings, run_search
+from mamltheory.tasks import query_labels
+from tests.nas.scoring.test_condition_number import SMALL as SMALL_NETWORK
+from tests.nas.scoring.test_condition_number import ScoreSettings, score_kernel, supernet
+from tests.nas.scoring.test_condition_number import tasks as image_tasks
 from tests.paper.cases import start
 from tests.paper.test_finite_width import setting
 from tests.reference.nas_toy import planted_scorer, planted_values

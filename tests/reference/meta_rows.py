@@ -3,7 +3,7 @@
 import torch
 from torch.func import jacrev
 
-from mamltheory.inner import meta_output
+from mamltheory.inner_loop import meta_output
 
 
 def meta_jacobian_matrix(model, params, tasks, inner):

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from mamltheory.nas.scores import conditioning, score_kernel
+from mamltheory.nas.scoring.condition_number import conditioning, score_kernel
 
 
 def log_score(network, tasks, settings):

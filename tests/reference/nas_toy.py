@@ -9,8 +9,8 @@ import torch
 
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Operator
 from mamltheory.nas.operations import OPERATIONS
-from mamltheory.nas.scores import Score
-from mamltheory.nas.search_state import SearchState
+from mamltheory.nas.scoring.score import Score
+from mamltheory.nas.search.state import SearchState
 from mamltheory.rng import numpy_generator
 
 

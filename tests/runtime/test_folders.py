@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from experiments.plotting import figure, save
 from mamltheory.errors import ConfigurationError
-from mamltheory.plotting import figure, save
 from mamltheory.runtime.checkpoint import save as save_state
 from mamltheory.runtime.folders import check_results_folder, check_run_folder, check_writable
 from mamltheory.runtime.runlog import open_run

@@ -1,0 +1,180 @@
+"""``data``: what a data set on disk is, whether it is what it should be, and how to make it load at once."""
+
+import textwrap
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from experiments.data.report import Report, channels, sizes, storage
+from experiments.data.settings import Data
+from experiments.data.source import describe_copies
+from experiments.plotting import figure, save
+from experiments.requirements import require
+from experiments.runs import watched, without_paths
+from experiments.settings import shares_of
+from mamltheory.errors import DataError, printable
+from mamltheory.fewshot.datasets import complete, load_data, refuse_needless_split
+from mamltheory.fewshot.formats import Options, recognise
+from mamltheory.fewshot.formats.common import SPLITS, in_memory, unwatched
+from mamltheory.fewshot.formats.prepared import IMAGES, LABELS, UNFINISHED, room_in, write_prepared
+from mamltheory.fewshot.formats.tiered import NPZ_FORMAT
+from mamltheory.fewshot.glyphs import GLYPH_SETS, contact_sheet, glyph_count
+from mamltheory.fewshot.images import ImageData, ImageSplit
+from mamltheory.fewshot.inspection import Overlap, channel_order, copies, image_hashes, overlaps
+
+
+def run(settings: Data) -> int:
+    """Print the report, draw the contact sheet and prepare the data if asked to; returns 0.
+
+    Raises DataError, after the report, when the data are damaged, incomplete or not split by class. Encoded
+    images fill memory at N·H·W·3 bytes, unless they are prepared: then they go to their file one by one.
+    """
+    if settings.prepare is not None:
+        claim(settings.prepare)
+    report = read(settings)
+    for line in (*sizes(report), *storage(report)):
+        print(printable(line))
+    if report.splits:
+        draw(report.splits, settings)
+    if report.problems:
+        raise DataError(report.problems[0])
+    data = report.complete()
+    print(printable(channels(channel_order(data.train), report)))
+    check_images(report, settings.path)
+    if settings.prepare is not None:
+        prepare(data, settings, settings.prepare)
+    return 0
+
+
+def read(settings: Data) -> Report:
+    """The splits that can be read, and what is wrong with the others."""
+    if settings.path in GLYPH_SETS:
+        _refuse_as_stored(settings, "embedded characters")
+        with watched(f"draw {settings.path}", glyph_count(settings.path)) as advance:
+            split = shares_of(settings.split)
+            data = load_data(settings.path, image_size=settings.image_size, advance=advance, split=split)
+        splits = {split: getattr(data, split) for split in SPLITS}
+        return Report("embedded characters", settings.path, splits, [], None, False, lambda: data)
+    layout, folder = recognise(Path(settings.path))
+    if layout is not NPZ_FORMAT:
+        _refuse_as_stored(settings, layout.name)
+    splits, problems, left_out = {}, [], []
+    refuse_needless_split(layout, folder, options_of(settings, unwatched, left_out))
+    for split in SPLITS:
+        if layout.find(folder, split) is None:
+            problems.append(f"{folder}: {split} is missing; expected {layout.layout}: add its files")
+            continue
+        try:
+            with watched(f"read {split}") as advance:
+                splits[split] = layout.load(folder, split, options_of(settings, advance, left_out))
+        except DataError as error:
+            problems.append(str(error))
+    name, mirrors = f"{layout.name} ({layout.layout})", layout.mirrors(folder)
+    whole = partial(complete, layout, folder, splits)
+    turned = not settings.as_stored if layout is NPZ_FORMAT else None
+    public = layout.published(folder)
+    return Report(name, str(folder), splits, problems, public, mirrors, whole, turned, left_out)
+
+
+def _refuse_as_stored(settings: Data, found: str) -> None:
+    told = f"--as-stored is for tieredImageNet arrays, and {settings.path} holds {found}: leave it out"
+    require(not settings.as_stored, told)
+
+
+def options_of(settings: Data, advance: Callable[[int], None], left_out: list[str]) -> Options:
+    """How the settings want the images read, and where to: into their file at once if they are prepared.
+
+    What is left out is added to the list.
+    """
+    allocate = in_memory if settings.prepare is None else partial(room_in, settings.prepare)
+    shares = shares_of(settings.split)
+    own = {"shares": shares, "share_seed": settings.split_seed, "notice": left_out.append}
+    return Options(settings.image_size, settings.as_stored, allocate, advance, **own)
+
+
+def check_images(report: Report, path: str) -> None:
+    """Compare all images; raises DataError when classes of different splits turn out to be the same."""
+    total = sum(map(len, report.splits.values()))
+    with watched("compare images", total) as advance:
+        hashes = {name: image_hashes(split, advance) for name, split in report.splits.items()}
+    for name, split in report.splits.items():
+        found = copies(split, hashes[name])
+        if found.worst is not None:
+            print(printable(f"{'copies':10} {name}: {describe_copies(found)}"))
+    shared = overlaps(report.splits, hashes)
+    same = [overlap for overlap in shared if overlap.same_class]
+    if same:
+        raise DataError(
+            f"{path}: {describe(same[0])}, and {len(same) - 1} more such pairs: they are one class under two "
+            "names. Few-shot classes must be new at test time; use a data set split by class"
+        )
+    count = sum(overlap.images for overlap in shared)
+    worst = f" (most: {describe(shared[0])})" if shared else ""
+    line = f"{'shared':10} {count} identical images in two splits{worst}: no class is in two of them"
+    print(printable(line))
+
+
+def describe(overlap: Overlap) -> str:
+    """Which classes have how many identical images."""
+    (first, a), (second, b) = overlap.first, overlap.second
+    images = "1 image" if overlap.images == 1 else f"{overlap.images} images"
+    return f"{images} of {first} class {a!r} and {second} class {b!r} are identical ({overlap.share:.0%})"
+
+
+def draw(splits: Mapping[str, ImageSplit], settings: Data) -> None:
+    """Contact sheets of the splits side by side, classes and samples evenly spaced or from the first on."""
+    rows = max(min(settings.classes, len(split.class_names)) for split in splits.values())
+    height = 0.6 + 1.45 * rows / settings.samples
+    with figure("page", height, columns=len(splits)) as (drawing, axes):
+        names = {}
+        for panel, (name, split) in zip(axes[0], splits.items(), strict=True):
+            chosen = some_classes(split, settings.classes, settings.samples)
+            names[name] = chosen.class_names
+            step, count = chosen.images.shape[1] + 2, len(chosen.class_names)
+            panel.imshow(contact_sheet(chosen, count, settings.samples), interpolation="nearest")
+            # A dollar sign in a name is none of mathematics.
+            words = [readable(each) for each in chosen.class_names]
+            panel.set_yticks([step / 2 + i * step for i in range(count)], words, parse_math=False)
+            panel.tick_params(length=0, labelsize=5)
+            panel.set_xticks([])
+            panel.set_title(f"{name}: {count} of {len(split.class_names)} classes")
+            panel.spines[:].set_visible(False)
+            panel.grid(False)
+        paths = save(drawing, "contact_sheet", {"classes": names}, settings.out, without_paths(settings))
+    print(f"{'sheet':10} {paths[0]} (and .pdf, .json)")
+
+
+def some_classes(split: ImageSplit, classes: int, samples: int) -> ImageSplit:
+    """Evenly spaced classes of a split, each with its first images."""
+    count = min(classes, len(split.class_names))
+    chosen = np.unique(np.linspace(0, len(split.class_names) - 1, count).round().astype(np.int64))
+    rows = [split.members[c][:samples] for c in chosen]
+    labels = np.repeat(np.arange(len(chosen)), [len(each) for each in rows])
+    images = np.ascontiguousarray(split.images[np.concatenate(rows)])
+    return ImageSplit(images, labels.astype(np.int64), tuple(split.class_names[c] for c in chosen))
+
+
+def readable(class_name: str) -> str:
+    """A class name on lines short enough to stand beside a row of small images."""
+    return "\n".join(textwrap.wrap(printable(class_name), 14, max_lines=3, placeholder=" …"))
+
+
+def claim(folder: Path) -> None:
+    """Make the folder for prepared data; raises ConfigurationError for one that holds anything else.
+
+    What a stopped preparation has left there is written over.
+    """
+    unfinished = {pattern.format(split) for pattern in (IMAGES, LABELS) for split in SPLITS} | {UNFINISHED}
+    free = not folder.exists() or (folder.is_dir() and {each.name for each in folder.iterdir()} <= unfinished)
+    require(free, f"{folder} is in use: name a new folder with --prepare")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def prepare(data: ImageData, settings: Data, folder: Path) -> None:
+    """Write the data in the layout that is mapped at once."""
+    with watched("prepare") as advance:
+        write_prepared(data, folder, options_of(settings, advance, []))
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(printable(f"{'prepared':10} {folder} ({size / 1e9:.2f} GB): use --data {folder}"))

@@ -1,0 +1,102 @@
+"""``cell``: the published cells by name, as files that training reads."""
+
+import difflib
+import os
+from pathlib import Path
+
+from experiments.requirements import require
+from experiments.runs import quoted
+from experiments.settings import Network, PublishedCells
+from mamltheory.errors import CheckpointError, GenotypeError
+from mamltheory.files import reason
+from mamltheory.nas.genotype import Genotype, PublishedCell, published_genotypes
+from mamltheory.nas.network import NetworkSettings
+from mamltheory.runtime.records import replace_file, to_json
+from mamltheory.runtime.runlog import RUN_FILE, read_run
+from mamltheory.strict_json import read as read_json
+
+COLUMNS = "{:18} {:>5} {:>8} {:>12}"
+
+
+def run(settings: PublishedCells) -> int:
+    """Write the named cell, or list all of them; returns 0."""
+    if settings.name:
+        cell = named(settings.name)
+        write_genotype(settings.out, cell.genotype)
+        print(f"wrote {settings.out}: {cell.name}, {cell.parameters} parameters with 48 channels")
+        print(f"train it: python -m experiments train --genotype {quoted(settings.out)} --cells {cell.cells}")
+    else:
+        print(listing())
+    return 0
+
+
+def named(name: str) -> PublishedCell:
+    """The cell of this name; raises ConfigurationError with the names that there are."""
+    cells = {cell.name: cell for cell in published_genotypes()}
+    near = difflib.get_close_matches(name, cells, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(cells)}"
+    require(name in cells, f"there is no published cell '{name}': {hint}")
+    return cells[name]
+
+
+def listing() -> str:
+    """A line for every cell: name, stacked cells, classes and parameters of its network with 48 channels."""
+    lines = [COLUMNS.format("name", "cells", "classes", "parameters")]
+    lines += [
+        COLUMNS.format(cell.name, cell.cells, cell.classes, cell.parameters) for cell in published_genotypes()
+    ]
+    return "\n".join(lines)
+
+
+GENOTYPE_FILE, MOST_GENOTYPE = "genotype.json", 2**20
+
+
+def network_size(settings: Network, classes: int) -> NetworkSettings:
+    """The stacked network that the settings describe, with BatchNorm, for so many classes."""
+    return NetworkSettings(settings.channels, settings.cells, classes, settings.stem_stride)
+
+
+def read_genotype(path: Path) -> Genotype:
+    """A genotype from its JSON file; raises GenotypeError for a missing file or anything else in it.
+
+    Raises CheckpointError where the search that has finished in the same folder recorded another one.
+    """
+    try:
+        content = read_json(path, MOST_GENOTYPE)
+    except OSError as error:
+        raise GenotypeError(
+            f"cannot read {path}: {reason(error)}; search first, or name another file"
+        ) from None
+    except ValueError as error:
+        raise GenotypeError(f"{path} {error}: expected a genotype as the search writes it") from None
+    if not isinstance(content, dict):
+        raise GenotypeError(
+            f"{path} holds no genotype: expected an object with the keys 'normal' and 'reduce'"
+        )
+    try:
+        genotype = Genotype.from_json(content)
+    except GenotypeError as error:
+        raise GenotypeError(f"{path} holds no genotype: {error}") from None
+    _check_as_found(path, genotype)
+    return genotype
+
+
+def _check_as_found(path: Path, genotype: Genotype) -> None:
+    if path.name != GENOTYPE_FILE or not (path.parent / RUN_FILE).exists():
+        return
+    record = read_run(path.parent)
+    found = record.get("results", {}).get("genotype")
+    if record["command"] == "search" and found is not None and found != genotype.to_json():
+        raise CheckpointError(
+            f"{path} is not the genotype that the search in its folder found: run `python -m experiments search "
+            f"--config {quoted(path.parent)}` to write that again, or keep another genotype in another folder"
+        )
+
+
+def write_genotype(path: Path, genotype: Genotype) -> None:
+    """Put the genotype's JSON in place; raises ConfigurationError where something else is there already."""
+    text = to_json(genotype.to_json()).encode()
+    same = path.is_file() and path.stat().st_size == len(text) and path.read_bytes() == text
+    free = same or not os.path.lexists(path)
+    require(free, f"{path} is there already and holds something else: remove it, or name another file")
+    replace_file(path, text)

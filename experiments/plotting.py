@@ -1,0 +1,131 @@
+"""Figures of one style, each written as PNG, PDF and the numbers drawn; cells as in the paper's Figure 2."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+from experiments.cell_drawing import draw_genotype
+from mamltheory.errors import ConfigurationError
+from mamltheory.runtime.records import plain, replace_file, to_json
+
+__all__ = ["COLOURS", "WIDTHS", "curve", "draw_genotype", "figure", "save", "ticks_at"]
+
+# Okabe and Ito's colours, readable with every common colour blindness; black first, yellow (too pale for
+# lines on white) left out.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
+WIDTHS = {"column": 3.4, "page": 7.0}
+"""Widths in inches of one column and of the full page of a two-column article."""
+
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.7,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 9,
+    "figure.dpi": 200,
+    "figure.titlesize": 10,
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "grid.alpha": 0.35,
+    "grid.linewidth": 0.5,
+    "legend.fontsize": 8,
+    "legend.framealpha": 0.9,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "mathtext.fontset": "dejavusans",
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
+
+
+def curve(index: int) -> dict[str, object]:
+    """Colour, marker and line style of the ``index``-th curve, so that no two differ by colour alone."""
+    pick = index % len(COLOURS)
+    return {"color": COLOURS[pick], "marker": MARKERS[pick], "linestyle": LINE_STYLES[pick]}
+
+
+def ticks_at(axis: Axis, values: Sequence[int | float]) -> None:
+    """Ticks at these values alone, written as plain numbers; for widths on a logarithmic axis."""
+    axis.set_major_locator(FixedLocator(list(values)))
+    axis.set_major_formatter(FixedFormatter([f"{value:g}" for value in values]))
+    axis.set_minor_locator(NullLocator())
+
+
+@contextmanager
+def figure(
+    width: str = "column", height: int | float = 2.5, rows: int = 1, columns: int = 1, **subplots: object
+) -> Iterator[tuple[Figure, np.ndarray]]:
+    """A figure and its rows × columns axes; draw and :func:`save` inside the block, where the style holds.
+
+    width: "column" or "page"; height: inches; subplots: further arguments of ``Figure.subplots``, for
+    example ``sharey=True``. It needs no display and leaves pyplot and the reader's settings alone.
+    Raises ConfigurationError for an unknown width.
+    """
+    if width not in WIDTHS:
+        raise ConfigurationError(f"figure width is {width!r}: expected one of {sorted(WIDTHS)}")
+    with matplotlib.rc_context():
+        # From the defaults, not from the reader's matplotlibrc: figures would differ between machines.
+        matplotlib.rcParams.update(
+            matplotlib.rcParamsDefault | STYLE | {"backend": matplotlib.rcParams["backend"]}
+        )
+        drawing = Figure(figsize=(WIDTHS[width], height), layout="constrained")
+        yield drawing, drawing.subplots(rows, columns, squeeze=False, **subplots)
+
+
+def save(
+    drawing: Figure,
+    name: str,
+    data: Mapping[str, object],
+    directory: Path | str,
+    config: object = None,
+    seed: int | None = None,
+) -> tuple[Path, Path, Path]:
+    """Write NAME.png, NAME.pdf and NAME.json into ``directory``; returns the three paths.
+
+    data: the numbers drawn (arrays and tensors welcome); config: the settings that made them. The files
+    carry no dates and no absolute paths: the same numbers give the same bytes on the same machine.
+    Raises ConfigurationError for a name with a folder in it or an empty ``data``.
+    """
+    if not name or Path(name).name != name:
+        raise ConfigurationError(
+            f"figure name is {name!r}: expected a plain file name, the folder goes in directory"
+        )
+    if not data:
+        raise ConfigurationError(f"figure {name!r} comes without data: give the numbers that it draws")
+    record = {
+        "figure": name,
+        "data": plain(data),
+        "config": _without_absolute_paths(plain(config)),
+        "seed": seed,
+        "versions": {package: version(package) for package in ("mamltheory", "matplotlib", "numpy", "torch")},
+    }
+    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+    paths = tuple(Path(directory) / f"{name}.{ending}" for ending in ("png", "pdf", "json"))
+    for path, (kind, metadata) in zip(paths, undated.items(), strict=False):
+        buffer = io.BytesIO()
+        drawing.savefig(buffer, format=kind, metadata=metadata)
+        replace_file(path, buffer.getvalue())
+    replace_file(paths[2], to_json(record).encode())
+    return paths
+
+
+def _without_absolute_paths(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_absolute_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_absolute_paths(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

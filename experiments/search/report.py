@@ -1,0 +1,139 @@
+"""What a search says: a line on every round, how things stand on every edge, and what stayed open at the end."""
+
+from collections import Counter
+from collections.abc import Collection
+
+from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Operator
+from mamltheory.nas.operations import OPERATIONS
+from mamltheory.nas.search.pruning import deciding_draws, group
+from mamltheory.nas.search.ranking import competitions, mean_difference
+from mamltheory.nas.search.round_report import RoundReport
+from mamltheory.nas.search.rounds import complete_repeats
+from mamltheory.nas.search.settings import SearchSettings
+from mamltheory.nas.search.state import SearchState, decision_to_json
+
+SHORT = {
+    "skip_connect": "skip",
+    "sep_conv_3x3": "sep3",
+    "dil_conv_3x3": "dil3",
+    "avg_pool_3x3BN": "avg",
+    "max_pool_3x3BN": "max",
+    "conv_1x5_5x1": "1x5",
+    "conv_3x3": "conv",
+}
+LETTERS = dict(zip(OPERATIONS, "ksdamfc", strict=True))
+LEGEND = (
+    "operations: " + ", ".join(f"{LETTERS[name]} {SHORT[name]}" for name in OPERATIONS) + "; edges "
+    "from 0←0 to 2←3; capital: goes in this round, dot: has gone"
+)
+RULES = {"types": "the means of (cell type × operation)", "parameters": "size: the smaller goes"}
+
+
+def goes_first(state: SearchState, settings: SearchSettings) -> str:
+    """Who has the worst mean so far on every edge, by operation, for the progress line; empty before a repeat."""
+    repeats = complete_repeats(state, settings)
+    if not settings.criteria or repeats == 0:
+        return ""
+    operators = group(state, settings)
+    draws = deciding_draws(state, settings, operators, repeats)
+    if not draws[0]:
+        return ""
+    mean = {o: mean_difference(values) for o, values in zip(operators, draws, strict=True)}
+    worst = [max(members, key=mean.__getitem__) for members in competitions(operators).values()]
+    counts = Counter(SHORT[operator.operation] for operator in worst)
+    return "worst: " + ", ".join(f"{name} {count}" for name, count in counts.most_common())
+
+
+def standing(candidates: Candidates, worst: Collection[Operator]) -> list[str]:
+    """Both cells in a line each: the live operations of every edge by their letters, the worst one in capitals."""
+    lines = []
+    for cell in CELL_TYPES:
+        words = []
+        for edge in EDGES:
+            live = {
+                name: LETTERS[name].upper() if Operator(cell, edge, name) in worst else LETTERS[name]
+                for name in candidates.on(cell, edge)
+            }
+            words.append("".join(live.get(name, ".") for name in OPERATIONS))
+        lines.append(f"  {cell:<6} {' '.join(words)}")
+    return lines
+
+
+def round_lines(before: SearchState, after: SearchState) -> list[str]:
+    """What a finished round found, and how things stood on every edge when it ended."""
+    report, count = after.reports[-1], sum(d.round_index == before.round_index for d in after.trace)
+    pruned = {d.operator for d in after.trace if d.pruned and d.round_index == before.round_index}
+    title = f"round {before.round_index + 1}: {count} operators, {describe(report)}"
+    return [title, *standing(before.candidates, pruned)]
+
+
+def describe(report: RoundReport) -> str:
+    """A round's report in a line."""
+    parts = [f"{report.repeats} repeats ({report.stopped})"]
+    found = report.reliability
+    if found is None:
+        parts.append("reliability unknown: it needs two repeats")
+    else:
+        agreement = found.agreement
+        parts += [
+            f"r₁ {found.single:.2f} (noise {found.null[0]:.2f} to {found.null[1]:.2f})",
+            f"halves: tau {agreement.tau:.2f} [{_interval(agreement.tau_interval)}], same operator "
+            f"{agreement.same:.2f} [{_interval(agreement.same_interval)}] (chance {agreement.chance:.2f})",
+            f"{len(report.undecided)} of {len(found.certainty.by_edge)} undecided",
+        ]
+        if found.tied:
+            rule = RULES.get(found.basis)
+            parts.append("a tie, decided by " + (rule or "its scores all the same"))
+    if report.failures:
+        parts.append(f"infinite scores: {_counts(report.failures)}")
+    return "; ".join(parts)
+
+
+def closing_lines(state: SearchState) -> list[str]:
+    """What stayed open: undecided edges and ties round by round, and the scores that were infinite."""
+    lines = []
+    for k, report in enumerate(state.reports, 1):
+        if report.undecided:
+            lines.append(f"undecided edges in round {k}: {', '.join(report.undecided)}")
+    unknown = [str(k) for k, r in enumerate(state.reports, 1) if r.repeats and r.reliability is None]
+    if unknown:
+        lines.append(f"rounds in which no two repeats could be compared: {', '.join(unknown)}")
+    if any(not report.repeats for report in state.reports):
+        lines.append("nothing was scored: every choice was drawn at random")
+    ties = [str(k) for k, r in enumerate(state.reports, 1) if r.reliability and r.reliability.tied]
+    if ties:
+        lines.append(f"rounds whose scores cannot be told from noise: {', '.join(ties)}")
+    if failed := failures_of(state):
+        lines.append(f"infinite scores: {_counts(failed)}; these networks ranked as the worst choice")
+    return lines or ["no edge stayed undecided, and no score was infinite"]
+
+
+def failures_of(state: SearchState) -> dict[str, int]:
+    """Number of infinite scores of the whole search, by reason."""
+    total: Counter[str] = Counter()
+    for report in state.reports:
+        total.update(report.failures)
+    return dict(total)
+
+
+def search_record(state: SearchState, settings: dict[str, object]) -> dict[str, object]:
+    """``search.json``: settings, a report for every round, and the trace with a row for every decision.
+
+    A row is [round, [cell, [node, source], operation], ΔC, ΔR, rank, pruned, tied, undecided].
+    """
+    return {
+        "settings": settings,
+        "genotype": state.candidates.genotype().to_json(),
+        "rounds": [report.to_json() for report in state.reports],
+        "undecided": {str(k): list(r.undecided) for k, r in enumerate(state.reports)},
+        "failures": failures_of(state),
+        "trace": [decision_to_json(decision) for decision in state.trace],
+    }
+
+
+def _interval(bounds: tuple[float, float]) -> str:
+    return f"{bounds[0]:.2f}, {bounds[1]:.2f}"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items())

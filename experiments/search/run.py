@@ -1,0 +1,259 @@
+"""``search``: Algorithm 1 on a supernet, resumable after every chunk of scores."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NotRequired, TypedDict
+
+import torch
+from torch import Tensor
+
+from experiments.data.source import cached_data, data_of, source_in
+from experiments.genotypes import network_size
+from experiments.runs import begin, quoted, without_paths
+from experiments.search.cell_figure import draw_cells
+from experiments.search.report import LEGEND, closing_lines, goes_first, round_lines, search_record
+from experiments.search.settings import Search
+from experiments.search.trace import draw_trace
+from mamltheory.errors import CheckpointError
+from mamltheory.fewshot.episodes import episode_tasks
+from mamltheory.fewshot.images import normalise, take
+from mamltheory.linalg import Converged, Dynamics, GradientFlow
+from mamltheory.nas.genotype import Candidates, Genotype
+from mamltheory.nas.scoring.linear_regions import random_patches
+from mamltheory.nas.scoring.operator_gradient import GradientScorer
+from mamltheory.nas.scoring.score import Job, Score, ScoreSettings, halvings
+from mamltheory.nas.scoring.scorers import CellScorer, OwnDraws
+from mamltheory.nas.search.algorithm1 import evaluate, prune, record
+from mamltheory.nas.search.rounds import chunks, is_finished
+from mamltheory.nas.search.settings import SearchSettings
+from mamltheory.nas.search.state import SearchState, state_from_json, state_to_json
+from mamltheory.rng import generator
+from mamltheory.runtime.checkpoint import check_state, load
+from mamltheory.runtime.checkpoint import save as save_state
+from mamltheory.runtime.device import choose_device
+from mamltheory.runtime.distributed import processes, spread_over
+from mamltheory.runtime.progress import stage
+from mamltheory.runtime.records import plain, replace_file, to_json
+from mamltheory.runtime.runlog import RunLog, recorded
+from mamltheory.runtime.workers import Mapper
+from mamltheory.tasks import Task
+
+CHUNK = 16
+"""Scores that are computed together and then saved."""
+FINAL_DRAWS = 4
+"""Draws, other than those of the search, on which the found network is scored in the end."""
+PATCHES, PATCH_IMAGES = 3000, 300
+"""Inputs of the region count (released code), cut from so many images."""
+
+
+def run(settings: Search) -> int:
+    """Search, write ``genotype.json`` and ``search.json``, and draw the cells and the course; returns 0."""
+    search(settings)
+    draw_found(settings)
+    print(f"genotype: {settings.out / 'genotype.json'}")
+    return 0
+
+
+def draw_found(settings: Search) -> None:
+    """Draw a finished search: its cells, with the score of their network, and who left which edge when."""
+    settings = settings.resolved()
+    state = saved_search(settings).state
+    draw_cells(state.candidates.genotype(), settings, scores=final_scores(state, settings))
+    course = draw_trace(state, "trace", settings.out, without_paths(settings), settings.seed)
+    print(f"wrote {course[0]} (and .pdf, .json)")
+
+
+def final_scores(state: SearchState, settings: Search) -> list[Score]:
+    """The found network's scores on fresh draws; none where the search had no criterion."""
+    if not settings.criteria:
+        return []
+    scorer = scorer_of(settings, str(choose_device(settings.device).device))
+    return [scorer(state.candidates, state.round_index, repeat) for repeat in range(FINAL_DRAWS)]
+
+
+class Kept(TypedDict):
+    """What the state of a search holds."""
+
+    search: dict[str, object]
+    cpu_seconds: NotRequired[float]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A search as it lies in its run folder: its state, and the CPU seconds that its scores have taken.
+
+    halvings: how often this process saw a batch of candidates that did not fit the memory; not in the folder.
+    """
+
+    state: SearchState
+    cpu_seconds: float = 0.0
+    halvings: int = 0
+
+    def with_scores(self, found: Mapping[Job, Score], seconds: float) -> "Saved":
+        """The same with a chunk's scores recorded; says so when for the first time a batch did not fit."""
+        halved = halvings(found.values())
+        if halved and not self.halvings:
+            print("a batch did not fit the memory: going on with half as many at a time")
+        return Saved(record(self.state, found), self.cpu_seconds + seconds, self.halvings + halved)
+
+
+def search(settings: Search) -> Genotype:
+    """Run or take up the search in its run folder; the genotype is the same whatever the interruptions."""
+    settings = settings.resolved()
+    device = choose_device(settings.device)
+    data_of(settings)
+    scorer, rules = scorer_of(settings, str(device.device)), rules_of(settings)
+    # A mistake in the data or the counts should show before the run folder stands for these settings.
+    if scorer.tasks is not None:
+        scorer.tasks(generator(settings.seed, "trial"))
+    log = begin(settings, "search", device.device)
+    with recorded(log, f"python -m experiments search --config {quoted(settings.out)}"):
+        saved = saved_search(settings)
+        print(LEGEND)
+        with spread_over(settings.jobs) as spread:
+            while not is_finished(saved.state, rules):
+                before, saved = saved.state, finish_round(saved, rules, scorer, settings, spread, log)
+                print("\n".join(round_lines(before, saved.state)), flush=True)
+        return finish(saved, settings, log)
+
+
+def finish(saved: Saved, settings: Search, log: RunLog) -> Genotype:
+    """Write what was found, and say what stayed open."""
+    result = search_record(saved.state, without_paths(settings))
+    genotype = saved.state.candidates.genotype()
+    replace_file(settings.out / "genotype.json", to_json(genotype.to_json()).encode())
+    replace_file(settings.out / "search.json", to_json(result).encode())
+    print("\n".join(closing_lines(saved.state)))
+    kept = {name: result[name] for name in ("genotype", "undecided", "failures", "rounds")}
+    log.close(cpu_seconds=saved.cpu_seconds, **kept)
+    return genotype
+
+
+def finish_round(
+    saved: Saved,
+    rules: SearchSettings,
+    scorer: CellScorer,
+    settings: Search,
+    spread: Mapper,
+    log: RunLog | None = None,
+) -> Saved:
+    """Score what the round still lacks, saving after every chunk, prune, and log the round."""
+    round_scorer = scorer_by(rules, scorer)
+    # Repeats in advance only where a repeat is a single piece of work, and other processes would have none.
+    ahead = processes(settings.jobs) - 1 if rules.estimator == "gradient" else 0
+    most = "at most " if rules.stopping else ""
+    operators = len(saved.state.candidates.operators())
+    title = f"round {saved.state.round_index + 1}: {operators} operators, {most}{rules.repeats} repeats"
+    with stage(title, len(chunks(saved.state, rules, CHUNK, rules.repeats))) as advance:
+        while lacking := chunks(saved.state, rules, CHUNK, ahead):
+            score = partial(score_chunk, saved.state.candidates, round_scorer, rules)
+            for _, (found, seconds) in spread(score, lacking):
+                saved = saved.with_scores(found, seconds)
+                write_state(settings, saved)
+                advance(note=goes_first(saved.state, rules))
+    saved = replace(saved, state=prune(saved.state, rules))
+    if log is not None:
+        # Logged first: a crash in between repeats the line, and never leaves out a round.
+        report = saved.state.reports[-1].to_json()
+        log.log(round=saved.state.round_index, cpu_seconds=saved.cpu_seconds, **report)
+    write_state(settings, saved)
+    return saved
+
+
+def score_chunk(
+    candidates: Candidates, scorer: object, rules: SearchSettings, chunk: Sequence[Job]
+) -> tuple[dict[Job, Score], float]:
+    """The scores of a chunk, and the CPU seconds they took, in whatever process it is asked for."""
+    torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa would drown the least eigenvalues
+    begun = time.process_time()
+    found = evaluate(chunk, candidates, scorer, rules)
+    return found, time.process_time() - begun
+
+
+def write_state(settings: Search, saved: Saved) -> None:
+    """Put the state in the run folder, from where :func:`saved_search` takes it up."""
+    content = {"search": state_to_json(saved.state), "cpu_seconds": saved.cpu_seconds}
+    save_state(settings.out / "state", {}, plain(content))
+
+
+def saved_search(settings: Search) -> Saved:
+    """The newest good state of the run folder, or the full supernet."""
+    checkpoint = load(settings.out / "state", report=print)
+    if checkpoint is None:
+        return Saved(SearchState())
+    check_state(checkpoint, Kept)
+    content = checkpoint.state
+    try:
+        state = state_from_json(content["search"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from None
+    return Saved(state, float(content.get("cpu_seconds", 0.0)))
+
+
+def rules_of(settings: Search) -> SearchSettings:
+    """How Algorithm 1 decides, from the command's settings."""
+    settings = settings.resolved()
+    return SearchSettings(
+        seed=settings.seed,
+        repeats=settings.repeats,
+        criteria=settings.criteria,
+        ties=settings.ties,
+        difference=settings.difference,
+        inputs="two" if settings.two_inputs else "all",
+        estimator=settings.estimator,
+        shrinkage=settings.shrinkage,
+        stopping=settings.stopping,
+        least_repeats=settings.least_repeats,
+        common_random_numbers=settings.common_random_numbers,
+    )
+
+
+def scorer_of(settings: Search, device: str) -> CellScorer:
+    """The scorer that supernet and candidates go through."""
+    settings = settings.resolved()
+    source = source_in(settings)
+    counts = (settings.tasks, settings.ways, settings.shots, settings.queries)
+    size = network_size(settings, settings.ways)
+    return CellScorer(
+        network=replace(size, initialisation=settings.initialisation),
+        seed=settings.seed,
+        tasks=partial(draw_tasks, source, counts) if "condition" in settings.criteria else None,
+        patches=partial(draw_patches, source) if "regions" in settings.criteria else None,
+        settings=ScoreSettings(
+            settings.kernel,
+            settings.outputs,
+            measure=settings.metric,
+            dynamics=dynamics_of(settings),
+        ),
+        device=device,
+    )
+
+
+def scorer_by(rules: SearchSettings, scorer: CellScorer) -> object:
+    """The scorer in the form that :func:`mamltheory.nas.search.algorithm1.evaluate` expects under these rules."""
+    if rules.estimator == "gradient":
+        return GradientScorer(scorer)
+    return scorer if rules.common_random_numbers else OwnDraws(scorer)
+
+
+def dynamics_of(settings: Search) -> Dynamics:
+    """λτ = ∞ with the ridge inside the support inverse, or gradient flow for a finite λτ, without."""
+    endless = math.isinf(settings.inner_time)
+    return Converged(settings.ridge) if endless else GradientFlow(settings.inner_time)
+
+
+def draw_tasks(source: tuple, counts: tuple[int, int, int, int], random: torch.Generator) -> tuple[Task, ...]:
+    """The tasks of one repeat, from the training classes; no image occurs twice."""
+    data, (tasks, ways, shots, queries) = cached_data(*source), counts
+    seed = int(torch.randint(2**62, (1,), generator=random))
+    return episode_tasks(data.train, tasks, ways, shots, queries, seed, mean=data.mean, std=data.std)
+
+
+def draw_patches(source: tuple, random: torch.Generator) -> Tensor:
+    """The inputs of the region count in one repeat."""
+    data = cached_data(*source)
+    rows = torch.randint(len(data.train), (PATCH_IMAGES,), generator=random).numpy()
+    return random_patches(normalise(take(data.train.images, rows), data.mean, data.std), PATCHES, random)

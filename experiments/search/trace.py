@@ -1,0 +1,209 @@
+"""The course of a search in one figure: which operator left which edge in which round, by what score, how surely."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from experiments.plotting import figure, save
+from experiments.search.report import SHORT
+from mamltheory.nas.genotype import CELL_TYPES, EDGES
+from mamltheory.nas.search.ranking import competitions
+from mamltheory.nas.search.round_report import RoundReport
+from mamltheory.nas.search.state import Decision, SearchState
+from mamltheory.nas.search.stopping import SEPARATED
+
+ROW, GAP, HEAD, LEFT = 1.0, 0.45, 2.4, 1.15
+"""Heights of a field, of the space between nodes and of the rounds' heads, and the width of the labels, in fields."""
+WARNING = "#D55E00"
+UNKNOWN = "#EDEDED"
+RULES = {"operators": "by scores", "types": "by types", "parameters": "by size", None: ""}
+SURE = LinearSegmentedColormap.from_list("sure", colormaps["Blues"]([0.02, 0.2, 0.42, 0.68]))
+
+
+def draw_trace(
+    state: SearchState, name: str, directory: Path, settings: Mapping[str, object], seed: int
+) -> tuple[Path, Path, Path]:
+    """Draw a finished search into ``directory``; returns the paths of PNG, PDF and numbers."""
+    data = trace_data(state)
+    height = 0.2 * (len(rows()) + 4 * GAP + HEAD) + 0.75
+    with figure("page", height) as (drawing, axes):
+        _draw(drawing, axes[0, 0], data)
+        return save(drawing, name, data, directory, settings, seed)
+
+
+def trace_data(state: SearchState) -> dict[str, list]:
+    """The numbers that are drawn: ``rounds``, ``fields`` (an operator that went) and ``survivors``, as plain values.
+
+    score: ΔC, or ΔR where only regions were in use; None for a search at random. probability: that bootstrap draws of
+    the round's repeats take out the same operator; None where it had no two repeats to compare, or size decided.
+    """
+    rounds, fields = [], []
+    for k, report in enumerate(state.reports):
+        decisions = [d for d in state.trace if d.round_index == k]
+        rounds.append(_round(k, decisions, report))
+        sure = certainties(decisions, report)
+        place = {o: name for name, members in _contests(decisions).items() for o in members}
+        fields += [_field(d, sure.get(place[d.operator])) for d in decisions if d.pruned]
+    kept = [_place(o) | {"operation": o.operation} for o in state.candidates.operators()]
+    return {"rounds": rounds, "fields": fields, "survivors": kept}
+
+
+def certainties(decisions: Sequence[Decision], report: RoundReport) -> dict[str, float]:
+    """Probability that the same operator goes, for every competition of a round; none where size decides."""
+    if report.reliability is None or report.reliability.basis == "parameters":
+        return {}
+    known = report.reliability.certainty.by_edge
+    # Operators with an infinite score were not compared; a competition can consist of them alone.
+    finite = [d for d in decisions if abs(d.delta_condition) < float("inf")]
+    for compared in (decisions, finite):
+        names = list(_contests(compared))
+        if len(names) == len(known):
+            return dict(zip(names, known, strict=True))
+    return {}
+
+
+def rows() -> list[tuple[str, int, int]]:
+    """(cell, node, source) from top to bottom."""
+    return [(cell, edge.node, edge.source) for cell in CELL_TYPES for edge in EDGES]
+
+
+def _contests(decisions: Sequence[Decision]) -> dict[str, list]:
+    return competitions([d.operator for d in decisions])
+
+
+def _round(index: int, decisions: Sequence[Decision], report: RoundReport) -> dict[str, object]:
+    found = report.reliability
+    return {
+        "round": index + 1,
+        "second_stage": all(" node " in name for name in _contests(decisions)),
+        "operators": len(decisions),
+        "repeats": report.repeats,
+        "stopped": report.stopped,
+        "basis": found.basis if found else None,
+        "reliability": found.single if found else None,
+        "tied": found.tied if found else None,
+    }
+
+
+def _scored(decisions: Sequence[Decision]) -> bool:
+    return any(d.delta_condition or d.delta_regions or d.rank for d in decisions)
+
+
+def _field(decision: Decision, probability: float | None) -> dict[str, object]:
+    score = decision.delta_condition or decision.delta_regions
+    return _place(decision.operator) | {
+        "round": decision.round_index + 1,
+        "operation": decision.operator.operation,
+        "score": score if _scored([decision]) else None,
+        "rank": decision.rank,
+        "probability": probability,
+        "undecided": decision.undecided,
+        "tied": decision.tied,
+    }
+
+
+def _place(operator: object) -> dict[str, object]:
+    return {"cell": operator.cell, "node": operator.edge.node, "source": operator.edge.source}
+
+
+def _draw(drawing: Figure, axes: Axes, data: dict[str, list]) -> None:
+    first = [r["round"] for r in data["rounds"] if not r["second_stage"]]
+    column = {number: i for i, number in enumerate(first)}
+    columns = len(first) + (len(first) < len(data["rounds"]))
+    heights = _heights()
+    _row_labels(axes, heights)
+    for each in data["rounds"]:
+        if each["round"] in column:
+            _head(axes, column[each["round"]], f"round {each['round']}", _remark(each))
+    if columns > len(first):
+        _head(axes, len(first), "two inputs", "edges\nremoved")
+    for each in data["fields"]:
+        at = column.get(each["round"], len(first)), heights[each["cell"], each["node"], each["source"]]
+        _draw_field(axes, at, each)
+    _head(axes, columns, "survivor", "")
+    for each in data["survivors"]:
+        y = heights[each["cell"], each["node"], each["source"]]
+        axes.text(columns + 0.5, y + 0.5, SHORT[each["operation"]], weight="bold", **_middle(7.5))
+    axes.set(xlim=(-LEFT, columns + 1), ylim=(max(heights.values()) + ROW + 0.1, -HEAD))
+    axes.set_axis_off()
+    _legend(drawing, axes)
+
+
+def _heights() -> dict[tuple[str, int, int], float]:
+    """Top of every row, with a gap before a node and a wider one before a cell."""
+    heights, y, before = {}, 0.0, None
+    for row in rows():
+        if before is not None and row[:2] != before[:2]:
+            y += GAP if row[0] == before[0] else 2 * GAP
+        heights[row] = y
+        y, before = y + ROW, row
+    return heights
+
+
+def _row_labels(axes: Axes, heights: Mapping[tuple[str, int, int], float]) -> None:
+    names = ("$c_{k-2}$", "$c_{k-1}$", "0", "1", "2")
+    for (_, node, source), y in heights.items():
+        axes.text(-0.08, y + 0.5, f"{names[source]} → {node}", ha="right", va="center", fontsize=7.5)
+    for cell in CELL_TYPES:
+        tops = [y for row, y in heights.items() if row[0] == cell]
+        middle = (min(tops) + max(tops) + ROW) / 2
+        axes.text(-LEFT + 0.1, middle, f"{cell} cell", rotation=90, weight="bold", **_middle(8.5))
+
+
+def _head(axes: Axes, column: int, title: str, remark: str) -> None:
+    axes.text(column + 0.5, -1.55, title, ha="center", va="bottom", fontsize=8, weight="bold")
+    axes.text(column + 0.5, -1.45, remark, ha="center", va="top", fontsize=6.5, color="0.35", linespacing=1.1)
+
+
+def _remark(found: Mapping[str, object]) -> str:
+    if not found["repeats"]:
+        return "at random"
+    rule = RULES[found["basis"]]
+    return f"{found['repeats']} repeats\n{rule}"
+
+
+def _draw_field(axes: Axes, at: tuple[float, float], found: Mapping[str, object]) -> None:
+    (x, y), sure = at, found["probability"]
+    colour = UNKNOWN if sure is None else SURE(sure)
+    axes.add_patch(Rectangle((x + 0.02, y + 0.05), 0.96, 0.9, facecolor=colour, edgecolor="none"))
+    if found["undecided"]:
+        frame = {"edgecolor": WARNING, "linewidth": 1.0, "linestyle": (0, (2.5, 1.2))}
+        axes.add_patch(Rectangle((x + 0.04, y + 0.11), 0.92, 0.78, fill=False, **frame))
+    name = SHORT[found["operation"]] + ("⁼" if found["tied"] else "")
+    axes.text(x + 0.09, y + 0.52, name, ha="left", va="center", fontsize=7.5)
+    if found["score"] is not None:
+        score = _number(found["score"])
+        axes.text(x + 0.93, y + 0.52, score, ha="right", va="center", fontsize=6.5, color="0.2")
+
+
+def _number(score: float) -> str:
+    """Three digits at most, with a sign that is as wide as the other."""
+    if abs(score) == float("inf"):
+        return "+∞" if score > 0 else "−∞"
+    digits = 2 if abs(score) < 9.995 else 1 if abs(score) < 99.95 else 0
+    return f"{score:+.{digits}f}".replace("-", "−")
+
+
+def _legend(drawing: Figure, axes: Axes) -> None:
+    bar = drawing.colorbar(
+        ScalarMappable(Normalize(0, 1), SURE), ax=axes, orientation="horizontal", fraction=0.025, pad=0.01
+    )
+    bar.set_ticks([0, 0.25, 0.5, 0.75, SEPARATED])
+    bar.ax.tick_params(labelsize=7, length=2)
+    bar.ax.grid(False)
+    bar.outline.set_linewidth(0.5)
+    colour = (
+        "probability that other draws of the round's repeats take out the same operator (grey: not known)"
+    )
+    marks = f"dashed frame: undecided, below {SEPARATED:g} or by size; ⁼: equal sums of ranks"
+    bar.set_label(f"{colour}\nnumber: score of the operator; {marks}", fontsize=7)
+
+
+def _middle(size: float) -> dict[str, object]:
+    return {"ha": "center", "va": "center", "fontsize": size}

@@ -1,0 +1,92 @@
+"""What search, training and their studies share: data, size of the network, seed, device."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.requirements import require, require_at_least
+
+EMBEDDED_DATA = "glyphs"
+
+
+def shares_of(split: str | None) -> tuple[int, ...] | None:
+    """The three numbers of "60/20/20"; None for None. Raises ConfigurationError for anything else."""
+    if split is None:
+        return None
+    words = split.split("/")
+    good = len(words) == 3 and all(word.isdecimal() and len(word) < 9 and int(word) > 0 for word in words)
+    require(good, f"the split is '{split}': expected three positive whole numbers, as in 60/20/20")
+    return tuple(map(int, words))
+
+
+@dataclass(frozen=True)
+class Network:
+    """Where images come from and how the cells are stacked; search and training share it."""
+
+    data: str = EMBEDDED_DATA
+    """"glyphs" or "glyphs-mini" (embedded, no download), or the folder of mini- or tieredImageNet."""
+    split: str | None = None
+    """For folders CLASS/* without splits: shares of the classes for training, validation and test, as in 60/20/20."""
+    split_seed: int = 0
+    """Seed that draws this split, whatever the seed of the run: the same in every command."""
+    image_size: int = 32
+    """Side of the square images in pixels."""
+    channels: int = 48
+    """Channels C of the first cells; doubled at each reduction."""
+    cells: int = 5
+    """Number of stacked cells; reductions at one and two thirds."""
+    stem_stride: int = 1
+    """Stride of the stem convolution; 2 halves the image first and costs a quarter."""
+    seed: int = 0
+    """Seed of every random draw."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda or cuda:N."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.data), 'data is empty: expected "glyphs" or a folder')
+        require_at_least(self, 8, ("image_size",))
+        require_at_least(self, 1, ("channels",))
+        require_at_least(self, 3, ("cells",))
+        require_at_least(self, 0, ("seed", "split_seed"))
+        shares_of(self.split)
+        require(self.stem_stride in (1, 2, 4), f"stem_stride is {self.stem_stride}: expected 1, 2 or 4")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Everything on the embedded data: theory figures, then search, train and evaluate."""
+
+    seed: int = 0
+    """Seed of every random draw."""
+    out: Path = Path("runs/demo")
+    """Folder for figures, numbers and the table."""
+    budget: float = 10.0
+    """Minutes that the demonstration may take on two cores; it scales the work to them."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 0, ("seed",))
+        require(0 < self.budget < math.inf, f"budget is {self.budget}: expected a positive number of minutes")
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Versions, device with its reason, threads and data found: what to send with a question."""
+
+    device: str = "auto"
+    """Device to look for: auto, cpu, cuda or cuda:N."""
+    data: Path | None = None
+    """Folder of a data set to look into."""
+
+
+@dataclass(frozen=True)
+class PublishedCells:
+    """A published cell of MetaNTK-NAS or MetaNAS as a genotype file; all of them are listed without a name."""
+
+    name: str = ""
+    """Which cell; see the list. The flag may be left out: cell NAME."""
+    out: Path = Path("genotype.json")
+    """The file to write, for ``train --genotype``."""
+
+
+MINI, TIERED = "data/mini-imagenet", "data/tiered-imagenet"
+GLYPHS_MINI = "glyphs-mini"

@@ -1,0 +1,1 @@
+"""Studies of the scores: do they predict accuracy, do they repeat?"""

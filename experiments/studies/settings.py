@@ -1,0 +1,212 @@
+"""The settings of the studies of scores: do they predict accuracy, and do they come out the same twice?"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from experiments.requirements import require, require_at_least
+from experiments.settings import Network
+
+WAYS = 5
+"""Classes per task, in scores and in accuracies."""
+
+
+@dataclass(frozen=True)
+class Correlation(Network):
+    """Do the training-free scores predict accuracy? Random networks trained and scored, beside their size."""
+
+    channels: int = 8
+    """Channels C of the first cells; doubled at each reduction."""
+    cells: int = 3
+    """Number of stacked cells; reductions at one and two thirds."""
+    stem_stride: int = 2
+    """Stride of the stem convolution; 2 halves the image first and costs a quarter."""
+    networks: int = 40
+    """Random genotypes; differences of tau below 0.2 need about 100."""
+    repeated: int = 10
+    """Networks trained a second time, for the noise ceiling."""
+    inputs: Literal["two", "all"] = "two"
+    """Inputs of a node: two (the paper's random cells) or all edges."""
+    epochs: int = 12
+    """Passes over the base classes."""
+    batch_size: int = 64
+    """Images per step."""
+    learning_rate: float = 0.1
+    """Initial learning rate of SGD."""
+    milestones: tuple[int, ...] = (7, 10)
+    """Epochs after which the learning rate falls by a factor of ten."""
+    test_tasks: int = 200
+    """Few-shot tasks for every accuracy, the same for all networks."""
+    pools: int = 4
+    """Disjoint pools of base classes on which the scores are computed."""
+    pool_images: int = 6
+    """Images per class of a pool; a regression task takes one as support and the others as queries."""
+    initialisations: int = 3
+    """Networks drawn for every pool."""
+    joint_tasks: int = 3
+    """Tasks whose MetaNTK is taken jointly."""
+    batches: int = 24
+    """Batches of joint tasks cut from every pool."""
+    regression_tasks: int = 200
+    """Tasks of kernel regression cut from every pool."""
+    patches: int = 3000
+    """Inputs of the count of linear regions."""
+    outputs: Literal["full", "sum"] = "sum"
+    """Kernel of all outputs (kn × kn), or of their sum (n × n; the released code)."""
+    draws: int = 1000
+    """Bootstrap draws of networks and pools."""
+    jobs: int = 1
+    """Worker processes; the result does not depend on it."""
+    out: Path = Path("runs/correlation")
+    """Folder for the figure, its numbers and the table."""
+    runs: Path = Path("runs/correlation")
+    """Folder for the networks that are done; a study stopped there goes on by itself."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(self, 4, ("networks",))
+        require_at_least(self, 3, ("repeated",))
+        require_at_least(self, 2, ("pool_images", "test_tasks"))
+        counts = ("epochs", "batch_size", "pools", "initialisations", "joint_tasks", "batches")
+        require_at_least(self, 1, (*counts, "regression_tasks", "patches", "draws", "jobs"))
+        positive = 0 < self.learning_rate < math.inf
+        require(positive, f"learning_rate is {self.learning_rate}: expected a positive finite number")
+        fewer = self.repeated <= self.networks
+        require(fewer, f"repeated is {self.repeated}: expected at most the {self.networks} networks")
+        ordered = list(self.milestones) == sorted(set(self.milestones))
+        require(ordered, f"milestones is {self.milestones}: give them in increasing order, each once")
+
+
+@dataclass(frozen=True)
+class Stability(Network):
+    """Do two searches get the same scores? Reliability of operator scores against repeats and CPU seconds."""
+
+    channels: int = 8
+    """Channels C of the first cells; doubled at each reduction."""
+    cells: int = 3
+    """Number of stacked cells; reductions at one and two thirds."""
+    stem_stride: int = 2
+    """Stride of the stem convolution; 2 halves the image first and costs a quarter."""
+    kernel: Literal["maml", "anil", "ntk"] = "maml"
+    """Kernel that is scored: MetaNTK of MAML or ANIL, or the plain NTK (TE-NAS)."""
+    outputs: Literal["full", "sum"] = "sum"
+    """Kernel of all outputs (kn × kn), or of their sum (n × n; the released code)."""
+    gradient_tasks: tuple[int, ...] = (3, 6, 12)
+    """Joint tasks T per kernel at which all operators are scored by one gradient."""
+    gradient_repeats: int = 12
+    """Repeats of the gradient at every T: new weights, new tasks."""
+    exact_tasks: int = 3
+    """Joint tasks T per kernel at which operators are taken out one by one."""
+    exact_repeats: int = 4
+    """Repeats of taking out one by one, or 0; draws are those of the gradient."""
+    region_repeats: int = 12
+    """Repeats of the count of linear regions, or 0."""
+    patches: int = 3000
+    """Inputs of the count of linear regions."""
+    chunk: int = 0
+    """Most samples in a graph of the gradient, for networks that fill the memory; 0: as many as fit in about 2 GB."""
+    draws: int = 200
+    """Draws for intervals, null and halves."""
+    jobs: int = 1
+    """Worker processes; times are those of one process."""
+    out: Path = Path("runs/stability")
+    """Folder for the figure, its numbers and the table."""
+    runs: Path = Path("runs/stability")
+    """Folder for the repeats that are done; a study stopped there goes on by itself."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(self, 4, ("gradient_repeats",))
+        require_at_least(
+            self, 4, [name for name in ("exact_repeats", "region_repeats") if getattr(self, name)]
+        )
+        require_at_least(self, 1, ("exact_tasks", "patches", "draws", "jobs"))
+        require_at_least(self, 0, ("chunk",))
+        increasing = list(self.gradient_tasks) == sorted(set(self.gradient_tasks))
+        require(
+            bool(self.gradient_tasks) and increasing and self.gradient_tasks[0] > 0,
+            f"gradient_tasks is {self.gradient_tasks}: give positive numbers in increasing order, each once",
+        )
+
+
+CORRELATION = {
+    "glyph": Correlation(out=Path("runs/correlation-glyph"), runs=Path("runs/correlation-glyph")),
+    # A fifth of the computation: images of half the side, small batches; the same number of steps.
+    "glyph-quick": Correlation(
+        image_size=16,
+        epochs=6,
+        batch_size=32,
+        milestones=(4,),
+        repeated=16,
+        test_tasks=150,
+        initialisations=2,
+        batches=16,
+        out=Path("runs/correlation-glyph-quick"),
+        runs=Path("runs/correlation-glyph-quick"),
+    ),
+    "glyph-smoke": Correlation(
+        image_size=16,
+        channels=4,
+        networks=6,
+        repeated=3,
+        epochs=1,
+        batch_size=32,
+        milestones=(),
+        test_tasks=10,
+        pools=2,
+        pool_images=3,
+        initialisations=2,
+        batches=2,
+        regression_tasks=10,
+        patches=200,
+        draws=50,
+        out=Path("runs/correlation-smoke"),
+        runs=Path("runs/correlation-smoke"),
+    ),
+    "wide": Correlation(
+        channels=16,
+        cells=5,
+        stem_stride=1,
+        networks=150,
+        repeated=40,
+        epochs=30,
+        milestones=(18, 26),
+        test_tasks=600,
+        initialisations=6,
+        jobs=4,
+        out=Path("runs/correlation-wide"),
+        runs=Path("runs/correlation-wide"),
+    ),
+}
+STABILITY = {
+    "glyph": Stability(
+        gradient_tasks=(3, 6, 12, 24),
+        exact_repeats=12,
+        out=Path("runs/stability-glyph"),
+        runs=Path("runs/stability-glyph"),
+    ),
+    # The network of the search of that name.
+    "glyph-5": Stability(
+        cells=5, exact_repeats=0, out=Path("runs/stability-glyph-5"), runs=Path("runs/stability-glyph-5")
+    ),
+    # The paper's width; thin networks, in which regions are counted, do not have it.
+    "glyph-48": Stability(
+        channels=48,
+        gradient_repeats=4,
+        region_repeats=0,
+        out=Path("runs/stability-glyph-48"),
+        runs=Path("runs/stability-glyph-48"),
+    ),
+    "wide": Stability(
+        channels=48,
+        cells=5,
+        stem_stride=1,
+        gradient_tasks=(3, 6, 12, 24),
+        gradient_repeats=16,
+        exact_repeats=8,
+        chunk=60,
+        out=Path("runs/stability-wide"),
+        runs=Path("runs/stability-wide"),
+    ),
+}

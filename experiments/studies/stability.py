@@ -1,0 +1,130 @@
+"""``stability``: how often scores of operators must be repeated before two searches agree, and what that costs."""
+
+import math
+import time
+from functools import partial
+
+import torch
+
+from experiments.data.source import data_of, source_in
+from experiments.genotypes import network_size
+from experiments.search.run import draw_patches, draw_tasks
+from experiments.studies.measurements import Record
+from experiments.studies.settings import WAYS, Stability
+from experiments.studies.stability_report import report
+from experiments.studies.study import measured
+from mamltheory.nas.genotype import Candidates
+from mamltheory.nas.network import supernet
+from mamltheory.nas.scoring.condition_number import conditioning, score_kernels
+from mamltheory.nas.scoring.operator_gradient import GradientScorer
+from mamltheory.nas.scoring.score import ScoreSettings
+from mamltheory.nas.scoring.scorers import CellScorer
+from mamltheory.rng import derived_seed, generator
+from mamltheory.runtime.device import choose_device
+from mamltheory.runtime.interrupt import check_interrupted
+
+COUNTS = ("gradient_tasks", "gradient_repeats", "exact_tasks", "exact_repeats", "region_repeats")
+MEASURES = ("condition", "harmonic")
+Item = tuple[str, int, int]
+"""Estimator, joint tasks, and number of the repeat."""
+
+
+def run(settings: Stability) -> int:
+    """Score what is still missing, then draw the figure and write the table; returns 0."""
+    device = str(choose_device(settings.device).device)
+    for tasks in (*settings.gradient_tasks, settings.exact_tasks):
+        scorer_of(settings, device, tasks).tasks(generator(settings.seed, "trial"))
+    records = measured(
+        settings, "stability", items_of(settings), partial(measure, settings, device), COUNTS, device
+    )
+    report(settings, records)
+    return 0
+
+
+def items_of(settings: Stability) -> dict[str, Item]:
+    """All repeats by name, one of every kind before the next of any."""
+    counts = {("gradient", tasks): settings.gradient_repeats for tasks in settings.gradient_tasks}
+    counts |= {
+        ("exact", settings.exact_tasks): settings.exact_repeats,
+        ("regions", 0): settings.region_repeats,
+    }
+    items = [(*kind, repeat) for kind, repeats in counts.items() for repeat in range(repeats)]
+    items.sort(key=lambda item: item[2])
+    return {f"{kind}-T{tasks}-{repeat:03d}": (kind, tasks, repeat) for kind, tasks, repeat in items}
+
+
+def scorer_of(settings: Stability, device: str, tasks: int, score: str = "condition") -> CellScorer:
+    """The scorer of the search, for one measure of the kernel or for the regions; the same draws for all."""
+    source = source_in(settings)
+    drawn = {"patches": partial(patches_of, source, settings.patches)}
+    if score != "regions":
+        read = ScoreSettings(settings.kernel, settings.outputs, measure=score)
+        drawn = {"tasks": partial(draw_tasks, source, (tasks, WAYS, 1, 1)), "settings": read}
+    return CellScorer(network_size(settings, WAYS), settings.seed, device=device, **drawn)
+
+
+def patches_of(source: tuple, count: int, random: torch.Generator) -> torch.Tensor:
+    """The first patches of a repeat of the search."""
+    return draw_patches(source, random)[:count]
+
+
+def measure(settings: Stability, device: str, item: Item) -> Record:
+    """What taking out every operator of the whole supernet changes in one repeat, and the CPU seconds it took."""
+    torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa would drown the least eigenvalues
+    estimator, tasks, repeat = item
+    data_of(settings)
+    record = {"estimator": estimator, "tasks": tasks, "repeat": repeat}
+    if estimator == "gradient":
+        found, seconds = {}, {}
+        for name in MEASURES:
+            scorer = scorer_of(settings, device, tasks, name)
+            found[name], seconds[name] = timed(partial(gradient_differences, scorer, settings.chunk, repeat))
+        # Builds the network as the gradient does, and scores it once.
+        record["evaluation_seconds"] = timed(partial(scorer, Candidates(), 0, repeat))[1]
+    else:
+        scorer = scorer_of(settings, device, tasks, "regions" if estimator == "regions" else "condition")
+        function = region_differences if estimator == "regions" else exact_differences
+        found, whole = timed(partial(function, scorer, repeat))
+        seconds = dict.fromkeys(found, whole)
+    return record | {"differences": found, "cpu_seconds": seconds}
+
+
+def gradient_differences(scorer: CellScorer, chunk: int, repeat: int) -> list[float]:
+    """Log C of the supernet less log C without each operator, to first order."""
+    found = GradientScorer(scorer, chunk=chunk or None)(Candidates(), 0, repeat)
+    logs = [math.log(score.condition) for score in found.values()]
+    return [logs[0] - value for value in logs[1:]]
+
+
+def exact_differences(scorer: CellScorer, repeat: int) -> dict[str, list[float]]:
+    """Log C of the supernet less log C without each operator, for both measures of one kernel.
+
+    Weights and tasks are those that the scorer draws for this repeat of the first round.
+    """
+    seed = derived_seed(scorer.seed, "score-weights", 0, repeat)
+    tasks = scorer.tasks(generator(scorer.seed, "score-tasks", 0, repeat))
+    network = supernet(Candidates(), scorer.network, seed).to(scorer.device)
+    logs = []
+    for kernel in score_kernels(network, without_each(), tasks, scorer.settings):
+        dtype = network.classifier.weight.dtype
+        logs.append({name: math.log(conditioning(kernel, name, dtype)) for name in MEASURES})
+        check_interrupted()
+    return {name: [logs[0][name] - each[name] for each in logs[1:]] for name in MEASURES}
+
+
+def region_differences(scorer: CellScorer, repeat: int) -> dict[str, list[float]]:
+    """Log R without each operator less log R of the supernet."""
+    logs = [math.log(score.regions) for score in scorer.batch(without_each(), 0, repeat)]
+    return {"regions": [value - logs[0] for value in logs[1:]]}
+
+
+def without_each() -> list[Candidates]:
+    """The whole supernet, and the supernets without one of its operators."""
+    whole = Candidates()
+    return [whole, *(whole.without(operator) for operator in whole.operators())]
+
+
+def timed(function: partial) -> tuple[object, float]:
+    """The result, and the CPU seconds of this process."""
+    begun = time.process_time()
+    return function(), time.process_time() - begun

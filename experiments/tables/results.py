@@ -1,0 +1,146 @@
+"""What the finished runs of a table measured, each number with the run folders that it comes from."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, NotRequired, TypedDict
+
+import numpy as np
+
+from experiments.tables.runs import Run, evaluated, finished, runs_of, search_settings, train_settings
+from experiments.tables.settings import SIZED, Experiment, Method, Table
+from experiments.training.evaluate import accuracies_of
+from mamltheory.errors import CheckpointError, ConfigurationError
+from mamltheory.fewshot.statistics import Comparison, Spread, compare_runs, over_runs
+from mamltheory.runtime.records import sha256
+from mamltheory.runtime.runlog import RUN_FILE
+from mamltheory.strict_json import misfit
+
+
+class _Spent(TypedDict):
+    cpu_seconds: NotRequired[Annotated[float, 0] | None]
+
+
+class _Search(TypedDict):
+    """What is read of the record of a search."""
+
+    environment: dict[str, object]
+    results: _Spent
+    starts: int
+    started: str
+    ended: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The evaluations of one run: {shots: record}; its size and the search's seconds where they are known.
+
+    sources: the run folders with the SHA-256 of their records, by stage.
+    """
+
+    run: Run
+    evaluations: dict[int, dict[str, object]]
+    parameters: int | None
+    search_seconds: float | None
+    sources: dict[str, dict[str, str]]
+
+    def accuracies(self, shots: int) -> np.ndarray:
+        """The accuracy on every task."""
+        return accuracies_of(self.evaluations[shots])
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that the run folders hold for a table."""
+
+    settings: Table
+    measured: tuple[Measured, ...]
+
+    def of(self, experiment: Experiment, method: Method, shots: int | None = None) -> list[Measured]:
+        """The runs of a method, by seed; with shots only those that were evaluated on so many."""
+        return [
+            m
+            for m in self.measured
+            if (m.run.experiment, m.run.method) == (experiment, method)
+            and (shots is None or shots in m.evaluations)
+        ]
+
+    def accuracy(self, experiment: Experiment, method: Method, shots: int) -> Spread | None:
+        """Mean and standard deviation over runs, in per cent; None without a run."""
+        found = self.of(experiment, method, shots)
+        return over_runs([100 * m.evaluations[shots]["accuracy"] for m in found]) if found else None
+
+    def parameters(self, experiment: Experiment, method: Method) -> Spread | None:
+        """Mean and standard deviation over runs of the networks' sizes."""
+        sizes = [m.parameters for m in self.of(experiment, method) if m.parameters is not None]
+        return over_runs(sizes) if sizes else None
+
+    def search_seconds(self, experiment: Experiment, method: Method) -> Spread | None:
+        """What the searches took, of those of which it is known."""
+        times = [m.search_seconds for m in self.of(experiment, method) if m.search_seconds is not None]
+        return over_runs(times) if times else None
+
+    def comparison(self, experiment: Experiment, other: Method, shots: int) -> Comparison | None:
+        """MetaNTK-NAS minus another method on the tasks that both met, or the search whose size random cells have
+        minus those; None below two common runs.
+
+        Raises ConfigurationError when runs of one seed were evaluated on different tasks.
+        """
+        ours = {m.run.seed: m for m in self.of(experiment, compared_with(other), shots)}
+        pairs = [(ours[m.run.seed], m) for m in self.of(experiment, other, shots) if m.run.seed in ours]
+        for first, second in pairs:
+            if first.evaluations[shots]["tasks_digest"] != second.evaluations[shots]["tasks_digest"]:
+                raise ConfigurationError(
+                    f"{first.run.folder} and {second.run.folder} were evaluated on different tasks: evaluate "
+                    "one of them again"
+                )
+        if len(pairs) < 2:
+            return None
+        return compare_runs(*([pair[i].accuracies(shots) for pair in pairs] for i in range(2)))
+
+
+def compared_with(method: Method) -> Method:
+    """What a method is subtracted from."""
+    return SIZED.get(method, "metantk")
+
+
+def collect(settings: Table) -> Results:
+    """What is there; a run that is missing or unfinished has no evaluations."""
+    return Results(settings, tuple(_measured(settings, run) for run in runs_of(settings)))
+
+
+def _measured(settings: Table, run: Run) -> Measured:
+    records = {shots: evaluated(settings, run, shots) for shots in run.recipe.evaluate}
+    evaluations = {shots: record["results"] for shots, record in records.items() if record is not None}
+    searching, sources = search_settings(settings, run), {}
+    searched = finished(searching, "search") if searching is not None else None
+    if searched is not None:
+        sources["search"] = _source(run.folder / "search")
+    if evaluations:
+        sources["train"] = _source(train_settings(settings, run).out)
+    for shots in evaluations:
+        sources[f"evaluate-{shots}-shot"] = _source(run.folder / f"evaluate-{shots}-shot")
+    sizes = {results["parameters"] for results in evaluations.values()}
+    seconds = _seconds(searched, run.folder / "search")
+    return Measured(run, evaluations, min(sizes, default=None), seconds, sources)
+
+
+def _source(folder: Path) -> dict[str, str]:
+    return {"folder": folder.as_posix(), "sha256": sha256((folder / RUN_FILE).read_bytes())}
+
+
+def _seconds(record: dict[str, object] | None, folder: Path) -> float | None:
+    """CPU time of a search on a CPU, in however many sittings; on a GPU the time from beginning to end."""
+    if record is None:
+        return None
+    if wrong := misfit(record, _Search, "it"):
+        raise CheckpointError(
+            f"{folder / RUN_FILE} is not the record of a finished search ({wrong}): search again with the same settings"
+        )
+    if record["environment"].get("device") == "cpu":
+        seconds = record["results"].get("cpu_seconds")
+        return None if seconds is None else float(seconds)
+    if record["starts"] != 1:
+        return None  # it rested in between
+    begun, ended = (datetime.fromisoformat(record[key]) for key in ("started", "ended"))
+    return (ended - begun).total_seconds()

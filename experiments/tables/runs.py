@@ -1,0 +1,202 @@
+"""The runs behind a table: where each lies, what its settings are, which are finished, and making the others.
+
+A run is a method under a seed: a cell (searched or random), its training, and an evaluation for each number of
+shots. Methods of the same seed share tasks, augmentation and, layer by layer, initial weights.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+
+from experiments.config import settings_before
+from experiments.data.source import data_of
+from experiments.genotypes import named, network_size, read_genotype, write_genotype
+from experiments.runs import FREE
+from experiments.search import run as search
+from experiments.search.settings import Search
+from experiments.tables.settings import RECIPES, SIZED, Experiment, Method, Recipe, Table
+from experiments.training import train
+from experiments.training.evaluate import check_results, evaluate_run, identity
+from experiments.training.evaluation_settings import Evaluate
+from experiments.training.settings import Train
+from experiments.training.trained import saved_genotype
+from mamltheory.nas.genotype import Genotype, random_genotype
+from mamltheory.nas.sizes import random_genotype_like
+from mamltheory.rng import generator
+from mamltheory.runtime.checkpoint import check_state, load
+from mamltheory.runtime.progress import stage
+from mamltheory.runtime.runlog import RUN_FILE, differences, read_run
+from mamltheory.runtime.workers import workers
+
+SEARCHED: tuple[Method, ...] = ("metantk", "metantk-stable", "te-nas", "regions")
+PLACES = (*FREE, "checkpoint", "genotype")
+"""Settings that differ when run folders are moved; records and cells are compared themselves instead."""
+SIZE_DRAWS, SIZE_TOLERANCE = 2000, 0.02
+"""Random cells drawn to find one of the searched cell's size, and how far it may be off."""
+PUBLISHED = 3
+"""Cells that were published for each of the paper's data and sizes, one a run; further runs take them again."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One independent run of a method on an experiment."""
+
+    experiment: Experiment
+    method: Method
+    seed: int
+    folder: Path
+
+    @property
+    def recipe(self) -> Recipe:
+        """The settings that all runs of the experiment share."""
+        return RECIPES[self.experiment]
+
+    @property
+    def genotype(self) -> Path:
+        """Where the cell is written."""
+        return self.folder / ("search" if self.method in SEARCHED else "") / "genotype.json"
+
+
+def runs_of(settings: Table) -> tuple[Run, ...]:
+    """All runs that the table is made of."""
+    return tuple(
+        Run(experiment, method, seed, settings.work / experiment / method / f"seed-{seed}")
+        for experiment in settings.experiments
+        for method in settings.methods
+        for seed in range(settings.seed, settings.seed + settings.runs)
+    )
+
+
+def _common(settings: Table, run: Run) -> dict[str, object]:
+    data = {"mini-ImageNet": settings.mini, "tiered-ImageNet": settings.tiered}
+    place = data.get(run.recipe.data, run.recipe.train.data)
+    return {"data": place, "seed": run.seed, "device": settings.device}
+
+
+def search_settings(settings: Table, run: Run) -> Search | None:
+    """The search of a run, as its record holds it; None for random and published cells."""
+    if run.method not in SEARCHED:
+        return None
+    changes = {**_common(settings, run), **run.recipe.methods[run.method], "out": run.folder / "search"}
+    return dataclasses.replace(run.recipe.search, **changes).resolved()
+
+
+def train_settings(settings: Table, run: Run) -> Train:
+    """The training of a run."""
+    files = {"genotype": run.genotype, "out": run.folder / "train"}
+    return dataclasses.replace(run.recipe.train, **_common(settings, run), **files)
+
+
+def evaluate_settings(settings: Table, run: Run, shots: int) -> Evaluate:
+    """An evaluation of a run."""
+    files = {"checkpoint": run.folder / "train", "out": run.folder / f"evaluate-{shots}-shot"}
+    return dataclasses.replace(run.recipe.evaluate[shots], **_common(settings, run), **files)
+
+
+def finished(settings: object, command: str) -> dict[str, object] | None:
+    """The record of the run that these settings describe, when it lies finished in their folder.
+
+    A setting that did not exist when the run was recorded counts as its value from before, as when a run goes on.
+    """
+    if not (settings.out / RUN_FILE).exists():
+        return None
+    record = read_run(settings.out)
+    same = not differences(record["config"], settings, PLACES, settings_before(settings))
+    return record if same and record["command"] == command and record.get("status") == "finished" else None
+
+
+def trained(settings: Table, run: Run) -> dict[str, object] | None:
+    """The record of a finished training of the cell that now lies in the run's folder."""
+    training = train_settings(settings, run)
+    record = finished(training, "train")
+    if record is None or not run.genotype.exists():
+        return None
+    checkpoint = load(training.out / "state", report=print)
+    if checkpoint is None:
+        return record  # the weights were removed; the record stays true
+    check_state(checkpoint, train.Kept)
+    return record if saved_genotype(checkpoint) == read_genotype(run.genotype) else None
+
+
+def evaluated(settings: Table, run: Run, shots: int) -> dict[str, object] | None:
+    """The record of a finished evaluation of the training that now lies in the run's folder."""
+    record = finished(evaluate_settings(settings, run, shots), "evaluate")
+    training = trained(settings, run)
+    if record is None or training is None:
+        return None
+    check_results(run.folder / f"evaluate-{shots}-shot", record.get("results"))
+    return record if record["results"]["training"] == identity(training) else None
+
+
+def make(settings: Table) -> None:
+    """Make what is missing, seed by seed: the searches, then cells of their size, trainings and evaluations."""
+    with workers(settings.jobs) as spread:
+        for seed, runs in groupby(sorted(runs_of(settings), key=_seed), key=_seed):
+            runs = list(runs)
+            for title, work, lacking in (
+                ("cells searched", _search, _lacking_a_search),
+                ("networks trained and evaluated", _train_and_evaluate, _lacking_a_result),
+            ):
+                items = lacking(settings, runs)
+                if not items:
+                    continue
+                _prepare_data(settings, items)
+                with stage(f"seed {seed}: {title}", len(items)) as advance:
+                    for run, _ in spread(partial(work, settings), items):
+                        advance(note=f"{run.experiment} {run.method}")
+
+
+def _seed(run: Run) -> int:
+    return run.seed
+
+
+def _lacking_a_search(settings: Table, runs: Iterable[Run]) -> list[Run]:
+    pairs = ((run, search_settings(settings, run)) for run in runs)
+    return [run for run, search in pairs if search is not None and finished(search, "search") is None]
+
+
+def _lacking_a_result(settings: Table, runs: Iterable[Run]) -> list[Run]:
+    return [
+        run for run in runs if any(evaluated(settings, run, shots) is None for shots in run.recipe.evaluate)
+    ]
+
+
+def _prepare_data(settings: Table, runs: Iterable[Run]) -> None:
+    """Read or draw the images once here, so that a mistake shows before the work is spread."""
+    for training in {run.experiment: train_settings(settings, run) for run in runs}.values():
+        data_of(training)
+
+
+def _search(settings: Table, run: Run) -> None:
+    search.search(search_settings(settings, run))
+
+
+def _train_and_evaluate(settings: Table, run: Run) -> None:
+    if run.method not in SEARCHED and not run.genotype.exists():
+        write_genotype(run.genotype, cell_without_search(settings, run))
+    training = train_settings(settings, run)
+    if trained(settings, run) is None:
+        train.train(training, read_genotype(run.genotype))
+    for shots in run.recipe.evaluate:
+        if evaluated(settings, run, shots) is None:
+            evaluate_run(evaluate_settings(settings, run, shots))
+
+
+def cell_without_search(settings: Table, run: Run) -> Genotype:
+    """A published cell, or a random one of the form that the search derives, also as large as the searched one."""
+    if run.method == "metanas":
+        return named(f"metanas-{run.recipe.published}").genotype
+    if run.method == "metantk-published":
+        return named(f"{run.recipe.published}-{(run.seed - settings.seed) % PUBLISHED + 1}").genotype
+    if run.method == "random":
+        return random_genotype(generator(run.seed, "random cell of a table"), run.recipe.inputs)
+    searched = SIZED[run.method]
+    folder = run.folder.parents[1] / searched / run.folder.name
+    found = read_genotype(dataclasses.replace(run, method=searched, folder=folder).genotype)
+    training = train_settings(settings, run)
+    size = network_size(training, len(data_of(training).train.class_names))
+    stream = generator(run.seed, "random cell of a table, of a given size")
+    return random_genotype_like(found, SIZE_DRAWS, SIZE_TOLERANCE, stream, size)

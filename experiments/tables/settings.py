@@ -1,0 +1,150 @@
+"""The settings of the tables."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from experiments.requirements import require, require_at_least
+from experiments.search.settings import SEARCH, Search
+from experiments.training.evaluation_settings import EVALUATE, Evaluate
+from experiments.training.settings import TRAIN, Train
+
+Experiment = Literal["glyphs", "mini-5", "mini-8", "tiered-5", "tiered-8"]
+Method = Literal[
+    "metantk",
+    "metantk-stable",
+    "te-nas",
+    "regions",
+    "metantk-published",
+    "metanas",
+    "random",
+    "random-same-size",
+    "random-te-nas-size",
+    "random-regions-size",
+]
+SIZED: Mapping[Method, Method] = {
+    "random-same-size": "metantk",
+    "random-te-nas-size": "te-nas",
+    "random-regions-size": "regions",
+}
+"""Random cells, and the search whose cell of the same run has as many parameters."""
+EXPERIMENTS: tuple[Experiment, ...] = ("mini-5", "mini-8", "tiered-5", "tiered-8")
+METHODS: tuple[Method, ...] = ("metantk", "te-nas", "regions", "random", "random-same-size")
+"""The ablation of Table 2 and the random cells that it lacks."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Tables 1 and 2: what the run folders hold, runs compared, beside the numbers that the paper prints."""
+
+    name: str = "paper"
+    """Last part of the files' names: table_NAME.md, .tex, .csv and .json."""
+    experiments: tuple[Experiment, ...] = EXPERIMENTS
+    """Data and sizes; all but glyphs are the paper's, by its recipes."""
+    methods: tuple[Method, ...] = METHODS
+    """Where the cells come from: searches (metantk-stable: by the protocol stable), the published cells of the paper
+    (metantk-published, one a run) and of MetaNAS (metanas), random cells, random cells with as many parameters as
+    the one that metantk, te-nas or regions found."""
+    runs: int = 3
+    """Independent runs (search, training, evaluation) of every method."""
+    seed: int = 0
+    """Seed of the first run; the others follow."""
+    missing: Literal["show", "make"] = "show"
+    """What to do about runs that are not there or not finished: show the gap, or make them now."""
+    mini: str = "data/mini-imagenet"
+    """Folder of miniImageNet."""
+    tiered: str = "data/tiered-imagenet"
+    """Folder of tieredImageNet."""
+    jobs: int = 1
+    """Worker processes for the missing runs; the result does not depend on it."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda or cuda:N."""
+    work: Path = Path("runs/table")
+    """Folder of the runs: EXPERIMENT/METHOD/SEED/{search,train,evaluate-1-shot,evaluate-5-shot}."""
+    out: Path = Path("runs/table")
+    """Folder for the table."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, ("runs", "jobs"))
+        require_at_least(self, 0, ("seed",))
+        require(self.name.isidentifier(), f"name is '{self.name}': expected letters, digits and _")
+        for setting in ("experiments", "methods"):
+            values = getattr(self, setting)
+            once = bool(values) and len(set(values)) == len(values)
+            require(once, f"{setting} is {values}: name at least one, each once")
+        for random, searched in SIZED.items():
+            orphaned = random in self.methods and searched not in self.methods
+            require(
+                not orphaned,
+                f"{random} has the parameters of a {searched} cell: add {searched} to the methods",
+            )
+
+
+SHOTS = (1, 5)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of the three stages; folders, seeds and the method are put in for every run.
+
+    methods: what each search changes of the settings. inputs: of a random cell's nodes, as the search derives
+    them. published: for what data and size the published cells are, by name.
+    """
+
+    search: Search
+    methods: dict[str, dict[str, object]]
+    train: Train
+    evaluate: dict[int, Evaluate]
+    inputs: Literal["all", "two"]
+    published: str
+
+    @property
+    def data(self) -> str:
+        """What the images are called in a table."""
+        name = self.train.data
+        return next((known for word, known in DATA_NAMES.items() if word in name), name)
+
+
+DATA_NAMES = {"mini": "mini-ImageNet", "tiered": "tiered-ImageNet", "glyphs": "glyphs"}
+
+
+# [6.3] the ablation: MetaNTK and regions; NTK and regions, on as many samples (footnote 11); regions alone.
+_METHODS = {
+    "metantk": {"method": "metantk-nas"},
+    "metantk-stable": {"method": "metantk-nas", "protocol": "stable"},
+    "te-nas": {"method": "te-nas"},
+    "regions": {"method": "regions"},
+}
+
+
+def _paper(name: str) -> Recipe:
+    evaluations = {shots: EVALUATE[f"{name}-{shots}-shot"] for shots in SHOTS}
+    return Recipe(SEARCH[name], _METHODS, TRAIN[name], evaluations, "two", name)
+
+
+# Small enough for one CPU: a minute or two for a search, a minute for a training and its evaluations. The searches
+# take three tasks and three repeats and, as in the released code, smaller images than the training; by stable there is
+# no signal at 16 pixels, so that it takes 32.
+_SIZE = {"channels": 8, "cells": 3, "stem_stride": 2}
+_GLYPHS = Recipe(
+    search=Search(**_SIZE, image_size=16, protocol="paper", outputs="sum"),
+    methods=_METHODS | {"metantk-stable": _METHODS["metantk-stable"] | {"image_size": 32}},
+    train=Train(**_SIZE, image_size=32, epochs=12, learning_rate=0.1, milestones=(7, 10), drop_path=0.0),
+    evaluate={shots: Evaluate(shots=shots, tasks=200, augment=5) for shots in SHOTS},
+    inputs="all",
+    published="mini-5",
+)
+
+RECIPES: dict[Experiment, Recipe] = {"glyphs": _GLYPHS} | {name: _paper(name) for name in EXPERIMENTS}
+
+TABLE = {
+    # Three runs as in the paper; six are the fewest with which a sign test can fall below 0.05.
+    "glyphs": Table(
+        name="glyphs", experiments=("glyphs",), methods=get_args(Method), missing="make", device="cpu"
+    ),
+    # [6.2] three runs of search, training and evaluation on both data sets; the cells of MetaNAS are retrained.
+    "table-1": Table(name="table_1", methods=("metantk", "metanas"), missing="make"),
+    # [6.3] the ablation on mini-ImageNet, and the random cells of the same size that it lacks.
+    "table-2": Table(name="table_2", experiments=("mini-5", "mini-8"), missing="make"),
+}

@@ -1,0 +1,169 @@
+"""``table``: Tables 1 and 2 and the like from finished runs, beside the numbers that the paper prints."""
+
+from dataclasses import asdict
+from itertools import chain
+
+from experiments.runs import without_paths
+from experiments.tables.figure import draw
+from experiments.tables.markup import csv_text, latex, markdown
+from experiments.tables.paper_results import PAPER_RESULTS, SOURCE, PaperResult
+from experiments.tables.results import Measured, Results, collect, compared_with
+from experiments.tables.runs import make
+from experiments.tables.settings import RECIPES, Table
+from experiments.tables.sheets import NAMES, sheets
+from mamltheory.runtime.interrupt import Interrupted
+from mamltheory.runtime.records import replace_file, to_json
+
+AGAIN = "the same command; every run goes on where it was"
+
+
+def run(settings: Table) -> int:
+    """Make the missing runs if asked to, write the table in four forms and print it; returns 0."""
+    if settings.missing == "make":
+        try:
+            make(settings)
+        except Interrupted as stop:
+            raise stop.saved(AGAIN) from None
+    results = collect(settings)
+    print(write(results))
+    for experiment in settings.experiments:
+        if any(m.evaluations for m in results.measured if m.run.experiment == experiment):
+            print(f"wrote {settings.out}/{draw(results, experiment)}.png (and .pdf, .json)")
+    lacking = [m.run for m in results.measured if set(m.evaluations) != set(m.run.recipe.evaluate)]
+    if lacking:
+        print(
+            f"{len(lacking)} of {len(results.measured)} runs are missing or unfinished; --missing make makes them"
+        )
+    print(f"wrote {settings.out}/table_{settings.name}.md (and .tex, .csv, .json)")
+    return 0
+
+
+def write(results: Results) -> str:
+    """Put the four files in place; returns the Markdown."""
+    settings, parts = results.settings, sheets(results)
+    text = "\n".join(map(markdown, parts))
+    contents = {
+        "md": text,
+        "tex": "% Needs the packages booktabs and amssymb.\n" + "\n".join(map(latex, parts)),
+        "csv": csv_text([*_paper_lines(settings), *chain(*map(_own_lines, results.measured))]),
+        "json": to_json(record(results)),
+    }
+    for end, content in contents.items():
+        replace_file(settings.out / f"table_{settings.name}.{end}", content.encode())
+    return text
+
+
+def record(results: Results) -> dict[str, object]:
+    """Everything that the table says, every number with the run folders and digests that it comes from."""
+    return {
+        "settings": without_paths(results.settings),
+        "recipes": {name: asdict(RECIPES[name]) for name in results.settings.experiments},
+        "runs": [_run_record(measured) for measured in results.measured],
+        "means": [_mean(results, *key) for key in _cells(results)],
+        "comparisons": [_comparison(results, *key) for key in _cells(results) if key[1] != "metantk"],
+        "paper": {"source": SOURCE, "results": [asdict(printed) for printed in _printed(results.settings)]},
+    }
+
+
+def _cells(results: Results) -> list[tuple]:
+    settings = results.settings
+    return [
+        (experiment, method, shots)
+        for experiment in settings.experiments
+        for method in settings.methods
+        for shots in RECIPES[experiment].evaluate
+    ]
+
+
+def _run_record(measured: Measured) -> dict[str, object]:
+    kept = ("accuracy", "half_width", "description", "tasks_digest", "weights")
+    accuracy = {
+        f"{shots}-shot": {key: results[key] for key in kept}
+        for shots, results in measured.evaluations.items()
+    }
+    run = measured.run
+    return {
+        "experiment": run.experiment,
+        "method": run.method,
+        "seed": run.seed,
+        "parameters": measured.parameters,
+        "search_seconds": measured.search_seconds,
+        "accuracy": accuracy,
+        "sources": measured.sources,
+    }
+
+
+def _mean(results: Results, experiment: str, method: str, shots: int) -> dict[str, object]:
+    spread = results.accuracy(experiment, method, shots)
+    folders = [m.sources[f"evaluate-{shots}-shot"] for m in results.of(experiment, method, shots)]
+    named = {"experiment": experiment, "method": method, "shots": shots}
+    return {**named, "per_cent": None if spread is None else asdict(spread), "sources": folders}
+
+
+def _comparison(results: Results, experiment: str, method: str, shots: int) -> dict[str, object]:
+    found = results.comparison(experiment, method, shots)
+    named = {"experiment": experiment, "of": compared_with(method), "minus": method, "shots": shots}
+    if found is None:
+        return {**named, "result": None}
+    extra = {"least_p_value": found.least_p_value, "run_deviation": found.run_deviation}
+    return {**named, "result": {**asdict(found), **extra}}
+
+
+def _printed(settings: Table) -> list[PaperResult]:
+    """The paper's rows, where the table has experiments of the paper."""
+    return list(PAPER_RESULTS) if set(settings.experiments) != {"glyphs"} else []
+
+
+def _paper_lines(settings: Table) -> list[dict[str, object]]:
+    return [
+        _csv_line(
+            source="paper",
+            table=printed.table,
+            model=printed.model,
+            data=printed.data,
+            cells=printed.cells,
+            shots=shots,
+            parameters=printed.parameters,
+            search_hours=printed.hours,
+            accuracy=mean,
+            plus_minus=deviation,
+            plus_minus_is="as quoted" if printed.quoted else "standard deviation over runs",
+        )
+        for printed in _printed(settings)
+        for shots, (mean, deviation) in printed.accuracy.items()
+    ]
+
+
+def _own_lines(measured: Measured) -> list[dict[str, object]]:
+    """A line for every number of shots; without accuracy where the run is missing."""
+    run, lines = measured.run, []
+    hours = None if measured.search_seconds is None else measured.search_seconds / 3600
+    for shots in run.recipe.evaluate:
+        results = measured.evaluations.get(shots, {})
+        lines.append(
+            _csv_line(
+                source="this code",
+                model=NAMES[run.method],
+                data=run.recipe.data,
+                cells=run.recipe.train.cells,
+                seed=run.seed,
+                shots=shots,
+                parameters=measured.parameters,
+                search_hours=hours,
+                accuracy=100 * results["accuracy"] if results else None,
+                plus_minus=100 * results["half_width"] if results else None,
+                plus_minus_is="95 % interval over tasks",
+                folder=run.folder.as_posix(),
+            )
+        )
+    return lines
+
+
+CSV_COLUMNS = (
+    *("source", "table", "model", "data", "cells", "seed", "shots", "parameters", "search_hours"),
+    *("accuracy", "plus_minus", "plus_minus_is", "folder"),
+)
+
+
+def _csv_line(**values: object) -> dict[str, object]:
+    return {key: values.get(key) for key in CSV_COLUMNS}

@@ -1,0 +1,161 @@
+"""The settings of the commands of the theory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from experiments.requirements import require, require_at_least, require_widths
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What all measurements over widths have in common."""
+
+    widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    """Widths l of the hidden layers, increasing."""
+    depth: int = 2
+    """Number of hidden layers L."""
+    seeds: int = 8
+    """Independent initialisations per width, for the confidence intervals."""
+    tau: int = 2
+    """Inner-loop steps τ."""
+    algorithm: Literal["maml", "anil"] = "maml"
+    """Adapt all parameters (maml) or the last layer alone (anil)."""
+    tasks: Literal["sphere", "glyphs"] = "sphere"
+    """Tasks: points on the unit sphere, or 2-way 1-shot tasks of embedded glyph images, projected to it."""
+    task_count: int = 3
+    """Number of training tasks N; as many again are held out."""
+    dimension: int = 8
+    """Input dimension d."""
+    out: Path = Path("runs/theory")
+    """Folder for the figures and their numbers."""
+    runs: Path = Path("runs/theory")
+    """Folder for the measurements of every width and seed; a run stopped there goes on by itself."""
+    jobs: int = 2
+    """Worker processes of one thread each; the result does not depend on it."""
+    seed: int = 0
+    """Seed of every random draw."""
+
+    def __post_init__(self) -> None:
+        require_widths("widths", self.widths)
+        require_at_least(self, 2, ("seeds",))
+        require_at_least(self, 1, ("depth", "tau", "task_count", "dimension", "jobs"))
+        require_at_least(self, 0, ("seed",))
+
+
+@dataclass(frozen=True)
+class Theory(Widths):
+    """What the numerical checks of Sections 4 and 5 on trained networks have in common."""
+
+    activation: Literal["relu", "erf", "tanh"] = "erf"
+    """Activation of the fully connected network (16)."""
+    steps: int = 100
+    """Meta-training steps t."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(self, 1, ("steps",))
+
+
+@dataclass(frozen=True)
+class Convergence(Theory):
+    """Global convergence of MAML at a linear rate, and the rate's bound (Theorems 1 and 3)."""
+
+    out: Path = Path("runs/convergence")
+    """Folder for the figures and their numbers."""
+
+
+@dataclass(frozen=True)
+class Bounds(Theory):
+    """Rate, path and kernel drift of networks of 1, 2 and 3 hidden layers beside the bounds of Theorem 3."""
+
+    out: Path = Path("runs/bounds")
+    """Folder for the figures and their numbers."""
+
+    widths: tuple[int, ...] = (16, 64, 256)
+    """Widths l of the networks whose path, drift and Lipschitz constant are measured, increasing."""
+    depth: int = 3
+    """Largest number of hidden layers: a column of panels for each L = 1 … depth."""
+    seeds: int = 6
+    """Independent initialisations per width, for the confidence intervals."""
+    steps: int = 60
+    """Meta-training steps t."""
+    task_count: int = 2
+    """Number of training tasks N; as many again are held out."""
+    share_widths: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
+    """Widths at which the share of initialisations within the bound (31) is counted, increasing."""
+    batches: int = 4
+    """Batches of 25 further initialisations per width, for that share."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_widths("share_widths", self.share_widths)
+        require_at_least(self, 2, ("batches",))
+
+
+@dataclass(frozen=True)
+class Drift(Theory):
+    """Parameters and kernels move less the wider the network is (Lemmas 1-3, Theorem 3)."""
+
+    out: Path = Path("runs/drift")
+    """Folder for the figures and their numbers."""
+
+
+@dataclass(frozen=True)
+class Lipschitz(Widths):
+    """The Lipschitz constant of MAML's Jacobian over widths, and a kink where there is none (Lemma 1)."""
+
+    out: Path = Path("runs/lipschitz")
+    """Folder for the figures and their numbers."""
+
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    """Widths l of the hidden layers, increasing."""
+    depth: int = 2
+    """Largest number of hidden layers: a panel for each L = 1 … depth."""
+    seeds: int = 4
+    """Independent initialisations per width, for the confidence intervals."""
+    task_count: int = 2
+    """Number of training tasks N."""
+    activations: tuple[Literal["relu", "erf", "tanh"], ...] = ("erf", "tanh", "relu")
+    """Activations to compare."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        distinct = 0 < len(self.activations) == len(set(self.activations))
+        require(distinct, f"activations is {self.activations}: give at least one, each once")
+
+
+@dataclass(frozen=True)
+class Equivalence(Theory):
+    """MAML's outputs are those of kernel regression with the MetaNTK (Theorem 2, Corollary 3.1)."""
+
+    out: Path = Path("runs/equivalence")
+    """Folder for the figures and their numbers."""
+
+
+@dataclass(frozen=True)
+class Plateau(Theory):
+    """The printed closed form stops short of wide trained networks, the discrete one does not (Theorem 2)."""
+
+    out: Path = Path("runs/plateau")
+    """Folder for the figures and their numbers."""
+
+    widths: tuple[int, ...] = (64, 256, 1024, 4096, 16384, 65536)
+    """Widths l of the hidden layers, increasing."""
+    depth: int = 1
+    """Number of hidden layers L."""
+    tau: int = 1
+    """Inner-loop steps τ."""
+    taus: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    """Numbers of inner steps at which the two closed forms are compared, increasing; no training is needed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_widths("taus", self.taus)
+
+
+# Wide networks: the factored fast weights hold one copy of the parameters, 0.5 GB at l = 8192, whatever the tasks.
+_WIDE = {"widths": (64, 256, 1024, 4096, 8192), "seeds": 3, "steps": 50}
+CONVERGENCE = {"wide": Convergence(**_WIDE, out=Path("runs/convergence-wide"))}
+DRIFT = {"wide": Drift(**_WIDE, out=Path("runs/drift-wide"))}
+EQUIVALENCE = {"wide": Equivalence(**_WIDE, out=Path("runs/equivalence-wide"))}

@@ -1,0 +1,165 @@
+"""``evaluate``: the accuracy of a trained network on few-shot tasks of classes that it has never seen."""
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.runs import FREE
+from experiments.training.evaluation_settings import Evaluate
+from experiments.training.trained import read_training
+from mamltheory.errors import CheckpointError
+from mamltheory.fewshot.evaluate import Evaluation, EvaluationConfig, batches
+from mamltheory.fewshot.evaluate import evaluate as evaluate_network
+from mamltheory.fewshot.images import ImageData, ImageSplit
+from mamltheory.files import shown
+from mamltheory.nas.network import Network, parameter_count
+from mamltheory.runtime.device import choose_device, environment
+from mamltheory.runtime.interrupt import check_interrupted
+from mamltheory.runtime.progress import stage
+from mamltheory.runtime.records import sha256, to_json
+from mamltheory.runtime.runlog import RUN_FILE, open_run, read_run, recorded
+from mamltheory.strict_json import misfit
+
+
+def run(settings: Evaluate) -> int:
+    """Print the result line and leave it in the run folder; returns 0."""
+    print(evaluate_run(settings)["description"])
+    return 0
+
+
+def evaluate_run(settings: Evaluate) -> dict[str, object]:
+    """Evaluate a finished training and record it; returns the results as the run's record holds them.
+
+    They name every task's number of recognised images, so that methods can be compared task by task.
+    """
+    training = read_training(settings.checkpoint)
+    device, data = choose_device(settings.device), training.data(settings.data)
+    network = training.network.to(device.device)
+    # A mistake in the counts shows here, before the run folder stands for these settings.
+    total = batches(split_of(data, settings), config_of(settings, data), settings.seed)
+    log = open_run(settings.out, "evaluate", settings, settings.seed, environment(device.device), FREE)
+    title = f"evaluate on {settings.tasks} tasks, batches of images"
+    with recorded(log, None), stage(title, total) as advance:
+        try:
+            result = evaluate(network, data, settings, advance)
+        except Exception:
+            check_interrupted()  # Ctrl-C reaches joblib's processes as well, and they break under it
+            raise
+    trained = {"training": identity(read_run(settings.checkpoint))}
+    return log.close(**results_of(result, network), **trained).record["results"]
+
+
+def results_of(result: Evaluation, network: Network) -> dict[str, object]:
+    """What the record of an evaluation holds: interval over tasks, size of the network, every task's count."""
+    interval = result.interval
+    return {
+        "accuracy": interval.mean,
+        "half_width": interval.half_width,
+        "description": result.describe(),
+        "parameters": parameter_count(network),
+        "weights": digest_of(network.state_dict()),
+        "tasks_digest": result.tasks_digest,
+        "queries_per_task": result.config.ways * result.config.queries,
+        "correct": " ".join(map(str, result.correct)),  # one line of the file, however many tasks
+    }
+
+
+class Results(TypedDict):
+    """What :func:`results_of` gives, as a table reads it from a run's record."""
+
+    accuracy: float
+    half_width: float
+    parameters: Annotated[int, 1]
+    tasks_digest: str
+    queries_per_task: Annotated[int, 1]
+    correct: str
+    training: str
+
+
+def check_results(folder: Path, results: object) -> None:
+    """Raise CheckpointError unless these are the results of an evaluation, which the run folder holds."""
+    wrong = misfit(results, Results, "results")
+    if wrong is None and not re.fullmatch(r"\d{1,9}( \d{1,9})*", results["correct"]):
+        wrong = f"results['correct'] is {shown(results['correct'])}: expected a count for every task"
+    if wrong is None and not abs(accuracies_of(results).mean() - float(results["accuracy"])) < 1e-6:
+        wrong = f"the accuracy is {results['accuracy']}, and not the mean of its tasks"
+    if wrong:
+        raise CheckpointError(
+            f"{folder / RUN_FILE} is not the record of an evaluation ({wrong}): remove the folder and evaluate again"
+        )
+
+
+def identity(record: dict[str, object]) -> str:
+    """What makes a recorded run this one: its settings and when it began, however often it was taken up."""
+    content = {key: record.get(key) for key in ("command", "config", "started")}
+    return sha256(to_json(content).encode())
+
+
+def accuracies_of(results: dict[str, object]) -> np.ndarray:
+    """The accuracy on every task, from the record of an evaluation."""
+    return np.array([int(word) for word in results["correct"].split()]) / results["queries_per_task"]
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors: tells whether an evaluation is of the weights that a folder holds now."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
+        digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def split_of(data: ImageData, settings: Evaluate) -> ImageSplit:
+    """The classes that the tasks are drawn from."""
+    return {"val": data.val, "test": data.test}[settings.split]
+
+
+def config_of(settings: Evaluate, data: ImageData) -> EvaluationConfig:
+    """The procedure; images are mirrored where a mirrored image shows the same class (not so for characters)."""
+    names = ("ways", "shots", "queries", "tasks", "head", "C")
+    same = {name: getattr(settings, name) for name in names}
+    return EvaluationConfig(**same, copies=settings.augment, flip=data.mirrors)
+
+
+class Watched(torch.nn.Module):
+    """The network, looking after every batch of images whether the user wants to stop."""
+
+    def __init__(self, network: Network, advance: Callable[[], None] | None):
+        super().__init__()
+        self.network, self.advance = network, advance
+
+    def features(self, x: Tensor) -> Tensor:
+        """The network's features."""
+        # joblib also asks for batches from its own threads, where an exception would be lost.
+        if threading.current_thread() is threading.main_thread():
+            check_interrupted()
+        if self.advance is not None:
+            self.advance()
+        return self.network.features(x)
+
+
+def evaluate(
+    network: Network, data: ImageData, settings: Evaluate, advance: Callable[[], None] | None = None
+) -> Evaluation:
+    """Accuracy on the tasks of the settings, where the network is; ``advance`` is called before every batch.
+
+    The tasks depend on seed and data, not on the network.
+    """
+    device = network.classifier.weight.device
+    return evaluate_network(
+        Watched(network, advance),
+        split_of(data, settings),
+        data.mean,
+        data.std,
+        config_of(settings, data),
+        settings.seed,
+        device=device,
+        jobs=settings.jobs,
+    )

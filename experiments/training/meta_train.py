@@ -1,0 +1,160 @@
+"""``meta-train``: Conv4 by second-order MAML or ANIL on few-shot tasks, resumable after every step."""
+
+import dataclasses
+from typing import Annotated, TypedDict
+
+from experiments.data.source import cached_data, source_in
+from experiments.plotting import curve, figure, save
+from experiments.runs import FREE, Pauses, numbers_of, quoted, without_paths
+from experiments.training.settings import MetaTrain
+from mamltheory.fewshot.conv4 import conv4
+from mamltheory.fewshot.evaluate import mean_interval
+from mamltheory.fewshot.images import ImageSplit
+from mamltheory.fewshot.meta_train import (
+    MetaTrainConfig,
+    MetaTrainState,
+    adapted_accuracies,
+    meta_state_tensors,
+    meta_train_step,
+    restore_meta_training,
+    start_meta_training,
+)
+from mamltheory.rng import derived_seed
+from mamltheory.runtime.checkpoint import load
+from mamltheory.runtime.checkpoint import save as save_state
+from mamltheory.runtime.device import choose_device, environment
+from mamltheory.runtime.progress import stage
+from mamltheory.runtime.runlog import RunLog, check_complete, open_run, read_metrics, recorded
+
+QUERIES = 15  # per class in evaluations
+
+
+class Line(TypedDict):
+    """A line of a meta-training's ``metrics.jsonl``."""
+
+    step: Annotated[int, 1]
+    loss: float
+    accuracy: float
+    val_accuracy: float
+    val_half_width: float
+
+
+NAMES = {"val": "validation", "test": "test"}
+
+
+def run(settings: MetaTrain) -> int:
+    """Meta-train, print the accuracy on unseen classes before and after, and draw the curves; returns 0."""
+    device = choose_device(settings.device).device
+    data = cached_data(*source_in(settings))
+    network = conv4(
+        settings.ways, settings.image_size, derived_seed(settings.seed, "meta weights"), settings.channels
+    )
+    state = start_meta_training(network, data, config_of(settings), device)
+    where = environment(device)
+    log = open_run(settings.out, "meta-train", settings, settings.seed, where, (*FREE, "save_minutes"))
+    with recorded(log, f"python -m experiments meta-train --config {quoted(settings.out)}"):
+        before = evaluate(state, settings)
+        checkpoint = load(settings.out / "state", report=print)
+        if checkpoint is not None:
+            state = restore_meta_training(state, checkpoint.tensors, checkpoint.state)
+            lines_of(settings, state.step)
+        state = remaining_steps(state, settings, log)
+        after = evaluate(state, settings)
+    log.close(before=before, accuracy=after[0], half_width=after[1])
+    print(describe(settings, before, after))
+    draw_curves(settings, before, after)
+    return 0
+
+
+def config_of(settings: MetaTrain) -> MetaTrainConfig:
+    """The settings of the steps."""
+    names = (field.name for field in dataclasses.fields(MetaTrainConfig))
+    return MetaTrainConfig(**{name: getattr(settings, name) for name in names})
+
+
+def remaining_steps(state: MetaTrainState, settings: MetaTrain, log: RunLog) -> MetaTrainState:
+    """All steps that are left. A line of the curve speaks of one step, so that a resumed run repeats it exactly."""
+    with stage(f"meta-train ({settings.out.name})", settings.steps - state.step) as advance:
+        images = settings.tasks * settings.ways * (settings.shots + settings.queries)
+        pauses = Pauses(settings.save_minutes, bool, advance, images)
+        while state.step < settings.steps:
+            state, metrics = meta_train_step(state)
+            pauses.note = f"loss {metrics.loss:.3f}"
+            due = is_due(state.step, settings)
+            if due:
+                mean, half_width = _accuracy(state, state.data.val, settings.validation_tasks, settings.seed)
+                log.log(**dataclasses.asdict(metrics), val_accuracy=mean, val_half_width=half_width)
+            if pauses() or due:
+                tensors, numbers = meta_state_tensors(state)
+                save_state(settings.out / "state", tensors, numbers)
+                pauses.saved()
+    return state
+
+
+def evaluate(state: MetaTrainState, settings: MetaTrain) -> tuple[float, float]:
+    """Mean accuracy on tasks of the test (or validation) classes, and the half-width of its 95 % interval."""
+    split = {"val": state.data.val, "test": state.data.test}[settings.split]
+    return _accuracy(state, split, settings.test_tasks, settings.seed)
+
+
+def _accuracy(state: MetaTrainState, split: ImageSplit, tasks: int, seed: int) -> tuple[float, float]:
+    interval = mean_interval(adapted_accuracies(state, split, tasks, _queries(split, state), seed))
+    return interval.mean, interval.half_width
+
+
+def _queries(split: ImageSplit, state: MetaTrainState) -> int:
+    return max(1, min(QUERIES, min(len(members) for members in split.members) - state.config.shots))
+
+
+def describe(settings: MetaTrain, before: tuple[float, float], after: tuple[float, float]) -> str:
+    """The result in one line."""
+    percent = [f"{100 * mean:.2f} ± {100 * half_width:.2f} %" for mean, half_width in (after, before)]
+    tasks = f"{settings.test_tasks} tasks of unseen {NAMES[settings.split]} classes"
+    how = f"{settings.algorithm.upper()} with {settings.inner_steps} inner step(s) of rate {settings.inner_rate:g}"
+    return (
+        f"{percent[0]} (95 % interval over {tasks}; {percent[1]} before training): Conv4, {how}, "
+        f"{settings.ways}-way {settings.shots}-shot, squared loss, seed {settings.seed}"
+    )
+
+
+def is_due(step: int, settings: MetaTrain) -> bool:
+    """Whether the curve has a point at this step."""
+    return step % settings.report_every == 0 or step == settings.steps
+
+
+def lines_of(settings: MetaTrain, steps: int) -> dict[int, dict[str, float]]:
+    """The points of the curve by step; raises CheckpointError unless all up to ``steps`` are there."""
+    lines = read_metrics(settings.out, Line)
+    due = (step for step in range(1, steps + 1) if is_due(step, settings))
+    check_complete(settings.out, lines, "step", due)
+    return {line["step"]: numbers_of(line) for line in lines}
+
+
+def draw_curves(settings: MetaTrain, before: tuple[float, float], after: tuple[float, float]) -> None:
+    """Meta-loss and accuracies against outer steps, with chance and the accuracy on the test classes."""
+    rows = lines_of(settings, settings.steps)
+    names = ("step", "loss", "accuracy", "val_accuracy", "val_half_width")
+    data = {name: [row[name] for row in rows.values()] for name in names}
+    data |= {"test_before": list(before), "test_after": list(after), "chance": 1 / settings.ways}
+    with figure("page", 2.6, columns=2) as (drawing, axes):
+        left, right = axes[0]
+        left.plot(data["step"], data["loss"], **curve(0))
+        left.set_ylabel("squared loss per query sample")
+        right.errorbar(
+            data["step"],
+            data["val_accuracy"],
+            data["val_half_width"],
+            capsize=2,
+            label="validation",
+            **curve(2),
+        )
+        ends = ([0, settings.steps], [before[0], after[0]], [before[1], after[1]])
+        name = f"{NAMES[settings.split]}, before and after"
+        right.errorbar(*ends, capsize=3, label=name, **curve(1) | {"linestyle": "none"})
+        right.axhline(data["chance"], color="0.4", linestyle=":", label="chance")
+        right.set_ylabel("accuracy on new classes")
+        right.legend()
+        for panel in (left, right):
+            panel.set_xlabel("outer steps")
+        paths = save(drawing, "meta_curves", data, settings.out, without_paths(settings), settings.seed)
+    print(f"wrote {paths[0]} (and .pdf, .json)")

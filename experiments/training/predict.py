@@ -1,0 +1,175 @@
+"""``predict``: classes of a user's own images, from a few labelled ones, by a trained network."""
+
+import csv
+import io
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from experiments.runs import FREE, warn
+from experiments.training.evaluation_settings import Predict
+from experiments.training.trained import read_training
+from mamltheory.errors import DataError, printable
+from mamltheory.fewshot.augment import Augmentation
+from mamltheory.fewshot.formats.common import Options
+from mamltheory.fewshot.formats.folders import kinds
+from mamltheory.fewshot.formats.listing import class_folders, image_files, told, total
+from mamltheory.fewshot.formats.pixels import decoded
+from mamltheory.fewshot.predict import Predictions, predict
+from mamltheory.runtime.device import choose_device, environment
+from mamltheory.runtime.records import replace_file
+from mamltheory.runtime.runlog import open_run, recorded
+
+UNSURE = 5
+"""Images named in the summary as the least certain ones."""
+FORMULAS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+"""What a spreadsheet takes a cell for a formula by."""
+
+
+@dataclass(frozen=True)
+class UserTask:
+    """The files of one few-shot task: labelled ones by class, and those whose class is asked for."""
+
+    support: dict[str, tuple[Path, ...]]
+    query: tuple[Path, ...]
+    place: Path
+    """The folder of the query images, by which they are named."""
+    left_out: Counter[str]
+    """Entries that are not read: reason → how many."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The number of the class of each support file."""
+        return np.repeat(np.arange(len(self.support)), [len(files) for files in self.support.values()])
+
+
+def run(settings: Predict) -> int:
+    """Write ``predictions.csv`` and print a summary; returns 0."""
+    task = find_images(settings.images)
+    training, device = read_training(settings.checkpoint), choose_device(settings.device)
+    network, inputs = training.network.to(device.device), training.inputs
+    support, query = read_images(task, inputs.image_size)
+    log = open_run(settings.out, "predict", settings, settings.seed, environment(device.device), FREE)
+    with recorded(log, None):
+        predictions = predict(
+            network,
+            support,
+            task.labels,
+            query,
+            inputs.mean,
+            inputs.std,
+            head=settings.head,
+            C=settings.C,
+            copies=settings.augment,
+            augmentation=Augmentation(flip=inputs.mirrors),
+            seed=settings.seed,
+            device=device.device,
+        )
+        text = table_of(task, predictions, settings)
+        replace_file(settings.out / "predictions.csv", text.encode())
+    lines = [*summary(task, predictions, settings), *repeated(support, query)]
+    log.close(summary=lines)
+    print("\n".join([*lines, printable(f"wrote {settings.out / 'predictions.csv'}")]))
+    return 0
+
+
+def find_images(folder: Path) -> UserTask:
+    """The image files at and below support/CLASS and in and below query, sorted by name.
+
+    Raises DataError when a folder is missing, a class is empty, there are fewer than two classes, or a link
+    leads out of the folder.
+    """
+    layout = f"expected {folder}/support/CLASS/*.png for every class and {folder}/query/*.png (or {kinds()})"
+    for part in ("support", "query"):
+        if not (folder / part).is_dir():
+            raise DataError(f"there is no folder {folder / part}: {layout}")
+    try:
+        classes, beside = class_folders(folder / "support")
+        support = {entry.name: image_files(entry, folder) for entry in classes}
+        query = image_files(folder / "query", folder)
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
+    lists = {**{f"support/{name}": found for name, found in support.items()}, "query": query}
+    for name, found in lists.items():
+        if not found.files:
+            but = f" that is read (it holds {told(found.left_out)})" if found.left_out else ""
+            raise DataError(f"{folder / name} holds no image{but}: {layout}")
+    if len(support) < 2:
+        raise DataError(f"{folder}/support has {len(support)} classes, a choice needs at least 2: {layout}")
+    left_out = total([beside, *(found.left_out for found in lists.values())])
+    files = {name: found.files for name, found in support.items()}
+    return UserTask(files, query.files, folder / "query", left_out)
+
+
+def read_images(task: UserTask, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Support and query images (uint8 N×size×size×3) at the side that the network was trained on.
+
+    Raises DataError naming the file that cannot be read; files are decoded as what they are, whatever they say.
+    """
+    groups = {"support": [file for files in task.support.values() for file in files], "query": task.query}
+    return tuple(
+        decoded([(str(file), file) for file in files], len(files), name, Options(size, notice=warn))
+        for name, files in groups.items()
+    )
+
+
+def confidence_name(settings: Predict) -> str:
+    """What the head's certainty is: only logistic regression has probabilities."""
+    return "probability" if settings.head == "logistic" else "margin"
+
+
+def table_of(task: UserTask, predictions: Predictions, settings: Predict) -> str:
+    """The CSV: file, class, and the probability or margin.
+
+    Names are :func:`printable`, and none begins a formula of a spreadsheet.
+    """
+    names, file = list(task.support), io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["file", "class", confidence_name(settings)])
+    rows = zip(task.query, predictions.labels, predictions.confidence, strict=True)
+    for path, label, sure in rows:
+        words = (path.relative_to(task.place).as_posix(), names[label])
+        writer.writerow([*map(no_formula, words), f"{sure:.6g}"])
+    return file.getvalue()
+
+
+def no_formula(word: str) -> str:
+    """The word on one line, with an apostrophe before what a spreadsheet would compute."""
+    word = printable(word)
+    return f"'{word}" if word.lstrip()[:1] in FORMULAS else word
+
+
+def repeated(support: np.ndarray, query: np.ndarray) -> list[str]:
+    """A line on query images that are among the labelled ones, if there are any."""
+    known = {image.tobytes() for image in support}
+    count = sum(image.tobytes() in known for image in query)
+    return [f"{count} query images are identical to labelled ones"] if count else []
+
+
+def summary(task: UserTask, predictions: Predictions, settings: Predict) -> list[str]:
+    """What was asked, how often each class was found, and which images are the least certain."""
+    names, counts = list(task.support), Counter(predictions.labels.tolist())
+    shots = sorted({len(files) for files in task.support.values()})
+    head = settings.head if settings.head == "nearest-centroid" else f"{settings.head} (C={settings.C:g})"
+    copies = f"{settings.augment} augmented copies of each" if settings.augment else "as they are"
+    lines = [
+        f"{len(task.query)} images in {len(names)} classes, from {'–'.join(map(str, {shots[0]: 0, shots[-1]: 0}))} "
+        f"labelled images per class ({copies}), {head}, seed {settings.seed}"
+    ]
+    lines += [f"  {name}: {counts[number]}" for number, name in enumerate(names)]
+    order = np.argsort(predictions.confidence, kind="stable")[:UNSURE]
+    files = [path.relative_to(task.place).as_posix() for path in task.query]
+    unsure = [f"{files[i]} ({predictions.confidence[i]:.2g})" for i in order]
+    lines.append(f"least certain, by {confidence_name(settings)}: {', '.join(unsure)}")
+    if task.left_out:
+        count = sum(task.left_out.values())
+        lines.append(
+            f"{count} other files were left out: {told(task.left_out)}; images are {kinds()} and others"
+        )
+    if not predictions.converged:
+        lines.append("the classifier did not converge: lower C")
+    return [printable(line) for line in lines]

@@ -1,0 +1,174 @@
+"""The settings of the training."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from experiments.requirements import require, require_at_least
+from experiments.settings import EMBEDDED_DATA, GLYPHS_MINI, MINI, TIERED, Network, shares_of
+
+
+@dataclass(frozen=True)
+class Train(Network):
+    """Train a network of searched cells, or ResNet-12, on the base classes, as RFS does (Section 6.1)."""
+
+    network: Literal["cells", "resnet12"] = "cells"
+    """What is trained: a stack of the genotype's cells, or the ResNet-12 of RFS (no genotype, no channels)."""
+    genotype: Path = Path("runs/search/genotype.json")
+    """The searched cell."""
+    epochs: int = 100
+    """Passes over the base classes."""
+    batch_size: int = 64
+    """Images per step, of all processes together."""
+    learning_rate: float = 0.02
+    """Initial learning rate of SGD."""
+    milestones: tuple[int, ...] = (60, 80)
+    """Epochs after which the learning rate falls by a factor of ten."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-4
+    """ℓ2 penalty on the weights."""
+    drop_path: float = 0.2
+    """Probability of leaving out an operation at the end of training; it grows linearly from zero."""
+    validate_every: int = 0
+    """Few-shot accuracy on the validation classes after every so many epochs; 0 for never, as in the paper."""
+    validation_tasks: int = 200
+    """Tasks of a validation: up to 5 ways, 1 shot, nearest centroid."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Number format of products and activations; weights, statistics and the loss stay in float32."""
+    compile: bool = False
+    """Compile the blocks of the network first: a minute or more at the start, faster steps after it."""
+    channels_last: bool = True
+    """Keep channels together in memory: faster convolutions on CPU and GPU."""
+    save_minutes: float = 10.0
+    """Save the state within an epoch after so many minutes; at its end and at a stop it is saved anyway."""
+    out: Path = Path("runs/train")
+    """Run folder; a run stopped there goes on by itself."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(self, 1, ("epochs", "batch_size"))
+        require_at_least(self, 2, ("validation_tasks",))
+        require_at_least(self, 0, ("momentum", "weight_decay", "drop_path", "validate_every", "save_minutes"))
+        positive = 0 < self.learning_rate < math.inf
+        require(positive, f"learning_rate is {self.learning_rate}: expected a positive finite number")
+        require(self.momentum < 1, f"momentum is {self.momentum}: expected less than 1")
+        require(self.drop_path < 1, f"drop_path is {self.drop_path}: expected less than 1")
+        late = [epoch for epoch in self.milestones if not 0 < epoch < self.epochs]
+        require(
+            not late,
+            f"milestones {late} lie outside the {self.epochs} epochs: change --milestones or --epochs",
+        )
+        ordered = list(self.milestones) == sorted(set(self.milestones))
+        require(ordered, f"milestones is {self.milestones}: give them in increasing order, each once")
+
+
+@dataclass(frozen=True)
+class MetaTrain:
+    """Train Conv4 by second-order MAML or ANIL, the theory's own code, and try it on unseen classes."""
+
+    data: str = EMBEDDED_DATA
+    """"glyphs" or "glyphs-mini" (embedded, no download), or the folder of mini- or tieredImageNet."""
+    class_split: str | None = None
+    """For folders CLASS/* without splits: shares of the classes for training, validation and test, as in 60/20/20
+    (--split of other commands)."""
+    split_seed: int = 0
+    """Seed that draws this split, whatever the seed of the run: the same in every command."""
+    image_size: int = 28
+    """Side of the square images in pixels, at least 16."""
+    channels: int = 32
+    """Channels of each of the four blocks."""
+    algorithm: Literal["maml", "anil"] = "maml"
+    """What the inner loop adapts: all parameters, or the last linear layer."""
+    ways: int = 5
+    """Classes per task."""
+    shots: int = 1
+    """Support samples per class."""
+    queries: int = 5
+    """Query samples per class in training; 15 in evaluation."""
+    tasks: int = 4
+    """Tasks in an outer step."""
+    steps: int = 2000
+    """Outer steps."""
+    inner_steps: int = 1
+    """Gradient steps on a task's support samples, τ."""
+    inner_rate: float = 0.1
+    """Learning rate λ of the inner steps, for the loss summed over the support samples. The more features Conv4
+    has, channels · (image_size // 16)², the smaller it has to be."""
+    learning_rate: float = 3e-3
+    """Learning rate of Adam, which makes the outer steps."""
+    report_every: int = 100
+    """Outer steps between two lines of the learning curve, with accuracy on the validation classes."""
+    validation_tasks: int = 50
+    """Tasks of a validation."""
+    test_tasks: int = 600
+    """Tasks of the evaluation at the end, and once before the first step."""
+    split: Literal["val", "test"] = "test"
+    """Classes of that evaluation: "val" to choose settings by, "test" to report."""
+    seed: int = 0
+    """Seed of every random draw."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda or cuda:N."""
+    save_minutes: float = 5.0
+    """Save the state after so many minutes; at the end and at a stop it is saved anyway."""
+    out: Path = Path("runs/meta-train")
+    """Run folder; a run stopped there goes on by itself."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.data), 'data is empty: expected "glyphs" or a folder')
+        require_at_least(self, 16, ("image_size",))
+        require_at_least(self, 2, ("channels", "ways", "validation_tasks", "test_tasks"))
+        require_at_least(self, 1, ("shots", "queries", "tasks", "steps", "inner_steps", "report_every"))
+        require_at_least(self, 0, ("seed", "split_seed", "save_minutes"))
+        shares_of(self.class_split)
+        for name in ("inner_rate", "learning_rate"):
+            value = getattr(self, name)
+            require(0 < value < math.inf, f"{name} is {value}: expected a positive finite number")
+
+
+def _train(name: str, data: str, cells: int, batch_size: int) -> Train:
+    if data in (MINI, GLYPHS_MINI):
+        # [6.1] 100 epochs from 0.02, decayed at 60 and 80; [E] dropout 0.2.
+        schedule = {"epochs": 100, "learning_rate": 0.02, "milestones": (60, 80), "drop_path": 0.2}
+    else:
+        # [6.1] 60 epochs from 0.01, decayed at 30, 40 and 50; [E] dropout 0.1.
+        schedule = {"epochs": 60, "learning_rate": 0.01, "milestones": (30, 40, 50), "drop_path": 0.1}
+    folder = Path(f"runs/{name}")
+    files = {"genotype": folder / "search/genotype.json", "out": folder / "train"}
+    # [6.1] momentum 0.9 and weight decay 5e-4 are the settings' defaults; [code] 84 × 84 pixels, 48 channels.
+    return Train(
+        data=data, cells=cells, batch_size=batch_size, channels=48, image_size=84, **schedule, **files
+    )
+
+
+# [E] batch size 64 for 5 cells; 40 (miniImageNet) and 56 (tieredImageNet) for 8 cells.
+TRAIN = {
+    "glyph-smoke": Train(
+        genotype=Path("runs/glyph-smoke/search/genotype.json"),
+        channels=8,
+        cells=3,
+        stem_stride=2,
+        epochs=3,
+        milestones=(2,),
+        drop_path=0.0,
+        out=Path("runs/glyph-smoke/train"),
+    ),
+    "glyph-84": _train("glyph-84", GLYPHS_MINI, 5, 64),
+    "mini-5": _train("mini-5", MINI, 5, 64),
+    "mini-8": _train("mini-8", MINI, 8, 40),
+    "tiered-5": _train("tiered-5", TIERED, 5, 64),
+    "tiered-8": _train("tiered-8", TIERED, 8, 56),
+}
+
+
+META_TRAIN = {
+    "glyph-smoke": MetaTrain(
+        image_size=16, channels=16, algorithm="anil", inner_rate=0.1, steps=1000, test_tasks=200,
+        out=Path("runs/glyph-smoke/meta-train"),
+    ),
+    "mini-conv4": MetaTrain(
+        data=MINI, image_size=84, queries=15, inner_steps=5, inner_rate=3e-4, learning_rate=1e-3, steps=60_000,
+        report_every=1000, test_tasks=1000, out=Path("runs/mini-conv4/meta-train"),
+    ),
+}  # fmt: skip

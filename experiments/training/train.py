@@ -1,0 +1,206 @@
+"""``train``: RFS pre-training of a network, alone or under torchrun, resumable after every step."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, NotRequired, TypedDict
+
+import torch
+
+from experiments.data.source import data_of
+from experiments.genotypes import network_size, read_genotype
+from experiments.plotting import curve, figure, save
+from experiments.runs import FREE, Pauses, leading_stage, numbers_of, quoted, without_paths
+from experiments.training.settings import Train
+from mamltheory.errors import CheckpointError
+from mamltheory.fewshot.evaluate import EvaluationConfig
+from mamltheory.fewshot.evaluate import evaluate as evaluate_network
+from mamltheory.fewshot.execution import Execution
+from mamltheory.fewshot.images import ImageData
+from mamltheory.fewshot.inputs import inputs_of
+from mamltheory.fewshot.resnet import resnet12
+from mamltheory.fewshot.train import TrainConfig, TrainState, start_training, train_epoch
+from mamltheory.fewshot.training_state import restore, state_tensors
+from mamltheory.nas.genotype import Genotype
+from mamltheory.nas.network import derived_network, parameter_count
+from mamltheory.rng import derived_seed
+from mamltheory.runtime.checkpoint import check_state, load
+from mamltheory.runtime.checkpoint import save as save_state
+from mamltheory.runtime.data_parallel import Team, team
+from mamltheory.runtime.device import choose_device, environment
+from mamltheory.runtime.interrupt import Interrupted
+from mamltheory.runtime.runlog import RunLog, check_complete, open_run, read_metrics, recorded
+
+
+class Line(TypedDict):
+    """A line of a training's ``metrics.jsonl``, as far as it is read."""
+
+    epoch: Annotated[int, 1]
+    loss: float
+    accuracy: float
+    learning_rate: float
+    val_accuracy: NotRequired[float]
+    val_half_width: NotRequired[float]
+
+
+class Kept(TypedDict):
+    """What every saved training holds, as far as commands read it themselves."""
+
+    epoch: Annotated[int, 0]
+    step: Annotated[int, 0]
+    genotype: dict[str, object] | None
+
+
+def run(settings: Train) -> int:
+    """Train the network of the settings and draw the learning curve; returns 0."""
+    genotype = read_genotype(settings.genotype) if settings.network == "cells" else None
+    with team() as crew:
+        train(settings, genotype, crew)
+        if crew.leads:
+            draw_curves(settings)
+    return 0
+
+
+def train(settings: Train, genotype: Genotype | None, crew: Team | None = None) -> torch.nn.Module:
+    """Run or take up the training in its run folder; on a CPU interruptions change no bit of the result."""
+    crew = crew or Team()
+    device = choose_device(crew.device_name(settings.device)).device
+    data = data_of(settings)
+    network = new_network(settings, genotype, inputs_of(data).classes)
+    execution = Execution(settings.channels_last, settings.compile, crew.rank, crew.size)
+    state = start_training(network, data, config_of(settings, data), device, execution)
+    with _record(settings, crew, device) as log:
+        checkpoint = load(settings.out / "state", report=print)
+        if checkpoint is not None:
+            check_state(checkpoint, Kept)
+            _check_genotype(checkpoint.state["genotype"], genotype, settings)
+            state = restore(state, checkpoint.tensors, checkpoint.state)
+            if log is not None:
+                lines_of(settings, state.epoch)
+        crew.check_same((state.epoch, state.step), "epoch and step")
+        state = _remaining_steps(state, genotype, settings, crew, log)
+    if log is not None:
+        log.close(epochs=state.epoch, parameters=parameter_count(network))
+    # What is evaluated now and what is loaded later should agree to the last bit.
+    return state.network.to(memory_format=torch.contiguous_format)
+
+
+@contextmanager
+def _record(settings: Train, crew: Team, device: torch.device) -> Iterator[RunLog | None]:
+    """The run's record, for the process that writes; the others have none."""
+    again = continue_with(settings, crew.size)
+    if not crew.leads:
+        try:
+            yield None
+        except Interrupted as stop:
+            raise stop.saved(again) from None
+        return
+    where = environment(device) | ({"processes": crew.size} if crew.size > 1 else {})
+    log = open_run(settings.out, "train", settings, settings.seed, where, (*FREE, "save_minutes"))
+    with recorded(log, again):
+        yield log
+
+
+def _remaining_steps(
+    state: TrainState, genotype: Genotype | None, settings: Train, crew: Team, log: RunLog | None
+) -> TrainState:
+    """All steps that are left; the state is saved after every epoch, after so many minutes, and at a stop."""
+    name = json.loads(json.dumps(genotype.to_json())) if genotype is not None else None
+    left = (settings.epochs - state.epoch) * state.steps - state.step
+    with leading_stage(f"train ({settings.out.name})", left, crew.leads) as advance:
+        pauses = Pauses(settings.save_minutes, crew.any, advance, settings.batch_size)
+        while state.epoch < settings.epochs:
+            pauses.note = f"epoch {state.epoch + 1}/{settings.epochs}"
+            state, metrics = train_epoch(state, pauses)
+            if log is not None:
+                # Logged first: a crash in between repeats the line, and never leaves out an epoch.
+                if metrics is not None:
+                    log.log(**dataclasses.asdict(metrics), **_validated(state, settings))
+                tensors, numbers = state_tensors(state)
+                save_state(settings.out / "state", tensors, {**numbers, "genotype": name})
+            pauses.saved()
+    return state
+
+
+def _validated(state: TrainState, settings: Train) -> dict[str, float]:
+    """Few-shot accuracy on the validation classes, where it is due after this epoch."""
+    if not settings.validate_every or state.epoch % settings.validate_every:
+        return {}
+    split = state.data.val
+    fewest = min(len(members) for members in split.members)
+    config = EvaluationConfig(
+        ways=min(5, len(split.class_names)),
+        shots=1,
+        queries=max(1, min(15, fewest - 1)),
+        tasks=settings.validation_tasks,
+        copies=0,
+        head="nearest-centroid",
+    )
+    result = evaluate_network(
+        state.network, split, state.data.mean, state.data.std, config, settings.seed, device=state.device
+    ).interval
+    return {"val_accuracy": result.mean, "val_half_width": result.half_width}
+
+
+def config_of(settings: Train, data: ImageData) -> TrainConfig:
+    """The recipe; images are mirrored where a mirrored image shows the same class (not so for characters)."""
+    names = (
+        *("batch_size", "learning_rate", "momentum", "weight_decay", "epochs", "milestones", "drop_path"),
+        *("precision", "seed"),
+    )
+    return TrainConfig(**{name: getattr(settings, name) for name in names}, flip=data.mirrors)
+
+
+def new_network(settings: Train, genotype: Genotype | None, classes: int) -> torch.nn.Module:
+    """The untrained network for so many classes; its weights depend on the seed alone."""
+    seed = derived_seed(settings.seed, "training weights")
+    if settings.network == "resnet12":
+        return resnet12(classes, seed)
+    return derived_network(genotype, network_size(settings, classes), seed)
+
+
+def continue_with(settings: Train, processes: int = 1) -> str:
+    """The command that goes on with a training."""
+    program = "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
+    return f"{program} -m experiments train --config {quoted(settings.out)}"
+
+
+def _check_genotype(saved: object, genotype: Genotype | None, settings: Train) -> None:
+    ours = genotype.to_json() if genotype is not None else None
+    if json.dumps(saved) != json.dumps(ours):
+        raise CheckpointError(f"{settings.out} trains another genotype: choose another --out")
+
+
+def lines_of(settings: Train, epochs: int) -> dict[int, dict[str, float]]:
+    """What was measured in every epoch; raises CheckpointError unless all of the first ``epochs`` are there."""
+    lines = read_metrics(settings.out, Line)
+    check_complete(settings.out, lines, "epoch", range(1, epochs + 1))
+    return {line["epoch"]: numbers_of(line) for line in lines}
+
+
+def draw_curves(settings: Train) -> None:
+    """Training loss and accuracy against epochs, validation accuracy where it was taken, falls of the rate."""
+    rows = lines_of(settings, settings.epochs)
+    data = {
+        name: [row[name] for row in rows.values()] for name in ("epoch", "loss", "accuracy", "learning_rate")
+    }
+    seen = [row for row in rows.values() if "val_accuracy" in row]
+    for name in ("epoch", "val_accuracy", "val_half_width") if seen else ():
+        data[f"val_{name.removeprefix('val_')}"] = [row[name] for row in seen]
+    with figure("page", 2.6, columns=2) as (drawing, axes):
+        for i, (panel, name) in enumerate(zip(axes[0], ("loss", "accuracy"), strict=True)):
+            some = max(1, len(data["epoch"]) // 20)
+            panel.plot(data["epoch"], data[name], markevery=some, label="training, all classes", **curve(i))
+            for milestone in settings.milestones:
+                panel.axvline(milestone + 0.5, color="0.6", linestyle=":")
+            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.set_xlabel("epoch" + " (dotted: the learning rate falls)" * bool(settings.milestones))
+            panel.set_ylabel({"loss": "training cross-entropy (nats)", "accuracy": "training accuracy"}[name])
+        if seen:
+            bars = {"x": data["val_epoch"], "y": data["val_accuracy"], "yerr": data["val_half_width"]}
+            axes[0, 1].errorbar(**bars, label="validation, few-shot", capsize=2, **curve(2))
+            axes[0, 1].set_ylabel("accuracy")
+            axes[0, 1].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+        paths = save(drawing, "learning_curves", data, settings.out, without_paths(settings), settings.seed)
+    print(f"wrote {paths[0]} (and .pdf, .json)")

@@ -1,0 +1,167 @@
+"""The inner loop: τ gradient steps on a task's support samples, Eq. (1), line 5 of Algorithm 1 and Eq. (83).
+
+    θ_{s+1} = θ_s − λ P ∇ℓ(f_{θ_s}(X'), Y'),   ℓ(ŷ, y) = ½ Σ (ŷ − y)²,   λ = λ0 / l
+
+P is the identity for MAML and the projection on the last linear layer for ANIL. Eq. (1) prints the step
+without λ; line 5 of the algorithm has it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import grad
+
+from mamltheory.errors import ConfigurationError, UnsupportedModelError, ValueRangeError
+from mamltheory.guard import ready_for_tasks
+from mamltheory.linalg import GradientDescent, is_number
+from mamltheory.modules import plain_numerics
+from mamltheory.networks import Model, in_transform, not_differentiable, output_of
+from mamltheory.tasks import Parameters, Task
+
+Algorithm = Literal["maml", "anil"]
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """How a task is adapted to: ``tau`` steps of rate λ = lam0 / scale, of all parameters or the head.
+
+    first_order: leave out the derivative of the adaptation in the meta-gradient (first-order MAML).
+    Raises ValueRangeError for a negative lam0 or tau, or an unknown algorithm.
+    """
+
+    lam0: float
+    tau: int = 1
+    algorithm: Algorithm = "maml"
+    first_order: bool = False
+
+    def __post_init__(self) -> None:
+        if not (is_number(self.lam0) and self.lam0 >= 0):
+            raise ValueRangeError(f"lam0 is {self.lam0!r}: expected a finite number of at least 0")
+        if not (is_number(self.tau) and self.tau >= 0 and self.tau == int(self.tau)):
+            raise ValueRangeError(f"tau is {self.tau!r}: expected a whole number of inner steps, at least 0")
+        if self.algorithm not in ("maml", "anil"):
+            raise ValueRangeError(f"algorithm is {self.algorithm!r}: expected 'maml' or 'anil'")
+
+    @property
+    def dynamics(self) -> GradientDescent:
+        """The same loop as a function of the kernel: τ steps of rate λ0 on Θ (which carries 1/l)."""
+        return GradientDescent(self.lam0, self.tau)
+
+
+def algorithm_of(inner: InnerLoop) -> Algorithm:
+    """The inner loop's algorithm; raises ConfigurationError when it is no InnerLoop."""
+    if not isinstance(inner, InnerLoop):
+        raise ConfigurationError(
+            f"the inner loop is {inner!r}: expected InnerLoop(lam0, tau, algorithm), for example InnerLoop(0.1, 1)"
+        )
+    return inner.algorithm
+
+
+def square_loss(prediction: Tensor, target: Tensor) -> Float[Tensor, ""]:
+    """ℓ(ŷ, y) = ½ ‖ŷ − y‖², a sum over samples and outputs (no mean)."""
+    return (prediction - target).square().sum() / 2
+
+
+def adapted_names(model: Model, params: Parameters, inner: InnerLoop) -> frozenset[str]:
+    """Names of the parameters that the inner loop moves: all for MAML, the head's for ANIL, less the frozen ones.
+
+    Raises UnsupportedModelError for ANIL when the network has no linear head, ConfigurationError when all are frozen.
+    """
+    moving = frozenset(model.moving(params))
+    if not moving:
+        raise ConfigurationError("no parameter requires a gradient: call network.requires_grad_(True)")
+    if inner.algorithm == "maml":
+        return moving
+    if not model.head:
+        raise UnsupportedModelError(
+            "ANIL adapts the last linear layer, and this network has none: use algorithm='maml'"
+        )
+    if not model.head & moving:
+        raise ConfigurationError(
+            f"all of the head {sorted(model.head)} is frozen: call .requires_grad_(True) on it"
+        )
+    return model.head & moving
+
+
+def support_gradient(model: Model, params: Parameters, task: Task, inner: InnerLoop) -> Parameters:
+    """P ∇_θ ℓ(f_θ(X'), Y'), only the entries that the inner loop moves."""
+    names = adapted_names(model, params, inner)
+    moving = {name: value for name, value in params.items() if name in names}
+
+    def loss(part: Parameters) -> Tensor:
+        return square_loss(output_of(model, {**params, **part}, task.support_x), task.support_y)
+
+    return grad(loss)(moving) if in_transform(moving) else plain_gradient(loss, moving)
+
+
+def plain_gradient(loss: Callable[[Parameters], Tensor], values: Parameters) -> Parameters:
+    """∇ loss by plain autograd, itself differentiable where the values are.
+
+    Raises UnsupportedModelError when torch has no such derivative.
+    """
+    graph = any(value.requires_grad for value in values.values())
+    own = {name: v if v.requires_grad else v.detach().requires_grad_() for name, v in values.items()}
+    try:
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(
+                loss(own), list(own.values()), create_graph=graph, allow_unused=True, materialize_grads=True
+            )
+    except (torch.OutOfMemoryError, UnsupportedModelError):
+        raise
+    except RuntimeError as error:
+        raise not_differentiable(values, error) from error
+    return dict(zip(own, gradients, strict=True))
+
+
+def inner_path(model: Model, params: Parameters, task: Task, inner: InnerLoop) -> list[Parameters]:
+    """θ_0, θ_1, …, θ_τ of the inner loop, differentiable in ``params``."""
+    path = [params]
+    rate = inner.lam0 / model.scale
+    for _ in range(inner.tau):
+        gradient = support_gradient(model, path[-1], task, inner)
+        if inner.first_order:
+            gradient = {name: value.detach() for name, value in gradient.items()}
+        moved = {name: path[-1][name] - rate * value for name, value in gradient.items()}
+        path.append({**path[-1], **moved})
+    return path
+
+
+@plain_numerics()
+def adapt(model: Model | nn.Module, params: Parameters | None, task: Task, inner: InnerLoop) -> Parameters:
+    """θ' = θ_τ, the parameters adapted to the task's support samples, Eq. (1).
+
+    Args:
+        model: a network, as a Model or a torch module.
+        params: θ; None for a module's own.
+        task: the task, of which the support samples count.
+        inner: the inner loop.
+
+    Returns:
+        All parameters; those that the loop does not move are the given ones.
+
+    Raises:
+        MamlTheoryError: as :func:`mamltheory.guard.ready_for_tasks`.
+    """
+    model, params = ready_for_tasks(model, params, [task], algorithm_of(inner))
+    return inner_path(model, params, task, inner)[-1]
+
+
+@plain_numerics()
+def meta_output(
+    model: Model | nn.Module, params: Parameters | None, task: Task, inner: InnerLoop
+) -> Float[Tensor, " nk"]:
+    """F_θ(X, X', Y') = f_{θ'}(X), Eq. (1): the adapted network on the queries, flattened sample-major.
+
+    Arguments and errors as for :func:`adapt`.
+    """
+    model, params = ready_for_tasks(model, params, [task], algorithm_of(inner))
+    return query_output(model, params, task, inner)
+
+
+def query_output(model: Model, params: Parameters, task: Task, inner: InnerLoop) -> Float[Tensor, " nk"]:
+    """:func:`meta_output` of a network that has been checked."""
+    return output_of(model, inner_path(model, params, task, inner)[-1], task.query_x).reshape(-1)

@@ -1,0 +1,276 @@
+"""Empirical NTK of any module, layer by layer: Θ̂ of Definition 1 without ever holding a Jacobian.
+
+The gradient of an output by the parameters of a layer is a function of what enters the layer and of what flows back
+to what leaves it. One forward pass with hooks and one backward pass per output give both for all layers; each
+layer's gradients are then formed, contracted and discarded.
+
+Nothing is taken on trust, unless the caller vouches for the module. Within its own call a layer sees its
+parameters as constants, so that what it contributes comes from its formula alone; whatever gradient still reaches a
+parameter (a weight used outside its layer, or a parameter of a module with children) shows in the same backward
+passes, and that parameter goes to the general way, :func:`mamltheory.kernels.layers.jacobian.jacobian`. Calls of one
+module, and of modules that share a parameter, add up row by row.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mamltheory.errors import UnsupportedModelError
+from mamltheory.guard import check_finite_outputs, check_independent
+from mamltheory.kernels.layers.gram import Gradients, added_up
+from mamltheory.kernels.layers.jacobian import Outputs, gradients_of
+from mamltheory.kernels.layers.parts import keeps_samples_apart
+from mamltheory.kernels.layers.recorder import (
+    Call,
+    NotCovered,
+    Recorder,
+    batched_flows,
+    flows_back,
+    own_parameters,
+)
+from mamltheory.kernels.layers.rules import layer_gradients, linear_factors, module_gradients
+from mamltheory.kernels.layers.tiles import Budget, Pass, general_gradients, tiled_kernels
+from mamltheory.modules import call_module, probe_weights, refuse_checkpointing, unknown_parts
+from mamltheory.networks import Model, output_of
+from mamltheory.tasks import Parameters
+
+
+def layerwise_kernels(
+    module: nn.Module,
+    x1: Tensor,
+    x2: Tensor | None,
+    selections: Sequence[Collection[str]],
+    params: Parameters,
+    outputs: Outputs = "full",
+    *,
+    chunk: int | None = None,
+    memory: int | None = None,
+    strict: bool = False,
+    trusted: bool = False,
+    dtype: torch.dtype | None = None,
+) -> list[Float[Tensor, "p q"]]:
+    """∇f(x1) ∇f(x2)ᵀ by the parameters of every selection, all from the same passes.
+
+    x2: None for the symmetric kernels.  selections: names of parameters.  params: values of the parameters.
+    chunk, memory: most samples, and most bytes, of a tile; a tile of n samples holds about, in numbers of the
+    network's dtype,
+        n Σ_layers (what enters + (2 + k) what leaves) + n k D_layer of the layer at hand (factors: n (j + k o)),
+    and half the budget goes to the rows' tile where there are several.
+    strict: refuse parameters that only the general way covers.  trusted: the caller knows that the module holds the
+    values of ``params``, keeps samples apart, and uses each parameter inside calls of the layer it is in alone; none of
+    that is checked then. Otherwise the parts of the module that are not known are tested to keep samples apart.
+    dtype: of the kernels and of their accumulation (float64).
+    Raises UnsupportedModelError (naming the module), ConfigurationError for a budget too small for one sample.
+    """
+    state = _Layerwise(module, params, selections, outputs, x1, trusted)
+    while True:
+        try:
+            return tiled_kernels(state.differentiate, x1, x2, selections, chunk, memory, dtype)
+        except NotCovered as found:
+            state.leave_out(found, strict)
+
+
+def parameter_routes(
+    module: nn.Module, x: Tensor, params: Parameters, select: Collection[str]
+) -> dict[str, str]:
+    """How every parameter's part of the kernel is computed: seen on the first sample.
+
+    "factors" (linear layers), "formula" (other known layers), "module" (a layer differentiated alone), "general"
+    (vmap of jacrev through the whole network), "unused" (no gradient reaches it).
+    """
+    state = _Layerwise(module, params, [select], "sum", x)
+    while True:
+        recorder = state.recorder(Budget(2**62, 1))
+        try:
+            logits = recorder.run(x[:1])
+            flows = flows_back([logits.sum(1)], recorder)
+            break
+        except NotCovered as found:
+            state.leave_out(found, False)
+    routes = dict.fromkeys(select, "unused") | dict.fromkeys(state.general, "general")
+    for call, flow in zip(recorder.calls, flows, strict=True):
+        kind = "module" if call.kind is None else "factors" if call.kind is nn.Linear else "formula"
+        routes |= dict.fromkeys(call.names.values() if flow is not None else (), kind)
+    return routes
+
+
+def _stacked(flows: list[Tensor] | Tensor) -> Tensor:
+    """The flows n × k × …, from one tensor for each output or from k × n × …."""
+    if isinstance(flows, Tensor):
+        return flows.transpose(0, 1)
+    return flows[0][:, None] if len(flows) == 1 else torch.stack(flows, 1)
+
+
+class _Layerwise:
+    """How one module's passes run: which parameters move, and which of them the general way takes."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        params: Parameters,
+        selections: Sequence[Collection[str]],
+        outputs: Outputs,
+        samples: Tensor,
+        trusted: bool = False,
+    ) -> None:
+        self.module, self.params, self.outputs, self.samples = module, params, outputs, samples
+        self.own, self.trusted = own_parameters(module), trusted
+        self.model = Model(partial(call_module, module), module=module)
+        self.unknown = {} if trusted else unknown_parts(module)
+        self.seen: set[tuple[int, int]] = set()
+        self.selections = [frozenset(chosen) for chosen in selections]
+        self.general: set[str] = set()
+
+    def leave_out(self, found: NotCovered, strict: bool) -> None:
+        """Takes parameters from the layers and gives them to the general way, unless that is refused."""
+        if strict:
+            raise UnsupportedModelError(
+                f"{found.reason}: method='layerwise' does not cover {sorted(found.names)}; use method='auto'"
+            ) from None
+        self.general |= found.names
+
+    def recorder(self, budget: Budget, watched: Mapping[str, nn.Module] | None = None) -> Recorder:
+        """Of the layers whose parameters move and have not been left out."""
+        moving = frozenset().union(*self.selections) - self.general
+        return Recorder(self.module, self.params, moving, budget, self.own, self.trusted, watched)
+
+    def differentiate(self, x: Tensor, budget: Budget) -> Pass:
+        """Gradients of the samples, group after group."""
+        new = bool(self.unknown) and (x.data_ptr(), len(x)) not in self.seen
+        if new and len(x) == 1 < budget.samples:  # a tile in which nothing can mix
+            check_independent(self.model, self.params, self.samples)
+        recorder = self.recorder(budget, self.unknown if new else {})
+        try:
+            logits = recorder.run(x)
+            whole = new and self._check_parts(recorder, x, logits.detach())
+            k = 1 if self.outputs == "sum" else logits.shape[1]
+            for call in recorder.calls:
+                budget.take(f"module {call.name!r}", call.flow_bytes * k)
+            if new:
+                refuse_checkpointing(logits)
+            flows = self._flows(logits, recorder)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # the network runs, and not with hooks: a transform inside it, say
+            if self.trusted or not recorder.moving:
+                raise
+            raise NotCovered(recorder.moving, f"its layers cannot be watched ({error})") from error
+        groups = self._groups(recorder.calls, flows, x, k, budget)
+        if whole:
+            groups = self._compared(groups, recorder.moving, x, k)
+        else:
+            self.seen.add((x.data_ptr(), len(x)))
+        return Pass(len(x) * k, x.device, groups)
+
+    def _compared(
+        self, groups: Iterator[tuple[frozenset[str], Gradients]], moving: frozenset[str], x: Tensor, k: int
+    ) -> Iterator[tuple[frozenset[str], Gradients]]:
+        """The groups; at the end, weighted and added, they must be the gradient of one plain pass over the tile.
+
+        That sees all samples, outputs and parameters at once: a formula that is not the layer's, a use of a weight
+        that no layer's call shows, and samples that mix on the way back. Raises NotCovered for parameters that differ.
+        """
+        like = next(iter(self.params.values()))
+        weights = probe_weights(torch.arange(len(x) * k), like).view(-1, k)
+        totals: Parameters = {}
+        for names, gradients in groups:
+            if names <= moving:
+                totals |= added_up(names, gradients, weights, self.params)
+            yield names, gradients
+        leaves = {name: self.params[name].detach().requires_grad_() for name in moving}
+        with torch.enable_grad():
+            outputs = output_of(self.model, {**self.params, **leaves}, x)
+            outputs = outputs.sum(1, keepdim=True) if self.outputs == "sum" else outputs
+            total = (outputs * weights.to(outputs)).sum()
+        plain = gradients_of(total, list(leaves.values()), torch.ones_like(total))
+        size = max((float(value.abs().max()) for value in plain if value.numel()), default=0.0)
+        wrong = {
+            name
+            for name, value in zip(leaves, plain, strict=True)
+            if value.numel()
+            and not float((value - totals.get(name, torch.zeros_like(value))).abs().max())
+            <= 1e4 * torch.finfo(value.dtype).eps * size
+        }
+        if wrong:
+            raise NotCovered(wrong, f"the layers' formulas are not the gradients by {sorted(wrong)}")
+        self.seen.add((x.data_ptr(), len(x)))
+
+    def _check_parts(self, recorder: Recorder, x: Tensor, logits: Tensor) -> bool:
+        """Tests that samples are kept apart; returns whether the gradients of the whole network are to be compared."""
+        check_finite_outputs(logits)
+        apart = all(keeps_samples_apart(call, self.params, len(x)) for call in recorder.parts)
+        if not apart:
+            check_independent(self.model, self.params, self.samples, len(x))
+        return not apart or any(call.parameters for call in recorder.parts)
+
+    def _flows(self, logits: Tensor, recorder: Recorder) -> list:
+        with torch.enable_grad():
+            if self.outputs == "sum":
+                return flows_back([logits.sum(1)], recorder)
+            dense = all(call.kind in (nn.Linear, nn.LayerNorm) for call in recorder.calls)
+            if dense and logits.requires_grad and logits.shape[1] > 1:
+                flows = batched_flows(logits, recorder)
+                if flows is not None:
+                    return flows
+            return flows_back(list(logits.unbind(1)), recorder)
+
+    def _groups(
+        self, calls: Sequence[Call], flows: list, x: Tensor, k: int, budget: Budget
+    ) -> Iterator[tuple[frozenset[str], Gradients]]:
+        counts = Counter(name for call in calls for name in call.names.values())
+        shared = {name for name, count in counts.items() if count > 1}
+        sums: Parameters = {}
+        for i, call in enumerate(calls):
+            flow, flows[i] = flows[i], None
+            if flow is None:
+                continue
+            for names, gradients in self._gradients(call, _stacked(flow), shared):
+                if names <= shared:
+                    (name,) = names
+                    sums[name] = sums[name] + gradients if name in sums else gradients
+                else:
+                    yield names, budget.hold(f"module {call.name!r}", gradients)
+        if self.general:
+            yield from general_gradients(
+                self.model,
+                self.params,
+                x,
+                self.outputs,
+                self.general,
+                k,
+                budget,
+            )
+        for name, rows in sums.items():
+            yield frozenset({name}), budget.hold(f"parameter {name!r}", rows)
+
+    def _gradients(
+        self, call: Call, flow: Tensor, shared: set[str]
+    ) -> Iterator[tuple[frozenset[str], Gradients]]:
+        """The gradients of one call by its parameters: factors where a linear layer's weight is used once."""
+        rest = dict(call.names)
+        if call.kind is None:
+            rows = self._module_gradients(call, flow)
+            yield from ((frozenset({rest[key]}), value) for key, value in rows.items())
+            return
+        if call.kind is nn.Linear and "weight" in rest and rest["weight"] not in shared:
+            together = rest.get("bias") not in {None, *shared} and self._alike(rest.values())
+            taken = [rest.pop(key) for key in (("weight", "bias") if together else ("weight",))]
+            yield frozenset(taken), linear_factors(call.entering[0], flow, together)
+        if rest:
+            rows = layer_gradients(call.kind, call.layer, call.entering[0], flow, list(rest))
+            yield from ((frozenset({rest[key]}), value) for key, value in rows.items())
+
+    def _module_gradients(self, call: Call, flow: Tensor) -> Parameters:
+        own = self.own[call.name]
+        present = dict(call.layer.named_parameters(recurse=False))
+        values = {key: self.params.get(full, present[key]).detach() for key, full in own.items()}
+        moving = {key: values.pop(key) for key in call.names}
+        return module_gradients(call.layer, call.name, call.entering, call.leaving, flow, moving, values)
+
+    def _alike(self, names: Collection[str]) -> bool:
+        """Whether every selection has all of these parameters, or none."""
+        return all(len(chosen & set(names)) in (0, len(set(names))) for chosen in self.selections)

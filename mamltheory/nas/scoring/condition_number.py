@@ -1,0 +1,203 @@
+"""Scores of a network at initialisation: condition number C_N of its MetaNTK, Eq. (14), and R_N, Eq. (15).
+
+The MetaNTK is built from the empirical NTK by Eq. (11), from first derivatives alone. Gradients are float32,
+the algebra on kernels is float64. What is drawn for a score, and when, is up to :mod:`mamltheory.nas.scoring.scorers`.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mamltheory.errors import ShapeError, SingularKernelError, UnsupportedModelError
+from mamltheory.kernels.empirical import Outputs
+from mamltheory.kernels.layers.layerwise import layerwise_kernels
+from mamltheory.kernels.meta import joint_inputs, joint_sizes, meta_ntk_from_ntk
+from mamltheory.linalg import rounding_level, symmetrised
+from mamltheory.nas.genotype import Candidates
+from mamltheory.nas.network import Network
+from mamltheory.nas.scoring.candidate_batch import candidate_kernels
+from mamltheory.nas.scoring.score import Failure, ScoreSettings, Weights
+from mamltheory.tasks import Task, check_tasks
+
+
+def network_kernels(
+    network: Network, x: Float[Tensor, "n c h w"], outputs: Outputs = "full", weights: Weights = "weights"
+) -> tuple[Float[Tensor, "p p"], Float[Tensor, "p p"]]:
+    """(Θ̂, 𝒦̂): the empirical NTK of a network of cells and its last-layer part; float64.
+
+    outputs: "full" for n·k rows, "sum" for the n rows of the sum of the outputs.
+    weights: see ``Weights``. Raises UnsupportedModelError for batch statistics, whether they are used or stored.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            raise UnsupportedModelError(
+                f"module {name!r} uses batch statistics, with which no kernel of single samples exists: "
+                "build the network with NetworkSettings(norm='group'), as supernet() does"
+            )
+    params = {name: value.detach() for name, value in network.named_parameters()}
+    chosen = {name for name, value in params.items() if weights == "all" or value.dim() > 1}
+    head = {name for name in chosen if name.startswith("classifier.")}
+    theta, last = layerwise_kernels(network, x, None, [chosen, head], params, outputs, trusted=True)
+    return theta, last
+
+
+def score_kernel(network: Network, tasks: Sequence[Task], settings: ScoreSettings) -> Float[Tensor, "p p"]:
+    """The kernel whose condition number is C_N: the MetaNTK Φ̂ of all tasks jointly, or the NTK; float64.
+
+    tasks: images n × 3 × H × W; their labels are not used. The network must not use batch statistics.
+    Raises ShapeError when the network's head does not fit the tasks, UnsupportedModelError for BatchNorm.
+    """
+    tasks = _checked(network, tasks)
+    theta, head = network_kernels(network, _images(network, tasks), settings.outputs, settings.weights)
+    return _composed(theta, head, tasks, settings)
+
+
+def score_kernels(
+    network: Network, candidates: Sequence[Candidates], tasks: Sequence[Task], settings: ScoreSettings
+) -> Iterator[Float[Tensor, "p p"]]:
+    """:func:`score_kernel` of every candidate in turn, in batches: the same up to rounding.
+
+    network: one with all their operations.  Errors as for :func:`score_kernel`.
+    """
+    tasks = _checked(network, tasks)
+    x = _images(network, tasks)
+    kernels = candidate_kernels(network, candidates, x, settings.outputs, settings.weights)
+    for theta, head in kernels:
+        yield _composed(theta, head, tasks, settings)
+
+
+def _checked(network: Network, tasks: Sequence[Task]) -> tuple[Task, ...]:
+    tasks = check_tasks(tasks)
+    ways = tasks[0].query_y.shape[1]
+    if network.settings.classes != ways:
+        raise ShapeError(
+            f"the network has {network.settings.classes} outputs and the tasks {ways} ways: "
+            "build it with NetworkSettings(classes=ways)"
+        )
+    return tasks
+
+
+def _images(network: Network, tasks: Sequence[Task]) -> Tensor:
+    like = network.classifier.weight
+    return joint_inputs(tasks).to(device=like.device, dtype=like.dtype)
+
+
+def _composed(theta: Tensor, head: Tensor, tasks: Sequence[Task], settings: ScoreSettings) -> Tensor:
+    """The kernel that is scored, from the NTK and its last-layer part."""
+    if settings.kernel == "ntk":
+        return theta
+    adaptation = head if settings.kernel == "anil" else None
+    return meta_ntk_from_ntk(theta, joint_sizes(theta, tasks), settings.dynamics, adaptation)
+
+
+def conditioning(
+    kernel: Float[Tensor, "p p"], measure: Literal["condition", "harmonic"], dtype: torch.dtype
+) -> float:
+    """σ_max/σ_min, or tr Φ · tr Φ⁻¹ / n²; +inf for a kernel that is singular up to the rounding of ``dtype``.
+
+    dtype: precision of the gradients that the kernel was built from. A kernel that is not finite is +inf, too.
+    """
+    return _conditioning(kernel, measure, dtype)[0]
+
+
+def _conditioning(
+    kernel: Tensor, measure: Literal["condition", "harmonic"], dtype: torch.dtype
+) -> tuple[float, Failure | None]:
+    if not bool(torch.isfinite(kernel).all()):
+        return math.inf, "not finite"
+    eigenvalues = torch.linalg.eigvalsh(symmetrised(kernel))
+    if float(eigenvalues[0]) <= rounding_level(eigenvalues, dtype):
+        return math.inf, "singular" if bool(eigenvalues.any()) else "no gradient"
+    if measure == "harmonic":
+        value = float(eigenvalues.mean() * (1 / eigenvalues).mean())
+    else:
+        value = float(eigenvalues[-1] / eigenvalues[0])
+    return (value, None) if math.isfinite(value) else (math.inf, "not finite")
+
+
+def candidate_conditions(
+    network: Network,
+    candidates: Sequence[Candidates],
+    tasks: Sequence[Task],
+    settings: ScoreSettings,
+    memory: int | None = None,
+    halved: Callable[[], None] | None = None,
+) -> list[tuple[float, Failure | None]]:
+    """C_N of every candidate on the same tasks and weights, and why it is +inf where it is.
+
+    network: one with all their operations.  memory, halved: see :func:`mamltheory.nas.scoring.candidate_batch.candidate_kernels`.
+    Values agree with :func:`condition_score` one by one up to rounding. Errors as for :func:`score_kernel`.
+    """
+    tasks = _checked(network, tasks)
+    kernels = candidate_kernels(
+        network,
+        candidates,
+        _images(network, tasks),
+        settings.outputs,
+        settings.weights,
+        memory,
+        halved,
+    )
+    return [
+        _measured(theta, head, tasks, settings, network.classifier.weight.dtype) for theta, head in kernels
+    ]
+
+
+def own_conditions(
+    network: Network,
+    candidates: Sequence[Candidates],
+    tasks: Sequence[Sequence[Task]],
+    heads: Sequence[nn.Linear],
+    settings: ScoreSettings,
+    memory: int | None = None,
+    halved: Callable[[], None] | None = None,
+) -> list[tuple[float, Failure | None]]:
+    """C_N of every candidate on tasks of its own and with a head of its own, and why it is +inf where it is.
+
+    tasks: of every candidate as many images as of the others, of the same size, or ShapeError.  Otherwise as
+    :func:`candidate_conditions`.
+    """
+    tasks = [_checked(network, each) for each in tasks]
+    images = [_images(network, each) for each in tasks]
+    if len(shapes := {tuple(each.shape): None for each in images}) > 1:
+        raise ShapeError(
+            f"the candidates' images have shapes {', '.join(map(str, shapes))}: expected as many of one size for "
+            "every candidate; draw tasks of equal numbers and sizes"
+        )
+    kernels = candidate_kernels(
+        network,
+        candidates,
+        torch.stack(images),
+        settings.outputs,
+        settings.weights,
+        memory,
+        halved,
+        heads,
+    )
+    dtype = network.classifier.weight.dtype
+    return [_measured(*pair, each, settings, dtype) for pair, each in zip(kernels, tasks, strict=True)]
+
+
+def _measured(
+    theta: Tensor, head: Tensor, tasks: Sequence[Task], settings: ScoreSettings, dtype: torch.dtype
+) -> tuple[float, Failure | None]:
+    if not bool(torch.isfinite(theta).all()):
+        return math.inf, "not finite"
+    if not bool(theta.any()):
+        return math.inf, "no gradient"
+    try:
+        kernel = _composed(theta, head, tasks, settings)
+    except SingularKernelError:
+        return math.inf, "singular"
+    return _conditioning(kernel, settings.measure, dtype)
+
+
+def condition_score(network: Network, tasks: Sequence[Task], settings: ScoreSettings) -> float:
+    """C_N, Eq. (14), of a network on a batch of tasks; +inf for a network that cannot be scored, never NaN."""
+    tasks = _checked(network, tasks)
+    kernels = network_kernels(network, _images(network, tasks), settings.outputs, settings.weights)
+    return _measured(*kernels, tasks, settings, network.classifier.weight.dtype)[0]

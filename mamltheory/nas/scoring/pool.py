@@ -1,0 +1,157 @@
+"""All scores of a network from one kernel: the NTK of a pool of images, from which every task is cut.
+
+The kernel of a task is a block of the kernel of all images. One pass over a pool of a few hundred images therefore
+serves as many tasks as one likes, and a score becomes a mean over many tasks at the price of one. No image occurs
+twice in a batch of tasks: a repeated image would make the NTK singular.
+
+Rows are numbers of images of the pool. Pool, tasks and initialisation are the caller's, and the same for all networks.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mamltheory.errors import ShapeError, ValueRangeError
+from mamltheory.kernels.empirical import Outputs
+from mamltheory.kernels.meta import meta_ntk_from_ntk
+from mamltheory.linalg import Dynamics
+from mamltheory.nas.network import Network
+from mamltheory.nas.scoring.condition_number import conditioning, network_kernels
+from mamltheory.nas.scoring.score import RIDGE
+
+KERNELS, MEASURES = ("maml", "anil", "ntk"), ("condition", "harmonic")
+RELATIVE_RIDGE = 1e-3
+"""Ridge of the kernel regression, relative to the mean of the support kernel's diagonal."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Tasks whose MetaNTK is taken jointly: rows of the query and of the support images, task by task."""
+
+    query: Int[Tensor, "t q"]
+    support: Int[Tensor, "t s"]
+
+    def __post_init__(self) -> None:
+        rows = self.rows
+        if len(rows.unique()) != len(rows):
+            raise ValueRangeError("an image occurs twice in a batch of tasks, which makes the NTK singular")
+
+    @property
+    def rows(self) -> Int[Tensor, " p"]:
+        """Queries and supports of the first task, of the second, …: the order of every joint kernel."""
+        return torch.cat([self.query, self.support], 1).flatten()
+
+
+@dataclass(frozen=True, eq=False)
+class PoolTasks:
+    """What is cut from a pool: batches for the conditioning, and many single tasks for the kernel regression.
+
+    query, support: tasks × ways × images, rows of the pool; the images of a way are of one class.
+    """
+
+    batches: Sequence[Batch]
+    query: Int[Tensor, "b w q"]
+    support: Int[Tensor, "b w s"]
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """How kernels are read; see :class:`mamltheory.nas.scoring.score.ScoreSettings` for outputs and dynamics."""
+
+    outputs: Outputs = "sum"
+    dynamics: Dynamics = field(default=RIDGE)
+
+
+def pooled_scores(
+    network: Network, pool: Float[Tensor, "n c h w"], tasks: PoolTasks, settings: PoolSettings
+) -> dict[str, float]:
+    """All kernel scores of a network at initialisation, from one kernel of the pool; larger is better.
+
+    "KERNEL MEASURE" for maml, anil, ntk and condition, harmonic: minus the mean logarithm over the batches, −inf if
+    one of them is singular. "regression loss", "regression accuracy": of NTK regression on every task, the first term
+    of Theorem 2 (the second has mean zero over label orders, and adds noise alone).
+    """
+    like = network.classifier.weight
+    theta, head = network_kernels(network, pool.to(like.device, like.dtype), settings.outputs)
+    theta, head = theta.cpu(), head.cpu()
+    loss, accuracy = regression_scores(theta, len(pool), tasks.query, tasks.support)
+    scores = conditioning_scores(theta, head, len(pool), tasks.batches, settings.dynamics, like.dtype)
+    return {**scores, "regression loss": -loss, "regression accuracy": accuracy}
+
+
+def block(
+    kernel: Float[Tensor, "p p"], samples: int, left: Int[Tensor, "*b r"], right: Int[Tensor, "*b c"]
+) -> Float[Tensor, "*b rk ck"]:
+    """The block of a kernel over a pool for images ``left`` and ``right``; k rows for each image, as in the kernel.
+
+    Raises ShapeError when the kernel has not the same number of rows for every image.
+    """
+    outputs, rest = divmod(len(kernel), samples)
+    if rest or outputs == 0:
+        raise ShapeError(f"the kernel has {len(kernel)} rows for {samples} images: not a whole number each")
+    rows, columns = (_output_rows(each.to(kernel.device), outputs) for each in (left, right))
+    return kernel[rows[..., :, None], columns[..., None, :]]
+
+
+def _output_rows(rows: Int[Tensor, "*b r"], outputs: int) -> Int[Tensor, "*b rk"]:
+    return (rows[..., None] * outputs + torch.arange(outputs, device=rows.device)).flatten(-2)
+
+
+def conditioning_scores(
+    theta: Float[Tensor, "p p"],
+    head: Float[Tensor, "p p"],
+    samples: int,
+    batches: Sequence[Batch],
+    dynamics: Dynamics,
+    dtype: torch.dtype,
+) -> dict[str, float]:
+    """Minus the mean logarithm of the condition numbers, for MAML's and ANIL's MetaNTK and the NTK.
+
+    theta, head: the NTK of the pool and its last-layer part. dtype: precision of the gradients they were built from.
+    """
+    totals = {f"{kernel} {measure}": 0.0 for kernel in KERNELS for measure in MEASURES}
+    outputs = len(theta) // samples
+    for batch in batches:
+        ntk, last = (block(each, samples, batch.rows, batch.rows) for each in (theta, head))
+        sizes = [(outputs * batch.query.shape[1], outputs * batch.support.shape[1])] * len(batch.query)
+        kernels = {
+            "maml": meta_ntk_from_ntk(ntk, sizes, dynamics),
+            "anil": meta_ntk_from_ntk(ntk, sizes, dynamics, last),
+            "ntk": ntk,
+        }
+        for name, kernel in kernels.items():
+            for measure in MEASURES:
+                totals[f"{name} {measure}"] -= math.log(conditioning(kernel, measure, dtype)) / len(batches)
+    return totals
+
+
+def regression_scores(
+    theta: Float[Tensor, "p p"],
+    samples: int,
+    query: Int[Tensor, "b w q"],
+    support: Int[Tensor, "b w s"],
+    ridge: float = RELATIVE_RIDGE,
+) -> tuple[float, float]:
+    """(mean squared error against centred one-hot labels, accuracy) of Θ(X, X')(Θ(X', X') + rI)⁻¹ Y' over all tasks.
+
+    r: ``ridge`` times the mean of the diagonal of the task's Θ(X', X'). The mean error of predicting nothing is
+    (w − 1)/w².
+    """
+    ways = query.shape[1]
+    asked, known = query.flatten(1), support.flatten(1)
+    among, across = block(theta, samples, known, known), block(theta, samples, asked, known)
+    diagonal = among.diagonal(dim1=-2, dim2=-1)
+    lift = torch.diag_embed(torch.full_like(diagonal, ridge) * diagonal.mean(-1, keepdim=True))
+    labels = (torch.eye(ways, dtype=among.dtype, device=among.device) - 1 / ways).repeat_interleave(
+        support.shape[2], 0
+    )
+    # One output is one function for all classes' columns, k outputs are one column of k entries per image.
+    columns = labels.reshape(among.shape[-1], -1).expand(len(among), -1, -1)
+    outputs = (across @ torch.linalg.solve(among + lift, columns)).reshape(len(among), -1, ways)
+    truth = torch.arange(ways, device=outputs.device).repeat_interleave(query.shape[2])
+    target = torch.eye(ways, dtype=outputs.dtype, device=outputs.device)[truth] - 1 / ways
+    return float(((outputs - target) ** 2).mean()), float((outputs.argmax(-1) == truth).double().mean())

@@ -1,0 +1,1 @@
+"""Algorithm 1: the search by pruning."""

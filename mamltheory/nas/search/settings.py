@@ -1,0 +1,65 @@
+"""How a search decides, as one value."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mamltheory.errors import ConfigurationError
+from mamltheory.nas.search.stopping import MIN_REPEATS
+
+Criterion = Literal["condition", "regions"]
+Estimator = Literal["leave-one-out", "gradient"]
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How the search decides; see :mod:`mamltheory.nas.search.algorithm1`. ``criteria=()`` prunes at random and scores nothing.
+
+    repeats: independent draws of weights, head, tasks and patches whose differences are averaged; with ``stopping``
+        the most of them, and ``least_repeats`` the fewest.
+    Raises ConfigurationError.
+    """
+
+    seed: int = 0
+    repeats: int = 3
+    criteria: tuple[Criterion, ...] = ("condition", "regions")
+    ties: Ties = "min"
+    difference: Difference = "log"
+    inputs: Literal["all", "two"] = "all"
+    estimator: Estimator = "leave-one-out"
+    shrinkage: bool = False
+    stopping: bool = False
+    least_repeats: int = MIN_REPEATS
+    common_random_numbers: bool = True
+
+    def __post_init__(self) -> None:
+        if self.least_repeats < 2:
+            raise ConfigurationError(
+                f"least_repeats is {self.least_repeats}: what repeats agree on takes at least 2"
+            )
+        if self.repeats < 1:
+            raise ConfigurationError(f"repeats is {self.repeats}: a score needs at least 1 draw")
+        if not set(self.criteria) <= {"condition", "regions"} or len(set(self.criteria)) < len(self.criteria):
+            raise ConfigurationError(
+                f"criteria is {self.criteria}: name 'condition' and 'regions' at most once"
+            )
+        known = {
+            "ties": ("min", "dense", "index"),
+            "difference": ("log", "relative", "absolute"),
+            "inputs": ("all", "two"),
+            "estimator": ("leave-one-out", "gradient"),
+        }
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ConfigurationError(f"{name} is {getattr(self, name)!r}: expected one of {values}")
+        if self.estimator == "gradient" and "regions" in self.criteria:
+            raise ConfigurationError("the gradient scores C_N alone: give criteria=('condition',) with it")
+        if self.estimator == "gradient" and not self.common_random_numbers:
+            raise ConfigurationError(
+                "one gradient serves all candidates: leave common_random_numbers, or take leave-one-out"
+            )
+
+
+Ties = Literal["min", "dense", "index"]
+
+
+Difference = Literal["log", "relative", "absolute"]

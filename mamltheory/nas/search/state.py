@@ -1,0 +1,119 @@
+"""What a search knows, as a value and as JSON: the live operators, the scores of the round, all past decisions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, TypedDict
+
+from mamltheory.errors import CheckpointError
+from mamltheory.files import reason
+from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Edge, Operator
+from mamltheory.nas.operations import OPERATIONS
+from mamltheory.nas.scoring.score import Failure, Job, Score
+from mamltheory.nas.search.round_report import RoundReport
+from mamltheory.strict_json import misfit
+
+Number = Annotated[int, 0]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one operator scored in its round, and whether it was pruned.
+
+    delta_condition, delta_regions: differences averaged over the repeats (0 for a criterion not in use).
+    rank: s(o_j), the sum of its ranks. tied: another operator of the edge had the same sum.
+    undecided: it was pruned, and the repeats do not separate it from the others of its edge.
+    """
+
+    round_index: int
+    operator: Operator
+    delta_condition: float
+    delta_regions: float
+    rank: int
+    pruned: bool
+    tied: bool
+    undecided: bool = False
+
+
+@dataclass(frozen=True)
+class SearchState:
+    """Everything a search knows: the supernet 𝒩_k, the scores of the round so far, all past decisions."""
+
+    candidates: Candidates = field(default_factory=Candidates)
+    round_index: int = 0
+    scores: Mapping[Job, Score] = field(default_factory=dict)
+    trace: tuple[Decision, ...] = ()
+    reports: tuple[RoundReport, ...] = ()
+    """Of every finished round."""
+    history: Mapping[Operator, tuple[float, ...]] = field(default_factory=dict)
+    """Of every operator that competes, one number for each repeat of earlier rounds; kept where shrinkage uses it."""
+
+
+class _Saved(TypedDict):
+    """What :func:`state_to_json` gives."""
+
+    round: Number
+    candidates: dict[str, list[list[str]]]
+    scores: list[tuple[Number, Operator | None, Operator | None, float, float, Failure | None]]
+    trace: list[tuple[Number, Operator, float, float, int, bool, bool, bool]]
+    reports: list[RoundReport]
+    history: list[tuple[Operator, list[float]]]
+
+
+def state_to_json(state: SearchState) -> dict:
+    """The state in numbers, strings and lists; infinite numbers as strings, for they are not JSON."""
+    return {
+        "round": state.round_index,
+        "candidates": state.candidates.to_json(),
+        "scores": [
+            [job.repeat, job.removed, job.beside, _number(s.condition), _number(s.regions), s.failure]
+            for job, s in state.scores.items()
+        ],
+        "trace": [decision_to_json(decision) for decision in state.trace],
+        "reports": [report.to_json() for report in state.reports],
+        "history": [[operator, list(values)] for operator, values in state.history.items()],
+    }
+
+
+def decision_to_json(d: Decision) -> list:
+    """Round, operator, ΔC, ΔR, sum of ranks, pruned, tied, undecided."""
+    numbers = [_number(d.delta_condition), _number(d.delta_regions)]
+    return [d.round_index, d.operator, *numbers, d.rank, d.pruned, d.tied, d.undecided]
+
+
+def state_from_json(data: Mapping) -> SearchState:
+    """The state of :func:`state_to_json`; raises CheckpointError for anything else."""
+    if wrong := misfit(data, _Saved, "the saved search"):
+        raise CheckpointError(f"not a saved search ({wrong}): start the search anew with another --out")
+    try:
+        scores = {
+            Job(data["round"], repeat, _operator(removed), _operator(beside)): Score(float(c), float(r), why)
+            for repeat, removed, beside, c, r, why in data["scores"]
+        }
+        trace = tuple(
+            Decision(k, _live_operator(o), float(c), float(r), rank, pruned, tied, undecided)
+            for k, o, c, r, rank, pruned, tied, undecided in data["trace"]
+        )
+        reports = tuple(RoundReport.from_json(report) for report in data["reports"])
+        history = {_live_operator(o): tuple(map(float, values)) for o, values in data["history"]}
+        candidates = Candidates.from_json(data["candidates"])
+        return SearchState(candidates, data["round"], scores, trace, reports, history)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"not a saved search ({reason(error)}): start the search anew with another --out"
+        ) from error
+
+
+def _number(value: float) -> float | str:
+    return value if math.isfinite(value) else repr(value)
+
+
+def _operator(data: Sequence | None) -> Operator | None:
+    return None if data is None else _live_operator(data)
+
+
+def _live_operator(data: Sequence) -> Operator:
+    cell, edge, operation = data
+    if cell not in CELL_TYPES or Edge(*edge) not in EDGES or operation not in OPERATIONS:
+        raise ValueError(f"no such operator: {data}")
+    return Operator(cell, Edge(*edge), operation)

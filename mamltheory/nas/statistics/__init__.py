@@ -1,0 +1,1 @@
+"""What repeated scores say: reliability, repeatability, rank correlation."""

@@ -1,0 +1,223 @@
+"""Search on tiny networks: protocols, resumable chunk by chunk, and every mistake one clear error."""
+
+import dataclasses
+import json
+
+import pytest
+
+from experiments import runs as common
+from experiments.search import report as search_report
+from experiments.search import run as search
+from experiments.training import train
+from mamltheory.errors import ConfigurationError, DataError
+from mamltheory.nas.genotype import Edge
+from mamltheory.nas.scoring.operator_gradient import GradientScorer
+from mamltheory.nas.scoring.score import Job, Score
+from mamltheory.nas.scoring.scorers import CellScorer, OwnDraws
+from mamltheory.nas.search.algorithm1 import SearchSettings, run_search
+from mamltheory.runtime.checkpoint import load
+from mamltheory.runtime.runlog import read_metrics, read_run
+from tests.experiments.stops import counted, ctrl_c_during
+from tests.experiments.tiny import (
+    GENOTYPE,
+    begun,
+    files,
+    nearly_done,
+    search_settings,
+    train_settings,
+)
+from tests.reference.nas_toy import THREE, noisy_scorer
+
+pytestmark = pytest.mark.usefixtures("few_images")
+USUAL_DATA = common.cached_data
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks of three scores: eight in the first round (seven operators and all of them) make three."""
+    monkeypatch.setattr(search, "CHUNK", 3)
+
+
+def state_of(settings):
+    return load(settings.out / "state", print).state["search"]
+
+
+def test_a_search_leaves_its_genotype_its_course_the_drawings_and_the_record(searched):
+    drawn = {f"{name}.{ending}" for name in ("cells", "trace") for ending in ("png", "pdf", "json")}
+    left = {name for name in files(searched.out) if not name.startswith("state/")}
+    assert left == {"genotype.json", "search.json", "run.json", "metrics.jsonl", *drawn}
+    genotype = common.read_genotype(searched.out / "genotype.json")
+    record = read_run(searched.out)
+    assert record["status"] == "finished"
+    assert record["results"]["genotype"] == genotype.to_json()
+    assert record["config"]["estimator"] == "leave-one-out"
+    alive = nearly_done().candidates
+    for kind in ("normal", "reduce"):
+        for source, vertex, operation in genotype.edges()[kind]:
+            assert operation in alive.on(kind, Edge(vertex - 2, source))
+    assert [row["repeats"] for row in read_metrics(searched.out)] == [1, 1]
+
+
+def test_the_course_of_a_search_has_every_decision_and_every_rounds_report(searched):
+    course = json.loads((searched.out / "search.json").read_text())
+    assert len(course["trace"]) == 7 + 2
+    assert sum(row[5] for row in course["trace"]) == 4
+    assert [report["stopped"] for report in course["rounds"]] == ["fixed", "fixed"]
+    assert course["undecided"] == {"0": [], "1": []}
+    assert course["failures"] == {}
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_search_stopped_twice_goes_on_with_what_it_lacks_to_the_same_end(tmp_path):
+    whole, settings = begun(tmp_path / "whole"), begun(tmp_path / "a b")
+    search.search(whole)
+    with ctrl_c_during(search, "score_chunk", 2) as stopped:
+        search.search(settings)
+    assert stopped.value.continue_with.endswith(f"search --config '{settings.out}'")
+    assert read_run(settings.out)["status"] == "interrupted"
+    assert len(state_of(settings)["scores"]) == 6
+    with ctrl_c_during(search, "score_chunk", 1):
+        search.search(settings)
+    with counted(search, "score_chunk") as scored:
+        search.search(settings)
+    assert len(scored) == 1
+    assert state_of(settings) == state_of(whole)
+    assert (settings.out / "genotype.json").read_bytes() == (whole.out / "genotype.json").read_bytes()
+
+
+def test_a_finished_search_scores_nothing_again(searched):
+    before = (searched.out / "genotype.json").read_bytes()
+    with counted(search, "score_chunk") as scored:
+        search.search(searched)
+    assert scored == []
+    assert (searched.out / "genotype.json").read_bytes() == before
+
+
+def test_neither_the_order_of_chunks_nor_their_size_matters(searched, tmp_path, monkeypatch):
+    def backwards(function, items):
+        return ((item, function(item)) for item in reversed(items))
+
+    monkeypatch.setattr(search, "CHUNK", 3)
+    settings = begun(tmp_path)
+    scorer, rules = search.scorer_of(settings, "cpu"), search.rules_of(settings)
+    saved = search.saved_search(settings)
+    while not search.is_finished(saved.state, rules):
+        saved = search.finish_round(saved, rules, scorer, settings, backwards)
+    expected = search.saved_search(searched).state
+    assert saved.state.candidates == expected.candidates
+    for mine, theirs in zip(saved.state.trace, expected.trace, strict=True):
+        assert mine.delta_condition == pytest.approx(theirs.delta_condition, rel=0.02, abs=0.02)
+        assert mine.pruned == theirs.pruned
+
+
+@pytest.mark.parametrize("protocol", ["released", "stable"])
+def test_every_protocol_searches_to_the_end_and_is_recorded(tmp_path, protocol, capsys):
+    few = {"tasks": 2, "repeats": 2, "two_inputs": False, "regions": False}
+    settings = search_settings(tmp_path, protocol=protocol, **few)
+    common.begin(settings.resolved(), "search", "cpu").close("interrupted")
+    search.write_state(settings, search.Saved(nearly_done()))
+    search.search(settings)
+    config = read_run(tmp_path)["config"]
+    assert {config[name] for name in ("metric", "estimator")} == {
+        "released": {"condition", "leave-one-out"},
+        "stable": {"harmonic", "gradient"},
+    }[protocol]
+    said = capsys.readouterr().out
+    assert "round 1: 7 operators, 2 repeats" in said
+    assert "halves: tau" in said
+    assert "same operator" in said
+
+
+def test_a_protocol_gives_the_values_that_are_not_given(tmp_path):
+    assert search.rules_of(search_settings(tmp_path, protocol="paper", repeats=None)).repeats == 3
+    stable = search_settings(tmp_path, protocol="stable", repeats=None, shrinkage=False)
+    rules = search.rules_of(stable)
+    assert (rules.estimator, rules.stopping, rules.shrinkage) == ("gradient", True, False)
+    with pytest.raises(ConfigurationError, match="--regions False"):
+        search_settings(tmp_path, estimator="gradient")
+    with pytest.raises(ConfigurationError, match="--common-random-numbers True"):
+        search_settings(tmp_path, protocol="stable", common_random_numbers=False)
+
+
+@pytest.mark.slow
+def test_two_processes_search_as_one(tmp_path, monkeypatch):
+    # Worker processes draw the usual images, so this one has to as well.
+    for module in (common, search):
+        monkeypatch.setattr(module, "cached_data", USUAL_DATA)
+    states = []
+    for jobs in (1, 2):
+        settings = begun(tmp_path / str(jobs), jobs=jobs)
+        search.search(settings)
+        states.append(state_of(settings))
+    assert states[0] == states[1]
+
+
+def test_other_settings_in_the_same_folder_are_one_error_and_change_nothing(searched):
+    before = read_run(searched.out)
+    with pytest.raises(ConfigurationError, match=r"ways \(2 there, 3 now\); choose another --out"):
+        search.run(dataclasses.replace(searched, ways=3))
+    assert read_run(searched.out) == before
+    with pytest.raises(ConfigurationError, match=r"repeats \(1 there, 2 now\)"):
+        search.search(dataclasses.replace(searched, repeats=2))
+    search.search(dataclasses.replace(searched, jobs=1))
+
+
+@pytest.mark.parametrize(
+    ("others", "error", "message"),
+    [
+        ({"data": "no/such/folder"}, DataError, "there is no folder no/such/folder"),
+        ({"device": "cuda:99"}, ConfigurationError, "choose another, or auto"),
+        ({"device": "tpu"}, ConfigurationError, "expected auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_wrong_data_and_devices_are_refused_before_anything_is_written(tmp_path, others, error, message):
+    with pytest.raises(error, match=message):
+        search.run(search_settings(tmp_path / "run", **others))
+    common.write_genotype(tmp_path / "cell.json", GENOTYPE)
+    with pytest.raises(error, match=message):
+        train.run(train_settings(tmp_path / "run", genotype=tmp_path / "cell.json", **others))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_in_the_counts_does_not_occupy_the_run_folder(tmp_path):
+    with pytest.raises(ConfigurationError, match="ways"):
+        search.run(search_settings(tmp_path / "run", ways=50))
+    common.write_genotype(tmp_path / "cell.json", GENOTYPE)
+    with pytest.raises(ConfigurationError, match="batch_size 9999 exceeds"):
+        train.run(train_settings(tmp_path / "run", genotype=tmp_path / "cell.json", batch_size=9999))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finite_inner_time_and_infinity_give_their_dynamics(tmp_path):
+    assert search.dynamics_of(search_settings(tmp_path, ridge=0.5)).ridge == 0.5
+    assert search.dynamics_of(search_settings(tmp_path, inner_time=2.0)).time == 2.0
+
+
+def test_a_batch_that_did_not_fit_the_memory_is_said_once(capsys):
+    job = Job(0, 0, None)
+    first = search.Saved(nearly_done()).with_scores({job: Score(2.0, 1.0, halvings=2)}, 1.0)
+    assert capsys.readouterr().out.count("did not fit") == 1
+    again = first.with_scores({job._replace(repeat=1): Score(2.0, 1.0, halvings=1)}, 1.0)
+    assert (again.halvings, again.cpu_seconds, capsys.readouterr().out) == (3, 2.0, "")
+
+
+def test_a_search_ends_with_what_its_scores_could_not_decide():
+    scored, once = SearchSettings(repeats=2), SearchSettings(repeats=1)
+    drawn = run_search(None, SearchSettings(criteria=()), THREE)
+    assert search_report.closing_lines(drawn) == ["nothing was scored: every choice was drawn at random"]
+    alone = search_report.closing_lines(run_search(noisy_scorer, once, THREE))
+    assert alone == ["rounds in which no two repeats could be compared: 1, 2"]
+    equal = search_report.closing_lines(run_search(lambda *_: Score(1.0, 1.0), scored, THREE))
+    assert [line.split(":")[0] for line in equal] == [
+        "undecided edges in round 1",
+        "undecided edges in round 2",
+        "rounds in which no two repeats could be compared",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "kind"), [("paper", CellScorer), ("stable", GradientScorer), ("released", OwnDraws)]
+)
+def test_the_protocol_chooses_the_scorer(tmp_path, protocol, kind):
+    settings = search_settings(tmp_path, protocol=protocol).resolved()
+    assert type(search.scorer_by(search.rules_of(settings), search.scorer_of(settings, "cpu"))) is kind

@@ -1,0 +1,93 @@
+"""What the runs of a table do: the paper's recipes for every experiment and method, and settings that are refused."""
+
+import dataclasses
+
+import pytest
+
+from experiments import genotypes as published
+from experiments import presets
+from experiments.tables import paper_results
+from experiments.tables import runs as table_runs
+from experiments.tables.settings import RECIPES, Table
+from mamltheory.errors import ConfigurationError
+
+
+@pytest.mark.parametrize(
+    ("experiment", "shots", "head", "C"),
+    [
+        ("mini-5", 1, "svc", 0.2),
+        ("mini-5", 5, "logistic", 0.6),
+        ("mini-8", 1, "svc", 0.35),
+        ("mini-8", 5, "logistic", 0.4),
+        ("tiered-5", 1, "svc", 0.75),
+        ("tiered-5", 5, "logistic", 0.8),
+        ("tiered-8", 1, "logistic", 0.95),
+        ("tiered-8", 5, "logistic", 0.5),
+    ],
+)
+def test_every_experiment_is_evaluated_as_appendix_e_has_it(experiment, shots, head, C, tmp_path):
+    settings = Table(work=tmp_path, mini="M", tiered="T")
+    run = next(run for run in table_runs.runs_of(settings) if run.experiment == experiment)
+    chosen = table_runs.evaluate_settings(settings, run, shots)
+    assert (chosen.head, chosen.C, chosen.shots) == (head, C, shots)
+    assert (chosen.ways, chosen.tasks, chosen.augment, chosen.split) == (5, 1000, 5, "test")
+    training = table_runs.train_settings(settings, run)
+    assert training.data == chosen.data == experiment[0].upper()
+    assert chosen.checkpoint == training.out
+    assert training.genotype == table_runs.search_settings(settings, run).out / "genotype.json"
+
+
+def test_methods_of_the_ablation_differ_in_the_search_alone(tmp_path):
+    settings = Table(work=tmp_path)
+    runs = [run for run in table_runs.runs_of(settings) if (run.experiment, run.seed) == ("mini-5", 0)]
+    searches = {run.method: table_runs.search_settings(settings, run) for run in runs}
+    assert [method for method, found in searches.items() if found is None] == ["random", "random-same-size"]
+    assert (searches["metantk"].kernel, searches["te-nas"].kernel) == ("maml", "ntk")
+    stable = table_runs.search_settings(settings, dataclasses.replace(runs[0], method="metantk-stable"))
+    assert (stable.protocol, stable.metric, searches["metantk"].metric) == ("stable", "harmonic", "condition")
+    free = {"out", "genotype"}
+    trainings = [dataclasses.asdict(table_runs.train_settings(settings, run)) for run in runs]
+    assert all({k for k in t if t[k] != trainings[0][k]} <= free for t in trainings)
+
+
+def test_the_papers_rows_are_complete_and_agree_with_each_other():
+    results = paper_results.PAPER_RESULTS
+    assert len([r for r in results if r.table == 1]) == 11 + 7
+    assert len([r for r in results if r.table == 2]) == 4 * 2
+    for cells in (5, 8):
+        rows = [
+            r for r in results if (r.model, r.cells, r.data) == ("MetaNTK-NAS", cells, paper_results.MINI)
+        ]
+        assert len(rows) == 2
+        assert rows[0].accuracy == rows[1].accuracy
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"runs": 0}, "runs"),
+        ({"methods": ("random", "random-same-size")}, "add metantk"),
+        ({"methods": ("metantk", "random-te-nas-size")}, "add te-nas"),
+        ({"methods": ("random", "random")}, "each once"),
+        ({"experiments": ()}, "at least one"),
+        ({"name": "a/b"}, "letters"),
+    ],
+)
+def test_impossible_tables_are_refused(wrong, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Table(**wrong)
+
+
+def test_the_presets_name_their_files_apart():
+    names = [settings.name for settings in presets.TABLE.values()]
+    assert len(set(names)) == len(names) == 3
+
+
+def test_every_run_of_the_published_method_has_a_published_cell_of_its_own():
+    settings = Table(experiments=("glyphs",), methods=("metantk-published",), runs=4, seed=5)
+    runs = table_runs.runs_of(settings)
+    names = ["mini-5-1", "mini-5-2", "mini-5-3", "mini-5-1"]
+    expected = [published.named(name).genotype for name in names]
+    assert [table_runs.cell_without_search(settings, run) for run in runs] == expected
+    for name, recipe in RECIPES.items():
+        assert published.named(f"{recipe.published}-{table_runs.PUBLISHED}").cells in (5, 8), name

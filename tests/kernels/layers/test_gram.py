@@ -1,0 +1,49 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mamltheory import generator
+from mamltheory.kernels.layers.gram import COLUMNS, Factors, add_contraction, settled
+from tests.paper.cases import relative
+from tests.strategies import seeds
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=generator(seed, "inputs"), dtype=torch.float64)
+
+
+@given(seed=seeds, positions=st.integers(1, 5), bias=st.booleans(), wide=st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_factors_and_rows_have_the_same_gram_matrix(seed, positions, bias, wide):
+    n, k, o, j = (100, 2, 3, 2) if wide else (3, 2, 4, 5)
+    left, right = (
+        Factors(
+            draw(m, positions, j, seed=seed + i), draw(m, k, positions, o, seed=seed + 2 + i), float(bias)
+        )
+        for i, m in enumerate((n, 2))
+    )
+    for one, other in ((left, right), (left, left)):
+        sums = [torch.zeros(one.rows.shape[0], other.rows.shape[0], dtype=torch.float64) for _ in range(2)]
+        add_contraction(sums[:1], one, other)
+        rows = one.rows
+        add_contraction(sums[1:], rows, rows if other is one else other.rows)
+        assert relative(sums[0], sums[1]) < 1e-13
+        assert relative(sums[1], one.rows @ other.rows.T) < 1e-13
+
+
+@pytest.mark.parametrize("rows", [1, 95, 96, 97, 200, 401])
+def test_strips_and_blocks_of_columns_give_the_whole_gram_matrix(rows):
+    one, other = (draw(rows, COLUMNS + 3, seed=seed).float() for seed in (0, 1))
+    for right in (one, other):
+        total = torch.ones(rows, rows, dtype=torch.float64)
+        add_contraction([total], one, right)
+        assert relative(total - 1, one.double() @ right.double().T) < 1e-13
+        if right is one:
+            assert torch.equal(total, total.T)
+
+
+def test_many_positions_are_contracted_as_rows_and_few_as_factors():
+    few, many = (Factors(torch.zeros(4, p, 64), torch.zeros(4, 2, p, 64)) for p in (2, 500))
+    assert isinstance(settled(few, 50), Factors)
+    assert isinstance(settled(many, 50), torch.Tensor)

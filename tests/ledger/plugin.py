@@ -1,0 +1,190 @@
+"""Hooks that collect what the tests say of the paper's statements; they work under xdist too.
+
+``--ledger write`` writes paper_checks.md, ``--ledger check`` fails when it is stale, and ``--ledger slow`` stores the
+outcomes of the slow tests, which the other two add to their own. ``--row "Eq. (12)"`` runs the tests of one row alone
+and prints its numbers.
+"""
+
+import dataclasses
+import hashlib
+import json
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from experiments.plotting import figure, save
+from tests.ledger.graph import draw_verdicts
+from tests.ledger.ledger import Measured, Outcome, load, merged, of, verdict
+from tests.ledger.text import number_text, numbers_of, render, skeleton
+
+ROOT = Path(__file__).parents[1]
+LEDGER, STATEMENTS = ROOT / "paper_checks.md", ROOT / "tests" / "paper" / "statements.toml"
+SLOW = ROOT / "tests" / "paper" / "slow_outcomes.json"
+collected = pytest.StashKey[list[Outcome]]()
+mutants = pytest.StashKey[list[tuple[str, str, str]]]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--ledger", choices=["write", "check", "slow"], help="what to do with paper_checks.md")
+    parser.addoption(
+        "--row", metavar="ID", help="run the tests of one statement or erratum, such as 'Eq. (12)'"
+    )
+
+
+def pytest_configure(config):
+    config.stash[collected], config.stash[mutants] = [], []
+    config.pluginmanager.register(Collector(config), "ledger collector")
+
+
+@pytest.fixture
+def measured(request):
+    """measured(what, value, below=…) or above=…: holds a number against its bound and notes both in the ledger."""
+
+    def note(what, value, *, below=None, above=None):
+        value, bound = float(value), float(below if above is None else above)
+        request.node.user_properties.append(("measured", (what, value, bound, above is not None)))
+        assert value > bound if above is not None else value < bound, (
+            f"{what} is {value:.3g}, bound {bound:.3g}"
+        )
+
+    return note
+
+
+def named_by(item):
+    """(statement or erratum, how) of every mark of the test."""
+    named = [(name, mark.kwargs) for mark in item.iter_markers("paper") for name in mark.args]
+    return named + [(name, {}) for mark in item.iter_markers("erratum") for name in mark.args]
+
+
+def pytest_runtest_setup(item):
+    named = named_by(item)
+    if named:
+        test = item.originalname or item.name
+        slow = item.get_closest_marker("slow") is not None
+        # user_properties travel from the worker processes to the one that reports
+        item.user_properties.append(("paper", (test, slow, named)))
+
+
+class Collector:
+    def __init__(self, config):
+        self.config = config
+
+    def pytest_collection_modifyitems(self, config, items):
+        row = config.getoption("--row")
+        if row is not None:
+            others = [item for item in items if row not in dict(named_by(item))]
+            config.hook.pytest_deselected(items=others)
+            items[:] = [item for item in items if row in dict(named_by(item))]
+
+    def pytest_terminal_summary(self, terminalreporter):
+        row = self.config.getoption("--row")
+        if row is not None:
+            terminalreporter.section(row)
+            for line in lines_of(row, merged(self.config.stash[collected])):
+                terminalreporter.write_line(line)
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" or (report.when == "setup" and report.failed):
+            self.config.stash[collected] += outcomes_of(report)
+            caught = [value for key, value in report.user_properties if key == "mutant"]
+            self.config.stash[mutants] += caught if report.passed else []
+
+
+def outcomes_of(report):
+    properties = {"measured": [], "paper": []}
+    for key, value in report.user_properties:
+        properties.setdefault(key, []).append(value)
+    numbers = tuple(Measured(*one) for one in properties["measured"])
+    return [
+        Outcome(
+            subject,
+            test,
+            report.passed,
+            1,
+            bool(how.get("corrected")),
+            bool(how.get("refuted")),
+            slow,
+            numbers,
+        )
+        for test, slow, named in properties["paper"]
+        for subject, how in named
+    ]
+
+
+def lines_of(row, outcomes):
+    """What the tests of one row measured, test by test."""
+    for one in of(row, outcomes):
+        yield f"{one.test}: {'passed' if one.passed else 'FAILED'} ({one.cases})"
+        yield from (f"  {number_text(number)}" for number in numbers_of(row, [one]))
+
+
+def pytest_sessionfinish(session, exitstatus):
+    mode = session.config.getoption("--ledger")
+    if mode is None or hasattr(session.config, "workerinput"):
+        return
+    outcomes = merged(session.config.stash[collected])
+    if mode == "slow":
+        write_slow(outcomes)
+        return
+    slow_date, slow = read_slow()
+    statements, errata = load(STATEMENTS)
+    text = render(statements, errata, [*outcomes, *slow], slow_date, session.config.stash[mutants])
+    if mode == "write":
+        LEDGER.write_text(text, encoding="utf-8")
+        draw(statements, merged([*outcomes, *slow]))
+    elif exitstatus == pytest.ExitCode.OK and is_stale(text):
+        session.config.get_terminal_writer().line("paper_checks.md is out of date: run make ledger", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def is_stale(text):
+    """Whether a statement, verdict, test, bound or mutant differs; values alone may, from machine to machine."""
+    return not LEDGER.exists() or skeleton(LEDGER.read_text(encoding="utf-8")) != skeleton(text)
+
+
+def draw(statements, outcomes):
+    verdicts = {one.id: verdict(one, of(one.id, outcomes)) for one in statements}
+    with figure("page", 8.5) as (drawing, axes):
+        draw_verdicts(axes[0, 0], statements, verdicts)
+        save(drawing, "verdicts", {"verdicts": verdicts}, ROOT / "figures")
+
+
+def tested_code():
+    """Digest of the modules that the slow tests run: their numbers belong to this code and no other."""
+    digest = hashlib.sha256()
+    package = ROOT / "mamltheory"
+    names = [
+        "linalg",
+        "networks",
+        "inner",
+        "maml",
+        "fast_weights",
+        "meta_step",
+        "predictors",
+        "bounds",
+        "asymptotics",
+        "lipschitz",
+    ]
+    theory = [package / f"{name}.py" for name in names if (package / f"{name}.py").exists()]
+    kernels = [one for one in (package / "kernels").glob("*.py") if not one.name.startswith("layer")]
+    for module in sorted(theory + kernels):  # the layers of modules are no part of Eq. (16)'s networks
+        digest.update(module.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def write_slow(outcomes):
+    rows = [dataclasses.asdict(one) for one in outcomes]
+    content = {"date": date.today().isoformat(), "tested_code": tested_code(), "outcomes": rows}
+    SLOW.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_slow():
+    if not SLOW.exists():
+        return "", []
+    content = json.loads(SLOW.read_text(encoding="utf-8"))
+    rows = [
+        Outcome(**{**row, "measured": tuple(Measured(**one) for one in row["measured"])})
+        for row in content["outcomes"]
+    ]
+    return content["date"], rows

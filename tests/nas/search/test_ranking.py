@@ -1,0 +1,75 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mamltheory.nas.search.algorithm1 import SearchSettings, SearchState, group, pending, record, run_search
+from mamltheory.nas.search.pruning import decide, deciding_draws
+from mamltheory.nas.search.ranking import difference, mean_difference, ranks
+from tests.reference.nas_toy import argmin_per_edge, planted_scorer, planted_values
+
+
+@given(
+    a=st.floats(1, math.inf), b=st.floats(1, math.inf), kind=st.sampled_from(["log", "relative", "absolute"])
+)
+@settings(max_examples=60, deadline=None)
+def test_differences_are_numbers_with_the_sign_of_the_improvement(a, b, kind):
+    delta = difference(a, b, kind)
+    assert not math.isnan(delta)
+    assert delta >= 0 if a >= b else delta <= 0
+
+
+def test_differences_have_the_printed_the_released_and_the_default_form():
+    assert difference(6.0, 3.0, "absolute") == 3.0
+    assert difference(6.0, 3.0, "relative") == 0.5
+    assert difference(6.0, 3.0, "log") == pytest.approx(math.log(2))
+    assert mean_difference([math.inf, -math.inf, 1.0]) == -math.inf
+    assert mean_difference([math.inf, 1.0, 2.0]) == 1.5
+    assert mean_difference([math.inf, math.inf]) == math.inf
+
+
+def test_ranks_share_the_least_place_or_follow_the_index():
+    values = [2.0, 1.0, 2.0, math.inf, -math.inf, 1.0]
+    assert ranks(values, "min") == [4, 2, 4, 6, 1, 2]
+    assert ranks(values, "index") == [4, 2, 5, 6, 1, 3]
+    assert ranks(values, "dense") == [3, 2, 3, 4, 1, 2]
+
+
+def survivors(scorer, ties):
+    return set(run_search(scorer, SearchSettings(repeats=1, ties=ties)).candidates.operators())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_values_of_the_regions_do_not_outweigh_a_condition_number_when_ranks_leave_no_gaps(seed):
+    """Dense ranks of two values differ by one, and equal sums go by C: as if there were no regions at all."""
+    values = planted_values(seed)
+    regions = {
+        o: float(v) for o, v in zip(values, np.random.default_rng(seed).integers(2, size=126), strict=True)
+    }
+    scorer = planted_scorer(values, regions)
+    assert survivors(scorer, "dense") == argmin_per_edge(values)
+    assert survivors(scorer, "min") != argmin_per_edge(values)
+
+
+@pytest.mark.parametrize("ties", ["min", "dense"])
+def test_what_is_judged_are_the_ranks_that_decide(ties):
+    """One repeat: its sums of ranks put the operators of every edge in the order of the decision."""
+    draws = np.random.default_rng(7)
+    values = planted_values(7)
+    regions = {o: float(v) for o, v in zip(values, draws.integers(2, size=126), strict=True)}
+    once, score, state = SearchSettings(repeats=1, ties=ties), planted_scorer(values, regions), SearchState()
+    networks = {
+        job: state.candidates.without(job.removed) if job.removed else state.candidates
+        for job in pending(state, once)
+    }
+    state = record(state, {job: score(network) for job, network in networks.items()})
+    operators = group(state, once)
+    judged = dict(zip(operators, deciding_draws(state, once, operators, 1), strict=True))
+    decisions, _ = decide(state, once, 1)
+    for decision in decisions:
+        same_edge = [
+            o for o in operators if (o.cell, o.edge) == (decision.operator.cell, decision.operator.edge)
+        ]
+        assert not decision.pruned or judged[decision.operator] == max(judged[o] for o in same_edge)

@@ -1,0 +1,40 @@
+"""Repeats that other processes computed in advance, and that a round did not need, leave no trace in it."""
+
+import math
+
+from mamltheory.nas.operations import OPERATIONS
+from mamltheory.nas.scoring.score import Score
+from mamltheory.nas.search.algorithm1 import evaluate, prune, record
+from mamltheory.nas.search.rounds import repeat_jobs
+from mamltheory.nas.search.settings import SearchSettings
+from mamltheory.nas.search.state import SearchState
+from mamltheory.rng import numpy_generator
+
+RULES = SearchSettings(repeats=8, criteria=("condition",), estimator="gradient", stopping=True)
+
+
+def scored(candidates, round_index, repeat):
+    """Operations differ clearly; in later repeats one operator cannot be scored."""
+    random = numpy_generator(0, "made-up scores", round_index, repeat)
+    found = {None: Score(1.0, 1.0)}
+    for operator in candidates.operators():
+        size = 3.0 * OPERATIONS.index(operator.operation) + 0.1 * random.normal()
+        found[operator] = Score(math.exp(-size), 1.0)
+    if repeat >= 4:
+        found[candidates.operators()[0]] = Score(math.inf, 1.0)
+    return found
+
+
+def after_repeats(count):
+    state = SearchState()
+    for repeat in range(count):
+        jobs = repeat_jobs(state, RULES, repeat)
+        state = record(state, evaluate(jobs, state.candidates, scored, RULES))
+    return prune(state, RULES)
+
+
+def test_a_round_does_not_depend_on_repeats_that_were_computed_in_advance():
+    alone, ahead = after_repeats(4), after_repeats(7)
+    assert alone.reports[0].repeats == 4
+    assert alone.reports[0].failures == {}
+    assert ahead == alone

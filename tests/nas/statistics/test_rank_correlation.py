@@ -1,0 +1,235 @@
+"""Statistics of scores against accuracies: known answers, slow twins, and intervals that cover."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
+from mamltheory.nas.statistics.rank_correlation import (
+    Resamples,
+    cronbach_alpha,
+    finite_scores,
+    kendall_tau,
+    noise_ceiling,
+    partial_spearman,
+    resamples,
+    score_reliability,
+    score_validity,
+    score_values,
+    spearman,
+)
+from mamltheory.rng import numpy_generator
+
+
+def draws(seed, purpose="validity"):
+    return numpy_generator(seed, purpose)
+
+
+def planted(seed, networks=60, pools=4, initialisations=3, between_pools=0.0, noise=0.0):
+    """Scores = signal + what a pool adds to a network + noise of an initialisation; and the signal."""
+    random = draws(seed, "planted")
+    signal = random.standard_normal(networks)
+    scores = np.tile(signal[:, None, None], (1, pools, initialisations))
+    scores += between_pools * random.standard_normal((networks, pools, 1))
+    return scores + noise * random.standard_normal(scores.shape), signal
+
+
+@given(seed=st.integers(0, 10_000), levels=st.sampled_from([3, 7, 1000]), count=st.integers(3, 30))
+@settings(max_examples=25, deadline=None)
+def test_rank_correlations_are_scipys_with_and_without_ties(seed, levels, count):
+    random = draws(seed)
+    x, y = (random.integers(levels, size=count).astype(float) for _ in range(2))
+    for ours, theirs in ((kendall_tau, stats.kendalltau), (spearman, stats.spearmanr)):
+        if len(set(x)) > 1 and len(set(y)) > 1:
+            assert ours(x, y) == pytest.approx(theirs(x, y).statistic, abs=1e-12)
+        else:
+            assert math.isnan(ours(x, y))
+
+
+def test_statistics_of_many_draws_are_those_of_each():
+    x, y, z = draws(0).standard_normal((3, 5, 2, 9))
+    for statistic, arrays in ((kendall_tau, (x, y)), (spearman, (x, y)), (partial_spearman, (x, y, z))):
+        one_by_one = [[statistic(*(a[i, j] for a in arrays)) for j in range(2)] for i in range(5)]
+        np.testing.assert_allclose(statistic(*arrays), one_by_one)
+
+
+def test_scores_of_many_draws_are_those_of_each():
+    components = [planted(seed, networks=6, between_pools=1.0)[0] for seed in (0, 1)]
+    drawn = resamples(6, 4, 10, draws(0))
+    for chosen in (components, components[:1]):
+        together = score_values(chosen, drawn)
+        for i in range(10):
+            means = []
+            for scores in chosen:
+                by_pool = scores.mean(2)
+                moved = by_pool[:, drawn.pools[i]].mean(1) - by_pool.mean(1)
+                means.append((by_pool.mean(1) + math.sqrt(4 / 3) * moved)[drawn.networks[i]])
+            expected = means[0] if len(means) == 1 else sum(stats.rankdata(mean) for mean in means)
+            np.testing.assert_allclose(together[i], expected)
+
+
+def test_a_network_drawn_twice_counts_for_nothing_in_tau():
+    x, y = (draws(seed).standard_normal(12) for seed in (0, 1))
+    assert kendall_tau(np.tile(x, 2), np.tile(y, 2)) == pytest.approx(kendall_tau(x, y))
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=10, deadline=None)
+def test_the_partial_correlation_is_that_of_the_residuals_of_the_ranks(seed):
+    x, y, z = draws(seed).standard_normal((3, 25))
+    ranks = [stats.rankdata(v) for v in (x, y, z)]
+    design = np.stack([np.ones(25), ranks[2]], 1)
+    left = [v - design @ np.linalg.lstsq(design, v, rcond=None)[0] for v in ranks[:2]]
+    assert partial_spearman(x, y, z) == pytest.approx(np.corrcoef(*left)[0, 1], abs=1e-9)
+
+
+def test_a_score_that_follows_the_size_alone_adds_nothing_to_it():
+    random = draws(0)
+    size = random.standard_normal(400)
+    accuracy = size + random.standard_normal(400)
+    follower, other = size + 0.1 * random.standard_normal(400), accuracy - size
+    assert abs(partial_spearman(follower, accuracy, size)) < 0.15 < spearman(follower, accuracy)
+    assert partial_spearman(other, accuracy, size) > 0.9
+    assert math.isnan(partial_spearman(np.exp(size), accuracy, size))
+
+
+def test_alpha_is_the_share_of_variance_that_is_signal():
+    """Items of signal variance 1 and noise variance 2: the mean of 4 has reliability 1/(1 + 2/4)."""
+    random = draws(0)
+    signal = random.standard_normal((4000, 1))
+    items = signal + math.sqrt(2) * random.standard_normal((4000, 4))
+    fresh = signal + math.sqrt(2) * random.standard_normal((4000, 4))
+    assert cronbach_alpha(items) == pytest.approx(2 / 3, abs=0.03)
+    assert np.corrcoef(items.mean(1), fresh.mean(1))[0, 1] == pytest.approx(cronbach_alpha(items), abs=0.03)
+    assert cronbach_alpha(np.tile(signal, (1, 3))) == pytest.approx(1)
+
+
+def test_reliability_over_pools_sees_what_reliability_over_initialisations_cannot():
+    found = score_reliability(planted(0, networks=2000, between_pools=1.0, noise=1.0)[0])
+    assert found.initialisations == pytest.approx(1 - 1 / 7, abs=0.02)  # (1 + 1)/(1 + 1 + 1/3)
+    assert found.pools == pytest.approx(3 / 4, abs=0.03)  # 1/(1 + (1 + 1/3)/4)
+    assert math.isnan(score_reliability(planted(0, pools=1)[0]).pools)
+    assert math.isnan(score_reliability(planted(0, initialisations=1)[0]).initialisations)
+
+
+def test_the_noise_ceiling_finds_the_planted_noise_whatever_both_trainings_share():
+    random = draws(0)
+    truth = random.standard_normal(3000)
+    first, again = (truth + 0.5 * random.standard_normal(3000) for _ in range(2))
+    rows = np.arange(1500)
+    found = noise_ceiling(first, again[rows] + 7.0, rows)
+    assert found.pairs == 1500
+    assert found.deviation == pytest.approx(0.5, abs=0.02)
+    assert found.reliability == pytest.approx(0.8, abs=0.02)
+    assert found.pearson == pytest.approx(0.8, abs=0.02)
+    assert found.highest_rho == pytest.approx(np.corrcoef(first, truth)[0, 1], abs=0.01)
+    assert found.highest_tau == pytest.approx(kendall_tau(first[:800], truth[:800]), abs=0.02)
+
+
+def test_few_pairs_leave_the_ceiling_open_and_many_close_it():
+    random, widths = draws(2), []
+    truth = random.standard_normal(3000)
+    first, again = (truth + 0.5 * random.standard_normal(3000) for _ in range(2))
+    for pairs in (8, 2000):
+        rows = np.arange(pairs)
+        found = noise_ceiling(first, again[rows], rows)
+        low, high = found.highest_tau_interval
+        assert low <= found.highest_tau <= high
+        widths.append(high - low)
+    assert widths[0] > 0.2 > 0.02 > widths[1]
+
+
+def test_a_perfectly_repeatable_accuracy_has_no_ceiling_below_one_and_noise_has_one_of_zero():
+    x, y = draws(0).standard_normal((2, 40))
+    assert noise_ceiling(x, x[:5], np.arange(5)).highest_tau == pytest.approx(1)
+    assert noise_ceiling(x, 10 * y[:20], np.arange(20)).highest_tau == 0
+
+
+def test_singular_kernels_rank_last_and_change_no_other_score():
+    scores = planted(0, networks=5)[0]
+    broken = scores.copy()
+    broken[2, 1, 0] = -math.inf
+    repaired = finite_scores(broken)
+    assert repaired[2, 1, 0] == np.delete(scores[:, 1, 0], 2).min()
+    broken[2, 1, 0] = repaired[2, 1, 0]
+    np.testing.assert_array_equal(repaired, broken)
+
+
+def test_the_score_of_the_paper_is_a_sum_of_ranks():
+    a, b = (planted(seed, networks=6)[0] for seed in (0, 1))
+    expected = stats.rankdata(a.mean((1, 2))) + stats.rankdata(b.mean((1, 2)))
+    np.testing.assert_array_equal(score_values([a, b]), expected)
+    np.testing.assert_allclose(score_values([a, b * 1000]), expected)
+    np.testing.assert_allclose(score_values([a]), a.mean((1, 2)))
+
+
+def test_draws_of_pools_spread_as_the_mean_of_fresh_pools_does():
+    """Without widening, draws of P = 4 pools have 3/4 of the variance of a mean of 4 pools."""
+    scores = planted(0, networks=300, pools=4, between_pools=1.0)[0]
+    drawn = resamples(300, 4, 400, draws(0))
+    held = np.broadcast_to(np.arange(300), (400, 300))
+    values = score_values([scores], Resamples(held, drawn.pools))
+    assert values.var(0).mean() == pytest.approx(1 / 4, rel=0.1)
+
+
+def test_intervals_over_networks_cover_the_true_tau_at_their_level():
+    """For normal pairs of correlation 0.5, tau is 2/π · arcsin(0.5) = 1/3."""
+    inside = 0
+    for seed in range(25):
+        scores, signal = planted(seed, networks=30, pools=1, initialisations=1)
+        accuracy = 0.5 * signal + math.sqrt(0.75) * draws(seed, "rest").standard_normal(30)
+        found = score_validity({"score": [scores]}, accuracy, accuracy, draws(seed), 100)["score"].tau
+        inside += found.networks_alone[0] <= 1 / 3 <= found.networks_alone[1]
+    assert inside >= 20  # 95 % of 25 is 23.8, with a standard deviation of 1.1
+
+
+def test_intervals_over_pools_too_are_wider_where_pools_differ_and_the_same_where_they_do_not():
+    accuracy = planted(0)[1] + draws(1).standard_normal(60)
+
+    def width(interval):
+        return interval[1] - interval[0]
+
+    ratios = []
+    for between in (0.0, 2.0):
+        found = score_validity(
+            {"s": [planted(0, between_pools=between)[0]]}, accuracy, accuracy, draws(0), 150
+        )
+        ratios.append(width(found["s"].rho.interval) / width(found["s"].rho.networks_alone))
+        taus = found["s"].tau_by_pool
+        assert len(taus) == 4
+        assert (max(taus) > min(taus) + 0.05) == (between > 0)
+    assert ratios[0] == pytest.approx(1)
+    assert ratios[1] > 1.2
+
+
+def test_a_score_equal_to_the_size_is_exactly_as_far_ahead_as_nothing():
+    random = draws(0)
+    size = random.standard_normal(30)
+    accuracy = size + random.standard_normal(30)
+    same, better = (values[:, None, None] for values in (size, accuracy + 0.1 * size))
+    found = score_validity({"size": [same], "better": [better]}, accuracy, size, draws(1), 100)
+    assert found["size"].ahead.value == 0
+    assert found["size"].ahead.interval == (0, 0)
+    assert math.isnan(found["size"].partial.value)
+    assert found["better"].ahead.interval[0] > 0
+    assert found["better"].partial.interval[0] > 0.5
+
+
+def test_what_cannot_be_ranked_is_refused():
+    ok = np.arange(4.0)
+    with pytest.raises(ValueRangeError, match="NaN or infinite"):
+        spearman(ok, np.array([0, 1, 2, math.nan]))
+    with pytest.raises(ShapeError, match="networks × items"):
+        cronbach_alpha(ok[:, None])
+    with pytest.raises(ShapeError, match="at least 3 pairs"):
+        noise_ceiling(ok, ok[:2], np.arange(2))
+    with pytest.raises(ConfigurationError, match="at least 3"):
+        resamples(2, 1, 10, draws(0))
+    with pytest.raises(ValueRangeError, match=r"NaN or \+∞"):
+        finite_scores(np.full((3, 1, 1), math.nan))
+    with pytest.raises(ValueRangeError, match="without repeated images"):
+        finite_scores(np.full((3, 1, 1), -math.inf))
