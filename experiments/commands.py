@@ -1,10 +1,31 @@
-"""The list of commands. A new one is a dataclass in ``settings`` and a line here."""
+"""The list of commands. A new one is a dataclass in the ``settings`` of its folder, a function, and a line here.
+
+Nothing here imports torch, so that help and mistakes answer at once.
+"""
 
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from experiments import presets, settings
+from experiments.benchmarks.settings import Benchmark
+from experiments.data.settings import Data, Glyphs
+from experiments.search.settings import SEARCH, Protocols, Search
+from experiments.settings import Demo, Doctor, PublishedCells
+from experiments.studies.settings import CORRELATION, STABILITY, Correlation, Stability
+from experiments.tables.settings import TABLE, Table
+from experiments.theory.settings import (
+    CONVERGENCE,
+    DRIFT,
+    EQUIVALENCE,
+    Bounds,
+    Convergence,
+    Drift,
+    Equivalence,
+    Lipschitz,
+    Plateau,
+)
+from experiments.training.evaluation_settings import EVALUATE, Evaluate, Predict
+from experiments.training.settings import META_TRAIN, TRAIN, MetaTrain, Train
 
 
 @dataclass(frozen=True)
@@ -44,41 +65,31 @@ SPEED = "How fast"
 OUT = ("out",)
 
 COMMANDS = {
-    "demo": Command(settings.Demo, "experiments.demo:run", START, results=OUT),
-    "doctor": Command(settings.Doctor, "experiments.doctor:run", START),
+    "demo": Command(Demo, "experiments.demo:run", START, results=OUT),
+    "doctor": Command(Doctor, "experiments.doctor:run", START),
     "convergence": Command(
-        settings.Convergence, "experiments.theory.convergence:run", THEORY, presets.CONVERGENCE, results=OUT
+        Convergence, "experiments.theory.convergence:run", THEORY, CONVERGENCE, results=OUT
     ),
-    "bounds": Command(settings.Bounds, "experiments.theory.bounds:run", THEORY, results=OUT),
-    "drift": Command(settings.Drift, "experiments.theory.drift:run", THEORY, presets.DRIFT, results=OUT),
-    "lipschitz": Command(settings.Lipschitz, "experiments.theory.lipschitz:run", THEORY, results=OUT),
+    "bounds": Command(Bounds, "experiments.theory.bounds:run", THEORY, results=OUT),
+    "drift": Command(Drift, "experiments.theory.drift:run", THEORY, DRIFT, results=OUT),
+    "lipschitz": Command(Lipschitz, "experiments.theory.lipschitz:run", THEORY, results=OUT),
     "equivalence": Command(
-        settings.Equivalence, "experiments.theory.equivalence:run", THEORY, presets.EQUIVALENCE, results=OUT
+        Equivalence, "experiments.theory.equivalence:run", THEORY, EQUIVALENCE, results=OUT
     ),
-    "plateau": Command(settings.Plateau, "experiments.theory.plateau:run", THEORY, results=OUT),
-    "benchmark": Command(
-        settings.Benchmark, "experiments.benchmarks.run:run", SPEED, results=("out", "runs")
-    ),
-    "search": Command(settings.Search, "experiments.search.run:run", CELLS, presets.SEARCH, ranks=True),
-    "protocols": Command(settings.Protocols, "experiments.search.comparison:run", CELLS, results=OUT),
-    "cell": Command(
-        settings.PublishedCells, "experiments.genotypes:run", CELLS, positional="name", folders=()
-    ),
-    "train": Command(settings.Train, "experiments.training.train:run", CELLS, presets.TRAIN),
-    "meta-train": Command(
-        settings.MetaTrain, "experiments.training.meta_train:run", CELLS, presets.META_TRAIN
-    ),
-    "evaluate": Command(settings.Evaluate, "experiments.training.evaluate:run", CELLS, presets.EVALUATE),
-    "predict": Command(settings.Predict, "experiments.training.predict:run", CELLS),
-    "table": Command(settings.Table, "experiments.tables.table:run", CELLS, presets.TABLE, results=OUT),
+    "plateau": Command(Plateau, "experiments.theory.plateau:run", THEORY, results=OUT),
+    "benchmark": Command(Benchmark, "experiments.benchmarks.run:run", SPEED, results=("out", "runs")),
+    "search": Command(Search, "experiments.search.run:run", CELLS, SEARCH, ranks=True),
+    "protocols": Command(Protocols, "experiments.search.comparison:run", CELLS, results=OUT),
+    "cell": Command(PublishedCells, "experiments.genotypes:run", CELLS, positional="name", folders=()),
+    "train": Command(Train, "experiments.training.train:run", CELLS, TRAIN),
+    "meta-train": Command(MetaTrain, "experiments.training.meta_train:run", CELLS, META_TRAIN),
+    "evaluate": Command(Evaluate, "experiments.training.evaluate:run", CELLS, EVALUATE),
+    "predict": Command(Predict, "experiments.training.predict:run", CELLS),
+    "table": Command(Table, "experiments.tables.table:run", CELLS, TABLE, results=OUT),
     "correlation": Command(
-        settings.Correlation, "experiments.studies.correlation:run", CELLS, presets.CORRELATION, results=OUT
+        Correlation, "experiments.studies.correlation:run", CELLS, CORRELATION, results=OUT
     ),
-    "stability": Command(
-        settings.Stability, "experiments.studies.stability:run", CELLS, presets.STABILITY, results=OUT
-    ),
-    "data": Command(
-        settings.Data, "experiments.data.check:run", CELLS, positional="path", verb="check", results=OUT
-    ),
-    "glyphs": Command(settings.Glyphs, "experiments.data.glyph_sheet:run", CELLS, results=OUT),
+    "stability": Command(Stability, "experiments.studies.stability:run", CELLS, STABILITY, results=OUT),
+    "data": Command(Data, "experiments.data.check:run", CELLS, positional="path", verb="check", results=OUT),
+    "glyphs": Command(Glyphs, "experiments.data.glyph_sheet:run", CELLS, results=OUT),
 }

@@ -5,8 +5,8 @@
 The gradient is taken through the inner loop, so that it has the Hessian term of Eq. (3) exactly; first-order MAML
 leaves it out when the inner loop says so. Two methods give the same numbers:
 
-    factored   fully connected networks: fast weights as low-rank factors (mamltheory.factored.fast_weights), all tasks in
-               one product against the shared weight, no task's weights and no gradient ever formed in training
+    factored   fully connected networks: fast weights as low-rank factors (mamltheory.factored.fast_weights), all tasks
+               in one product against the shared weight, no task's weights and no gradient ever formed in training
     generic    any other network: torch.func, one task after the other (``chunk``: several)
 """
 

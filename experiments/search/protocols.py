@@ -32,8 +32,8 @@ stable
     The same question asked so that independent searches agree: tr Φ · tr Φ⁻¹/n² in place of σ_max/σ_min, all
     operators from one gradient, many tasks in one kernel, scores shrunken towards the mean of (cell type × operation),
     repeats until the choice is settled, and rounds without signal and edges without a clear choice decided by a rule
-    that is written down (:mod:`mamltheory.nas.search.stopping`). Linear regions are left out: what they say reliably is the
-    type of operation.
+    that is written down (:mod:`mamltheory.nas.search.stopping`). Linear regions are left out: what they say reliably is
+    the type of operation.
 """
 
 import math

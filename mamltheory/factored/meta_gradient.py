@@ -1,7 +1,7 @@
 """The outer gradient of MAML through factored fast weights, gathered as factor pairs and applied in one product.
 
-Every use of a task's weight W_i in :mod:`mamltheory.factored.fast_weights` is a bilinear form u W_i vᵀ: forth with (u, v) =
-(h̄, z), back with (u, v) = (g, z̄'), where a bar is ∂𝓛/∂. From W_i = W − λ c Σ Gᵀ A each use gives
+Every use of a task's weight W_i in :mod:`mamltheory.factored.fast_weights` is a bilinear form u W_i vᵀ: forth with (u,
+v) = (h̄, z), back with (u, v) = (g, z̄'), where a bar is ∂𝓛/∂. From W_i = W − λ c Σ Gᵀ A each use gives
 
     to the shared weight      ∂𝓛/∂W += c uᵀ v
     to the rows of the past   Ḡ −= λ (c² v Aᵀ + c_b²)ᵀ u,      Ā −= λ c² (u Gᵀ)ᵀ v      (c_b² for forth alone)

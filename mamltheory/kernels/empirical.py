@@ -124,9 +124,9 @@ def empirical_ntk(
         small as that needs, see :func:`mamltheory.kernels.layers.layerwise.layerwise_kernels`. "generic" holds n·k·D
         numbers for a tile.
     method: "auto" takes "layerwise", and "generic" for the parameters which that does not cover;
-        :func:`mamltheory.kernels.layers.layerwise.parameter_routes` says which. The samples are tested to be independent of
-        each other, and the gradients of "generic" are those of plain autograd, whichever way they are taken.
-    dtype: of the kernel and of its accumulation, float64 for None. A float32 network's gradients carry float32's
+        :func:`mamltheory.kernels.layers.layerwise.parameter_routes` says which. The samples are tested to be
+        independent of each other, and the gradients of "generic" are those of plain autograd, whichever way they are
+    taken. dtype: of the kernel and of its accumulation, float64 for None. A float32 network's gradients carry float32's
         rounding (some 1e-7 of the largest entry) either way. In float64 their Gram matrix is positive semi-definite to
         float64's rounding, as condition numbers need (their error was 5e-9); torch.float32 is faster and leaves them
         an error of 1e-5, and :func:`mamltheory.linalg.condition_number` takes the kernel at its own dtype's rounding.

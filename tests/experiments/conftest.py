@@ -2,7 +2,8 @@
 
 import pytest
 
-from experiments import runs as common
+from experiments import genotypes
+from experiments.data import source as data_source
 from experiments.search import run as search
 from experiments.training import train
 from mamltheory.fewshot.glyphs import glyph_data
@@ -12,13 +13,13 @@ from tests.experiments.tiny import GENOTYPE, begun, train_settings
 @pytest.fixture(scope="module")
 def few_images():
     """Glyphs of a few classes in the place of the usual ones, for 16 pixels."""
-    data, usual = glyph_data(16, 6, 6, 6, samples_per_class=8), common.cached_data
+    data, usual = glyph_data(16, 6, 6, 6, samples_per_class=8), data_source.cached_data
 
     def few(*source):
         return data if source == ("glyphs", 16) else usual(*source)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (common, search):
+        for module in (data_source, search):
             patch.setattr(module, "cached_data", few)
         yield data
 
@@ -35,7 +36,7 @@ def searched(tmp_path_factory, few_images):  # noqa: ARG001
 def trained(tmp_path_factory, few_images):  # noqa: ARG001
     """Settings of a training that has finished in its folder."""
     folder = tmp_path_factory.mktemp("trained")
-    common.write_genotype(folder / "cell.json", GENOTYPE)
+    genotypes.write_genotype(folder / "cell.json", GENOTYPE)
     settings = train_settings(folder / "train", genotype=folder / "cell.json")
     assert train.run(settings) == 0
     return settings

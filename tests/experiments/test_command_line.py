@@ -13,9 +13,13 @@ from pathlib import Path
 import pytest
 
 from experiments import __main__ as shell
-from experiments import presets, settings
 from experiments.commands import COMMANDS, Command
 from experiments.config import RETIRED, settings_from
+from experiments.search.settings import SEARCH, Search
+from experiments.settings import Doctor
+from experiments.theory.settings import Drift
+from experiments.training.evaluation_settings import EVALUATE, Evaluate
+from experiments.training.settings import TRAIN, Train
 from mamltheory.errors import ConfigurationError, DataError
 from mamltheory.runtime.interrupt import Interrupted, check_interrupted
 from mamltheory.runtime.runlog import open_run
@@ -39,7 +43,7 @@ def planted(monkeypatch):
     """A command "planted" that runs the given function on search settings."""
 
     def plant(function):
-        command = Command(settings.Search, "nowhere:at_all", "Tests", presets.SEARCH)
+        command = Command(Search, "nowhere:at_all", "Tests", SEARCH)
         monkeypatch.setattr(Command, "load", lambda _: function)
         monkeypatch.setitem(COMMANDS, "planted", command)
 
@@ -97,7 +101,7 @@ def test_the_record_of_a_run_gives_back_the_same_settings(tmp_path, name):
 
 
 def test_the_record_of_another_command_is_refused(tmp_path):
-    open_run(tmp_path, "train", settings.Train(), seed=0, environment={})
+    open_run(tmp_path, "train", Train(), seed=0, environment={})
     with pytest.raises(ConfigurationError, match="run of 'train', not of 'search'"):
         shell.resolve("search", ["--config", str(tmp_path)])
 
@@ -127,7 +131,7 @@ def test_a_wrong_configuration_file_is_refused_with_a_hint(tmp_path, content, me
         shell.resolve("search", ["--config", str(file)])
 
 
-@pytest.mark.parametrize(("name", "only"), RETIRED[settings.Search].items())
+@pytest.mark.parametrize(("name", "only"), RETIRED[Search].items())
 def test_a_retired_setting_is_read_with_its_only_value_and_refused_with_others(tmp_path, name, only):
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"shots": 3, name: only}))
@@ -138,16 +142,16 @@ def test_a_retired_setting_is_read_with_its_only_value_and_refused_with_others(t
     ):
         shell.resolve("search", ["--config", str(file)])
     with pytest.raises(ConfigurationError, match="unknown setting"):
-        settings_from(settings.Evaluate, {"heads": 1})
+        settings_from(Evaluate, {"heads": 1})
 
 
 def test_lists_and_absent_values_are_checked_item_by_item():
-    assert settings_from(settings.Drift, {"widths": [3, 5]}).widths == (3, 5)
-    assert settings_from(settings.Doctor, {"data": None}).data is None
-    assert settings_from(settings.Doctor, {"data": "x"}).data == Path("x")
+    assert settings_from(Drift, {"widths": [3, 5]}).widths == (3, 5)
+    assert settings_from(Doctor, {"data": None}).data is None
+    assert settings_from(Doctor, {"data": "x"}).data == Path("x")
     for content in ({"widths": 3}, {"widths": [3, "5"]}, {"widths": [5, 3]}, {"widths": []}):
         with pytest.raises(ConfigurationError, match="widths"):
-            settings_from(settings.Drift, content)
+            settings_from(Drift, content)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +208,7 @@ def test_the_commands_result_is_the_exit_code_and_it_gets_the_resolved_settings(
     seen = []
     planted(seen.append)
     assert shell.main(["planted", "--seed", "5"]) == 0
-    assert seen == [settings.Search(seed=5)]
+    assert seen == [Search(seed=5)]
     planted(lambda _: 3)
     assert shell.main(["planted"]) == 3
 
@@ -261,14 +265,12 @@ def test_the_function_of_a_command_is_there(name):
     "Sec. 6.1: kernels of the search", "Sec. 6.1: optimisation", "App. E: batch size", "App. E: inner time"
 )
 def test_the_papers_presets_hold_the_papers_numbers():
-    rows = {name: (s.kernel, s.inner_time, s.ridge, s.cells) for name, s in presets.SEARCH.items()}
+    rows = {name: (s.kernel, s.inner_time, s.ridge, s.cells) for name, s in SEARCH.items()}
     assert rows["mini-5"] == ("maml", math.inf, 1e-3, 5)
     assert rows["mini-8"] == ("anil", 1.0, 1e-5, 8)
     assert rows["tiered-5"] == ("maml", math.inf, 1e-3, 5)
     assert rows["tiered-8"] == ("anil", math.inf, 1e-3, 8)
-    rows = {
-        name: (t.batch_size, t.learning_rate, t.epochs, t.milestones) for name, t in presets.TRAIN.items()
-    }
+    rows = {name: (t.batch_size, t.learning_rate, t.epochs, t.milestones) for name, t in TRAIN.items()}
     assert rows["mini-5"] == (64, 0.02, 100, (60, 80))
     assert rows["mini-8"] == (40, 0.02, 100, (60, 80))
     assert rows["tiered-5"] == (64, 0.01, 60, (30, 40, 50))
@@ -276,10 +278,10 @@ def test_the_papers_presets_hold_the_papers_numbers():
 
 
 def test_the_presets_of_one_experiment_follow_on_each_other():
-    for name, train in presets.TRAIN.items():
-        search = presets.SEARCH[name]
+    for name, train in TRAIN.items():
+        search = SEARCH[name]
         assert train.genotype == search.out / "genotype.json"
         assert (train.data, train.cells) == (search.data, search.cells)
-    for name, evaluate in presets.EVALUATE.items():
-        train = presets.TRAIN[name.removesuffix(f"-{evaluate.shots}-shot")]
+    for name, evaluate in EVALUATE.items():
+        train = TRAIN[name.removesuffix(f"-{evaluate.shots}-shot")]
         assert (evaluate.checkpoint, evaluate.data) == (train.out, train.data)

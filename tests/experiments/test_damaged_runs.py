@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 
 from experiments import __main__ as shell
+from experiments import genotypes
 from experiments import runs as common
 from experiments.search import comparison as protocols
 from experiments.search import run as search
@@ -159,7 +160,7 @@ def test_a_saved_training_of_another_type_is_refused(own, name, value):
     if name in ("epoch", "step", "genotype", "inputs") and value != "missing":
         refused(read_training, own.out, match=r".")
     if name != "inputs":
-        cell = common.read_genotype(own.genotype)
+        cell = genotypes.read_genotype(own.genotype)
         refused(train.train, own, cell, match=".")
 
 
@@ -232,7 +233,7 @@ def test_the_genotype_of_a_search_is_the_one_that_it_recorded(found, capsys):
     assert "is not the genotype that the search in its folder found" in said
     assert said.count("\n") == 1
     file.rename(found.out.parent / "mine.json")
-    assert common.read_genotype(found.out.parent / "mine.json").to_json() == content
+    assert genotypes.read_genotype(found.out.parent / "mine.json").to_json() == content
 
 
 def test_rounds_that_are_not_logged_have_no_invented_seconds(found):

@@ -5,8 +5,7 @@ import json
 
 import pytest
 
-from experiments import demo
-from experiments import runs as common
+from experiments import demo, genotypes
 from experiments.settings import Demo
 from experiments.theory import sweep as sweeps
 from experiments.training import train
@@ -116,7 +115,7 @@ def test_every_training_of_the_demonstration_can_be_taken_up_alone(shown, tiny_d
         assert record["status"] == "finished"
         assert record["config"]["genotype"] == str(folder / "genotype.json")
         training = read_training(folder)
-        assert common.read_genotype(training.settings.genotype) == training.genotype
+        assert genotypes.read_genotype(training.settings.genotype) == training.genotype
 
 
 def test_another_budget_is_other_work_in_another_folder():
@@ -131,7 +130,7 @@ def test_random_cells_of_the_same_size_are_compared_as_well(few_images, monkeypa
     cells = demo.cells_to_compare(Demo(), GENOTYPE)
     assert list(cells) == CELLS
     assert len(set(map(str, cells.values()))) == len(CELLS)
-    size = common.network_size(demo.DEMO_TRAIN, 6)
+    size = genotypes.network_size(demo.DEMO_TRAIN, 6)
     counts = [genotype_parameters(cell, size) for cell in cells.values()]
     assert all(abs(count - counts[0]) <= 0.05 * counts[0] for count in counts[3:])
 

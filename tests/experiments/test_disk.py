@@ -8,7 +8,7 @@ import os
 import pytest
 
 from experiments import __main__ as shell
-from experiments import runs as common
+from experiments import genotypes
 from experiments.commands import COMMANDS
 from experiments.search import run as search
 from experiments.studies import study
@@ -77,7 +77,7 @@ def test_a_search_goes_on_after_every_refusal(tmp_path, capsys, monkeypatch, few
         refused(name, code, SEARCH, capsys, out=out)
     assert run(SEARCH, capsys, out=out) == (0, [])
     state = search.saved_search(search_settings(out)).state
-    assert common.read_genotype(out / "genotype.json") == state.candidates.genotype()
+    assert genotypes.read_genotype(out / "genotype.json") == state.candidates.genotype()
     rounds = {row["round"] for row in read_metrics(out)}
     assert rounds == set(range(1, state.round_index + 1))  # none is left out of the record
     assert read_run(out)["status"] == "finished"
@@ -149,7 +149,7 @@ def test_a_cell_is_one_line_where_it_cannot_be_written(tmp_path, capsys):
     for code in ERRORS:
         refused("cell.json", code, "cell mini-8-2", capsys, out=tmp_path / "cell.json")
     assert run("cell mini-8-2", capsys, out=tmp_path / "no" / "cell.json") == (0, [])
-    common.write_genotype(tmp_path / "mine.json", GENOTYPE)
+    genotypes.write_genotype(tmp_path / "mine.json", GENOTYPE)
     before = (tmp_path / "mine.json").read_bytes()
     code, lines = run("cell mini-8-2", capsys, out=tmp_path / "mine.json")
     assert (code, len(lines)) == (2, 1)

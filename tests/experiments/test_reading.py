@@ -6,6 +6,7 @@ import pytest
 
 from experiments import runs as common
 from experiments import runs as steps
+from experiments.data import source as data_source
 from mamltheory.fewshot import glyphs
 from mamltheory.fewshot.datasets import load_data
 from mamltheory.runtime.interrupt import Interrupted, interruptible
@@ -17,9 +18,9 @@ from tests.fewshot import layouts
 def _tiny_set(monkeypatch):
     sizes = {"image_size": 8, "train_classes": 3, "val_classes": 2, "test_classes": 2, "samples_per_class": 4}
     monkeypatch.setitem(glyphs.GLYPH_SETS, "glyphs-tiny", sizes)
-    common.cached_data.cache_clear()
+    data_source.cached_data.cache_clear()
     yield
-    common.cached_data.cache_clear()
+    data_source.cached_data.cache_clear()
 
 
 def test_every_image_that_is_drawn_or_decoded_is_counted(tmp_path):
@@ -35,11 +36,11 @@ def test_every_image_that_is_drawn_or_decoded_is_counted(tmp_path):
 
 
 def test_short_reading_is_silent_and_long_reading_says_how_to_do_it_once(monkeypatch, capsys):
-    common.cached_data("glyphs-tiny", 8)
+    data_source.cached_data("glyphs-tiny", 8)
     assert capsys.readouterr().err == ""
-    common.cached_data.cache_clear()
+    data_source.cached_data.cache_clear()
     monkeypatch.setattr(common, "watched", partial(steps.watched, patience=0.0))
-    common.cached_data("glyphs-tiny", 8)
+    data_source.cached_data("glyphs-tiny", 8)
     told = capsys.readouterr().err
     assert told.startswith("draw glyphs-tiny (`data glyphs-tiny --image-size 8 --prepare READY`")
     assert "done, 28/28" in told
@@ -65,10 +66,10 @@ def test_a_process_that_does_not_lead_shows_nothing(monkeypatch, capsys):
 
 def test_a_stop_while_images_are_drawn_comes_after_the_next_character():
     with ctrl_c_during(glyphs, "draw_character", 3) as stopped:
-        common.cached_data("glyphs-tiny", 8)
+        data_source.cached_data("glyphs-tiny", 8)
     assert stopped.value.continue_with is None
     with interruptible():
         try:
-            assert len(common.cached_data("glyphs-tiny", 8).train) == 12
+            assert len(data_source.cached_data("glyphs-tiny", 8).train) == 12
         except Interrupted:
             pytest.fail("the stop before is over")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from experiments import __main__ as shell
-from experiments import settings
 from experiments.commands import COMMANDS, Command
+from experiments.settings import Doctor
 from experiments.terminal import one_line, reader_has_left
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +73,7 @@ def planted(monkeypatch):
 
     def plant(function):
         monkeypatch.setattr(Command, "load", lambda _: function)
-        monkeypatch.setitem(COMMANDS, "planted", Command(settings.Doctor, "nowhere:at_all", "Tests"))
+        monkeypatch.setitem(COMMANDS, "planted", Command(Doctor, "nowhere:at_all", "Tests"))
 
     return plant
 

@@ -18,7 +18,7 @@ from tests.ledger.graph import draw_verdicts
 from tests.ledger.ledger import Measured, Outcome, load, merged, of, verdict
 from tests.ledger.text import number_text, numbers_of, render, skeleton
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LEDGER, STATEMENTS = ROOT / "paper_checks.md", ROOT / "tests" / "paper" / "statements.toml"
 SLOW = ROOT / "tests" / "paper" / "slow_outcomes.json"
 collected = pytest.StashKey[list[Outcome]]()

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import presets
-from experiments.training.evaluation_settings import Evaluate
-from experiments.training.settings import Train
+from experiments.search.settings import SEARCH
+from experiments.training.evaluation_settings import EVALUATE, Evaluate
+from experiments.training.settings import TRAIN, Train
 from mamltheory import FullyConnected, Task, generator
 from mamltheory.errors import ShapeError
 from mamltheory.fewshot.episodes import sample_episode
@@ -192,7 +192,7 @@ def test_the_search_scores_486_candidates_and_six_of_its_seven_supernets():
     ],
 )
 def test_the_presets_search_with_the_papers_kernels(name, kernel, inner_time, ridge):
-    search, train = presets.SEARCH[name], presets.TRAIN[name]
+    search, train = SEARCH[name], TRAIN[name]
     assert (search.kernel, search.inner_time, search.ridge) == (kernel, inner_time, ridge)
     assert search.cells == train.cells == int(name[-1])
     assert search.channels == train.channels == 48  # the search scores the network that is trained
@@ -209,7 +209,7 @@ def test_the_presets_search_with_the_papers_kernels(name, kernel, inner_time, ri
     ],
 )
 def test_the_presets_train_as_the_paper_does(name, batch_size, learning_rate, epochs, milestones, drop_path):
-    train = presets.TRAIN[name]
+    train = TRAIN[name]
     assert isinstance(train, Train)
     assert (train.batch_size, train.learning_rate, train.epochs) == (batch_size, learning_rate, epochs)
     assert (train.milestones, train.drop_path) == (milestones, drop_path)
@@ -231,7 +231,7 @@ def test_the_presets_train_as_the_paper_does(name, batch_size, learning_rate, ep
     ],
 )
 def test_the_presets_evaluate_as_the_paper_does(name, head, C):
-    evaluate = presets.EVALUATE[name]
+    evaluate = EVALUATE[name]
     assert isinstance(evaluate, Evaluate)
     assert (evaluate.head, evaluate.C, evaluate.augment, evaluate.tasks) == (head, C, 5, 1000)
     assert (evaluate.ways, evaluate.shots) == (5, int(name.split("-")[2]))

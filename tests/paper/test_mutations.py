@@ -262,7 +262,7 @@ def copy_package(folder: Path) -> None:
     shutil.copytree(ROOT / "mamltheory", folder / "mamltheory", ignore=ignore)
     for part in ("paper", "reference"):
         shutil.copytree(ROOT / "tests" / part, folder / "tests" / part, ignore=ignore)
-    for part in ("__init__.py", "conftest.py", "ledger_plugin.py"):
+    for part in ("__init__.py", "conftest.py", "ledger/__init__.py", "ledger/plugin.py"):
         shutil.copy(ROOT / "tests" / part, folder / "tests")
 
 

@@ -11,10 +11,12 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
-from experiments import presets
 from experiments.genotypes import network_size
 from experiments.search.run import rules_of, scorer_of
+from experiments.search.settings import SEARCH
 from experiments.training import evaluate as evaluation
+from experiments.training.evaluation_settings import EVALUATE
+from experiments.training.settings import TRAIN
 from experiments.training.train import config_of, new_network
 from mamltheory import Converged, GradientFlow, generator
 from mamltheory.errors import ConfigurationError, UnsupportedModelError
@@ -81,7 +83,7 @@ def test_reduction_cells_halve_the_resolution_and_double_the_channels_and_normal
 @pytest.mark.paper("Sec. 6.1: network", "fn. 8")
 @pytest.mark.parametrize("name", PAPER)
 def test_the_search_scores_networks_of_the_size_that_is_trained(name):
-    search, train = presets.SEARCH[name], presets.TRAIN[name]
+    search, train = SEARCH[name], TRAIN[name]
     scored = scorer_of(search, "cpu").network.for_search(search.ways)
     trained = network_size(train, 64)
     assert (scored.channels, scored.cells, scored.stem_stride) == (48, int(name[-1]), 1)
@@ -103,7 +105,7 @@ def test_the_search_scores_networks_of_the_size_that_is_trained(name):
     ],
 )
 def test_the_kernel_of_the_search_is_the_papers(name, kernel, dynamics):
-    settings = presets.SEARCH[name]
+    settings = SEARCH[name]
     scorer = scorer_of(settings, "cpu")
     assert (scorer.settings.kernel, scorer.settings.dynamics) == (kernel, dynamics)
     assert scorer.settings.measure == "condition"
@@ -142,7 +144,7 @@ def test_the_search_takes_group_norm_of_16_groups_and_training_takes_batch_norm(
 @pytest.mark.paper("Sec. 6.1: training by RFS", "Sec. 6.1: optimisation", "App. E: batch size")
 @pytest.mark.parametrize("name", PAPER)
 def test_training_is_sgd_on_all_training_classes_with_the_papers_schedule(name):
-    settings = presets.TRAIN[name]
+    settings = TRAIN[name]
     config = config_of(settings, DATA)
     mini = name.startswith("mini")
     epochs, rate, falls = (100, 0.02, [61, 81]) if mini else (60, 0.01, [31, 41, 51])
@@ -157,12 +159,12 @@ def test_training_is_sgd_on_all_training_classes_with_the_papers_schedule(name):
     assert isinstance(optimizer, torch.optim.SGD)
     (group,) = optimizer.param_groups
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 5e-4, False)
-    assert presets.SEARCH[name].data == settings.data
+    assert SEARCH[name].data == settings.data
 
 
 @pytest.mark.paper("Sec. 6.1: training by RFS")
 def test_the_trained_network_has_one_output_for_each_training_class():
-    settings = presets.TRAIN["glyph-smoke"]
+    settings = TRAIN["glyph-smoke"]
     network = new_network(settings, CELL, inputs_of(DATA).classes)
     assert network.classifier.out_features == len(DATA.train.class_names) == 6
     with pytest.raises(ConfigurationError, match="logits"):
@@ -184,7 +186,7 @@ def test_the_cells_of_metanas_make_networks_of_the_sizes_of_table_1_in_the_same_
 @pytest.mark.paper("App. E: dropout")
 @pytest.mark.parametrize("name", PAPER)
 def test_dropout_rises_in_every_epoch_to_the_papers_rate(name):
-    config = config_of(presets.TRAIN[name], DATA)
+    config = config_of(TRAIN[name], DATA)
     ramp = [config.drop_path_in(epoch) for epoch in range(1, config.epochs + 1)]
     assert all(a < b for a, b in pairwise(ramp))
     assert ramp[0] < 0.01
@@ -193,7 +195,7 @@ def test_dropout_rises_in_every_epoch_to_the_papers_rate(name):
 
 @pytest.mark.paper("App. E: augmentation")
 def test_training_and_the_supports_of_evaluation_share_crop_jitter_and_flip():
-    transform = config_of(presets.TRAIN["mini-5"], DATA).augmentation()
+    transform = config_of(TRAIN["mini-5"], DATA).augmentation()
     assert transform.jitter > 0
     assert transform.flip
     assert transform.padding is None  # the rule, 8 pixels of 84
@@ -214,7 +216,7 @@ HEADS = {
 @pytest.mark.parametrize("name", PAPER)
 @pytest.mark.parametrize("shots", [1, 5])
 def test_the_output_layer_is_the_papers_classifier_with_its_penalty(name, shots):
-    settings = presets.EVALUATE[f"{name}-{shots}-shot"]
+    settings = EVALUATE[f"{name}-{shots}-shot"]
     kind, c = HEADS[name][shots == 5]
     assert (settings.shots, settings.ways, settings.augment) == (shots, 5, 5)
     head = make_head(settings.head, settings.C)
@@ -239,17 +241,17 @@ def test_c_is_the_inverse_of_the_l2_penalty(measured):
 
 @pytest.mark.paper("Sec. 6.2: test tasks", "Sec. 6.1: model selection")
 def test_every_experiment_of_the_paper_is_evaluated_after_training_on_1000_tasks_of_unseen_classes():
-    for name, settings in presets.EVALUATE.items():
+    for name, settings in EVALUATE.items():
         if not name.startswith("glyph"):
             assert (settings.tasks, settings.split) == (1000, "test")
-            assert settings.checkpoint == presets.TRAIN[name.rsplit("-", 2)[0]].out
+            assert settings.checkpoint == TRAIN[name.rsplit("-", 2)[0]].out
 
 
 @pytest.mark.paper("Sec. 6.2: test tasks")
 def test_three_seeds_are_three_runs_on_tasks_of_their_own():
-    settings = presets.EVALUATE["glyph-smoke"]
+    settings = EVALUATE["glyph-smoke"]
     small = {"tasks": 4, "ways": 3, "shots": 1, "queries": 2, "augment": 0}
-    network = new_network(presets.TRAIN["glyph-smoke"], CELL, 6)
+    network = new_network(TRAIN["glyph-smoke"], CELL, 6)
     runs = [evaluation.evaluate(network, DATA, type(settings)(**small, seed=seed)) for seed in range(3)]
     assert len({run.tasks_digest for run in runs}) == 3
     assert len({run.accuracies.tobytes() for run in runs}) == 3

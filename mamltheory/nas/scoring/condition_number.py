@@ -129,8 +129,9 @@ def candidate_conditions(
 ) -> list[tuple[float, Failure | None]]:
     """C_N of every candidate on the same tasks and weights, and why it is +inf where it is.
 
-    network: one with all their operations.  memory, halved: see :func:`mamltheory.nas.scoring.candidate_batch.candidate_kernels`.
-    Values agree with :func:`condition_score` one by one up to rounding. Errors as for :func:`score_kernel`.
+    network: one with all their operations.  memory, halved: see
+    :func:`mamltheory.nas.scoring.candidate_batch.candidate_kernels`. Values agree with :func:`condition_score` one by
+    one up to rounding. Errors as for :func:`score_kernel`.
     """
     tasks = _checked(network, tasks)
     kernels = candidate_kernels(

@@ -70,7 +70,8 @@ def operator_gradients(
     width: float = 1.0,
     chunk: int | None = None,
 ) -> OperatorGradients:
-    """Log of the score of :func:`mamltheory.nas.scoring.condition_number.condition_score`, and its gradient by all mixing weights.
+    """Log of the score of :func:`mamltheory.nas.scoring.condition_number.condition_score`, and its gradient by all
+    mixing weights.
 
     network: built with these candidates at least; it runs them alone, and the mean of each edge, afterwards.
     width: of the bump that stands for ReLU″, in units of what enters a ReLU (1 after a norm).
@@ -228,7 +229,8 @@ def log_score_slopes(
 def log_conditioning(
     kernel: Float[Tensor, "p p"], measure: Literal["condition", "harmonic"], dtype: torch.dtype
 ) -> Float[Tensor, ""]:
-    """Log of :func:`mamltheory.nas.scoring.condition_number.conditioning`, differentiable, also where eigenvalues coincide.
+    """Log of :func:`mamltheory.nas.scoring.condition_number.conditioning`, differentiable, also where eigenvalues
+    coincide.
 
     Raises SingularKernelError where that is infinite.
     """

@@ -35,10 +35,10 @@ Where the paper leaves a choice:
   from the scores alone: repeats computed in advance and not needed change nothing. All operators get the same number
   of repeats; there is no racing edge by edge.
 
-Every round leaves a report (:mod:`mamltheory.nas.search.round_report`), whatever decides. An infinite C_N means a network
-that cannot be trained: a candidate with C = ∞ ranks as worst to prune, whatever the other repeats say. A repeat whose
-supernet has C = ∞ leaves nothing to compare with, and counts only where all of them are so. An edge on which scores
-cannot tell the operator that goes from one that stays is reported as undecided.
+Every round leaves a report (:mod:`mamltheory.nas.search.round_report`), whatever decides. An infinite C_N means a
+network that cannot be trained: a candidate with C = ∞ ranks as worst to prune, whatever the other repeats say. A repeat
+whose supernet has C = ∞ leaves nothing to compare with, and counts only where all of them are so. An edge on which
+scores cannot tell the operator that goes from one that stays is reported as undecided.
 """
 
 from collections.abc import Callable, Mapping, Sequence

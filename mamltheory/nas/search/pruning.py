@@ -84,7 +84,8 @@ def decide(
 def deciding_draws(
     state: SearchState, settings: SearchSettings, operators: Sequence[Operator], repeats: int
 ) -> list[list[float]]:
-    """Of every operator, one number a repeat, larger = better to take out: see :mod:`mamltheory.nas.search.round_report`.
+    """Of every operator, one number a repeat, larger = better to take out: see
+    :mod:`mamltheory.nas.search.round_report`.
 
     A repeat that says the same of all operators, as one in which no network can be scored, is left out. Ranks are
     those that decide, but that a position in the list is none: which of two equal operators comes first says nothing.

@@ -9,10 +9,14 @@ from mamltheory.nas.search.stopping import MIN_REPEATS
 Criterion = Literal["condition", "regions"]
 Estimator = Literal["leave-one-out", "gradient"]
 
+Ties = Literal["min", "dense", "index"]
+Difference = Literal["log", "relative", "absolute"]
+
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How the search decides; see :mod:`mamltheory.nas.search.algorithm1`. ``criteria=()`` prunes at random and scores nothing.
+    """How the search decides; see :mod:`mamltheory.nas.search.algorithm1`. ``criteria=()`` prunes at random and scores
+    nothing.
 
     repeats: independent draws of weights, head, tasks and patches whose differences are averaged; with ``stopping``
         the most of them, and ``least_repeats`` the fewest.
@@ -57,9 +61,3 @@ class SearchSettings:
             raise ConfigurationError(
                 "one gradient serves all candidates: leave common_random_numbers, or take leave-one-out"
             )
-
-
-Ties = Literal["min", "dense", "index"]
-
-
-Difference = Literal["log", "relative", "absolute"]

@@ -1,8 +1,8 @@
 """How reliable a score of operators becomes with repeats: the curve that is predicted, and what is measured.
 
-One repeat of reliability r₁ (see :mod:`mamltheory.nas.statistics.reliability`) predicts R r₁/(1 + (R − 1) r₁) for the mean of R
-repeats. The measured points are correlations between means of disjoint sets of m repeats, which share nothing but
-the operators. scores: operators × repeats. Pure functions on arrays.
+One repeat of reliability r₁ (see :mod:`mamltheory.nas.statistics.reliability`) predicts R r₁/(1 + (R − 1) r₁) for the
+mean of R repeats. The measured points are correlations between means of disjoint sets of m repeats, which share nothing
+but the operators. scores: operators × repeats. Pure functions on arrays.
 """
 
 import math

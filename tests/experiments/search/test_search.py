@@ -5,7 +5,9 @@ import json
 
 import pytest
 
+from experiments import genotypes
 from experiments import runs as common
+from experiments.data import source as data_source
 from experiments.search import report as search_report
 from experiments.search import run as search
 from experiments.training import train
@@ -29,7 +31,7 @@ from tests.experiments.tiny import (
 from tests.reference.nas_toy import THREE, noisy_scorer
 
 pytestmark = pytest.mark.usefixtures("few_images")
-USUAL_DATA = common.cached_data
+USUAL_DATA = data_source.cached_data
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def test_a_search_leaves_its_genotype_its_course_the_drawings_and_the_record(sea
     drawn = {f"{name}.{ending}" for name in ("cells", "trace") for ending in ("png", "pdf", "json")}
     left = {name for name in files(searched.out) if not name.startswith("state/")}
     assert left == {"genotype.json", "search.json", "run.json", "metrics.jsonl", *drawn}
-    genotype = common.read_genotype(searched.out / "genotype.json")
+    genotype = genotypes.read_genotype(searched.out / "genotype.json")
     record = read_run(searched.out)
     assert record["status"] == "finished"
     assert record["results"]["genotype"] == genotype.to_json()
@@ -142,7 +144,7 @@ def test_a_protocol_gives_the_values_that_are_not_given(tmp_path):
 @pytest.mark.slow
 def test_two_processes_search_as_one(tmp_path, monkeypatch):
     # Worker processes draw the usual images, so this one has to as well.
-    for module in (common, search):
+    for module in (data_source, search):
         monkeypatch.setattr(module, "cached_data", USUAL_DATA)
     states = []
     for jobs in (1, 2):
@@ -173,7 +175,7 @@ def test_other_settings_in_the_same_folder_are_one_error_and_change_nothing(sear
 def test_wrong_data_and_devices_are_refused_before_anything_is_written(tmp_path, others, error, message):
     with pytest.raises(error, match=message):
         search.run(search_settings(tmp_path / "run", **others))
-    common.write_genotype(tmp_path / "cell.json", GENOTYPE)
+    genotypes.write_genotype(tmp_path / "cell.json", GENOTYPE)
     with pytest.raises(error, match=message):
         train.run(train_settings(tmp_path / "run", genotype=tmp_path / "cell.json", **others))
     assert not (tmp_path / "run").exists()
@@ -182,7 +184,7 @@ def test_wrong_data_and_devices_are_refused_before_anything_is_written(tmp_path,
 def test_a_mistake_in_the_counts_does_not_occupy_the_run_folder(tmp_path):
     with pytest.raises(ConfigurationError, match="ways"):
         search.run(search_settings(tmp_path / "run", ways=50))
-    common.write_genotype(tmp_path / "cell.json", GENOTYPE)
+    genotypes.write_genotype(tmp_path / "cell.json", GENOTYPE)
     with pytest.raises(ConfigurationError, match="batch_size 9999 exceeds"):
         train.run(train_settings(tmp_path / "run", genotype=tmp_path / "cell.json", batch_size=9999))
     assert not (tmp_path / "run").exists()

@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from experiments import genotypes
 from experiments import genotypes as published
 from experiments import runs as common
 from experiments.config import RETIRED, settings_before
@@ -43,7 +44,7 @@ def instant_search(settings):
     """In the place of a search: a cell by the seed and the kernel, and the record of a finished run."""
     log = common.begin(settings, "search", "cpu")
     cell = random_genotype(generator(settings.seed, f"found by {settings.kernel}"), "all")
-    common.write_genotype(settings.out / "genotype.json", cell)
+    genotypes.write_genotype(settings.out / "genotype.json", cell)
     log.close()
 
 
@@ -148,7 +149,7 @@ def test_the_random_cell_of_the_same_size_has_the_searched_cells_parameters(stud
             found, like = sizes[searched, seed], sizes[random, seed]
             assert abs(like - found) <= 0.02 * found
     folders = {run.method: run for run in table_runs.runs_of(study[0]) if run.seed == 0}
-    cells = {method: common.read_genotype(run.genotype) for method, run in folders.items()}
+    cells = {method: genotypes.read_genotype(run.genotype) for method, run in folders.items()}
     assert cells["random-same-size"] != cells["metantk"]
     assert cells["metanas"] == published.named("metanas-mini-5").genotype
 

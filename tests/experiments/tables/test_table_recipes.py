@@ -5,10 +5,9 @@ import dataclasses
 import pytest
 
 from experiments import genotypes as published
-from experiments import presets
 from experiments.tables import paper_results
 from experiments.tables import runs as table_runs
-from experiments.tables.settings import RECIPES, Table
+from experiments.tables.settings import RECIPES, TABLE, Table
 from mamltheory.errors import ConfigurationError
 
 
@@ -79,7 +78,7 @@ def test_impossible_tables_are_refused(wrong, message):
 
 
 def test_the_presets_name_their_files_apart():
-    names = [settings.name for settings in presets.TABLE.values()]
+    names = [settings.name for settings in TABLE.values()]
     assert len(set(names)) == len(names) == 3
 
 

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from experiments import __main__ as shell
-from experiments import runs as common
+from experiments import genotypes
 from experiments.data import check as data
+from experiments.data import source as data_source
 from experiments.data.settings import Data
 from experiments.data.source import cached_data
 from experiments.training import evaluate, predict, train
@@ -46,7 +47,7 @@ def flat(tmp_path):
 
 
 def test_a_flat_folder_is_split_alike_in_every_command_and_the_split_is_recorded(flat, tmp_path, capsys):
-    common.write_genotype(tmp_path / "cell.json", GENOTYPE)
+    genotypes.write_genotype(tmp_path / "cell.json", GENOTYPE)
     usual = {"genotype": tmp_path / "cell.json", "data": str(flat)}
     with pytest.raises(DataError, match="give --split 60/20/20"):
         train.run(train_settings(tmp_path / "no", **usual))
@@ -58,10 +59,10 @@ def test_a_flat_folder_is_split_alike_in_every_command_and_the_split_is_recorded
     assert (record["split"], record["split_seed"]) == ("50/25/25", 3)
     test = dataclasses.replace(evaluate_settings(settings, tmp_path / "evaluate"), data=str(flat))
     assert evaluate.run(test) == 0
-    here = common.data_of(settings)
+    here = data_source.data_of(settings)
     assert [len(getattr(here, split).class_names) for split in SPLITS] == [6, 3, 3]
     meta = MetaTrain(data=str(flat), class_split="50/25/25", split_seed=3, image_size=16)
-    assert cached_data(*common.source_in(meta)) is here
+    assert cached_data(*data_source.source_in(meta)) is here
     flags = ["--split", "50/25/25", "--split-seed", "3", "--prepare", str(tmp_path / "READY")]
     assert shell.main(["data", "check", str(flat), "--out", str(tmp_path / "sheet"), *flags]) == 0
     assert cached_data(str(tmp_path / "READY"), 16).test.class_names == here.test.class_names

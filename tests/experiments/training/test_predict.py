@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import runs as common
+from experiments.data import source as data_source
 from experiments.training import evaluate, predict
 from experiments.training.evaluation_settings import Predict
 from experiments.training.trained import read_training
@@ -152,7 +152,7 @@ def test_a_prediction_needs_the_run_folder_and_the_images_alone(trained, folder,
     shutil.move(trained.out, folder / "elsewhere")
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(common, "cached_data", lambda *_: pytest.fail("the data set was asked for"))
+            patch.setattr(data_source, "cached_data", lambda *_: pytest.fail("the data set was asked for"))
             moved = dataclasses.replace(trained, out=folder / "elsewhere")
             predict.run(settings_of(moved, folder, augment=2, out=folder / "again"))
     finally:
@@ -193,7 +193,7 @@ def test_a_training_of_an_earlier_version_takes_the_record_from_its_data(trained
 def test_a_training_of_an_earlier_version_without_its_data_is_one_clear_error(
     earlier, folder, monkeypatch, read, message
 ):
-    monkeypatch.setattr(common, "cached_data", read)
+    monkeypatch.setattr(data_source, "cached_data", read)
     with pytest.raises(DataError, match=f"earlier does not say what images .*{message}"):
         predict.run(settings_of(earlier, folder))
     assert not (folder / "run").exists()

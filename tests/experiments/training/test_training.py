@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import runs as common
+from experiments.data import source as data_source
 from experiments.training import evaluate, train
 from experiments.training.trained import read_training
 from mamltheory.errors import CheckpointError, ConfigurationError, DataError, GenotypeError
@@ -295,7 +295,7 @@ def test_an_evaluation_on_an_image_folder_keeps_statistics_and_mirroring_of_the_
     write_folder(data, tmp_path / "images")
     moved = load_data(tmp_path / "images", image_size=16)
     assert (moved.mirrors, data.mirrors) == (True, False)
-    monkeypatch.setattr(common, "cached_data", lambda source, _: data if source == "glyphs" else moved)
+    monkeypatch.setattr(data_source, "cached_data", lambda source, _: data if source == "glyphs" else moved)
     settings = train_settings(tmp_path / "train", epochs=1, milestones=())
     train.train(settings, GENOTYPE)
     several = {"tasks": 8, "augment": 3}
@@ -316,5 +316,5 @@ def test_a_folder_without_a_training_is_refused(tmp_path, searched):
 
 
 def test_spellings_of_a_folder_are_one_data_set():
-    assert common.source_of("data/mini/") == common.source_of("data//mini") == "data/mini"
-    assert common.source_of("glyphs") == "glyphs"
+    assert data_source.source_of("data/mini/") == data_source.source_of("data//mini") == "data/mini"
+    assert data_source.source_of("glyphs") == "glyphs"

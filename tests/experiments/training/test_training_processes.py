@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import runs as common
+from experiments import genotypes
 from mamltheory.runtime.checkpoint import load
 from mamltheory.runtime.runlog import read_metrics, read_run
 from tests.experiments.tiny import GENOTYPE
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FLAGS = (
     "--image-size 16 --channels 4 --cells 3 --stem-stride 4 --epochs 2 --milestones 1 --batch-size 64 "
     "--learning-rate 0.05 --device cpu --save-minutes 0"
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 
 
 def started(program, folder, more=""):
-    common.write_genotype(folder / "cell.json", GENOTYPE)
+    genotypes.write_genotype(folder / "cell.json", GENOTYPE)
     places = ["--genotype", str(folder / "cell.json"), "--out", str(folder / "train")]
     return subprocess.Popen(
         [*program, "train", *FLAGS.split(), *more.split(), *places],

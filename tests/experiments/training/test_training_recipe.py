@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import presets
-from experiments.training.evaluation_settings import Evaluate
-from experiments.training.settings import Train
+from experiments.training.evaluation_settings import EVALUATE, Evaluate
+from experiments.training.settings import TRAIN, Train
 from experiments.training.train import config_of
 from mamltheory.fewshot.augment import default_padding
 from mamltheory.fewshot.glyphs import GLYPH_SETS
@@ -68,21 +67,21 @@ def test_every_setting_of_a_preset_is_the_papers_or_has_a_reason():
     names = {field.name for field in dataclasses.fields(Train)}
     assert names == set(STATED) | set(OPEN) | PATHS, "a setting without a source"
     for i, experiment in enumerate(EXPERIMENTS):
-        preset = presets.TRAIN[experiment]
+        preset = TRAIN[experiment]
         assert {name: getattr(preset, name) for name in STATED} == {n: v[i + 1] for n, v in STATED.items()}
         assert {name: getattr(preset, name) for name in OPEN} == {n: v[1] for n, v in OPEN.items()}
 
 
 @pytest.mark.paper("Sec. 6.1: optimisation")
 def test_what_the_settings_leave_to_the_recipe_is_the_papers_too():
-    config = config_of(presets.TRAIN["mini-5"], noise_data())
+    config = config_of(TRAIN["mini-5"], noise_data())
     # [6.1] "decayed by 10x"; [E] "random cropping, color jittering, and random horizontal flip", RFS: 8 pixels, 0.4.
     assert (config.decay, config.jitter, config.flip, config.padding) == (0.1, 0.4, True, None)
     assert default_padding(84) == 8
 
 
 def test_the_glyph_stand_in_has_the_recipe_of_mini_5_and_the_data_of_its_size():
-    ours, papers = presets.TRAIN["glyph-84"], presets.TRAIN["mini-5"]
+    ours, papers = TRAIN["glyph-84"], TRAIN["mini-5"]
     assert {
         f.name for f in dataclasses.fields(Train) if getattr(ours, f.name) != getattr(papers, f.name)
     } == PATHS
@@ -95,17 +94,17 @@ def test_the_glyph_stand_in_has_the_recipe_of_mini_5_and_the_data_of_its_size():
 
 @pytest.mark.parametrize("shots", [1, 5])
 def test_the_glyph_stand_in_is_evaluated_as_mini_5_is(shots):
-    ours, papers = (presets.EVALUATE[f"{name}-{shots}-shot"] for name in ("glyph-84", "mini-5"))
+    ours, papers = (EVALUATE[f"{name}-{shots}-shot"] for name in ("glyph-84", "mini-5"))
     different = {
         f.name for f in dataclasses.fields(Evaluate) if getattr(ours, f.name) != getattr(papers, f.name)
     }
     assert different == {"data", "checkpoint", "out"}
-    training = presets.TRAIN["glyph-84"]
+    training = TRAIN["glyph-84"]
     assert (ours.checkpoint, ours.data) == (training.out, training.data)
 
 
 def test_the_smoke_preset_is_small_and_trains_what_its_search_found():
-    smoke = presets.TRAIN["glyph-smoke"]
+    smoke = TRAIN["glyph-smoke"]
     assert smoke.genotype == Path("runs/glyph-smoke/search/genotype.json")
     steps = smoke.epochs * math.floor(96 * 30 / smoke.batch_size)
     assert steps < 200
