@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 
-from experiments import runs as common
 from experiments import runs as steps
 from experiments.data import source as data_source
 from mamltheory.fewshot import glyphs
@@ -39,7 +38,7 @@ def test_short_reading_is_silent_and_long_reading_says_how_to_do_it_once(monkeyp
     data_source.cached_data("glyphs-tiny", 8)
     assert capsys.readouterr().err == ""
     data_source.cached_data.cache_clear()
-    monkeypatch.setattr(common, "watched", partial(steps.watched, patience=0.0))
+    monkeypatch.setattr(data_source, "watched", partial(steps.watched, patience=0.0))
     data_source.cached_data("glyphs-tiny", 8)
     told = capsys.readouterr().err
     assert told.startswith("draw glyphs-tiny (`data glyphs-tiny --image-size 8 --prepare READY`")

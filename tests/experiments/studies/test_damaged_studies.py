@@ -44,7 +44,7 @@ def study(request, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "data_of", None)
     monkeypatch.setattr(module, "draw_pool" if module is correlation else "scorer_of", lambda *_: Nothing())
     for name in ("draw", "replace_file"):
-        monkeypatch.setattr(f"experiments.cells.{request.param}_report.{name}", lambda *_: None)
+        monkeypatch.setattr(f"experiments.studies.{request.param}_report.{name}", lambda *_: None)
     return module, settings, folder / f"{names[0]}.json"
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 import numpy as np
 import pytest
 
-from experiments import runs as common
+from experiments.data import source as data_source
 from experiments.studies import correlation, correlation_report, stability, stability_report, study
 from experiments.studies.settings import CORRELATION, STABILITY, Correlation, Stability
 from mamltheory.errors import CheckpointError, ConfigurationError
@@ -30,7 +30,7 @@ def few_images():
 
 @pytest.fixture(autouse=True)
 def _few_images(monkeypatch):
-    for module in (common, correlation):
+    for module in (data_source, correlation):
         monkeypatch.setattr(module, "cached_data", lambda *_: few_images())
     monkeypatch.setattr("experiments.search.run.cached_data", lambda *_: few_images())
     correlation.draw_pool.cache_clear()
