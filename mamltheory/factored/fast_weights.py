@@ -1,15 +1,16 @@
 """Fast weights as low-rank factors: the inner loop of many tasks on the weights that they share.
 
-For h = c z Wᵀ + c_b b, entering rows A_r (m × fan_in) and back-flowing rows G_r = ∂ℓ/∂h (m × fan_out) at inner
-step r, the gradient of the support loss is ∂ℓ/∂W = c G_rᵀ A_r, ∂ℓ/∂b = c_b G_rᵀ 1. After s steps task i has
+At inner step r the layer h = c z Wᵀ + c_b b has the activations A_r (m × fan_in) as its input, and the cotangents
+G_r = ∂ℓ/∂h (m × fan_out). The gradient of the support loss is ∂ℓ/∂W = c G_rᵀ A_r, ∂ℓ/∂b = c_b G_rᵀ 1. After s steps
+task i has
 
     W_i(s) = W − λ c Σ_{r<s} G_rᵀ A_r,      b_i(s) = b − λ c_b Σ_{r<s} G_rᵀ 1      (rank s·m, exact)
 
-    forth  h = c z Wᵀ + c_b b − λ (c² z Aᵀ + c_b²) G          A, G: the rows of all steps r < s, stacked
-    back   ∂ℓ/∂z = c g W − λ c² (g Gᵀ) A
+    forward    h = c z Wᵀ + c_b b − λ (c² z Aᵀ + c_b²) G          A, G: the rows of all steps r < s, stacked
+    backward   ∂ℓ/∂z = c g W − λ c² (g Gᵀ) A
 
-so that W enters as z Wᵀ and g W alone: one product against the *shared* W for all tasks, N·m rows high, and thin
-products. The first layer that adapts (the head, for ANIL) sees the same A at every step, and keeps Σ G_r only.
+so that W is used as z Wᵀ and g W alone: one product against the *shared* W for all tasks, N·m rows high, and thin
+products. The first layer that adapts (the head, for ANIL) has the same A at every step, and keeps Σ G_r only.
 
 Cost: 2τ + 1 products of N·m rows for every hidden-hidden layer, and O(τ² N m² l); memory O(τ L N m l), never N l².
 """
@@ -26,12 +27,19 @@ from torch import Tensor
 from mamltheory.errors import ShapeError
 from mamltheory.inner_loop import InnerLoop
 from mamltheory.networks import ACTIVATIONS, FullyConnected, Model
-from mamltheory.tasks import Parameters, Task
+from mamltheory.tasks import PARTS, Parameters, Task
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
-    """The affine map h = c z Wᵀ + c_b b, with c and c_b the factors of NTK parameterisation (1 in standard)."""
+class AffineLayer:
+    """The affine map h = c z Wᵀ + c_b b.
+
+    Args:
+        weight: W.
+        bias: b.
+        c: the factor of the weight in NTK parameterisation; 1 in standard parameterisation.
+        c_b: the factor of the bias, likewise.
+    """
 
     weight: Float[Tensor, "fan_out fan_in"]
     bias: Float[Tensor, " fan_out"]
@@ -40,26 +48,38 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False)
-class Factors:
-    """W_i = W − λ c Gᵀ A and b_i = b − λ c_b Gᵀ 1 for N tasks: A ``entering``, G ``flowing``."""
+class WeightChange:
+    """The factors of W_i = W − λ c Gᵀ A and b_i = b − λ c_b Gᵀ 1 for N tasks.
 
-    entering: Float[Tensor, "N r fan_in"]
-    flowing: Float[Tensor, "N r fan_out"]
+    Args:
+        activations: A.
+        cotangents: G.
+    """
+
+    activations: Float[Tensor, "N r fan_in"]
+    cotangents: Float[Tensor, "N r fan_out"]
+
+
+FastWeights = tuple[WeightChange | None, ...]
+"""The change of every layer p = 0 … L; None where the weight is still the shared one."""
 
 
 @dataclass(frozen=True, eq=False)
-class Pass:
-    """What a forward pass of N × n samples leaves, by layer p = 0 … L.
+class ForwardPass:
+    """The intermediate values of a forward pass of N × n samples, by layer p = 0 … L.
 
-    entering: z_p, the input of layer p (N × n × fan_in).  output: the last layer's h (N × n × k).
-    slopes: σ'(h_p);  bends: σ''(h_p)/σ'(h_p), None for ReLU; both of the hidden layers p = 0 … L−1.
-    told: c² z_p Aᵀ + c_b² of every layer, None where the weight is the shared one.
+    Args:
+        activations: z_p, the input of layer p, N × n × fan_in.
+        slopes: σ'(h_p) of the hidden layers p = 0 … L−1.
+        curvatures: σ''(h_p)/σ'(h_p) of the hidden layers; None for ReLU.
+        overlaps: c² z_p Aᵀ + c_b² of every layer; None where the weight is the shared one.
+        output: h of the last layer, N × n × k.
     """
 
-    entering: tuple[Tensor, ...]
+    activations: tuple[Tensor, ...]
     slopes: tuple[Tensor, ...]
-    bends: tuple[Tensor | None, ...]
-    told: tuple[Tensor | None, ...]
+    curvatures: tuple[Tensor | None, ...]
+    overlaps: tuple[Tensor | None, ...]
     output: Tensor
 
 
@@ -67,28 +87,38 @@ class Pass:
 class FactorPath:
     """The inner loop of N tasks of equal size, step by step, in factored form.
 
-    layers: the shared network, p = 0 … L.  rate: λ.  first: the first layer that adapts (0; ANIL: L).
-    steps: the forward pass on the support samples at θ_s, s = 0 … τ−1; steps[s].entering[p] is A_s of layer p.
-    flowing: flowing[s][p] is G_s of layer p (N × m × fan_out), None for layers below ``first``.
-    inside: inside[s][p] is G_s Gᵀ with the G of all steps before s, None where there is none.
-    fast: fast[s][p] are the factors of W_i(s), s = 0 … τ, None where the weight is still the shared one.
+    Args:
+        layers: the shared network, p = 0 … L.
+        activation: the name of σ.
+        rate: λ.
+        first: the first layer that adapts: 0 for MAML, L for ANIL.
+        steps: the forward pass on the support samples at θ_s, s = 0 … τ−1; steps[s].activations[p] is A_s.
+        cotangents: cotangents[s][p] is G_s of layer p ≥ ``first``, N × m × fan_out.
+        overlaps: overlaps[s][p] is G_s Gᵀ with the G of all steps before s, where there are any.
+        fast: fast[s] are the fast weights at θ_s, s = 0 … τ.
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[AffineLayer, ...]
     activation: str
     rate: float
     first: int
-    steps: tuple[Pass, ...]
-    flowing: tuple[tuple[Tensor | None, ...], ...]
-    inside: tuple[tuple[Tensor | None, ...], ...]
-    fast: tuple[tuple[Factors | None, ...], ...]
+    steps: tuple[ForwardPass, ...]
+    cotangents: tuple[dict[int, Tensor], ...]
+    overlaps: tuple[dict[int, Tensor], ...]
+    fast: tuple[FastWeights, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class TaskStack:
-    """Tasks of equal sizes as one: ``index`` their places among all tasks, the other fields N × ….
+    """N tasks of equal sizes, stacked.
 
-    offset: f_{θ0}(X) for a centred network, whose labels here are those of f itself: Y' + f_{θ0}(X'), Y + offset.
+    Args:
+        index: the place of each task among all tasks.
+        query_x: X.
+        query_y: Y; for a centred network Y + ``offset``, the labels of f_θ itself.
+        support_x: X'.
+        support_y: Y'; for a centred network Y' + f_{θ0}(X').
+        offset: f_{θ0}(X) for a centred network, else None.
     """
 
     index: tuple[int, ...]
@@ -98,51 +128,63 @@ class TaskStack:
     support_y: Float[Tensor, "N m k"]
     offset: Float[Tensor, "N n k"] | None = None
 
+    def part(self, start: int, stop: int) -> "TaskStack":
+        """The tasks from ``start`` to ``stop`` of the stack."""
+        parts = {name: getattr(self, name)[start:stop] for name in PARTS}
+        offset = None if self.offset is None else self.offset[start:stop]
+        return TaskStack(self.index[start:stop], **parts, offset=offset)
+
 
 def stack_tasks(
     tasks: Sequence[Task], model: Model | None = None, chunk: int | None = None
 ) -> tuple[TaskStack, ...]:
-    """The tasks grouped by their numbers of query and support samples, and stacked, at most ``chunk`` at a time.
+    """The tasks grouped by their numbers of query and support samples, and stacked.
 
-    model: the network that they are for; needed where it is centred, which then shows in the labels alone.
+    Args:
+        tasks: the tasks, in any order.
+        model: the network; needed where it is centred, which changes the labels and nothing else.
+        chunk: the most tasks of a stack; None for all of one size.
+
+    Returns:
+        The stacks, in the order of their sizes.
     """
 
     def size(i: int) -> tuple[int, int]:
         return len(tasks[i].query_x), len(tasks[i].support_x)
 
-    groups = [tuple(group) for _, group in groupby(sorted(range(len(tasks)), key=size), size)]
-    parts = ("query_x", "query_y", "support_x", "support_y")
-    stacks = [
-        TaskStack(group, *(torch.stack([getattr(tasks[i], part) for i in group]) for part in parts))
-        for whole in groups
-        for group in (
-            whole[i : i + step] for step in [chunk or len(whole)] for i in range(0, len(whole), step)
-        )
-    ]
-    if model is None or model.origin is None:
+    stacks = []
+    for _, group in groupby(sorted(range(len(tasks)), key=size), size):
+        index = tuple(group)
+        parts = {name: torch.stack([getattr(tasks[i], name) for i in index]) for name in PARTS}
+        whole, step = TaskStack(index, **parts), chunk or len(index)
+        stacks += [whole.part(start, start + step) for start in range(0, len(index), step)]
+    if model is None or model.network is None or model.origin is None:
         return tuple(stacks)
-    return tuple(_of_the_network_itself(model, stack) for stack in stacks)
+    return tuple(_uncentred(model.network, model.origin, stack) for stack in stacks)
 
 
-def _of_the_network_itself(model: Model, stack: TaskStack) -> TaskStack:
-    """f_θ − f_{θ0} fits Y as f_θ fits Y + f_{θ0}."""
-    layers = network_layers(model.network, model.origin, stack.query_x)
-    offset, support = (
-        run(layers, model.network.activation, x, (None,) * len(layers), 0.0).output
-        for x in (stack.query_x, stack.support_x)
-    )
-    return replace(stack, query_y=stack.query_y + offset, support_y=stack.support_y + support, offset=offset)
+def _uncentred(net: FullyConnected, origin: Parameters, stack: TaskStack) -> TaskStack:
+    """The same problem for f_θ: f_θ − f_{θ0} fits Y exactly as f_θ fits Y + f_{θ0}."""
+    offset = network_output(net, origin, stack.query_x)
+    support = stack.support_y + network_output(net, origin, stack.support_x)
+    return replace(stack, query_y=stack.query_y + offset, support_y=support, offset=offset)
 
 
-def network_layers(net: FullyConnected, params: Parameters, like: Tensor) -> tuple[Layer, ...]:
+def network_layers(net: FullyConnected, params: Parameters, like: Tensor) -> tuple[AffineLayer, ...]:
     """The affine layers of Eq. (16), p = 0 … L.
 
-    Raises ShapeError for parameters that are not the network's, or not of the samples' (``like``) dtype.
+    Args:
+        net: the network.
+        params: θ; a ShapeError says which of them are not the network's, or not of the samples' dtype.
+        like: samples.
+
+    Returns:
+        The layers, whose weights are those of ``params``.
     """
     net.check(params, like)
     ntk = net.parameterisation == "ntk"
     return tuple(
-        Layer(
+        AffineLayer(
             params[f"weight{i}"],
             params[f"bias{i}"],
             net.sigma_w / fan_in**0.5 if ntk else 1.0,
@@ -152,11 +194,26 @@ def network_layers(net: FullyConnected, params: Parameters, like: Tensor) -> tup
     )
 
 
-def forth(layer: Layer, z: Tensor, factors: Factors | None, rate: float, bias: bool = True,
-          told: Tensor | None = None) -> Tensor:  # fmt: skip
-    """Each task's affine map c z W_iᵀ + c_b b_i of its rows z (N × n × fan_in); without bias, adjoint to ``back``.
+def network_output(net: FullyConnected, params: Parameters, x: Float[Tensor, "N n d"]) -> Tensor:
+    """f_θ(x) of the shared network, N × n × k."""
+    layers = network_layers(net, params, x)
+    return forward_pass(layers, net.activation, x, (None,) * len(layers), 0.0).output
 
-    told: :func:`overlap` of z and the factors, where it is known.
+
+def forward(layer: AffineLayer, z: Tensor, change: WeightChange | None, rate: float, bias: bool = True,
+            overlap: Tensor | None = None) -> Tensor:  # fmt: skip
+    """Each task's affine map c z W_iᵀ + c_b b_i.
+
+    Args:
+        layer: the shared layer.
+        z: activations, N × n × fan_in.
+        change: the factors of the tasks' weights; None for the shared weight.
+        rate: λ.
+        bias: whether to add the bias; without it the map is adjoint to :func:`backward`.
+        overlap: :func:`activation_overlap` of z, where it is known.
+
+    Returns:
+        h, N × n × fan_out.
     """
     rows = z.flatten(0, 1)
     if bias:
@@ -165,27 +222,38 @@ def forth(layer: Layer, z: Tensor, factors: Factors | None, rate: float, bias: b
     else:
         h = _scaled(rows @ layer.weight.T, layer.c)
     h = h.unflatten(0, z.shape[:2])
-    if factors is None:
+    if change is None:
         return h
-    told = overlap(layer, z, factors, bias) if told is None else told
-    return h.baddbmm_(told, factors.flowing, alpha=-rate)
+    overlap = activation_overlap(layer, z, change, bias) if overlap is None else overlap
+    return h.baddbmm_(overlap, change.cotangents, alpha=-rate)
 
 
-def back(
-    layer: Layer, g: Tensor, factors: Factors | None, rate: float, inside: Tensor | None = None
+def backward(
+    layer: AffineLayer, g: Tensor, change: WeightChange | None, rate: float, overlap: Tensor | None = None
 ) -> Tensor:
-    """∂ℓ/∂z = c g W_i of every task's rows g = ∂ℓ/∂h (N × n × fan_out); inside: g Gᵀ, where it is known."""
+    """∂ℓ/∂z = c g W_i of each task.
+
+    Args:
+        layer: the shared layer.
+        g: cotangents ∂ℓ/∂h, N × n × fan_out.
+        change: the factors of the tasks' weights; None for the shared weight.
+        rate: λ.
+        overlap: g Gᵀ, where it is known.
+
+    Returns:
+        ∂ℓ/∂z, N × n × fan_in.
+    """
     z = _scaled(g.flatten(0, 1) @ layer.weight, layer.c).unflatten(0, g.shape[:2])
-    if factors is None:
+    if change is None:
         return z
-    inside = g @ factors.flowing.mT if inside is None else inside
-    return z.baddbmm_(inside, factors.entering, alpha=-rate * layer.c**2)
+    overlap = g @ change.cotangents.mT if overlap is None else overlap
+    return z.baddbmm_(overlap, change.activations, alpha=-rate * layer.c**2)
 
 
-def overlap(layer: Layer, z: Tensor, factors: Factors, bias: bool = True) -> Tensor:
-    """c² z Aᵀ + c_b², what a step on the rows A tells the rows z (N × n × r)."""
-    inside = _scaled(z @ factors.entering.mT, layer.c**2)
-    return inside + layer.c_b**2 if bias else inside
+def activation_overlap(layer: AffineLayer, z: Tensor, change: WeightChange, bias: bool = True) -> Tensor:
+    """c² z Aᵀ + c_b² (N × n × r), how strongly the steps on A change the outputs at z; c_b² only with ``bias``."""
+    overlap = _scaled(z @ change.activations.mT, layer.c**2)
+    return overlap + layer.c_b**2 if bias else overlap
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:
@@ -196,7 +264,7 @@ LOG_SLOPE = math.log(2 / math.pi**0.5)
 """log erf'(0)."""
 
 
-def slope_and_bend(activation: str, h: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
+def slope_and_curvature(activation: str, h: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
     """σ'(h) and σ''(h)/σ'(h) at z = σ(h); None where the second derivative is zero."""
     match activation:
         case "erf":
@@ -207,55 +275,75 @@ def slope_and_bend(activation: str, h: Tensor, z: Tensor) -> tuple[Tensor, Tenso
             return (h > 0).to(h.dtype), None
 
 
-def run(path_layers: Sequence[Layer], activation: str, x: Tensor, fast: Sequence[Factors | None], rate: float,
-        below: Pass | None = None, first: int = 0) -> Pass:  # fmt: skip
-    """Forward pass of N × n samples; ``below`` and ``first``: take the layers before ``first`` from that pass."""
-    entering, slopes, bends, told = [x], [], [], []
+def forward_pass(layers: Sequence[AffineLayer], activation: str, x: Tensor, fast: FastWeights, rate: float,
+                 below: ForwardPass | None = None, first: int = 0) -> ForwardPass:  # fmt: skip
+    """Forward pass of N × n samples, each through its task's network.
+
+    Args:
+        layers: the shared network.
+        activation: the name of σ.
+        x: the samples, N × n × d.
+        fast: the tasks' weights.
+        rate: λ.
+        below: a pass of the same samples, from which the layers before ``first`` are taken.
+        first: the first layer to compute.
+
+    Returns:
+        The values of all layers.
+    """
+    activations, slopes = [x], []
+    curvatures: list[Tensor | None] = []
+    overlaps: list[Tensor | None] = []
     if below is not None:
-        entering, slopes, bends, told = (
-            list(part[:first]) for part in (below.entering, below.slopes, below.bends, below.told)
-        )
-        entering.append(below.entering[first])
-    for p in range(len(entering) - 1, len(path_layers)):
-        factors = fast[p]
-        told.append(None if factors is None else overlap(path_layers[p], entering[p], factors))
-        h = forth(path_layers[p], entering[p], factors, rate, told=told[p])
-        if p == len(path_layers) - 1:
-            break
-        z = ACTIVATIONS[activation](h)
-        slope, bend = slope_and_bend(activation, h, z)
-        entering.append(z)
-        slopes.append(slope)
-        bends.append(bend)
-    return Pass(tuple(entering), tuple(slopes), tuple(bends), tuple(told), h)
+        activations, slopes = list(below.activations[: first + 1]), list(below.slopes[:first])
+        curvatures, overlaps = list(below.curvatures[:first]), list(below.overlaps[:first])
+    h = x
+    for p in range(len(activations) - 1, len(layers)):
+        change, z = fast[p], activations[p]
+        overlaps.append(None if change is None else activation_overlap(layers[p], z, change))
+        h = forward(layers[p], z, change, rate, overlap=overlaps[p])
+        if p < len(layers) - 1:
+            activations.append(ACTIVATIONS[activation](h))
+            slope, curvature = slope_and_curvature(activation, h, activations[-1])
+            slopes.append(slope)
+            curvatures.append(curvature)
+    return ForwardPass(tuple(activations), tuple(slopes), tuple(curvatures), tuple(overlaps), h)
 
 
-def _flow(path: Sequence[Layer], seen: Pass, residual: Tensor, fast: Sequence[Factors | None], rate: float,
-          first: int) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:  # fmt: skip
-    """G of every layer down to ``first``, the residual flown back; and its overlaps with the G of the past."""
-    flowing: list[Tensor | None] = [None] * len(path)
-    inside: list[Tensor | None] = [None] * len(path)
-    flowing[-1] = residual
-    for p in range(len(path) - 1, first, -1):
-        inside[p] = None if fast[p] is None else flowing[p] @ fast[p].flowing.mT
-        flowing[p - 1] = back(path[p], flowing[p], fast[p], rate, inside[p]).mul_(seen.slopes[p - 1])
-    return tuple(flowing), tuple(inside)
+def _backward_pass(
+    layers: Sequence[AffineLayer],
+    seen: ForwardPass,
+    residual: Tensor,
+    fast: FastWeights,
+    rate: float,
+    first: int,
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """The cotangents G of the layers down to ``first``, and their overlaps with the G of earlier steps."""
+    cotangents, overlaps = {len(layers) - 1: residual}, {}
+    for p in range(len(layers) - 1, first, -1):
+        g, change = cotangents[p], fast[p]
+        if change is not None:
+            overlaps[p] = g @ change.cotangents.mT
+        cotangents[p - 1] = backward(layers[p], g, change, rate, overlaps.get(p)).mul_(seen.slopes[p - 1])
+    return cotangents, overlaps
 
 
-def _appended(
-    fast: Sequence[Factors | None], seen: Pass, flowing: Sequence[Tensor | None], first: int
-) -> tuple[Factors | None, ...]:
-    """The factors after one more step: rows appended, or added where the entering rows are the same."""
-    grown: list[Factors | None] = []
-    for p, (before, g) in enumerate(zip(fast, flowing, strict=True)):
-        if g is None or before is None:
-            grown.append(None if g is None else Factors(seen.entering[p], g))
+def _after_step(
+    fast: FastWeights, seen: ForwardPass, cotangents: dict[int, Tensor], first: int
+) -> FastWeights:
+    """The fast weights after one more step: rows are appended, or summed where the activations are the same."""
+    changes = list(fast)
+    for p, g in cotangents.items():
+        before, z = fast[p], seen.activations[p]
+        if before is None:
+            changes[p] = WeightChange(z, g)
         elif p == first:
-            grown.append(Factors(before.entering, before.flowing + g))
+            changes[p] = WeightChange(before.activations, before.cotangents + g)
         else:
-            entering = torch.cat([before.entering, seen.entering[p]], 1)
-            grown.append(Factors(entering, torch.cat([before.flowing, g], 1)))
-    return tuple(grown)
+            changes[p] = WeightChange(
+                torch.cat([before.activations, z], 1), torch.cat([before.cotangents, g], 1)
+            )
+    return tuple(changes)
 
 
 def factor_path(
@@ -267,34 +355,45 @@ def factor_path(
 ) -> FactorPath:
     """τ inner steps (line 5 of Algorithm 1, Eq. 83) of N tasks of equal size, as factors.
 
-    Differentiable in everything but, with ``inner.first_order``, the adaptation. Raises ShapeError.
+    Args:
+        net: the network.
+        params: θ, the shared parameters.
+        support_x: X'.
+        support_y: Y'.
+        inner: the inner loop.
+
+    Returns:
+        The path, differentiable in everything except, with ``inner.first_order``, the adaptation.
+
+    Raises:
+        ShapeError: labels or parameters that do not fit the network.
     """
     layers = network_layers(net, params, support_x)
     if support_y.shape[-1] != net.output_dim:
         raise ShapeError(f"the tasks have labels of {support_y.shape[-1]} numbers, expected {net.output_dim}")
     rate, first = inner.lam0 / net.model.scale, len(layers) - 1 if inner.algorithm == "anil" else 0
-    fast: list[tuple[Factors | None, ...]] = [(None,) * len(layers)]
-    steps: list[Pass] = []
-    flows: list[tuple[Tensor | None, ...]] = []
-    insides: list[tuple[Tensor | None, ...]] = []
+    fast: list[FastWeights] = [(None,) * len(layers)]
+    steps: list[ForwardPass] = []
+    cotangents: list[dict[int, Tensor]] = []
+    overlaps: list[dict[int, Tensor]] = []
     for _ in range(inner.tau):
         below = steps[0] if steps else None
-        seen = run(layers, net.activation, support_x, fast[-1], rate, below, first)
-        flowing, inside = _flow(layers, seen, seen.output - support_y, fast[-1], rate, first)
-        grown = _appended(fast[-1], seen, flowing, first)
+        seen = forward_pass(layers, net.activation, support_x, fast[-1], rate, below, first)
+        g, g_overlaps = _backward_pass(layers, seen, seen.output - support_y, fast[-1], rate, first)
+        changes = _after_step(fast[-1], seen, g, first)
         steps.append(seen)
-        flows.append(flowing)
-        insides.append(inside)
-        fast.append(tuple(_detached(part) for part in grown) if inner.first_order else grown)
+        cotangents.append(g)
+        overlaps.append(g_overlaps)
+        fast.append(tuple(_detached(change) for change in changes) if inner.first_order else changes)
     return FactorPath(
-        layers, net.activation, rate, first, tuple(steps), tuple(flows), tuple(insides), tuple(fast)
+        layers, net.activation, rate, first, tuple(steps), tuple(cotangents), tuple(overlaps), tuple(fast)
     )
 
 
-def _detached(factors: Factors | None) -> Factors | None:
-    return factors and Factors(factors.entering.detach(), factors.flowing.detach())
+def _detached(change: WeightChange | None) -> WeightChange | None:
+    return change and WeightChange(change.activations.detach(), change.cotangents.detach())
 
 
-def adapted_pass(path: FactorPath, x: Float[Tensor, "N n d"], step: int = -1) -> Pass:
+def adapted_pass(path: FactorPath, x: Float[Tensor, "N n d"], step: int = -1) -> ForwardPass:
     """Forward pass of n samples of every task through its network at θ_step, by default θ' = θ_τ, Eq. (1)."""
-    return run(path.layers, path.activation, x, path.fast[step], path.rate)
+    return forward_pass(path.layers, path.activation, x, path.fast[step], path.rate)

@@ -1,10 +1,11 @@
 """The outer gradient of MAML through factored fast weights, gathered as factor pairs and applied in one product.
 
-Every use of a task's weight W_i in :mod:`mamltheory.factored.fast_weights` is a bilinear form u W_i vᵀ: forth with (u,
-v) = (h̄, z), back with (u, v) = (g, z̄'), where a bar is ∂𝓛/∂. From W_i = W − λ c Σ Gᵀ A each use gives
+Every use of a task's weight W_i in :mod:`mamltheory.factored.fast_weights` is a bilinear form u W_i vᵀ: in a forward
+pass with (u, v) = (h̄, z), in a backward pass with (u, v) = (g, z̄'), where a bar is the adjoint ∂𝓛/∂. From
+W_i = W − λ c Σ Gᵀ A each use contributes
 
-    to the shared weight      ∂𝓛/∂W += c uᵀ v
-    to the rows of the past   Ḡ −= λ (c² v Aᵀ + c_b²)ᵀ u,      Ā −= λ c² (u Gᵀ)ᵀ v      (c_b² for forth alone)
+    to the shared weight         ∂𝓛/∂W += c uᵀ v
+    to the earlier steps' rows   Ḡ −= λ (c² v Aᵀ + c_b²)ᵀ u,    Ā −= λ c² (u Gᵀ)ᵀ v    (c_b² in forward passes alone)
 
 The pairs (u, v) of all tasks and uses are stacked to U, V; ∂𝓛/∂W = c Uᵀ V is one product, with which a step of
 descent can be fused. The Hessian term of Eq. (3) is complete: it is the derivative through A and G.
@@ -21,37 +22,39 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mamltheory.factored.fast_weights import (
+    AffineLayer,
     FactorPath,
-    Factors,
-    Layer,
-    Pass,
+    ForwardPass,
     TaskStack,
+    WeightChange,
+    activation_overlap,
     adapted_pass,
-    back,
+    backward,
     factor_path,
-    forth,
-    overlap,
+    forward,
 )
 from mamltheory.inner_loop import InnerLoop
 from mamltheory.networks import FullyConnected
 from mamltheory.tasks import Parameters
 
 BLOCK = 2**21
-"""Entries of a weight that a fused step changes at a time."""
+"""Entries of a weight that a fused step changes in one product."""
 
 
 @dataclass(frozen=True, eq=False)
 class FactoredGradient:
-    """∇𝓛 with the weights' parts as c Uᵀ V: ``pairs`` holds (U, V, c) by name, ``biases`` the rest.
+    """∇𝓛 with the gradients of the weights as c Uᵀ V, of N(2τm + n) rows for N tasks, (τm + n) for the head.
 
-    U: rows × fan_out, V: rows × fan_in; N(2τm + n) rows for N tasks, (τm + n) for the head.
+    Args:
+        pairs: (U, V, c) by the name of the weight; U: rows × fan_out, V: rows × fan_in.
+        biases: the gradients of the biases by name.
     """
 
     pairs: dict[str, tuple[Tensor, Tensor, float]]
     biases: Parameters
 
     def dense(self) -> Parameters:
-        """∇𝓛 by name, every weight's part materialised."""
+        """∇𝓛 by name, the gradient of every weight multiplied out."""
         weights = {name: _times(u.T @ v, c) for name, (u, v, c) in self.pairs.items()}
         return weights | self.biases
 
@@ -78,167 +81,182 @@ def _times(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 else x.mul_(factor)
 
 
-class _Uses:
-    """The uses of one layer in the order of the reverse pass, and what each tells the rows of the past.
+class _LayerUses:
+    """The uses of one layer in the order of the reverse pass, and what each contributes to the earlier steps' rows.
 
-    u: N × R × fan_out, v: N × R × fan_in, filled row by row.  told: −λ (c² v Aᵀ + c_b²) and inside: −λ c² u Gᵀ,
-    N × R × r; a use at θ_s fills the columns of the steps before s alone.
+    u (N × R × fan_out) and v (N × R × fan_in) are filled row by row. ``activation_overlaps`` are
+    −λ (c² v Aᵀ + c_b²), ``cotangent_overlaps`` −λ c² u Gᵀ, both N × R × r; a use at θ_s fills the columns of the steps
+    before s alone.
     """
 
-    def __init__(self, layer: Layer, factors: Factors | None, tasks: int, rows: int) -> None:
-        past = factors.flowing.shape[1] if factors else 0
-        sizes = (*layer.weight.shape, past, past)
-        self.u, self.v, self.told, self.inside = (layer.weight.new_empty(tasks, rows, size) for size in sizes)
+    def __init__(self, layer: AffineLayer, change: WeightChange | None, tasks: int, rows: int) -> None:
+        past = change.cotangents.shape[1] if change else 0
+        self.u, self.v, self.activation_overlaps, self.cotangent_overlaps = (
+            layer.weight.new_empty(tasks, rows, size) for size in (*layer.weight.shape, past, past)
+        )
         self.bias, self.rows = torch.zeros_like(layer.bias), 0
 
 
-class _Reverse:
+class _ReversePass:
     """The factor pairs gathered so far, layer by layer; the adjoints Ḡ_s and Ā_s follow from those of later steps."""
 
-    def __init__(self, path: FactorPath, query: Pass, through: bool) -> None:
-        self.path, self.through, (tasks, self.queries, _) = path, through, query.output.shape
+    def __init__(self, path: FactorPath, query: ForwardPass, second_order: bool) -> None:
+        self.path, self.second_order, (tasks, self.queries, _) = path, second_order, query.output.shape
         self.m = path.steps[0].output.shape[1] if path.steps else 0
-        rows = [self._later(p, -1) if through else self.queries for p in range(len(path.layers))]
         self.uses = [
-            _Uses(*some, tasks, r) for *some, r in zip(path.layers, path.fast[-1], rows, strict=True)
+            _LayerUses(layer, change, tasks, self._rows_after(p, -1) if second_order else self.queries)
+            for p, (layer, change) in enumerate(zip(path.layers, path.fast[-1], strict=True))
         ]
 
-    def _later(self, p: int, s: int) -> int:
-        """How many rows the uses of layer p at steps after s have: the query's, and one or two times m a step."""
+    def _rows_after(self, p: int, s: int) -> int:
+        """The number of rows of layer p's uses at steps after s: the queries, and m or 2m for every step."""
         if p < self.path.first:
             return self.queries + self.m
         each = self.m if p == self.path.first else 2 * self.m
         return self.queries + each * (len(self.path.steps) - 1 - s)
 
-    def use(self, p: int, u: Tensor, v: Tensor, told: Tensor | None = None, inside: Tensor | None = None,
-            affine: bool = True) -> None:  # fmt: skip
-        """One use of layer p, with what it tells the rows A and G before its step; ``affine``: with the bias."""
+    def use(self, p: int, u: Tensor, v: Tensor, activation_overlap: Tensor | None = None,
+            cotangent_overlap: Tensor | None = None, affine: bool = True) -> None:  # fmt: skip
+        """Adds one use (u, v) of layer p, with its overlaps with the earlier A and G; ``affine``: with the bias."""
         uses, layer, rate = self.uses[p], self.path.layers[p], self.path.rate
         rows = slice(uses.rows, uses.rows + u.shape[1])
         uses.rows = rows.stop
         uses.u[:, rows], uses.v[:, rows] = u, v
         if affine:
             uses.bias.add_(u.sum((0, 1)), alpha=layer.c_b)
-        if self.through and told is not None:
-            torch.mul(told, -rate, out=uses.told[:, rows, : told.shape[2]])
-        if self.through and inside is not None:
-            torch.mul(inside, -rate * layer.c**2, out=uses.inside[:, rows, : inside.shape[2]])
+        if self.second_order and activation_overlap is not None:
+            columns = slice(0, activation_overlap.shape[2])
+            torch.mul(activation_overlap, -rate, out=uses.activation_overlaps[:, rows, columns])
+        if self.second_order and cotangent_overlap is not None:
+            columns = slice(0, cotangent_overlap.shape[2])
+            torch.mul(cotangent_overlap, -rate * layer.c**2, out=uses.cotangent_overlaps[:, rows, columns])
 
-    def inside(self, p: int, u: Tensor, s: int) -> Tensor | None:
-        """Overlaps u Gᵀ, None where no rows of the past enter: in the first layer they are the samples."""
-        factors = self.path.fast[s][p]
-        return None if factors is None or p == 0 else u @ factors.flowing.mT
+    def cotangent_overlap(self, p: int, u: Tensor, s: int) -> Tensor | None:
+        """The overlap u Gᵀ; None where no earlier activations depend on θ: in the first layer they are the samples."""
+        change = self.path.fast[s][p]
+        return None if change is None or p == 0 else u @ change.cotangents.mT
 
-    def back(self, p: int, u: Tensor, s: int, inside: Tensor | None) -> Tensor:
-        return back(self.path.layers[p], u, self.path.fast[s][p], self.path.rate, inside)
+    def backward(self, p: int, u: Tensor, s: int, overlap: Tensor | None) -> Tensor:
+        """The adjoint c u W_i of the input of layer p at θ_s; ``overlap`` is u Gᵀ."""
+        return backward(self.path.layers[p], u, self.path.fast[s][p], self.path.rate, overlap)
 
-    def onto_flowing(self, p: int, s: int, onto: Tensor | None = None) -> Tensor:
-        """Adds Ḡ_s to ``onto``, in place; Ḡ_s alone for None."""
-        rows, uses = slice(0, self._later(p, s)), self.uses[p]
-        told, u = uses.told[:, rows, self._columns(p, s)].mT, uses.u[:, rows]
-        return torch.bmm(told, u) if onto is None else onto.baddbmm_(told, u)
+    def cotangent_adjoint(self, p: int, s: int, onto: Tensor | None = None) -> Tensor:
+        """Adds Ḡ_s of layer p to ``onto``, in place; Ḡ_s alone for None."""
+        rows, uses = slice(0, self._rows_after(p, s)), self.uses[p]
+        overlaps, u = uses.activation_overlaps[:, rows, self._columns(p, s)].mT, uses.u[:, rows]
+        return torch.bmm(overlaps, u) if onto is None else onto.baddbmm_(overlaps, u)
 
-    def onto_entering(self, p: int, s: int, onto: Tensor) -> Tensor:
-        """Adds Ā_s to ``onto``, in place."""
-        rows, uses = slice(0, self._later(p, s)), self.uses[p]
-        return onto.baddbmm_(uses.inside[:, rows, self._columns(p, s)].mT, uses.v[:, rows])
+    def add_activation_adjoint(self, p: int, s: int, onto: Tensor) -> Tensor:
+        """Adds Ā_s of layer p to ``onto``, in place."""
+        rows, uses = slice(0, self._rows_after(p, s)), self.uses[p]
+        return onto.baddbmm_(uses.cotangent_overlaps[:, rows, self._columns(p, s)].mT, uses.v[:, rows])
 
     def _columns(self, p: int, s: int) -> slice:
         return slice(0, self.m) if p == self.path.first else slice(s * self.m, (s + 1) * self.m)
 
 
-def _reverse_query(reverse: _Reverse, query: Pass, residual: Tensor) -> None:
+def _reverse_query(reverse: _ReversePass, query: ForwardPass, residual: Tensor) -> None:
     """From ∂𝓛/∂F down the adapted network."""
     path, u = reverse.path, residual
     for p in range(len(path.layers) - 1, -1, -1):
-        inside = reverse.inside(p, u, -1)
-        reverse.use(p, u, query.entering[p], query.told[p], inside)
+        overlap = reverse.cotangent_overlap(p, u, -1)
+        reverse.use(p, u, query.activations[p], query.overlaps[p], overlap)
         if p > 0:
-            u = reverse.back(p, u, -1, inside).mul_(query.slopes[p - 1])
+            u = reverse.backward(p, u, -1, overlap).mul_(query.slopes[p - 1])
 
 
-def _reverse_flow(reverse: _Reverse, s: int) -> list[Tensor | None]:
-    """Back through the flow of step s: what reaches the pre-activations h_p of its forward pass."""
-    path, seen, g = reverse.path, reverse.path.steps[s], reverse.path.flowing[s]
-    reaches: list[Tensor | None] = [None] * len(path.layers)
-    onto_g = reverse.onto_flowing(path.first, s)
+def _reverse_backward(reverse: _ReversePass, s: int) -> dict[int, Tensor]:
+    """Through the backward pass of step s; returns its contributions to h̄_p of the step's forward pass, by layer."""
+    path, seen, g = reverse.path, reverse.path.steps[s], reverse.path.cotangents[s]
+    onto_h: dict[int, Tensor] = {}
+    onto_g = reverse.cotangent_adjoint(path.first, s)
     for p in range(path.first + 1, len(path.layers)):
-        bend, layer, factors = seen.bends[p - 1], path.layers[p], path.fast[s][p]
-        if bend is not None:
-            reaches[p - 1] = (onto_g * g[p - 1]).mul_(bend)
+        curvature, layer, change = seen.curvatures[p - 1], path.layers[p], path.fast[s][p]
+        if curvature is not None:
+            onto_h[p - 1] = (onto_g * g[p - 1]).mul_(curvature)
         onto_z = onto_g.mul_(seen.slopes[p - 1])
-        told = None if factors is None else overlap(layer, onto_z, factors, bias=False)
-        reverse.use(p, g[p], onto_z, told, path.inside[s][p], affine=False)
-        onto_g = reverse.onto_flowing(p, s, forth(layer, onto_z, factors, path.rate, False, told))
-    reaches[-1] = onto_g
-    return reaches
+        overlap = None if change is None else activation_overlap(layer, onto_z, change, bias=False)
+        reverse.use(p, g[p], onto_z, overlap, path.overlaps[s].get(p), affine=False)
+        onto_g = reverse.cotangent_adjoint(p, s, forward(layer, onto_z, change, path.rate, False, overlap))
+    onto_h[len(path.layers) - 1] = onto_g
+    return onto_h
 
 
-def _reverse_forward(reverse: _Reverse, s: int, reaches: list[Tensor | None]) -> Tensor:
-    """Back through the forward pass of step s; returns what reaches the first adapting layer's h."""
-    path, seen = reverse.path, reverse.path.steps[s]
-    u = reaches[-1]
-    for p in range(len(path.layers) - 1, path.first - 1, -1):
-        inside = reverse.inside(p, u, s)
-        reverse.use(p, u, seen.entering[p], seen.told[p], inside)
+def _reverse_forward(reverse: _ReversePass, s: int, onto_h: dict[int, Tensor]) -> Tensor:
+    """Through the forward pass of step s; returns h̄ of the first layer that adapts."""
+    path, seen, last = reverse.path, reverse.path.steps[s], len(reverse.path.layers) - 1
+    u = onto_h[last]
+    for p in range(last, path.first - 1, -1):
+        overlap = reverse.cotangent_overlap(p, u, s)
+        reverse.use(p, u, seen.activations[p], seen.overlaps[p], overlap)
         if p > path.first:
-            u = reverse.onto_entering(p, s, reverse.back(p, u, s, inside)).mul_(seen.slopes[p - 1])
-            if reaches[p - 1] is not None:
-                u.add_(reaches[p - 1])
+            onto_z = reverse.add_activation_adjoint(p, s, reverse.backward(p, u, s, overlap))
+            u = onto_z.mul_(seen.slopes[p - 1])
+            if p - 1 in onto_h:
+                u.add_(onto_h[p - 1])
     return u
 
 
-def _reverse_below(reverse: _Reverse, onto_z: Tensor) -> None:
-    """Back through the layers that do not adapt, on the support samples (ANIL)."""
+def _reverse_below(reverse: _ReversePass, onto_z: Tensor) -> None:
+    """Through the layers that do not adapt, on the support samples (ANIL)."""
     seen = reverse.path.steps[0]
     for p in range(reverse.path.first - 1, -1, -1):
         u = onto_z * seen.slopes[p]
-        reverse.use(p, u, seen.entering[p])
-        onto_z = reverse.back(p, u, 0, None) if p else onto_z
+        reverse.use(p, u, seen.activations[p])
+        onto_z = reverse.backward(p, u, 0, None) if p else onto_z
 
 
-def reverse(path: FactorPath, query: Pass, residual: Tensor, first_order: bool = False) -> _Reverse:
+def _reversed(path: FactorPath, query: ForwardPass, residual: Tensor, first_order: bool) -> _ReversePass:
     """The whole reverse pass from ∂𝓛/∂F = ``residual`` (N × n × k), tasks stacked."""
-    adjoint, first = _Reverse(path, query, through=not first_order), path.first
-    _reverse_query(adjoint, query, residual)
+    reverse, first = _ReversePass(path, query, second_order=not first_order), path.first
+    _reverse_query(reverse, query, residual)
     if first_order or not path.steps:
-        return adjoint
-    onto_features = 0
+        return reverse
+    onto_features = residual.new_zeros(())
     for s in range(len(path.steps) - 1, -1, -1):
-        u = _reverse_forward(adjoint, s, _reverse_flow(adjoint, s))
+        u = _reverse_forward(reverse, s, _reverse_backward(reverse, s))
         if first:
-            onto_features = onto_features + adjoint.back(first, u, s, adjoint.inside(first, u, s))
+            overlap = reverse.cotangent_overlap(first, u, s)
+            onto_features = onto_features + reverse.backward(first, u, s, overlap)
     if first:
-        _reverse_below(adjoint, adjoint.onto_entering(first, 0, onto_features))
-    return adjoint
+        _reverse_below(reverse, reverse.add_activation_adjoint(first, 0, onto_features))
+    return reverse
 
 
 @torch.no_grad()
 def factored_meta_gradient(
     net: FullyConnected, params: Parameters, stacks: Sequence[TaskStack], inner: InnerLoop
 ) -> tuple[FactoredGradient, tuple[Float[Tensor, "N n k"], ...]]:
-    """∇𝓛(θ) of Eq. (3) in factored form, second order through all τ steps, and the meta-outputs of each stack.
+    """∇𝓛(θ) of Eq. (3) in factored form, second order through all τ steps; never differentiated itself.
 
-    Never differentiated itself. Raises ShapeError for parameters that are not the network's.
+    Args:
+        net: the network.
+        params: θ; a ShapeError says which of them are not the network's.
+        stacks: the tasks.
+        inner: the inner loop.
+
+    Returns:
+        The gradient, and the meta-outputs of each stack.
     """
-    adjoints, outputs = [], []
+    passes, outputs = [], []
     for stack in stacks:
         path = factor_path(net, params, stack.support_x, stack.support_y, inner)
         query = adapted_pass(path, stack.query_x)
-        adjoints.append(reverse(path, query, query.output - stack.query_y, inner.first_order))
+        passes.append(_reversed(path, query, query.output - stack.query_y, inner.first_order))
         outputs.append(query.output)
-    return _gathered(path, adjoints), tuple(outputs)
+    return _gathered(path.layers, passes), tuple(outputs)
 
 
-def _gathered(path: FactorPath, adjoints: Sequence[_Reverse]) -> FactoredGradient:
+def _gathered(layers: Sequence[AffineLayer], passes: Sequence[_ReversePass]) -> FactoredGradient:
     pairs, biases = {}, {}
-    for p, layer in enumerate(path.layers):
-        uses = [adjoint.uses[p] for adjoint in adjoints]
-        u, v = (_joined([getattr(some, name).flatten(0, 1) for some in uses]) for name in "uv")
+    for p, layer in enumerate(layers):
+        uses = [reverse.uses[p] for reverse in passes]
+        u = _joined([some.u.flatten(0, 1) for some in uses])
+        v = _joined([some.v.flatten(0, 1) for some in uses])
         pairs[f"weight{p + 1}"] = (u, v, layer.c)
-        biases[f"bias{p + 1}"] = sum(some.bias for some in uses)
+        biases[f"bias{p + 1}"] = sum((some.bias for some in uses[1:]), uses[0].bias)
     return FactoredGradient(pairs, biases)
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
+def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)

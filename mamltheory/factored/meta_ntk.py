@@ -1,14 +1,15 @@
 """The factored MetaNTK in tiles of tasks that fit into a number of bytes.
 
-A tile of T tasks with R = n·k rows each, m support samples, τ steps, b bytes a number, w_p = fan-in + fan-out and
-F_p = fan-out (1 + D-slots) + fan-in (E-slots) numbers a row (or fan-out (fan-in + 1), where that is less) holds
+A tile of T tasks has R = n·k rows per task, m support samples and τ steps; a number has b bytes, w_p is
+fan-in + fan-out, and F_p are the :func:`numbers_per_row <mamltheory.factored.rows.numbers_per_row>`. It needs
 
-    rows           T R Σ_p F_p · b                        of this tile, and of a second one when there are several
-    passes         T (m R (2 Σ_p w_p + 4 max_p w_p) + (n k + n + 5 τ m) Σ_p w_p) · b         while the rows are made
-    contraction    8 (2 T R max_p F_p + 3 (m τ + n) R max_p w_p + (T R)²)                    while the blocks are made
+    rows           T R Σ_p F_p · b                        for this tile, and for a second one when there are several
+    passes         T (m R (2 Σ_p w_p + 4 max_p w_p) + (n k + n + 5 τ m) Σ_p w_p) · b      while the rows are computed
+    contraction    8 (2 T R max_p F_p + 3 (m τ + n) R max_p w_p + (T R)²)                 while the blocks are computed
 
-bytes at most: the rows, and the larger of passes and contraction; weights and the (N R)² kernel come on top.
-With G tiles the rows of a tile are made once as rows of the kernel and once for every tile before it: G (G + 1) / 2.
+bytes at most: the rows, and the larger of passes and contraction. Weights and the (N R)² kernel are not counted.
+With G tiles the rows of a tile are computed once as rows of the kernel and once for every earlier tile:
+G (G + 1) / 2 times in all.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,8 @@ from torch import Tensor
 from mamltheory.allocator import keep_freed_memory
 from mamltheory.errors import ConfigurationError, ValueRangeError
 from mamltheory.factored.fast_weights import TaskStack, stack_tasks
-from mamltheory.factored.meta_jacobian import Rows, factored_gram, is_dense, meta_rows, slots
+from mamltheory.factored.meta_jacobian import factored_gram, meta_rows, term_counts
+from mamltheory.factored.rows import numbers_per_row
 from mamltheory.inner_loop import InnerLoop
 from mamltheory.networks import FullyConnected
 from mamltheory.tasks import Parameters, Task
@@ -43,23 +45,34 @@ def factored_meta_ntk(
 ) -> Float[Tensor, "p q"]:
     """∇F ∇Fᵀ of a fully connected network, rows as outer products; without the factor 1/l.
 
-    other: None for the symmetric kernel, or the tasks of the columns.
-    origin: θ_0 when the network is f_θ − f_{θ0}, which shifts the support labels and nothing else.
-    memory: bytes of temporary tensors (2 GiB), by the formula at the head of this module. Tiles change the
-    result by no more than rounding.  dtype: of the kernel and of its accumulation.
-    Raises ConfigurationError when one task needs more than ``memory``, ShapeError for parameters or samples that
-    are not the network's.
+    Args:
+        net: the network.
+        params: θ; a ShapeError says which of them, or of the samples, are not the network's.
+        tasks: the tasks of the rows.
+        inner: the inner loop.
+        other: the tasks of the columns; None for the symmetric kernel of ``tasks``.
+        origin: θ_0 when the network is f_θ − f_{θ0}, which shifts the support labels and nothing else.
+        memory: bytes of temporary tensors (2 GiB), by the formula at the head of this module; a ConfigurationError
+            when one task needs more. Tiles change the result by no more than rounding.
+        dtype: the dtype of the kernel and of its accumulation.
+
+    Returns:
+        The kernel, rows and columns in the order of the tasks, queries and outputs.
+
+    Raises:
+        ValueRangeError: ``memory`` is less than 1.
     """
     keep_freed_memory()
     memory = MEMORY if memory is None else memory
     if memory < 1:
         raise ValueRangeError(f"memory is {memory}: expected a number of bytes of at least 1")
     tiles = _tiles(net, tasks, inner, memory, several=other is not None)
+    column_tasks = tasks if other is None else other
     columns = tiles if other is None else _tiles(net, other, inner, memory, several=True)
-    kernel = torch.zeros(_outputs(tasks), _outputs(tasks if other is None else other), dtype=dtype)
+    kernel = torch.zeros(_outputs(tasks), _outputs(column_tasks), dtype=dtype)
     kernel = kernel.to(tasks[0].query_x.device)
     for i, j, block in _blocks(net, params, inner, origin, tiles, None if other is None else columns, dtype):
-        rows, cols = _places(tasks, tiles[i]), _places(tasks if other is None else other, columns[j])
+        rows, cols = _places(tasks, tiles[i]), _places(column_tasks, columns[j])
         kernel[rows[:, None], cols] = block
         if other is None and i != j:
             kernel[cols[:, None], rows] = block.T
@@ -76,45 +89,54 @@ def _blocks(
         if columns is None:
             yield i, i, factored_gram(rows, rows, dtype)
         for j in range(i + 1 if columns is None else 0, len(columns or tiles)):
-            right: Rows | None = meta_rows(net, params, (columns or tiles)[j], inner, origin)
-            block = factored_gram(rows, right, dtype)
-            right = None  # before the next tile's rows are made
-            yield i, j, block
+            # the columns' rows have no name, so that they are freed before the next tile's are computed
+            yield (
+                i,
+                j,
+                factored_gram(rows, meta_rows(net, params, (columns or tiles)[j], inner, origin), dtype),
+            )
 
 
 def tile_bytes(net: FullyConnected, stack: TaskStack, inner: InnerLoop, several: bool) -> int:
-    """Bytes that the tasks of a stack need at most, as one tile among ``several`` or alone."""
+    """Bytes that the tasks of a stack need at most, as one tile among ``several`` or alone.
+
+    Args:
+        net: the network.
+        stack: the tasks.
+        inner: the inner loop.
+        several: whether the rows of a second tile are held at the same time.
+
+    Returns:
+        The number of bytes, by the formula at the head of this module.
+    """
     (tasks, n), m = stack.query_x.shape[:2], stack.support_x.shape[1]
     rows, item = n * net.output_dim, stack.query_x.element_size()
     shapes = list(zip(net.sizes[:-1], net.sizes[1:], strict=True))
-    held = [_row_numbers(*shape, *slot) for shape, slot in zip(shapes, slots(net, inner, m), strict=True)]
+    numbers = [
+        numbers_per_row(*shape, *terms)
+        for shape, terms in zip(shapes, term_counts(net, inner, m), strict=True)
+    ]
     widths = [sum(shape) for shape in shapes]
     passes = m * rows * (2 * sum(widths) + 4 * max(widths)) + (rows + n + 5 * inner.tau * m) * sum(widths)
     contraction = (
-        2 * tasks * rows * max(held) + 3 * (m * inner.tau + n) * rows * max(widths) + (tasks * rows) ** 2
+        2 * tasks * rows * max(numbers) + 3 * (m * inner.tau + n) * rows * max(widths) + (tasks * rows) ** 2
     )
-    return (2 if several else 1) * tasks * rows * sum(held) * item + max(
+    return (2 if several else 1) * tasks * rows * sum(numbers) * item + max(
         tasks * passes * item, 8 * contraction
     )
-
-
-def _row_numbers(fan_in: int, fan_out: int, pairs: int, more: int) -> int:
-    if is_dense(fan_in, fan_out, pairs, more):
-        return fan_out * (fan_in + 1)
-    return fan_out * (1 + pairs) + fan_in * more
 
 
 def _tiles(
     net: FullyConnected, tasks: Sequence[Task], inner: InnerLoop, memory: int, several: bool
 ) -> list[TaskStack]:
-    """Tasks of equal size, as many at a time as fit."""
+    """Stacks of tasks of equal size, as many in each as fit; a ConfigurationError when one task alone does not."""
     stacks = stack_tasks(tasks)
     several = several or len(stacks) > 1
     if all(tile_bytes(net, stack, inner, several) <= memory for stack in stacks):
         return list(stacks)
     tiles = []
     for stack in stacks:
-        one = tile_bytes(net, _part(stack, 0, 1), inner, several=True)
+        one = tile_bytes(net, stack.part(0, 1), inner, several=True)
         if one > memory:
             raise ConfigurationError(
                 f"the rows of one task with {stack.query_x.shape[1]} query and {stack.support_x.shape[1]} support "
@@ -124,15 +146,10 @@ def _tiles(
         size = max(
             t
             for t in range(1, len(stack.index) + 1)
-            if tile_bytes(net, _part(stack, 0, t), inner, True) <= memory
+            if tile_bytes(net, stack.part(0, t), inner, True) <= memory
         )
-        tiles += [_part(stack, start, start + size) for start in range(0, len(stack.index), size)]
+        tiles += [stack.part(start, start + size) for start in range(0, len(stack.index), size)]
     return tiles
-
-
-def _part(stack: TaskStack, start: int, stop: int) -> TaskStack:
-    parts = (stack.index, stack.query_x, stack.query_y, stack.support_x, stack.support_y)
-    return TaskStack(*(part[start:stop] for part in parts))
 
 
 def _outputs(tasks: Sequence[Task]) -> int:

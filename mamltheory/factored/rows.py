@@ -1,10 +1,10 @@
-"""Rows of a Jacobian, one layer at a time, as matrices that are never multiplied out.
+"""Jacobian rows, layer by layer, as matrices that are never multiplied out.
 
 In a layer h = W a + β b (a holds the parameterisation's factor) row R = (q, c), output c of query q, is the matrix
 
     V_R = g_R a_qᵀ + Σ_α ( D_{αR} a_αᵀ + δ_α E_{αR}ᵀ )        weight: V_R,    bias: β (g_R + Σ_α D_{αR})
 
-a_q, a_α and δ_α belong to the task and not to the row: what meets them is computed once for all rows of a task.
+a_q, a_α and δ_α belong to the task and not to the row: their products are computed once for all rows of a task.
 With ⟨a, a'⟩ = a·a' + β², weight and bias at once,
 
     V_R x  = g_R ⟨a_q, x⟩ + Σ_α D_{αR} ⟨a_α, x⟩ + Σ_α δ_α (E_{αR}·x)
@@ -12,19 +12,42 @@ With ⟨a, a'⟩ = a·a' + β², weight and bias at once,
     ⟨V_R, V_R'⟩ = g_R·(V_R' a_q) + Σ_α D_{αR}·(V_R' a_α) + Σ_α E_{αR}·(V_R'ᵀ δ_α)
 
 A layer whose rows are smaller multiplied out than as factors (a head of few outputs) is held as plain matrices.
-Axes: tasks T, slots α, rows R (sample-major, class-minor), neurons of a layer.
+Axes: tasks T, terms α (M of D and M' of E), rows R (sample-major, class-minor), neurons of a layer.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
-class DenseRows:
-    """V_R multiplied out: ``weight`` of shape T × R × out × in, and ``bias`` (without β) of shape T × R × out."""
+def is_smaller_dense(fan_in: int, fan_out: int, d_terms: int, e_terms: int) -> bool:
+    """Whether a row of ``d_terms`` D_α and ``e_terms`` E_α is smaller multiplied out than as its factors."""
+    return fan_out * (fan_in + 1) < d_terms * fan_out + e_terms * fan_in
 
-    def __init__(self, weight: Tensor, bias: Tensor, beta: float) -> None:
-        self.weight, self.bias, self.beta = weight, bias, beta
+
+def numbers_per_row(fan_in: int, fan_out: int, d_terms: int, e_terms: int) -> int:
+    """How many numbers a row of ``d_terms`` D_α and ``e_terms`` E_α holds, in the smaller of its two forms."""
+    if is_smaller_dense(fan_in, fan_out, d_terms, e_terms):
+        return fan_out * (fan_in + 1)
+    return fan_out * (1 + d_terms) + fan_in * e_terms
+
+
+@dataclass(eq=False)
+class DenseRows:
+    """V_R multiplied out.
+
+    Args:
+        weight: the part of the weight.
+        bias: the part of the bias, without β.
+        beta: β.
+    """
+
+    weight: Float[Tensor, "T R o i"]
+    bias: Float[Tensor, "T R o"]
+    beta: float
 
     def times(self, x: Float[Tensor, "T x i"]) -> Float[Tensor, "T x R o"]:
         """V_R x, the bias included."""
@@ -36,8 +59,15 @@ class DenseRows:
         """V_Rᵀ y, the weight alone."""
         return (y[:, None] @ self.weight).transpose(1, 2)
 
-    def put(self, a: Tensor, d: Tensor, delta: Tensor, e: Tensor | None) -> None:
-        """V_R += Σ_j (d_{jR} a_jᵀ + δ_j e_{jR}ᵀ); a: T × m × in, d: T × m × R × out, e: T × m × R × in."""
+    def add_step(self, a: Tensor, d: Tensor, delta: Tensor, e: Tensor | None) -> None:
+        """V_R += Σ_j (d_{jR} a_jᵀ + δ_j e_{jR}ᵀ) over the m support samples j of one inner step.
+
+        Args:
+            a: T × m × i.
+            d: T × m × R × o.
+            delta: T × m × o.
+            e: T × m × R × i; None for zero.
+        """
         self.weight += d.permute(0, 2, 3, 1) @ a[:, None]
         self.bias += d.sum(1)
         if e is not None:
@@ -53,7 +83,7 @@ class DenseRows:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Tasks and rows of each, T × R."""
+        """Numbers of tasks and of rows per task, (T, R)."""
         return self.bias.shape[0], self.bias.shape[1]
 
     def gram(self, other: "DenseRows | FactoredRows") -> Float[Tensor, "T R U S"]:
@@ -65,29 +95,37 @@ class DenseRows:
         return weight.add_(bias, alpha=self.beta**2).view(*self.size, *other.size)
 
 
+@dataclass(eq=False)
 class FactoredRows:
     """V_R as its factors.
 
-    g: T × R × out;  a_query: T × n × in;  a: T × M × in with d: T × M × R × out;  delta: T × M' × out with
-    e: T × M' × R × in. Slots before ``start`` are still empty: the inner steps are put in from the last to the first.
+    Args:
+        g: the cotangents g_R.
+        a_query: a_q of the n queries.
+        a: a_α.
+        d: D_{αR}.
+        delta: δ_α.
+        e: E_{αR}.
+        beta: β.
+        start: the terms before it are still empty: inner steps are added from the last to the first.
     """
 
-    def __init__(
-        self,
-        g: Tensor,
-        a_query: Tensor,
-        a: Tensor,
-        d: Tensor,
-        delta: Tensor,
-        e: Tensor,
-        beta: float,
-        start: int,
-    ) -> None:
-        self.g, self.a_query, self.beta, self.start = g, a_query, beta, start
-        self.a, self.d, self.delta, self.e = a, d, delta, e
+    g: Float[Tensor, "T R o"]
+    a_query: Float[Tensor, "T n i"]
+    a: Float[Tensor, "T M i"]
+    d: Float[Tensor, "T M R o"]
+    delta: Float[Tensor, "T N o"]
+    e: Float[Tensor, "T N R i"]
+    beta: float
+    start: int
 
-    def _filled(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return tuple(part[:, self.start :] for part in (self.a, self.d, self.delta, self.e))
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "FactoredRows":
+        """The rows with every factor changed; the empty terms are dropped."""
+        a, d, delta, e = (change(part) for part in self._filled())
+        return FactoredRows(change(self.g), change(self.a_query), a, d, delta, e, self.beta, 0)
+
+    def _filled(self) -> list[Tensor]:
+        return [part[:, self.start :] for part in (self.a, self.d, self.delta, self.e)]
 
     def _per_row(self, per_query: Tensor, axis: int) -> Tensor:
         return per_query.repeat_interleave(self.g.shape[1] // self.a_query.shape[1], axis)
@@ -117,8 +155,8 @@ class FactoredRows:
             product.view(tasks, -1, rows * a.shape[2]).baddbmm_(y @ delta.mT, e.flatten(2))
         return product
 
-    def put(self, a: Tensor, d: Tensor, delta: Tensor, e: Tensor | None) -> None:  # noqa: ARG002
-        """V_R += Σ_j (d_{jR} a_jᵀ + δ_j e_{jR}ᵀ) of an inner step; a and δ are those that the rows were made with."""
+    def add_step(self, a: Tensor, d: Tensor, delta: Tensor, e: Tensor | None) -> None:  # noqa: ARG002
+        """As :meth:`DenseRows.add_step`; ``a`` and ``delta`` are those that the rows were made with."""
         if self.start == 0:  # the same a in every step
             self.d += d
             return
@@ -130,17 +168,15 @@ class FactoredRows:
 
     def to(self, dtype: torch.dtype) -> "FactoredRows":
         """The same rows in another dtype."""
-        parts = (self.g, self.a_query, *self._filled())
-        return FactoredRows(*(part.to(dtype) for part in parts), self.beta, 0)
+        return self._with(lambda part: part.to(dtype))
 
     def of_task(self, i: int) -> "FactoredRows":
         """The rows of task i alone, T = 1."""
-        parts = (self.g, self.a_query, *self._filled())
-        return FactoredRows(*(part[i : i + 1] for part in parts), self.beta, 0)
+        return self._with(lambda part: part[i : i + 1])
 
     @property
     def size(self) -> tuple[int, int]:
-        """Tasks and rows of each, T × R."""
+        """Numbers of tasks and of rows per task, (T, R)."""
         return self.g.shape[0], self.g.shape[1]
 
     def gram(self, other: "DenseRows | FactoredRows") -> Float[Tensor, "T R U S"]:

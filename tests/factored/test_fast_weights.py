@@ -68,7 +68,7 @@ def test_factors_are_the_adapted_weights_minus_the_shared_ones_at_every_step(pro
                     if factors is None:
                         assert torch.equal(layer.weight, weight)
                         continue
-                    a, g = factors.entering[place], factors.flowing[place]
+                    a, g = factors.activations[place], factors.cotangents[place]
                     close(layer.weight - path.rate * layer.c * g.T @ a, weight)
                     close(layer.bias - path.rate * layer.c_b * g.sum(0), bias)
 
@@ -92,10 +92,12 @@ def test_the_rows_of_one_step_are_the_factors_of_the_next():
     for s, p in ((0, 0), (1, 1), (2, 2)):
         factors = path.fast[s + 1][p]
         if p == path.first:
-            assert torch.equal(factors.flowing, sum(path.flowing[r][p] for r in range(s + 1)))
+            assert torch.equal(factors.cotangents, sum(path.cotangents[r][p] for r in range(s + 1)))
             continue
-        assert torch.equal(factors.entering, torch.cat([path.steps[r].entering[p] for r in range(s + 1)], 1))
-        assert torch.equal(factors.flowing, torch.cat([path.flowing[r][p] for r in range(s + 1)], 1))
+        assert torch.equal(
+            factors.activations, torch.cat([path.steps[r].activations[p] for r in range(s + 1)], 1)
+        )
+        assert torch.equal(factors.cotangents, torch.cat([path.cotangents[r][p] for r in range(s + 1)], 1))
 
 
 @pytest.mark.parametrize("depth", [1, 3])

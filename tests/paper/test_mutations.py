@@ -137,31 +137,31 @@ MUTANTS = [
     Mutant(
         "fast-weights-with-the-wrong-sign",
         "factored/fast_weights.py",
-        "factors.flowing, alpha=-rate)",
-        "factors.flowing, alpha=rate)",
+        "change.cotangents, alpha=-rate)",
+        "change.cotangents, alpha=rate)",
     ),
     Mutant(
         "factors-left-out-of-the-flow-back",
         "factored/fast_weights.py",
-        "factors.entering, alpha=-rate * layer.c**2)",
-        "factors.entering, alpha=0)",
+        "change.activations, alpha=-rate * layer.c**2)",
+        "change.activations, alpha=0)",
     ),
     Mutant(
         "bias-left-out-of-the-factors",
         "factored/fast_weights.py",
-        "return inside + layer.c_b**2 if bias else inside",
-        "return inside",
+        "return overlap + layer.c_b**2 if bias else overlap",
+        "return overlap",
     ),
     Mutant(
         "only-the-last-step-remembered",
         "factored/fast_weights.py",
-        "Factors(before.entering, before.flowing + g)",
-        "Factors(before.entering, g)",
+        "WeightChange(before.activations, before.cotangents + g)",
+        "WeightChange(before.activations, g)",
     ),
     Mutant(
         "curvature-of-the-activation-left-out",
         "factored/meta_gradient.py",
-        "if bend is not None:",
+        "if curvature is not None:",
         "if False:",
     ),
     Mutant(
@@ -173,14 +173,14 @@ MUTANTS = [
     Mutant(
         "rows-of-the-past-exchanged",
         "factored/meta_gradient.py",
-        "p == 0 else u @ factors.flowing.mT",
-        "p == 0 else u @ factors.flowing.flip(1).mT",
+        "p == 0 else u @ change.cotangents.mT",
+        "p == 0 else u @ change.cotangents.flip(1).mT",
     ),
     Mutant(
         "flow-reached-by-the-forward-pass-alone",
         "factored/meta_gradient.py",
-        "reverse.use(p, g[p], onto_z, told, path.inside[s][p], affine=False)",
-        "reverse.use(p, g[p], onto_z, *(told if told is None else told * 0,) * 2, affine=False)",
+        "reverse.use(p, g[p], onto_z, overlap, path.overlaps[s].get(p), affine=False)",
+        "reverse.use(p, g[p], onto_z, *(overlap if overlap is None else overlap * 0,) * 2, affine=False)",
     ),
     Mutant(
         "residual-with-the-wrong-sign",
@@ -198,8 +198,8 @@ MUTANTS = [
     Mutant(
         "lambda-missing-in-the-factored-rows",
         "factored/meta_jacobian.py",
-        "delta_dot * -path.rate, flowing[p], e)",
-        "-delta_dot, flowing[p], e)",
+        "delta_dot * -path.rate, delta[p], e)",
+        "-delta_dot, delta[p], e)",
     ),
     Mutant(
         "factored-hessian-with-the-wrong-sign",
@@ -210,13 +210,13 @@ MUTANTS = [
     Mutant(
         "derivative-of-the-inputs-left-out-of-the-factored-rows",
         "factored/meta_jacobian.py",
-        "rows[p].put(a[p], delta_dot * -path.rate, flowing[p], e)",
-        "rows[p].put(a[p], delta_dot * -path.rate, flowing[p], None if e is None else 0 * e)",
+        "rows[p].add_step(a[p], delta_dot * -path.rate, delta[p], e)",
+        "rows[p].add_step(a[p], delta_dot * -path.rate, delta[p], 0 * e)",
     ),
     Mutant(
         "curvature-of-the-activation-left-out-of-the-factored-rows",
         "factored/meta_jacobian.py",
-        "if step.bends[p - 1] is None:",
+        "if curvature is None:",
         "if True:",
     ),
     Mutant(
