@@ -10,10 +10,10 @@ LARGEST = 31 << 20
 
 @cache
 def keep_freed_memory() -> None:
-    """Lets glibc keep up to 62 MiB of freed memory for the next tensors, once in a process.
+    """Lets glibc keep up to 62 MiB of freed memory for the next tensors, once per process.
 
-    By default glibc maps a large block anew each time and has its pages cleared. Freeing such a block raises the size
-    from which it does so to that of the block (``mallopt``, M_MMAP_THRESHOLD), and what it keeps to twice that. The
-    block is never touched and costs nothing; other C libraries ignore it.
+    By default glibc maps every large block again and has its pages cleared. Freeing such a block raises the size from
+    which glibc maps to that of the block (``mallopt``, M_MMAP_THRESHOLD), and the size that it keeps to twice that.
+    The block is never touched and costs nothing. Other C libraries ignore it.
     """
     torch.empty(LARGEST, dtype=torch.uint8, device="cpu")

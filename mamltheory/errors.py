@@ -6,16 +6,19 @@ _UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control and format characters, lone 
 
 
 def printable(text: object) -> str:
-    r"""The text on one line that any terminal and any UTF-8 file takes: what could steer them is escaped.
+    r"""One line of text that is safe to print to a terminal and to write to a UTF-8 file.
 
-    Names of files may hold escape sequences, line ends and bytes that are no UTF-8; the last are written as
-    ``\xNN``. Everything else stays as it is.
+    Args:
+        text: any text; names of files may hold escape sequences, line ends and bytes that are not UTF-8.
+
+    Returns:
+        The text, with control and format characters escaped, and bytes that are not UTF-8 written as ``\xNN``.
     """
     return "".join(_escaped(c) if unicodedata.category(c) in _UNSAFE else c for c in str(text))
 
 
 def _escaped(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # how Python holds a byte of a file name that is no UTF-8
+    if "\udc80" <= character <= "\udcff":  # Python's form of a byte of a file name that is not UTF-8
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")
 

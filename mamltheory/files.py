@@ -1,4 +1,4 @@
-"""Files that others may have written: opened only if they are files, read up to a size, quoted in short."""
+"""Files that others may have written: only regular files are opened, reads are bounded, quotations are short."""
 
 import errno
 import os
@@ -11,14 +11,35 @@ _PARTS, _TEXT, _BITS = 4, 60, 128
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """The open file. Raises OSError for what is none: a pipe may never begin, and a device never end."""
+    """The open file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The file, to be read from the start.
+
+    Raises:
+        OSError: not a regular file; a pipe may never begin, and a device never end.
+    """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is no regular file, but a folder, pipe or device", str(path))
     return path.open("rb")
 
 
 def read_regular(path: Path, most: int | None = None) -> bytes:
-    """The bytes of a file; raises OSError for what is none, and for one of more than ``most`` bytes."""
+    """The bytes of a regular file.
+
+    Args:
+        path: the file.
+        most: the most bytes that it may have; None for any number.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        OSError: not a regular file, or one of more than ``most`` bytes.
+    """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > most:
@@ -27,15 +48,17 @@ def read_regular(path: Path, most: int | None = None) -> bytes:
 
 
 def reason(error: Exception) -> str:
-    """What an error says, in one line of bounded length and without control characters."""
+    """The message of an error, as one line of bounded length without control characters."""
     text = str(getattr(error, "strerror", None) or error) or type(error).__name__
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * MOST_SHOWN]).split())
-    return line if len(line) <= MOST_SHOWN else f"{line[:MOST_SHOWN]}…"
+    return _cut(" ".join("".join(c if c.isprintable() else " " for c in text[: 4 * MOST_SHOWN]).split()))
 
 
 def shown(value: object) -> str:
-    """A value as it may stand in a message, whatever it is: a short line, made in a time that does not grow with it."""
-    text = _shown(value, depth=2)
+    """Any value as one short line for a message, in a time that does not grow with the value."""
+    return _cut(_shown(value, depth=2))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
@@ -47,7 +70,7 @@ def _shown(value: object, depth: int) -> str:
         return repr(value) if bits <= _BITS else f"a whole number of {bits} bits"
     if isinstance(value, str | bytes):
         return repr(value) if len(value) <= _TEXT else f"{value[:_TEXT]!r}…"
-    if type(value) in (list, tuple) and depth:
+    if (type(value) is list or type(value) is tuple) and depth:
         inner = [_shown(each, depth - 1) for each in value[:_PARTS]] + ["…"] * (len(value) > _PARTS)
         return f"[{', '.join(inner)}]" if type(value) is list else f"({', '.join(inner)})"
     if type(value) is dict and depth:

@@ -11,9 +11,19 @@ from mamltheory.errors import ValueRangeError
 def derived_seed(seed: int, purpose: str, *index: int) -> int:
     """63-bit seed for one use of randomness.
 
-    The hash makes streams of different purposes or indices independent for all practical ends, and
-    identical on every machine, in every order of evaluation and for every number of workers.
-    Raises ValueRangeError for a purpose with a slash together with indices, which another one could spell too.
+    The seed is a hash. Streams of different purposes or indices are therefore independent for all practical ends,
+    and the same on every machine, in every order of evaluation and for every number of workers.
+
+    Args:
+        seed: the user's seed.
+        purpose: what the random numbers are for; without a slash where there are indices.
+        index: whole numbers that tell the uses of one purpose apart.
+
+    Returns:
+        A seed for torch or numpy.
+
+    Raises:
+        ValueRangeError: a purpose with a slash and indices, which another purpose could spell as well.
     """
     if "/" in purpose and index:
         raise ValueRangeError(
@@ -25,7 +35,24 @@ def derived_seed(seed: int, purpose: str, *index: int) -> int:
 
 
 def generator(seed: int, purpose: str, *index: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A torch generator for one purpose, for example ``generator(0, "init", 3)``."""
+    """A torch generator for one use of randomness.
+
+    Args:
+        seed: the user's seed.
+        purpose: what the random numbers are for.
+        index: whole numbers that tell the uses of one purpose apart.
+        device: where the generator draws.
+
+    Returns:
+        A generator whose stream depends on seed, purpose and index alone.
+
+    Example:
+        >>> import torch
+        >>> from mamltheory import generator
+        >>> first, again = (torch.randn(2, generator=generator(0, "init", 3)) for _ in range(2))
+        >>> torch.equal(first, again)
+        True
+    """
     return torch.Generator(device=device).manual_seed(derived_seed(seed, purpose, *index))
 
 

@@ -1,4 +1,4 @@
-"""The vocabulary of shapes: few-shot tasks as in Section 3 of the paper."""
+"""Few-shot tasks as in Section 3 of the paper, checked."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,11 +19,25 @@ PARTS = "query_x", "query_y", "support_x", "support_y"
 class Task:
     """A few-shot task T = (X, Y, X', Y') of Section 3: unprimed is *query*, primed is *support*.
 
-    query_x: n × d (or n × any shape that the network takes), query_y: n × k,
-    support_x: m × d, support_y: m × k. All of one floating dtype, finite and non-empty; samples may also be
-    integers (token ids).  Labels are rows of real numbers: class indices go through one-hot rows first.
+    All parts share one floating-point dtype, and are finite and non-empty. Samples may also be integers (token ids).
+    Labels are rows of real numbers: class indices become one-hot rows first.
 
-    Raises ShapeError or ValueRangeError with the name of the offending part.
+    Args:
+        query_x: X, n × d, or n × any shape that the network takes.
+        query_y: Y, n × k.
+        support_x: X', m × d, or m × the same shape.
+        support_y: Y', m × k.
+
+    Raises:
+        ShapeError: parts that do not fit together; the message names the part.
+        ValueRangeError: a part with NaN or infinite entries.
+
+    Example:
+        >>> import torch
+        >>> from mamltheory import Task
+        >>> task = Task(torch.zeros(2, 3), torch.zeros(2, 1), torch.ones(4, 3), torch.ones(4, 1))
+        >>> task.to(torch.float64).query_x.dtype
+        torch.float64
     """
 
     query_x: Tensor
@@ -58,9 +72,14 @@ class Task:
             )
 
     def to(self, *args: object, **kwargs: object) -> "Task":
-        """The same task on another device or in another dtype; arguments as for ``torch.Tensor.to``.
+        """The same task on another device or in another dtype.
 
-        Integer samples change their device alone.
+        Args:
+            args: as for ``torch.Tensor.to``.
+            kwargs: likewise.
+
+        Returns:
+            A new task; integer samples keep their dtype.
         """
         return Task(*(_moved(getattr(self, name), args, kwargs) for name in PARTS))
 
@@ -81,8 +100,8 @@ def _check_part(name: str, part: Tensor) -> None:
     if labels and (part.dim() < 2 or not part.is_floating_point()):
         raise ShapeError(
             f"{name} has shape {tuple(part.shape)} and dtype {part.dtype}: expected floating-point samples × "
-            "dimensions, one column an output; class indices become one-hot rows by "
-            "torch.nn.functional.one_hot(y, k).to(x.dtype), and one real output keeps an axis of its own, y[:, None]"
+            "dimensions, one column per output; class indices become one-hot rows by "
+            "torch.nn.functional.one_hot(y, k).to(x.dtype), and one real output keeps its axis, y[:, None]"
         )
     if part.is_complex() or part.dtype == torch.bool:
         raise ShapeError(
@@ -91,7 +110,7 @@ def _check_part(name: str, part: Tensor) -> None:
     if part.dim() < 2 or (labels and part.dim() != 2):
         raise ShapeError(
             f"{name} has shape {tuple(part.shape)}: expected samples × dimensions "
-            "(a single number a sample still needs its axis: y[:, None])"
+            "(a single number per sample still needs its axis: y[:, None])"
         )
     if part.numel() == 0:
         raise ShapeError(
@@ -114,9 +133,16 @@ def check_dense(name: str, part: Tensor) -> None:
 
 
 def check_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
-    """The tasks as a tuple, checked to go through one network: same input shape, k and dtype.
+    """The tasks as a tuple, checked to fit one network.
 
-    Raises ShapeError when there is none, or when two of them do not fit together.
+    Args:
+        tasks: at least one task.
+
+    Returns:
+        The tasks, all of one input shape, one k and one dtype.
+
+    Raises:
+        ShapeError: no tasks, or two that do not fit together.
     """
     if isinstance(tasks, Task) or not isinstance(tasks, Iterable):
         raise ShapeError(
