@@ -1,9 +1,10 @@
-"""Networks that users bring as torch modules: which are refused, and how one is called without changing it."""
+"""The networks of users as torch modules: which are refused, and how one is called without changing it."""
 
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +21,16 @@ SAMPLEWISE = (
 )
 """Modules whose kernels have tested formulas, that write nothing, and that do not mix samples of the right shape."""
 
+Output = TypeVar("Output")
+
 
 class Interruption(Exception):
-    """Raised by what watches a forward pass to end it, and caught by whoever started the pass."""
+    """Raised by a hook to end a forward pass, and caught by whoever started the pass."""
 
 
 _CHECKPOINTED = (
     "the network checkpoints activations (torch.utils.checkpoint, or another use of saved-tensor hooks), which hides "
-    "parameters from a gradient or evaluates them anew: turn it off, it saves memory alone and changes no number"
+    "parameters from a gradient or evaluates them again: turn it off, it saves memory alone and changes no number"
 )
 
 
@@ -49,16 +52,9 @@ def is_samplewise(module: nn.Module) -> bool:
 
 def is_dense(module: nn.Module) -> bool:
     """Whether the known layers take samples of any number of axes: then none can take the batch for another axis."""
-    shaped = (
-        nn.Conv1d,
-        nn.Conv2d,
-        nn.GroupNorm,
-        nn.LayerNorm,
-        nn.MaxPool2d,
-        nn.AvgPool2d,
-        nn.AdaptiveAvgPool2d,
-    )
-    return not any(isinstance(part, shaped) for part in module.modules())
+    shaped = nn.Conv1d | nn.Conv2d | nn.GroupNorm | nn.LayerNorm
+    pooling = nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d
+    return not any(isinstance(part, shaped | pooling) for part in module.modules())
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -66,17 +62,22 @@ def unwrapped(module: nn.Module) -> nn.Module:
     while True:
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             module = module.module
-        elif type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules:
-            module = module._orig_mod
-        else:
+            continue
+        inner = module._modules.get("_orig_mod")
+        if type(module).__name__ != "OptimizedModule" or inner is None:
             return module
+        module = inner
 
 
 def check_module(module: nn.Module) -> None:
-    """Refuses networks that have no kernel of single samples, or whose gradients torch cannot give.
+    """Refuses networks that have no kernel of single samples, or that torch cannot differentiate.
 
-    Raises UnsupportedModelError naming the part: batch statistics, active dropout, TorchScript, sparse gradients,
-    lazy, complex or absent weights.
+    Args:
+        module: the network.
+
+    Raises:
+        UnsupportedModelError: batch statistics, active dropout, TorchScript, sparse gradients, lazy or absent
+            weights; the message names the part.
     """
     for name, part in module.named_modules():
         kind = f"module {name!r} is a {type(part).__name__}"
@@ -103,14 +104,23 @@ def check_module(module: nn.Module) -> None:
             raise UnsupportedModelError(f"parameter {name!r} is on the meta device: give it values first")
 
 
-def call_module(module: nn.Module, values: Mapping[str, Tensor], *args: object) -> object:
-    """module(*args) with these values of its parameters; what it writes to them or to buffers is written to copies.
+def call_module(module: nn.Module, values: Mapping[str, Tensor], *args: object) -> Any:
+    """module(*args) with these values of its parameters, and without any effect on the module.
 
-    Every module is visited once: torch's own tying of weights leaves a module that stands in two places with the
-    values that it was called with. What the forward pass stores in attributes is forgotten afterwards: a product of
-    weights that a network caches belongs to the weights of this call.
+    The forward pass writes to copies of buffers and of weights, and attributes that it stores are restored: a product
+    of weights that a network caches belongs to the weights of this call. Every module is visited once: torch's own
+    tying of weights would leave a module that stands in two places with the values of this call.
 
-    Raises ConfigurationError inside ``torch.nn.utils.parametrize.cached()``.
+    Args:
+        module: the network.
+        values: its parameters by name.
+        args: the inputs.
+
+    Returns:
+        The output of the network, whatever it is.
+
+    Raises:
+        ConfigurationError: the call is inside ``torch.nn.utils.parametrize.cached()``.
     """
     if getattr(parametrize, "_cache_enabled", 0):
         raise ConfigurationError(
@@ -159,7 +169,7 @@ def attributes_kept(module: nn.Module) -> Iterator[None]:
             value.extend(entries) if isinstance(value, list) else value.update(entries)
 
 
-def _attributes(part: nn.Module) -> dict[str, object]:
+def _attributes(part: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(part).items() if name not in _TORCH_ATTRIBUTES}
 
 
@@ -182,11 +192,16 @@ def rescaled_weights(module: nn.Module) -> frozenset[str]:
 
 @contextlib.contextmanager
 def plain_numerics() -> Iterator[None]:
-    """Settings under which numbers are whole and derivatives of all orders exist.
+    """Settings under which numbers have full precision and derivatives of all orders exist.
 
-    No autocast, no compiled code, and attention by plain products, whose fused kernels have no second derivative. A
-    network that draws at random leaves torch's generator as it was.
-    Raises ConfigurationError under ``torch.inference_mode``, which records no gradients.
+    Autocast and compiled code are off. Attention is computed by plain products, because its fused kernels have no
+    second derivative. A network that draws at random leaves torch's generator as it was.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ConfigurationError: under ``torch.inference_mode``, which records no gradients.
     """
     if torch.is_inference_mode_enabled():
         raise ConfigurationError("kernels and meta-gradients need gradients: leave torch.inference_mode()")
@@ -201,8 +216,25 @@ def plain_numerics() -> Iterator[None]:
         yield
 
 
-def guarded_forward(name: str, forward: object, *args: object) -> object:
-    """forward(*args); an error inside becomes a NetworkError that names the network and keeps the message."""
+def guarded_forward(name: str, forward: Callable[..., Output], *args: object) -> Output:
+    """The output of a network's forward pass.
+
+    Args:
+        name: the network's name for messages.
+        forward: the forward pass.
+        args: its arguments.
+
+    Returns:
+        ``forward(*args)``.
+
+    Raises:
+        NetworkError: any error inside; the message keeps that of the error.
+        UnsupportedModelError: the network checkpoints activations.
+        UserWarning: a warning of the network that the user has turned into an error.
+        MamlTheoryError: errors of this package, unchanged.
+        Interruption: unchanged.
+        OutOfMemoryError: unchanged.
+    """
     try:
         with torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTED), warnings.catch_warnings():
             warnings.filterwarnings("error", "None of the inputs have requires_grad")
@@ -219,21 +251,27 @@ def guarded_forward(name: str, forward: object, *args: object) -> object:
         lines = str(error).splitlines() or [""]
         raise NetworkError(
             f"{name} fails on these samples ({type(error).__name__}: {lines[0]}): check their shape and type, "
-            "and that the network runs on them by itself"
+            "and that the network runs on them on its own"
         ) from error
 
 
 def probe_weights(index: Tensor, like: Tensor) -> Tensor:
-    """Fixed numbers of either sign, one an index, in the dtype and on the device of ``like``.
+    """Fixed numbers of both signs, with which a weighted sum of gradients depends on each of them.
 
-    A sum of gradients with these weights tells each of them: what two ways to the gradients must agree on.
+    Args:
+        index: indices of samples.
+        like: a tensor of the dtype and on the device of the result.
+
+    Returns:
+        One number per index.
     """
     return index.to(like.device).double().cos().add(0.5).to(like.dtype)
 
 
 def refuse_checkpointing(output: Tensor) -> None:
     """Raises UnsupportedModelError when a reentrant activation checkpoint lies on the way to this output."""
-    seen, waiting = set(), [output.grad_fn]
+    seen: set[object] = set()
+    waiting = [output.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:

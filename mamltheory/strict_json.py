@@ -1,7 +1,7 @@
-"""JSON of others, read strictly: of bounded size and depth, each key once, and with values of the expected types.
+"""JSON files that others may have written, read strictly: bounded in size and depth, keys unique, types as expected.
 
-A file of ours ends with the SHA-256 of what stands before it, so that a single changed byte is noticed. Files of
-earlier versions have none, and are taken as they are.
+A file that this package writes ends with the SHA-256 of the text before it, so that a single changed byte is noticed.
+Files of earlier versions have none, and are read as they are.
 """
 
 import hashlib
@@ -9,26 +9,35 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from mamltheory.files import read_regular, reason, shown
 
 MOST_BYTES, MOST_VALUES, MOST_DEPTH, MOST_DIGITS = 2**26, 2**22, 100, 300
 SEAL = "sha256"
 INFINITE = ("inf", "-inf", "nan")
-"""How records write the numbers that JSON lacks."""
+"""The numbers that JSON lacks, as records write them."""
 SEAL_BYTES = 100
-"""The digest of a sealed object is among so many last bytes."""
+"""The digest of a sealed object is within that many bytes of the end."""
 _SEALED = re.compile(rb'": "([0-9a-f]{64})("\s*\}\s*)\Z')
 
 
 def parse(data: bytes, infinite: bool = False) -> object:
     """The value of a JSON text.
 
-    infinite: whether NaN and Infinity, which are not JSON, may occur. Raises ValueError, in words that go after the
-    name of the file, for what is not strict JSON in UTF-8, and for more than 4 million values or 100 levels.
+    Args:
+        data: the text in UTF-8.
+        infinite: whether NaN and Infinity, which are not JSON, may occur.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: not strict JSON, or more than 4 million values or 100 levels. The message continues a sentence
+            that begins with the name of the file.
     """
     if sum(map(data.count, (b",", b"[", b"{"))) > MOST_VALUES:
         raise ValueError(f"holds more than {MOST_VALUES} values")
@@ -40,7 +49,7 @@ def parse(data: bytes, infinite: bool = False) -> object:
             parse_constant=float if infinite else _not_json,
         )
         if b"\\ud" in data.lower():
-            json.dumps(value, ensure_ascii=False).encode()  # half a character, which no text may hold
+            json.dumps(value, ensure_ascii=False).encode()  # refuses half a character
     except RecursionError:
         raise ValueError(f"is nested more than {MOST_DEPTH} levels deep") from None
     except ValueError as error:
@@ -50,7 +59,7 @@ def parse(data: bytes, infinite: bool = False) -> object:
 
 
 def read(path: Path, most: int = MOST_BYTES) -> object:
-    """The value in a JSON file; raises OSError, or ValueError as :func:`parse` does."""
+    """The value in a JSON file of at most ``most`` bytes; errors are those of read_regular and :func:`parse`."""
     return parse(read_regular(path, most))
 
 
@@ -67,7 +76,7 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
-def _not_json(name: str) -> None:
+def _not_json(name: str) -> typing.NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
@@ -77,8 +86,8 @@ def _check_depth(value: object) -> None:
         level = [
             inner
             for each in level
-            if type(each) in (list, dict)
-            for inner in (each if type(each) is list else each.values())
+            if isinstance(each, list | dict)
+            for inner in (each if isinstance(each, list) else each.values())
         ]
         if not level:
             return
@@ -86,9 +95,14 @@ def _check_depth(value: object) -> None:
 
 
 def sealed(text: str, before: str = "") -> bytes:
-    """The JSON text of an object with the digest of all before it as its last entry.
+    """The JSON text of an object, with its digest as the last entry.
 
-    before: the digest that this object follows, where objects are a sequence that must stay complete.
+    Args:
+        text: the object.
+        before: the digest of the object before it, where objects are a sequence that must stay complete.
+
+    Returns:
+        The sealed text in UTF-8.
     """
     head = text.rstrip().removesuffix("}").rstrip()
     space = "\n" if "\n" in text.strip() else ""
@@ -98,9 +112,17 @@ def sealed(text: str, before: str = "") -> bytes:
 
 
 def unsealed(raw: bytes, before: str = "") -> tuple[dict[str, object], str]:
-    """The object that was sealed, and its digest; the digest is empty where an earlier version wrote none.
+    """The object that :func:`sealed` wrote.
 
-    Raises ValueError, as :func:`parse` does, for anything else and for what does not match its digest.
+    Args:
+        raw: the sealed text.
+        before: the digest of the object before it.
+
+    Returns:
+        The object, and its digest; the digest is empty where an earlier version wrote none.
+
+    Raises:
+        ValueError: not a JSON object, or one that does not match its digest.
     """
     content, end = parse(raw), _SEALED.search(raw[-SEAL_BYTES:])
     if not isinstance(content, dict):
@@ -124,12 +146,18 @@ def _digest(body: bytes, before: str) -> str:
     return hashlib.sha256(before.encode() + body).hexdigest()
 
 
-def misfit(value: object, kind: object, name: str) -> str | None:
-    """What keeps a value of a JSON file from being of a type, in words that call it ``name``; None if it fits.
+def misfit(value: object, kind: Any, name: str) -> str | None:
+    """Why a value of a JSON file is not of a type.
 
-    kind: bool, int, float (also as "inf", "-inf" or "nan"), str, a Literal, a union, list, dict or tuple of such,
-    Annotated[number, least], or a class with fields (TypedDict, dataclass, NamedTuple): an object, and for the
-    last a list. Whole numbers have at most 64 bits.
+    Args:
+        value: the value.
+        kind: bool, int, float (also as "inf", "-inf" or "nan"), str, a Literal, a union, list, dict or tuple of such,
+            Annotated[number, least], or a class with fields: an object for a TypedDict or dataclass, a list for a
+            NamedTuple. Whole numbers have at most 64 bits.
+        name: the value's name in the message.
+
+    Returns:
+        The message; None if the value is of that type.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
@@ -139,14 +167,14 @@ def misfit(value: object, kind: object, name: str) -> str | None:
     if origin in (typing.Required, typing.NotRequired):
         return misfit(value, arguments[0], name)
     if origin in (types.UnionType, typing.Union):
-        wrong = [misfit(value, each, name) for each in arguments]
-        return None if None in wrong else wrong[0]
-    if _named(kind) is not None:
-        return _misfit_of_fields(value, kind, name)
+        misfits = [misfit(value, each, name) for each in arguments]
+        return None if None in misfits else misfits[0]
+    if (required := _required_fields(kind)) is not None:
+        return _misfit_of_fields(value, kind, required, name)
     if origin in (list, Sequence) or (origin is tuple and arguments[-1] is Ellipsis):
-        return _first(value, list, name, lambda: (("", item, arguments[0]) for item in value))
+        return _misfit_inside(value, list, arguments[0], name)
     if origin in (dict, Mapping):
-        return _first(value, dict, name, lambda: ((key, item, arguments[1]) for key, item in value.items()))
+        return _misfit_inside(value, dict, arguments[1], name)
     if origin is tuple:
         return _misfit_of_places(value, arguments, name)
     if _fits_plainly(value, kind, origin, arguments):
@@ -155,7 +183,7 @@ def misfit(value: object, kind: object, name: str) -> str | None:
     return f"{name} is {shown(value)}: expected {expected}"
 
 
-def _fits_plainly(value: object, kind: object, origin: object, arguments: tuple) -> bool:
+def _fits_plainly(value: object, kind: Any, origin: Any, arguments: tuple) -> bool:
     if kind is object:
         return True
     if origin is typing.Literal:
@@ -167,17 +195,25 @@ def _fits_plainly(value: object, kind: object, origin: object, arguments: tuple)
     return type(value) is kind
 
 
-def _first(value: object, kind: type, name: str, inside: Callable[[], Iterable[tuple]]) -> str | None:
-    if type(value) is not kind:
-        return f"{name} is {shown(value)}: expected a {kind.__name__}"
-    each = (
-        misfit(item, hint, f"{name}[{key!r:.60}]" if key else f"each of {name}")
-        for key, item, hint in inside()
+def _misfit_inside(value: object, container: type, kind: Any, name: str) -> str | None:
+    """Why a value is not a list or dict of values of one type."""
+    if type(value) is not container:
+        return f"{name} is {shown(value)}: expected a {container.__name__}"
+    inside: Iterable[tuple[object, object]] = ()
+    if isinstance(value, dict):
+        inside = value.items()
+    elif isinstance(value, list):
+        inside = (("", item) for item in value)
+    return _first(
+        misfit(item, kind, f"{name}[{key!r:.60}]" if key else f"each of {name}") for key, item in inside
     )
-    return next((wrong for wrong in each if wrong is not None), None)
 
 
-def _named(kind: object) -> dict[str, bool] | None:
+def _first(misfits: Iterable[str | None]) -> str | None:
+    return next((each for each in misfits if each is not None), None)
+
+
+def _required_fields(kind: Any) -> dict[str, bool] | None:
     """The fields of a class by name, and whether each is required; None for other types."""
     if typing.is_typeddict(kind):
         return {key: key in kind.__required_keys__ for key in kind.__annotations__}
@@ -186,22 +222,19 @@ def _named(kind: object) -> dict[str, bool] | None:
     return dict.fromkeys(kind._fields, True) if hasattr(kind, "_fields") else None
 
 
-def _misfit_of_fields(value: object, kind: type, name: str) -> str | None:
-    hints, required = typing.get_type_hints(kind, include_extras=True), _named(kind)
+def _misfit_of_fields(value: object, kind: Any, required: dict[str, bool], name: str) -> str | None:
+    hints = typing.get_type_hints(kind, include_extras=True)
     if hasattr(kind, "_fields"):
         return _misfit_of_places(value, tuple(hints[key] for key in required), name)
-    if type(value) is not dict:
+    if not isinstance(value, dict):
         return f"{name} is {shown(value)}: expected an object with {', '.join(required)}"
     if lacking := [key for key, needed in required.items() if needed and key not in value]:
         return f"{name} lacks {', '.join(lacking)}"
-    wrong = (misfit(value[key], hints[key], f"{name}[{key!r}]") for key in required if key in value)
-    return next((each for each in wrong if each is not None), None)
+    return _first(misfit(value[key], hints[key], f"{name}[{key!r}]") for key in required if key in value)
 
 
 def _misfit_of_places(value: object, kinds: tuple, name: str) -> str | None:
-    if type(value) is not list or len(value) != len(kinds):
+    if not isinstance(value, list) or len(value) != len(kinds):
         return f"{name} is {shown(value)}: expected a list of {len(kinds)}"
-    wrong = (
-        misfit(item, kind, f"{name}[{i}]") for i, (item, kind) in enumerate(zip(value, kinds, strict=True))
-    )
-    return next((each for each in wrong if each is not None), None)
+    pairs = enumerate(zip(value, kinds, strict=True))
+    return _first(misfit(item, kind, f"{name}[{i}]") for i, (item, kind) in pairs)
