@@ -11,7 +11,14 @@ from mamltheory.errors import ShapeError, ValueRangeError
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """value ≈ prefactor · width^slope, with a 95 % confidence interval [low, high] of the slope."""
+    """value ≈ prefactor · width^slope.
+
+    Args:
+        slope: the exponent.
+        low: lower end of its 95 % confidence interval.
+        high: upper end of the interval.
+        prefactor: the factor of the power.
+    """
 
     slope: float
     low: float
@@ -31,15 +38,24 @@ def root_mean_square(values: np.ndarray) -> np.ndarray:
 def fit_power_law(widths: Sequence[int | float], values: np.ndarray) -> PowerLaw:
     """Least squares of log value on log width over all seeds, with Student's interval of the slope.
 
-    values: widths × seeds, or one value a width. With several seeds the residuals about the line are the
-    scatter of the seeds, which is nearly the same at every width on the logarithmic scale.
-    Raises ShapeError or ValueRangeError for fewer than three points, values that are not laid out by width, or
-    widths or values that have no logarithm.
+    With several seeds the residuals about the line are the scatter of the seeds, which is nearly the same at every
+    width on the logarithmic scale.
+
+    Args:
+        widths: the widths.
+        values: widths × seeds, or one value per width.
+
+    Returns:
+        The fitted power law.
+
+    Raises:
+        ShapeError: fewer than three values or two widths, or values that are not laid out by width.
+        ValueRangeError: widths or values that have no logarithm.
     """
     values = np.asarray(values, float)
     if values.ndim not in (1, 2) or len(values) != len(widths):
         raise ShapeError(
-            f"values has shape {values.shape} for {len(widths)} widths: expected widths × seeds, or one a width"
+            f"values has shape {values.shape} for {len(widths)} widths: expected widths × seeds, or one per width"
         )
     values = values.reshape(len(widths), -1)
     if values.size < 3 or len(set(widths)) < 2:

@@ -23,7 +23,14 @@ def extreme_eigenvalues(kernel: Float[Tensor, "p p"]) -> tuple[float, float]:
 def largest_rate(kernel: Float[Tensor, "p p"]) -> float:
     """2/(σ_max + σ_min): η0 must stay below it in Theorem 3, and at it ‖I − η0 Φ‖ is smallest.
 
-    Raises SingularKernelError for a kernel without positive eigenvalues, which bounds no rate.
+    Args:
+        kernel: Φ.
+
+    Returns:
+        The largest η0.
+
+    Raises:
+        SingularKernelError: the kernel has no positive eigenvalues, and bounds no rate.
     """
     low, high = extreme_eigenvalues(kernel)
     if high + low <= 0:
@@ -43,9 +50,19 @@ def _check_positive(**constants: int | float) -> None:
 
 
 def theorem3_residual_bound(eta0: float, sigma_min: float, start: float, steps: int) -> Float[Tensor, " t"]:
-    """(1 − η0 σ_min/3)^t ‖g(θ_0)‖ for t = 0 … steps, the bound (31) on ‖F_t − 𝒴‖ with R0 = ``start``.
+    """(1 − η0 σ_min/3)^t R0, the bound (31) on ‖F_t − 𝒴‖.
 
-    Raises ValueRangeError unless 0 < η0 σ_min < 1, as η0 < 2/(σ_max + σ_min) implies.
+    Args:
+        eta0: η0.
+        sigma_min: σ_min.
+        start: R0 = ‖g(θ_0)‖.
+        steps: the last step.
+
+    Returns:
+        The bound for t = 0 … ``steps``.
+
+    Raises:
+        ValueRangeError: η0 σ_min is not between 0 and 1, as η0 < 2/(σ_max + σ_min) implies.
     """
     _check_positive(eta0=eta0, sigma_min=sigma_min)
     if eta0 * sigma_min >= 1:
@@ -59,7 +76,14 @@ def theorem3_residual_bound(eta0: float, sigma_min: float, start: float, steps: 
 def theorem3_path_bound(lipschitz: float, start: float, sigma_min: float, width: int) -> float:
     """3 K R0 / (σ_min √l), the bound (29) on Σ_t ‖θ_t − θ_{t−1}‖.
 
-    Raises ValueRangeError for constants that are not positive.
+    Args:
+        lipschitz: K, positive as all constants here.
+        start: R0.
+        sigma_min: σ_min.
+        width: l.
+
+    Returns:
+        The bound.
     """
     _check_positive(lipschitz=lipschitz, sigma_min=sigma_min, width=width)
     return 3 * lipschitz * start / (sigma_min * width**0.5)
@@ -68,7 +92,14 @@ def theorem3_path_bound(lipschitz: float, start: float, sigma_min: float, width:
 def theorem3_drift_bound(lipschitz: float, start: float, sigma_min: float, width: int) -> float:
     """6 K³ R0 / (σ_min √l), the bound (30) on sup_t ‖Φ̂_t − Φ̂_0‖_F.
 
-    Raises ValueRangeError for constants that are not positive.
+    Args:
+        lipschitz: K, positive as all constants here.
+        start: R0.
+        sigma_min: σ_min.
+        width: l.
+
+    Returns:
+        The bound.
     """
     _check_positive(lipschitz=lipschitz, sigma_min=sigma_min, width=width)
     return 6 * lipschitz**3 * start / (sigma_min * width**0.5)
@@ -77,8 +108,15 @@ def theorem3_drift_bound(lipschitz: float, start: float, sigma_min: float, width
 def theorem3_least_width(lipschitz: float, start: float, sigma_min: float) -> float:
     """(18 K³ R0 / σ_min²)²: from this width on the drift bound (30) is at most σ_min/3, as Theorem 3's proof needs.
 
-    The proof states the condition with the square and leaves it out of Λ.
-    Raises ValueRangeError for constants that are not positive.
+    The proof states the condition with the square, which is missing in Λ.
+
+    Args:
+        lipschitz: K, positive as all constants here.
+        start: R0.
+        sigma_min: σ_min.
+
+    Returns:
+        The least width.
     """
     _check_positive(lipschitz=lipschitz, start=start, sigma_min=sigma_min)
     return (18 * lipschitz**3 * start / sigma_min**2) ** 2
@@ -87,10 +125,18 @@ def theorem3_least_width(lipschitz: float, start: float, sigma_min: float) -> fl
 def exponential_lipschitz_constant(time: float, sigma_min: float) -> float:
     """K_2 = min{λ0 τ, 1/σ} of Eq. (78), corrected: ‖e^{−λ0τH} − e^{−λ0τH̄}‖ ≤ K_2 ‖H − H̄‖_F for H = ∇fᵀ∇f/l.
 
-    time: λ0 τ, infinite if the inner loop converges. sigma_min: σ, the least eigenvalue of the two support kernels
-    Θ̂(X', X') = ∇f∇fᵀ/l, 0 where one is singular. The bound by λ0τ is Duhamel's formula; that by 1/σ is uniform in
-    τ, by divided differences: the pair of two null vectors, whose divided difference is −λ0τ, does not contribute.
-    Raises ValueRangeError for a negative argument, or infinite time at σ = 0, which bounds nothing.
+    The bound by λ0τ is Duhamel's formula. The bound by 1/σ is uniform in τ, by divided differences: the pair of two
+    null vectors, whose divided difference is −λ0τ, does not contribute.
+
+    Args:
+        time: λ0 τ; infinite if the inner loop converges.
+        sigma_min: σ, the least eigenvalue of the two support kernels Θ̂(X', X') = ∇f∇fᵀ/l; 0 where one is singular.
+
+    Returns:
+        K_2.
+
+    Raises:
+        ValueRangeError: a negative argument, or infinite time at σ = 0, which bounds nothing.
     """
     if not (time >= 0 and sigma_min >= 0) or (math.isinf(time) and sigma_min == 0):
         raise ValueRangeError(
@@ -103,9 +149,20 @@ def exponential_lipschitz_constant(time: float, sigma_min: float) -> float:
 def lemma1_lipschitz_constant(k0: float, k1: float, k2: float, rows: int, tasks: int) -> float:
     """K = √N max{K_0, √(nk) (K_1 + 2 K_0² K_1 K_2)} of Lemma 1, Eqs. (66) and (81), for the Jacobian of N tasks.
 
-    k0, k1: bound and Lipschitz constant of ∇f/√l on the samples of one task, Eqs. (64) and (73).
-    k2: :func:`exponential_lipschitz_constant`. rows: nk, the outputs of one task. The proof leaves out √N, with
-    which the constants of one task serve the stacked Jacobian. Raises ValueRangeError for negative constants.
+    The factor √N, which is missing in the proof, carries the constants of one task to the stacked Jacobian.
+
+    Args:
+        k0: bound of ∇f/√l on the samples of one task, Eq. (64).
+        k1: Lipschitz constant of ∇f/√l on these samples, Eq. (73).
+        k2: :func:`exponential_lipschitz_constant`.
+        rows: nk, the number of outputs of one task.
+        tasks: N.
+
+    Returns:
+        K.
+
+    Raises:
+        ValueRangeError: a constant is negative or infinite.
     """
     for name, value in {"k0": k0, "k1": k1, "k2": k2}.items():
         if not 0 <= value < math.inf:

@@ -3,11 +3,12 @@
     ‖J(θ) − J(θ̄)‖_F / √l ≤ K ‖θ − θ̄‖,    ‖J(θ)‖_F / √l ≤ K
 
 To first order J(θ + v) − J(θ) = DJ(θ)[v], whose rows are ∇²F_a v. Its worst case over unit vectors v is the root of
-the largest eigenvalue of DJᵀ DJ = Σ_a (∇²F_a)², found by Lanczos iteration: two Hessian-vector products for every
-output a an iteration, and no Hessian. At a point it is the smallest K there is; over a ball, a lower bound of it.
+the largest eigenvalue of DJᵀ DJ = Σ_a (∇²F_a)², found by Lanczos iteration, which takes two Hessian-vector products
+per output and iteration, and no Hessian. It is the smallest K at the point, and a lower bound of K over a ball.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial, reduce
 
 import numpy as np
 import torch
@@ -37,7 +38,18 @@ def lipschitz_ratio(
 ) -> float:
     """‖J(θ) − J(θ̄)‖_F / (√l ‖θ − θ̄‖) of one pair, which K bounds in the first line of Eq. (25).
 
-    Raises ValueRangeError when the two coincide.
+    Args:
+        model: the network.
+        params: θ.
+        other: θ̄.
+        tasks: the tasks of J.
+        inner: the inner loop.
+
+    Returns:
+        The ratio.
+
+    Raises:
+        ValueRangeError: the two parameter vectors coincide.
     """
     distance = norm({name: params[name] - other[name] for name in params})
     if distance == 0:
@@ -51,7 +63,18 @@ def lipschitz_along(
 ) -> float:
     """‖DJ(θ)[v]‖_F / (√l ‖v‖): the ratio of Eq. (25) for θ and θ + εv as ε → 0.
 
-    Raises ValueRangeError for a direction that is zero.
+    Args:
+        model: the network.
+        params: θ.
+        direction: v.
+        tasks: the tasks of J.
+        inner: the inner loop.
+
+    Returns:
+        The ratio.
+
+    Raises:
+        ValueRangeError: the direction is zero.
     """
     length = norm(direction)
     if length == 0:
@@ -70,9 +93,19 @@ def lipschitz_constant(
 ) -> float:
     """K of Eq. (25) at a point, the maximum of ‖DJ(θ)[v]‖_F / (√l ‖v‖): √(λ_max(Σ_a (∇²F_a)²) / l).
 
-    generator: of the start vector, which the result depends on within the relative ``tolerance`` alone.
-    With no inner steps, one query and one output it is ‖∇²f‖_op / √l of Eqs. (37) to (40). For ReLU it is that
-    of the piece on which θ lies, and Lemma 1 has no K.
+    With no inner steps, one query and one output it is ‖∇²f‖_op / √l of Eqs. (37) to (40). For ReLU it is the
+    constant of the linear piece on which θ lies, and Lemma 1 has no K.
+
+    Args:
+        model: the network.
+        params: θ.
+        tasks: the tasks of J.
+        inner: the inner loop.
+        generator: for the start vector, on which the result depends within ``tolerance`` alone.
+        tolerance: the relative error of K.
+
+    Returns:
+        K.
     """
     products = _hessian_products(model, params, tasks, inner)
     like = next(iter(params.values()))
@@ -80,11 +113,11 @@ def lipschitz_constant(
 
     def squared(vector: np.ndarray) -> np.ndarray:
         direction = _unflatten(torch.from_numpy(vector.reshape(-1)).to(like), params)
-        return sum(_flatten(product(product(direction))) for product in products)
+        return reduce(np.add, (_flatten(product(product(direction))) for product in products))
 
     start = torch.randn(size, generator=generator, dtype=torch.float64).numpy()
     operator = LinearOperator((size, size), matvec=squared, dtype=np.float64)
-    # the eigenvalue is the square of what is asked for; more than 8 vectors between restarts save no products
+    # the eigenvalue is K², and more than 8 vectors between restarts save no products
     options = {"tol": 2 * tolerance, "ncv": min(8, size), "v0": start, "return_eigenvectors": False}
     largest = eigsh(operator, k=1, which="LA", **options)
     return float(max(largest[0], 0.0) / model.scale) ** 0.5
@@ -103,7 +136,11 @@ def _hessian_products(
                 return meta_output(model, theta, task, inner)[row]
 
             pullbacks.append(vjp(grad(single), params)[1])
-    return [lambda vector, pullback=pullback: pullback(vector)[0] for pullback in pullbacks]
+    return [partial(_pulled_back, pullback) for pullback in pullbacks]
+
+
+def _pulled_back(pullback: Callable[[Parameters], tuple[Parameters]], vector: Parameters) -> Parameters:
+    return pullback(vector)[0]
 
 
 def _flatten(parts: Parameters) -> np.ndarray:

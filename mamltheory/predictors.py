@@ -5,11 +5,11 @@ Outer loop, Eqs. (8), (12), (96), (102), (103), (111):    F_t = F_0 + Φ(·, �
 On the training tasks, Eqs. (95), (101):                  F_t = (I − ρ(Φ)) 𝒴 + ρ(Φ) F_0
 
 T and ρ come from :mod:`mamltheory.linalg`, so that each form exists for gradient flow (as the paper prints it), for
-discrete steps (what is exact for gradient descent) and for infinite time. Time is λ0 τ and η0 t: the paper's λ and η
-stand for λ0 and η0 there, the kernels carrying 1/l.
+discrete steps (exact for gradient descent) and for infinite time. Time is λ0 τ and η0 t: the paper's λ and η stand
+for λ0 and η0 there, because the kernels carry 1/l.
 
-f_0: Theorem 2 drops it by Assumption 5. It does not vanish with the width, so that either it is kept (pass it) or
-the centred network f_θ − f_{θ0} is meant (leave it out, f_0 = 0 exactly).
+f_0: Theorem 2 drops it by Assumption 5. It does not vanish with the width: either pass it, or omit it for the centred
+network f_θ − f_{θ0}, where f_0 = 0 exactly.
 """
 
 from collections.abc import Sequence
@@ -40,8 +40,26 @@ def adapted_output(
 ) -> Float[Tensor, " q"]:
     """Output after the inner loop: G of Eqs. (13), (104), (110); with f_0 it is Eqs. (58), (88), (109).
 
-    query_support, support_support: Θ (MAML) or 𝒦 (ANIL). Labels and f_0 are flattened sample-major.
-    Raises ShapeError when only one of the two f_0 is given.
+    Args:
+        query_support: Θ(X, X') for MAML, 𝒦(X, X') for ANIL.
+        support_support: Θ(X', X') or 𝒦(X', X').
+        support_y: Y', flattened sample-major.
+        inner: how long the inner loop runs.
+        query_f0: f_0(X), flattened; None for a centred network.
+        support_f0: f_0(X'), likewise.
+
+    Returns:
+        The adapted outputs on the queries, in float64.
+
+    Raises:
+        ShapeError: only one of the two f_0 is given.
+
+    Example:
+        >>> import torch
+        >>> from mamltheory import Converged, adapted_output
+        >>> query_support, support_support = torch.tensor([[1.0, 0.5]]), 2 * torch.eye(2)
+        >>> adapted_output(query_support, support_support, torch.tensor([4.0, -4.0]), Converged())
+        tensor([1.], dtype=torch.float64)
     """
     if (query_f0 is None) != (support_f0 is None):
         raise ShapeError(
@@ -63,7 +81,23 @@ def trained_output(
 ) -> Float[Tensor, " p"]:
     """Meta-output on any task after training: F_0 + Φ(·, 𝒳) T(Φ) (𝒴 − F_0(𝒳)), Eqs. (8), (12), (96), (111).
 
-    test_start, train_start: F_0 on the task and on the training tasks (or G of Eq. (13)). The result is float64.
+    Args:
+        phi_test_train: Φ between the task and the training tasks.
+        phi_train: Φ of the training tasks.
+        test_start: F_0 on the task, or G of Eq. (13).
+        train_start: F_0 on the training tasks, or G.
+        labels: 𝒴 of the training tasks.
+        outer: how long the outer loop runs.
+
+    Returns:
+        The meta-output on the task, in float64.
+
+    Example:
+        >>> import torch
+        >>> from mamltheory import Converged, trained_output
+        >>> phi, zero = 2 * torch.eye(2), torch.zeros(2)
+        >>> trained_output(torch.tensor([[1.0, 1.0]]), phi, zero[:1], zero, torch.tensor([1.0, 2.0]), Converged())
+        tensor([1.5000], dtype=torch.float64)
     """
     residual = labels.double() - train_start.double()
     return test_start.double() + phi_test_train.double() @ (time_operator(phi_train, outer) @ residual)
@@ -75,14 +109,36 @@ def trained_output_on_training_tasks(
     labels: Float[Tensor, " q"],
     outer: Dynamics,
 ) -> Float[Tensor, " q"]:
-    """Meta-output on the training tasks: (I − e^{−η0 Φ t}) 𝒴 + e^{−η0 Φ t} F_0, Eqs. (95) and (101)."""
+    """Meta-output on the training tasks: (I − e^{−η0 Φ t}) 𝒴 + e^{−η0 Φ t} F_0, Eqs. (95) and (101).
+
+    Args:
+        phi_train: Φ of the training tasks.
+        train_start: F_0 on them, or G of Eq. (13).
+        labels: 𝒴.
+        outer: how long the outer loop runs.
+
+    Returns:
+        The meta-output, in float64.
+
+    Example:
+        >>> import torch
+        >>> from mamltheory import GradientDescent, trained_output_on_training_tasks
+        >>> phi, start, labels = torch.eye(2), torch.zeros(2), torch.tensor([1.0, 2.0])
+        >>> trained_output_on_training_tasks(phi, start, labels, GradientDescent(0.5, 1))
+        tensor([0.5000, 1.0000], dtype=torch.float64)
+    """
     labels = labels.double()
     return labels + residual_operator(phi_train, outer) @ (train_start.double() - labels)
 
 
 @dataclass(frozen=True)
 class KernelPrediction:
-    """Outputs of the kernel regression on the training tasks and the test tasks, flattened like the labels."""
+    """Outputs of the kernel regression, flattened like the labels.
+
+    Args:
+        train: on the training tasks.
+        test: on the test tasks.
+    """
 
     train: Float[Tensor, " q"]
     test: Float[Tensor, " p"]
@@ -99,11 +155,30 @@ def kernel_regression(
 ) -> KernelPrediction:
     """MAML as kernel regression, Theorem 2: Eqs. (12)–(13) from the NTK alone; ANIL with ``adaptation`` = 𝒦.
 
-    theta: the NTK (analytic or empirical) over ``joint_inputs((*tasks, *test_tasks))``.
-    f0: the untrained network's outputs on the same samples, flattened; None for a centred network.
-    The labels of the test queries are not used.
-    Raises ShapeError when the kernel, f0 and the tasks' labels do not fit together, and as
+    A ShapeError says which of the kernel, ``f0`` and the labels do not fit together; other errors are those of
     :func:`mamltheory.linalg.time_operator`.
+
+    Args:
+        theta: the NTK (analytic or empirical) over ``joint_inputs((*tasks, *test_tasks))``.
+        tasks: the training tasks.
+        test_tasks: the test tasks; the labels of their queries are not used.
+        inner: how long the inner loop runs.
+        outer: how long the outer loop runs.
+        adaptation: 𝒦 over the same samples, for ANIL; None for MAML.
+        f0: the untrained network's outputs on the same samples, flattened; None for a centred network.
+
+    Returns:
+        The outputs on the training and test tasks.
+
+    Example:
+        >>> import torch
+        >>> from mamltheory import Converged, FullyConnected, GradientDescent, Task
+        >>> from mamltheory import analytic_ntk, joint_inputs, kernel_regression
+        >>> x, y = torch.eye(4), torch.tensor([[1.0], [-1.0]])
+        >>> tasks, test_tasks = [Task(x[:2], y, x[2:], y)], [Task(x[2:], y, x[:2], y)]
+        >>> theta = analytic_ntk(FullyConnected(4, width=8, depth=1), joint_inputs(tasks + test_tasks))
+        >>> kernel_regression(theta, tasks, test_tasks, GradientDescent(0.1, 1), Converged()).train.round()
+        tensor([ 1., -1.], dtype=torch.float64)
     """
     tasks = check_tasks(tasks)
     every = check_tasks((*tasks, *test_tasks))
