@@ -27,10 +27,21 @@ Algorithm = Literal["maml", "anil"]
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """How a task is adapted to: ``tau`` steps of rate λ = lam0 / scale, of all parameters or the head.
+    """The inner loop of MAML or ANIL.
 
-    first_order: leave out the derivative of the adaptation in the meta-gradient (first-order MAML).
-    Raises ValueRangeError for a negative lam0 or tau, or an unknown algorithm.
+    Args:
+        lam0: λ0; the rate is λ = λ0 / l, with l the scale of the model.
+        tau: τ, the number of steps.
+        algorithm: "maml" adapts all parameters, "anil" the last linear layer.
+        first_order: drop the derivative of the adaptation in the meta-gradient (first-order MAML).
+
+    Raises:
+        ValueRangeError: a negative ``lam0`` or ``tau``, or an unknown algorithm.
+
+    Example:
+        >>> from mamltheory import InnerLoop
+        >>> InnerLoop(lam0=0.1, tau=2, algorithm="anil").dynamics
+        GradientDescent(rate=0.1, steps=2)
     """
 
     lam0: float
@@ -53,7 +64,7 @@ class InnerLoop:
 
 
 def algorithm_of(inner: InnerLoop) -> Algorithm:
-    """The inner loop's algorithm; raises ConfigurationError when it is no InnerLoop."""
+    """The inner loop's algorithm; a ConfigurationError says that it is not an InnerLoop."""
     if not isinstance(inner, InnerLoop):
         raise ConfigurationError(
             f"the inner loop is {inner!r}: expected InnerLoop(lam0, tau, algorithm), for example InnerLoop(0.1, 1)"
@@ -67,9 +78,19 @@ def square_loss(prediction: Tensor, target: Tensor) -> Float[Tensor, ""]:
 
 
 def adapted_names(model: Model, params: Parameters, inner: InnerLoop) -> frozenset[str]:
-    """Names of the parameters that the inner loop moves: all for MAML, the head's for ANIL, less the frozen ones.
+    """Names of the parameters that the inner loop moves: all for MAML, the head's for ANIL, except frozen ones.
 
-    Raises UnsupportedModelError for ANIL when the network has no linear head, ConfigurationError when all are frozen.
+    Args:
+        model: the network.
+        params: its parameters.
+        inner: the inner loop.
+
+    Returns:
+        The names, at least one.
+
+    Raises:
+        ConfigurationError: all of them are frozen.
+        UnsupportedModelError: ANIL, and the network has no linear head.
     """
     moving = frozenset(model.moving(params))
     if not moving:
@@ -99,22 +120,23 @@ def support_gradient(model: Model, params: Parameters, task: Task, inner: InnerL
 
 
 def plain_gradient(loss: Callable[[Parameters], Tensor], values: Parameters) -> Parameters:
-    """∇ loss by plain autograd, itself differentiable where the values are.
-
-    Raises UnsupportedModelError when torch has no such derivative.
-    """
+    """∇ loss by plain autograd, differentiable where the values are; a NetworkError where torch has no derivative."""
     graph = any(value.requires_grad for value in values.values())
-    own = {name: v if v.requires_grad else v.detach().requires_grad_() for name, v in values.items()}
+    leaves = {name: v if v.requires_grad else v.detach().requires_grad_() for name, v in values.items()}
     try:
         with torch.enable_grad():
             gradients = torch.autograd.grad(
-                loss(own), list(own.values()), create_graph=graph, allow_unused=True, materialize_grads=True
+                loss(leaves),
+                list(leaves.values()),
+                create_graph=graph,
+                allow_unused=True,
+                materialize_grads=True,
             )
     except (torch.OutOfMemoryError, UnsupportedModelError):
         raise
     except RuntimeError as error:
         raise not_differentiable(values, error) from error
-    return dict(zip(own, gradients, strict=True))
+    return dict(zip(leaves, gradients, strict=True))
 
 
 def inner_path(model: Model, params: Parameters, task: Task, inner: InnerLoop) -> list[Parameters]:
@@ -134,17 +156,24 @@ def inner_path(model: Model, params: Parameters, task: Task, inner: InnerLoop) -
 def adapt(model: Model | nn.Module, params: Parameters | None, task: Task, inner: InnerLoop) -> Parameters:
     """θ' = θ_τ, the parameters adapted to the task's support samples, Eq. (1).
 
+    Errors are those of :func:`mamltheory.guard.ready_for_tasks`.
+
     Args:
         model: a network, as a Model or a torch module.
-        params: θ; None for a module's own.
-        task: the task, of which the support samples count.
+        params: θ; None for those that a module holds.
+        task: the task; its queries are not used.
         inner: the inner loop.
 
     Returns:
         All parameters; those that the loop does not move are the given ones.
 
-    Raises:
-        MamlTheoryError: as :func:`mamltheory.guard.ready_for_tasks`.
+    Example:
+        >>> import torch
+        >>> from mamltheory import InnerLoop, Model, Task, adapt
+        >>> line = Model(lambda params, x: x @ params["w"])
+        >>> x, y = torch.ones(1, 1), torch.full((1, 1), 2.0)
+        >>> adapt(line, {"w": torch.zeros(1, 1)}, Task(x, y, x, y), InnerLoop(lam0=0.5, tau=1))
+        {'w': tensor([[1.]])}
     """
     model, params = ready_for_tasks(model, params, [task], algorithm_of(inner))
     return inner_path(model, params, task, inner)[-1]
@@ -154,9 +183,26 @@ def adapt(model: Model | nn.Module, params: Parameters | None, task: Task, inner
 def meta_output(
     model: Model | nn.Module, params: Parameters | None, task: Task, inner: InnerLoop
 ) -> Float[Tensor, " nk"]:
-    """F_θ(X, X', Y') = f_{θ'}(X), Eq. (1): the adapted network on the queries, flattened sample-major.
+    """F_θ(X, X', Y') = f_{θ'}(X), Eq. (1): the output of the adapted network on the queries.
 
-    Arguments and errors as for :func:`adapt`.
+    Errors are those of :func:`mamltheory.guard.ready_for_tasks`.
+
+    Args:
+        model: a network, as a Model or a torch module.
+        params: θ; None for those that a module holds.
+        task: the task; the labels of its queries are not used.
+        inner: the inner loop.
+
+    Returns:
+        The outputs, flattened sample-major.
+
+    Example:
+        >>> import torch
+        >>> from mamltheory import InnerLoop, Model, Task, meta_output
+        >>> line = Model(lambda params, x: x @ params["w"])
+        >>> x, y = torch.ones(1, 1), torch.full((1, 1), 2.0)
+        >>> meta_output(line, {"w": torch.zeros(1, 1)}, Task(3 * x, y, x, y), InnerLoop(lam0=0.5, tau=1))
+        tensor([3.])
     """
     model, params = ready_for_tasks(model, params, [task], algorithm_of(inner))
     return query_output(model, params, task, inner)

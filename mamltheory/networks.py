@@ -1,9 +1,9 @@
-"""Wide fully connected networks of Eq. (16), and the models that the theory speaks of: f, centred, linearised.
+"""Wide fully connected networks of Eq. (16), and networks as pure functions: f, centred, linearised.
 
     h^1 = W^1 x + b^1,   h^{i+1} = W^{i+1} σ(h^i) + b^{i+1},   f(x) = h^{L+1}
 
 Standard parameterisation: W^i ~ N(0, σ_w²/fan_in), b^i ~ N(0, σ_b²). Eq. (16) prints the fan-out as the index of
-the variance; with that reading f_0 grows with the width, so that the fan-in must be meant.
+the variance; f_0 would then grow with the width, so that the fan-in must be meant.
 NTK parameterisation: the same function at initialisation, with W^i = σ_w/√fan_in · ω^i, b^i = σ_b β^i, and ω, β
 standard normal.
 """
@@ -39,17 +39,25 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Model:
-    """A network as a pure function of its parameters, with what the theory needs to know about it.
+    """A network as a pure function of its parameters.
 
-    function: (parameters, x) -> f_θ(x), of shape n × k.
-    scale: every kernel carries 1/scale, and the learning rates λ0, η0 are divided by it where they are applied;
-        the width l in standard parameterisation, 1 in NTK parameterisation and for networks of one's own.
-    head: names of the parameters of the last linear layer, all that ANIL's inner loop adapts; empty for a network
-        without one, None where the module at hand shows it on its first samples.
-    network: the fully connected network that this is, if it is one; then MAML can do without per-task weights.
-    origin: the parameters θ0 of a centred network f_θ − f_{θ0}.
-    module: the torch module that ``function`` calls, if it calls one.
-    frozen: names of the parameters that stay constant.
+    Args:
+        function: (parameters, x) -> f_θ(x), of shape n × k.
+        scale: l, by which every kernel and the learning rates λ0, η0 are divided: the width in standard
+            parameterisation, 1 in NTK parameterisation and for a network without a width.
+        head: names of the parameters of the last linear layer, which ANIL's inner loop adapts; empty for a network
+            without one, None to find them in the module when samples are given.
+        network: the fully connected network that this is, if it is one; MAML then needs no per-task weights.
+        origin: the parameters θ0 of a centred network f_θ − f_{θ0}.
+        module: the torch module that ``function`` calls, if it calls one.
+        frozen: names of the parameters that stay constant.
+
+    Example:
+        >>> import torch
+        >>> from mamltheory import Model
+        >>> line = Model(lambda params, x: x @ params["w"])
+        >>> line({"w": torch.full((1, 1), 2.0)}, torch.ones(1, 1))
+        tensor([[2.]])
     """
 
     function: Callable[[Parameters, Tensor], Tensor]
@@ -71,9 +79,27 @@ class Model:
 
 @dataclass(frozen=True)
 class FullyConnected:
-    """A fully connected network of Eq. (16): L = ``depth`` hidden layers of equal ``width`` l.
+    """A fully connected network of Eq. (16).
 
-    Raises ValueRangeError for a size below 1, a negative variance, or an unknown name.
+    Args:
+        input_dim: d.
+        width: l, of every hidden layer.
+        depth: L, the number of hidden layers.
+        output_dim: k.
+        activation: the name of σ.
+        sigma_w: σ_w.
+        sigma_b: σ_b.
+        parameterisation: "standard" or "ntk", as at the head of this module.
+
+    Raises:
+        ValueRangeError: a size below 1, a negative variance, or an unknown name.
+
+    Example:
+        >>> from mamltheory import FullyConnected, generator
+        >>> net = FullyConnected(input_dim=3, width=8, depth=2)
+        >>> params = net.initialise(generator(0, "init"))
+        >>> {name: tuple(value.shape) for name, value in params.items() if name.startswith("weight")}
+        {'weight1': (8, 3), 'weight2': (8, 8), 'weight3': (1, 8)}
     """
 
     input_dim: int
@@ -114,10 +140,18 @@ class FullyConnected:
         return Model(self._forward, scale, frozenset({f"weight{head}", f"bias{head}"}), self)
 
     def check(self, params: Parameters, x: Tensor) -> None:
-        """Raises ShapeError for parameters or samples that are not this network's, or not of one dtype and device."""
-        layers = list(enumerate(pairwise(self.sizes), start=1))
-        expected = {f"weight{i}": (fan_out, fan_in) for i, (fan_in, fan_out) in layers}
-        expected |= {f"bias{i}": (fan_out,) for i, (_, fan_out) in layers}
+        """Refuses parameters and samples that do not fit the network or each other.
+
+        Args:
+            params: θ.
+            x: samples.
+
+        Raises:
+            ShapeError: other names or shapes than the network's, or not one dtype and device.
+        """
+        expected: dict[str, tuple[int, ...]] = {}
+        for i, (fan_in, fan_out) in enumerate(pairwise(self.sizes), start=1):
+            expected |= {f"weight{i}": (fan_out, fan_in), f"bias{i}": (fan_out,)}
         if set(params) != set(expected):
             raise ShapeError(f"the parameters are {sorted(params)}, expected {sorted(expected)}")
         for name, shape in expected.items():
@@ -148,7 +182,7 @@ class FullyConnected:
     def initialise(self, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Parameters:
         """Gaussian parameters θ_0 of Eq. (16), W^i of shape fan_out × fan_in, on the CPU."""
         params: Parameters = {}
-        for i, (fan_in, fan_out) in enumerate(zip(self.sizes[:-1], self.sizes[1:], strict=True), start=1):
+        for i, (fan_in, fan_out) in enumerate(pairwise(self.sizes), start=1):
             standard = self.parameterisation == "standard"
             weight = torch.randn(fan_out, fan_in, generator=generator, dtype=dtype)
             bias = torch.randn(fan_out, generator=generator, dtype=dtype)
@@ -160,8 +194,23 @@ class FullyConnected:
 def centred(model: Model, params0: Parameters) -> Model:
     """f_θ − f_{θ0}: the same kernels, and an output that is exactly zero at initialisation.
 
-    The honest form of Assumption 5 (f_0 ≃ 0), which small σ_w and σ_b cannot give: the output would vanish
+    This is the honest form of Assumption 5 (f_0 ≃ 0). Small σ_w and σ_b cannot give it: the output would vanish
     together with the kernel.
+
+    Args:
+        model: f.
+        params0: θ0.
+
+    Returns:
+        The centred network.
+
+    Example:
+        >>> import torch
+        >>> from mamltheory import FullyConnected, centred, generator
+        >>> net = FullyConnected(input_dim=2, width=8, depth=1)
+        >>> params = net.initialise(generator(0, "init"))
+        >>> bool((centred(net.model, params)(params, torch.ones(3, 2).double()) == 0).all())
+        True
     """
 
     def function(params: Parameters, x: Tensor) -> Tensor:
@@ -171,11 +220,27 @@ def centred(model: Model, params0: Parameters) -> Model:
 
 
 def linearised(model: Model, params0: Parameters) -> Model:
-    """f_{θ0}(x) + ∇f_{θ0}(x)(θ − θ0): the network whose kernels never change, at any width."""
+    """f_{θ0}(x) + ∇f_{θ0}(x)(θ − θ0): the network whose kernels never change, at any width.
+
+    Args:
+        model: f.
+        params0: θ0.
+
+    Returns:
+        The linearised network.
+
+    Example:
+        >>> import torch
+        >>> from mamltheory import Model, linearised
+        >>> square = Model(lambda params, x: x * params["w"] ** 2)
+        >>> tangent = linearised(square, {"w": torch.tensor(1.0)})
+        >>> tangent({"w": torch.tensor(3.0)}, torch.ones(1, 1))  # 1 + 2 (3 − 1)
+        tensor([[5.]])
+    """
 
     def function(params: Parameters, x: Tensor) -> Tensor:
         tangent = {name: params[name] - params0[name] for name in params0}
-        output, change = jvp(lambda p: model(p, x), (params0,), (tangent,))
+        output, change = jvp(lambda p: model(p, x), (params0,), (tangent,))[:2]
         return output + change
 
     return replace(model, function=function, network=None)
@@ -189,37 +254,45 @@ def from_module(
     Parameters with ``requires_grad=False`` stay constant: no inner or outer loop moves them, and no kernel
     differentiates by them unless ``select=`` names them.
 
-    Args:
-        module: the network; one wrapped in DataParallel or torch.compile is taken out of it.
-        scale: l, by which every kernel is divided; 1 for networks without a width of their own.
-        head: names of the parameters that ANIL adapts; None finds the last linear layer, see
-            :func:`mamltheory.head.find_head`.
+    An UnsupportedModelError refuses networks that have no kernel k(x, x'): with batch statistics the output of one
+    sample depends on the others, and with active dropout it is not a function of θ and x. The list is that of
+    :func:`mamltheory.modules.check_module`.
 
-    Raises:
-        UnsupportedModelError: batch statistics, with which the output of one sample depends on the others and no
-            kernel k(x, x') exists; active dropout, whose output is not a function of θ and x; and what else
-            :func:`mamltheory.modules.check_module` names.
-        ConfigurationError: ``head`` names parameters that do not exist.
+    Args:
+        module: the network; one wrapped in DataParallel or torch.compile is unwrapped.
+        scale: l, by which every kernel is divided; 1 for networks without a width.
+        head: names of the parameters that ANIL adapts; None to find the last linear layer, see
+            :func:`mamltheory.head.find_head`. A ConfigurationError says that there are no such parameters.
+
+    Returns:
+        The model and its parameters.
+
+    Example:
+        >>> import torch
+        >>> from mamltheory import from_module
+        >>> model, params = from_module(torch.nn.Linear(3, 1))
+        >>> sorted(params), tuple(model(params, torch.ones(2, 3)).shape)
+        (['bias', 'weight'], (2, 1))
     """
     module = unwrapped(module)
     check_module(module)
     params = {name: value.detach() for name, value in module.named_parameters()}
     frozen = frozenset(name for name, value in module.named_parameters() if not value.requires_grad)
-    own_head = None if head is None else named_head(head, params)
-    return Model(partial(call_module, module), scale, own_head, module=module, frozen=frozen), params
+    named = None if head is None else named_head(head, params)
+    return Model(partial(call_module, module), scale, named, module=module, frozen=frozen), params
 
 
 def named_head(head: Collection[str], params: Parameters) -> frozenset[str]:
-    """The names that a user gives for the head; raises ConfigurationError unless they are parameters' names."""
+    """The names that a user gives for the head; a ConfigurationError says that they are not parameters' names."""
     if isinstance(head, str) or not isinstance(head, Collection) or not head or not set(head) <= set(params):
         raise ConfigurationError(f"head is {head!r}: expected names of parameters, of {sorted(params)}")
     return frozenset(head)
 
 
 def check_finite(params: Parameters) -> Parameters:
-    """The parameters themselves; raises ValueRangeError naming the first that has a NaN or infinite entry."""
+    """The same parameters; a ValueRangeError names the first with a NaN or infinite entry."""
     for name, value in params.items():
-        # a NaN or infinite entry shows in the sum, which needs no memory; a sum may also overflow by itself
+        # a NaN or infinite entry shows in the sum, which needs no memory; a sum of finite entries may overflow
         if not bool(torch.isfinite(value.sum())) and not bool(torch.isfinite(value).all()):
             raise ValueRangeError(
                 f"parameter {name!r} has NaN or infinite entries: re-initialise or reload the network"
@@ -242,22 +315,36 @@ def not_differentiable(names: Collection[str], error: Exception) -> NetworkError
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return NetworkError(
         f"the network cannot be differentiated with respect to {sorted(names)} ({reason}): write that part with "
-        "operations that torch.autograd differentiates as often as is needed, or keep those parameters out of it by "
+        "operations that torch.autograd differentiates as often as needed, or exclude those parameters by "
         "select= or requires_grad_(False)"
     )
 
 
 def output_of(model: Model, params: Parameters, x: Tensor) -> Float[Tensor, "n k"]:
-    """f_θ(x) as n × k.
+    """f_θ(x) as n × k; a NetworkError says that the network fails, other errors are :func:`checked_output`'s."""
+    # the network may write to its input
+    return checked_output(guarded_forward(title_of(model), model.function, params, x.clone()), x)
 
-    Raises NetworkError when the network itself fails, ShapeError when it returns anything but rows of outputs.
-    """
-    name = "the network" if model.module is None else type(model.module).__name__
-    return checked_output(guarded_forward(name, model.function, params, x.clone()), x)  # it may write to them
+
+def title_of(model: Model) -> str:
+    """The network's name in messages."""
+    return "the network" if model.module is None else type(model.module).__name__
 
 
 def checked_output(output: object, x: Tensor) -> Float[Tensor, "n k"]:
-    """The output of a network on samples; raises ShapeError unless it is a real tensor n × k."""
+    """The output of a network, checked.
+
+    Args:
+        output: what the network returns.
+        x: the n samples that it was called with.
+
+    Returns:
+        The output, n × k.
+
+    Raises:
+        ShapeError: not a tensor of n × k.
+        UnsupportedModelError: not real floating-point numbers.
+    """
     if not isinstance(output, Tensor):
         raise ShapeError(
             f"the network maps {len(x)} samples to a {type(output).__name__}: expected a tensor of {len(x)} × outputs; "
@@ -271,6 +358,6 @@ def checked_output(output: object, x: Tensor) -> Float[Tensor, "n k"]:
     if not output.is_floating_point():
         raise UnsupportedModelError(
             f"the network's outputs are {output.dtype}: expected real floating-point numbers; "
-            "take the real and imaginary parts as outputs of their own"
+            "take the real and imaginary parts as separate outputs"
         )
     return output
