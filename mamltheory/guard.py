@@ -1,7 +1,7 @@
-"""What every public function asks of a network and of samples before it computes anything.
+"""The checks of a network and of samples that every public function makes before it computes anything.
 
 A kernel k(x, x') exists when f_θ(x) depends on x and θ alone: not on the other samples of a batch, their order, or
-chance. That is tested on all samples, and everything that torch would fail on is named.
+chance. That is tested on all samples, and a message names everything on which torch would fail.
 """
 
 import warnings
@@ -26,26 +26,37 @@ from mamltheory.modules import (
     unknown_parts,
     unwrapped,
 )
-from mamltheory.networks import Model, check_finite, from_module, in_transform, named_head, output_of
+from mamltheory.networks import (
+    Model,
+    check_finite,
+    from_module,
+    in_transform,
+    named_head,
+    output_of,
+    title_of,
+)
 from mamltheory.rng import generator
 from mamltheory.tasks import Parameters, Task, check_dense, check_tasks
 
 BATCH, FEWEST = 128, 8
-"""Most samples of a batch in which samples are compared, and the least of that: with one, nothing could mix."""
+"""The most samples in a batch of the comparison, and the least value of that: one sample alone could not mix."""
 
 
 def as_model(model: Model | nn.Module, params: Parameters | None = None) -> tuple[Model, Parameters]:
     """A network as a pure function and its parameters, from either form in which a user may hold it.
 
+    Parameters of other shapes are a ShapeError, NaN or infinite entries a ValueRangeError.
+
     Args:
         model: a torch module, or a Model.
-        params: the parameters; None for those that a module holds. A module whose forward pass could write to its
-            weights gets copies.
+        params: the parameters; None for those that a module holds.
+
+    Returns:
+        The model and its parameters, copied where the forward pass of a module could write to them.
 
     Raises:
         ConfigurationError: a Model comes without parameters, or the names are not the network's.
-        ShapeError, ValueRangeError, UnsupportedModelError: parameters of other shapes, with NaN or infinite
-            entries, or complex; networks that :func:`mamltheory.modules.check_module` refuses.
+        UnsupportedModelError: complex parameters, or a network that :func:`mamltheory.modules.check_module` refuses.
     """
     if isinstance(model, nn.Module):
         model, own = from_module(model)
@@ -57,9 +68,7 @@ def as_model(model: Model | nn.Module, params: Parameters | None = None) -> tupl
     elif model.module is not None:
         check_module(model.module)
     if params is None:
-        raise ConfigurationError(
-            "a pure Model has no parameters of its own: pass params=net.initialise(generator)"
-        )
+        raise ConfigurationError("a pure Model holds no parameters: pass params=net.initialise(generator)")
     if not isinstance(params, Mapping) or not all(isinstance(value, Tensor) for value in params.values()):
         raise ConfigurationError(
             f"params is a {type(params).__name__}: expected a dict from names to tensors, or None"
@@ -86,7 +95,7 @@ def as_model(model: Model | nn.Module, params: Parameters | None = None) -> tupl
 
 
 def _own(params: Parameters, module: nn.Module) -> Parameters:
-    """The module's parameters among ``params``; buffers, as a state_dict has them, must be those it holds."""
+    """The module's parameters among ``params``; buffers among them, as in a state_dict, must equal the module's."""
     shapes = {name: tuple(value.shape) for name, value in module.named_parameters()}
     tied = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     buffers = dict(module.named_buffers(remove_duplicate=False))
@@ -116,22 +125,35 @@ def _own(params: Parameters, module: nn.Module) -> Parameters:
 
 
 def checked_samples(model: Model, params: Parameters, x: Tensor, name: str = "samples") -> Tensor:
-    """The samples, if the network can be run on them: a real tensor with axes, on the weights' device, finite.
+    """The samples, if the network can be run on them.
 
-    Raises ShapeError, ValueRangeError or ConfigurationError saying what to change.
+    Args:
+        model: the network.
+        params: its parameters.
+        x: the samples, n × ….
+        name: what to call them in messages.
+
+    Returns:
+        The same samples.
+
+    Raises:
+        ShapeError: not a dense real tensor with axes, or not of the weights' dtype.
+        ConfigurationError: on another device than the weights, or made in inference mode.
+        ValueRangeError: NaN or infinite entries.
+        UnsupportedModelError: the network computes with a tensor that an earlier call has stored.
     """
     if not isinstance(x, Tensor):
         raise ShapeError(
             f"the {name} are a {type(x).__name__}: expected a tensor; convert them with torch.as_tensor(...)"
         )
     check_dense(name, x)
-    whole = not x.is_floating_point()
+    integers = not x.is_floating_point()
     if (
         x.dim() < 2
         or 0 in x.shape
         or x.is_complex()
         or x.dtype == torch.bool
-        or (whole and _needs_floats(model))
+        or (integers and _is_samplewise(model))
     ):
         raise ShapeError(
             f"got {name} of shape {tuple(x.shape)} and dtype {x.dtype}: expected floating-point samples × dimensions "
@@ -149,7 +171,7 @@ def checked_samples(model: Model, params: Parameters, x: Tensor, name: str = "sa
     if not bool(torch.isfinite(x).all()):
         raise ValueRangeError(f"the {name} contain NaN or infinite entries: clean the data first")
     values = list(params.values())
-    if values and not whole and x.dtype not in {value.dtype for value in values}:
+    if values and not integers and x.dtype not in {value.dtype for value in values}:
         raise ShapeError(
             f"the {name} are {x.dtype} and the parameters {values[0].dtype}: convert one of them with .to(dtype)"
         )
@@ -158,47 +180,46 @@ def checked_samples(model: Model, params: Parameters, x: Tensor, name: str = "sa
             kept = output_of(model, {key: value.detach() for key, value in params.items()}, x[:1])
         if kept.requires_grad:
             raise UnsupportedModelError(
-                f"{_title(model)} computes with a tensor that an earlier call of it has stored in an attribute, made "
+                f"{title_of(model)} computes with a tensor that an earlier call of it has stored in an attribute, made "
                 "from weights: no gradient by the weights sees it; clear that cache first"
             )
     return x
 
 
-def _needs_floats(model: Model) -> bool:
+def _is_samplewise(model: Model) -> bool:
+    """Whether the network is of Eq. (16) or made of layers that are known to keep samples apart."""
     return model.network is not None or (model.module is not None and is_samplewise(model.module))
 
 
 def check_independent(
     model: Model, params: Parameters, x: Tensor, batch: int | None = None, sizes: Collection[int] = ()
 ) -> Float[Tensor, "n k"]:
-    """f_θ(x), after a test that every sample has the same output and gradient in any company and at any time.
+    """f_θ(x), after a test that the output and gradient of a sample depend on no other sample and not on chance.
 
-    The samples run twice: in their order, and in a random one cut into batches of other sizes, of which one is a
-    single sample. Networks of Eq. (16) and of layers that are known to keep samples apart are run on one sample.
+    The samples run twice: in their order, and in a random order cut into batches of other sizes, one of them a single
+    sample. Networks of Eq. (16) and of layers that are known to keep samples apart run on one sample.
+
+    An UnsupportedModelError says that the network mixes samples, draws at random, or checkpoints activations; a
+    ValueRangeError that outputs are not finite. Other errors are those of :func:`mamltheory.networks.output_of`.
 
     Args:
         model: the network.
         params: its parameters.
         x: samples n × ….
-        batch: most samples of a batch (BATCH), at least FEWEST.
-        sizes: sizes of batches that the network is going to see, and that are tried, too: an axis of the batch may be
-            taken for another one where it has just that length.
+        batch: the most samples of a batch (BATCH), at least FEWEST.
+        sizes: sizes of batches that the network will see. They are tried as well, because a network may take the
+            batch for another axis of just that length.
 
     Returns:
-        The outputs; those of the first sample alone, where that is all that was run.
-
-    Raises:
-        UnsupportedModelError: the network mixes samples, draws at random, or checkpoints activations.
-        ValueRangeError: outputs that are not finite.
-        ShapeError, NetworkError: as :func:`mamltheory.networks.output_of`.
+        The outputs; those of the first sample alone, where no other was run.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of batches that the user did not ask for
+        warnings.simplefilter("ignore")  # they would be about batches that the user did not ask for
         return _compared(model, params, x, max(batch or BATCH, FEWEST), sizes)
 
 
 def _compared(model: Model, params: Parameters, x: Tensor, batch: int, sizes: Collection[int]) -> Tensor:
-    if model.network is not None or (model.module is not None and is_samplewise(model.module)):
+    if _is_samplewise(model):
         with torch.no_grad():
             outputs = output_of(model, params, x[:1])
         check_finite_outputs(outputs)
@@ -207,7 +228,7 @@ def _compared(model: Model, params: Parameters, x: Tensor, batch: int, sizes: Co
     whole, gradients = _weighted(model, params, x, torch.arange(len(x)).split(batch))
     check_finite_outputs(whole)
     again, others = _weighted(model, params, x, order)
-    # Of a sum over samples that cancels, roundings of the size of its terms are left: all gradients set the scale.
+    # a sum over samples may cancel and leave rounding errors of the size of its terms: all gradients set the scale
     size = max([float(gradient.abs().max()) for gradient in gradients if gradient.numel()], default=0.0)
     largest = float(whole.abs().max())
     alike = _close(again, whole[torch.cat(order).to(x.device)], largest)
@@ -217,7 +238,7 @@ def _compared(model: Model, params: Parameters, x: Tensor, batch: int, sizes: Co
         alike = alike and seen.shape[1] == whole.shape[1] and _close(seen, whole[-size_seen:], largest)
     if not alike or not all(_close(one, two, 10 * size) for one, two in zip(others, gradients, strict=True)):
         raise UnsupportedModelError(
-            f"{_title(model)} gives a sample another output or gradient alone or in another batch: some module of it "
+            f"{title_of(model)} gives a sample another output or gradient alone or in another batch: some module of it "
             "mixes samples, draws at random, changes its own state, or computes in lower precision than its outputs "
             "have, so that no kernel of single samples exists; call .eval() on it, use GroupNorm, or give layers their "
             "batch axis (batch_first=True)"
@@ -228,28 +249,25 @@ def _compared(model: Model, params: Parameters, x: Tensor, batch: int, sizes: Co
 def _weighted(
     model: Model, params: Parameters, x: Tensor, batches: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """The outputs, batch after batch, and the gradients of their sum with a weight for every sample.
-
-    Inside a transform of torch.func there is no plain autograd, and no gradient is taken.
-    """
+    """The outputs of all batches, and the gradients of their weighted sum; none in a transform of torch.func."""
     moving = {name: v for name, v in model.moving(params).items() if v.is_floating_point()}
     leaves = {} if in_transform(moving) else {name: v.detach().requires_grad_() for name, v in moving.items()}
     totals = [torch.zeros_like(value) for value in leaves.values()]
-    outputs = []
+    outputs: list[Tensor] = []
     for batch in batches:
         with torch.set_grad_enabled(bool(leaves)):
             output = output_of(model, {**params, **leaves}, x[batch.to(x.device)])
         if leaves and output.requires_grad:
             refuse_checkpointing(output)
-            flow = probe_weights(batch, output)[:, None].expand_as(output)
+            cotangent = probe_weights(batch, output)[:, None].expand_as(output)
             parts = torch.autograd.grad(
-                output, list(leaves.values()), flow, allow_unused=True, materialize_grads=True
+                output, list(leaves.values()), cotangent, allow_unused=True, materialize_grads=True
             )
             totals = [total + part for total, part in zip(totals, parts, strict=True)]
         if outputs and output.shape[1] != outputs[0].shape[1]:
             raise UnsupportedModelError(
-                f"{_title(model)} has {outputs[0].shape[1]} outputs in one batch and {output.shape[1]} in another: it "
-                "mixes samples"
+                f"{title_of(model)} has {outputs[0].shape[1]} outputs in one batch and {output.shape[1]} in another: "
+                "it mixes samples"
             )
         outputs.append(output.detach())
     return torch.cat(outputs), totals
@@ -275,12 +293,8 @@ def other_batches(n: int, most: int) -> list[Tensor]:
     return [order[:1], *(order[1:].split(size) if n > 1 else ())]
 
 
-def _title(model: Model) -> str:
-    return "the network" if model.module is None else type(model.module).__name__
-
-
 def _has_no_values(params: Parameters) -> bool:
-    """Whether the parameters are batched by torch.func.vmap: then no decision can be taken on their values."""
+    """Whether the parameters are batched by torch.func.vmap, so that no decision can depend on their values."""
     try:
         for value in params.values() if isinstance(params, Mapping) else ():
             bool(value.isnan().any())
@@ -291,13 +305,22 @@ def _has_no_values(params: Parameters) -> bool:
 
 
 def with_head(model: Model, params: Parameters, x: Tensor, head: Sequence[str] | None = None) -> Model:
-    """The model with the names of its last linear layer's parameters, found on samples where it does not know them.
+    """The model with the names of its last linear layer's parameters.
 
-    Raises UnsupportedModelError when there is none, ConfigurationError when ``head`` names no parameter.
+    An UnsupportedModelError says that it has no such layer, a ConfigurationError that ``head`` names no parameter.
+
+    Args:
+        model: the network.
+        params: its parameters.
+        x: samples on which the layer is found, where the model does not know it.
+        head: the names, where the user gives them.
+
+    Returns:
+        The model, with ``head`` filled.
     """
     if head is not None:
         return replace(model, head=named_head(head, params))
-    if model.head is not None:
+    if model.head is not None or model.module is None:
         return model
     check_independent(model, params, x[:FEWEST])  # the head is found on samples
     bare = replace(model, function=partial(call_module, model.module))  # centred or linearised: the same head
@@ -307,26 +330,35 @@ def with_head(model: Model, params: Parameters, x: Tensor, head: Sequence[str] |
 def ready_for_tasks(
     model: Model | nn.Module, params: Parameters | None, tasks: Sequence[Task], algorithm: str = "maml"
 ) -> tuple[Model, Parameters]:
-    """A network and its parameters, checked on the samples and labels of all tasks; ANIL's head is found.
+    """A network and its parameters, checked on the samples and labels of all tasks.
 
-    Raises as :func:`as_model`, :func:`checked_samples`, :func:`check_independent` and :func:`with_head`; ShapeError
-    for labels that do not fit the network's outputs.
+    Other errors are those of :func:`as_model`, :func:`checked_samples`, :func:`check_independent` and
+    :func:`with_head`.
+
+    Args:
+        model: a Model, or a torch module.
+        params: its parameters; None for those that a module holds.
+        tasks: the tasks.
+        algorithm: "maml" or "anil", for which the head is found.
+
+    Returns:
+        The model and its parameters.
+
+    Raises:
+        UnsupportedModelError: the forward pass writes to parameters.
+        ShapeError: labels that do not fit the network's outputs.
     """
     tasks = check_tasks(tasks)
     if isinstance(model, Model) and params is not None and _has_no_values(params):
         return model, params
-    own = dict(unwrapped(model).named_parameters()) if isinstance(model, nn.Module) else {}
+    held = dict(unwrapped(model).named_parameters()) if isinstance(model, nn.Module) else {}
     model, values = as_model(model, params)
     x = torch.cat([part for task in tasks for part in (task.query_x, task.support_x)])
     checked_samples(model, values, x, "tasks' samples")
-    given = own if params is None else params
+    given = held if params is None else params
     sizes = {len(part) for task in tasks for part in (task.query_x, task.support_x)}
     outputs = check_independent(model, values, x, sizes=sizes)
-    written = {
-        name
-        for name in values
-        if values[name] is not given[name] and not torch.equal(values[name], given[name])
-    }
+    written = {name for name, v in values.items() if v is not given[name] and not torch.equal(v, given[name])}
     written |= rescaled_weights(model.module) if model.module is not None else frozenset()
     if written:
         raise UnsupportedModelError(
@@ -343,7 +375,15 @@ def ready_for_tasks(
 
 
 def check_labels(task: Task, outputs: int) -> None:
-    """Raises ShapeError unless the labels of a task have one column for each of the network's outputs."""
+    """Refuses labels without one column for each of the network's outputs.
+
+    Args:
+        task: the task.
+        outputs: the number of outputs.
+
+    Raises:
+        ShapeError: another number of columns.
+    """
     labels = task.query_y
     if labels.shape[1] == outputs:
         return

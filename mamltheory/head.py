@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,27 +20,31 @@ Change = Callable[[Tensor], Tensor]
 def find_head(model: Model, params: Parameters, x: Tensor) -> frozenset[str]:
     """Names of the parameters of the linear map whose output is the network's.
 
-    It is the layer called last on which the outputs depend. Its order of definition says nothing: a head may be
-    defined first, an auxiliary head be unused, and a 1 × 1 convolution classify beside linear layers that gate.
+    The head is the last layer called on which the outputs depend. The order of definition says nothing: a head may be
+    defined first, an auxiliary head be unused, and a 1 × 1 convolution classify where linear layers serve as gates.
     Four properties are computed, on two samples:
 
-        the outputs are a fixed affine function of what leaves the layer (pooling, reshaping, scaling by constants),
-        they depend on the samples and on all other parameters through it alone,
-        the layer is affine in what enters it, and holds a weight matrix,
-        what enters it does not depend on its own parameters (a weight tied to an embedding would).
+        the outputs are a fixed affine function of the layer's output (pooling, reshaping, scaling by constants),
+        they depend on the samples and on all other parameters through that output alone,
+        the layer is affine in its input, and holds a weight matrix,
+        its input does not depend on its parameters (with a weight tied to an embedding it would).
 
     Args:
         model: a network made of a torch module.
         params: its parameters.
-        x: samples n × …, of which two are used.
+        x: samples n × …; two are used.
 
     Returns:
         The names of all parameters of that layer.
 
     Raises:
-        UnsupportedModelError: no layer has these properties; the message says which one fails.
+        UnsupportedModelError: no layer has these properties; the message names the one that fails.
     """
-    search = _Search(model, params, x[:2])
+    if model.module is None:
+        raise UnsupportedModelError(
+            "a Model without a torch module has no layers to search: pass Model(head=...)"
+        )
+    search = _Search(model, model.module, params, x[:2])
     for layer in search.layers():
         if search.matters(layer):
             fault = search.fault(layer)
@@ -55,14 +60,14 @@ def find_head(model: Model, params: Parameters, x: Tensor) -> frozenset[str]:
 
 
 class _Search:
-    """Runs of one network in which what enters or leaves one layer is changed."""
+    """Runs of one network in which the input or output of one layer is changed."""
 
-    def __init__(self, model: Model, params: Parameters, x: Tensor) -> None:
-        self.model, self.params, self.x = model, params, x
-        self.modules = dict(model.module.named_modules())
+    def __init__(self, model: Model, module: nn.Module, params: Parameters, x: Tensor) -> None:
+        self.model, self.module, self.params, self.x = model, module, params, x
+        self.modules = dict(module.named_modules())
         self.random = generator(0, "head")
-        self.calls: dict[str, list[Tensor]] = {}
-        self.entered: dict[str, list[Tensor]] = {}
+        self.outputs_of: dict[str, list[Tensor]] = {}
+        self.inputs_of: dict[str, list[Tensor]] = {}
         with _hooks(self._candidates(), self._record):
             self.outputs = output_of(model, params, x)
 
@@ -81,60 +86,57 @@ class _Search:
 
     def _record(self, name: str, args: tuple, output: object) -> None:
         if isinstance(output, Tensor) and args and isinstance(args[0], Tensor):
-            before = self.calls.pop(name, [])  # taken out, so that the order is that of the last calls
-            self.calls[name] = [*before, output.clone()]
-            self.entered.setdefault(name, []).append(args[0].clone())
+            before = self.outputs_of.pop(name, [])  # so that the dict is in the order of the last calls
+            self.outputs_of[name] = [*before, output.clone()]
+            self.inputs_of.setdefault(name, []).append(args[0].clone())
 
     def layers(self) -> list[str]:
         """Names of the layers called, the last first."""
-        return list(reversed(self.calls))
+        return list(reversed(self.outputs_of))
 
     def names(self, layer: str) -> frozenset[str]:
         """The parameters of a layer, by their names in the network."""
-        own = {id(value) for value in self.modules[layer].parameters()}
-        return frozenset(name for name, value in self.model.module.named_parameters() if id(value) in own)
+        held = {id(value) for value in self.modules[layer].parameters()}
+        return frozenset(name for name, value in self.module.named_parameters() if id(value) in held)
 
     def matters(self, layer: str) -> bool:
-        """Whether the outputs depend on what leaves the layer."""
-        return not torch.equal(self._leaving(layer, lambda z: z + self._noise(z)), self.outputs)
+        """Whether the network's outputs depend on those of the layer."""
+        return not torch.equal(self._with_output(layer, lambda z: z + self._noise(z)), self.outputs)
 
     def fault(self, layer: str) -> str | None:
-        """What keeps the layer from being the head; None if nothing does."""
+        """Why the layer is not the head; None if it is."""
         title = f"{layer!r}, the last that they depend on,"
         other = {name: value + self._noise(value) for name, value in self.params.items()}
-        kept = iter(list(self.calls[layer]))
-        fixed = self._leaving(layer, lambda _: next(kept), other, self.x.flip(0))
+        kept = iter(list(self.outputs_of[layer]))
+        fixed = self._with_output(layer, lambda _: next(kept), other, self.x.flip(0))
         if not self._same(fixed, self.outputs):
             return f"{title} is not all that they depend on"
-        if not self._affine(
-            lambda sign, shifts: self._leaving(layer, _shift(shifts, sign)), self.calls[layer]
-        ):
+        if not self._is_affine(lambda change: self._with_output(layer, change), self.outputs_of[layer]):
             return f"what follows {title} is not linear"
-        if not self._affine(
-            lambda sign, shifts: self._entering(layer, _shift(shifts, sign)), self.entered[layer]
-        ):
-            return f"{title} is not linear in what enters it"
-        own = self.names(layer)
-        moved = {name: other[name] if name in own else value for name, value in self.params.items()}
+        if not self._is_affine(lambda change: self._with_input(layer, change), self.inputs_of[layer]):
+            return f"{title} is not linear in its input"
+        names = self.names(layer)
+        moved = {name: other[name] if name in names else value for name, value in self.params.items()}
         seen: list[Tensor] = []
         with _hooks({layer: self.modules[layer]}, lambda _, args, __: seen.append(args[0].clone())):
             output_of(self.model, moved, self.x)
-        if not all(self._same(now, then) for now, then in zip(seen, self.entered[layer], strict=True)):
+        if not all(self._same(now, then) for now, then in zip(seen, self.inputs_of[layer], strict=True)):
             return f"the parameters of {title} are used before it, too"
         return None
 
-    def _affine(self, run: Callable[[float, list[Tensor]], Tensor], values: list[Tensor]) -> bool:
+    def _is_affine(self, run: Callable[[Change], Tensor], values: list[Tensor]) -> bool:
+        """Whether opposite changes of the values, one for each call of the layer, cancel in the outputs."""
         shifts = [self._noise(value) for value in values]
-        both = run(1.0, shifts) + run(-1.0, shifts)
+        both = run(_shift(shifts, 1.0)) + run(_shift(shifts, -1.0))
         return self._same(both / 2, self.outputs, float(both.abs().max()))
 
-    def _leaving(
+    def _with_output(
         self, layer: str, change: Change, params: Parameters | None = None, x: Tensor | None = None
     ) -> Tensor:
         with _hooks({layer: self.modules[layer]}, lambda _, __, output: change(output)):
             return output_of(self.model, params or self.params, self.x if x is None else x)
 
-    def _entering(self, layer: str, change: Change) -> Tensor:
+    def _with_input(self, layer: str, change: Change) -> Tensor:
         def before(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             if args:
                 return (change(args[0]), *args[1:]), kwargs
@@ -148,7 +150,7 @@ class _Search:
             handle.remove()
 
     def _noise(self, value: Tensor) -> Tensor:
-        """Random numbers three times the size of the value's: no kink of an activation goes unseen."""
+        """Random numbers three times the size of the value's, so that every kink of an activation is crossed."""
         if not value.is_floating_point():
             return torch.zeros_like(value)
         noise = torch.randn(value.shape, generator=self.random, dtype=torch.float64).to(value)
@@ -167,10 +169,8 @@ def _shift(shifts: list[Tensor], sign: float) -> Change:
 
 
 @contextmanager
-def _hooks(
-    modules: dict[str, nn.Module], seen: Callable[[str, tuple, object], Tensor | None]
-) -> Iterator[None]:
-    """While it is open, ``seen`` is told of every call, and what it returns stands in for the output."""
+def _hooks(modules: dict[str, nn.Module], seen: Callable[[str, tuple, Any], Tensor | None]) -> Iterator[None]:
+    """Calls ``seen`` with the name, inputs and output of every call; what it returns replaces the output."""
 
     def after(name: str, _: nn.Module, args: tuple, kwargs: dict, output: object) -> Tensor | None:
         return seen(name, (*args, *kwargs.values()), output)
