@@ -20,8 +20,9 @@ from mamltheory.linalg import (
 )
 
 # training and its closed form
-from mamltheory.maml import meta_gradient, meta_loss, meta_method, meta_outputs, train
+from mamltheory.maml import train
 from mamltheory.networks import FullyConnected, Model, centred, from_module, linearised
+from mamltheory.objective import meta_gradient, meta_loss, meta_method, meta_outputs
 from mamltheory.predictors import (
     adapted_output,
     kernel_regression,

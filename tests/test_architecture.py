@@ -20,7 +20,7 @@ LAYERS = (
     {"inner_loop"},
     {"kernels.layers"},
     {"factored"},
-    {"kernels"},
+    {"kernels", "objective"},
     {"maml"},
     {"predictors"},
     {"bounds", "asymptotics", "lipschitz"},

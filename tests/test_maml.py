@@ -12,7 +12,6 @@ from mamltheory import (
     from_module,
     generator,
     linearised,
-    maml,
     meta_gradient,
     meta_loss,
     meta_output,
@@ -24,6 +23,7 @@ from mamltheory.inner_loop import inner_path, square_loss
 from mamltheory.kernels.empirical import jacobian
 from mamltheory.kernels.empirical_meta import meta_jacobian, stacked_meta_jacobian
 from mamltheory.maml import descend, distance, gradient_step
+from mamltheory.objective import MetaObjective
 from mamltheory.tasks import query_labels
 from tests.paper.cases import relative
 from tests.strategies import as_users_run_it, task
@@ -163,13 +163,13 @@ def test_a_training_record_tells_what_happened():
 
 @pytest.mark.parametrize("method", ["factored", "generic"])
 def test_training_takes_one_gradient_a_step_and_none_at_the_last(method, monkeypatch):
-    taken, gradient = [], maml._Objective.gradient
+    taken, gradient = [], MetaObjective.gradient
 
     def counted(self, params):
         taken.append(params)
         return gradient(self, params)
 
-    monkeypatch.setattr(maml._Objective, "gradient", counted)
+    monkeypatch.setattr(MetaObjective, "gradient", counted)
     params = start()
     record = train(NET.model, params, some_tasks(), InnerLoop(0.3, 1), 0.1, 3, method=method)
     assert (len(taken), len(record.observations)) == (3, 4)

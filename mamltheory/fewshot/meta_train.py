@@ -1,6 +1,6 @@
 """Meta-training of a real network by the theory's own MAML and ANIL: the baselines of Table 1.
 
-The meta-gradient (3) is :func:`mamltheory.maml.meta_gradient`, second order through all inner steps. As in the
+The meta-gradient (3) is :func:`mamltheory.objective.meta_gradient`, second order through all inner steps. As in the
 theory, the loss is the squared one, here on centred one-hot labels (1 − 1/ways and −1/ways), and not the
 cross-entropy of the original experiments; a sample counts to the class of its largest output. The outer step
 is Adam's, as in the original experiments, on a new batch of tasks in every step.
@@ -22,8 +22,8 @@ from mamltheory.fewshot.episodes import episode_task, episode_tasks, sample_epis
 from mamltheory.fewshot.images import ImageData, ImageSplit, fingerprint, normalise, take
 from mamltheory.files import shown
 from mamltheory.inner_loop import Algorithm, InnerLoop, meta_output
-from mamltheory.maml import meta_gradient
 from mamltheory.networks import Model, from_module
+from mamltheory.objective import meta_gradient
 from mamltheory.tasks import Parameters
 
 

@@ -118,7 +118,7 @@ MUTANTS = [
     ),
     Mutant(
         "ascent-for-descent",
-        "maml.py",
+        "objective.py",
         "params[name].sub_(gradient, alpha=rate)",
         "params[name].add_(gradient, alpha=rate)",
     ),
