@@ -60,11 +60,10 @@ def is_dense(module: nn.Module) -> bool:
 def unwrapped(module: nn.Module) -> nn.Module:
     """The network inside DataParallel, DistributedDataParallel or torch.compile; its parameters lose the prefix."""
     while True:
+        inner = module._modules["_orig_mod"] if type(module).__name__ == "OptimizedModule" else None
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            module = module.module
-            continue
-        inner = module._modules.get("_orig_mod")
-        if type(module).__name__ != "OptimizedModule" or inner is None:
+            inner = module.module
+        if inner is None:
             return module
         module = inner
 
