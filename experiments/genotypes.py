@@ -13,7 +13,7 @@ from mamltheory.nas.genotype import Genotype, PublishedCell, published_genotypes
 from mamltheory.nas.network import NetworkSettings
 from mamltheory.runtime.records import replace_file, to_json
 from mamltheory.runtime.runlog import RUN_FILE, read_run
-from mamltheory.strict_json import read as read_json
+from mamltheory.strict_json import read_json_file
 
 COLUMNS = "{:18} {:>5} {:>8} {:>12}"
 
@@ -62,7 +62,7 @@ def read_genotype(path: Path) -> Genotype:
     Raises CheckpointError where the search that has finished in the same folder recorded another one.
     """
     try:
-        content = read_json(path, MOST_GENOTYPE)
+        content = read_json_file(path, MOST_GENOTYPE)
     except OSError as error:
         raise GenotypeError(
             f"cannot read {path}: {reason(error)}; search first, or name another file"

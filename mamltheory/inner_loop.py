@@ -109,7 +109,7 @@ def adapted_names(model: Model, params: Parameters, inner: InnerLoop) -> frozens
 
 
 def support_gradient(model: Model, params: Parameters, task: Task, inner: InnerLoop) -> Parameters:
-    """P ∇_θ ℓ(f_θ(X'), Y'), only the entries that the inner loop moves."""
+    """P ∇_θ ℓ(f_θ(X'), Y') for the ``model`` f at ``params`` θ on the ``task``: the entries that the loop moves."""
     names = adapted_names(model, params, inner)
     moving = {name: value for name, value in params.items() if name in names}
 
@@ -140,7 +140,7 @@ def plain_gradient(loss: Callable[[Parameters], Tensor], values: Parameters) -> 
 
 
 def inner_path(model: Model, params: Parameters, task: Task, inner: InnerLoop) -> list[Parameters]:
-    """θ_0, θ_1, …, θ_τ of the inner loop, differentiable in ``params``."""
+    """θ_0, θ_1, …, θ_τ of the ``inner`` loop of the ``model`` on the ``task``, differentiable in ``params``."""
     path = [params]
     rate = inner.lam0 / model.scale
     for _ in range(inner.tau):
@@ -209,5 +209,5 @@ def meta_output(
 
 
 def query_output(model: Model, params: Parameters, task: Task, inner: InnerLoop) -> Float[Tensor, " nk"]:
-    """:func:`meta_output` of a network that has been checked."""
+    """:func:`meta_output` of model, params, task and inner loop that have been checked."""
     return output_of(model, inner_path(model, params, task, inner)[-1], task.query_x).reshape(-1)

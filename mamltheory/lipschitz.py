@@ -29,7 +29,7 @@ def norm(parts: Parameters) -> float:
 
 
 def jacobian_size(model: Model, params: Parameters, tasks: Sequence[Task], inner: InnerLoop) -> float:
-    """‖J(θ)‖_F / √l, which K bounds in the second line of Eq. (25)."""
+    """‖J(θ)‖_F / √l of the ``model`` at ``params``, which K bounds in the second line of Eq. (25)."""
     return norm(stacked_meta_jacobian(model, params, tasks, inner)) / model.scale**0.5
 
 

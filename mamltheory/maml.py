@@ -21,14 +21,6 @@ from mamltheory.objective import Chosen, MetaObjective, Method, chosen_method
 from mamltheory.tasks import Parameters, Task, check_tasks, query_labels
 
 
-def gradient_step(model: Model, params: Parameters, gradient: Parameters, eta0: float) -> Parameters:
-    """θ − (η0 / l) ∇𝓛, Eq. (28), as new parameters; those without a gradient stay."""
-    return {
-        name: value - eta0 / model.scale * gradient[name] if name in gradient else value
-        for name, value in params.items()
-    }
-
-
 @dataclass(frozen=True)
 class MetaState:
     """The state of a training run before step t.

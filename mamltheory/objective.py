@@ -19,12 +19,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
-from mamltheory.allocator import keep_freed_memory
 from mamltheory.errors import UnsupportedModelError, ValueRangeError
 from mamltheory.factored.fast_weights import TaskStack, adapted_pass, factor_path, stack_tasks
 from mamltheory.factored.meta_gradient import FactoredGradient, factored_meta_gradient
 from mamltheory.guard import ready_for_tasks
 from mamltheory.inner_loop import InnerLoop, algorithm_of, plain_gradient, query_output, square_loss
+from mamltheory.kernels.layers.allocator import keep_freed_memory
 from mamltheory.modules import plain_numerics
 from mamltheory.networks import Model, in_transform
 from mamltheory.tasks import Parameters, Task, check_tasks, query_labels

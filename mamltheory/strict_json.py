@@ -58,7 +58,7 @@ def parse(data: bytes, infinite: bool = False) -> object:
     return value
 
 
-def read(path: Path, most: int = MOST_BYTES) -> object:
+def read_json_file(path: Path, most: int = MOST_BYTES) -> object:
     """The value in a JSON file of at most ``most`` bytes; errors are those of read_regular and :func:`parse`."""
     return parse(read_regular(path, most))
 

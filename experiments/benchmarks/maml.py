@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from experiments.benchmarks.cases import Case, Group, Method, Sizes
 from experiments.benchmarks.problems import MetaProblem, meta_problem, parameter_count, weight_shapes
 from mamltheory import meta_gradient
-from mamltheory.allocator import keep_freed_memory
 from mamltheory.factored.fast_weights import stack_tasks
 from mamltheory.factored.meta_gradient import FactoredGradient, factored_meta_gradient
 from mamltheory.inner_loop import square_loss
+from mamltheory.kernels.layers.allocator import keep_freed_memory
 
 OURS, FUSED, LOOP = "ours", "ours, fused step", "PyTorch loop"
 STEP = 1e-3

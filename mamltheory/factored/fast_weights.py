@@ -251,7 +251,7 @@ def backward(
 
 
 def activation_overlap(layer: AffineLayer, z: Tensor, change: WeightChange, bias: bool = True) -> Tensor:
-    """c² z Aᵀ + c_b² (N × n × r), how strongly the steps on A change the outputs at z; c_b² only with ``bias``."""
+    """c² z Aᵀ + c_b² (N × n × r): how much the steps on A change the ``layer``'s output at z; c_b² with ``bias``."""
     overlap = _scaled(z @ change.activations.mT, layer.c**2)
     return overlap + layer.c_b**2 if bias else overlap
 

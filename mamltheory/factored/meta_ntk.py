@@ -18,12 +18,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mamltheory.allocator import keep_freed_memory
 from mamltheory.errors import ConfigurationError, ValueRangeError
 from mamltheory.factored.fast_weights import TaskStack, stack_tasks
 from mamltheory.factored.meta_jacobian import factored_gram, meta_rows, term_counts
 from mamltheory.factored.rows import numbers_per_row
 from mamltheory.inner_loop import InnerLoop
+from mamltheory.kernels.layers.allocator import keep_freed_memory
 from mamltheory.networks import FullyConnected
 from mamltheory.tasks import Parameters, Task
 

@@ -24,12 +24,12 @@ from torch import Tensor
 
 
 def is_smaller_dense(fan_in: int, fan_out: int, d_terms: int, e_terms: int) -> bool:
-    """Whether a row of ``d_terms`` D_α and ``e_terms`` E_α is smaller multiplied out than as its factors."""
+    """Whether a row, fan_out × fan_in, with ``d_terms`` D_α and ``e_terms`` E_α is smaller multiplied out."""
     return fan_out * (fan_in + 1) < d_terms * fan_out + e_terms * fan_in
 
 
 def numbers_per_row(fan_in: int, fan_out: int, d_terms: int, e_terms: int) -> int:
-    """How many numbers a row of ``d_terms`` D_α and ``e_terms`` E_α holds, in the smaller of its two forms."""
+    """The numbers in a row, fan_out × fan_in, with ``d_terms`` D_α and ``e_terms`` E_α, in its smaller form."""
     if is_smaller_dense(fan_in, fan_out, d_terms, e_terms):
         return fan_out * (fan_in + 1)
     return fan_out * (1 + d_terms) + fan_in * e_terms
@@ -156,7 +156,7 @@ class FactoredRows:
         return product
 
     def add_step(self, a: Tensor, d: Tensor, delta: Tensor, e: Tensor | None) -> None:  # noqa: ARG002
-        """As :meth:`DenseRows.add_step`; ``a`` and ``delta`` are those that the rows were made with."""
+        """As :meth:`DenseRows.add_step` with ``d`` and ``e``; the rows hold ``a`` and ``delta`` already."""
         if self.start == 0:  # the same a in every step
             self.d += d
             return

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mamltheory.allocator import keep_freed_memory
 from mamltheory.errors import ConfigurationError
+from mamltheory.kernels.layers.allocator import keep_freed_memory
 from mamltheory.kernels.layers.gram import Factors, Gradients, add_contraction, settled
 from mamltheory.kernels.layers.jacobian import Outputs, jacobian
 from mamltheory.modules import Interruption
