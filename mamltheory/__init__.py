@@ -1,15 +1,46 @@
-"""MAML as kernel regression: a theory verified numerically, and put to work in a training-free search."""
+"""MAML as kernel regression: a theory verified numerically, and put to work in a training-free search.
 
-# tasks and networks
+Tasks and networks
+    Task                              a few-shot task of queries and support samples
+    FullyConnected                    a wide network of Eq. (16)
+    Model                             any network as a pure function of its parameters
+    from_module                       a torch module as such a function
+    centred, linearised               f_θ − f_{θ0}, and the tangent of f at θ0
+    generator                         random numbers for one purpose
+
+MAML and ANIL
+    InnerLoop                         rate, number of steps and algorithm of the inner loop
+    adapt, meta_output                the adapted parameters θ', and the output F_θ = f_{θ'}(X)
+    meta_outputs, meta_loss           F_θ of all tasks, and the meta-loss (2)
+    meta_gradient, meta_method        its exact gradient (3), and how that is computed
+    train                             full-batch gradient descent (28), with a record
+
+Kernels
+    analytic_ntk, nngp                the NTK and NNGP kernel of infinite width
+    analytic_last_layer_ntk           the NTK of the last layer, for ANIL
+    empirical_ntk                     the NTK of a finite network
+    empirical_last_layer_ntk          the NTK of its last layer
+    joint_inputs                      the samples of tasks, in the order of the MetaNTK's kernels
+    meta_ntk                          the MetaNTK Φ of tasks, from a network
+    meta_ntk_from_ntk                 Φ from the NTK over the joint inputs
+    analytic_meta_ntk                 Φ at infinite width
+    empirical_meta_ntk                Φ̂ = (1/l) ∇F ∇Fᵀ of a finite network
+
+Closed forms
+    GradientFlow, GradientDescent, Converged    how long a loop runs
+    time_operator, residual_operator            what is learnt of a kernel's labels by then, and what is left
+    condition_number                            σ_max/σ_min of a kernel, Eq. (14)
+    adapted_output                              the output after the inner loop
+    trained_output                              the meta-output after training, on any task
+    trained_output_on_training_tasks            the meta-output after training, on the training tasks
+    kernel_regression                           both from the NTK alone, Theorem 2
+"""
+
 from mamltheory.inner_loop import InnerLoop, adapt, meta_output
-
-# kernels
 from mamltheory.kernels.analytic import analytic_last_layer_ntk, analytic_ntk, nngp
 from mamltheory.kernels.empirical import empirical_last_layer_ntk, empirical_ntk
 from mamltheory.kernels.empirical_meta import empirical_meta_ntk
 from mamltheory.kernels.meta import analytic_meta_ntk, joint_inputs, meta_ntk, meta_ntk_from_ntk
-
-# how long a loop runs, and functions of a kernel
 from mamltheory.linalg import (
     Converged,
     GradientDescent,
@@ -18,8 +49,6 @@ from mamltheory.linalg import (
     residual_operator,
     time_operator,
 )
-
-# training and its closed form
 from mamltheory.maml import train
 from mamltheory.networks import FullyConnected, Model, centred, from_module, linearised
 from mamltheory.objective import meta_gradient, meta_loss, meta_method, meta_outputs
