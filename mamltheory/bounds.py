@@ -74,33 +74,13 @@ def theorem3_residual_bound(eta0: float, sigma_min: float, start: float, steps: 
 
 
 def theorem3_path_bound(lipschitz: float, start: float, sigma_min: float, width: int) -> float:
-    """3 K R0 / (σ_min √l), the bound (29) on Σ_t ‖θ_t − θ_{t−1}‖.
-
-    Args:
-        lipschitz: K, positive as all constants here.
-        start: R0.
-        sigma_min: σ_min.
-        width: l.
-
-    Returns:
-        The bound.
-    """
+    """3 K R0 / (σ_min √l), the bound (29) on Σ_t ‖θ_t − θ_{t−1}‖; K is ``lipschitz``, R0 ``start``, l ``width``."""
     _check_positive(lipschitz=lipschitz, sigma_min=sigma_min, width=width)
     return 3 * lipschitz * start / (sigma_min * width**0.5)
 
 
 def theorem3_drift_bound(lipschitz: float, start: float, sigma_min: float, width: int) -> float:
-    """6 K³ R0 / (σ_min √l), the bound (30) on sup_t ‖Φ̂_t − Φ̂_0‖_F.
-
-    Args:
-        lipschitz: K, positive as all constants here.
-        start: R0.
-        sigma_min: σ_min.
-        width: l.
-
-    Returns:
-        The bound.
-    """
+    """6 K³ R0 / (σ_min √l), the bound (30) on sup_t ‖Φ̂_t − Φ̂_0‖_F; K is ``lipschitz``, R0 ``start``, l ``width``."""
     _check_positive(lipschitz=lipschitz, sigma_min=sigma_min, width=width)
     return 6 * lipschitz**3 * start / (sigma_min * width**0.5)
 

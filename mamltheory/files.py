@@ -11,35 +11,14 @@ _PARTS, _TEXT, _BITS = 4, 60, 128
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """The open file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The file, to be read from the start.
-
-    Raises:
-        OSError: not a regular file; a pipe may never begin, and a device never end.
-    """
+    """The open file; an OSError if it is not a regular one: a pipe may never begin, and a device never end."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is no regular file, but a folder, pipe or device", str(path))
     return path.open("rb")
 
 
 def read_regular(path: Path, most: int | None = None) -> bytes:
-    """The bytes of a regular file.
-
-    Args:
-        path: the file.
-        most: the most bytes that it may have; None for any number.
-
-    Returns:
-        The bytes.
-
-    Raises:
-        OSError: not a regular file, or one of more than ``most`` bytes.
-    """
+    """The bytes of a regular file of at most ``most`` bytes; an OSError for any other."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > most:

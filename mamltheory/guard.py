@@ -375,15 +375,7 @@ def ready_for_tasks(
 
 
 def check_labels(task: Task, outputs: int) -> None:
-    """Refuses labels without one column for each of the network's outputs.
-
-    Args:
-        task: the task.
-        outputs: the number of outputs.
-
-    Raises:
-        ShapeError: another number of columns.
-    """
+    """A ShapeError unless the labels of a task have one column for each of the network's ``outputs``."""
     labels = task.query_y
     if labels.shape[1] == outputs:
         return

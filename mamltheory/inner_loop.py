@@ -78,20 +78,7 @@ def square_loss(prediction: Tensor, target: Tensor) -> Float[Tensor, ""]:
 
 
 def adapted_names(model: Model, params: Parameters, inner: InnerLoop) -> frozenset[str]:
-    """Names of the parameters that the inner loop moves: all for MAML, the head's for ANIL, except frozen ones.
-
-    Args:
-        model: the network.
-        params: its parameters.
-        inner: the inner loop.
-
-    Returns:
-        The names, at least one.
-
-    Raises:
-        ConfigurationError: all of them are frozen.
-        UnsupportedModelError: ANIL, and the network has no linear head.
-    """
+    """Names of the parameters that the inner loop moves: all for MAML, the head's for ANIL, except frozen ones."""
     moving = frozenset(model.moving(params))
     if not moving:
         raise ConfigurationError("no parameter requires a gradient: call network.requires_grad_(True)")

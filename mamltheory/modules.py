@@ -216,24 +216,7 @@ def plain_numerics() -> Iterator[None]:
 
 
 def guarded_forward(name: str, forward: Callable[..., Output], *args: object) -> Output:
-    """The output of a network's forward pass.
-
-    Args:
-        name: the network's name for messages.
-        forward: the forward pass.
-        args: its arguments.
-
-    Returns:
-        ``forward(*args)``.
-
-    Raises:
-        NetworkError: any error inside; the message keeps that of the error.
-        UnsupportedModelError: the network checkpoints activations.
-        UserWarning: a warning of the network that the user has turned into an error.
-        MamlTheoryError: errors of this package, unchanged.
-        Interruption: unchanged.
-        OutOfMemoryError: unchanged.
-    """
+    """``forward(*args)``; an error inside becomes a NetworkError that names the network and keeps the message."""
     try:
         with torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTED), warnings.catch_warnings():
             warnings.filterwarnings("error", "None of the inputs have requires_grad")
@@ -255,15 +238,7 @@ def guarded_forward(name: str, forward: Callable[..., Output], *args: object) ->
 
 
 def probe_weights(index: Tensor, like: Tensor) -> Tensor:
-    """Fixed numbers of both signs, with which a weighted sum of gradients depends on each of them.
-
-    Args:
-        index: indices of samples.
-        like: a tensor of the dtype and on the device of the result.
-
-    Returns:
-        One number per index.
-    """
+    """One fixed number of either sign per index, so that the weighted sum of gradients depends on each of them."""
     return index.to(like.device).double().cos().add(0.5).to(like.dtype)
 
 

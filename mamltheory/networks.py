@@ -140,15 +140,7 @@ class FullyConnected:
         return Model(self._forward, scale, frozenset({f"weight{head}", f"bias{head}"}), self)
 
     def check(self, params: Parameters, x: Tensor) -> None:
-        """Refuses parameters and samples that do not fit the network or each other.
-
-        Args:
-            params: θ.
-            x: samples.
-
-        Raises:
-            ShapeError: other names or shapes than the network's, or not one dtype and device.
-        """
+        """A ShapeError for parameters or samples that are not this network's, or not of one dtype and device."""
         expected: dict[str, tuple[int, ...]] = {}
         for i, (fan_in, fan_out) in enumerate(pairwise(self.sizes), start=1):
             expected |= {f"weight{i}": (fan_out, fan_in), f"bias{i}": (fan_out,)}
@@ -332,19 +324,7 @@ def title_of(model: Model) -> str:
 
 
 def checked_output(output: object, x: Tensor) -> Float[Tensor, "n k"]:
-    """The output of a network, checked.
-
-    Args:
-        output: what the network returns.
-        x: the n samples that it was called with.
-
-    Returns:
-        The output, n × k.
-
-    Raises:
-        ShapeError: not a tensor of n × k.
-        UnsupportedModelError: not real floating-point numbers.
-    """
+    """The output of a network on samples; a ShapeError or UnsupportedModelError unless it is a real tensor n × k."""
     if not isinstance(output, Tensor):
         raise ShapeError(
             f"the network maps {len(x)} samples to a {type(output).__name__}: expected a tensor of {len(x)} × outputs; "

@@ -95,15 +95,7 @@ def _check_depth(value: object) -> None:
 
 
 def sealed(text: str, before: str = "") -> bytes:
-    """The JSON text of an object, with its digest as the last entry.
-
-    Args:
-        text: the object.
-        before: the digest of the object before it, where objects are a sequence that must stay complete.
-
-    Returns:
-        The sealed text in UTF-8.
-    """
+    """The JSON text of an object with its digest as the last entry; ``before``: the digest of the previous object."""
     head = text.rstrip().removesuffix("}").rstrip()
     space = "\n" if "\n" in text.strip() else ""
     comma = "" if head == "{" else f",{space or ' '}"

@@ -72,15 +72,7 @@ class Task:
             )
 
     def to(self, *args: object, **kwargs: object) -> "Task":
-        """The same task on another device or in another dtype.
-
-        Args:
-            args: as for ``torch.Tensor.to``.
-            kwargs: likewise.
-
-        Returns:
-            A new task; integer samples keep their dtype.
-        """
+        """The same task on another device or in another dtype, as ``torch.Tensor.to``; integer samples keep theirs."""
         return Task(*(_moved(getattr(self, name), args, kwargs) for name in PARTS))
 
 
@@ -133,17 +125,7 @@ def check_dense(name: str, part: Tensor) -> None:
 
 
 def check_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
-    """The tasks as a tuple, checked to fit one network.
-
-    Args:
-        tasks: at least one task.
-
-    Returns:
-        The tasks, all of one input shape, one k and one dtype.
-
-    Raises:
-        ShapeError: no tasks, or two that do not fit together.
-    """
+    """The tasks as a tuple; a ShapeError says that there are none, or that two do not fit one network."""
     if isinstance(tasks, Task) or not isinstance(tasks, Iterable):
         raise ShapeError(
             f"tasks is a {type(tasks).__name__}: expected a sequence of tasks, [task] for a single one"

@@ -32,14 +32,7 @@ from mamltheory.tasks import PARTS, Parameters, Task
 
 @dataclass(frozen=True, eq=False)
 class AffineLayer:
-    """The affine map h = c z Wᵀ + c_b b.
-
-    Args:
-        weight: W.
-        bias: b.
-        c: the factor of the weight in NTK parameterisation; 1 in standard parameterisation.
-        c_b: the factor of the bias, likewise.
-    """
+    """The affine map h = c z Wᵀ + c_b b, with c and c_b the factors of NTK parameterisation (1 in standard)."""
 
     weight: Float[Tensor, "fan_out fan_in"]
     bias: Float[Tensor, " fan_out"]
@@ -49,12 +42,7 @@ class AffineLayer:
 
 @dataclass(frozen=True, eq=False)
 class WeightChange:
-    """The factors of W_i = W − λ c Gᵀ A and b_i = b − λ c_b Gᵀ 1 for N tasks.
-
-    Args:
-        activations: A.
-        cotangents: G.
-    """
+    """The factors of W_i = W − λ c Gᵀ A and b_i = b − λ c_b Gᵀ 1 for N tasks: A and G."""
 
     activations: Float[Tensor, "N r fan_in"]
     cotangents: Float[Tensor, "N r fan_out"]
@@ -171,16 +159,7 @@ def _uncentred(net: FullyConnected, origin: Parameters, stack: TaskStack) -> Tas
 
 
 def network_layers(net: FullyConnected, params: Parameters, like: Tensor) -> tuple[AffineLayer, ...]:
-    """The affine layers of Eq. (16), p = 0 … L.
-
-    Args:
-        net: the network.
-        params: θ; a ShapeError says which of them are not the network's, or not of the samples' dtype.
-        like: samples.
-
-    Returns:
-        The layers, whose weights are those of ``params``.
-    """
+    """The affine layers of Eq. (16), p = 0 … L; a ShapeError unless they fit the network and the samples ``like``."""
     net.check(params, like)
     ntk = net.parameterisation == "ntk"
     return tuple(
