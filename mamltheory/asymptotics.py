@@ -11,14 +11,7 @@ from mamltheory.errors import ShapeError, ValueRangeError
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """value ≈ prefactor · width^slope.
-
-    Args:
-        slope: the exponent.
-        low: lower end of its 95 % confidence interval.
-        high: upper end of the interval.
-        prefactor: the factor of the power.
-    """
+    """value ≈ prefactor · width^slope, with a 95 % confidence interval [low, high] of the slope."""
 
     slope: float
     low: float

@@ -133,12 +133,7 @@ def trained_output_on_training_tasks(
 
 @dataclass(frozen=True)
 class KernelPrediction:
-    """Outputs of the kernel regression, flattened like the labels.
-
-    Args:
-        train: on the training tasks.
-        test: on the test tasks.
-    """
+    """Outputs of the kernel regression on the training tasks and the test tasks, flattened like the labels."""
 
     train: Float[Tensor, " q"]
     test: Float[Tensor, " p"]

@@ -8,7 +8,7 @@ from mamltheory import Task, generator
 
 
 class Own(nn.Module):
-    """A forward pass of one's own over named layers and parameters."""
+    """A user's forward pass over named layers and parameters."""
 
     def __init__(self, forward, **parts):
         super().__init__()
@@ -178,7 +178,7 @@ def between(change):
     return Own(lambda s, x: s.b(torch.tanh(change(s.a(x)))), a=nn.Linear(4, 5), b=nn.Linear(5, 5))
 
 
-MIXING = {  # what a sample's output is, or its gradient, hangs on the other samples, on its place, or on chance
+MIXING = {  # the output or gradient of a sample depends on the other samples, on its place, or on chance
     "cumulative-sum": (lambda: between(lambda h: h.cumsum(0)), VECTORS),
     "neighbours": (lambda: between(lambda h: (h + h.roll(1, 0) + h.roll(-1, 0)) / 3), VECTORS),
     "batch-norm-by-hand": (lambda: between(lambda h: (h - h.mean(0)) / (h.var(0) + 1e-5).sqrt()), VECTORS),

@@ -57,7 +57,7 @@ def test_every_entry_refuses_networks_that_mix_samples(entry, name):
 
 
 class Counting(nn.Module):
-    """A layer that keeps a state of its own."""
+    """A layer with a state."""
 
     def __init__(self):
         super().__init__()

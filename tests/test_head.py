@@ -26,18 +26,18 @@ from tests.strategies import as_users_run_it
 
 
 class Dense(nn.Module):
-    """A linear layer of one's own."""
+    """A linear layer that a user wrote."""
 
-    def __init__(self, entering, leaving):
+    def __init__(self, inputs, outputs):
         super().__init__()
-        self.matrix = nn.Parameter(torch.randn(entering, leaving))
+        self.matrix = nn.Parameter(torch.randn(inputs, outputs))
 
     def forward(self, x):
         return x @ self.matrix
 
 
 def gated(head):
-    """Squeeze and excite: linear layers that gate, beside a convolution that classifies."""
+    """Squeeze and excite: linear layers as gates, and a convolution that classifies."""
 
     def forward(s, x):
         h = torch.tanh(s.first(x))
@@ -70,7 +70,7 @@ HEADS = {  # name -> (network, samples, the head's parameters)
         VECTORS,
         {"head.weight", "head.bias"},
     ),
-    "beside an unused one": (
+    "with an unused one": (
         lambda: Own(both_heads, body=nn.Linear(4, 6), head=nn.Linear(6, 5), auxiliary=nn.Linear(6, 5)),
         VECTORS,
         {"head.weight", "head.bias"},
@@ -95,7 +95,7 @@ HEADS = {  # name -> (network, samples, the head's parameters)
         VECTORS,
         {"b.weight", "b.bias"},
     ),
-    "of one's own": (
+    "a user's layer": (
         lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), Dense(6, 5)),
         VECTORS,
         {"2.matrix"},

@@ -56,7 +56,7 @@ def test_streams_are_uncorrelated():
 
 
 def test_seeds_are_the_same_in_another_process():
-    """Unlike hash(), which Python salts anew in every process."""
+    """Unlike hash(), which Python salts in every process."""
     code = "from mamltheory.rng import derived_seed; print(derived_seed(7, 'init', 3))"
     told = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120

@@ -180,16 +180,7 @@ def _through_the_head(path: FactorPath, rows: Rows) -> None:
 
 
 def factored_gram(rows: Rows, columns: Rows, dtype: torch.dtype = torch.float64) -> Float[Tensor, "p q"]:
-    """⟨V_R, V_S⟩ summed over the layers.
-
-    Args:
-        rows: the rows R.
-        columns: the rows S; the same object for a symmetric kernel.
-        dtype: the dtype of the products and of their sum.
-
-    Returns:
-        The kernel, exactly symmetric when both are the same object.
-    """
+    """⟨V_R, V_S⟩ summed over the layers in ``dtype``; exactly symmetric if rows and columns are one object."""
     total = torch.zeros((), dtype=dtype)
     for left, right in zip(rows, columns, strict=True):
         own = left.to(dtype)

@@ -98,17 +98,7 @@ def _blocks(
 
 
 def tile_bytes(net: FullyConnected, stack: TaskStack, inner: InnerLoop, several: bool) -> int:
-    """Bytes that the tasks of a stack need at most, as one tile among ``several`` or alone.
-
-    Args:
-        net: the network.
-        stack: the tasks.
-        inner: the inner loop.
-        several: whether the rows of a second tile are held at the same time.
-
-    Returns:
-        The number of bytes, by the formula at the head of this module.
-    """
+    """Bytes that a ``stack`` needs at most with ``net`` and ``inner``, as one of ``several`` tiles or alone."""
     (tasks, n), m = stack.query_x.shape[:2], stack.support_x.shape[1]
     rows, item = n * net.output_dim, stack.query_x.element_size()
     shapes = list(zip(net.sizes[:-1], net.sizes[1:], strict=True))

@@ -37,13 +37,7 @@ def numbers_per_row(fan_in: int, fan_out: int, d_terms: int, e_terms: int) -> in
 
 @dataclass(eq=False)
 class DenseRows:
-    """V_R multiplied out.
-
-    Args:
-        weight: the part of the weight.
-        bias: the part of the bias, without β.
-        beta: β.
-    """
+    """V_R multiplied out; ``bias`` without β."""
 
     weight: Float[Tensor, "T R o i"]
     bias: Float[Tensor, "T R o"]
