@@ -23,13 +23,7 @@ from mamltheory.tasks import Parameters, Task, check_tasks, query_labels
 
 @dataclass(frozen=True)
 class MetaState:
-    """The state of a training run before step t.
-
-    Args:
-        params: θ_t.
-        step: t.
-        path_length: Σ_{s≤t} ‖θ_s − θ_{s−1}‖.
-    """
+    """The state of a training run before step t: θ_t, and the path length Σ_{s≤t} ‖θ_s − θ_{s−1}‖."""
 
     params: Parameters
     step: int = 0
@@ -38,16 +32,7 @@ class MetaState:
 
 @dataclass(frozen=True)
 class Observation:
-    """The quantities that are recorded at θ_t.
-
-    Args:
-        step: t.
-        loss: 𝓛(θ_t).
-        outputs: the meta-outputs on the training tasks.
-        test_outputs: the meta-outputs on the test tasks; None where there are none.
-        movement: ‖θ_t − θ_0‖.
-        path_length: Σ_{s≤t} ‖θ_s − θ_{s−1}‖.
-    """
+    """What is recorded at θ_t: loss, meta-outputs on training and test tasks, ‖θ_t − θ_0‖, path length."""
 
     step: int
     loss: float
