@@ -59,8 +59,8 @@ def as_model(model: Model | nn.Module, params: Parameters | None = None) -> tupl
         UnsupportedModelError: complex parameters, or a network that :func:`mamltheory.modules.check_module` refuses.
     """
     if isinstance(model, nn.Module):
-        model, own = from_module(model)
-        params = own if params is None else params
+        model, held = from_module(model)
+        params = held if params is None else params
     elif not isinstance(model, Model):
         raise ConfigurationError(
             f"the network is a {type(model).__name__}: expected a torch.nn.Module or a mamltheory.Model"
@@ -74,7 +74,7 @@ def as_model(model: Model | nn.Module, params: Parameters | None = None) -> tupl
             f"params is a {type(params).__name__}: expected a dict from names to tensors, or None"
         )
     if model.module is not None:
-        params = _own(params, model.module)
+        params = _module_parameters(params, model.module)
     for name, value in params.items():
         if value.is_complex():
             raise UnsupportedModelError(
@@ -84,17 +84,14 @@ def as_model(model: Model | nn.Module, params: Parameters | None = None) -> tupl
             raise ConfigurationError(
                 f"parameter {name!r} was made in torch.inference_mode(), without gradients: clone() it outside"
             )
-    # a sum is finite only if all its terms are, and reads them once
-    if not all(bool(value.sum().isfinite()) for value in params.values()):
-        check_finite(params)
-    if model.module is not None and any(
-        list(part.parameters()) for part in unknown_parts(model.module).values()
-    ):
+    check_finite(params)
+    unknown = {} if model.module is None else unknown_parts(model.module)
+    if any(list(part.parameters()) for part in unknown.values()):
         params = {name: value.clone() for name, value in params.items()}  # that part could write to them
     return model, params
 
 
-def _own(params: Parameters, module: nn.Module) -> Parameters:
+def _module_parameters(params: Parameters, module: nn.Module) -> Parameters:
     """The module's parameters among ``params``; buffers among them, as in a state_dict, must equal the module's."""
     shapes = {name: tuple(value.shape) for name, value in module.named_parameters()}
     tied = {name for name, _ in module.named_parameters(remove_duplicate=False)}

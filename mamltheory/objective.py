@@ -62,21 +62,7 @@ def meta_method(model: Model, tasks: Sequence[Task], inner: InnerLoop) -> Chosen
 
 
 def chosen_method(method: Method, model: Model, tasks: Sequence[Task], inner: InnerLoop) -> Chosen:
-    """The method that is used.
-
-    Args:
-        method: what the user asks for.
-        model: the network.
-        tasks: the tasks.
-        inner: the inner loop.
-
-    Returns:
-        ``method``, or what "auto" stands for.
-
-    Raises:
-        ValueRangeError: an unknown method.
-        UnsupportedModelError: "factored" for a network that is not fully connected.
-    """
+    """``method``, or what "auto" stands for with model, tasks and inner loop; an error if there is none."""
     if method not in ("auto", "factored", "generic"):
         raise ValueRangeError(f"method is {method!r}: expected 'auto', 'factored' or 'generic'")
     if method == "factored" and model.network is None:
