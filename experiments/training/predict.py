@@ -13,11 +13,11 @@ from experiments.training.evaluation_settings import Predict
 from experiments.training.trained import read_training
 from mamltheory.errors import DataError, printable
 from mamltheory.fewshot.augment import Augmentation
+from mamltheory.fewshot.evaluate import Predictions, predict
 from mamltheory.fewshot.formats.common import Options
 from mamltheory.fewshot.formats.folders import kinds
 from mamltheory.fewshot.formats.listing import class_folders, image_files, told, total
 from mamltheory.fewshot.formats.pixels import decoded
-from mamltheory.fewshot.predict import Predictions, predict
 from mamltheory.runtime.device import choose_device, environment
 from mamltheory.runtime.records import replace_file
 from mamltheory.runtime.runlog import open_run, recorded

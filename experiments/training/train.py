@@ -14,14 +14,12 @@ from experiments.plotting import curve, figure, save
 from experiments.runs import FREE, Pauses, leading_stage, numbers_of, quoted, without_paths
 from experiments.training.settings import Train
 from mamltheory.errors import CheckpointError
-from mamltheory.fewshot.evaluate import EvaluationConfig
-from mamltheory.fewshot.evaluate import evaluate as evaluate_network
+from mamltheory.fewshot.evaluate import EvaluationConfig, evaluate_network
 from mamltheory.fewshot.execution import Execution
 from mamltheory.fewshot.images import ImageData
-from mamltheory.fewshot.inputs import inputs_of
 from mamltheory.fewshot.resnet import resnet12
 from mamltheory.fewshot.train import TrainConfig, TrainState, start_training, train_epoch
-from mamltheory.fewshot.training_state import restore, state_tensors
+from mamltheory.fewshot.training_state import inputs_of, restore, state_tensors
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import derived_network, parameter_count
 from mamltheory.rng import derived_seed

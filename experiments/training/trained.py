@@ -14,8 +14,7 @@ from experiments.training.settings import Train
 from experiments.training.train import Kept, continue_with, new_network
 from mamltheory.errors import CheckpointError, DataError, GenotypeError
 from mamltheory.fewshot.images import ImageData
-from mamltheory.fewshot.inputs import Inputs, inputs_of, recorded_inputs
-from mamltheory.fewshot.training_state import load_weights, same_images
+from mamltheory.fewshot.training_state import Inputs, inputs_of, load_weights, recorded_inputs, same_images
 from mamltheory.nas.genotype import Genotype
 from mamltheory.runtime.checkpoint import Checkpoint, check_state, load_state
 

@@ -54,7 +54,7 @@ class RunLog:
     record: dict[str, Any]
 
     def log(self, **values: object) -> None:
-        """Append a line such as ``log(step=3, loss=0.7)`` to ``metrics.jsonl``, sealed together with the line before."""
+        """Append a line such as ``log(step=3, loss=0.7)`` to ``metrics.jsonl``, sealed with the line before."""
         path = self.directory / METRICS_FILE
         with path.open("a+b") as file:
             size = file.seek(0, os.SEEK_END)

@@ -174,7 +174,7 @@ def test_a_flat_folder_asks_for_the_split_and_gets_the_same_one_every_time(tmp_p
 
 def test_data_with_splits_take_no_other(tmp_path):
     layouts.write_folders(tmp_path, tiny_splits(2, 2))
-    with pytest.raises(DataError, match="with splits of its own: leave out --split 60/20/20"):
+    with pytest.raises(DataError, match="and is split already: leave out --split 60/20/20"):
         load_data(tmp_path, split=(60, 20, 20))
     with pytest.raises(DataError, match="leave the split out"):
         load_data("glyphs", split=(60, 20, 20))

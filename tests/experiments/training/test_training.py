@@ -16,8 +16,8 @@ from mamltheory.errors import CheckpointError, ConfigurationError, DataError, Ge
 from mamltheory.fewshot.datasets import load_data
 from mamltheory.fewshot.formats import Options
 from mamltheory.fewshot.formats.prepared import write_prepared
-from mamltheory.fewshot.inputs import inputs_of
 from mamltheory.fewshot.resnet import resnet12
+from mamltheory.fewshot.training_state import inputs_of
 from mamltheory.nas.genotype import random_genotype
 from mamltheory.rng import generator
 from mamltheory.runtime.checkpoint import load_state
