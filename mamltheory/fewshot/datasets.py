@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mamltheory.errors import DataError
-from mamltheory.fewshot.formats import Format, Options, recognise
-from mamltheory.fewshot.formats.common import SPLITS, unwatched, warned
+from mamltheory.fewshot.formats import recognise
+from mamltheory.fewshot.formats.common import SPLITS, Format, Options, no_progress, python_warning
 from mamltheory.fewshot.formats.folders import FLAT_FORMAT
 from mamltheory.fewshot.glyphs import GLYPH_SETS, named_glyphs
 from mamltheory.fewshot.images import ImageData, ImageSplit, channel_statistics
@@ -17,10 +17,10 @@ def load_data(
     image_size: int | None = None,
     seed: int = 0,
     tiered_bgr: bool = True,
-    advance: Callable[[int], None] = unwatched,
+    advance: Callable[[int], None] = no_progress,
     split: Sequence[int] | None = None,
     split_seed: int = 0,
-    notice: Callable[[str], None] = warned,
+    notice: Callable[[str], None] = python_warning,
 ) -> ImageData:
     """Load the embedded characters, or a data set on disk, whose layout is recognised.
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mamltheory.errors import ConfigurationError
-from mamltheory.fewshot.formats.common import unwatched
+from mamltheory.fewshot.formats.common import no_progress
 from mamltheory.fewshot.glyph_shapes import SCRIPTS, distinct_characters, shapes_of
 from mamltheory.fewshot.images import ImageData, ImageSplit, channel_statistics
 from mamltheory.rng import generator, numpy_generator
@@ -50,7 +50,7 @@ two minutes to draw)."""
 
 
 def named_glyphs(
-    name: str, image_size: int | None = None, seed: int = 0, advance: Callable[[int], None] = unwatched
+    name: str, image_size: int | None = None, seed: int = 0, advance: Callable[[int], None] = no_progress
 ) -> ImageData:
     """Draw a data set of :data:`GLYPH_SETS`.
 
@@ -88,7 +88,7 @@ def glyph_data(
     test_classes: int = 32,
     samples_per_class: int = 30,
     seed: int = 0,
-    advance: Callable[[int], None] = unwatched,
+    advance: Callable[[int], None] = no_progress,
 ) -> ImageData:
     """Draw few-shot images of characters: a deterministic function of the arguments.
 
