@@ -66,16 +66,13 @@ def default_padding(image_size: int) -> int:
 
 
 def draw_augmentation(settings: Augmentation, image_size: int, count: int, random: torch.Generator) -> Draws:
-    """Draw the random numbers of the transform.
+    """Return the random numbers of the transform for ``count`` images.
 
     Args:
         settings: the settings of the transform.
         image_size: side of the images in pixels.
         count: number of images.
         random: a CPU generator.
-
-    Returns:
-        The draws for ``count`` images.
     """
     padding = default_padding(image_size) if settings.padding is None else settings.padding
     offsets = torch.randint(0, 2 * padding + 1, (count, 2), generator=random)
@@ -140,7 +137,7 @@ def augment(
     std: Sequence[float],
     random: torch.Generator,
 ) -> Float[Tensor, "B 3 H W"]:
-    """The training transform with new draws: random crop, colour jitter, flip, (x − mean)/std.
+    """Return images after the training transform with new draws: random crop, colour jitter, flip, (x − mean)/std.
 
     Args:
         images: the images.
@@ -148,9 +145,6 @@ def augment(
         mean: channel means on the scale 0..1.
         std: channel standard deviations on the scale 0..1.
         random: a CPU generator.
-
-    Returns:
-        The transformed images.
     """
     return apply_draws(images, draw_augmentation(settings, images.shape[1], len(images), random), mean, std)
 

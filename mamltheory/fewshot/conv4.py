@@ -60,7 +60,7 @@ class Conv4(nn.Module):
 
 
 def conv4(ways: int, image_size: int, seed: int, channels: int = 32) -> Conv4:
-    """Conv4 with weights W ~ N(0, 2/fan_in) drawn from (seed, name of the layer), zero biases, and a zero head.
+    """Return Conv4 with weights W ~ N(0, 2/fan_in) drawn from (seed, name of the layer), zero biases, and a zero head.
 
     So f₀ = 0 exactly (Assumption 5). With centred labels the first inner step has no component along the common mean
     of the features, whose eigenvalue is a hundred times larger than the others and would limit the inner rate.
@@ -71,9 +71,6 @@ def conv4(ways: int, image_size: int, seed: int, channels: int = 32) -> Conv4:
         image_size: side of the images in pixels.
         seed: seed of the weights.
         channels: width of the blocks.
-
-    Returns:
-        The network.
     """
     network = Conv4(ways, image_size, channels)
     for name, module in network.named_modules():

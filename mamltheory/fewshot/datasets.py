@@ -22,7 +22,7 @@ def load_data(
     split_seed: int = 0,
     notice: Callable[[str], None] = python_warning,
 ) -> ImageData:
-    """Load the embedded characters, or a data set on disk, whose layout is recognised.
+    """Return the embedded characters, or a data set on disk, whose layout is recognised.
 
     Encoded images come out upright, with 8 bits a channel, on white where they are transparent.
 
@@ -40,9 +40,6 @@ def load_data(
             without splits.
         split_seed: draws these classes.
         notice: is called with a text about skipped files; by default it becomes a Python warning.
-
-    Returns:
-        The data set.
 
     Raises:
         DataError: the folder is missing, has no known layout, is damaged, or is not split by class.

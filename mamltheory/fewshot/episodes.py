@@ -44,7 +44,7 @@ class Episode:
 def sample_episode(
     split: ImageSplit | ClassIndex, ways: int, shots: int, queries: int, seed: int, index: int
 ) -> Episode:
-    """Draw an episode in which no image is both support and query: a pure function of (seed, index).
+    """Return an episode in which no image is both support and query: a pure function of (seed, index).
 
     Args:
         split: the images, or the indices of every class.
@@ -53,9 +53,6 @@ def sample_episode(
         queries: query images per class.
         seed: seed of the sequence of episodes.
         index: number of the episode.
-
-    Returns:
-        The episode.
 
     Raises:
         DataError: a class has fewer than shots + queries images.
@@ -84,7 +81,7 @@ def sample_episodes(
     index: int = 0,
     disjoint_classes: bool = False,
 ) -> tuple[Episode, ...]:
-    """Draw a batch of episodes in which no image occurs twice: a pure function of (seed, index).
+    """Return a batch of episodes in which no image occurs twice: a pure function of (seed, index).
 
     A repeated image would make the joint kernel of the batch singular. A longer batch begins with the shorter one.
 
@@ -97,9 +94,6 @@ def sample_episodes(
         seed: seed of the sequence of batches.
         index: number of the batch.
         disjoint_classes: whether each class, too, occurs in only one episode.
-
-    Returns:
-        The episodes.
 
     Raises:
         ConfigurationError: the split is too small.
@@ -181,7 +175,7 @@ def episode_tasks(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> tuple[Task, ...]:
-    """The tasks of the episodes of :func:`sample_episodes`: normalised images n×3×H×W with one-hot labels.
+    """Return the tasks of the episodes of :func:`sample_episodes`: normalised images n×3×H×W with one-hot labels.
 
     Args:
         split: the images.
@@ -198,9 +192,6 @@ def episode_tasks(
         disjoint_classes: whether each class occurs in only one task.
         dtype: dtype of the tasks.
         device: device of the tasks.
-
-    Returns:
-        The tasks.
 
     Raises:
         ShapeError: ``features`` has another number of rows.

@@ -182,16 +182,13 @@ class Evaluation:
 
 
 def paired_difference(first: Evaluation, second: Evaluation) -> Interval:
-    """Mean difference of accuracy with its 95 % interval, over the same tasks.
+    """Return the mean of (first − second) accuracy with its 95 % interval, over the same tasks.
 
     The difficulty of the tasks cancels, so this interval is much narrower than the two separate ones.
 
     Args:
         first: one evaluation.
         second: the other one, which is subtracted.
-
-    Returns:
-        The mean of (first − second) and its interval.
 
     Raises:
         ConfigurationError: the two were not evaluated on the same tasks.
@@ -215,7 +212,7 @@ def evaluate_network(
     device: torch.device | str = "cpu",
     jobs: int = 1,
 ) -> Evaluation:
-    """Evaluate a network on tasks of a split, each a pure function of (seed, its number).
+    """Return the accuracies on tasks of a split, each a pure function of (seed, its number).
 
     Query images are not augmented, so each passes through the network once, however many tasks use it.
 
@@ -228,9 +225,6 @@ def evaluate_network(
         seed: seed of the tasks and of the augmentation.
         device: where the features are computed.
         jobs: processes that fit the heads; the result does not depend on it.
-
-    Returns:
-        The accuracies of ``config.tasks`` tasks.
 
     Raises:
         ConfigurationError: jobs is below 1.
@@ -332,7 +326,7 @@ def predict(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Predictions:
-    """Predict the classes of query images with a head that is fitted on support images.
+    """Return the classes of query images by a head that is fitted on support images.
 
     Args:
         network: a network with a method ``features``; it is moved to the device and left in its mode.
@@ -347,9 +341,6 @@ def predict(
         augmentation: the transform of the support images; by default that of RFS.
         seed: seed of the augmentation.
         device: where the features are computed.
-
-    Returns:
-        The predictions.
 
     Raises:
         DataError: the images differ in size, or there is only one class.

@@ -52,16 +52,13 @@ two minutes to draw)."""
 def named_glyphs(
     name: str, image_size: int | None = None, seed: int = 0, advance: Callable[[int], None] = no_progress
 ) -> ImageData:
-    """Draw a data set of :data:`GLYPH_SETS`.
+    """Return a data set of :data:`GLYPH_SETS`.
 
     Args:
         name: its name.
         image_size: side of the images in pixels; None for the size of the set.
         seed: seed of the classes and images.
         advance: is called with n when n more images are drawn.
-
-    Returns:
-        The data set.
 
     Raises:
         ConfigurationError: another name.
@@ -90,7 +87,7 @@ def glyph_data(
     seed: int = 0,
     advance: Callable[[int], None] = no_progress,
 ) -> ImageData:
-    """Draw few-shot images of characters: a deterministic function of the arguments.
+    """Return few-shot images of characters: a deterministic function of the arguments.
 
     The classes are drawn among the distinct characters of each split, plain ones before letters with diacritics. The
     images of a character depend on (image_size, samples_per_class, seed), not on the other characters.
@@ -103,9 +100,6 @@ def glyph_data(
         samples_per_class: images per class.
         seed: seed of the classes and images.
         advance: is called with n when n more images are drawn.
-
-    Returns:
-        The data set.
 
     Raises:
         ConfigurationError: a split has fewer characters, or a number is too small.
@@ -126,15 +120,12 @@ def glyph_data(
 
 
 def choose_characters(split: str, count: int, seed: int) -> tuple[int, ...]:
-    """Draw code points of a split at random; letters with diacritics are used only when plain ones run out.
+    """Return random code points of a split; letters with diacritics are used only when plain ones run out.
 
     Args:
         split: "train", "val" or "test".
         count: number of code points.
         seed: seed of the choice.
-
-    Returns:
-        The code points.
 
     Raises:
         ConfigurationError: the split has fewer characters.
@@ -151,16 +142,13 @@ def choose_characters(split: str, count: int, seed: int) -> tuple[int, ...]:
 
 
 def contact_sheet(split: ImageSplit, classes: int = 16, samples: int = 12, gap: int = 2) -> np.ndarray:
-    """A picture of a split.
+    """Return a picture of a split as one uint8 image.
 
     Args:
         split: the images.
         classes: number of rows.
         samples: number of columns.
         gap: width of the white gaps in pixels.
-
-    Returns:
-        One uint8 image.
     """
     classes = min(classes, len(split.class_names))
     samples = min(samples, min(len(members) for members in split.members[:classes]))
@@ -185,16 +173,13 @@ def _draw_split(
 
 
 def draw_character(code: int, size: int, samples: int, seed: int) -> np.ndarray:
-    """Draw images of one character.
+    """Return random images of one character: uint8 samples × size × size × 3.
 
     Args:
         code: its code point.
         size: side of the images in pixels.
         samples: number of images.
         seed: seed of the images.
-
-    Returns:
-        uint8 samples × size × size × 3.
     """
     random = generator(seed, "glyph images", code)
     masks = torch.from_numpy(shapes_of(code))

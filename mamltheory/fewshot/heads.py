@@ -39,7 +39,7 @@ def unit_norm(features: np.ndarray) -> np.ndarray:
 
 
 def make_head(head: Head, C: float = 1.0) -> Classifier:
-    """An unfitted classifier.
+    """Return an unfitted classifier.
 
     - "logistic": multinomial logistic regression with ℓ2 penalty 1/C.
     - "svc": linear SVC on the features as they are. The paper's C of 0.2 to 0.75 only has an effect here.
@@ -50,9 +50,6 @@ def make_head(head: Head, C: float = 1.0) -> Classifier:
     Args:
         head: one of these names.
         C: inverse of the ℓ2 penalty.
-
-    Returns:
-        The classifier.
 
     Raises:
         ConfigurationError: another name, or a C that is not positive and finite.

@@ -98,16 +98,13 @@ class StepMetrics:
 def start_meta_training(
     network: torch.nn.Module, data: ImageData, config: MetaTrainConfig, device: torch.device | str = "cpu"
 ) -> MetaTrainState:
-    """The state before the first step; UnsupportedModelError for a network with batch statistics.
+    """Return the state before the first step; UnsupportedModelError for a network with batch statistics.
 
     Args:
         network: the network, which is moved to the device.
         data: the data set.
         config: the settings.
         device: where the training runs.
-
-    Returns:
-        The state.
     """
     device = torch.device(device)
     model, values = from_module(network.to(device))
@@ -142,7 +139,7 @@ def meta_train_step(state: MetaTrainState) -> tuple[MetaTrainState, StepMetrics]
 def adapted_accuracies(
     state: MetaTrainState, split: ImageSplit, tasks: int, queries: int, seed: int
 ) -> np.ndarray:
-    """Accuracy on the queries of tasks, after the inner loop on their support.
+    """Return the accuracy on the queries of each task, after the inner loop on their support.
 
     Args:
         state: the meta-training.
@@ -150,9 +147,6 @@ def adapted_accuracies(
         tasks: number of tasks; task i is a pure function of (seed, i), as in the other evaluations.
         queries: query images per class.
         seed: seed of the tasks.
-
-    Returns:
-        The accuracy of each task.
     """
     config, found = state.config, np.empty(tasks)
     for i in range(tasks):

@@ -43,7 +43,7 @@ def refuse_other_files(path: Path, head: bytes) -> None:
 
 
 def load_pickle(path: Path) -> Any:
-    """Read the arrays, containers, strings and numbers in a pickle; nothing in the file is ever executed.
+    """Return the arrays, containers, strings and numbers in a pickle; nothing in the file is ever executed.
 
     Text of Python 2 is read as latin1, as the public files need. Large arrays are read-only memory maps where the file
     stores their bytes unchanged (Python 2, and protocols from 3 on), so that 0.8 GB of images open immediately and
@@ -51,9 +51,6 @@ def load_pickle(path: Path) -> Any:
 
     Args:
         path: the file.
-
-    Returns:
-        The content.
 
     Raises:
         DataError: the file is a web page, is cut off, declares more than it holds, or asks for anything but data.

@@ -85,14 +85,11 @@ def over_runs(values: Sequence[int | float]) -> Spread:
 
 
 def compare_runs(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Comparison:
-    """Compare two methods over runs.
+    """Return the comparison of two methods over runs.
 
     Args:
         first: for every run, the accuracies of one method on its tasks.
         second: the accuracies of the other method on the same tasks in the same order.
-
-    Returns:
-        The comparison.
 
     Raises:
         ShapeError: the runs or their tasks do not pair up, or there is only one run.

@@ -170,7 +170,7 @@ def start_training(
     device: torch.device | str = "cpu",
     execution: Execution | None = None,
 ) -> TrainState:
-    """The state before the first step.
+    """Return the state before the first step.
 
     Args:
         network: the network, which is moved to the device.
@@ -178,9 +178,6 @@ def start_training(
         config: the settings.
         device: where the training runs.
         execution: the part of this process; by default a single process.
-
-    Returns:
-        The state.
 
     Raises:
         ConfigurationError: a batch does not fit the data or the number of processes, characters are to be mirrored,

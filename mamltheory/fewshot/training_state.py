@@ -95,16 +95,13 @@ def state_tensors(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]
 
 
 def restore(state: TrainState, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> TrainState:
-    """Load a saved state into a new one of the same network, data and settings.
+    """Return the saved state, loaded into a new one of the same network, data and settings.
 
     Args:
         state: the state before the first step. Its ``epochs`` may differ from the saved one unless there is drop path,
             whose ramp depends on it.
         tensors: the saved tensors.
         numbers: the saved numbers and settings.
-
-    Returns:
-        The saved state.
 
     Raises:
         CheckpointError: the settings or the data differ, or the tensors do not fit the network.

@@ -21,13 +21,10 @@ class Device:
 
 
 def choose_device(name: str = "auto") -> Device:
-    """The torch device of a name, without silent fallback.
+    """Return the torch device of a name and the reason for it, without silent fallback.
 
     Args:
         name: "cpu", "cuda" or "cuda:N"; "auto" takes CUDA if it is available.
-
-    Returns:
-        The device and the reason for it.
 
     Raises:
         ConfigurationError: another name, or a CUDA device that does not exist.

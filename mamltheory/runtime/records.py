@@ -112,15 +112,12 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def read_record(path: Path, kind: object, remedy: str) -> dict[str, Any]:
-    """The object in a JSON file that was written with :func:`mamltheory.strict_json.sealed`.
+    """Return the object in a JSON file that was written with :func:`mamltheory.strict_json.sealed`.
 
     Args:
         path: the file.
         kind: type that the object must fit (see :func:`mamltheory.strict_json.misfit`).
         remedy: end of the message: what the user can do.
-
-    Returns:
-        The object without its digest.
 
     Raises:
         CheckpointError: the file was changed, does not fit the type, or cannot be read.

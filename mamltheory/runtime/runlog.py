@@ -135,7 +135,7 @@ def open_run(
     before: object | None = None,
     known: Collection[str] = (),
 ) -> RunLog:
-    """Begin a run in a directory, or continue it if it was begun there.
+    """Return the log of a run that begins in a directory, or continues if it was begun there.
 
     Another environment does not stop a run: it is reported on standard error, and the record keeps both.
     ConfigurationError is raised when the directory holds other files, or a run of another command or with other
@@ -151,9 +151,6 @@ def open_run(
             workers. They may have other values when a run continues.
         before: values of settings that a record does not hold, as in :func:`differences`.
         known: names of files that may be there without a record, in addition to files that the settings name.
-
-    Returns:
-        The log of the run.
     """
     if not (directory / RUN_FILE).exists():
         check_run_folder(directory, command, (*known, *_inputs_in(directory, config)))
@@ -326,7 +323,7 @@ def check_same_run(
 def differences(
     there: Mapping[str, object], now: object, but: Collection[str], before: object | None = None
 ) -> str:
-    """The settings that are not equal, as text.
+    """Return the settings that are not equal as text, which is empty if all are equal.
 
     Args:
         there: the settings in a record.
@@ -334,9 +331,6 @@ def differences(
         but: names of settings that may differ.
         before: settings with the values that count where one of the two lacks a setting, because another version wrote
             it. None stands for the defaults of ``now``, if it is a dataclass.
-
-    Returns:
-        The differences; empty if there are none.
     """
     usual = _defaults(now) if before is None else plain(before)
     then, ours = {**usual, **there}, {**usual, **plain(now)}

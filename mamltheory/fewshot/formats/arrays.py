@@ -28,14 +28,11 @@ def open_npy(file: Path) -> np.ndarray:
 
 
 def open_npz_member(file: Path, name: str) -> np.ndarray:
-    """Read an array of an npz file: mapped in place when it is stored uncompressed, else loaded; never unpickled.
+    """Return an array of an npz file: mapped in place when it is stored uncompressed, else loaded; never unpickled.
 
     Args:
         file: the file.
         name: name of the array.
-
-    Returns:
-        The array.
 
     Raises:
         DataError: the file is damaged, lacks the array, or declares more than it holds.

@@ -14,7 +14,7 @@ from mamltheory.fewshot.formats.category_pickles import (
     read_cache,
     read_category,
 )
-from mamltheory.fewshot.formats.common import SPELLINGS, text_key
+from mamltheory.fewshot.formats.common import SPELLINGS, folder_name, text_key
 from mamltheory.fewshot.formats.listing import hidden
 from mamltheory.fewshot.formats.tiered import PNG_FORMAT, read_png
 from mamltheory.fewshot.safe_pickle import load_pickle
@@ -88,7 +88,7 @@ CONTENT_FORMATS = (
         layout="pickles of data and labels with train, val and test in their names",
         find=_category,
         read=partial(read_category, find=_category),
-        title=lambda folder: folder.resolve().name,
+        title=folder_name,
         statistics=lambda _: None,
         published=lambda _: None,
     ),

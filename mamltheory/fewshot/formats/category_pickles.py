@@ -11,11 +11,12 @@ from mamltheory.fewshot.formats.common import (
     CIFAR_MEAN,
     CIFAR_STD,
     IMAGENET,
+    SPLITS,
     Find,
     Format,
     Options,
     dictionary,
-    first_file,
+    files_named,
     found_file,
     image_array,
     integers,
@@ -26,23 +27,10 @@ from mamltheory.fewshot.images import ImageSplit
 from mamltheory.files import shown
 
 CATEGORY = "miniImageNet_category_split_{}.pickle"
-CATEGORY_PARTS = {"train": "train_phase_train", "val": "val", "test": "test"}
-CACHE_PARTS = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}
-
-
-def find_category(folder: Path, split: str) -> Path | None:
-    """The pickle of a split of mini-ImageNet; for training, that of the images on which RFS trains."""
-    return first_file(folder, [CATEGORY.format(CATEGORY_PARTS[split])])
-
-
-def find_cache(folder: Path, split: str) -> Path | None:
-    """The pickle of a split in the layout of Ren et al."""
-    return first_file(folder, [f"mini-imagenet-cache-{part}.pkl" for part in CACHE_PARTS[split]])
-
-
-def find_cifar(folder: Path, split: str) -> Path | None:
-    """The pickle of a split of CIFAR-FS or FC100, under the name of RFS or of MetaOptNet."""
-    return first_file(folder, [f"{set_}{split}.pickle" for set_ in ("", "CIFAR_FS_", "FC100_")])
+# For training, the images on which RFS trains.
+find_category = files_named(CATEGORY, train=("train_phase_train",))
+find_cache = files_named("mini-imagenet-cache-{}.pkl", val=("val", "validation"))
+find_cifar = files_named("{}.pickle", "CIFAR_FS_{}.pickle", "FC100_{}.pickle")
 
 
 def read_category(folder: Path, split: str, options: Options, find: Find = find_category) -> ImageSplit:
@@ -75,16 +63,13 @@ def category_names(content: Mapping, file: Path) -> dict[int, str]:
 
 
 def read_cache(folder: Path, split: str, options: Options, find: Find = find_cache) -> ImageSplit:
-    """Read images under 'image_data' and, under 'class_dict', the rows of every class by its name.
+    """Return images under 'image_data' and, under 'class_dict', the rows of every class by its name.
 
     Args:
         folder: the data set.
         split: the split.
         options: the size of the images, and where they are written.
         find: finds the file of the split.
-
-    Returns:
-        The split.
 
     Raises:
         DataError: the rows of the classes do not partition the images.
@@ -118,7 +103,7 @@ def _class_name(name: object, file: Path) -> str:
 
 
 def _cifar_name(folder: Path) -> str:
-    named = any((folder / f"FC100_{split}.pickle").is_file() for split in CATEGORY_PARTS)
+    named = any((folder / f"FC100_{split}.pickle").is_file() for split in SPLITS)
     return "FC100" if named or "fc100" in folder.resolve().name.lower() else "CIFAR-FS"
 
 

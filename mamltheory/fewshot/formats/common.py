@@ -83,6 +83,11 @@ class Options:
     notice: Callable[[str], None] = python_warning
 
 
+def folder_name(folder: Path) -> str:
+    """The name of the folder, which is the name of a data set without another one."""
+    return folder.resolve().name
+
+
 @dataclass(frozen=True)
 class Format:
     """One layout on disk.
@@ -102,7 +107,7 @@ class Format:
     layout: str
     find: Find
     read: Callable[[Path, str, Options], ImageSplit]
-    title: Callable[[Path], str]
+    title: Callable[[Path], str] = folder_name
     statistics: Callable[[Path], Statistics | None] = lambda _: None
     published: Callable[[Path], str | None] = lambda _: None
     mirrors: Callable[[Path], bool] = lambda _: True
@@ -122,9 +127,14 @@ class Format:
         return tuple(split for split in SPLITS if self.find(folder, split) is not None)
 
 
-def first_file(folder: Path, names: Sequence[str]) -> Path | None:
-    """The first of these names that is a file in the folder."""
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+def files_named(*patterns: str, **words: Sequence[str]) -> Find:
+    """A search for the first file with the name of a pattern, in which {} is the split or one of ``words[split]``."""
+
+    def find(folder: Path, split: str) -> Path | None:
+        paths = (folder / each.format(word) for each in patterns for word in words.get(split, (split,)))
+        return next((path for path in paths if path.is_file()), None)
+
+    return find
 
 
 def found_file(find: Find, folder: Path, split: str) -> Path:
@@ -138,7 +148,7 @@ def found_file(find: Find, folder: Path, split: str) -> Path:
 def renumbered(
     images: np.ndarray, labels: object, names: Mapping[int, str], split: str, source: Path
 ) -> ImageSplit:
-    """A split with labels 0..n-1.
+    """Return a split with labels 0..n-1.
 
     Args:
         images: the images.
@@ -147,9 +157,6 @@ def renumbered(
             of different splits differ.
         split: the split.
         source: the file, for messages.
-
-    Returns:
-        The split.
 
     Raises:
         DataError: the labels do not fit the images.

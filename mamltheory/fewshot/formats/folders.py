@@ -46,7 +46,7 @@ def read_classes(
     options: Options,
     skipped: Mapping[str, int] | None = None,
 ) -> ImageSplit:
-    """Read the images of classes.
+    """Return the images of classes in the order given.
 
     Args:
         classes: name -> folder, whose images lie at any depth.
@@ -54,9 +54,6 @@ def read_classes(
         split: the split.
         options: the size of the images, where they are written, and who is told about skipped files.
         skipped: reason -> number of files that were skipped before.
-
-    Returns:
-        The split, with the classes in the order given.
 
     Raises:
         DataError: a class has no images.
@@ -115,15 +112,12 @@ def read_flat(folder: Path, split: str, options: Options) -> ImageSplit:
 
 
 def drawn_classes(names: Sequence[str], shares: Sequence[int], seed: int) -> dict[str, list[str]]:
-    """Draw disjoint classes for train, val and test: a function of the arguments alone.
+    """Return disjoint random classes for train, val and test, at least one each: a function of the arguments alone.
 
     Args:
         names: names of the classes, at least three.
         shares: three positive numbers, whose ratios count.
         seed: seed of the draw.
-
-    Returns:
-        The classes of every split, at least one each.
 
     Raises:
         DataError: other shares, or fewer than three classes.
@@ -148,12 +142,10 @@ FOLDER_FORMAT = Format(
     "{train,val,test}/CLASS/*.png, jpg or another image",
     find_folder,
     read_folder,
-    lambda folder: folder.resolve().name,
 )
 FLAT_FORMAT = Format(
     "image folder without splits",
     "CLASS/*.png, jpg or another image, with --split 60/20/20",
     find_flat,
     read_flat,
-    lambda folder: folder.resolve().name,
 )

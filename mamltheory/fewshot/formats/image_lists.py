@@ -13,7 +13,7 @@ from mamltheory.fewshot.formats.common import (
     SPLITS,
     Format,
     Options,
-    first_file,
+    files_named,
     found_file,
     read_json,
     read_text,
@@ -28,16 +28,7 @@ from mamltheory.files import open_regular, reason, shown
 MOST_COLUMNS, MOST_ROWS = 100, 2**22
 COLUMNS = (("label", "filename"), ("class_name", "image_name"))
 """Class and file in the header of a CSV: Ravi and Larochelle's, and easyfsl's."""
-
-
-def find_csv(folder: Path, split: str) -> Path | None:
-    """The list of the images of a split."""
-    return first_file(folder, [f"{split}.csv"])
-
-
-def find_json(folder: Path, split: str) -> Path | None:
-    """The specification of the classes of a split."""
-    return first_file(folder, [f"{split}.json"])
+find_csv, find_json = files_named("{}.csv"), files_named("{}.json")
 
 
 def read_csv(folder: Path, split: str, options: Options) -> ImageSplit:
@@ -97,7 +88,7 @@ def _place(roots: Sequence[Path], pair: tuple[str, str], file: Path) -> tuple[Pa
 
 
 def read_specification(folder: Path, split: str, options: Options) -> ImageSplit:
-    """Read classes by name, with the folder of each under 'class_roots'.
+    """Return classes by name, with the folder of each under 'class_roots'.
 
     The roots in public files begin with a path of their author. Their ends are tried below the folder of the data, the
     longest first.
@@ -106,9 +97,6 @@ def read_specification(folder: Path, split: str, options: Options) -> ImageSplit
         folder: the data set.
         split: the split.
         options: the size of the images, and where they are written.
-
-    Returns:
-        The split.
 
     Raises:
         DataError: a class name occurs twice, or the lists differ in length.
@@ -158,7 +146,6 @@ CSV_FORMAT = Format(
     "{train,val,test}.csv (filename,label or class_name,image_name) + images/",
     find_csv,
     read_csv,
-    lambda folder: folder.resolve().name,
     published=_published,
 )
 JSON_FORMAT = Format(
@@ -166,5 +153,4 @@ JSON_FORMAT = Format(
     "{train,val,test}.json (class_names, class_roots)",
     find_json,
     read_specification,
-    lambda folder: folder.resolve().name,
 )

@@ -69,15 +69,12 @@ def find_parquet(folder: Path, split: str) -> Path | None:
 
 
 def read_parquet(folder: Path, split: str, options: Options) -> ImageSplit:
-    """Read all files of a split; class names come from the files' description of their label column.
+    """Return all files of a split; class names come from the files' description of their label column.
 
     Args:
         folder: the data set.
         split: the split.
         options: the size of the images, and where they are written.
-
-    Returns:
-        The split.
     """
     reader, files = _pyarrow(), shards(folder, split)
     labels: list[Any] = []
@@ -269,5 +266,4 @@ PARQUET_FORMAT = Format(
     "{train,val,test}*.parquet with the columns image and label",
     find_parquet,
     read_parquet,
-    lambda folder: folder.resolve().name,
 )

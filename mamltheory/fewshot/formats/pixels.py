@@ -38,16 +38,13 @@ def _resize_into(images: np.ndarray, target: np.ndarray, size: int, row: int) ->
 
 
 def decoded(images: Iterable[Named], count: int, split: str, options: Options) -> np.ndarray:
-    """Decode images, 512 in one piece of work.
+    """Return decoded images as one uint8 array N×H×W×3; 512 are decoded in one piece of work.
 
     Args:
         images: a name for messages, and a file or its bytes, for each image.
         count: number of images.
         split: the split.
         options: the size of the images, and where they are written; without a size all must have the same one.
-
-    Returns:
-        One uint8 array N×H×W×3.
 
     Raises:
         DataError: an image cannot be read, is too large or has another size, or there are not ``count`` of them.

@@ -55,7 +55,7 @@ def read_prepared(folder: Path, split: str, options: Options) -> ImageSplit:
 
 
 def room_in(folder: Path, split: str, shape: tuple[int, ...]) -> np.memmap:
-    """An array for the images of a split in a file of this layout, for ``Options.allocate``.
+    """Return a memory map for the images of a split in a file of this layout, for ``Options.allocate``.
 
     OSError is raised when the disk has too little space: a later write to the map would end the process.
 
@@ -63,9 +63,6 @@ def room_in(folder: Path, split: str, shape: tuple[int, ...]) -> np.memmap:
         folder: the folder of the data.
         split: the split.
         shape: N×H×W×3.
-
-    Returns:
-        A memory map of the file.
     """
     place = folder / IMAGES.format(split)
     images = np.lib.format.open_memmap(place, "w+", np.uint8, shape)

@@ -13,7 +13,7 @@ from mamltheory.fewshot.formats.common import (
     Format,
     Options,
     dictionary,
-    first_file,
+    files_named,
     found_file,
     image_array,
     renumbered,
@@ -24,21 +24,10 @@ from mamltheory.fewshot.images import ImageSplit
 from mamltheory.fewshot.safe_pickle import load_pickle
 from mamltheory.files import shown
 
-PREFIXES = ("", "tiered-imagenet-")  # the second is that of a copy in a public archive
-
-
-def _find(folder: Path, split: str, kind: str) -> Path | None:
-    return first_file(folder, [f"{prefix}{split}_{kind}" for prefix in PREFIXES])
-
-
-def find_npz(folder: Path, split: str) -> Path | None:
-    """The arrays of a split."""
-    return _find(folder, split, "images.npz")
-
-
-def find_png(folder: Path, split: str) -> Path | None:
-    """The compressed images of a split."""
-    return _find(folder, split, "images_png.pkl")
+# The second name is that of a copy in a public archive.
+find_npz = files_named("{}_images.npz", "tiered-imagenet-{}_images.npz")
+find_png = files_named("{}_images_png.pkl", "tiered-imagenet-{}_images_png.pkl")
+find_labels = files_named("{}_labels.pkl", "tiered-imagenet-{}_labels.pkl")
 
 
 def read_npz(folder: Path, split: str, options: Options) -> ImageSplit:
@@ -50,18 +39,13 @@ def read_npz(folder: Path, split: str, options: Options) -> ImageSplit:
     file = found_file(find_npz, folder, split)
     images = image_array(open_npz_member(file, "images"), file, "images")
     images = fitted(images if options.as_stored else images[..., ::-1], split, options)
-    return renumbered(images, *_labels(find_labels(folder, split), folder), split, file)
-
-
-def find_labels(folder: Path, split: str) -> Path:
-    """The path of the labels of a split, whether the file exists or not."""
-    return _find(folder, split, "labels.pkl") or folder / f"{split}_labels.pkl"
+    return renumbered(images, *_labels(found_file(find_labels, folder, split), folder), split, file)
 
 
 def read_png(
     folder: Path, split: str, options: Options, find: Find = find_png, find_labels: Find = find_labels
 ) -> ImageSplit:
-    """Read a list of encoded images, each a byte array; decoding gives RGB.
+    """Return a split from a list of encoded images, each a byte array; decoding gives RGB.
 
     Args:
         folder: the data set.
@@ -69,9 +53,6 @@ def read_png(
         options: the size of the images, and where they are written; in memory they take 9.5 GB for training.
         find: finds the images of the split.
         find_labels: finds the labels of the split.
-
-    Returns:
-        The split.
 
     Raises:
         DataError: the file holds something else, or the same images many times.
