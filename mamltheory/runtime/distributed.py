@@ -12,10 +12,11 @@ import pickle
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import islice
 from types import FrameType
 from typing import Any, NamedTuple, TypeVar
@@ -284,15 +285,20 @@ def _receive(rank: int) -> Any:
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _explained(what: str, signs: Sequence[str] = ()) -> Iterator[None]:
+    """Raise RankLost instead of a RuntimeError; with ``signs``, only if its message contains one of them."""
     try:
         yield
     except RuntimeError as error:  # every exception of torch.distributed derives from it
         # gloo: "[file:line] what happened. General remarks": the middle is what helps
-        reason = re.sub(r"^\[.*?\] |\. This is typically.*", "", f"{error}".partition("\n")[0])
+        reason = re.sub(r"^\[.*?\] |\. This is typically.*", "", f"{error}".strip().partition("\n")[0])
+        about_ranks = isinstance(error, dist.DistError) or any(sign in reason.lower() for sign in signs)
+        if signs and not about_ranks:
+            raise
+        where = "the last saved state" if signs else "what was saved, with any number of processes"
         raise RankLost(
-            f"{what} ({reason}): its own messages say why; the same command continues from what was saved, "
-            "with any number of processes"
+            f"{what} ({reason or type(error).__name__}): its own messages say why; the same command continues from "
+            f"{where}"
         ) from error
 
 
@@ -328,7 +334,8 @@ def data_parallel(minutes: float = MINUTES_PER_STEP) -> Iterator[World]:
         yield here
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with _lost_process_explained():
+    # The block holds the caller's own code, so only errors that speak of a lost process are translated.
+    with _explained("another process of this job has ended or does not answer", SIGNS_OF_LOSS):
         dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
         try:
             _ignore_repeated_signals()
@@ -338,39 +345,16 @@ def data_parallel(minutes: float = MINUTES_PER_STEP) -> Iterator[World]:
             dist.destroy_process_group()
 
 
-@contextmanager
-def _lost_process_explained() -> Iterator[None]:
-    # The block holds the caller's own code, so only errors that speak of a lost process are translated.
-    try:
-        yield
-    except ConfigurationError:
-        raise
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if not isinstance(error, dist.DistError) and not any(
-            word in reason.lower() for word in SIGNS_OF_LOSS
-        ):
-            raise
-        raise RankLost(
-            f"another process of this job has ended or does not answer ({reason}): its own messages say why; the "
-            "same command continues from the last saved state"
-        ) from error
-
-
 def _ignore_repeated_signals() -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     for number in SIGNALS:
         usual = signal.getsignal(number)
         if callable(usual):
-            signal.signal(number, _Once(usual))
+            signal.signal(number, partial(_once, usual))
 
 
-@dataclass(frozen=True)
-class _Once:
-    usual: Callable[[int, FrameType | None], Any]
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.usual(number, frame)
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
+def _once(usual: Callable[[int, FrameType | None], Any], number: int, frame: FrameType | None) -> None:
+    usual(number, frame)
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)

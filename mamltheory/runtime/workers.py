@@ -161,7 +161,7 @@ def _kill_all() -> None:
 
 
 def _submit(pool: ProcessPoolExecutor, function: Callable[[Item], Result], item: Item) -> Future:
-    with _single_threaded_children(), _signals_blocked():
+    with _environment_of_children(), _signals_blocked():
         return pool.submit(_call, function, item)
 
 
@@ -175,22 +175,20 @@ def _result(future: Future) -> tuple[bool, Any]:
         ) from None
 
 
-class _single_threaded_children:
-    """Set the environment from which children read, when they start, thread counts and their output's encoding."""
-
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    output = "PYTHONIOENCODING"
-
-    def __enter__(self) -> None:
-        self.before = {name: os.environ.get(name) for name in (*self.names, self.output)}
-        os.environ.update(dict.fromkeys(self.names, "1"))
-        if getattr(sys.stdout, "encoding", None) and getattr(sys.stdout, "errors", None):
-            os.environ[self.output] = f"{sys.stdout.encoding}:{sys.stdout.errors}"
-
-    def __exit__(self, *_: object) -> None:
-        for name, value in self.before.items():
+@contextmanager
+def _environment_of_children() -> Iterator[None]:
+    """Set the environment from which processes read, when they start, thread counts and their output's encoding."""
+    wanted = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    if getattr(sys.stdout, "encoding", None) and getattr(sys.stdout, "errors", None):
+        wanted["PYTHONIOENCODING"] = f"{sys.stdout.encoding}:{sys.stdout.errors}"
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
             if value is None:
-                os.environ.pop(name, None)
+                del os.environ[name]
             else:
                 os.environ[name] = value
 

@@ -42,16 +42,16 @@ DRAFT_PIXELS = 2**24
 SLOW: dict[str | None, int] = {"JPEG2000": 4}  # weight of a pixel in formats that decode slowly
 PYTHON_WEIGHT = 64  # the same for decoders that Pillow has in Python
 MOST_PIXELS_IN_THREADS = 2**25 + 2**22
-_TURNS = dict(
-    enumerate(
-        (
-            *(Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM),
-            *(Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE),
-            Image.Transpose.ROTATE_90,
-        ),
-        start=2,
-    )
-)  # EXIF orientation → the transposition that makes the image upright
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""The transposition that makes an image of this EXIF orientation upright."""
 
 
 def rgb_image(name: str, source: Source, size: int | None = None) -> tuple[Image.Image, bool]:
@@ -185,7 +185,7 @@ def _depth(image: Image.Image, rawmode: str, tags: Any) -> int:
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
     try:
-        return _TURNS.get(image.getexif().get(0x0112, 1))
+        return _UPRIGHT.get(image.getexif().get(0x0112, 1))
     except Exception:  # broken metadata do not spoil a picture
         return None
 

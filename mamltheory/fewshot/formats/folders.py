@@ -138,10 +138,7 @@ def drawn_classes(names: Sequence[str], shares: Sequence[int], seed: int) -> dic
 
 
 FOLDER_FORMAT = Format(
-    "image folder",
-    "{train,val,test}/CLASS/*.png, jpg or another image",
-    find_folder,
-    read_folder,
+    "image folder", "{train,val,test}/CLASS/*.png, jpg or another image", find_folder, read_folder
 )
 FLAT_FORMAT = Format(
     "image folder without splits",

@@ -262,8 +262,5 @@ def _whole(data: BytesIO) -> int:
 
 
 PARQUET_FORMAT = Format(
-    "parquet files",
-    "{train,val,test}*.parquet with the columns image and label",
-    find_parquet,
-    read_parquet,
+    "parquet files", "{train,val,test}*.parquet with the columns image and label", find_parquet, read_parquet
 )
