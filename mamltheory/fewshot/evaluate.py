@@ -30,8 +30,7 @@ class FeatureMap:
 
     Attributes:
         network: a network with a method ``features``, in evaluation mode and on the device.
-        mean: channel means on the scale 0..1.
-        std: channel standard deviations on the scale 0..1.
+        mean, std: channel means and standard deviations on the scale 0..1.
         device: device of the network.
         batch_size: images in one pass; at least the support of one task passes together.
     """
@@ -94,16 +93,13 @@ class EvaluationConfig:
 
     Attributes:
         ways: classes of a task.
-        shots: support images per class.
-        queries: query images per class.
+        shots, queries: support and query images per class.
         tasks: number of tasks.
         copies: augmented versions of every support image on which the head is fitted (Appendix E: 5); all of them
             pass the training transform. 0 fits on the images as they are.
         head: the classifier (see :func:`mamltheory.fewshot.heads.make_head`).
         C: inverse of its ℓ2 penalty.
-        padding: as in :class:`Augmentation`.
-        jitter: as in :class:`Augmentation`.
-        flip: as in :class:`Augmentation`.
+        padding, jitter, flip: as in :class:`Augmentation`.
         batch_size: images in one pass through the network.
     """
 

@@ -60,11 +60,8 @@ class ImageData:
 
     Attributes:
         name: name of the data set.
-        train: training classes.
-        val: validation classes.
-        test: test classes.
-        mean: channel means of the training images on the scale 0..1.
-        std: channel standard deviations on the same scale.
+        train, val, test: the three sets of classes.
+        mean, std: channel means and standard deviations of the training images on the scale 0..1.
         mirrors: whether a mirrored image still shows the same class: true of photographs, not of characters.
 
     Raises:

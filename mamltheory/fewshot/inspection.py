@@ -75,8 +75,7 @@ class Overlap:
     """Two classes of different splits that have images in common.
 
     Attributes:
-        first: (split, class).
-        second: (split, class).
+        first, second: (split, class).
         images: number of common images.
         share: the same as a share of the smaller class.
     """

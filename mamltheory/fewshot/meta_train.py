@@ -34,8 +34,7 @@ class MetaTrainConfig:
     Attributes:
         algorithm: "maml" or "anil".
         ways: classes of a task.
-        shots: support images per class.
-        queries: query images per class.
+        shots, queries: support and query images per class.
         tasks: tasks of an outer step.
         inner_steps: steps of the inner loop.
         inner_rate: λ, for the sum of the losses of the support.

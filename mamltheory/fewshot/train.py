@@ -46,16 +46,13 @@ class TrainConfig:
     Attributes:
         batch_size: images of a step, over all processes.
         learning_rate: that of the first epoch.
-        momentum: momentum of SGD.
-        weight_decay: weight decay of SGD.
+        momentum, weight_decay: those of SGD.
         epochs: number of epochs.
         milestones: the last epochs (counted from 1) before the learning rate is multiplied by ``decay``: with
             (60, 80), 61 and 81 are the first epochs with a lower rate, as in RFS.
         decay: factor of the learning rate at a milestone.
         drop_path: drop-path probability in the last epoch, up to which it grows linearly.
-        padding: as in :class:`Augmentation`.
-        jitter: as in :class:`Augmentation`.
-        flip: as in :class:`Augmentation`.
+        padding, jitter, flip: as in :class:`Augmentation`.
         precision: number format (see :mod:`mamltheory.fewshot.execution`).
         seed: seed of order, augmentation and drop path.
     """

@@ -23,8 +23,7 @@ class Inputs:
     Attributes:
         image_size: side of the square images in pixels.
         classes: number of training classes, one logit each.
-        mean: channel means on the scale 0..1.
-        std: channel standard deviations on the scale 0..1.
+        mean, std: channel means and standard deviations on the scale 0..1.
         mirrors: whether a mirrored image shows the same class.
     """
 

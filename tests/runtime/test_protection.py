@@ -1,4 +1,4 @@
-"""What a run has measured is noticed when it changes, and what is read beside a writer is never called broken."""
+"""What a run has measured is noticed when it changes, and a state that is read while another process writes is never called broken."""
 
 import json
 import os

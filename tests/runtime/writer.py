@@ -1,4 +1,4 @@
-"""Saves states as fast as it can until it is killed; started by the kill test in a process of its own."""
+"""Saves states as fast as it can until it is killed; the kill test starts it in a separate process."""
 
 import sys
 from pathlib import Path
