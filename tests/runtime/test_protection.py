@@ -1,4 +1,4 @@
-"""What a run has measured is noticed when it changes, and a state that is read while another process writes is never called broken."""
+"""Changes of measurements are noticed, and a state that is read during a write is never called broken."""
 
 import json
 import os
