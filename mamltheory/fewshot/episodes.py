@@ -79,7 +79,6 @@ def sample_episodes(
     queries: int,
     seed: int,
     index: int = 0,
-    disjoint_classes: bool = False,
 ) -> tuple[Episode, ...]:
     """Return a batch of episodes in which no image occurs twice: a pure function of (seed, index).
 
@@ -93,7 +92,6 @@ def sample_episodes(
         queries: query images per class.
         seed: seed of the sequence of batches.
         index: number of the batch.
-        disjoint_classes: whether each class, too, occurs in only one episode.
 
     Raises:
         ConfigurationError: the split is too small.
@@ -109,12 +107,11 @@ def sample_episodes(
             raise ConfigurationError(
                 f"after {number} of {count} episodes only {len(open_classes)} classes have {shots + queries} "
                 f"unused images, {ways} are needed: lower the number of tasks, ways, shots or queries"
-                + (", or allow shared classes" if disjoint_classes else "")
             )
         classes = random.choice(open_classes, ways, replace=False)
         images = np.stack([unused[c][: shots + queries] for c in classes])
         for c in classes:
-            unused[c] = unused[c][:0] if disjoint_classes else unused[c][shots + queries :]
+            unused[c] = unused[c][shots + queries :]
         episodes.append(Episode(classes, images[:, :shots], images[:, shots:]))
     return tuple(episodes)
 
@@ -169,9 +166,7 @@ def episode_tasks(
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    features: Tensor | None = None,
     centred: bool = False,
-    disjoint_classes: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> tuple[Task, ...]:
@@ -187,26 +182,15 @@ def episode_tasks(
         index: number of the batch.
         mean: channel means on the scale 0..1.
         std: channel standard deviations on the scale 0..1.
-        features: one row for each image of the split; then the inputs are these rows instead of images.
         centred: whether 1/ways is subtracted from the labels.
-        disjoint_classes: whether each class occurs in only one task.
         dtype: dtype of the tasks.
         device: device of the tasks.
-
-    Raises:
-        ShapeError: ``features`` has another number of rows.
     """
-    if features is not None and len(features) != len(split):
-        raise ShapeError(
-            f"features have {len(features)} rows for a split of {len(split)} images: give one for each"
-        )
 
     def inputs(indices: np.ndarray) -> Tensor:
-        if features is not None:
-            return features[torch.from_numpy(indices.ravel()).to(features.device)].to(device)
         return normalise(take(split.images, indices.ravel(), device), mean, std)
 
-    episodes = sample_episodes(split, count, ways, shots, queries, seed, index, disjoint_classes)
+    episodes = sample_episodes(split, count, ways, shots, queries, seed, index)
     return tuple(episode_task(e, inputs(e.query), inputs(e.support), centred, dtype) for e in episodes)
 
 

@@ -316,15 +316,12 @@ def _see_one_gpu(local_rank: int) -> None:
 
 
 @contextmanager
-def data_parallel(minutes: float = MINUTES_PER_STEP) -> Iterator[World]:
+def data_parallel() -> Iterator[World]:
     """Join the ranks of torchrun for steps that they compute together.
 
     Within the block the first signal is noted (see ``interrupt``) and further ones are ignored: a terminal sends
     Ctrl-C to every process, and torchrun sends it once more. A stopped process ends the others (see ``heartbeat``);
     when one ends, the others raise RankLost.
-
-    Args:
-        minutes: how long a rank waits in a step for others that are alive.
 
     Yields:
         The world; a world of one without torchrun.
@@ -336,7 +333,7 @@ def data_parallel(minutes: float = MINUTES_PER_STEP) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     # The block holds the caller's own code, so only errors that speak of a lost process are translated.
     with _explained("another process of this job has ended or does not answer", SIGNS_OF_LOSS):
-        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+        dist.init_process_group(backend, timeout=timedelta(minutes=MINUTES_PER_STEP))
         try:
             _ignore_repeated_signals()
             with heartbeats(here.rank, here.size):
