@@ -17,7 +17,7 @@ from experiments.settings import shares_of
 from mamltheory.errors import DataError, printable
 from mamltheory.fewshot.datasets import complete, load_data, refuse_needless_split
 from mamltheory.fewshot.formats import Options, recognise
-from mamltheory.fewshot.formats.common import SPLITS, in_memory, unwatched
+from mamltheory.fewshot.formats.common import SPLITS, in_memory, no_progress
 from mamltheory.fewshot.formats.prepared import IMAGES, LABELS, UNFINISHED, room_in, write_prepared
 from mamltheory.fewshot.formats.tiered import NPZ_FORMAT
 from mamltheory.fewshot.glyphs import GLYPH_SETS, contact_sheet, glyph_count
@@ -61,7 +61,7 @@ def read(settings: Data) -> Report:
     if layout is not NPZ_FORMAT:
         _refuse_as_stored(settings, layout.name)
     splits, problems, left_out = {}, [], []
-    refuse_needless_split(layout, folder, options_of(settings, unwatched, left_out))
+    refuse_needless_split(layout, folder, options_of(settings, no_progress, left_out))
     for split in SPLITS:
         if layout.find(folder, split) is None:
             problems.append(f"{folder}: {split} is missing; expected {layout.layout}: add its files")

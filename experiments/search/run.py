@@ -31,8 +31,7 @@ from mamltheory.nas.search.rounds import chunks, is_finished
 from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.nas.search.state import SearchState, state_from_json, state_to_json
 from mamltheory.rng import generator
-from mamltheory.runtime.checkpoint import check_state, load
-from mamltheory.runtime.checkpoint import save as save_state
+from mamltheory.runtime.checkpoint import check_state, load_state, save_state
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.distributed import processes, spread_over
 from mamltheory.runtime.progress import stage
@@ -181,7 +180,7 @@ def write_state(settings: Search, saved: Saved) -> None:
 
 def saved_search(settings: Search) -> Saved:
     """The newest good state of the run folder, or the full supernet."""
-    checkpoint = load(settings.out / "state", report=print)
+    checkpoint = load_state(settings.out / "state", report=print)
     if checkpoint is None:
         return Saved(SearchState())
     check_state(checkpoint, Kept)

@@ -14,7 +14,7 @@ from experiments.studies.measurements import Record
 from experiments.studies.settings import WAYS, Correlation
 from experiments.studies.study import measured
 from mamltheory.fewshot.episodes import sample_episode, sample_episodes
-from mamltheory.fewshot.evaluate import EvaluationConfig, evaluate
+from mamltheory.fewshot.evaluate import EvaluationConfig, evaluate_network
 from mamltheory.fewshot.images import ImageData, normalise, take
 from mamltheory.fewshot.train import TrainConfig, start_training, train_epoch
 from mamltheory.nas.genotype import Genotype, random_genotype
@@ -96,7 +96,7 @@ def accuracy(settings: Correlation, network: Network, data: ImageData, shots: in
     config = EvaluationConfig(
         WAYS, shots, QUERIES, settings.test_tasks, copies=0, head="logistic", flip=data.mirrors
     )
-    result = evaluate(network, data.test, data.mean, data.std, config, settings.seed, device=device)
+    result = evaluate_network(network, data.test, data.mean, data.std, config, settings.seed, device=device)
     return result.interval.mean
 
 

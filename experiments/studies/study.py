@@ -8,7 +8,7 @@ from mamltheory.runtime.device import environment
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, read_record, replace_file, to_json
 from mamltheory.runtime.runlog import open_run, recorded
-from mamltheory.runtime.temporary import sweep
+from mamltheory.runtime.temporary import remove_stale
 from mamltheory.runtime.workers import ON_ONE_THREAD, workers
 from mamltheory.strict_json import sealed
 
@@ -39,7 +39,7 @@ def measured(
         (*STUDY_FREE, *counts, *ON_ONE_THREAD),
         known=(MEASUREMENTS,),
     )
-    sweep(folder, alone=True)
+    remove_stale(folder, alone=True)
     found = {
         name: read_record(path, dict, AGAIN) for name in items if (path := folder / f"{name}.json").exists()
     }

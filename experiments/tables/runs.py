@@ -26,7 +26,7 @@ from experiments.training.trained import saved_genotype
 from mamltheory.nas.genotype import Genotype, random_genotype
 from mamltheory.nas.sizes import random_genotype_like
 from mamltheory.rng import generator
-from mamltheory.runtime.checkpoint import check_state, load
+from mamltheory.runtime.checkpoint import check_state, load_state
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.runlog import RUN_FILE, differences, read_run
 from mamltheory.runtime.workers import workers
@@ -114,7 +114,7 @@ def trained(settings: Table, run: Run) -> dict[str, object] | None:
     record = finished(training, "train")
     if record is None or not run.genotype.exists():
         return None
-    checkpoint = load(training.out / "state", report=print)
+    checkpoint = load_state(training.out / "state", report=print)
     if checkpoint is None:
         return record  # the weights were removed; the record stays true
     check_state(checkpoint, train.Kept)

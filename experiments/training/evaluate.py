@@ -15,8 +15,7 @@ from experiments.runs import FREE
 from experiments.training.evaluation_settings import Evaluate
 from experiments.training.trained import read_training
 from mamltheory.errors import CheckpointError
-from mamltheory.fewshot.evaluate import Evaluation, EvaluationConfig, batches
-from mamltheory.fewshot.evaluate import evaluate as evaluate_network
+from mamltheory.fewshot.evaluate import Evaluation, EvaluationConfig, batches, evaluate_network
 from mamltheory.fewshot.images import ImageData, ImageSplit
 from mamltheory.files import shown
 from mamltheory.nas.network import Network, parameter_count

@@ -20,8 +20,7 @@ from mamltheory.fewshot.meta_train import (
     start_meta_training,
 )
 from mamltheory.rng import derived_seed
-from mamltheory.runtime.checkpoint import load
-from mamltheory.runtime.checkpoint import save as save_state
+from mamltheory.runtime.checkpoint import load_state, save_state
 from mamltheory.runtime.device import choose_device, environment
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.runlog import RunLog, check_complete, open_run, read_metrics, recorded
@@ -54,7 +53,7 @@ def run(settings: MetaTrain) -> int:
     log = open_run(settings.out, "meta-train", settings, settings.seed, where, (*FREE, "save_minutes"))
     with recorded(log, f"python -m experiments meta-train --config {quoted(settings.out)}"):
         before = evaluate(state, settings)
-        checkpoint = load(settings.out / "state", report=print)
+        checkpoint = load_state(settings.out / "state", report=print)
         if checkpoint is not None:
             state = restore_meta_training(state, checkpoint.tensors, checkpoint.state)
             lines_of(settings, state.step)

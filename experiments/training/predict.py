@@ -13,11 +13,11 @@ from experiments.training.evaluation_settings import Predict
 from experiments.training.trained import read_training
 from mamltheory.errors import DataError, printable
 from mamltheory.fewshot.augment import Augmentation
+from mamltheory.fewshot.evaluate import Predictions, predict
 from mamltheory.fewshot.formats.common import Options
-from mamltheory.fewshot.formats.folders import kinds
-from mamltheory.fewshot.formats.listing import class_folders, image_files, told, total
+from mamltheory.fewshot.formats.folders import usual_suffixes
+from mamltheory.fewshot.formats.listing import class_folders, image_files, in_words, total
 from mamltheory.fewshot.formats.pixels import decoded
-from mamltheory.fewshot.predict import Predictions, predict
 from mamltheory.runtime.device import choose_device, environment
 from mamltheory.runtime.records import replace_file
 from mamltheory.runtime.runlog import open_run, recorded
@@ -81,7 +81,7 @@ def find_images(folder: Path) -> UserTask:
     Raises DataError when a folder is missing, a class is empty, there are fewer than two classes, or a link
     leads out of the folder.
     """
-    layout = f"expected {folder}/support/CLASS/*.png for every class and {folder}/query/*.png (or {kinds()})"
+    layout = f"expected {folder}/support/CLASS/*.png for every class and {folder}/query/*.png (or {usual_suffixes()})"
     for part in ("support", "query"):
         if not (folder / part).is_dir():
             raise DataError(f"there is no folder {folder / part}: {layout}")
@@ -96,7 +96,7 @@ def find_images(folder: Path) -> UserTask:
     lists = {**{f"support/{name}": found for name, found in support.items()}, "query": query}
     for name, found in lists.items():
         if not found.files:
-            but = f" that is read (it holds {told(found.left_out)})" if found.left_out else ""
+            but = f" that is read (it holds {in_words(found.left_out)})" if found.left_out else ""
             raise DataError(f"{folder / name} holds no image{but}: {layout}")
     if len(support) < 2:
         raise DataError(f"{folder}/support has {len(support)} classes, a choice needs at least 2: {layout}")
@@ -168,7 +168,7 @@ def summary(task: UserTask, predictions: Predictions, settings: Predict) -> list
     if task.left_out:
         count = sum(task.left_out.values())
         lines.append(
-            f"{count} other files were left out: {told(task.left_out)}; images are {kinds()} and others"
+            f"{count} other files were left out: {in_words(task.left_out)}; images are {usual_suffixes()} and others"
         )
     if not predictions.converged:
         lines.append("the classifier did not converge: lower C")

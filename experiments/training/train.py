@@ -14,21 +14,18 @@ from experiments.plotting import curve, figure, save
 from experiments.runs import FREE, Pauses, leading_stage, numbers_of, quoted, without_paths
 from experiments.training.settings import Train
 from mamltheory.errors import CheckpointError
-from mamltheory.fewshot.evaluate import EvaluationConfig
-from mamltheory.fewshot.evaluate import evaluate as evaluate_network
+from mamltheory.fewshot.evaluate import EvaluationConfig, evaluate_network
 from mamltheory.fewshot.execution import Execution
 from mamltheory.fewshot.images import ImageData
-from mamltheory.fewshot.inputs import inputs_of
 from mamltheory.fewshot.resnet import resnet12
 from mamltheory.fewshot.train import TrainConfig, TrainState, start_training, train_epoch
-from mamltheory.fewshot.training_state import restore, state_tensors
+from mamltheory.fewshot.training_state import inputs_of, restore, state_tensors
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import derived_network, parameter_count
 from mamltheory.rng import derived_seed
-from mamltheory.runtime.checkpoint import check_state, load
-from mamltheory.runtime.checkpoint import save as save_state
-from mamltheory.runtime.data_parallel import Team, team
+from mamltheory.runtime.checkpoint import check_state, load_state, save_state
 from mamltheory.runtime.device import choose_device, environment
+from mamltheory.runtime.distributed import World, data_parallel
 from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.runlog import RunLog, check_complete, open_run, read_metrics, recorded
 
@@ -55,31 +52,31 @@ class Kept(TypedDict):
 def run(settings: Train) -> int:
     """Train the network of the settings and draw the learning curve; returns 0."""
     genotype = read_genotype(settings.genotype) if settings.network == "cells" else None
-    with team() as crew:
-        train(settings, genotype, crew)
-        if crew.leads:
+    with data_parallel() as world:
+        train(settings, genotype, world)
+        if world.leads:
             draw_curves(settings)
     return 0
 
 
-def train(settings: Train, genotype: Genotype | None, crew: Team | None = None) -> torch.nn.Module:
+def train(settings: Train, genotype: Genotype | None, world: World | None = None) -> torch.nn.Module:
     """Run or take up the training in its run folder; on a CPU interruptions change no bit of the result."""
-    crew = crew or Team()
-    device = choose_device(crew.device_name(settings.device)).device
+    world = world or World()
+    device = choose_device(world.device_name(settings.device)).device
     data = data_of(settings)
     network = new_network(settings, genotype, inputs_of(data).classes)
-    execution = Execution(settings.channels_last, settings.compile, crew.rank, crew.size)
+    execution = Execution(settings.channels_last, settings.compile, world.rank, world.size)
     state = start_training(network, data, config_of(settings, data), device, execution)
-    with _record(settings, crew, device) as log:
-        checkpoint = load(settings.out / "state", report=print)
+    with _record(settings, world, device) as log:
+        checkpoint = load_state(settings.out / "state", report=print)
         if checkpoint is not None:
             check_state(checkpoint, Kept)
             _check_genotype(checkpoint.state["genotype"], genotype, settings)
             state = restore(state, checkpoint.tensors, checkpoint.state)
             if log is not None:
                 lines_of(settings, state.epoch)
-        crew.check_same((state.epoch, state.step), "epoch and step")
-        state = _remaining_steps(state, genotype, settings, crew, log)
+        world.check_same((state.epoch, state.step), "epoch and step")
+        state = _remaining_steps(state, genotype, settings, world, log)
     if log is not None:
         log.close(epochs=state.epoch, parameters=parameter_count(network))
     # What is evaluated now and what is loaded later should agree to the last bit.
@@ -87,29 +84,29 @@ def train(settings: Train, genotype: Genotype | None, crew: Team | None = None) 
 
 
 @contextmanager
-def _record(settings: Train, crew: Team, device: torch.device) -> Iterator[RunLog | None]:
+def _record(settings: Train, world: World, device: torch.device) -> Iterator[RunLog | None]:
     """The run's record, for the process that writes; the others have none."""
-    again = continue_with(settings, crew.size)
-    if not crew.leads:
+    again = continue_with(settings, world.size)
+    if not world.leads:
         try:
             yield None
         except Interrupted as stop:
             raise stop.saved(again) from None
         return
-    where = environment(device) | ({"processes": crew.size} if crew.size > 1 else {})
+    where = environment(device) | ({"processes": world.size} if world.size > 1 else {})
     log = open_run(settings.out, "train", settings, settings.seed, where, (*FREE, "save_minutes"))
     with recorded(log, again):
         yield log
 
 
 def _remaining_steps(
-    state: TrainState, genotype: Genotype | None, settings: Train, crew: Team, log: RunLog | None
+    state: TrainState, genotype: Genotype | None, settings: Train, world: World, log: RunLog | None
 ) -> TrainState:
     """All steps that are left; the state is saved after every epoch, after so many minutes, and at a stop."""
     name = json.loads(json.dumps(genotype.to_json())) if genotype is not None else None
     left = (settings.epochs - state.epoch) * state.steps - state.step
-    with leading_stage(f"train ({settings.out.name})", left, crew.leads) as advance:
-        pauses = Pauses(settings.save_minutes, crew.any, advance, settings.batch_size)
+    with leading_stage(f"train ({settings.out.name})", left, world.leads) as advance:
+        pauses = Pauses(settings.save_minutes, world.any, advance, settings.batch_size)
         while state.epoch < settings.epochs:
             pauses.note = f"epoch {state.epoch + 1}/{settings.epochs}"
             state, metrics = train_epoch(state, pauses)

@@ -14,10 +14,9 @@ from experiments.training.settings import Train
 from experiments.training.train import Kept, continue_with, new_network
 from mamltheory.errors import CheckpointError, DataError, GenotypeError
 from mamltheory.fewshot.images import ImageData
-from mamltheory.fewshot.inputs import Inputs, inputs_of, recorded_inputs
-from mamltheory.fewshot.training_state import load_weights, same_images
+from mamltheory.fewshot.training_state import Inputs, inputs_of, load_weights, recorded_inputs, same_images
 from mamltheory.nas.genotype import Genotype
-from mamltheory.runtime.checkpoint import Checkpoint, check_state, load
+from mamltheory.runtime.checkpoint import Checkpoint, check_state, load_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +56,7 @@ def read_training(folder: Path) -> Trained:
         (folder / "run.json").is_file(), f"{folder} is no run folder: train first, or name another folder"
     )
     settings = dataclasses.replace(settings_from(Train, read_config(folder, "train")), out=folder)
-    checkpoint = load(folder / "state", report=print)
+    checkpoint = load_state(folder / "state", report=print)
     if checkpoint is not None:
         check_state(checkpoint, Kept)
     if checkpoint is None or checkpoint.state["epoch"] < settings.epochs:

@@ -1,7 +1,7 @@
 """The training transform of RFS (Appendix E) on a batch: random crop, colour jitter, flip, normalisation.
 
-All draws come from a generator, are made before any pixel is touched, and belong to single images; applying
-them is deterministic. Hence images may be cut into batches in any way, on any device.
+All random numbers come from a generator, are drawn before any pixel is touched, and belong to single images. To
+apply them is deterministic. So the images may be cut into batches in any way, on any device.
 """
 
 import math
@@ -23,9 +23,11 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's conversion to grey
 class Augmentation:
     """Settings of the training transform; the defaults are those of RFS.
 
-    `padding`: zero pixels added on every side before a window of the original size is cut out at random;
-    None for the rule of :func:`default_padding`. `jitter`: brightness, contrast and saturation are each
-    multiplied by a factor from [1 - jitter, 1 + jitter]. `flip`: mirror half of the images (not characters).
+    Attributes:
+        padding: zero pixels added on every side before a window of the original size is cut out at random; None for
+            the rule of :func:`default_padding`.
+        jitter: brightness, contrast and saturation are each multiplied by a factor from [1 - jitter, 1 + jitter].
+        flip: whether half of the images are mirrored (wrong for characters).
     """
 
     padding: int | None = None
@@ -43,10 +45,13 @@ class Augmentation:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """What was drawn for each of B images: window offsets, mirroring, factors and order of the colour
-    changes.
+    """The random numbers of the transform for each of B images.
 
-    factors are (brightness, contrast, saturation); order holds which of the three comes first, second, third.
+    Attributes:
+        offsets: (row, column) by which the window is shifted, in pixels.
+        mirrored: whether the image is mirrored.
+        factors: of brightness, contrast and saturation.
+        order: which of these three changes comes first, second and third.
     """
 
     offsets: Int64[Tensor, "B 2"]
@@ -56,12 +61,19 @@ class Draws:
 
 
 def default_padding(image_size: int) -> int:
-    """⌈8/84 of the side⌉: 8 pixels at 84 as for mini-ImageNet, 4 at 32 as RFS has it for CIFAR-FS."""
+    """⌈8/84 of the side⌉: 8 pixels at 84 as for mini-ImageNet, 4 at 32 as in RFS for CIFAR-FS."""
     return math.ceil(image_size * 8 / 84)
 
 
-def draw(settings: Augmentation, image_size: int, count: int, random: torch.Generator) -> Draws:
-    """The random part of the transform for `count` images; `random` is a CPU generator."""
+def draw_augmentation(settings: Augmentation, image_size: int, count: int, random: torch.Generator) -> Draws:
+    """Return the random numbers of the transform for ``count`` images.
+
+    Args:
+        settings: the settings of the transform.
+        image_size: side of the images in pixels.
+        count: number of images.
+        random: a CPU generator.
+    """
     padding = default_padding(image_size) if settings.padding is None else settings.padding
     offsets = torch.randint(0, 2 * padding + 1, (count, 2), generator=random)
     mirrored = torch.rand(count, generator=random) < (0.5 if settings.flip else 0.0)
@@ -70,14 +82,14 @@ def draw(settings: Augmentation, image_size: int, count: int, random: torch.Gene
     return Draws(offsets - padding, mirrored, factors, order)
 
 
-def join(parts: Sequence[Draws]) -> Draws:
-    """The draws of several batches as those of one."""
+def join_draws(parts: Sequence[Draws]) -> Draws:
+    """The draws of several batches as those of one batch."""
     names = ("offsets", "mirrored", "factors", "order")
     return Draws(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
-def part(draws: Draws, rows: slice) -> Draws:
-    """The draws of some images of a batch."""
+def select_draws(draws: Draws, rows: slice) -> Draws:
+    """The draws of a slice of the batch."""
     return Draws(draws.offsets[rows], draws.mirrored[rows], draws.factors[rows], draws.order[rows])
 
 
@@ -88,8 +100,20 @@ def apply_draws(
     std: Sequence[float],
     layout: torch.memory_format = torch.contiguous_format,
 ) -> Float[Tensor, "B 3 H W"]:
-    """The transformed images (float32, normalised) for given draws, on the device of the images, in a memory
-    layout. Nothing waits for the device.
+    """Transform images with given draws; no step waits for the device.
+
+    Args:
+        images: the images.
+        draws: one draw for each image, on the CPU.
+        mean: channel means on the scale 0..1.
+        std: channel standard deviations on the scale 0..1.
+        layout: memory format of the result.
+
+    Returns:
+        The transformed and normalised images (float32) on the device of ``images``.
+
+    Raises:
+        ShapeError: there is not one draw for each image.
     """
     if len(images) != len(draws.order):
         raise ShapeError(
@@ -113,19 +137,27 @@ def augment(
     std: Sequence[float],
     random: torch.Generator,
 ) -> Float[Tensor, "B 3 H W"]:
-    """The training transform with fresh draws: random crop, colour jitter, flip, (x − mean)/std."""
-    return apply_draws(images, draw(settings, images.shape[1], len(images), random), mean, std)
+    """Return images after the training transform with new draws: random crop, colour jitter, flip, (x − mean)/std.
+
+    Args:
+        images: the images.
+        settings: the settings of the transform.
+        mean: channel means on the scale 0..1.
+        std: channel standard deviations on the scale 0..1.
+        random: a CPU generator.
+    """
+    return apply_draws(images, draw_augmentation(settings, images.shape[1], len(images), random), mean, std)
 
 
 def crop(
     images: UInt8[Tensor, "B H W 3"], offsets: Int64[Tensor, "B 2"], mirrored: Bool[Tensor, " B"]
 ) -> UInt8[Tensor, "B H W 3"]:
-    """Each image shifted by its (row, column) offset with zeros moving in, then mirrored if so marked.
+    """Return each image shifted by its offset, with zeros outside, and then mirrored where ``mirrored`` says so.
 
-    Equal to padding with zeros and cutting out a window of the original size; one gather of whole pixels.
+    This equals padding with zeros and cutting out a window of the original size. It is one gather of whole pixels.
     """
     count, height, width, _ = images.shape
-    padding = int(offsets.abs().max()) if count else 0  # of draws on the CPU: no wait for the device
+    padding = int(offsets.abs().max()) if count else 0  # the draws are on the CPU: no wait for the device
     offsets, mirrored = (x.to(images.device, non_blocking=True) for x in (offsets, mirrored))
     # A pixel as one 4-byte word: the gather moves words instead of bytes, about twice as fast.
     padded = images.new_zeros(count, height + 2 * padding, width + 2 * padding, 4)
@@ -141,11 +173,11 @@ def crop(
 def colour_jitter(
     pixels: Float[Tensor, "B 3 H W"], factors: Float[Tensor, "B 3"], order: Int64[Tensor, "B 3"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """Brightness, contrast and saturation of images on 0..1, in an order of its own for every image.
+    """Return images on 0..1 with changed brightness, contrast and saturation, in the order drawn for each image.
 
-    All three blend with a base, base + f·(x − base), clamped to 0..1: black for brightness, the mean grey of
-    the image for contrast, its grey version for saturation. The order is drawn per image as in the RFS
-    transform; as all three have one form it costs nothing to mix them within a batch.
+    All three changes blend with a base, base + f·(x − base), clamped to 0..1. The base is black for brightness, the
+    mean grey of the image for contrast, and its grey version for saturation. The order is drawn per image as in the
+    RFS transform. All three have one form, so it costs nothing to mix them within a batch.
     """
     red, green, blue = LUMA
     for position in range(3):

@@ -1,7 +1,7 @@
 """Conv4, the network of MAML's experiments (Table 1): four blocks of convolution, norm, ReLU and pooling.
 
-The norm is GroupNorm, as in the search: batch statistics would make the output for one sample depend on the others,
-and the inner loop of the theory has none. It has as many parameters as BatchNorm.
+The norm is GroupNorm, as in the search: with batch statistics the output for one sample would depend on the others,
+which the inner loop of the theory excludes. GroupNorm has as many parameters as BatchNorm.
 """
 
 import torch
@@ -19,7 +19,13 @@ MOST_GROUPS = 8
 class Conv4(nn.Module):
     """Four blocks of equal width and a linear head on the flattened result; made with weights by :func:`conv4`.
 
-    Raises ConfigurationError for images that four poolings use up, or fewer than two channels.
+    Args:
+        ways: number of outputs.
+        image_size: side of the images in pixels, at least 16.
+        channels: width of the blocks, at least 2.
+
+    Raises:
+        ConfigurationError: one of the numbers is too small.
     """
 
     def __init__(self, ways: int, image_size: int, channels: int = 32) -> None:
@@ -54,11 +60,17 @@ class Conv4(nn.Module):
 
 
 def conv4(ways: int, image_size: int, seed: int, channels: int = 32) -> Conv4:
-    """Conv4 with weights W ~ N(0, 2/fan_in) drawn from (seed, name of the layer), no biases, and a head of zeros.
+    """Return Conv4 with weights W ~ N(0, 2/fan_in) drawn from (seed, name of the layer), zero biases, and a zero head.
 
-    So f₀ = 0 exactly (Assumption 5), and with centred labels the first inner step has no part along the common
-    mean of the features, whose eigenvalue is a hundred times the others' and would set the limit of the inner rate.
-    At 84 pixels and 5 ways it has 32,901 parameters, the 30k of Table 1.
+    So f₀ = 0 exactly (Assumption 5). With centred labels the first inner step has no component along the common mean
+    of the features, whose eigenvalue is a hundred times larger than the others and would limit the inner rate.
+    With 84 pixels and 5 ways the network has 32,901 parameters, the 30k of Table 1.
+
+    Args:
+        ways: number of outputs.
+        image_size: side of the images in pixels.
+        seed: seed of the weights.
+        channels: width of the blocks.
     """
     network = Conv4(ways, image_size, channels)
     for name, module in network.named_modules():
@@ -66,7 +78,8 @@ def conv4(ways: int, image_size: int, seed: int, channels: int = 32) -> Conv4:
             draw = torch.randn(module.weight.shape, generator=generator(seed, f"weights {name}"))
             with torch.no_grad():
                 module.weight.copy_(draw * (2 / module.weight[0].numel()) ** 0.5)
-            nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    module.bias.zero_()
     nn.init.zeros_(network.classifier.weight)
     nn.init.zeros_(network.classifier.bias)
     return network

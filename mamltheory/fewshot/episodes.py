@@ -18,9 +18,12 @@ ClassIndex = Sequence[np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """One few-shot task as indices: `classes` (ways), `support` (ways × shots), `query` (ways × queries).
+    """One few-shot task as indices; i is the label of classes[i] within the episode.
 
-    Row i of support and query holds images of classes[i]; i is the label within the episode.
+    Attributes:
+        classes: the classes; ways.
+        support: the images in row i are of classes[i]; ways × shots.
+        query: the same; ways × queries.
     """
 
     classes: np.ndarray
@@ -41,10 +44,18 @@ class Episode:
 def sample_episode(
     split: ImageSplit | ClassIndex, ways: int, shots: int, queries: int, seed: int, index: int
 ) -> Episode:
-    """Episode number `index`: a pure function of (seed, index), no image both support and query.
+    """Return an episode in which no image is both support and query: a pure function of (seed, index).
 
-    Raises ConfigurationError when the split has fewer classes than ways, DataError when one of its classes
-    has fewer than shots + queries images.
+    Args:
+        split: the images, or the indices of every class.
+        ways: number of classes; at most those of the split.
+        shots: support images per class.
+        queries: query images per class.
+        seed: seed of the sequence of episodes.
+        index: number of the episode.
+
+    Raises:
+        DataError: a class has fewer than shots + queries images.
     """
     members = _members(split)
     _check_counts(ways, shots, queries, len(members))
@@ -68,12 +79,22 @@ def sample_episodes(
     queries: int,
     seed: int,
     index: int = 0,
-    disjoint_classes: bool = False,
 ) -> tuple[Episode, ...]:
-    """A batch of episodes in which no image occurs twice, nor any class if `disjoint_classes`.
+    """Return a batch of episodes in which no image occurs twice: a pure function of (seed, index).
 
-    A repeated image would make the joint kernel of the batch singular. A pure function of (seed, index); a
-    longer batch begins with the shorter one. Raises ConfigurationError when the split is too small for that.
+    A repeated image would make the joint kernel of the batch singular. A longer batch begins with the shorter one.
+
+    Args:
+        split: the images, or the indices of every class.
+        count: number of episodes.
+        ways: number of classes.
+        shots: support images per class.
+        queries: query images per class.
+        seed: seed of the sequence of batches.
+        index: number of the batch.
+
+    Raises:
+        ConfigurationError: the split is too small.
     """
     members = _members(split)
     _check_counts(ways, shots, queries, len(members))
@@ -86,20 +107,17 @@ def sample_episodes(
             raise ConfigurationError(
                 f"after {number} of {count} episodes only {len(open_classes)} classes have {shots + queries} "
                 f"unused images, {ways} are needed: lower the number of tasks, ways, shots or queries"
-                + (", or allow shared classes" if disjoint_classes else "")
             )
         classes = random.choice(open_classes, ways, replace=False)
         images = np.stack([unused[c][: shots + queries] for c in classes])
         for c in classes:
-            unused[c] = unused[c][:0] if disjoint_classes else unused[c][shots + queries :]
+            unused[c] = unused[c][shots + queries :]
         episodes.append(Episode(classes, images[:, :shots], images[:, shots:]))
     return tuple(episodes)
 
 
 def one_hot(labels: np.ndarray, ways: int, centred: bool = False) -> Tensor:
-    """One-hot rows in float64, minus 1/ways each if `centred` (then every row and a balanced column sum to
-    0).
-    """
+    """One-hot rows in float64; if ``centred``, 1/ways is subtracted, so rows and balanced columns sum to 0."""
     return torch.eye(ways, dtype=torch.float64)[torch.from_numpy(labels)] - (1.0 / ways if centred else 0.0)
 
 
@@ -110,10 +128,20 @@ def episode_task(
     centred: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Task:
-    """The task of Section 3 for an episode, given its inputs (images or features) in the order of the
-    indices.
+    """The task of Section 3 for an episode.
 
-    The dtype is that of the inputs unless another one is given; the labels go to their device.
+    Args:
+        episode: the episode.
+        query_x: images or features of ``episode.query.ravel()``.
+        support_x: images or features of ``episode.support.ravel()``.
+        centred: whether 1/ways is subtracted from the one-hot labels.
+        dtype: dtype of the task; by default that of ``query_x``.
+
+    Returns:
+        The task, with labels on the device of ``query_x``.
+
+    Raises:
+        ShapeError: there is not one input for each index.
     """
     if len(query_x) != episode.query.size or len(support_x) != episode.support.size:
         raise ShapeError(
@@ -138,29 +166,31 @@ def episode_tasks(
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    features: Tensor | None = None,
     centred: bool = False,
-    disjoint_classes: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> tuple[Task, ...]:
-    """A batch of few-shot tasks without repeated images: normalised images n×3×H×W with one-hot labels.
+    """Return the tasks of the episodes of :func:`sample_episodes`: normalised images n×3×H×W with one-hot labels.
 
-    The episodes are those of :func:`sample_episodes`; mean and std are channel statistics on the scale 0..1.
-    With `features` (one row for each image of the split) the inputs are rows of it instead of images.
-    `centred` subtracts 1/ways from the labels.
+    Args:
+        split: the images.
+        count: number of tasks.
+        ways: number of classes.
+        shots: support images per class.
+        queries: query images per class.
+        seed: seed of the sequence of batches.
+        index: number of the batch.
+        mean: channel means on the scale 0..1.
+        std: channel standard deviations on the scale 0..1.
+        centred: whether 1/ways is subtracted from the labels.
+        dtype: dtype of the tasks.
+        device: device of the tasks.
     """
-    if features is not None and len(features) != len(split):
-        raise ShapeError(
-            f"features have {len(features)} rows for a split of {len(split)} images: give one for each"
-        )
 
     def inputs(indices: np.ndarray) -> Tensor:
-        if features is not None:
-            return features[torch.from_numpy(indices.ravel()).to(features.device)].to(device)
         return normalise(take(split.images, indices.ravel(), device), mean, std)
 
-    episodes = sample_episodes(split, count, ways, shots, queries, seed, index, disjoint_classes)
+    episodes = sample_episodes(split, count, ways, shots, queries, seed, index)
     return tuple(episode_task(e, inputs(e.query), inputs(e.support), centred, dtype) for e in episodes)
 
 

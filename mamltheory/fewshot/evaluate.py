@@ -1,33 +1,106 @@
-"""Few-shot accuracy of a trained network (Section 6, Appendix E): a linear head for each task, on frozen
-features.
+"""Few-shot accuracy and predictions of a trained network (Section 6, Appendix E).
+
+A linear head is fitted for each task on frozen features of unit norm: of the query images as they are, and of augmented
+copies of the support images.
 """
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import joblib
 import numpy as np
 import torch
 
-from mamltheory.errors import ConfigurationError
-from mamltheory.fewshot.augment import Augmentation
+from mamltheory.errors import ConfigurationError, DataError
+from mamltheory.fewshot.augment import Augmentation, apply_draws, draw_augmentation, join_draws
 from mamltheory.fewshot.episodes import Episode, sample_episode
-from mamltheory.fewshot.features import FeatureMap, tasks_at_once
-from mamltheory.fewshot.heads import Head, fit_predict, make_head
-from mamltheory.fewshot.images import ImageSplit, resident
+from mamltheory.fewshot.heads import Head, fit_confidence, fit_predict, make_head, unit_norm
+from mamltheory.fewshot.images import ImageSplit, normalise, resident, take
 from mamltheory.fewshot.statistics import Interval, mean_interval
+from mamltheory.rng import generator
+
+Images = np.ndarray | torch.Tensor
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """``network.features``, scaled to unit norm; the result does not depend on how the images are cut into batches.
+
+    Attributes:
+        network: a network with a method ``features``, in evaluation mode and on the device.
+        mean, std: channel means and standard deviations on the scale 0..1.
+        device: device of the network.
+        batch_size: images in one pass; at least the support of one task passes together.
+    """
+
+    network: torch.nn.Module
+    mean: Sequence[float]
+    std: Sequence[float]
+    device: torch.device | str = "cpu"
+    batch_size: int = 256
+
+    def __call__(self, x: torch.Tensor) -> np.ndarray:
+        """Rows of length 1 in float64 for normalised images B×3×H×W."""
+        with torch.no_grad():
+            return unit_norm(self.network.features(x).cpu().numpy())  # type: ignore[operator]
+
+    def plain(self, images: Images, rows: np.ndarray) -> np.ndarray:
+        """Features of the images as they are, one row each."""
+        batches = np.split(rows, range(self.batch_size, len(rows), self.batch_size))
+        parts = [self(normalise(take(images, part, self.device), self.mean, self.std)) for part in batches]
+        return np.concatenate(parts)
+
+    def supports(
+        self, images: Images, supports: Sequence[np.ndarray], settings: Augmentation, copies: int, seed: int
+    ) -> Iterator[np.ndarray]:
+        """The support features of each task, whose augmentation is a pure function of (seed, the task's number).
+
+        Args:
+            images: the images.
+            supports: the rows of every task in ``images``, equally many.
+            settings: the training transform.
+            copies: augmented copies of every image; 0 takes the images once, as they are.
+            seed: seed of the augmentation.
+
+        Yields:
+            The features of a task, copy by copy, each copy in the order of the rows.
+        """
+        size, count = images.shape[1], len(supports[0]) * max(copies, 1)
+        together = _tasks_per_batch(count, self.batch_size)
+        for first in range(0, len(supports), together):
+            group = range(first, min(first + together, len(supports)))
+            rows = np.concatenate([np.tile(supports[i], max(copies, 1)) for i in group])
+            pixels = take(images, rows, self.device)
+            if copies:
+                streams = (generator(seed, "support augmentation", i) for i in group)
+                draws = join_draws([draw_augmentation(settings, size, count, stream) for stream in streams])
+                x = apply_draws(pixels, draws, self.mean, self.std)
+            else:
+                x = normalise(pixels, self.mean, self.std)
+            yield from self(x).reshape(len(group), count, -1)
+
+
+def _tasks_per_batch(count: int, batch_size: int) -> int:
+    """How many tasks with ``count`` support images each pass through the network together."""
+    return max(1, batch_size // count)
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Settings of the evaluation; the defaults are RFS's and the paper's where it names them.
+    """Settings of the evaluation; the defaults are those of RFS, or of the paper where it names them.
 
-    `copies`: augmented versions of every support image, all of them through the training transform, of which
-    the head is fitted on (Appendix E: 5); 0 fits on the images as they are. `head` and `C`: see
-    :func:`mamltheory.fewshot.heads.make_head`. `padding`, `jitter` and `flip` are those of
-    :class:`Augmentation`. `batch_size` images go through the network at once.
+    Attributes:
+        ways: classes of a task.
+        shots, queries: support and query images per class.
+        tasks: number of tasks.
+        copies: augmented versions of every support image on which the head is fitted (Appendix E: 5); all of them
+            pass the training transform. 0 fits on the images as they are.
+        head: the classifier (see :func:`mamltheory.fewshot.heads.make_head`).
+        C: inverse of its ℓ2 penalty.
+        padding, jitter, flip: as in :class:`Augmentation`.
+        batch_size: images in one pass through the network.
     """
 
     ways: int = 5
@@ -57,16 +130,20 @@ class EvaluationConfig:
         self.augmentation()
 
     def augmentation(self) -> Augmentation:
-        """The settings of the transform of the support images."""
+        """The transform of the support images."""
         return Augmentation(self.padding, self.jitter, self.flip)
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Results of one network on a sequence of tasks, with everything that decides them.
+    """Results of one network on a sequence of tasks.
 
-    `correct`: of every task, how many of its ways · queries images were recognised. `tasks_digest`
-    identifies the images of all tasks; `unconverged` counts the tasks whose head stopped early.
+    Attributes:
+        config: the settings.
+        seed: seed of the tasks.
+        correct: for every task, how many of its ways · queries images were recognised.
+        unconverged: number of tasks whose head stopped early.
+        tasks_digest: identifies the images of all tasks.
     """
 
     config: EvaluationConfig
@@ -101,10 +178,16 @@ class Evaluation:
 
 
 def paired_difference(first: Evaluation, second: Evaluation) -> Interval:
-    """Mean of (first − second) accuracy with its 95 % interval, over the same tasks.
+    """Return the mean of (first − second) accuracy with its 95 % interval, over the same tasks.
 
-    The tasks' own difficulty cancels, so this is much narrower than the two intervals. Raises
-    ConfigurationError when the two were not evaluated on the same tasks.
+    The difficulty of the tasks cancels, so this interval is much narrower than the two separate ones.
+
+    Args:
+        first: one evaluation.
+        second: the other one, which is subtracted.
+
+    Raises:
+        ConfigurationError: the two were not evaluated on the same tasks.
     """
     if first.tasks_digest != second.tasks_digest:
         raise ConfigurationError(
@@ -114,7 +197,7 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Interval:
     return mean_interval(first.accuracies - second.accuracies)
 
 
-def evaluate(
+def evaluate_network(
     network: torch.nn.Module,
     split: ImageSplit,
     mean: Sequence[float],
@@ -125,11 +208,22 @@ def evaluate(
     device: torch.device | str = "cpu",
     jobs: int = 1,
 ) -> Evaluation:
-    """Accuracies on `config.tasks` tasks of a split, each a pure function of (seed, its number).
+    """Return the accuracies on tasks of a split, each a pure function of (seed, its number).
 
-    Features are `network.features` in evaluation mode, scaled to unit norm. Query images are not augmented,
-    so each passes through the network once, however many tasks use it. `jobs` processes fit the heads; the
-    result does not depend on it. The network is moved to the device and left in its mode.
+    Query images are not augmented, so each passes through the network once, however many tasks use it.
+
+    Args:
+        network: a network with a method ``features``; it is moved to the device and left in its mode.
+        split: the images.
+        mean: channel means on the scale 0..1.
+        std: channel standard deviations on the scale 0..1.
+        config: the settings.
+        seed: seed of the tasks and of the augmentation.
+        device: where the features are computed.
+        jobs: processes that fit the heads; the result does not depend on it.
+
+    Raises:
+        ConfigurationError: jobs is below 1.
     """
     if jobs < 1:
         raise ConfigurationError(f"jobs is {jobs}: give the number of processes, at least 1")
@@ -146,7 +240,7 @@ def evaluate(
             config.copies,
             seed,
         )
-        # Support features are made while the heads are fitted: all of them together may fill gigabytes.
+        # Support features are computed while the heads are fitted: all of them together may fill gigabytes.
         results = joblib.Parallel(n_jobs=jobs)(
             joblib.delayed(_correct)(
                 config.head,
@@ -166,9 +260,9 @@ def evaluate(
 
 
 def batches(split: ImageSplit, config: EvaluationConfig, seed: int) -> int:
-    """How many batches of images :func:`evaluate` passes through the network: to tell how far it is."""
+    """How many batches of images :func:`evaluate_network` passes through the network, for a progress bar."""
     supports = config.ways * config.shots * max(config.copies, 1)
-    together = tasks_at_once(supports, config.batch_size)
+    together = _tasks_per_batch(supports, config.batch_size)
     queries = len(_queries(_episodes(split, config, seed)))
     return math.ceil(queries / config.batch_size) + math.ceil(config.tasks / together)
 
@@ -179,7 +273,7 @@ def _episodes(split: ImageSplit, config: EvaluationConfig, seed: int) -> list[Ep
 
 
 def _queries(episodes: Sequence[Episode]) -> np.ndarray:
-    """The images that are some task's query, each once."""
+    """The images that are a query of some task, each once."""
     return np.unique(np.concatenate([episode.query.ravel() for episode in episodes]))
 
 
@@ -196,3 +290,68 @@ def _digest(split: ImageSplit, episodes: Sequence[Episode]) -> str:
         for part in (episode.classes, episode.support, episode.query):
             digest.update(np.ascontiguousarray(part, dtype="<i8").tobytes())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Predicted classes of query images.
+
+    Attributes:
+        labels: the class of each image.
+        confidence: how sure the head is (see :func:`fit_confidence`).
+        converged: whether the fit of the head converged.
+    """
+
+    labels: np.ndarray
+    confidence: np.ndarray
+    converged: bool
+
+
+def predict(
+    network: torch.nn.Module,
+    support: np.ndarray,
+    labels: np.ndarray,
+    query: np.ndarray,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    head: Head = "logistic",
+    C: float = 1.0,
+    copies: int = 5,
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Predictions:
+    """Return the classes of query images by a head that is fitted on support images.
+
+    Args:
+        network: a network with a method ``features``; it is moved to the device and left in its mode.
+        support: uint8 n×H×W×3.
+        labels: n whole numbers, at least two different ones.
+        query: uint8 m×H×W×3.
+        mean: channel means on the scale 0..1.
+        std: channel standard deviations on the scale 0..1.
+        head: the classifier.
+        C: inverse of its ℓ2 penalty.
+        copies: augmented versions of every support image; 0 takes the images as they are.
+        augmentation: the transform of the support images; by default that of RFS.
+        seed: seed of the augmentation.
+        device: where the features are computed.
+
+    Raises:
+        DataError: the images differ in size, or there is only one class.
+    """
+    if support.shape[1:] != query.shape[1:] or len(np.unique(labels)) < 2:
+        raise DataError(
+            f"got support images of shape {support.shape[1:]} in {len(np.unique(labels))} classes and query "
+            f"images of shape {query.shape[1:]}: give images of one size and at least two classes"
+        )
+    mode = network.training
+    features = FeatureMap(network.to(device).eval(), mean, std, device)
+    try:
+        rows = [np.arange(len(support))]
+        (augmented,) = features.supports(support, rows, augmentation or Augmentation(), copies, seed)
+        queries = features.plain(query, np.arange(len(query)))
+    finally:
+        network.train(mode)
+    return Predictions(*fit_confidence(head, C, augmented, np.tile(labels, max(copies, 1)), queries))

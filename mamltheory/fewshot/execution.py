@@ -1,23 +1,73 @@
-"""How the steps of a training are computed: memory layout, compilation, and processes that share a batch.
+"""How the steps of a training are computed: number format, memory layout, compilation, and several processes.
 
-None of it is part of the recipe: the results agree up to rounding, except that several processes draw drop-path
-masks of their own, and that batch statistics on a CPU are those of the process (on CUDA they are synchronised).
+The number format belongs to the recipe. Weights, sums of gradients, batch statistics and the loss are float32 in every
+format. float16 has too few exponents for small gradients, so the loss is scaled up before the backward pass and the
+gradients are scaled down after it.
+
+The layout, the compilation and the number of processes do not belong to the recipe: results agree up to rounding, with
+two exceptions. Several processes draw different drop-path masks, and on a CPU the batch statistics are those of the
+process (on CUDA they are synchronised).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 
 from mamltheory.errors import ConfigurationError
 
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+ACTIVATIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise ConfigurationError for an unknown format, and for TF32 on a device without it (CPUs)."""
+    if precision not in get_args(Precision):
+        raise ConfigurationError(f"precision is {precision!r}: expected fp32, tf32, bf16 or fp16")
+    if precision == "tf32" and device.type != "cuda":
+        raise ConfigurationError(
+            f"precision is tf32, which {device.type} does not have: take fp32 or bf16, or a CUDA device"
+        )
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """The context of a forward pass; without effect for fp32 and tf32."""
+    dtype = ACTIVATIONS.get(precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def gradient_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
+    """The scaling of the loss, in effect for fp16 alone; its state belongs to the state of the training."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+@contextmanager
+def float32_products(precision: Precision) -> Iterator[None]:
+    """Within the block CUDA multiplies float32 numbers in full precision for fp32, and with TF32 otherwise."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = precision != "fp32"
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
+
 
 @dataclass(frozen=True)
 class Execution:
-    """``channels_last``: pixels, not channels, are the slow axis of images and filters; ``compiled``: the blocks
-    of the network go through torch.compile; ``rank`` of ``size`` processes, which cut every batch in equal parts.
+    """The part of this process in the steps; several processes need a process group of torch.distributed.
 
-    Several processes need a process group of torch.distributed. Raises ConfigurationError for a rank outside.
+    Attributes:
+        channels_last: whether the channel is the fastest axis of images and filters in memory.
+        compiled: whether the blocks of the network pass through torch.compile.
+        rank: number of this process.
+        size: number of processes, which cut every batch into equal parts.
+
+    Raises:
+        ConfigurationError: the rank is outside the processes.
     """
 
     channels_last: bool = True
@@ -35,7 +85,7 @@ class Execution:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def part(self, batch_size: int) -> slice:
-        """The rows of a batch that fall to this process; raises ConfigurationError for parts of different sizes."""
+        """The rows of a batch for this process; raises ConfigurationError for parts of different sizes."""
         if batch_size % self.size:
             raise ConfigurationError(
                 f"batch_size {batch_size} cannot be cut into {self.size} equal parts: take a number of processes "
@@ -46,25 +96,20 @@ class Execution:
 
 
 def placed(network: nn.Module, device: torch.device, execution: Execution) -> nn.Module:
-    """The network on the device, in the layout, with synchronised batch statistics where processes share CUDA.
-
-    SyncBatchNorm exists on CUDA alone. The names in the state_dict do not change.
-    """
+    """The network on the device and in the layout, with SyncBatchNorm where several processes use CUDA."""
     if execution.size > 1 and device.type == "cuda":
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    return network.to(device=device, memory_format=execution.layout)
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # keeps the names in the state_dict
+    return network.to(device=device, memory_format=execution.layout)  # type: ignore[call-overload]
 
 
 def runner(network: nn.Module, device: torch.device, execution: Execution) -> nn.Module:
-    """The module that a training step calls: the network, compiled and data-parallel if so asked.
-
-    Gradients of data-parallel processes are averaged, so that with equal parts they are those of the batch.
-    """
+    """The module that a training step calls: the network, compiled and data-parallel if ``execution`` says so."""
     if execution.compiled:
         compile_blocks(network)
     if execution.size == 1:
         return network
     devices = [device] if device.type == "cuda" else None
+    # It averages the gradients of the processes: with equal parts they are those of the batch.
     # Some cells have edges that nothing uses, whose weights get no gradient.
     return nn.parallel.DistributedDataParallel(network, device_ids=devices, find_unused_parameters=True)
 
@@ -72,7 +117,7 @@ def runner(network: nn.Module, device: torch.device, execution: Execution) -> nn
 def compile_blocks(network: nn.Module) -> None:
     """Compile, in place, every outermost nn.Sequential.
 
-    What lies between the blocks draws drop-path masks from seeded generators, which a compiled graph cannot hold.
+    The code between the blocks draws drop-path masks from seeded generators, which a compiled graph cannot hold.
     """
     if isinstance(network, nn.Sequential):
         network.compile()

@@ -1,7 +1,7 @@
 """Shapes of characters from the fonts that matplotlib ships: characters, their faces, and look-alikes."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 MASK_SIZE = 48  # pixels of a square mask; the longer side of the shape fills MASK_SIZE - 8
 FEWEST_FACES = 6
-LOOK_ALIKE = 0.88  # cosine of two coarse, centred, size-normalised shapes above which they are one class
+LOOK_ALIKE = 0.88  # two coarse, centred, size-normalised shapes with a larger cosine are one class
 
 _UPRIGHT = (
     "DejaVuSans",
@@ -29,7 +29,7 @@ _SLANTED = (
 _STIX = ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta")
 # Their tables hold other shapes outside ASCII.
 _COMPUTER_MODERN = ("cmr10", "cmb10", "cmss10", "cmti10", "cmtt10")
-# Left out: LastResortHE covers every code point with a placeholder, STIXNonUni and STIXSiz use private ones.
+# Not used: LastResortHE covers every code point with a placeholder, STIXNonUni and STIXSiz use private ones.
 
 # First and last code point of scripts and kinds of symbols. Split by script, as Omniglot is by alphabet.
 SCRIPTS = {
@@ -69,10 +69,7 @@ def _font(face: str) -> ImageFont.FreeTypeFont:
 
 
 def faces_of(code: int) -> tuple[str, ...]:
-    """The faces in which a character is drawn with its own shape.
-
-    Cyrillic comes without italics, whose letters have other shapes (и is drawn like u).
-    """
+    """Return the faces that have the shape of a character; Cyrillic italics have other shapes (и is drawn like u)."""
     cyrillic = 0x400 <= code <= 0x4FF
     faces = _UPRIGHT + (("STIXGeneral", "STIXGeneralBol") if cyrillic else _SLANTED + _STIX)
     covered = tuple(face for face in faces if code in _charmap(face))
@@ -81,9 +78,7 @@ def faces_of(code: int) -> tuple[str, ...]:
 
 @cache
 def glyph_mask(code: int, face: str) -> np.ndarray | None:
-    """The shape of a character, centred and scaled to a square mask (uint8), or None for blanks and mere
-    dots.
-    """
+    """The shape of a character, centred and scaled to a square mask (uint8), or None for blanks and dots."""
     font = _font(face)
     left, top, right, bottom = font.getbbox(chr(code))
     width, height = int(right - left), int(bottom - top)
@@ -104,15 +99,19 @@ def glyph_mask(code: int, face: str) -> np.ndarray | None:
 
 def shapes_of(code: int) -> np.ndarray:
     """All faces of a character as masks: faces × MASK_SIZE × MASK_SIZE, uint8."""
-    return np.stack([mask for face in faces_of(code) if (mask := glyph_mask(code, face)) is not None])
+    return np.stack(list(_masks(code)))
+
+
+def _masks(code: int) -> Iterator[np.ndarray]:
+    return (mask for face in faces_of(code) if (mask := glyph_mask(code, face)) is not None)
 
 
 @cache
 def distinct_characters(split: str) -> tuple[int, ...]:
-    """The characters of "train", "val" or "test" that no earlier character looks like, simple ones first.
+    """Return the characters of "train", "val" or "test" without look-alikes of earlier ones, plain letters first.
 
-    Look-alikes are searched over all three splits (Greek capitals repeat Latin ones), so that no test class
-    is a training class under another name. Letters with diacritics come after the plain ones.
+    Look-alikes are searched over all three splits (Greek capitals repeat Latin ones), so that no test class is a
+    training class under another name.
     """
     return _distinct_by_split()[split]
 
@@ -140,19 +139,17 @@ def _drawn(code: int, faces: Sequence[str]) -> bool:
 
 
 def likeness(codes: Sequence[int]) -> np.ndarray:
-    """How alike characters look: cosines of their shapes at 16 × 16, the larger one of a sans and a serif
-    face.
-    """
+    """Cosines of the shapes of characters at 16 × 16, the larger of those in a sans and in a serif face."""
     return np.maximum(*(shapes @ shapes.T for shapes in (_coarse(codes, 0), _coarse(codes, 4))))
 
 
 def _coarse(codes: Sequence[int], upright: int) -> np.ndarray:
-    """Unit vectors of the shapes in one upright face, or in the first face of a character that lacks it."""
+    """Unit vectors of the shapes in one upright face, or in the first face of a character that is not in it."""
     side = MASK_SIZE // 16
     rows = []
     for code in codes:
         mask = glyph_mask(code, face) if code in _charmap(face := _UPRIGHT[upright]) else None
-        mask = glyph_mask(code, faces_of(code)[0]) if mask is None else mask
+        mask = next(_masks(code)) if mask is None else mask
         rows.append(mask.reshape(16, side, 16, side).mean((1, 3)).ravel())
     coarse = np.stack(rows)
     return coarse / np.linalg.norm(coarse, axis=1, keepdims=True)

@@ -1,8 +1,7 @@
-"""The embedded few-shot data: characters in random faces, positions, colours and textures. Nothing is
-downloaded.
+"""The embedded few-shot data: characters in random faces, positions, colours and textures, without a download.
 
-A class is a Unicode character, a sample one of its faces under a random affine map, in a random colour on a
-random background. Training, validation and test classes come from different scripts.
+A class is a Unicode character. A sample is one of its faces under a random affine map, in a random colour on a random
+background. Training, validation and test classes come from different scripts.
 """
 
 import unicodedata
@@ -16,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mamltheory.errors import ConfigurationError
-from mamltheory.fewshot.formats.common import unwatched
+from mamltheory.fewshot.formats.common import no_progress
 from mamltheory.fewshot.glyph_shapes import SCRIPTS, distinct_characters, shapes_of
 from mamltheory.fewshot.images import ImageData, ImageSplit, channel_statistics
 from mamltheory.rng import generator, numpy_generator
@@ -28,7 +27,7 @@ SCALE = (0.62, 1.0)  # part of the image side that the mask fills
 SHIFT = 0.12
 CONTRAST = 0.35  # least difference of brightness between ink and background, before noise
 NOISE = 0.06
-AT_ONCE = 32  # images: memory that is taken and given back for hundreds of them costs as much as drawing
+AT_ONCE = 32  # images in one piece of work: to allocate memory for hundreds of them costs as much as drawing
 
 GLYPH_SETS: dict[str, dict[str, int]] = {
     "glyphs": {
@@ -51,11 +50,18 @@ two minutes to draw)."""
 
 
 def named_glyphs(
-    name: str, image_size: int | None = None, seed: int = 0, advance: Callable[[int], None] = unwatched
+    name: str, image_size: int | None = None, seed: int = 0, advance: Callable[[int], None] = no_progress
 ) -> ImageData:
-    """A data set of :data:`GLYPH_SETS`, at its own size or another; raises ConfigurationError for another name.
+    """Return a data set of :data:`GLYPH_SETS`.
 
-    `advance(n)` is called when n more images are drawn.
+    Args:
+        name: its name.
+        image_size: side of the images in pixels; None for the size of the set.
+        seed: seed of the classes and images.
+        advance: is called with n when n more images are drawn.
+
+    Raises:
+        ConfigurationError: another name.
     """
     if name not in GLYPH_SETS:
         raise ConfigurationError(
@@ -67,7 +73,7 @@ def named_glyphs(
 
 
 def glyph_count(name: str) -> int:
-    """Number of images of a data set of :data:`GLYPH_SETS`, of all splits together."""
+    """Number of images of a data set of :data:`GLYPH_SETS` in all splits."""
     sizes = GLYPH_SETS[name]
     return sizes["samples_per_class"] * sum(sizes[f"{split}_classes"] for split in ("train", "val", "test"))
 
@@ -79,14 +85,24 @@ def glyph_data(
     test_classes: int = 32,
     samples_per_class: int = 30,
     seed: int = 0,
-    advance: Callable[[int], None] = unwatched,
+    advance: Callable[[int], None] = no_progress,
 ) -> ImageData:
-    """Few-shot images of characters, a deterministic function of the arguments.
+    """Return few-shot images of characters: a deterministic function of the arguments.
 
-    The classes are drawn by the seed among the distinct characters of each split, plain ones before letters
-    with diacritics. A character's images depend on (image_size, samples_per_class, seed) and itself alone,
-    not on which other characters were drawn. `advance(n)` is called when n more images are drawn. Raises
-    ConfigurationError when a split has fewer characters, or below 8 pixels.
+    The classes are drawn among the distinct characters of each split, plain ones before letters with diacritics. The
+    images of a character depend on (image_size, samples_per_class, seed), not on the other characters.
+
+    Args:
+        image_size: side of the images, at least 8 pixels.
+        train_classes: number of training classes.
+        val_classes: number of validation classes.
+        test_classes: number of test classes.
+        samples_per_class: images per class.
+        seed: seed of the classes and images.
+        advance: is called with n when n more images are drawn.
+
+    Raises:
+        ConfigurationError: a split has fewer characters, or a number is too small.
     """
     if image_size < 8 or samples_per_class < 1:
         raise ConfigurationError(
@@ -104,8 +120,15 @@ def glyph_data(
 
 
 def choose_characters(split: str, count: int, seed: int) -> tuple[int, ...]:
-    """`count` code points of a split: a random choice, in which diacritics are used only when plain ones run
-    out.
+    """Return random code points of a split; letters with diacritics are used only when plain ones run out.
+
+    Args:
+        split: "train", "val" or "test".
+        count: number of code points.
+        seed: seed of the choice.
+
+    Raises:
+        ConfigurationError: the split has fewer characters.
     """
     available = distinct_characters(split)
     if not 1 <= count <= len(available):
@@ -119,8 +142,13 @@ def choose_characters(split: str, count: int, seed: int) -> tuple[int, ...]:
 
 
 def contact_sheet(split: ImageSplit, classes: int = 16, samples: int = 12, gap: int = 2) -> np.ndarray:
-    """A picture of a split as one uint8 image: rows are classes, columns samples, white gaps of `gap`
-    pixels.
+    """Return a picture of a split as one uint8 image.
+
+    Args:
+        split: the images.
+        classes: number of rows.
+        samples: number of columns.
+        gap: width of the white gaps in pixels.
     """
     classes = min(classes, len(split.class_names))
     samples = min(samples, min(len(members) for members in split.members[:classes]))
@@ -145,10 +173,17 @@ def _draw_split(
 
 
 def draw_character(code: int, size: int, samples: int, seed: int) -> np.ndarray:
-    """Random images of one character: uint8 samples × size × size × 3."""
+    """Return random images of one character: uint8 samples × size × size × 3.
+
+    Args:
+        code: its code point.
+        size: side of the images in pixels.
+        samples: number of images.
+        seed: seed of the images.
+    """
     random = generator(seed, "glyph images", code)
     masks = torch.from_numpy(shapes_of(code))
-    # Every face is used before one comes back: few samples still show as many faces as there are.
+    # Every face is used before one is repeated, so a few samples still show all faces.
     faces = torch.randperm(len(masks), generator=random).repeat(-(-samples // len(masks)))[:samples]
     maps, colours = _affine_maps(samples, random), _colours(samples, random)
     images = np.empty((samples, size, size, 3), dtype=np.uint8)

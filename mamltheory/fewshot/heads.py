@@ -1,7 +1,7 @@
-"""The classifiers that are fitted to the support features of a task (Section 6, Appendix E)."""
+"""The classifiers that are fitted on the support features of a task (Section 6, Appendix E)."""
 
 import warnings
-from typing import Literal, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -16,11 +16,19 @@ Head = Literal["logistic", "svc", "svc-scaled", "nearest-centroid"]
 SMALLEST_NORM = 1e-12
 
 
-def unit_norm(features: np.ndarray) -> np.ndarray:
-    """Rows of length 1 in float64; a row of zeros stays zero instead of becoming NaN.
+@runtime_checkable
+class Classifier(Protocol):
+    """The methods of scikit-learn that a head has; after the fit it also has the attribute ``classes_``."""
 
-    Raises ValueRangeError for NaN or infinite features.
-    """
+    def fit(self, support: np.ndarray, labels: np.ndarray) -> Any:
+        """Fit to n×d features and n labels."""
+
+    def predict(self, query: np.ndarray) -> np.ndarray:
+        """The labels of m×d features."""
+
+
+def unit_norm(features: np.ndarray) -> np.ndarray:
+    """Rows of length 1 in float64 (a zero row stays zero); raises ValueRangeError for NaN or infinite features."""
     if not np.isfinite(features).all():
         raise ValueRangeError(
             "the network's features contain NaN or infinite entries: its training diverged, use an earlier "
@@ -30,16 +38,21 @@ def unit_norm(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), SMALLEST_NORM)
 
 
-def make_head(head: Head, C: float = 1.0) -> object:
-    """An unfitted classifier with the methods fit and predict of scikit-learn.
+def make_head(head: Head, C: float = 1.0) -> Classifier:
+    """Return an unfitted classifier.
 
     - "logistic": multinomial logistic regression with ℓ2 penalty 1/C.
     - "svc": linear SVC on the features as they are. The paper's C of 0.2 to 0.75 only has an effect here.
-    - "svc-scaled": the same after scaling every feature to variance 1, as in the released code; nearly
-      always in the hard-margin regime, where C hardly matters.
+    - "svc-scaled": the same after scaling every feature to variance 1, as in the released code. It is nearly always
+      in the hard-margin regime, where C hardly matters.
     - "nearest-centroid": the nearest mean feature; C has no meaning.
 
-    Raises ConfigurationError for another name or a C that is not positive and finite.
+    Args:
+        head: one of these names.
+        C: inverse of the ℓ2 penalty.
+
+    Raises:
+        ConfigurationError: another name, or a C that is not positive and finite.
     """
     if head not in get_args(Head):
         raise ConfigurationError(f"head is {head!r}: expected one of {', '.join(get_args(Head))}")
@@ -72,11 +85,18 @@ class _NearestCentroid:
 def fit_predict(
     head: Head, C: float, support: np.ndarray, labels: np.ndarray, query: np.ndarray
 ) -> tuple[np.ndarray, bool]:
-    """Predicted labels of the query features, and whether the fit converged.
+    """Fit a head and predict the labels of the query features.
 
-    support: n×d, labels: n, query: m×d, all as they are to be used (see :func:`unit_norm`). scikit-learn's
-    warning that the iterations ran out becomes the second return value, for the caller to count; other
-    warnings pass.
+    Args:
+        head: name of the classifier.
+        C: inverse of the ℓ2 penalty.
+        support: features n×d, already scaled (see :func:`unit_norm`).
+        labels: n labels.
+        query: features m×d, already scaled.
+
+    Returns:
+        The labels of the queries, and whether the fit converged. The second value replaces the ConvergenceWarning
+        of scikit-learn, so that the caller can count; other warnings pass.
     """
     classifier, converged = _fitted(head, C, support, labels, query)
     return classifier.predict(query), converged
@@ -85,11 +105,21 @@ def fit_predict(
 def fit_confidence(
     head: Head, C: float, support: np.ndarray, labels: np.ndarray, query: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    """As :func:`fit_predict`, with how sure the head is of each prediction in between.
+    """As :func:`fit_predict`, and how sure the head is of each prediction.
 
-    "logistic": the probability of the predicted class. The SVCs: its least decision value against another
-    class, where 1 is the margin and a negative value means that the vote of the pairs overruled one of them.
-    "nearest-centroid": how much farther the next centroid is, as a difference of squared distances.
+    "logistic": the probability of the predicted class. The SVCs: its smallest decision value against another class,
+    where 1 is the margin and a negative value means that the vote of the pairs overruled one of them.
+    "nearest-centroid": the squared distance to the second nearest centroid minus that to the nearest.
+
+    Args:
+        head: name of the classifier.
+        C: inverse of the ℓ2 penalty.
+        support: features n×d, already scaled.
+        labels: n labels.
+        query: features m×d, already scaled.
+
+    Returns:
+        The labels of the queries, the confidence of each, and whether the fit converged.
     """
     classifier, converged = _fitted(head, C, support, labels, query)
     predictions = classifier.predict(query)
@@ -105,12 +135,12 @@ def fit_confidence(
     return predictions, confidence, converged
 
 
-def _pairwise_decisions(classifier: object, query: np.ndarray) -> np.ndarray:
+def _pairwise_decisions(classifier: Any, query: np.ndarray) -> np.ndarray:
     """Entry (q, i, j): the decision value of query q for class i against class j; ∞ for i = j."""
     svc = classifier if isinstance(classifier, SVC) else classifier[-1]
     svc.decision_function_shape = "ovo"
     values, ways = classifier.decision_function(query), len(classifier.classes_)
-    # With two classes scikit-learn's sign is for the second one, with more it is for the first of a pair.
+    # With two classes the sign of scikit-learn is for the second one, with more for the first of a pair.
     columns = -values[:, None] if ways == 2 else values
     decisions = np.full((len(query), ways, ways), np.inf)
     first, second = np.triu_indices(ways, 1)
@@ -120,7 +150,7 @@ def _pairwise_decisions(classifier: object, query: np.ndarray) -> np.ndarray:
 
 def _fitted(
     head: Head, C: float, support: np.ndarray, labels: np.ndarray, query: np.ndarray
-) -> tuple[object, bool]:
+) -> tuple[Any, bool]:
     if support.ndim != 2 or len(support) != len(labels) or support.shape[1:] != query.shape[1:]:
         raise ShapeError(
             f"support {support.shape}, labels {labels.shape} and query {query.shape} do not fit: expected "

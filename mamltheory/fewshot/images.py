@@ -1,4 +1,4 @@
-"""Labelled images in memory: what every reader returns and everything else in this package consumes."""
+"""Labelled images in memory: the result of every reader and the input of everything else in this package."""
 
 import hashlib
 import unicodedata
@@ -15,16 +15,22 @@ from torch import Tensor
 
 from mamltheory.errors import DataError, ValueRangeError
 
-PIECE = 4096  # images that are copied to a device at once
-STATISTICS_SAMPLE = 20_000  # images; their mean is known to 1e-3 and a 9.5 GB memory map is not read for it
+PIECE = 4096  # images in one copy to a device
+STATISTICS_SAMPLE = 20_000  # images: they give the mean to 1e-3 without reading all of a 9.5 GB memory map
+ChannelValues = tuple[float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSplit:
-    """Images of a set of classes: `images` uint8 N×H×W×3 (RGB, array or memory map), `labels` int64 N.
+    """Images of a set of classes.
 
-    Labels run from 0 to len(class_names) - 1 and every class has at least one image; otherwise DataError.
-    Names that are no valid text (of folders that are no UTF-8) are held with escapes.
+    Attributes:
+        images: uint8 N×H×W×3, RGB; an array or a memory map.
+        labels: int64 N, from 0 to len(class_names) - 1; every class has at least one image.
+        class_names: names of the classes; bytes of folder names that are not UTF-8 are escaped.
+
+    Raises:
+        DataError: the arrays do not fit this description.
     """
 
     images: np.ndarray
@@ -50,19 +56,24 @@ class ImageSplit:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """Train, validation and test classes of one few-shot data set; the three sets of classes are disjoint.
+    """A few-shot data set, whose three sets of classes are disjoint.
 
-    `mean` and `std` are per channel on the scale 0..1 (of the training images). `mirrors` says whether a
-    mirrored image still shows the same class: true of photographs, not of characters.
-    Raises DataError when two splits share a class: accuracy on "new" classes would mean nothing.
+    Attributes:
+        name: name of the data set.
+        train, val, test: the three sets of classes.
+        mean, std: channel means and standard deviations of the training images on the scale 0..1.
+        mirrors: whether a mirrored image still shows the same class: true of photographs, not of characters.
+
+    Raises:
+        DataError: two splits share a class, or differ in the size of their images.
     """
 
     name: str
     train: ImageSplit
     val: ImageSplit
     test: ImageSplit
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: ChannelValues
+    std: ChannelValues
     mirrors: bool = True
 
     def __post_init__(self) -> None:
@@ -74,7 +85,7 @@ class ImageData:
 
 
 def check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
-    """Refuse channel statistics that are not three numbers on the scale 0..1 (ValueRangeError)."""
+    """Raise ValueRangeError unless the channel statistics are three numbers each on the scale 0..1."""
     if (
         len(mean) != 3
         or len(std) != 3
@@ -87,7 +98,7 @@ def check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
         )
 
 
-def channel_statistics(split: ImageSplit) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def channel_statistics(split: ImageSplit) -> tuple[ChannelValues, ChannelValues]:
     """Mean and standard deviation per channel on the scale 0..1, over at most 20,000 evenly spaced images."""
     chosen = np.unique(np.linspace(0, len(split) - 1, min(len(split), STATISTICS_SAMPLE)).astype(np.int64))
     total, squares, count = np.zeros(3), np.zeros(3), 0
@@ -101,7 +112,7 @@ def channel_statistics(split: ImageSplit) -> tuple[tuple[float, float, float], t
 
 
 def fingerprint(split: ImageSplit) -> str:
-    """A digest of the class names, the labels and 16 evenly spaced images: tells data sets apart, cheaply."""
+    """A digest of the class names, the labels and 16 evenly spaced images, which tells data sets apart."""
     digest = hashlib.blake2b("\n".join(split.class_names).encode(), digest_size=16)
     digest.update(split.labels.astype("<i8").tobytes())
     for row in np.linspace(0, len(split) - 1, 16).astype(np.int64):
@@ -110,8 +121,12 @@ def fingerprint(split: ImageSplit) -> str:
 
 
 def take(images: np.ndarray | Tensor, indices: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """The chosen images as a uint8 tensor B×H×W×3 on the device, from an array, memory map or resident
-    tensor.
+    """Return images B×H×W×3 (uint8) on a device.
+
+    Args:
+        images: an array, a memory map, or a tensor on a device.
+        indices: the rows to take.
+        device: device of the result.
     """
     if isinstance(images, Tensor):
         return images[torch.as_tensor(indices, device=images.device)].to(device)
@@ -119,11 +134,10 @@ def take(images: np.ndarray | Tensor, indices: np.ndarray, device: torch.device 
 
 
 def resident(split: ImageSplit, device: torch.device | str) -> np.ndarray | Tensor:
-    """The images where batches are cut from them: on the CUDA device if they fill at most half of what is
-    free.
+    """Return the images as a tensor on a CUDA device if they fill at most half of its free memory, else the array.
 
-    A copy per batch over the bus is what limits small networks; otherwise the array itself is returned. A
-    memory map goes to the device in pieces, without a copy of the whole in host memory.
+    For small networks the copy of each batch over the bus is the bottleneck. A memory map is copied in pieces, without
+    a copy of all images in host memory.
     """
     device = torch.device(device)
     if device.type != "cuda" or split.images.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
@@ -149,7 +163,7 @@ def _refuse_shared_classes(splits: Mapping[str, ImageSplit], name: str) -> None:
         ours, theirs = (
             {_same(each): each for each in splits[split].class_names} for split in (first, second)
         )
-        shared = sorted(ours.keys() & theirs.keys(), key=ours.get)
+        shared = sorted(ours.keys() & theirs.keys(), key=ours.__getitem__)
         if shared:
             pair = dict.fromkeys((ours[shared[0]], theirs[shared[0]]))
             raise DataError(
@@ -161,7 +175,7 @@ def _refuse_shared_classes(splits: Mapping[str, ImageSplit], name: str) -> None:
 
 
 def _same(name: str) -> str:
-    """What is equal for names that differ only by Unicode form, case or blanks at their ends."""
+    """A key that is equal for names that differ only by Unicode form, case or blanks at their ends."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
 
 

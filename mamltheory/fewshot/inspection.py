@@ -1,4 +1,4 @@
-"""Is a data set what it should be: published sizes, order of the channels, images that two splits share."""
+"""Checks of a data set: published sizes, order of the channels, images that two splits share."""
 
 import hashlib
 import math
@@ -18,17 +18,19 @@ PUBLISHED = {
     "FC100": {"train": (60, 36_000), "val": (20, 12_000), "test": (20, 12_000)},
 }
 """Classes and images of every split of the public few-shot sets."""
-PER_CLASS = 20  # images that the order of the channels is judged by
+PER_CLASS = 20  # images from which the order of the channels is estimated
 STANDARD_ERRORS = 3.0
-SAME_CLASS = 0.1  # share of identical images from which two classes count as one
+SAME_CLASS = 0.1  # from this share of identical images on two classes count as one
 
 
 @dataclass(frozen=True)
 class ChannelOrder:
-    """Whether the first channel is red, judged by photographs being warmer than grey on average.
+    """Evidence on whether the first channel is red: photographs are warmer than grey on average.
 
-    `means`: of the three channels, 0..255. `difference` ± `error`: first minus third channel, mean over
-    classes and its standard error. In ImageNet it is 120.4 − 104.5 = +15.9 when red is first.
+    Attributes:
+        means: of the three channels, 0..255.
+        difference: first minus third channel, mean over classes; for ImageNet 120.4 − 104.5 = +15.9 if red is first.
+        error: standard error of the difference.
     """
 
     means: tuple[float, float, float]
@@ -44,7 +46,7 @@ class ChannelOrder:
 
 
 def channel_order(split: ImageSplit) -> ChannelOrder:
-    """The order of the channels by the first 20 images of every class; classes count as independent."""
+    """Estimate the order of the channels from the first 20 images of every class; classes count as independent."""
     means = np.array([split.images[rows[:PER_CLASS]].mean((0, 1, 2)) for rows in split.members])
     differences = means[:, 0] - means[:, 2]
     spread = float(differences.std(ddof=1)) if len(means) > 1 else math.inf
@@ -54,13 +56,14 @@ def channel_order(split: ImageSplit) -> ChannelOrder:
 
 
 def image_hashes(split: ImageSplit, advance: Callable[[int], None] = lambda _: None) -> np.ndarray:
-    """64 bits for every image, equal for identical ones; reads all images once, one at a time.
+    """Return a hash of 64 bits for every image, which is equal for identical images; reads all images once.
 
-    Among 10⁶ images two different ones agree by chance with probability 3·10⁻⁸.
+    Among 10⁶ images two different ones agree by chance with probability 3·10⁻⁸. ``advance(n)`` is called when n more
+    images are read.
     """
     hashes = np.empty(len(split), np.uint64)
     for row in range(len(split)):
-        raw = np.ascontiguousarray(split.images[row])
+        raw = split.images[row].tobytes()
         hashes[row] = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
         if row % 512 == 511 or row == len(split) - 1:
             advance(row % 512 + 1)
@@ -69,17 +72,22 @@ def image_hashes(split: ImageSplit, advance: Callable[[int], None] = lambda _: N
 
 @dataclass(frozen=True)
 class Overlap:
-    """Two classes of different splits that have images in common: (split, class) each, and how many."""
+    """Two classes of different splits that have images in common.
+
+    Attributes:
+        first, second: (split, class).
+        images: number of common images.
+        share: the same as a share of the smaller class.
+    """
 
     first: tuple[str, str]
     second: tuple[str, str]
     images: int
     share: float
-    """Of the smaller class."""
 
     @property
     def same_class(self) -> bool:
-        """Whether so many are identical that it is one class under two labels."""
+        """Whether so many images are identical that the two are one class under two labels."""
         return self.share >= SAME_CLASS
 
 
@@ -90,7 +98,7 @@ def overlaps(splits: Mapping[str, ImageSplit], hashes: Mapping[str, np.ndarray])
         common = np.intersect1d(hashes[first], hashes[second])
         if len(common) == 0:
             continue
-        pairs = Counter()
+        pairs: Counter[tuple[int, int]] = Counter()
         sides = [_classes_by_hash(splits[name], hashes[name], common) for name in (first, second)]
         for code in common.tolist():
             pairs.update((a, b) for a in sides[0][code] for b in sides[1][code])
@@ -103,10 +111,13 @@ def overlaps(splits: Mapping[str, ImageSplit], hashes: Mapping[str, np.ndarray])
 
 @dataclass(frozen=True)
 class Copies:
-    """How many images of a split are there more than once: those beyond the first of each.
+    """How many images of a split are copies of an earlier image.
 
-    `within` counts those whose class has the image already, `across` the first ones in further classes.
-    `worst`: the class with most of them, None where there are none.
+    Attributes:
+        images: number of images.
+        within: copies whose class has the image already.
+        across: first copies in further classes.
+        worst: the class with most copies; None if there are none.
     """
 
     images: int
@@ -116,7 +127,7 @@ class Copies:
 
 
 def copies(split: ImageSplit, hashes: np.ndarray) -> Copies:
-    """The identical images in a split. A task can hold one in its support and again among its queries."""
+    """Count identical images in a split: a task may hold one in its support and again among its queries."""
     _, codes, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     pairs = np.unique(np.stack([codes, split.labels]), axis=1).shape[1]
     repeated = np.bincount(split.labels, counts[codes] > 1, len(split.class_names))
@@ -125,7 +136,7 @@ def copies(split: ImageSplit, hashes: np.ndarray) -> Copies:
 
 
 def sampled(split: ImageSplit, most_bytes: int) -> ImageSplit:
-    """The split, or if it is larger than that, a copy of evenly spaced whole classes, of a quarter of the bytes."""
+    """The split or, if it has more bytes, a copy of evenly spaced whole classes with a quarter of ``most_bytes``."""
     if split.images.nbytes <= most_bytes:
         return split
     count = max(1, int(len(split.class_names) * most_bytes / 4 / split.images.nbytes))

@@ -1,9 +1,9 @@
 """Meta-training of a real network by the theory's own MAML and ANIL: the baselines of Table 1.
 
 The meta-gradient (3) is :func:`mamltheory.objective.meta_gradient`, second order through all inner steps. As in the
-theory, the loss is the squared one, here on centred one-hot labels (1 − 1/ways and −1/ways), and not the
-cross-entropy of the original experiments; a sample counts to the class of its largest output. The outer step
-is Adam's, as in the original experiments, on a new batch of tasks in every step.
+theory, the loss is the squared error, here on centred one-hot labels (1 − 1/ways and −1/ways), not the cross-entropy
+of the original experiments. The predicted class is that of the largest output. The outer step is that of Adam, as in
+the original experiments, on a new batch of tasks in every step.
 
 `meta_train_step` takes a state to the next one. Tasks are pure functions of (seed, step), so that on the CPU a
 saved state continues bit for bit.
@@ -29,8 +29,17 @@ from mamltheory.tasks import Parameters
 
 @dataclass(frozen=True)
 class MetaTrainConfig:
-    """Settings of the meta-training. `tasks` of `ways`, `shots` and `queries` per class make an outer step;
-    `inner_rate` is λ on the summed loss of a task's support; `learning_rate` is Adam's.
+    """Settings of the meta-training.
+
+    Attributes:
+        algorithm: "maml" or "anil".
+        ways: classes of a task.
+        shots, queries: support and query images per class.
+        tasks: tasks of an outer step.
+        inner_steps: steps of the inner loop.
+        inner_rate: λ, for the sum of the losses of the support.
+        learning_rate: that of Adam.
+        seed: seed of the tasks.
     """
 
     algorithm: Algorithm = "maml"
@@ -60,7 +69,7 @@ class MetaTrainConfig:
 
 @dataclass(frozen=True, eq=False)
 class MetaTrainState:
-    """Where a meta-training stands after `step` outer steps; parameters and optimiser are updated in place."""
+    """A meta-training after ``step`` outer steps; parameters and optimiser are updated in place."""
 
     model: Model
     params: dict[str, torch.nn.Parameter]
@@ -72,13 +81,13 @@ class MetaTrainState:
 
     @property
     def values(self) -> Parameters:
-        """θ as plain tensors, sharing the parameters' memory."""
+        """θ as plain tensors, which share the memory of the parameters."""
         return {name: value.detach() for name, value in self.params.items()}
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """Of the query samples of a step's tasks, after adaptation: squared loss per sample, and accuracy."""
+    """Squared loss per query sample and accuracy on the tasks of a step, after adaptation."""
 
     step: int
     loss: float
@@ -88,7 +97,14 @@ class StepMetrics:
 def start_meta_training(
     network: torch.nn.Module, data: ImageData, config: MetaTrainConfig, device: torch.device | str = "cpu"
 ) -> MetaTrainState:
-    """The state before the first step. Raises UnsupportedModelError for a network with batch statistics."""
+    """Return the state before the first step; UnsupportedModelError for a network with batch statistics.
+
+    Args:
+        network: the network, which is moved to the device.
+        data: the data set.
+        config: the settings.
+        device: where the training runs.
+    """
     device = torch.device(device)
     model, values = from_module(network.to(device))
     params = {name: torch.nn.Parameter(value) for name, value in values.items()}
@@ -97,7 +113,7 @@ def start_meta_training(
 
 
 def meta_train_step(state: MetaTrainState) -> tuple[MetaTrainState, StepMetrics]:
-    """One outer step on a batch of tasks of its own; raises ValueRangeError when the loss is not finite."""
+    """One outer step on the next batch of tasks; raises ValueRangeError when the loss is not finite."""
     config, data = state.config, state.data
     tasks = episode_tasks(
         data.train, config.tasks, config.ways, config.shots, config.queries, config.seed, state.step,
@@ -122,9 +138,14 @@ def meta_train_step(state: MetaTrainState) -> tuple[MetaTrainState, StepMetrics]
 def adapted_accuracies(
     state: MetaTrainState, split: ImageSplit, tasks: int, queries: int, seed: int
 ) -> np.ndarray:
-    """Accuracy on the queries of each of so many tasks of a split, after the inner loop on its support.
+    """Return the accuracy on the queries of each task, after the inner loop on their support.
 
-    Task i is a pure function of (seed, i): episodes of :func:`sample_episode`, as in the other evaluations.
+    Args:
+        state: the meta-training.
+        split: the images.
+        tasks: number of tasks; task i is a pure function of (seed, i), as in the other evaluations.
+        queries: query images per class.
+        seed: seed of the tasks.
     """
     config, found = state.config, np.empty(tasks)
     for i in range(tasks):
@@ -141,7 +162,7 @@ def adapted_accuracies(
 
 
 def meta_state_tensors(state: MetaTrainState) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Everything that a continuation needs: named CPU tensors, and numbers and settings fit for JSON."""
+    """The state to save: named CPU tensors, and numbers and settings as JSON values."""
     tensors = {f"params/{name}": value for name, value in state.values.items()}
     for name, parameter in state.params.items():
         moments = state.optimizer.state.get(parameter, {})
@@ -153,23 +174,24 @@ def meta_state_tensors(state: MetaTrainState) -> tuple[dict[str, Tensor], dict[s
 def restore_meta_training(
     state: MetaTrainState, tensors: Mapping[str, Tensor], numbers: Mapping[str, object]
 ) -> MetaTrainState:
-    """The saved state in a fresh one of the same network, data and settings; raises CheckpointError otherwise."""
+    """The saved state, loaded into a new one; CheckpointError unless network, data and settings are the same."""
     ours = {"config": asdict(state.config), "data": _data_record(state.data)}
     different = [name for name, value in ours.items() if numbers.get(name) != value]
     if different:
         raise CheckpointError(
-            f"the saved meta-training has another {different[0]}: continue with its own, or start anew"
+            f"the saved meta-training has another {different[0]}: continue with that, or start again"
         )
     step = numbers.get("step")
     if type(step) is not int or not 0 <= step < 2**63:
         raise CheckpointError(
-            f"the saved meta-training says step {shown(step)}: expected a whole number; start anew"
+            f"the saved meta-training says step {shown(step)}: expected a whole number; start again"
         )
     kinds = ("params", "exp_avg", "exp_avg_sq") if step else ("params",)
     for name, parameter in state.params.items():
-        saved = {kind: tensors.get(f"{kind}/{name}") for kind in kinds}
-        if any(value is None or value.shape != parameter.shape for value in saved.values()):
-            raise CheckpointError(f"the saved meta-training does not fit the parameter {name}: start anew")
+        keys = {kind: f"{kind}/{name}" for kind in kinds}
+        if any(key not in tensors or tensors[key].shape != parameter.shape for key in keys.values()):
+            raise CheckpointError(f"the saved meta-training does not fit the parameter {name}: start again")
+        saved = {kind: tensors[key] for kind, key in keys.items()}
         own = {kind: value.to(parameter.device, parameter.dtype, copy=True) for kind, value in saved.items()}
         with torch.no_grad():
             parameter.copy_(own.pop("params"))

@@ -1,8 +1,8 @@
 """ResNet-12 as RFS trains it (Table 1): four residual blocks, dropout and DropBlock, global average pooling.
 
 The dropout masks are a pure function of (seed, number of the training pass), drawn on the device of the images.
-DropBlock's ramp counts training passes only, and the count is part of the state_dict. (The released RFS code keeps
-it in a Python number that a resumed run forgets and that evaluations move.)
+The ramp of DropBlock counts training passes only, and the count is part of the state_dict. (The released RFS code
+keeps it in a Python number, which a resumed run forgets and which evaluations increase.)
 """
 
 import torch
@@ -18,7 +18,7 @@ WIDTHS = (64, 160, 320, 640)
 SLOPE = 0.1  # of the leaky ReLU
 RATE = 0.1  # share of activations that is dropped
 RAMP = 40_000  # training passes until DropBlock has its full rate
-SQUARE = 5  # side of the squares that DropBlock leaves out
+SQUARE = 5  # side of the squares that DropBlock sets to zero
 
 
 def _convolution(channels_in: int, channels_out: int, size: int) -> list[nn.Module]:
@@ -28,7 +28,7 @@ def _convolution(channels_in: int, channels_out: int, size: int) -> list[nn.Modu
 
 
 class Residual(nn.Module):
-    """Three 3×3 convolutions beside a 1×1 one, the last activation after the sum, then 2×2 max pooling."""
+    """Three 3×3 convolutions plus a 1×1 shortcut, the last activation after the sum, then 2×2 max pooling."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -47,9 +47,16 @@ class Residual(nn.Module):
 
 
 class ResNet12(nn.Module):
-    """The blocks of the given widths and a linear classifier; made with its weights by :func:`resnet12`.
+    """Residual blocks and a linear classifier; made with its weights by :func:`resnet12`.
 
-    Dropout follows the first half of the blocks, DropBlock the others. Raises ConfigurationError without classes.
+    Dropout follows the first half of the blocks, DropBlock the others.
+
+    Args:
+        classes: number of outputs.
+        widths: channels of the blocks.
+
+    Raises:
+        ConfigurationError: there are no classes or no blocks.
     """
 
     def __init__(self, classes: int, widths: tuple[int, ...] = WIDTHS) -> None:
@@ -107,10 +114,10 @@ def dropout(x: Tensor, rate: float, random: torch.Generator) -> Tensor:
 
 
 def drop_block(x: Float[Tensor, "n c h w"], rate: float, random: torch.Generator) -> Float[Tensor, "n c h w"]:
-    """Squares of 5 × 5 (or the whole side, if it is shorter) left out, the rest scaled to the same number.
+    """Return ``x`` with squares of 5 × 5 (or of the side, if it is shorter) set to zero, and the rest scaled up.
 
-    A square begins at a place with probability rate/5² · f²/(f − 4)², f the side: about ``rate`` of the entries
-    are left out.
+    A square begins at a place with probability rate/5² · f²/(f − 4)² for the side f, so that about ``rate`` of the
+    entries become zero. The scale keeps the mean.
     """
     height, width = x.shape[2:]
     side = min(SQUARE, height, width)
@@ -123,9 +130,9 @@ def drop_block(x: Float[Tensor, "n c h w"], rate: float, random: torch.Generator
 
 
 def resnet12(classes: int, seed: int, widths: tuple[int, ...] = WIDTHS) -> ResNet12:
-    """ResNet-12 with weights that depend on (seed, name of the layer) alone, float32 on the CPU.
+    """Return ResNet-12 with float32 weights on the CPU that depend on (seed, name of the layer) alone.
 
-    Convolutions are Kaiming normal over the fan-out, the classifier uniform within ±1/√fan_in, as in RFS.
+    Convolutions are Kaiming normal over the fan-out, the classifier is uniform within ±1/√fan_in, as in RFS.
     """
     network = ResNet12(classes, widths)
     for name, module in network.named_modules():

@@ -1,9 +1,9 @@
-"""Reading data pickles without running what they say: only arrays, containers, strings and numbers come out.
+"""Read data pickles without running what they say: only arrays, containers, strings and numbers come out.
 
-The public few-shot files are pickles written by Python 2 and early numpy. A pickle may name any function;
-here the names are looked up in a closed list, and what stands behind a name is a value of ours, not the
-original. What a file declares (lengths, shapes) is compared with its size before memory is asked for, and how
-many steps it may take goes by its size. What comes out may hold itself many times over: never print it whole.
+The public few-shot files are pickles written by Python 2 and early numpy. A pickle may name any function. Here the
+names are looked up in a closed list, and the value of a name is a function of this module, not the original. Lengths
+and shapes that a file declares are compared with its size before memory is allocated, and its size bounds the number
+of steps. The result may contain itself many times: never print it whole.
 """
 
 import math
@@ -12,40 +12,55 @@ import pickle
 from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, NoReturn
 
 import numpy as np
 
 from mamltheory.errors import DataError
-from mamltheory.fewshot.other_files import refuse_other_files
 from mamltheory.files import open_regular, reason, shown
 
-__all__ = ["load_pickle", "refuse_other_files"]
-
 STEPS, BYTES_PER_STEP = 2**22, 16
-"""A pickle may take so many steps, and one more for so many bytes: each may cost a hundred bytes of memory."""
+"""A pickle may take this many steps, and one more per 16 bytes: each may cost a hundred bytes of memory."""
 MOST_KEY, MOST_LENGTH = 2**63, 2**48
-MAPPED = 4096  # bytes: strings of this size that are an array's content stay in the file, as a memory map
+MAPPED = 4096  # bytes: longer strings that are the content of an array stay in the file, as a memory map
 _NDARRAY = object()  # stands for the class numpy.ndarray, which a file may mention but not call
-_RECONSTRUCT = np.zeros(0).__reduce__()[0]
+_RECONSTRUCT: Any = np.zeros(0).__reduce__()[0]
 _PLAIN_KINDS = "biufSU"
 _KEYS = (str, bytes, int, float, bool, type(None), np.generic)
 
 
-def load_pickle(path: Path) -> object:
-    """The arrays, containers, strings and numbers in a pickle; nothing in the file is ever executed.
+def refuse_other_files(path: Path, head: bytes) -> None:
+    """Raise DataError when the first bytes of a data file are those of a web page or of a Git LFS pointer."""
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise DataError(
+            f"{path} is a web page saved under the name of a data file (a download link that asked for a "
+            "confirmation): open the link in a browser, or fetch the file again"
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise DataError(
+            f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` where it comes from"
+        )
 
-    Text of Python 2 is read as latin1, as the public files need. Large arrays are read-only memory maps of
-    the file where it holds their bytes as they are (Python 2, and protocols from 3 on), so that 0.8 GB of
-    images open at once and take no memory of their own. Raises DataError when the file is a web page, is cut
-    off, declares more than it holds, or asks for anything but data.
+
+def load_pickle(path: Path) -> Any:
+    """Return the arrays, containers, strings and numbers in a pickle; nothing in the file is ever executed.
+
+    Text of Python 2 is read as latin1, as the public files need. Large arrays are read-only memory maps where the file
+    stores their bytes unchanged (Python 2, and protocols from 3 on), so that 0.8 GB of images open immediately and
+    take no memory.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DataError: the file is a web page, is cut off, declares more than it holds, or asks for anything but data.
     """
     try:
         with open_regular(path) as file:
             refuse_other_files(path, file.peek(64)[:64])
             reader = _DataUnpickler(path, file, mapping=True)
             content = reader.load()
-            if reader.unclaimed:  # long strings that were no array's content: they must be read after all
+            if reader.unclaimed:  # some long strings were not arrays: they must be read after all
                 file.seek(0)
                 content = _DataUnpickler(path, file, mapping=False).load()
             return content
@@ -68,13 +83,14 @@ def load_pickle(path: Path) -> object:
 
 
 class _File:
-    """The open file with its size: a length that goes beyond the end is an error before it is memory."""
+    """The open file with its size: a length beyond the end is an error before memory is allocated."""
 
     def __init__(self, file: BufferedReader) -> None:
         self.file, self.size = file, os.fstat(file.fileno()).st_size
         self.readline, self.skip = file.readline, False
 
-    def read(self, count: int) -> "bytes | _Raw":
+    def read(self, count: int) -> Any:
+        """The bytes; a long string becomes a :class:`_Raw` while ``skip`` is set."""
         if count > MAPPED:
             start = self.file.tell()
             if start + count > self.size:
@@ -97,7 +113,7 @@ class _Raw:
         return self.length
 
 
-def _refuse(what: str) -> None:
+def _refuse(what: str) -> NoReturn:
     raise pickle.UnpicklingError(what)
 
 
@@ -109,7 +125,7 @@ class _Allowed:
     def __init__(self, function: Callable) -> None:
         self._function = function
 
-    def __call__(self, *arguments: object) -> object:
+    def __call__(self, *arguments: object) -> Any:
         return self._function(*arguments)
 
 
@@ -117,7 +133,7 @@ def _dtype(name: object, *_flags: object) -> np.dtype:
     dtype = np.dtype(name) if isinstance(name, str) and len(name) < 16 else None
     if dtype is None or dtype.kind not in _PLAIN_KINDS + "O":
         _refuse(f"an array of type {shown(name)}")
-    return np.dtype(dtype, copy=True)  # of its own: its byte order is set afterwards
+    return np.dtype(dtype, copy=True)  # a copy, as its byte order is set afterwards
 
 
 def _reconstruct(subtype: object, _shape: object, _typecode: object) -> np.ndarray:
@@ -127,7 +143,7 @@ def _reconstruct(subtype: object, _shape: object, _typecode: object) -> np.ndarr
 
 
 class _Steps(dict):
-    """What every opcode does, for so many of them."""
+    """The function of every opcode, for a limited number of calls."""
 
     def __init__(self, table: dict[int, Callable], most: int) -> None:
         super().__init__(table)
@@ -144,17 +160,25 @@ _CORES = ("core", "_core")  # numpy moved its inner modules in version 2
 
 
 class _DataUnpickler(pickle._Unpickler):
-    # The unpickler written in Python keeps its memo in a dictionary; the C one keeps it in an array, of
-    # which one flipped bit in an index claims tens of gigabytes.
+    # The Python unpickler keeps its memo in a dictionary. The C unpickler keeps it in an array, so one flipped bit in
+    # an index would allocate tens of gigabytes.
 
+    stack: list[Any]
+    memo: dict[int, Any]
+    append: Callable[[Any], None]
+    read: Callable[[int], Any]
+    readline: Callable[[], bytes]
+    pop_mark: Callable[[], list[Any]]
     dispatch: ClassVar[dict[int, Callable]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, path: Path, file: BufferedReader, mapping: bool) -> None:
-        self.source, self.unclaimed, self.replaced = _File(file), 0, {}
+        self.source, self.unclaimed = _File(file), 0
+        self.replaced: dict[int, tuple[Any, Any]] = {}
         self.whole = np.memmap(path, np.uint8, "r") if mapping and self.source.size > MAPPED else None
-        # Copies that the file orders may add up to so much; a short file could else fill any memory.
+        # The bytes of all copies that the file orders: without this bound a short file could fill any memory.
         self.budget = 16 * self.source.size + 2**20
-        self.dispatch = _Steps(self.dispatch, STEPS + self.source.size // BYTES_PER_STEP)
+        # In the instance: the unpickler looks up the opcodes in ``self.dispatch``.
+        vars(self)["dispatch"] = _Steps(self.dispatch, STEPS + self.source.size // BYTES_PER_STEP)
         super().__init__(self.source, encoding="latin1")
         self.allowed = {
             ("numpy", "dtype"): _Allowed(_dtype),
@@ -168,16 +192,16 @@ class _DataUnpickler(pickle._Unpickler):
             **{(f"numpy.{core}.numeric", "_frombuffer"): _Allowed(self._frombuffer) for core in _CORES},
         }
 
-    def find_class(self, module: str, name: str) -> object:
+    def find_class(self, module: str, name: str) -> Any:
         try:
             return self.allowed[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"{module[:80]}.{name[:80]}") from None
 
-    def persistent_load(self, pid: object) -> object:
+    def persistent_load(self, pid: object) -> NoReturn:
         _refuse(f"a persistent object {shown(pid)}")
 
-    def get_extension(self, code: int) -> None:
+    def get_extension(self, code: int) -> NoReturn:
         _refuse(f"the registered extension {code}")
 
     def _charge(self, size: int) -> None:
@@ -185,32 +209,28 @@ class _DataUnpickler(pickle._Unpickler):
         if self.budget < 0:
             _refuse("copies that grow far beyond the file")
 
-    def _latin1(self, text: object, encoding: object) -> bytes:
+    def _latin1(self, text: Any, encoding: object) -> bytes:
         if type(text) is not str or encoding not in ("latin1", "latin-1"):
             _refuse(f"text encoded as {shown(encoding)}")
         self._charge(len(text))
         return text.encode("latin1")
 
-    def _scalar(self, dtype: object, data: object = b"") -> np.generic:
+    def _scalar(self, dtype: object, data: Any = b"") -> np.generic:
         raw = data.encode("latin1") if isinstance(data, str) else data
         if not isinstance(dtype, np.dtype) or dtype.kind not in _PLAIN_KINDS or len(raw) != dtype.itemsize:
             _refuse("a numpy scalar that is not a number")
         self._charge(len(raw))
         return np.frombuffer(raw, dtype)[0]
 
-    def _dictionary(self, pairs: object = ()) -> dict:
+    def _dictionary(self, pairs: Any = ()) -> dict:
         self._charge(16 * len(pairs))
         return dict(_checked_key(key, value) for key, value in pairs)
 
-    def _frombuffer(self, data: object, dtype: object, shape: object, order: object = "C") -> np.ndarray:
-        if (
-            not isinstance(dtype, np.dtype)
-            or dtype.kind not in _PLAIN_KINDS
-            or type(order) is not str
-            or order not in ("C", "F")
-        ):
+    def _frombuffer(self, data: Any, dtype: object, shape: object, order: object = "C") -> np.ndarray:
+        known = type(order) is str and order in ("C", "F")
+        if not isinstance(dtype, np.dtype) or dtype.kind not in _PLAIN_KINDS or not known:
             _refuse("a raw buffer of objects")
-        return self._array(data, dtype, _checked_shape(shape), order)
+        return self._array(data, dtype, _checked_shape(shape), "F" if order == "F" else "C")
 
     # --- long strings stay in the file ---
 
@@ -235,16 +255,18 @@ class _DataUnpickler(pickle._Unpickler):
     def load_binbytes8(self) -> None:
         self._load_long(int.from_bytes(self.read(8), "little"))
 
-    def _array(self, data: object, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+    def _array(
+        self, data: Any, dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"]
+    ) -> np.ndarray:
         """The array with this content; mapped when the content was left in the file."""
         if math.prod(shape) * dtype.itemsize != len(data):
             _refuse(f"an array of shape {shape} with {len(data)} bytes")
-        if isinstance(data, _Raw):
+        if isinstance(data, _Raw) and self.whole is not None:
             self.unclaimed -= 1
             return self.whole[data.start : data.start + data.length].view(dtype).reshape(shape, order=order)
         return np.frombuffer(data, dtype).reshape(shape, order=order)
 
-    # --- state is set on arrays and their types alone, after a look at it ---
+    # --- only arrays and their types get a state, which is checked before ---
 
     def load_build(self) -> None:
         state, instance = self.stack.pop(), self.stack[-1]
@@ -260,25 +282,26 @@ class _DataUnpickler(pickle._Unpickler):
             _refuse(f"an object {type(instance).__name__} with a state")
 
     def _build_array(
-        self, instance: np.ndarray, shape: object, dtype: object, fortran: object, data: object
+        self, instance: np.ndarray, declared: object, dtype: object, fortran: object, data: object
     ) -> None:
-        shape, order = _checked_shape(shape), "F" if fortran else "C"
+        shape = _checked_shape(declared)
         if not isinstance(dtype, np.dtype) or dtype.kind not in _PLAIN_KINDS + "O":
             _refuse("an array of no known type")
         if isinstance(data, _Raw):
-            self._replace(instance, self._array(data, dtype, shape, order))
+            self._replace(instance, self._array(data, dtype, shape, "F" if fortran else "C"))
             return
-        if not isinstance(data, list if dtype.hasobject else str | bytes | bytearray):
+        if not isinstance(data, list | str | bytes | bytearray) or isinstance(data, list) != dtype.hasobject:
             _refuse(f"an array whose content is a {type(data).__name__}")
         size = 1 if dtype.hasobject else dtype.itemsize
         if math.prod(shape) * size != len(data):
             _refuse(f"an array of shape {shape} with a content of length {len(data)}")
         self._charge(math.prod(shape) * dtype.itemsize)
-        raw = data if dtype.hasobject or isinstance(data, str) else bytes(data)
-        instance.__setstate__((1, shape, dtype, bool(fortran), raw))
+        raw = bytes(data) if isinstance(data, bytes | bytearray) else data
+        state: Any = (1, shape, dtype, bool(fortran), raw)
+        instance.__setstate__(state)
 
     def _replace(self, instance: object, built: object) -> None:
-        """Let `built` stand for the instance on the stack, and wherever the file comes back to it."""
+        """Put ``built`` in the place of the instance, on the stack and wherever the file refers to it again."""
         self.stack[-1] = built
         self.replaced[id(instance)] = (instance, built)
 
@@ -308,7 +331,7 @@ class _DataUnpickler(pickle._Unpickler):
         self.append(self._set({}, items))
 
     @staticmethod
-    def _set(target: object, items: list) -> dict:
+    def _set(target: Any, items: list) -> dict:
         if type(target) is not dict:
             _refuse("entries for something that is no dictionary")
         target.update(_checked_key(*items[i : i + 2]) for i in range(0, len(items), 2))
@@ -340,11 +363,8 @@ def _checked_key(key: object, value: object) -> tuple[object, object]:
 
 
 def _checked_shape(shape: object) -> tuple[int, ...]:
-    plain = (
-        isinstance(shape, tuple)
-        and len(shape) <= 32
-        and all(type(n) is int and 0 <= n < MOST_LENGTH for n in shape)
-    )
-    if not plain:
+    if not isinstance(shape, tuple) or len(shape) > 32:
+        _refuse("an array of impossible shape")
+    if not all(type(n) is int and 0 <= n < MOST_LENGTH for n in shape):
         _refuse("an array of impossible shape")
     return shape

@@ -1,7 +1,7 @@
-"""What accuracies say: intervals over tasks, deviations over runs, and the comparison of two methods.
+"""Statistics of accuracies: intervals over tasks, deviations over runs, and the comparison of two methods.
 
 The tasks of one trained network and the runs of a method are two levels. An interval over tasks is about one
-network; a statement about a method needs runs, of which each is a search, a training and an evaluation.
+network. A statement about a method needs several runs, each with its search, training and evaluation.
 """
 
 from collections.abc import Sequence
@@ -34,12 +34,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Accuracy of a first method minus that of a second over runs; the runs are the unit.
+    """Accuracy of a first method minus that of a second one; the runs are the samples.
 
-    `differences`: of every run, the mean over the tasks that both networks met; `task_errors`: the standard
-    error of each over its tasks. `interval`: mean of the differences with the t interval over runs.
-    `p_value`: two-sided, of the exact test that flips signs of the differences; with n runs it cannot fall
-    below `least_p_value` = 2^(1-n), so that three runs never reach 5 %.
+    Attributes:
+        differences: for every run, the mean over the tasks that both networks solved.
+        task_errors: the standard error of each difference over its tasks.
+        interval: mean of the differences with the t interval over runs.
+        p_value: two-sided, of the exact sign-flip test; with n runs it is at least ``least_p_value`` = 2^(1-n), so
+            three runs never reach 5 %.
     """
 
     differences: tuple[float, ...]
@@ -54,18 +56,18 @@ class Comparison:
 
     @property
     def shown(self) -> bool:
-        """Whether the interval over runs leaves out zero."""
+        """Whether the interval over runs excludes zero."""
         return abs(self.interval.mean) > self.interval.half_width
 
     @property
     def run_deviation(self) -> float:
         """Standard deviation of the difference between runs, beyond what the choice of tasks explains."""
-        beyond = np.var(self.differences, ddof=1) - np.mean(np.square(self.task_errors))
+        beyond = float(np.var(self.differences, ddof=1) - np.mean(np.square(self.task_errors)))
         return float(np.sqrt(max(beyond, 0.0)))
 
 
 def mean_interval(values: np.ndarray) -> Interval:
-    """Mean and half-width t(0.975; n-1)·s/√n of independent values; at least two are needed."""
+    """Mean and half-width t(0.975; n-1)·s/√n of at least two independent values."""
     if values.ndim != 1 or len(values) < 2:
         raise ShapeError(
             f"got values of shape {values.shape}: an interval needs at least two numbers in a row"
@@ -75,7 +77,7 @@ def mean_interval(values: np.ndarray) -> Interval:
 
 
 def over_runs(values: Sequence[int | float]) -> Spread:
-    """Mean and standard deviation (n-1) over runs: what the paper's tables print after ±."""
+    """Mean and standard deviation (n-1) over runs, which the tables of the paper print after ±."""
     if not len(values):
         raise ShapeError("got no runs: a mean needs at least one")
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
@@ -83,10 +85,15 @@ def over_runs(values: Sequence[int | float]) -> Spread:
 
 
 def compare_runs(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Comparison:
-    """Compare two methods, given for every run the accuracies of both on the same tasks in the same order.
+    """Return the comparison of two methods over runs.
 
-    Raises ShapeError when the runs or their tasks do not pair up, or for a single run; ConfigurationError
-    for more than 16 runs, whose sign flips are too many.
+    Args:
+        first: for every run, the accuracies of one method on its tasks.
+        second: the accuracies of the other method on the same tasks in the same order.
+
+    Raises:
+        ShapeError: the runs or their tasks do not pair up, or there is only one run.
+        ConfigurationError: there are more than 16 runs, whose sign flips are too many.
     """
     shapes = [np.shape(a) == np.shape(b) for a, b in zip(first, second, strict=False)]
     if len(first) != len(second) or not all(shapes):
@@ -104,9 +111,9 @@ def compare_runs(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> C
 
 
 def sign_flip_p_value(differences: np.ndarray) -> float:
-    """Share of all 2ⁿ sign patterns whose |mean| is at least the observed one: exact and two-sided.
+    """Return the share of all 2ⁿ sign patterns whose |mean| is at least the observed one: exact and two-sided.
 
-    Valid when a difference is as likely to be -d as d if the methods are alike; nothing else is assumed.
+    The only assumption is that a difference is as likely to be -d as d if the methods are equal.
     """
     count = len(differences)
     signs = 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)

@@ -2,11 +2,11 @@
 
 `train_epoch` takes a state to the end of its epoch, or to the step at which it is asked to stop. Order of the
 images, augmentation and drop path are pure functions of (seed, epoch, step), so that on the CPU a state saved
-after any step continues bit for bit as if never interrupted. Other randomness inside a network, such as
-torch.nn.Dropout, is outside this promise.
+after any step continues bit for bit. Other randomness inside a network, such as torch.nn.Dropout, has no such
+guarantee.
 
-Several processes (:class:`Execution`) take parts of the same batches: the same images, augmented alike, in the same
-order. Their drop-path masks are their own, functions of (seed, epoch, step, rank).
+Several processes (:class:`Execution`) take parts of the same batches: the same images, with the same augmentation, in
+the same order. Their drop-path masks differ: they are functions of (seed, epoch, step, rank).
 """
 
 import dataclasses
@@ -14,35 +14,47 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mamltheory.errors import ConfigurationError, ValueRangeError
-from mamltheory.fewshot.augment import Augmentation, apply_draws, draw, part
-from mamltheory.fewshot.execution import Execution, placed, runner
-from mamltheory.fewshot.images import ImageData, resident, take
-from mamltheory.fewshot.precision import (
+from mamltheory.fewshot.augment import Augmentation, apply_draws, draw_augmentation, select_draws
+from mamltheory.fewshot.execution import (
+    Execution,
     Precision,
     autocast,
     check_precision,
     float32_products,
     gradient_scaler,
+    placed,
+    runner,
 )
+from mamltheory.fewshot.images import ImageData, resident, take
 from mamltheory.rng import derived_seed, generator
 
-CHECK_EVERY = 100  # steps between two looks at the loss, each of which waits for the device
+CHECK_EVERY = 100  # steps between two checks of the loss, each of which waits for the device
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of the pre-training; the defaults are the paper's for mini-ImageNet with 5 cells (Appendix E).
 
-    `milestones` are the last epochs (counted from 1) before the learning rate falls by `decay`: (60, 80)
-    makes 61 and 81 the first decayed ones, as in RFS. Drop path grows to `drop_path` in the last epoch.
-    `padding`, `jitter` and `flip` are those of :class:`Augmentation`. The last images of an epoch that fill
-    no batch are left out. `batch_size` is that of all processes together. `precision`: see
-    :mod:`mamltheory.fewshot.precision`.
+    The last images of an epoch that fill no batch are not used.
+
+    Attributes:
+        batch_size: images of a step, over all processes.
+        learning_rate: that of the first epoch.
+        momentum, weight_decay: those of SGD.
+        epochs: number of epochs.
+        milestones: the last epochs (counted from 1) before the learning rate is multiplied by ``decay``: with
+            (60, 80), 61 and 81 are the first epochs with a lower rate, as in RFS.
+        decay: factor of the learning rate at a milestone.
+        drop_path: drop-path probability in the last epoch, up to which it grows linearly.
+        padding, jitter, flip: as in :class:`Augmentation`.
+        precision: number format (see :mod:`mamltheory.fewshot.execution`).
+        seed: seed of order, augmentation and drop path.
     """
 
     batch_size: int = 64
@@ -86,22 +98,35 @@ class TrainConfig:
         return Augmentation(self.padding, self.jitter, self.flip)
 
     def learning_rate_in(self, epoch: int) -> float:
-        """Learning rate in an epoch, counted from 1."""
+        """Learning rate in an epoch, which is counted from 1."""
         return self.learning_rate * self.decay ** sum(epoch > milestone for milestone in self.milestones)
 
     def drop_path_in(self, epoch: int) -> float:
-        """Drop-path probability in an epoch, counted from 1: a ramp that ends at `drop_path`."""
+        """Drop-path probability in an epoch, which is counted from 1."""
         return self.drop_path * epoch / self.epochs
 
 
 @dataclass(frozen=True, eq=False)
 class TrainState:
-    """Where a training stands: `epoch` finished epochs, and `step` steps of the next one.
+    """A training after some steps.
 
-    `totals`: sum of losses and number of correct predictions in those steps, over all processes.
-    The network, the optimiser and the scaler inside are updated in place by :func:`train_epoch`: go on with the
-    state that it returns, and save with :func:`mamltheory.fewshot.training_state.state_tensors` what has to
-    outlive the next step. `runner` is the network as the steps call it: compiled, or one of several processes.
+    :func:`train_epoch` updates the network, the optimiser and the scaler in place: continue with the state that it
+    returns, and save with :func:`mamltheory.fewshot.training_state.state_tensors` what has to outlive the next step.
+
+    Attributes:
+        network: the network.
+        runner: the network as the steps call it: compiled, or one of several processes.
+        optimizer: SGD.
+        scaler: the scaling of the loss.
+        data: the data set.
+        images: its training images, as an array or on the device.
+        labels: its training labels, on the device.
+        config: the settings.
+        device: where the training runs.
+        execution: the part of this process.
+        epoch: number of finished epochs.
+        step: number of steps in the next epoch.
+        totals: sum of losses and number of correct predictions in these steps, over all processes.
     """
 
     network: torch.nn.Module
@@ -109,7 +134,7 @@ class TrainState:
     optimizer: torch.optim.SGD
     scaler: torch.amp.GradScaler
     data: ImageData
-    images: object
+    images: np.ndarray | Tensor
     labels: Tensor
     config: TrainConfig
     device: torch.device
@@ -126,7 +151,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """Means over one epoch of the augmented training images, taken while the weights were changing."""
+    """Means over the augmented training images of one epoch, while the weights change."""
 
     epoch: int
     loss: float
@@ -142,11 +167,18 @@ def start_training(
     device: torch.device | str = "cpu",
     execution: Execution | None = None,
 ) -> TrainState:
-    """The state before the first step; the network is moved to the device.
+    """Return the state before the first step.
 
-    Raises ConfigurationError when a batch does not fit the data or the number of processes, when characters are
-    to be mirrored, when the device lacks the precision, or when the network's logits are not one per training
-    class.
+    Args:
+        network: the network, which is moved to the device.
+        data: the data set.
+        config: the settings.
+        device: where the training runs.
+        execution: the part of this process; by default a single process.
+
+    Raises:
+        ConfigurationError: a batch does not fit the data or the number of processes, characters are to be mirrored,
+            the device lacks the precision, or the network does not have one logit per training class.
     """
     device, execution = torch.device(device), execution or Execution()
     if config.batch_size > len(data.train):
@@ -179,11 +211,17 @@ def start_training(
 def train_epoch(
     state: TrainState, stop: Callable[[int, int], bool] | None = None
 ) -> tuple[TrainState, EpochMetrics | None]:
-    """The state at the end of its epoch, with the means over the epoch.
+    """Train to the end of an epoch. ValueRangeError is raised within 100 steps when the loss is not finite.
 
-    `stop(steps done, steps in all)` is called after every step; when it says True the epoch is left there, and
-    there are no means. Raises ValueRangeError as soon as the loss is seen not to be finite (looked at every 100
-    steps and at the end).
+    Args:
+        state: the training.
+        stop: is called with (steps done, steps of the epoch) after every step; True ends the call there.
+
+    Returns:
+        The new state, and the means over the epoch; None instead of the means if the epoch is not finished.
+
+    Raises:
+        ConfigurationError: all epochs are done.
     """
     config, epoch, steps = state.config, state.epoch + 1, state.steps
     if epoch > config.epochs:
@@ -191,10 +229,10 @@ def train_epoch(
     for group in state.optimizer.param_groups:
         group["lr"] = config.learning_rate_in(epoch)
     if hasattr(state.network, "drop_path"):
-        state.network.drop_path = config.drop_path_in(epoch)
+        state.network.drop_path = config.drop_path_in(epoch)  # type: ignore[assignment]
     state.runner.train()
     order = torch.randperm(len(state.data.train), generator=generator(config.seed, "shuffle", epoch))
-    # What was summed before the epoch was left belongs to the first process.
+    # The totals of an earlier part of the epoch belong to the first process.
     totals = torch.tensor(state.totals, device=state.device, dtype=torch.float64)
     totals = totals * float(state.execution.rank == 0)
     with float32_products(config.precision):
@@ -214,14 +252,16 @@ def _train_step(state: TrainState, epoch: int, step: int, rows: Tensor) -> Tenso
     """One SGD step; returns (sum of losses, number of correct predictions) without waiting for the device."""
     config, data, execution = state.config, state.data, state.execution
     random, mine = generator(config.seed, "augment", epoch, step), execution.part(len(rows))
-    # Drawn for the whole batch, so that an image is augmented alike whichever process takes it.
-    draws = part(draw(config.augmentation(), data.train.images.shape[1], len(rows), random), mine)
+    # Drawn for the whole batch, so that the augmentation of an image does not depend on the process.
+    size = data.train.images.shape[1]
+    draws = select_draws(draw_augmentation(config.augmentation(), size, len(rows), random), mine)
     rows = rows[mine]
     x = apply_draws(_images(state, rows), draws, data.mean, data.std, execution.layout)
     y = state.labels[rows.to(state.device, non_blocking=True)]
     if hasattr(state.network, "seed_drop_path"):
         rank = () if execution.size == 1 else (execution.rank,)
-        state.network.seed_drop_path(derived_seed(config.seed, "drop path", epoch, step, *rank))
+        seed = derived_seed(config.seed, "drop path", epoch, step, *rank)
+        state.network.seed_drop_path(seed)  # type: ignore[operator]
     with autocast(config.precision, state.device):
         logits = state.runner(x)
     loss = F.cross_entropy(logits.float(), y)

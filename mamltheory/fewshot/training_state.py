@@ -1,23 +1,73 @@
-"""What a training saves and takes up again: weights, momenta, the position in the epoch, the scale of the loss."""
+"""The saved state of a training: weights, momenta, position in the epoch, scale of the loss, expected inputs."""
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Annotated, NotRequired, TypedDict
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
-from mamltheory.errors import CheckpointError
-from mamltheory.fewshot.images import ImageData, fingerprint
-from mamltheory.fewshot.inputs import inputs_of
+from mamltheory.errors import CheckpointError, ValueRangeError
+from mamltheory.fewshot.images import ChannelValues, ImageData, check_statistics, fingerprint
 from mamltheory.fewshot.train import TrainConfig, TrainState
 from mamltheory.files import reason, shown
 from mamltheory.strict_json import misfit
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """The images and classes that a trained network expects; saved with its weights.
+
+    Attributes:
+        image_size: side of the square images in pixels.
+        classes: number of training classes, one logit each.
+        mean, std: channel means and standard deviations on the scale 0..1.
+        mirrors: whether a mirrored image shows the same class.
+    """
+
+    image_size: int
+    classes: int
+    mean: ChannelValues
+    std: ChannelValues
+    mirrors: bool
+
+    def record(self) -> dict[str, Any]:
+        """The values as JSON returns them."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+
+def inputs_of(data: ImageData) -> Inputs:
+    """The inputs that a network trained on these data expects."""
+    side, classes = data.train.images.shape[1], len(data.train.class_names)
+    return Inputs(side, classes, data.mean, data.std, data.mirrors)
+
+
+def recorded_inputs(record: object) -> Inputs:
+    """The inverse of :meth:`Inputs.record`; raises CheckpointError for anything that it would not write."""
+    match record:
+        case {
+            "image_size": int(size), "classes": int(classes), "mirrors": bool(mirrors),
+            "mean": [float(), float(), float()] as mean, "std": [float(), float(), float()] as std,
+        } if min(size, classes) > 0:  # fmt: skip
+            inputs = Inputs(size, classes, tuple(mean), tuple(std), mirrors)
+        case _:
+            raise CheckpointError(
+                f"the saved training describes its images as {shown(record)}: expected image_size, classes, mean, "
+                "std and mirrors; train again"
+            )
+    try:
+        check_statistics(inputs.mean, inputs.std)
+    except ValueRangeError as error:
+        raise CheckpointError(
+            f"the saved training describes impossible images ({error}): train again"
+        ) from None
+    return inputs
+
+
 class _Numbers(TypedDict):
-    """What :func:`state_tensors` gives beside the tensors; what a reader checks itself may be anything."""
+    """The values that :func:`state_tensors` returns with the tensors; entries that are checked elsewhere are object."""
 
     epoch: Annotated[int, 0]
     step: Annotated[int, 0]
@@ -26,8 +76,8 @@ class _Numbers(TypedDict):
     data: object
 
 
-def state_tensors(state: TrainState) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Everything that a continuation needs: named CPU tensors, and numbers and settings fit for JSON."""
+def state_tensors(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state to save: named CPU tensors, and numbers and settings as JSON values."""
     network = {f"network/{name}": value for name, value in state.network.state_dict().items()}
     tensors = {
         name: value.detach().cpu().clone().contiguous() for name, value in (network | _momenta(state)).items()
@@ -43,14 +93,20 @@ def state_tensors(state: TrainState) -> tuple[dict[str, Tensor], dict[str, objec
     }
 
 
-def restore(state: TrainState, tensors: Mapping[str, Tensor], numbers: Mapping[str, object]) -> TrainState:
-    """The saved state, loaded into a fresh one of the same network, data and settings.
+def restore(state: TrainState, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> TrainState:
+    """Return the saved state, loaded into a new one of the same network, data and settings.
 
-    Raises CheckpointError when the settings or the data differ, or the tensors do not fit the network.
-    `epochs` may differ as long as there is no drop path, whose ramp depends on it.
+    Args:
+        state: the state before the first step. Its ``epochs`` may differ from the saved one unless there is drop path,
+            whose ramp depends on it.
+        tensors: the saved tensors.
+        numbers: the saved numbers and settings.
+
+    Raises:
+        CheckpointError: the settings or the data differ, or the tensors do not fit the network.
     """
     if wrong := misfit(numbers, _Numbers, "the saved training"):
-        raise CheckpointError(f"{wrong}: start anew with another --out")
+        raise CheckpointError(f"{wrong}: start again with another --out")
     saved, ours = dict(numbers.get("config", {})), _config_record(state.config)
     if not state.config.drop_path and not saved.get("drop_path"):
         saved["epochs"] = ours["epochs"]
@@ -59,12 +115,12 @@ def restore(state: TrainState, tensors: Mapping[str, Tensor], numbers: Mapping[s
         settings = ", ".join(f"{name} {shown(saved.get(name))} (now {ours[name]})" for name in different)
         what = settings or "the data set"
         raise CheckpointError(
-            f"the saved training differs in {what}: continue with its settings, or start anew"
+            f"the saved training differs in {what}: continue with its settings, or start again"
         )
     epoch, step = numbers["epoch"], numbers["step"]
     if step >= state.steps:
         raise CheckpointError(
-            f"the saved training says step {step} of {state.steps} in an epoch: start anew with another --out"
+            f"the saved training says step {step} of {state.steps} in an epoch: start again with another --out"
         )
     load_weights(state.network, tensors)
     _load_momenta(state, tensors, epoch or step)
@@ -73,7 +129,7 @@ def restore(state: TrainState, tensors: Mapping[str, Tensor], numbers: Mapping[s
 
 
 def load_weights(network: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put the saved weights into a network; raises CheckpointError when they do not fit it."""
+    """Load the saved weights into a network; raises CheckpointError when they do not fit it."""
     prefix = "network/"
     weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     types = {name: value.dtype for name, value in network.state_dict().items()}
@@ -89,14 +145,13 @@ def load_weights(network: torch.nn.Module, tensors: Mapping[str, Tensor]) -> Non
         raise CheckpointError(f"the saved weights do not fit this network: {reason(error)}") from None
 
 
-def same_images(numbers: Mapping[str, object], data: ImageData) -> bool:
-    """Whether a training was saved on these training images, under whatever name the data set went."""
+def same_images(numbers: Mapping[str, Any], data: ImageData) -> bool:
+    """Whether a training was saved on these training images, whatever the name of the data set."""
     return str(numbers.get("data")).rpartition(" ")[2] == fingerprint(data.train)
 
 
 def _config_record(config: TrainConfig) -> dict[str, object]:
-    record = dataclasses.asdict(config)
-    return record | {"milestones": list(config.milestones)}
+    return asdict(config) | {"milestones": list(config.milestones)}
 
 
 def _data_record(data: ImageData) -> str:
@@ -115,25 +170,27 @@ def _load_momenta(state: TrainState, tensors: Mapping[str, Tensor], begun: int) 
     for name, parameter in state.network.named_parameters():
         buffer = tensors.get(f"momentum/{name}")
         if buffer is None:
-            continue  # a parameter without gradient has none, nor has any before the first step
+            continue  # without gradient, or before the first step
         if buffer.shape != parameter.shape:
-            raise CheckpointError(f"the saved momentum of {name} has shape {tuple(buffer.shape)}: start anew")
-        # In the layout of the weights: a step over mixed layouts may round otherwise.
+            raise CheckpointError(
+                f"the saved momentum of {name} has shape {tuple(buffer.shape)}: start again"
+            )
+        # In the layout of the weights: a step over mixed layouts may round differently.
         own = torch.empty_like(parameter, requires_grad=False).copy_(buffer)
         state.optimizer.state[parameter]["momentum_buffer"] = own
     if begun and state.config.momentum and not any(name.startswith("momentum/") for name in tensors):
         raise CheckpointError(
-            "the saved training has begun and holds no momentum: it is incomplete, start anew"
+            "the saved training has begun and holds no momentum: it is incomplete, start again"
         )
 
 
-def _totals(numbers: Mapping[str, object]) -> tuple[float, float]:
+def _totals(numbers: Mapping[str, Any]) -> tuple[float, float]:
     match numbers.get("totals"):
         case [float(loss), float(correct)] if math.isfinite(loss) and math.isfinite(correct):
             return loss, correct
         case other:
             raise CheckpointError(
-                f"the saved training has the totals {shown(other)}: expected two numbers; start anew"
+                f"the saved training has the totals {shown(other)}: expected two numbers; start again"
             )
 
 
@@ -141,10 +198,10 @@ def _scaler_record(scaler: torch.amp.GradScaler) -> dict[str, object] | None:
     return scaler.state_dict() if scaler.is_enabled() else None
 
 
-def _load_scaler(scaler: torch.amp.GradScaler, numbers: Mapping[str, object]) -> None:
+def _load_scaler(scaler: torch.amp.GradScaler, numbers: Mapping[str, Any]) -> None:
     if not scaler.is_enabled():
         return
     saved, ours = numbers.get("scaler"), scaler.state_dict()
     if not isinstance(saved, dict) or any(type(saved.get(name)) is not type(ours[name]) for name in ours):
-        raise CheckpointError(f"the saved training has no scale of the loss ({shown(saved)}): start anew")
+        raise CheckpointError(f"the saved training has no scale of the loss ({shown(saved)}): start again")
     scaler.load_state_dict(saved)

@@ -1,8 +1,7 @@
-"""Saved states: a directory of safetensors, JSON and SHA-256 digests that appears whole or not at all.
+"""Saved states: directories of safetensors, JSON and SHA-256 digests that appear whole or not at all.
 
-A state is written to a temporary directory, brought to the disk, and renamed into place. What does not
-match its digests is never used, and nothing that is loaded can contain code. One process writes into a
-directory at a time.
+A state is written to a temporary directory, synced to the disk, and renamed into place. Files that do not match their
+digests are never used, and nothing that is loaded can contain code. Only one process writes into a directory.
 """
 
 import json
@@ -11,6 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -19,31 +19,46 @@ from torch import Tensor
 from mamltheory.errors import CheckpointError
 from mamltheory.files import read_regular, reason, shown
 from mamltheory.runtime.records import sha256, sync_directory, write_synced
-from mamltheory.runtime.temporary import FOLDER, SECONDS_UNTIL_STALE, owner, sweep
+from mamltheory.runtime.temporary import FOLDER, owner, remove_stale
 from mamltheory.strict_json import misfit, parse
-
-__all__ = ["SECONDS_UNTIL_STALE", "Checkpoint", "check_state", "load", "read", "save", "sweep"]
 
 TENSORS, STATE, DIGESTS = "tensors.safetensors", "state.json", "SHA256SUMS"
 PREFIX = "state-"
 LOADS = 20
-"""Times that a folder is looked at again because a writer has changed it meanwhile."""
+"""How often a folder is read again because a writer has changed it meanwhile."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded state: tensors by name (on the CPU), the rest as plain JSON values, and where it came from."""
+    """A loaded state.
+
+    Attributes:
+        tensors: tensors by name, on the CPU.
+        state: the other values, as JSON gives them.
+        path: where it was read.
+    """
 
     tensors: dict[str, Tensor]
-    state: dict[str, object]
+    state: dict[str, Any]
     path: Path
 
 
-def save(directory: Path, tensors: Mapping[str, Tensor], state: Mapping[str, object], keep: int = 2) -> Path:
-    """Add a state to ``directory`` and keep the last ``keep``; returns the path of the new one.
+def save_state(
+    directory: Path, tensors: Mapping[str, Tensor], state: Mapping[str, object], keep: int = 2
+) -> Path:
+    """Add a state to a directory and remove the oldest ones.
 
-    state: dicts with string keys, lists, strings, numbers, booleans and None, which come back equal.
-    Raises CheckpointError for anything else in it, for keep < 1, and when the disk refuses.
+    Args:
+        directory: the directory of the states.
+        tensors: tensors by name.
+        state: dicts with string keys, lists, strings, numbers, booleans and None, which come back equal.
+        keep: number of states to keep, with the new one.
+
+    Returns:
+        The path of the new state.
+
+    Raises:
+        CheckpointError: ``state`` holds another type, keep is below 1, or the disk refuses.
     """
     if keep < 1:
         raise CheckpointError(f"keep is {keep}: expected at least 1, the state just saved")
@@ -52,7 +67,7 @@ def save(directory: Path, tensors: Mapping[str, Tensor], state: Mapping[str, obj
     content[DIGESTS] = _digests(content)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        sweep(directory)
+        remove_stale(directory)
         number = max((_number(path) for path in _states(directory)), default=0) + 1
         path = _commit(directory, f"{PREFIX}{number:08d}", content)
         for old in _states(directory)[:-keep]:
@@ -64,16 +79,23 @@ def save(directory: Path, tensors: Mapping[str, Tensor], state: Mapping[str, obj
     return path
 
 
-def load(directory: Path, report: Callable[[str], None]) -> Checkpoint | None:
-    """The newest good state in ``directory``, or None if none was ever saved there.
+def load_state(directory: Path, report: Callable[[str], None]) -> Checkpoint | None:
+    """The newest intact state in a directory, into which another process may be saving.
 
-    Another process may be saving there. report: told in a sentence about every broken state that is passed over for
-    an older one. Raises CheckpointError when there are states and all of them are broken.
+    Args:
+        directory: the directory of the states.
+        report: is called with a sentence about every broken state that is skipped.
+
+    Returns:
+        The state; None if the directory holds none.
+
+    Raises:
+        CheckpointError: all states are broken.
     """
     states = _states(directory)
     for _ in range(LOADS):
         found, broken = _first_good(states)
-        # A state that was there and cannot be read may have been removed for newer ones: that is no damage.
+        # A state that cannot be read may have been removed for newer ones, which is no damage.
         before, states = states, _states(directory) if broken else states
         if states == before:
             for error in broken:
@@ -90,17 +112,17 @@ def load(directory: Path, report: Callable[[str], None]) -> Checkpoint | None:
 
 
 def _first_good(states: Sequence[Path]) -> tuple[Checkpoint | None, list[CheckpointError]]:
-    """The newest state that can be read, and what is wrong with those after it."""
-    broken = []
+    """The newest state that can be read, and the errors of those after it."""
+    broken: list[CheckpointError] = []
     for path in reversed(states):
         try:
-            return read(path), broken
+            return read_state(path), broken
         except CheckpointError as error:
             broken.append(error)
     return None, broken
 
 
-def read(path: Path) -> Checkpoint:
+def read_state(path: Path) -> Checkpoint:
     """The state at ``path``; raises CheckpointError unless every byte is as it was written."""
     try:
         content = {name: read_regular(path / name) for name in (TENSORS, STATE)}
@@ -111,18 +133,18 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"the saved state {path} is damaged: its files do not match {DIGESTS}")
     try:
         state = parse(content[STATE], infinite=True)
-        if wrong := misfit(state, dict[str, object], STATE):
-            raise ValueError(wrong)
+        if not isinstance(state, dict):
+            raise ValueError(misfit(state, dict[str, object], STATE))
         return Checkpoint(safetensors.torch.load(content[TENSORS]), state, path)
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"the saved state {path} is not in this format: {reason(error)}") from error
 
 
 def check_state(checkpoint: Checkpoint, kind: object) -> None:
-    """Raise CheckpointError, naming the file, unless a state is of a kind, as ``misfit`` takes it."""
+    """Raise CheckpointError unless the values of a state fit the type ``kind`` (see ``strict_json.misfit``)."""
     if wrong := misfit(checkpoint.state, kind, "it"):
         raise CheckpointError(
-            f"{checkpoint.path / STATE} is not what this command saves ({wrong}): start anew with another --out"
+            f"{checkpoint.path / STATE} is not what this command saves ({wrong}): start again with another --out"
         )
 
 
@@ -142,7 +164,7 @@ def _pack(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def _digests(content: Mapping[str, bytes]) -> bytes:
-    """The text that ``sha256sum -c`` understands; fixed to the byte, so damage to it is found as well."""
+    """The text that ``sha256sum -c`` reads; fixed to the byte, so damage to it is found as well."""
     return "".join(f"{sha256(content[name])}  {name}\n" for name in (TENSORS, STATE)).encode()
 
 

@@ -14,17 +14,20 @@ from mamltheory.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Device:
-    """A torch device, and in words why it was chosen."""
+    """A torch device, and why it was chosen."""
 
     device: torch.device
     reason: str
 
 
 def choose_device(name: str = "auto") -> Device:
-    """The device called "cpu", "cuda" or "cuda:N"; "auto" takes CUDA if there is any.
+    """Return the torch device of a name and the reason for it, without silent fallback.
 
-    Raises ConfigurationError for another name, and for CUDA (or a number) that is not there: it never
-    falls back silently.
+    Args:
+        name: "cpu", "cuda" or "cuda:N"; "auto" takes CUDA if it is available.
+
+    Raises:
+        ConfigurationError: another name, or a CUDA device that does not exist.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
@@ -48,10 +51,13 @@ def _why_no_cuda() -> str:
 
 
 def deterministic(enabled: bool = True) -> None:
-    """Make the same settings give the same bits on the same machine and thread count, or allow otherwise.
+    """Make equal settings give equal bits on the same machine and number of threads.
 
     On CUDA this also keeps float32 convolutions and products in full float32 (no TF32). Call it before
     the first CUDA computation.
+
+    Args:
+        enabled: False allows algorithms that are not deterministic.
     """
     if enabled:
         # cuBLAS is deterministic only with a fixed workspace, and reads this when it starts.
@@ -63,10 +69,16 @@ def deterministic(enabled: bool = True) -> None:
 
 
 def set_threads(count: int | None = None) -> int:
-    """Use ``count`` threads on the CPU (None leaves it); returns the number in use.
+    """Set the number of CPU threads, on which floating-point sums depend in the last bits.
 
-    Sums of floating-point numbers depend on it in the last bits, so it belongs into every record.
-    Raises ConfigurationError for fewer than one.
+    Args:
+        count: number of threads; None leaves it as it is.
+
+    Returns:
+        The number of threads in use.
+
+    Raises:
+        ConfigurationError: count is below 1.
     """
     if count is not None:
         if count < 1:
@@ -76,7 +88,7 @@ def set_threads(count: int | None = None) -> int:
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, object]:
-    """What a result depends on besides its settings: versions, device, threads, commit (None if unknown)."""
+    """What a result depends on apart from its settings: versions, device, threads, commit (None if unknown)."""
     device = torch.device(device)
     versions = {package: version(package) for package in ("mamltheory", "torch", "numpy", "scipy")}
     return {
@@ -93,7 +105,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, object]:
 def commit(directory: Path | None = None) -> str | None:
     """The git commit of the checkout of this package, with "+" if it was changed; None without git."""
     directory = Path(__file__).resolve().parents[2] if directory is None else directory
-    if not (directory / ".git").exists():  # an installed package may lie inside somebody else's checkout
+    if not (directory / ".git").exists():  # an installed package may lie inside another project's checkout
         return None
     head = _git(directory, "rev-parse", "--short=12", "HEAD")
     if head is None:

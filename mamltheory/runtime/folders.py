@@ -1,4 +1,4 @@
-"""Whose a folder is: a command writes into an empty folder or among its own results, never among files of others."""
+"""Which folders a command may write into: empty ones and those with its own results, never those with other files."""
 
 import json
 import os
@@ -18,19 +18,16 @@ RECORDS = (
     {"machine", "size", "chance", "not_run", "protocols"},
     {"settings", "recipes", "runs", "means", "comparisons", "paper"},  # of a table
 )
-"""What is in NAME.json, by which that file and NAME.png, NAME.md and so on are known as results of this program."""
+"""The keys of NAME.json that mark this file, NAME.png, NAME.md and so on as results of this program."""
 BENCHMARK_LOG = "workers.log"
 DEPTH = 4
-"""How far below a folder of runs their records lie at most: EXPERIMENT/METHOD/SEED/train for those of a table."""
+"""The greatest depth of a record below a folder of runs: EXPERIMENT/METHOD/SEED/train for those of a table."""
 MOST_BYTES = 2**26
-"""Records are smaller than that; a larger file is not looked into."""
+"""Records are smaller; a larger file is not read."""
 
 
 def check_writable(directory: Path) -> None:
-    """Raise ConfigurationError unless files can be written to the folder, or to the one it would be made in.
-
-    Leaves nothing behind. A disk may fill up later all the same.
-    """
+    """Raise ConfigurationError unless files can be written to the folder, or to the one it would be made in."""
     try:
         str(directory).encode()
         with tempfile.TemporaryFile(dir=_nearest(directory)) as file:
@@ -46,7 +43,7 @@ def check_writable(directory: Path) -> None:
 
 
 def _nearest(directory: Path) -> Path:
-    """The folder itself, or the first above it that is there."""
+    """The folder itself, or the first one above it that exists."""
     try:
         os.lstat(directory)
     except FileNotFoundError:
@@ -55,17 +52,25 @@ def _nearest(directory: Path) -> Path:
 
 
 def check_run_folder(directory: Path, command: str, known: Collection[str] = ()) -> None:
-    """Raise ConfigurationError, naming one, when the folder holds files but no run of ``command``.
+    """Raise ConfigurationError when a folder holds foreign files, or a run of another command.
 
-    Hidden files, saved states and names in ``known`` are in nobody's way.
+    Args:
+        directory: the folder.
+        command: name of the command that is to write there.
+        known: names of files that may be there. Hidden files and saved states may be there, too.
     """
     _check(directory, command, lambda path: path.name in known or _is_saved_state(path))
 
 
 def check_results_folder(directory: Path, command: str) -> None:
-    """Raise ConfigurationError, naming one, when the folder holds files that this program has not put there.
+    """Raise ConfigurationError when a folder holds files that this program has not written.
 
-    Several commands may share it: figures and tables are known by the record beside them, folders by what they hold.
+    Several commands may share the folder. Figures and tables are recognised by the record of the same name, folders
+    by the records in them.
+
+    Args:
+        directory: the folder.
+        command: name of the command that is to write there.
     """
     _check(directory, command, _is_result)
 

@@ -1,7 +1,7 @@
-"""Processes that work together notice when one of them has been stopped, or its machine is gone.
+"""Processes that work together notice when one of them is stopped, or when its machine is gone.
 
-Every process beats in a thread of its own, also while it computes: one that is silent does not compute a long step, it
-does nothing at all. A process that ends is noticed without this, by its connections.
+Every process counts up in a separate thread, also while it computes. So a silent process does not compute a long step:
+it does nothing at all. A process that ends is noticed by its connections, without this module.
 """
 
 import os
@@ -12,33 +12,42 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
 SECONDS_BETWEEN_BEATS = 2.0
 SECONDS_OF_SILENCE = 25.0
-"""After so long without a beat a process counts as stopped. torchrun needs up to 30 more to end one that is."""
+"""After this time without a beat a process counts as stopped. torchrun needs up to 30 s more to end it."""
 LEFT = 1 << 40
-"""More beats than there can be: of a process that is done, and owes no more."""
+"""The count of a process that has finished; no process can beat that often."""
 LOST_EXIT_CODE = 2
 
 
 @dataclass
 class Silence:
-    """For how long each of several counters has not moved, as seen by one who looks every few seconds.
+    """How long each of several counters has stood still, as seen by an observer that looks every few seconds.
 
-    A looker who was stopped himself does not count that time against the others.
+    Time during which the observer itself was stopped does not count.
+
+    Attributes:
+        seconds: how long a counter may stand still.
+        between: seconds between two looks.
+        clock: returns the time in seconds.
+        looked: time of the last look.
+        seen: the counters at the last look.
+        quiet: for how many seconds each counter has stood still.
     """
 
     seconds: float = SECONDS_OF_SILENCE
     between: float = SECONDS_BETWEEN_BEATS
     clock: Callable[[], float] = time.monotonic
     looked: float | None = None
-    seen: dict[object, int] = field(default_factory=dict)
-    quiet: dict[object, float] = field(default_factory=dict)
+    seen: dict[Any, int] = field(default_factory=dict)
+    quiet: dict[Any, float] = field(default_factory=dict)
 
-    def of(self, counters: Mapping[object, int]) -> list[object]:
-        """Those among the counters that have been silent for too long; one at zero has not begun yet."""
+    def of(self, counters: Mapping[Any, int]) -> list[Any]:
+        """The names of the counters that stood still for too long; a counter at zero has not begun yet."""
         now = self.clock()
         passed = 0.0 if self.looked is None else min(now - self.looked, 2 * self.between)
         self.looked = now
@@ -50,25 +59,41 @@ class Silence:
 
 
 def beat(once: Callable[[], object], between: float = SECONDS_BETWEEN_BEATS) -> Callable[[], None]:
-    """Call ``once`` now and every few seconds in a thread of its own, until it raises or what is returned is called."""
+    """Call ``once`` now and every few seconds in a separate thread, until it raises.
+
+    Args:
+        once: the function to call.
+        between: seconds between two calls.
+
+    Returns:
+        A function that ends the thread.
+    """
     ended = threading.Event()
 
-    def go_on() -> None:
+    def repeat() -> None:
         with suppress(Exception):
             once()
             while not ended.wait(between):
                 once()
 
-    threading.Thread(target=go_on, daemon=True).start()
+    threading.Thread(target=repeat, daemon=True).start()
     return ended.set
 
 
 @contextmanager
 def heartbeats(rank: int, size: int, silence: float = SECONDS_OF_SILENCE) -> Iterator[None]:
-    """Within the block this rank of a process group beats, and ends its process when another one is silent.
+    """Within the block this rank of a process group beats, and ends its own process when another rank is silent.
 
-    That is the only way out of a wait for it, which may last an hour; what has been saved is whole. The beats go
-    through the store that the ranks met at.
+    Nothing else ends a wait for a silent rank, which may last an hour; saved states stay whole. The beats pass through
+    the store at which the ranks met.
+
+    Args:
+        rank: number of this process.
+        size: number of processes.
+        silence: seconds without a beat after which a rank counts as stopped.
+
+    Yields:
+        Nothing.
     """
     between = min(SECONDS_BETWEEN_BEATS, silence / 8)
     group = f"mamltheory/beats/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
@@ -81,7 +106,7 @@ def heartbeats(rank: int, size: int, silence: float = SECONDS_OF_SILENCE) -> Ite
         try:
             store.add(f"{group}/{rank}", 1)
             counters = {other: store.add(f"{group}/{other}", 0) for other in others}
-        except Exception:  # the store has gone with its process, which the connections to that tell
+        except Exception:  # the process that holds the store has ended, which its connections show
             there = False
             raise
         exchanges += 1
@@ -105,7 +130,7 @@ def heartbeats(rank: int, size: int, silence: float = SECONDS_OF_SILENCE) -> Ite
 
 
 def _connection() -> dist.Store:
-    """A connection of its own to the store of the process group, which waits for nobody."""
+    """A separate connection to the store of the process group, which waits for no other rank."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.TCPStore(
         address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60)
@@ -115,7 +140,7 @@ def _connection() -> dist.Store:
 def _end(reason: str) -> None:
     with suppress(OSError, ValueError):
         sys.stderr.write(
-            f"error: {reason}: it is stopped, or its machine is gone; the same command goes on from what has been "
+            f"error: {reason}: it is stopped, or its machine is gone; the same command continues from what was "
             "saved\n"
         )
         sys.stderr.flush()

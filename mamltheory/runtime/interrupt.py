@@ -12,10 +12,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """A requested stop at the end of a step; no error, so ``except Exception`` lets it through.
+    """A requested stop at the end of a step. It is no error, so ``except Exception`` lets it through.
 
-    signal_number: what was received. continue_with: the command that goes on from what has been saved, set
-    by whoever saved it; None says that nothing was saved.
+    Attributes:
+        signal_number: the signal that was received.
+        continue_with: the command that continues from the saved state, set by the code that saved it; None if
+            nothing was saved.
     """
 
     def __init__(self, signal_number: int, continue_with: str | None = None):
@@ -24,16 +26,16 @@ class Interrupted(BaseException):
         self.continue_with = continue_with
 
     def __reduce__(self) -> tuple:
-        """Both fields travel between processes; an exception's own way would pass the message as the signal."""
+        """Pickle both fields; the default of exceptions would pass the message as the signal."""
         return Interrupted, (self.signal_number, self.continue_with)
 
     @property
     def exit_code(self) -> int:
-        """The shell's convention: 130 after Ctrl-C, 143 after SIGTERM."""
+        """130 after Ctrl-C and 143 after SIGTERM, as shells do."""
         return 128 + self.signal_number
 
     def saved(self, continue_with: str) -> "Interrupted":
-        """The same stop, to be raised again once the state lies on disk."""
+        """The same stop, to be raised again once the state is on disk."""
         return Interrupted(self.signal_number, continue_with)
 
 
@@ -42,14 +44,14 @@ _received: list[int] = []
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within the block the first signal is only noted (see :func:`check_interrupted`), the second is final.
+    """Note the first signal within the block (see :func:`check_interrupted`); the second ends the process.
 
-    Signals can be handled in the main thread alone; in any other thread this does nothing.
+    Only the main thread can handle signals; in any other thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, _note) for number in SIGNALS}
+    previous = {number: signal.signal(number, note_signal) for number in SIGNALS}
     try:
         yield
     finally:
@@ -58,11 +60,12 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _note(number: int, _frame: FrameType | None) -> None:
+def note_signal(number: int, _frame: FrameType | None) -> None:
+    """Remember the signal, and restore the system's own action for the next one."""
     _received.append(number)
     if multiprocessing.parent_process() is None:  # print is not safe in a handler
         os.write(2, b"\nstopping after this step; again to stop at once\n")
-    # The system's own action for the next one: it ends the process even inside a long call into C.
+    # The system's action ends the process even inside a long call into C.
     for each in SIGNALS:
         signal.signal(each, signal.SIG_DFL)
 

@@ -1,4 +1,4 @@
-"""One process writes into a folder at a time; a second one is told which."""
+"""Only one process writes into a folder; the message to a second one names the first."""
 
 import json
 import os
@@ -12,17 +12,23 @@ from mamltheory.errors import ConfigurationError
 try:
     import fcntl
 except ImportError:  # not a POSIX system: nothing is locked there
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 LOCK_FILE = ".lock"
 _held: dict[Path, int] = {}
 
 
 def hold(directory: Path) -> bool:
-    """Keep other processes from ``directory`` until :func:`let_go`, or until this process ends, however it does.
+    """Keep other processes from writing into ``directory`` until :func:`let_go`, or until this process ends.
 
-    Returns whether the lock was taken now: a process that holds a folder may ask for it again, and a file system
-    without locks is used without. Raises ConfigurationError, naming the other process, when there is one.
+    Args:
+        directory: the folder, which is made if it does not exist.
+
+    Returns:
+        Whether this call took the lock: not where the process holds it already or the file system has no locks.
+
+    Raises:
+        ConfigurationError: another process, which the message names, holds the folder.
     """
     directory = directory.resolve()
     if fcntl is None or directory in _held:
@@ -45,7 +51,7 @@ def hold(directory: Path) -> bool:
         if _is_at(descriptor, path):
             break
         os.close(descriptor)  # its holder removed the file between the two calls
-    with suppress(OSError):  # a full disk: the lock holds, it only does not say whose it is
+    with suppress(OSError):  # a full disk: the lock holds, but does not name its holder
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(_this_process()).encode(), 0)
     _held[directory] = descriptor
@@ -53,11 +59,11 @@ def hold(directory: Path) -> bool:
 
 
 def let_go(directory: Path) -> None:
-    """Leave the folder to others; does nothing when this process does not hold it."""
+    """Release the folder; does nothing when this process does not hold it."""
     descriptor = _held.pop(directory.resolve(), None)
     if descriptor is not None:
-        with suppress(OSError):  # what keeps a file from going must not keep the lock
-            (directory / LOCK_FILE).unlink()  # before the lock goes, or it could be another's file
+        with suppress(OSError):  # a file that cannot be removed must not keep the lock
+            (directory / LOCK_FILE).unlink()  # while locked, or it could be the file of another process
         os.close(descriptor)
 
 

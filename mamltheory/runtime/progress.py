@@ -1,58 +1,46 @@
-"""How far a stage is: live bars with the time left on a terminal, a plain line per ten seconds elsewhere."""
+"""Progress of a stage of work: a live bar on a terminal, a plain line per ten seconds elsewhere."""
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOBase
-from typing import TypeVar
+from typing import TextIO
 
-from mamltheory.runtime.interrupt import check_interrupted
-
-Item = TypeVar("Item")
 Advance = Callable[..., None]
+Stream = TextIO | TextIOBase
 SECONDS_BETWEEN_LINES = 10.0
-
-
-def track(
-    items: Iterable[Item], description: str, total: int | None = None, stream: TextIOBase | None = None
-) -> Iterator[Item]:
-    """The items one by one, showing how many are done; ``total`` defaults to ``len(items)`` if there is one.
-
-    After each item that the caller has finished, raises Interrupted if a stop was asked for.
-    """
-    if total is None and isinstance(items, Sized):
-        total = len(items)
-    with stage(description, total, stream) as advance:
-        for item in items:
-            yield item
-            advance()
-            check_interrupted()
 
 
 @contextmanager
 def stage(
     description: str,
     total: int | None = None,
-    stream: TextIOBase | None = None,
+    stream: Stream | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Advance]:
-    """Show one stage of work; yields ``advance(steps=1, note="")``, to be called as steps are done.
+    """Show one stage of work: a bar on a terminal; elsewhere a line at its start, at its end and per 10 s of progress.
 
-    stream: standard error unless given. On a terminal it is a bar; elsewhere a line when the stage begins,
-    one per 10 s in which there was progress, and one when it ends.
+    Args:
+        description: name of the stage.
+        total: number of steps; None if it is not known.
+        stream: where to write; standard error if None.
+        clock: returns the time in seconds.
+
+    Yields:
+        ``advance(steps=1, note="")``, to be called as steps are done.
     """
-    stream = sys.stderr if stream is None else stream
-    show = _bar if stream.isatty() else _lines
-    with show(description, total, stream, clock) as advance:
+    output: Stream = sys.stderr if stream is None else stream
+    show = _bar if output.isatty() else _lines
+    with show(description, total, output, clock) as advance:
         yield advance
 
 
 @contextmanager
 def _bar(
-    description: str, total: int | None, stream: TextIOBase, clock: Callable[[], float]
+    description: str, total: int | None, stream: Stream, clock: Callable[[], float]
 ) -> Iterator[Advance]:
-    # Imported here: jobs that log to a file do without it.
+    # Imported here: jobs that log to a file do not need it.
     from rich import progress
     from rich.console import Console
 
@@ -65,14 +53,15 @@ def _bar(
         progress.TimeRemainingColumn(),
         progress.TextColumn("{task.fields[note]}"),
     )
-    with progress.Progress(*columns, console=Console(file=stream), get_time=clock) as bars:
+    console = Console(file=stream)  # type: ignore[arg-type]  # in typeshed TextIOBase is no IO[str]
+    with progress.Progress(*columns, console=console, get_time=clock) as bars:
         task = bars.add_task(description, total=total, note="")
         yield lambda steps=1, note="": bars.update(task, advance=steps, note=note)
 
 
 @contextmanager
 def _lines(
-    description: str, total: int | None, stream: TextIOBase, clock: Callable[[], float]
+    description: str, total: int | None, stream: Stream, clock: Callable[[], float]
 ) -> Iterator[Advance]:
     start = last = clock()
     done, last_note = 0, ""
@@ -113,7 +102,7 @@ def _summary(done: int, total: int | None, elapsed: float, note: str) -> str:
 
 
 def duration(seconds: int | float) -> str:
-    """A span of time as people write it: ``0:07``, ``12:30`` or ``2:05:00``."""
+    """A time span as text: ``0:07``, ``12:30`` or ``2:05:00``."""
     minutes, rest = divmod(round(max(seconds, 0.0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

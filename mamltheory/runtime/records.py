@@ -1,4 +1,4 @@
-"""Plain records: what a result, a configuration or an environment looks like as strict JSON."""
+"""Results, configurations and environments as strict JSON, and files that are replaced whole."""
 
 import dataclasses
 import hashlib
@@ -8,21 +8,22 @@ import os
 from collections.abc import Mapping, Sequence, Set
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mamltheory.errors import CheckpointError, ConfigurationError
 from mamltheory.files import read_regular, reason, shown
-from mamltheory.runtime.temporary import owner, sweep
+from mamltheory.runtime.temporary import owner, remove_stale
 from mamltheory.strict_json import MOST_BYTES, misfit, unsealed
 
 
-def plain(value: object) -> object:
-    """``value`` made of dict, list, str, int, float, bool and None alone, so that any JSON reader takes it.
+def plain(value: object) -> Any:
+    """Return ``value`` as dict, list, str, int, float, bool and None alone, which any JSON reader takes.
 
-    Dataclasses become dicts, tuples lists, paths strings, tensors and arrays nested lists, and the floats
-    that JSON lacks the strings "inf", "-inf" and "nan" (``float`` reads them back).
-    Raises ConfigurationError for anything else.
+    Dataclasses become dicts, tuples become lists, paths become strings, tensors and arrays become nested lists. The
+    floats that JSON lacks become the strings "inf", "-inf" and "nan", which ``float`` reads back. For another type
+    ConfigurationError is raised.
     """
     if value is None or isinstance(value, (bool, str)):
         return value
@@ -37,7 +38,7 @@ def plain(value: object) -> object:
     return _plain_container(value)
 
 
-def _plain_container(value: object) -> object:
+def _plain_container(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -62,9 +63,9 @@ def _key(key: object) -> str:
 
 
 def to_json(value: object, indent: int | None = 2) -> str:
-    """Strict JSON text of :func:`plain` of ``value``, ending in a newline; keys keep their order.
+    """Return the strict JSON text of :func:`plain` of ``value``, ending in a newline; keys keep their order.
 
-    Bytes of file names that are no UTF-8 are escaped, so that the text can be encoded and is read back the same.
+    Bytes of file names that are not UTF-8 are escaped, so that the text can be encoded and reads back the same.
     """
     text = json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace").decode() + "\n"  # \udcNN is JSON's own escape as well
@@ -76,7 +77,7 @@ def sha256(data: bytes) -> str:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write ``data`` and wait until it has reached the disk."""
+    """Write ``data`` and wait until it is on the disk."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -84,7 +85,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Wait until the names in ``directory`` have reached the disk (where the system can do that)."""
+    """Wait until the names in ``directory`` are on the disk (where the system can do that)."""
     if os.name != "posix":
         return
     descriptor = os.open(directory, os.O_RDONLY)
@@ -97,10 +98,10 @@ def sync_directory(directory: Path) -> None:
 def replace_file(path: Path, data: bytes) -> None:
     """Put ``data`` at ``path``; readers and crashes see the old content or the new, never a part.
 
-    What writers of this file left when they were killed goes.
+    Temporary files that killed writers of this file have left are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent, path.name)
+    remove_stale(path.parent, path.name)
     temporary = path.with_name(f".{path.name}.{owner(os.getpid())}.tmp")
     try:
         write_synced(temporary, data)
@@ -110,11 +111,16 @@ def replace_file(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
-def read_record(path: Path, kind: object, remedy: str) -> dict[str, object]:
-    """The object in a JSON file that was written with :func:`mamltheory.strict_json.sealed`, without its digest.
+def read_record(path: Path, kind: object, remedy: str) -> dict[str, Any]:
+    """Return the object in a JSON file that was written with :func:`mamltheory.strict_json.sealed`.
 
-    kind: what it has to be, as :func:`mamltheory.strict_json.misfit` takes it. remedy: what to do about another file.
-    Raises CheckpointError, naming the file, for one that was changed, is not of this kind, or cannot be read.
+    Args:
+        path: the file.
+        kind: type that the object must fit (see :func:`mamltheory.strict_json.misfit`).
+        remedy: end of the message: what the user can do.
+
+    Raises:
+        CheckpointError: the file was changed, does not fit the type, or cannot be read.
     """
     try:
         content, _ = unsealed(read_regular(path, MOST_BYTES))

@@ -1,4 +1,4 @@
-"""What a run was and what it measured: ``run.json`` (feeds back as ``--config``) and ``metrics.jsonl``."""
+"""The record of a run, ``run.json`` (which ``--config`` reads), and its measurements, ``metrics.jsonl``."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from mamltheory.errors import CheckpointError, ConfigurationError
 from mamltheory.files import read_regular, reason, shown
@@ -15,7 +15,7 @@ from mamltheory.runtime.folders import RUN_FILE, check_run_folder
 from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.lock import hold, let_go
 from mamltheory.runtime.records import plain, read_record, replace_file, sync_directory, to_json
-from mamltheory.runtime.temporary import sweep
+from mamltheory.runtime.temporary import remove_stale
 from mamltheory.strict_json import SEAL_BYTES, misfit, seal_of, sealed, unsealed
 
 METRICS_FILE, STATES = "metrics.jsonl", "state"
@@ -26,7 +26,7 @@ Status = Literal["running", "finished", "interrupted", "failed"]
 
 
 class Record(TypedDict):
-    """What ``run.json`` holds."""
+    """The content of ``run.json``."""
 
     command: str
     config: dict[str, object]
@@ -44,19 +44,17 @@ class Record(TypedDict):
 class RunLog:
     """The record of one run in its directory; made by :func:`open_run`.
 
-    ``record`` holds command, config, seed, environment, started, ended and status ("running", "finished",
-    "interrupted" or "failed"); every start after the first is counted in ``starts``, and ``sessions`` lists the
-    environments that they had, where one differs from the one before.
+    Attributes:
+        directory: the run folder.
+        record: the content of ``run.json`` (see :class:`Record`). ``starts`` counts the starts, and ``sessions`` lists
+            their environments, each with the first start that had it.
     """
 
     directory: Path
-    record: dict[str, object]
+    record: dict[str, Any]
 
     def log(self, **values: object) -> None:
-        """Append one line of measurements to ``metrics.jsonl``, for example ``log(step=3, loss=0.7)``.
-
-        It has reached the disk afterwards. Every line ends with a digest of itself and of the one before it.
-        """
+        """Append a line such as ``log(step=3, loss=0.7)`` to ``metrics.jsonl``, sealed with the line before."""
         path = self.directory / METRICS_FILE
         with path.open("a+b") as file:
             size = file.seek(0, os.SEEK_END)
@@ -67,15 +65,23 @@ class RunLog:
                 file.flush()
                 os.fsync(file.fileno())
             except OSError:
-                file.truncate(size)  # the disk is full: half a line would spoil those that may follow
+                file.truncate(size)  # the disk is full: half a line would spoil later lines
                 raise
         if size == 0:
             sync_directory(self.directory)
 
     def close(self, status: str = "finished", **results: object) -> "RunLog":
-        """Write how the run ended, with its results in a few numbers, and leave the folder to other processes.
+        """Write how the run ended, and release the folder to other processes.
 
-        Returns the final record.
+        Args:
+            status: "finished", "interrupted" or "failed".
+            **results: the results in a few numbers.
+
+        Returns:
+            The final record.
+
+        Raises:
+            ConfigurationError: another status.
         """
         if status not in ("finished", "interrupted", "failed"):
             raise ConfigurationError(f"status is {status!r}: expected 'finished', 'interrupted' or 'failed'")
@@ -89,15 +95,23 @@ class RunLog:
         return closed
 
     def write(self) -> None:
-        """Put ``run.json`` in place; a crash leaves the old or the new one, never a part."""
+        """Replace ``run.json``; a crash leaves the old one or the new one, never a part."""
         replace_file(self.directory / RUN_FILE, sealed(to_json(self.record)))
 
 
 @contextmanager
 def recorded(log: RunLog, continue_with: str | None) -> Iterator[None]:
-    """Note in the run's record when the block is stopped or fails; a stop then names how to go on.
+    """Record in ``run.json`` when the block is stopped or fails; the exception is raised also on a full disk.
 
-    What ended the block is raised also where the note cannot be written, as on a full disk.
+    Args:
+        log: the record of the run.
+        continue_with: the command that continues the run, which a stop then names.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        Interrupted: a stop was asked for within the block.
     """
     try:
         yield
@@ -121,73 +135,65 @@ def open_run(
     before: object | None = None,
     known: Collection[str] = (),
 ) -> RunLog:
-    """Begin a run in ``directory``, or go on with the same one if it was begun there.
+    """Return the log of a run that begins in a directory, or continues if it was begun there.
 
-    config: the resolved settings, a dataclass or mapping. may_differ: settings, and entries of the environment, that
-    do not change the results, such as the number of workers, and may be others when a run goes on. Another
-    environment does not stop a run: it is said on standard error, and the record keeps both. before: as in
-    :func:`differences`. known: names of files that may be there without a record, besides files that the settings
-    name. Raises ConfigurationError when the directory holds other files, a run of another command or other settings,
-    naming them, or when another process writes there; CheckpointError when its record is broken.
+    Another environment does not stop a run: it is reported on standard error, and the record keeps both.
+    ConfigurationError is raised when the directory holds other files, or a run of another command or with other
+    settings, or when another process writes there; CheckpointError when its record is broken.
+
+    Args:
+        directory: the run folder.
+        command: name of the command.
+        config: the resolved settings, a dataclass or mapping.
+        seed: seed of the run.
+        environment: versions, device and threads (see ``device.environment``).
+        may_differ: settings and entries of the environment that do not change the results, such as the number of
+            workers. They may have other values when a run continues.
+        before: values of settings that a record does not hold, as in :func:`differences`.
+        known: names of files that may be there without a record, in addition to files that the settings name.
     """
     if not (directory / RUN_FILE).exists():
         check_run_folder(directory, command, (*known, *_inputs_in(directory, config)))
     taken = hold(directory)
     try:
         for place in (directory, directory / STATES) if taken else ():
-            sweep(place, alone=True)
-        return _open_held(directory, command, config, seed, environment, may_differ, before)
+            remove_stale(place, alone=True)
+        earlier = read_run(directory) if (directory / RUN_FILE).exists() else None
+        if earlier is not None:
+            check_same_run(directory, earlier, command, config, may_differ, before)
+        begun = {"command": command, "config": plain(config), "seed": seed, "environment": plain(environment)}
+        return _started(directory, begun, earlier, may_differ)
     except BaseException:
         if taken:
             let_go(directory)
         raise
 
 
-def _open_held(
-    directory: Path,
-    command: str,
-    config: object,
-    seed: int,
-    environment: Mapping[str, object],
-    may_differ: Collection[str],
-    before: object | None,
+def _started(
+    directory: Path, begun: dict[str, Any], earlier: dict[str, Any] | None, may_differ: Collection[str]
 ) -> RunLog:
-    starts, started, environment = 1, _now(), plain(environment)
+    starts, started, environment = 1, _now(), begun["environment"]
     sessions = [{"start": 1, "environment": environment}]
-    if (directory / RUN_FILE).exists():
-        earlier = read_run(directory)
-        check_same_run(directory, earlier, command, config, may_differ, before)
+    if earlier is not None:
         started = earlier.get("started", started)
         starts = earlier.get("starts", 1) + 1
         sessions = _sessions_after(earlier, starts, environment)
-        _say_what_changed(directory, earlier.get("environment"), environment, may_differ)
+        _report_changes(directory, earlier.get("environment"), environment, may_differ)
         _drop_partial_line(directory / METRICS_FILE)
-    record = {
-        "command": command,
-        "config": plain(config),
-        "seed": seed,
-        "environment": environment,
-        "sessions": sessions,
-        "started": started,
-        "ended": None,
-        "status": "running",
-        "starts": starts,
-    }
-    log = RunLog(directory, record)
+    times = {"started": started, "ended": None, "status": "running", "starts": starts}
+    log = RunLog(directory, {**begun, "sessions": sessions, **times})
     log.write()
     return log
 
 
 def _inputs_in(directory: Path, config: object) -> list[str]:
-    """Names of files in the directory that the settings read, such as a genotype: they are no strangers there."""
+    """Names of files in the directory that the settings read, such as a genotype."""
     values = config.values() if isinstance(config, Mapping) else vars(config).values()
     paths = [value for value in values if isinstance(value, Path)]
     return [path.name for path in paths if path.parent.resolve() == directory.resolve()]
 
 
-def _sessions_after(
-    earlier: Mapping[str, object], start: int, environment: object
-) -> list[dict[str, object]]:
+def _sessions_after(earlier: Mapping[str, Any], start: int, environment: object) -> list[dict[str, Any]]:
     """The environments of all starts so far, each with the first start that had it."""
     sessions = earlier.get("sessions", [{"start": 1, "environment": earlier.get("environment")}])
     sessions = [each for each in sessions if isinstance(each, dict)] if isinstance(sessions, list) else []
@@ -196,19 +202,17 @@ def _sessions_after(
     return [*sessions, {"start": start, "environment": environment}]
 
 
-def _say_what_changed(
-    directory: Path, there: object, now: Mapping[str, object], but: Collection[str]
-) -> None:
+def _report_changes(directory: Path, there: object, now: Mapping[str, object], but: Collection[str]) -> None:
     changes = differences(there, now, but) if isinstance(there, dict) else ""
     if changes:
         sys.stderr.write(
-            f"{directory} goes on in another environment: {changes}; numbers may differ in their last digits from "
+            f"{directory} continues in another environment: {changes}; numbers may differ in their last digits from "
             f"those of a run in one, and {RUN_FILE} keeps both\n"
         )
 
 
-def read_run(path: Path) -> dict[str, object]:
-    """The record at ``path``, a run directory or a ``run.json``; raises CheckpointError if it is none, or changed."""
+def read_run(path: Path) -> dict[str, Any]:
+    """The record at ``path``, a run directory or a ``run.json``; raises CheckpointError if it is broken."""
     path = path / RUN_FILE if path.is_dir() else path
     record = read_record(path, Record, EDITED)
     for name in ("started", "ended"):
@@ -221,13 +225,21 @@ def read_run(path: Path) -> dict[str, object]:
     return record
 
 
-def read_metrics(directory: Path, kind: object = dict) -> list[dict[str, object]]:
-    """All measurements of a run in the order they were logged; a line cut short by a crash is left out.
+def read_metrics(directory: Path, kind: object = dict) -> list[dict[str, Any]]:
+    """The measurements of a run.
 
-    kind: what every line has to be, as :func:`mamltheory.strict_json.misfit` takes it. Raises CheckpointError, naming
-    file and line, for a line that was changed, taken out or put in, or is of another kind.
+    Args:
+        directory: the run folder.
+        kind: type that every line must fit (see :func:`mamltheory.strict_json.misfit`).
+
+    Returns:
+        The lines in the order in which they were logged, without one that a crash has cut short.
+
+    Raises:
+        CheckpointError: a line was changed, removed or inserted, or does not fit the type.
     """
-    path, rows, digest = directory / METRICS_FILE, [], ""
+    path, digest = directory / METRICS_FILE, ""
+    rows: list[dict[str, Any]] = []
     if not path.exists():
         return []
     try:
@@ -237,11 +249,7 @@ def read_metrics(directory: Path, kind: object = dict) -> list[dict[str, object]
     for number, line in enumerate(lines, 1):
         before = digest
         try:
-            row, digest = unsealed(line + b"\n", before)
-            if before and not digest:
-                raise ValueError("is damaged: it has no digest, as the line before it has")
-            if wrong := misfit(row, kind, "it"):
-                raise ValueError(f"is of another kind: {wrong}")
+            row, digest = _measurement(line, before, kind)
         except ValueError as error:
             raise CheckpointError(
                 f"line {number} of {path} {reason(error)}; or a line before it was changed or removed: {NEW_RUN}"
@@ -250,28 +258,58 @@ def read_metrics(directory: Path, kind: object = dict) -> list[dict[str, object]
     return rows
 
 
+def _measurement(line: bytes, before: str, kind: object) -> tuple[dict[str, Any], str]:
+    row, digest = unsealed(line + b"\n", before)
+    if before and not digest:
+        raise ValueError("is damaged: it has no digest, as the line before it has")
+    if wrong := misfit(row, kind, "it"):
+        raise ValueError(f"is of another kind: {wrong}")
+    return row, digest
+
+
 def check_complete(
     directory: Path, rows: Iterable[Mapping[str, object]], name: str, expected: Iterable[int]
 ) -> None:
-    """Raise CheckpointError unless the measurements of a run have a line for each of the expected numbers."""
+    """Raise an error unless the measurements of a run have a line for each of the expected numbers.
+
+    Args:
+        directory: the run folder.
+        rows: its measurements.
+        name: the entry that numbers the lines, such as "epoch".
+        expected: the numbers.
+
+    Raises:
+        CheckpointError: a line is missing.
+    """
     there = {row.get(name) for row in rows}
     if lacking := [number for number in expected if number not in there]:
         numbers = ", ".join(map(str, lacking[:5])) + ", …" * (len(lacking) > 5)
         raise CheckpointError(
-            f"{directory / METRICS_FILE} has no line for {name} {numbers}, which the saved state has behind it: "
-            f"{NEW_RUN}"
+            f"{directory / METRICS_FILE} has no line for {name} {numbers}, which lie before the saved state: {NEW_RUN}"
         )
 
 
 def check_same_run(
     directory: Path,
-    earlier: dict[str, object],
+    earlier: Mapping[str, Any],
     command: str,
     config: object,
     may_differ: Collection[str],
     before: object | None,
 ) -> None:
-    """Raise ConfigurationError, naming the differences, unless the record is of this command with these settings."""
+    """Raise an error, naming the differences, unless a record is of this command with these settings.
+
+    Args:
+        directory: the run folder, for the message.
+        earlier: the record.
+        command: name of the command.
+        config: its settings.
+        may_differ: names of settings that may differ.
+        before: values of settings that the record does not hold, as in :func:`differences`.
+
+    Raises:
+        ConfigurationError: the command or a setting differs.
+    """
     if earlier["command"] != command:
         raise ConfigurationError(
             f"{directory} holds a run of {shown(earlier['command'])}, not of '{command}': choose another --out"
@@ -285,11 +323,14 @@ def check_same_run(
 def differences(
     there: Mapping[str, object], now: object, but: Collection[str], before: object | None = None
 ) -> str:
-    """In words, the settings that are not equal, except those in ``but``; empty where all are.
+    """Return the settings that are not equal as text, which is empty if all are equal.
 
-    there: the settings in a record; now: a dataclass or mapping. A setting that one of the two lacks, being of
-    another version, counts as its value in ``before``: other settings, or None for the defaults of ``now``, if it is
-    a dataclass.
+    Args:
+        there: the settings in a record.
+        now: the present settings, a dataclass or mapping.
+        but: names of settings that may differ.
+        before: settings with the values that count where one of the two lacks a setting, because another version wrote
+            it. None stands for the defaults of ``now``, if it is a dataclass.
     """
     usual = _defaults(now) if before is None else plain(before)
     then, ours = {**usual, **there}, {**usual, **plain(now)}
@@ -297,7 +338,7 @@ def differences(
     return ", ".join(f"{key} ({shown(then.get(key))} there, {shown(ours.get(key))} now)" for key in keys)
 
 
-def _defaults(settings: object) -> dict[str, object]:
+def _defaults(settings: object) -> dict[str, Any]:
     known = fields(settings) if is_dataclass(settings) else ()
     return {field.name: plain(field.default) for field in known if field.default is not MISSING}
 

@@ -1,4 +1,4 @@
-"""Files and folders that are being written, under names that say by whom, and what nobody is going to finish."""
+"""Temporary files and folders, whose names tell the process that writes them, and the removal of abandoned ones."""
 
 import os
 import re
@@ -11,21 +11,26 @@ from pathlib import Path
 FOLDER = ".tmp-"
 SECONDS_UNTIL_STALE = 24 * 3600.0
 SLACK = 60.0
-"""Seconds by which the clocks of files and processes may differ."""
+"""Seconds by which the clocks of the file system and of the processes may differ."""
 _FOLDER = re.compile(r"\.tmp-(\d+)-[^-]*-(.*)\Z")
 _FILE = re.compile(r"\.(\d+)(?:-[0-9a-f]{8}-(.+))?\.tmp\Z")
 
 
 def owner(pid: int) -> str:
-    """A part of a name that occurs once, and tells this process on this machine."""
+    """A unique part of a name, which tells the process and the machine."""
     return f"{pid}-{uuid.uuid4().hex[:8]}-{socket.gethostname()}"
 
 
-def sweep(directory: Path, name: str = "*", alone: bool = False) -> list[Path]:
-    """Remove what crashed processes left half-written in ``directory``; returns what was removed.
+def remove_stale(directory: Path, name: str = "*", alone: bool = False) -> list[Path]:
+    """Remove what crashed processes left half-written in a directory.
 
-    name: of the file that was being written; the default is every file and folder. alone: this process has the
-    folder to itself and is writing nothing, so that all of it goes.
+    Args:
+        directory: the directory.
+        name: name of the file that was being written; by default every file and folder.
+        alone: no other process writes into the directory, nor does this one now, so everything temporary is removed.
+
+    Returns:
+        The removed paths.
     """
     found = list(directory.glob(f".{_literal(name)}.*.tmp"))
     if name == "*":
@@ -47,13 +52,13 @@ def _unlink(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError:
-        return  # it is in nobody's way
+        return  # a leftover does no harm
 
 
 def is_stale(path: Path) -> bool:
-    """Whether nobody will finish what is at ``path``: it is a day old, or its process here has ended.
+    """Return whether a temporary file is abandoned: it is a day old, or its process on this machine has ended.
 
-    The system gives the numbers of processes again: one that began after the file was written is another.
+    The system reuses process numbers: a process that began after the file was written is not its writer.
     """
     try:
         written = path.stat().st_mtime
@@ -69,7 +74,7 @@ def is_stale(path: Path) -> bool:
 
 
 def _writer(name: str) -> tuple[str, str]:
-    """Process and host in the name of something temporary; the host is empty where earlier versions left it out."""
+    """Process and host in a temporary name; earlier versions wrote no host, for which it is empty."""
     found = _FOLDER.match(name) or _FILE.search(name)
     return (found[1], found[2] or "") if found else ("", "")
 
@@ -87,7 +92,7 @@ def _is_running(pid: int) -> bool:
 
 
 def _begun(pid: int) -> float | None:
-    """When a process began, in seconds since 1970; None where the system does not tell."""
+    """When a process began, in seconds since 1970; None where the system does not say."""
     try:
         after_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         boot = next(

@@ -14,13 +14,13 @@ from ctypes import Array
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from mamltheory.errors import ConfigurationError
 from mamltheory.runtime.heartbeat import SECONDS_BETWEEN_BEATS, SECONDS_OF_SILENCE, Silence, beat
-from mamltheory.runtime.interrupt import SIGNALS, Interrupted, check_interrupted, interruptible
+from mamltheory.runtime.interrupt import SIGNALS, Interrupted, check_interrupted, interruptible, note_signal
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,20 +30,29 @@ Mapper = Callable[[Callable[[Item], Result], Iterable[Item]], Iterator[tuple[Ite
 """(function, items) -> (item, function(item)) as the results come in."""
 
 ON_ONE_THREAD = ("threads",)
-"""Of the environment, what does not change results that come from workers alone: this process's threads."""
+"""Entries of the environment that do not change results of workers, which compute on one thread each."""
 SECONDS_BETWEEN_LOOKS = 0.2
 """How soon a stop is noticed while every process is busy."""
 
 
 @contextmanager
 def workers(jobs: int = 1, silence: float = SECONDS_OF_SILENCE) -> Iterator[Mapper]:
-    """A mapper over ``jobs`` processes of one thread each, which stay alive within the block.
+    """A mapper over processes of one thread each, which stay alive within the block.
 
-    jobs = 1 stays in this process, on one thread as well: the number of threads decides the last bits. With
-    more, functions and items must be picklable. When a stop is asked for (see ``interrupt``) nothing new is
-    begun, what runs is finished and handed out, unless it looks for stops itself, and Interrupted is raised.
-    No worker outlives this process. Raises ConfigurationError for jobs below 1, and when a worker dies, or has been
-    stopped for ``silence`` seconds (see ``heartbeat``).
+    One job stays in this process, also on one thread: the number of threads decides the last bits. With more jobs,
+    functions and items must be picklable. When a stop is asked for (see ``interrupt``) no item is started. Running
+    items are finished and yielded, unless the function itself looks for stops; then Interrupted is raised. No worker
+    outlives this process.
+
+    Args:
+        jobs: number of processes.
+        silence: seconds without a beat after which a worker counts as stopped (see ``heartbeat``).
+
+    Yields:
+        The mapper.
+
+    Raises:
+        ConfigurationError: jobs is below 1, or a worker has died or is stopped.
     """
     if jobs < 1:
         raise ConfigurationError(f"jobs is {jobs}: expected at least 1")
@@ -74,14 +83,14 @@ def _one_by_one(function: Callable[[Item], Result], items: Iterable[Item]) -> It
 
 @dataclass(frozen=True)
 class _Heart:
-    """What the workers count up, one number each, and how long one may stand still."""
+    """The counters of the workers, how long one may stand still, and the seconds between two beats."""
 
     beats: Array
     silence: float
     between: float
 
     def watched(self) -> Callable[[], bool]:
-        """A function to be called every moment, which tells whether some worker has been silent for too long."""
+        """A function, to be called regularly, that says whether some worker was silent for too long."""
         silence = Silence(self.silence, self.between)
         return lambda: bool(silence.of(dict(enumerate(self.beats))))
 
@@ -89,12 +98,13 @@ class _Heart:
 def _spread(
     pool: ProcessPoolExecutor, heart: _Heart, function: Callable[[Item], Result], items: Iterable[Item]
 ) -> Iterator[tuple[Item, Result]]:
-    rest, running, stop = iter(items), {}, None
+    rest, stop = iter(items), None
+    running: dict[Future, Item] = {}
     jobs, someone_is_silent = len(heart.beats), heart.watched()
     while True:
         stop = stop or _stop_asked_for()
         try:
-            # No more than what can run: what waits in the pool's queue cannot be called back.
+            # No more items than processes: an item in the pool's queue cannot be taken back.
             while stop is None and len(running) < jobs:
                 item = next(rest)
                 running[_submit(pool, function, item)] = item
@@ -107,7 +117,7 @@ def _spread(
             _kill_all()
             raise ConfigurationError(
                 f"a worker process has given no sign of life for {heart.silence:g} s: it is stopped; the same command "
-                "goes on from what has been saved"
+                "continues from what was saved"
             )
         for future in done:
             item, (stopped, result) = running.pop(future), _result(future)
@@ -129,13 +139,13 @@ def _stop_asked_for() -> Interrupted | None:
 
 
 def _pass_stop_on() -> None:
-    """Let the workers know: a function that looks for stops, such as a training, ends after its step."""
+    """Send the stop to the workers: a function that looks for stops, such as a training, ends after its step."""
     for child in multiprocessing.active_children():
         child.terminate()
 
 
 def _shut_down(pool: ProcessPoolExecutor, heart: _Heart) -> None:
-    """Wait for the workers to end; one that is stopped cannot, and is ended with those that nobody waits for."""
+    """Wait for the workers to end; kill all of them when one is stopped, which cannot end."""
     ending = threading.Thread(target=pool.shutdown, kwargs={"wait": True, "cancel_futures": True})
     someone_is_silent = heart.watched()
     ending.start()
@@ -147,47 +157,45 @@ def _shut_down(pool: ProcessPoolExecutor, heart: _Heart) -> None:
 
 def _kill_all() -> None:
     for child in multiprocessing.active_children():
-        child.kill()  # one that is stopped hears nothing else
+        child.kill()  # a stopped process reacts to no other signal
 
 
 def _submit(pool: ProcessPoolExecutor, function: Callable[[Item], Result], item: Item) -> Future:
-    with _single_threaded_children(), _signals_held_back():
+    with _environment_of_children(), _signals_blocked():
         return pool.submit(_call, function, item)
 
 
-def _result(future: Future) -> tuple[bool, object]:
+def _result(future: Future) -> tuple[bool, Any]:
     try:
         return future.result()
     except BrokenProcessPool:
         raise ConfigurationError(
             "a worker process died (killed, or out of memory): use fewer processes with --jobs; the same command "
-            "goes on from what has been saved"
+            "continues from what was saved"
         ) from None
 
 
-class _single_threaded_children:
-    """Children read from the environment, when they load, the thread counts and what their output cannot encode."""
-
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    output = "PYTHONIOENCODING"
-
-    def __enter__(self) -> None:
-        self.before = {name: os.environ.get(name) for name in (*self.names, self.output)}
-        os.environ.update(dict.fromkeys(self.names, "1"))
-        if getattr(sys.stdout, "encoding", None) and getattr(sys.stdout, "errors", None):
-            os.environ[self.output] = f"{sys.stdout.encoding}:{sys.stdout.errors}"
-
-    def __exit__(self, *_: object) -> None:
-        for name, value in self.before.items():
+@contextmanager
+def _environment_of_children() -> Iterator[None]:
+    """Set the environment from which processes read, when they start, thread counts and their output's encoding."""
+    wanted = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    if getattr(sys.stdout, "encoding", None) and getattr(sys.stdout, "errors", None):
+        wanted["PYTHONIOENCODING"] = f"{sys.stdout.encoding}:{sys.stdout.errors}"
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
             if value is None:
-                os.environ.pop(name, None)
+                del os.environ[name]
             else:
                 os.environ[name] = value
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within the block torch computes on one thread, whose number decides the last bits of a sum."""
+    """Within the block torch computes on one thread; the number of threads decides the last bits of a sum."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -197,8 +205,8 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Processes begun within the block get no signal before they can deal with one (where there are masks)."""
+def _signals_blocked() -> Iterator[None]:
+    """Processes started within the block get no signal before they can handle one (where masks exist)."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -209,8 +217,8 @@ def _signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _call(function: Callable[[Item], Result], item: Item) -> tuple[bool, object]:
-    """(False, the result), or (True, the signal's number) when the function was stopped."""
+def _call(function: Callable[[Item], Result], item: Item) -> tuple[bool, Any]:
+    """(False, the result), or (True, the number of the signal) when the function was stopped."""
     try:
         return False, function(item)
     except Interrupted as stop:
@@ -231,29 +239,29 @@ def _begin_worker(beats: Array, begun: Synchronized, between: float) -> None:
 
     beat(count, between)
     _stops.enter_context(interruptible())
-    note = signal.getsignal(signal.SIGTERM)
 
-    def note_and_go_on(number: int, frame: FrameType | None) -> None:
-        note(number, frame)
-        # A process group gets every signal as well as its parent, who passes it on: once is enough.
+    def note_once(number: int, frame: FrameType | None) -> None:
+        note_signal(number, frame)
+        # The whole process group gets every signal, and the parent passes it on: once is enough.
         for each in SIGNALS:
             signal.signal(each, signal.SIG_IGN)
 
-    signal.signal(signal.SIGTERM, note_and_go_on)
+    signal.signal(signal.SIGTERM, note_once)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if sys.stderr.isatty():
-        sys.stderr = _BesideABar(sys.stderr.fileno())
+        sys.stderr = _AboveABar(sys.stderr.fileno())
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
-class _BesideABar(io.TextIOBase):
-    """A terminal on which the parent draws its bar: whole lines go there, and no second bar."""
+class _AboveABar(io.TextIOBase):
+    """A terminal on which the parent draws its bar; it takes whole lines, and no second bar."""
 
     def __init__(self, descriptor: int):
         self.descriptor = descriptor
@@ -263,6 +271,6 @@ class _BesideABar(io.TextIOBase):
         return False
 
     def write(self, text: str) -> int:
-        """Put the text in the place of the bar, which is drawn again below it."""
+        """Write the text over the bar, which the parent draws again below it."""
         os.write(self.descriptor, f"\r\x1b[2K{text}".encode())
         return len(text)

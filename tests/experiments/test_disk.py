@@ -13,7 +13,7 @@ from experiments.commands import COMMANDS
 from experiments.search import run as search
 from experiments.studies import study
 from experiments.studies.settings import Correlation
-from mamltheory.runtime.checkpoint import load
+from mamltheory.runtime.checkpoint import load_state
 from mamltheory.runtime.runlog import open_run, read_metrics, read_run
 from tests.experiments.disk import ERRORS, files_of_at_most, refusing
 from tests.experiments.tiny import GENOTYPE, begun, search_settings, weights
@@ -88,7 +88,7 @@ def test_a_training_its_evaluation_and_a_table_of_predictions_go_on(trained, tmp
     for name, code in zip(("run.json", "tensors", "metrics", "learning_curves"), ERRORS, strict=False):
         refused(name, code, TRAIN, capsys, genotype=cell, out=out)
     assert run(TRAIN, capsys, genotype=cell, out=out) == (0, [])
-    ours = load(out / "state", print).tensors
+    ours = load_state(out / "state", print).tensors
     assert all((ours[name] == tensor).all() for name, tensor in weights(trained).items())
     for code in ("ENOSPC", "EROFS"):
         refused("run.json", code, EVALUATE, capsys, checkpoint=out, out=tmp_path / "evaluate")
@@ -102,7 +102,7 @@ def test_files_that_cannot_grow_end_a_training_with_its_saved_state_whole(traine
     assert (code, len(lines)) == (2, 1)
     assert "File too large" in lines[0]
     assert run(TRAIN, capsys, **places) == (0, [])
-    ours = load(tmp_path / "train" / "state", print).tensors
+    ours = load_state(tmp_path / "train" / "state", print).tensors
     assert all((ours[name] == tensor).all() for name, tensor in weights(trained).items())
 
 

@@ -9,7 +9,7 @@ from mamltheory.nas.genotype import Candidates, random_genotype
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.search.algorithm1 import SearchState
 from mamltheory.rng import generator
-from mamltheory.runtime.checkpoint import load
+from mamltheory.runtime.checkpoint import load_state
 
 SIZE = {"channels": 4, "cells": 3, "stem_stride": 4, "image_size": 16, "device": "cpu"}
 GENOTYPE = random_genotype(generator(0, "test cell"), inputs="all")
@@ -49,7 +49,7 @@ def train_settings(folder, **others):
 
 
 def weights(settings):
-    return load(settings.out / "state", print).tensors
+    return load_state(settings.out / "state", print).tensors
 
 
 def evaluate_settings(trained, folder, **others):

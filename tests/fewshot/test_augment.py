@@ -13,8 +13,8 @@ from mamltheory.fewshot.augment import (
     augment,
     crop,
     default_padding,
-    draw,
-    join,
+    draw_augmentation,
+    join_draws,
 )
 from mamltheory.fewshot.images import normalise
 from mamltheory.rng import generator
@@ -35,7 +35,7 @@ def images_of(count, size, seed=0):
 @given(st.integers(1, 12), st.integers(5, 24), st.integers(0, 9), st.booleans(), st.integers(0, 2**32))
 def test_the_batch_transform_agrees_with_loops_over_images(count, size, padding, flip, seed):
     images = images_of(count, size, seed)
-    draws = draw(Augmentation(padding=padding, flip=flip), size, count, generator(seed, "draws"))
+    draws = draw_augmentation(Augmentation(padding=padding, flip=flip), size, count, generator(seed, "draws"))
     ours = apply_draws(images, draws, MEAN, STD).permute(0, 2, 3, 1).numpy()
     for i in range(count):
         parts = [getattr(draws, name)[i].numpy() for name in ("offsets", "mirrored", "factors", "order")]
@@ -58,8 +58,8 @@ def test_without_padding_jitter_and_flip_it_is_the_test_transform():
 
 def test_batches_cut_in_any_way_give_the_same_bits():
     images = torch.from_numpy(noise_split().images)
-    parts = [draw(Augmentation(), 12, n, generator(0, "draws", n)) for n in (50, 1, 69)]
-    whole = apply_draws(images, join(parts), MEAN, STD)
+    parts = [draw_augmentation(Augmentation(), 12, n, generator(0, "draws", n)) for n in (50, 1, 69)]
+    whole = apply_draws(images, join_draws(parts), MEAN, STD)
     cuts = [apply_draws(x, d, MEAN, STD) for x, d in zip(images.split([50, 1, 69]), parts, strict=True)]
     assert torch.equal(torch.cat(cuts), whole)
 
@@ -86,7 +86,7 @@ def test_the_images_passed_in_are_left_alone():
 
 @pytest.mark.paper("App. E: augmentation")
 def test_the_draws_have_the_stated_distributions():
-    draws = draw(Augmentation(), 84, 40_000, generator(0, "draws"))
+    draws = draw_augmentation(Augmentation(), 84, 40_000, generator(0, "draws"))
     counts = torch.bincount(draws.offsets.flatten() + 8, minlength=17)
     assert len(counts) == 17
     assert ((counts - 80_000 / 17).abs() < 6 * (80_000 / 17) ** 0.5).all()
@@ -99,7 +99,7 @@ def test_the_draws_have_the_stated_distributions():
 
 
 def test_flips_are_off_when_the_setting_says_so():
-    assert not draw(Augmentation(flip=False), 32, 500, generator(0, "draws")).mirrored.any()
+    assert not draw_augmentation(Augmentation(flip=False), 32, 500, generator(0, "draws")).mirrored.any()
 
 
 @pytest.mark.parametrize(("size", "padding"), [(84, 8), (32, 4), (224, 22)])
@@ -126,4 +126,4 @@ def test_impossible_settings_are_refused():
     with pytest.raises(ConfigurationError, match="jitter"):
         Augmentation(jitter=1.5)
     with pytest.raises(ShapeError, match="once for each"):
-        apply_draws(images_of(2, 8), draw(Augmentation(), 8, 3, generator(0, "x")), MEAN, STD)
+        apply_draws(images_of(2, 8), draw_augmentation(Augmentation(), 8, 3, generator(0, "x")), MEAN, STD)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mamltheory.errors import ConfigurationError, ValueRangeError
-from mamltheory.fewshot.evaluate import EvaluationConfig, batches, evaluate, paired_difference
+from mamltheory.fewshot.evaluate import EvaluationConfig, batches, evaluate_network, paired_difference
 from mamltheory.fewshot.images import ImageSplit
 from mamltheory.rng import numpy_generator
 from tests.fewshot.small import SmallNet, noise_split
@@ -18,7 +18,7 @@ CONFIG = EvaluationConfig(shots=1, queries=6, tasks=12, head="svc", C=0.5)
 
 
 def run(config=CONFIG, seed=0, network=None, split=SPLIT, **kwargs):
-    return evaluate(network or SmallNet(), split, *STATISTICS, config, seed, **kwargs)
+    return evaluate_network(network or SmallNet(), split, *STATISTICS, config, seed, **kwargs)
 
 
 @pytest.mark.paper("Sec. 6.1: evaluation", "App. E: evaluation", "App. E: penalty")

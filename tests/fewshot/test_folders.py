@@ -47,7 +47,7 @@ def test_every_usual_kind_of_image_is_read_at_any_depth_and_the_rest_is_counted(
     data, said = read(tmp_path)
     assert len(data.train.members[0]) == 2 + 6
     assert said == [
-        "train: left out 2 .txt, 1 .heic, 1 beside the class folders, 1 hidden files, 1 hidden or system: .hidden, "
+        "train: left out 2 .txt, 1 .heic, 1 next to the class folders, 1 hidden files, 1 hidden or system: .hidden, "
         "1 hidden or system: Thumbs.db, 1 no regular files, 1 without suffix"
     ]
 
@@ -141,7 +141,7 @@ def test_a_circle_of_links_ends(tmp_path):
 @pytest.mark.parametrize(
     ("root", "message"),
     [
-        ("{outside}/n00000020", "lies outside the data's folder"),
+        ("{outside}/n00000020", "lies outside the folder of the data"),
         ("../outside/n00000020", r"with \.\."),
         ("images/../../outside/n00000020", r"with \.\."),
         ("link/n00000020", "leads out of"),
@@ -174,7 +174,7 @@ def test_a_flat_folder_asks_for_the_split_and_gets_the_same_one_every_time(tmp_p
 
 def test_data_with_splits_take_no_other(tmp_path):
     layouts.write_folders(tmp_path, tiny_splits(2, 2))
-    with pytest.raises(DataError, match="with splits of its own: leave out --split 60/20/20"):
+    with pytest.raises(DataError, match="and is split already: leave out --split 60/20/20"):
         load_data(tmp_path, split=(60, 20, 20))
     with pytest.raises(DataError, match="leave the split out"):
         load_data("glyphs", split=(60, 20, 20))

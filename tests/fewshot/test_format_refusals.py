@@ -74,7 +74,7 @@ def test_a_list_cannot_name_files_outside_its_folder(tmp_path, name):
         ("name,class\na,b\n", r"columns \['name', 'class'\].*expected"),
         ("filename,label\n", "0 rows"),
         ("", "0 rows"),
-        ("filename,label\nabsent.jpg,n01\n", "neither in images/ nor beside"),
+        ("filename,label\nabsent.jpg,n01\n", "neither in images/ nor next to"),
         ("filename,label\na.jpg\n", "expected plain names"),
     ],
 )

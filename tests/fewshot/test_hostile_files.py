@@ -13,7 +13,7 @@ import pytest
 from mamltheory.errors import DataError
 from mamltheory.fewshot.datasets import load_data
 from mamltheory.fewshot.formats import parquet
-from mamltheory.fewshot.formats.parquet_pages import pages
+from mamltheory.fewshot.formats.parquet import pages
 from mamltheory.fewshot.safe_pickle import load_pickle
 from tests.fewshot import layouts
 from tests.fewshot.layouts import tiny_splits

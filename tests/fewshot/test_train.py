@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from mamltheory.errors import CheckpointError, ConfigurationError, ValueRangeError
-from mamltheory.fewshot.execution import Execution
+from mamltheory.fewshot.execution import Execution, check_precision, float32_products
 from mamltheory.fewshot.images import ImageData
-from mamltheory.fewshot.precision import check_precision, float32_products
 from mamltheory.fewshot.train import TrainConfig, start_training, train_epoch
 from mamltheory.fewshot.training_state import restore, state_tensors
 from mamltheory.nas.genotype import published_genotypes

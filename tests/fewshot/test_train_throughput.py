@@ -1,4 +1,4 @@
-"""Images per second of the training beside a plain DataLoader loop; the numbers are for CUDA, the code for both."""
+"""Images per second of the training and of a plain DataLoader loop; the numbers are for CUDA, the code for both."""
 
 import os
 import time

@@ -10,7 +10,7 @@ import torch
 from mamltheory.fewshot.execution import Execution
 from mamltheory.fewshot.train import TrainConfig, start_training, train_epoch
 from mamltheory.fewshot.training_state import state_tensors
-from mamltheory.runtime.data_parallel import team
+from mamltheory.runtime.distributed import data_parallel
 from tests.fewshot.small import SmallNet, noise_data
 
 CONFIG = TrainConfig(batch_size=16, learning_rate=0.05, epochs=2, milestones=(1,), drop_path=0.0, seed=5)
@@ -43,10 +43,10 @@ def train(rank: int, size: int) -> tuple[object, list[object]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with team() as crew:
-        state, history = train(crew.rank, crew.size)
-        crew.check_same(state.epoch, "the epoch")
-        if crew.leads:
+    with data_parallel() as world:
+        state, history = train(world.rank, world.size)
+        world.check_same(state.epoch, "the epoch")
+        if world.leads:
             folder = Path(sys.argv[1])
             tensors, _ = state_tensors(state)
             safetensors.torch.save_file(tensors, folder / "end.safetensors")

@@ -22,8 +22,8 @@ from mamltheory import Converged, GradientFlow, generator
 from mamltheory.errors import ConfigurationError, UnsupportedModelError
 from mamltheory.fewshot.evaluate import EvaluationConfig
 from mamltheory.fewshot.heads import make_head
-from mamltheory.fewshot.inputs import inputs_of
 from mamltheory.fewshot.train import start_training
+from mamltheory.fewshot.training_state import inputs_of
 from mamltheory.linalg import time_operator
 from mamltheory.nas.genotype import EDGES, Candidates, published_genotypes, random_genotype
 from mamltheory.nas.network import NetworkSettings, derived_network, layout, parameter_count, supernet

@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from mamltheory.fewshot.augment import draw
+from mamltheory.fewshot.augment import draw_augmentation
 from mamltheory.fewshot.episodes import sample_episode
 from mamltheory.rng import generator
 from tests.reference.fewshot_augment import augment_in_reals
@@ -20,7 +20,7 @@ def accuracies(network, split, mean, std, config, seed):
 
 def _task_accuracy(network, split, mean, std, config, seed, index):
     episode = sample_episode(split, config.ways, config.shots, config.queries, seed, index)
-    draws = draw(
+    draws = draw_augmentation(
         config.augmentation(),
         split.images.shape[1],
         config.ways * config.shots * config.copies,

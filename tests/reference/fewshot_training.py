@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from mamltheory.fewshot.augment import draw
+from mamltheory.fewshot.augment import draw_augmentation
 from mamltheory.rng import generator
 from tests.reference.fewshot_augment import augment_in_reals
 
@@ -38,7 +38,7 @@ def train(network, data, config, epochs):
 def _batch(data, rows, config, epoch, step):
     size = data.train.images.shape[1]
     random = generator(config.seed, "augment", epoch, step)
-    draws = draw(config.augmentation(), size, len(rows), random)
+    draws = draw_augmentation(config.augmentation(), size, len(rows), random)
     images = []
     for i, row in enumerate(rows):
         parts = [getattr(draws, name)[i].numpy() for name in ("offsets", "mirrored", "factors", "order")]

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mamltheory.fewshot.augment import draw
+from mamltheory.fewshot.augment import draw_augmentation
 from mamltheory.rng import generator
 from tests.reference.fewshot_augment import augment_with_pillow
 
@@ -20,7 +20,7 @@ class Augmented(Dataset):
 
     def __getitem__(self, row):
         image = self.data.train.images[row]
-        draws = draw(
+        draws = draw_augmentation(
             self.config.augmentation(), image.shape[0], 1, generator(self.config.seed, "loader", int(row))
         )
         parts = [getattr(draws, name)[0].numpy() for name in ("offsets", "mirrored", "factors", "order")]

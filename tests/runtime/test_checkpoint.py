@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from mamltheory.errors import CheckpointError
 from mamltheory.runtime import checkpoint
+from mamltheory.runtime.temporary import SECONDS_UNTIL_STALE, remove_stale
 from tests.runtime import writer
 
 JSON = st.recursive(
@@ -31,7 +32,7 @@ def refuse(message):
 
 def save_two(directory):
     for step in (1, 2):
-        checkpoint.save(directory, {"w": torch.full((4, 3), float(step))}, {"step": step})
+        checkpoint.save_state(directory, {"w": torch.full((4, 3), float(step))}, {"step": step})
 
 
 @settings(max_examples=20)
@@ -42,8 +43,8 @@ def test_a_state_comes_back_equal(tmp_path_factory, state, dtype):
     directory = tmp_path_factory.mktemp("state")
     values = torch.tensor([0.1, -0.0, float("inf"), 1e-300, 2.0**-149], dtype=dtype)
     tensors = {"a": values, "view": values[::2], "scalar": torch.tensor(7), "empty": torch.empty(0, 3)}
-    checkpoint.save(directory, tensors, state)
-    back = checkpoint.load(directory, refuse)
+    checkpoint.save_state(directory, tensors, state)
+    back = checkpoint.load_state(directory, refuse)
     assert back.state == state
     assert back.tensors.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -54,26 +55,26 @@ def test_a_state_comes_back_equal(tmp_path_factory, state, dtype):
 
 def test_tensors_that_share_memory_are_saved_each_on_its_own(tmp_path):
     tied = torch.arange(6.0)
-    checkpoint.save(tmp_path, {"first": tied, "second": tied, "part": tied[2:]}, {})
-    back = checkpoint.load(tmp_path, refuse).tensors
+    checkpoint.save_state(tmp_path, {"first": tied, "second": tied, "part": tied[2:]}, {})
+    back = checkpoint.load_state(tmp_path, refuse).tensors
     assert torch.equal(back["second"], tied)
     assert torch.equal(back["part"], tied[2:])
 
 
 def test_nothing_saved_is_no_error(tmp_path):
-    assert checkpoint.load(tmp_path, refuse) is None
-    assert checkpoint.load(tmp_path / "absent", refuse) is None
+    assert checkpoint.load_state(tmp_path, refuse) is None
+    assert checkpoint.load_state(tmp_path / "absent", refuse) is None
 
 
 def test_only_the_last_states_are_kept_and_the_newest_is_loaded(tmp_path):
     for step in range(12):
-        checkpoint.save(tmp_path, {}, {"step": step}, keep=3)
+        checkpoint.save_state(tmp_path, {}, {"step": step}, keep=3)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"state-000000{n}" for n in (10, 11, 12)]
-    assert checkpoint.load(tmp_path, refuse).state == {"step": 11}
+    assert checkpoint.load_state(tmp_path, refuse).state == {"step": 11}
 
 
 def test_the_digests_are_those_of_sha256sum(tmp_path):
-    path = checkpoint.save(tmp_path, {"w": torch.ones(2)}, {"step": 1})
+    path = checkpoint.save_state(tmp_path, {"w": torch.ones(2)}, {"step": 1})
     done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -89,13 +90,13 @@ def test_a_damaged_file_is_found_and_the_state_before_is_used_after_saying_so(tm
     else:
         file.write_bytes({"truncated": data[:-1], "emptied": b"", "extended": data + b"\n"}[damage])
     said = []
-    assert checkpoint.load(tmp_path, said.append).state == {"step": 1}
+    assert checkpoint.load_state(tmp_path, said.append).state == {"step": 1}
     assert len(said) == 1
     assert "state-00000002" in said[0]
 
 
 def test_every_flipped_bit_is_found(tmp_path):
-    path = checkpoint.save(tmp_path, {"w": torch.ones(3)}, {"step": 1, "text": "é"})
+    path = checkpoint.save_state(tmp_path, {"w": torch.ones(3)}, {"step": 1, "text": "é"})
     for file in path.iterdir():
         data = file.read_bytes()
         for position in range(len(data) * 8):
@@ -103,9 +104,9 @@ def test_every_flipped_bit_is_found(tmp_path):
             broken[position // 8] ^= 1 << position % 8
             file.write_bytes(broken)
             with pytest.raises(CheckpointError):
-                checkpoint.read(path)
+                checkpoint.read_state(path)
         file.write_bytes(data)
-    assert checkpoint.read(path).state["step"] == 1
+    assert checkpoint.read_state(path).state["step"] == 1
 
 
 def test_when_all_states_are_broken_it_is_an_error(tmp_path):
@@ -113,31 +114,31 @@ def test_when_all_states_are_broken_it_is_an_error(tmp_path):
     for path in tmp_path.glob("state-*/state.json"):
         path.write_text("{}")
     with pytest.raises(CheckpointError, match="all 2 saved states"):
-        checkpoint.load(tmp_path, [].append)
+        checkpoint.load_state(tmp_path, [].append)
 
 
 def test_wrong_content_with_right_digests_is_still_refused(tmp_path):
-    path = checkpoint.save(tmp_path, {}, {})
+    path = checkpoint.save_state(tmp_path, {}, {})
     for content in ((b"\x80\x04cos\nsystem\n.", b"{}"), (safetensors.torch.save({}), b"{")):
         files = dict(zip(("tensors.safetensors", "state.json"), content, strict=True))
         for name, data in files.items():
             (path / name).write_bytes(data)
         (path / "SHA256SUMS").write_bytes(checkpoint._digests(files))
         with pytest.raises(CheckpointError, match="not in this format"):
-            checkpoint.read(path)
+            checkpoint.read_state(path)
 
 
 @pytest.mark.parametrize("state", [{"a": (1, 2)}, {"a": {1: 2}}, {"a": [torch.ones(1)]}, {"a": Path()}])
 def test_what_json_would_change_is_refused(tmp_path, state):
     with pytest.raises(CheckpointError, match="'a'"):
-        checkpoint.save(tmp_path, {}, state)
+        checkpoint.save_state(tmp_path, {}, state)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_its_reason(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot save to"):
-        checkpoint.save(tmp_path / "file" / "states", {}, {})
+        checkpoint.save_state(tmp_path / "file" / "states", {}, {})
 
 
 def test_a_full_disk_leaves_the_earlier_states_untouched(tmp_path, monkeypatch):
@@ -149,9 +150,9 @@ def test_a_full_disk_leaves_the_earlier_states_untouched(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "write_synced", full)
     with pytest.raises(CheckpointError, match="No space left"):
-        checkpoint.save(tmp_path, {"w": torch.ones(9)}, {"step": 3})
+        checkpoint.save_state(tmp_path, {"w": torch.ones(9)}, {"step": 3})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state-00000001", "state-00000002"]
-    assert checkpoint.load(tmp_path, refuse).state == {"step": 2}
+    assert checkpoint.load_state(tmp_path, refuse).state == {"step": 2}
 
 
 def test_what_a_dead_process_left_is_swept_and_a_living_one_is_left_alone(tmp_path, monkeypatch):
@@ -167,9 +168,9 @@ def test_what_a_dead_process_left_is_swept_and_a_living_one_is_left_alone(tmp_pa
     old = tmp_path / ".tmp-1-00000000-elsewhere"
     for path in (left, own, parents, old):
         path.mkdir()
-    long_ago = time.time() - 2 * checkpoint.SECONDS_UNTIL_STALE
+    long_ago = time.time() - 2 * SECONDS_UNTIL_STALE
     os.utime(old, (long_ago, long_ago))
-    assert set(checkpoint.sweep(tmp_path)) == {left, old}
+    assert set(remove_stale(tmp_path)) == {left, old}
     assert sorted(tmp_path.iterdir()) == sorted([own, parents])
 
 
@@ -185,11 +186,11 @@ def kill_at_random(directory, kills, seed):
         process.wait()
         process.stdout.close()
         assert found >= newest, "a state that had been reached was lost"
-        back = checkpoint.load(directory, refuse)
+        back = checkpoint.load_state(directory, refuse)
         if back is not None:
             newest = back.state["step"]
             assert torch.equal(back.tensors["weights"], writer.expected(newest))
-    checkpoint.save(directory, {}, {"step": newest + 1}, keep=1)
+    checkpoint.save_state(directory, {}, {"step": newest + 1}, keep=1)
     assert newest > 0
     assert len(list(directory.iterdir())) == 1, "leftovers of killed processes were not swept"
 
@@ -205,6 +206,6 @@ def test_killing_the_process_two_hundred_times_leaves_a_good_state(tmp_path):
 
 
 def test_a_state_is_plain_json_beside_plain_tensors(tmp_path):
-    path = checkpoint.save(tmp_path, {"w": torch.ones(2)}, {"round": 3})
+    path = checkpoint.save_state(tmp_path, {"w": torch.ones(2)}, {"round": 3})
     assert json.loads((path / "state.json").read_text()) == {"round": 3}
     assert torch.equal(safetensors.torch.load_file(path / "tensors.safetensors")["w"], torch.ones(2))

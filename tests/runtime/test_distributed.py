@@ -24,7 +24,7 @@ def test_two_ranks_share_the_items_in_order_pass_errors_and_stops_on_and_end_whe
     assert "leave out --jobs" in jobs
     assert leading[0] == 1
     assert "error: rank 1 has ended, or does not answer" in leading[2]
-    assert "the same command goes on" in leading[2]
+    assert "the same command continues" in leading[2]
     assert other[0] == 9
 
 
@@ -43,6 +43,6 @@ def test_every_rank_of_a_machine_sees_one_gpu_of_those_it_was_given(monkeypatch)
 
 
 def test_a_process_that_cannot_be_reached_is_named_with_how_to_go_on():
-    refused = pytest.raises(ConfigurationError, match=r"^rank 2 is gone \(Read error\): .* goes on")
+    refused = pytest.raises(ConfigurationError, match=r"^rank 2 is gone \(Read error\): .* continues")
     with refused, distributed._explained("rank 2 is gone"):
         raise RuntimeError("[a/b.cc:5] Read error. This is typically caused by something.\nat c")

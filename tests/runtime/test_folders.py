@@ -7,7 +7,7 @@ import pytest
 
 from experiments.plotting import figure, save
 from mamltheory.errors import ConfigurationError
-from mamltheory.runtime.checkpoint import save as save_state
+from mamltheory.runtime.checkpoint import save_state
 from mamltheory.runtime.folders import check_results_folder, check_run_folder, check_writable
 from mamltheory.runtime.runlog import open_run
 

@@ -182,4 +182,4 @@ def test_a_stopped_rank_ends_the_other_and_a_long_step_does_not(stopped):
             process.kill()
             process.communicate()
     assert processes[1 - stopped].returncode == 2
-    assert "for 2 s: it is stopped, or its machine is gone; the same command goes on" in error
+    assert "for 2 s: it is stopped, or its machine is gone; the same command continues" in error

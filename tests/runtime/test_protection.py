@@ -1,4 +1,4 @@
-"""What a run has measured is noticed when it changes, and what is read beside a writer is never called broken."""
+"""Changes of measurements are noticed, and a state that is read during a write is never called broken."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from mamltheory.errors import CheckpointError
 from mamltheory.runtime import checkpoint, records
 from mamltheory.runtime.lock import let_go
 from mamltheory.runtime.runlog import check_complete, open_run, read_metrics, read_run
-from mamltheory.runtime.temporary import SECONDS_UNTIL_STALE, sweep
+from mamltheory.runtime.temporary import SECONDS_UNTIL_STALE, remove_stale
 
 
 def begin(directory):
@@ -137,36 +137,36 @@ def test_a_record_with_a_field_of_another_type_is_one_error(measured, name, valu
     "state", ["[]", "3", "{", "[" * 10**5, '{"a": ' * 200 + "1" + "}" * 200, '{"a": 1, "a": 2}']
 )
 def test_a_state_of_another_form_is_one_error_even_with_right_digests(tmp_path, state):
-    path = checkpoint.save(tmp_path, {}, {})
+    path = checkpoint.save_state(tmp_path, {}, {})
     content = {name: (path / name).read_bytes() for name in (checkpoint.TENSORS, checkpoint.STATE)}
     content[checkpoint.STATE] = state.encode()
     (path / checkpoint.STATE).write_bytes(content[checkpoint.STATE])
     (path / checkpoint.DIGESTS).write_bytes(checkpoint._digests(content))
     with pytest.raises(CheckpointError, match="not in this format"):
-        checkpoint.read(path)
+        checkpoint.read_state(path)
 
 
 def test_states_that_a_writer_removes_meanwhile_are_not_called_broken(tmp_path, monkeypatch):
     for step in (1, 2):
-        checkpoint.save(tmp_path, {"w": torch.ones(2)}, {"step": step})
-    read, said = checkpoint.read, []
+        checkpoint.save_state(tmp_path, {"w": torch.ones(2)}, {"step": step})
+    read, said = checkpoint.read_state, []
 
     def overtaken(path):
         if path.name.endswith("2") and path.exists():
             for step in (3, 4):
-                checkpoint.save(tmp_path, {"w": torch.ones(2)}, {"step": step})
+                checkpoint.save_state(tmp_path, {"w": torch.ones(2)}, {"step": step})
         return read(path)
 
-    monkeypatch.setattr(checkpoint, "read", overtaken)
-    assert checkpoint.load(tmp_path, said.append).state == {"step": 4}
+    monkeypatch.setattr(checkpoint, "read_state", overtaken)
+    assert checkpoint.load_state(tmp_path, said.append).state == {"step": 4}
     assert said == []
 
 
 def test_all_states_being_broken_is_said_without_the_advice_to_remove_them(tmp_path):
-    checkpoint.save(tmp_path, {}, {})
+    checkpoint.save_state(tmp_path, {}, {})
     (tmp_path / "state-00000001" / "state.json").write_text("{} ")
     with pytest.raises(CheckpointError, match="put back a copy of one") as caught:
-        checkpoint.load(tmp_path, [].append)
+        checkpoint.load_state(tmp_path, [].append)
     assert "remove" not in str(caught.value)
 
 
@@ -201,16 +201,16 @@ def test_a_file_older_than_the_process_of_its_number_is_of_another_one(tmp_path)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         fresh, old = left_behind(tmp_path, child.pid), tmp_path / "old"
-        assert sweep(tmp_path) == sweep(tmp_path / "state") == []
+        assert remove_stale(tmp_path) == remove_stale(tmp_path / "state") == []
         old.mkdir()
         aged = left_behind(old, child.pid, age=3600.0)
-        sweep(old)
-        sweep(old / "state")
+        remove_stale(old)
+        remove_stale(old / "state")
     finally:
         child.communicate(b"\n")
     assert [path for path in aged if path.exists()] == []
     assert all(path.exists() for path in fresh)
-    sweep(tmp_path)  # now it has ended
+    remove_stale(tmp_path)  # now it has ended
     assert [path.name for path in fresh if path.exists()] == [fresh[2].name]
 
 

@@ -1,4 +1,4 @@
-"""Saves states as fast as it can until it is killed; started by the kill test in a process of its own."""
+"""Saves states as fast as it can until it is killed; the kill test starts it in a separate process."""
 
 import sys
 from pathlib import Path
@@ -13,13 +13,13 @@ def expected(step):
 
 
 def main(directory):
-    before = checkpoint.load(directory, report=sys.exit)
+    before = checkpoint.load_state(directory, report=sys.exit)
     step = 0 if before is None else before.state["step"]
     sys.stdout.write(f"{step}\n")
     sys.stdout.flush()
     while True:
         step += 1
-        checkpoint.save(directory, {"weights": expected(step)}, {"step": step}, keep=2)
+        checkpoint.save_state(directory, {"weights": expected(step)}, {"step": step}, keep=2)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Few-shot image data on disk: a module for each family of layouts, and which of them a folder has."""
+"""Few-shot image data on disk: a module for each family of layouts, and how the layout of a folder is recognised."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from mamltheory.fewshot.formats.parquet import PARQUET_FORMAT
 from mamltheory.fewshot.formats.prepared import PREPARED_FORMAT
 from mamltheory.fewshot.formats.tiered import NPZ_FORMAT, PNG_FORMAT
 
-__all__ = ["FORMATS", "OTHER_FORMATS", "Format", "Options", "recognise"]
+__all__ = ["FORMATS", "OTHER_FORMATS", "Options", "recognise"]
 
 FORMATS = (
     PREPARED_FORMAT,
@@ -28,17 +28,23 @@ FORMATS = (
     PARQUET_FORMAT,
     FOLDER_FORMAT,
 )
-"""Layouts that the names of their files tell."""
+"""Layouts that the names of their files identify."""
 OTHER_FORMATS = (*CONTENT_FORMATS, FLAT_FORMAT)
-"""Layouts that are looked for where there is none of the others."""
+"""Layouts that are tried where none of the others fits."""
 
 
 def recognise(path: Path) -> tuple[Format, Path]:
-    """The layout of a data set and the folder that has it: `path` itself, or the only one in it that has one.
+    """Find the layout of a data set.
 
-    Of several layouts the one with most splits counts, then the one that loads fastest; hidden folders and
-    those of the system are not looked into. Raises DataError
-    when there is no such folder, none of the layouts, or several folders to choose from.
+    Args:
+        path: the folder of the data set, or one with a single such folder in it. Hidden folders and those of the
+            system are skipped.
+
+    Returns:
+        The layout with most splits (of several, the one that loads fastest), and the folder.
+
+    Raises:
+        DataError: the folder does not exist, has no known layout, or holds several data sets.
     """
     if not path.is_dir():
         what = (
@@ -65,7 +71,7 @@ def recognise(path: Path) -> tuple[Format, Path]:
     except DataError:
         raise
     except OSError as error:
-        raise DataError(f"{path} cannot be looked into: {error.strerror}") from None
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
     if found:
         raise DataError(
             f"{path} holds several data sets ({', '.join(entry.name for _, entry in found[:8])}): name one"

@@ -1,4 +1,4 @@
-"""Pickles under other names than the public ones: what they are is told by what they hold."""
+"""Pickles under other names than the public ones, which are recognised by their content."""
 
 import re
 from dataclasses import replace
@@ -14,7 +14,7 @@ from mamltheory.fewshot.formats.category_pickles import (
     read_cache,
     read_category,
 )
-from mamltheory.fewshot.formats.common import SPELLINGS, text_key
+from mamltheory.fewshot.formats.common import SPELLINGS, folder_name, text_key
 from mamltheory.fewshot.formats.listing import hidden
 from mamltheory.fewshot.formats.tiered import PNG_FORMAT, read_png
 from mamltheory.fewshot.safe_pickle import load_pickle
@@ -28,18 +28,17 @@ WORDS = {word: split for split, words in SPELLINGS.items() for word in words} | 
 
 
 def split_named(name: str) -> str | None:
-    """The split that a file's name speaks of; None when it speaks of none or of several."""
+    """The split that the name of a file contains; None if it contains none or several."""
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     found = {WORDS[word] for word in re.findall(r"[a-z]+", apart.lower()) if word in WORDS}
     return found.pop() if len(found) == 1 else None
 
 
 def find_by_content(folder: Path, split: str, kind: str) -> Path | None:
-    """The only pickle of this kind ("cache", "category", "images" or "labels") whose name speaks of the split."""
-    pickles = (file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES)
-    pickles = [file for file in pickles if not hidden(file.name) and file.is_file()]
-    named = [file for file in pickles[:MOST_FILES] if split_named(file.stem) == split]
-    found = [file for file in named if _kind_of(file) == kind]
+    """The only pickle of this kind ("cache", "category", "images" or "labels") whose name contains the split."""
+    named = (file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES)
+    pickles = [file for file in named if not hidden(file.name) and file.is_file()]
+    found = [f for f in pickles[:MOST_FILES] if split_named(f.stem) == split and _kind_of(f) == kind]
     return found[0] if len(found) == 1 else None
 
 
@@ -50,7 +49,7 @@ def _kind_of(file: Path) -> str | None:
 
 @lru_cache(maxsize=4 * MOST_FILES)
 def _kind(file: Path, size: int, changed: int) -> str | None:  # noqa: ARG001
-    # Opened once for three kinds and several questions; a changed file is another one.
+    # Opened once for all kinds and calls; size and time are arguments so that a changed file is read again.
     try:
         content = load_pickle(file)
     except DataError:
@@ -67,7 +66,7 @@ def _kind(file: Path, size: int, changed: int) -> str | None:  # noqa: ARG001
 
 
 def _find_images(folder: Path, split: str) -> Path | None:
-    """Encoded images whose labels are there too."""
+    """Encoded images that come with labels."""
     return _images(folder, split) if _labels(folder, split) is not None else None
 
 
@@ -82,14 +81,14 @@ CONTENT_FORMATS = (
         find=_cache,
         read=partial(read_cache, find=_cache),
     ),
-    # Of which set these are is not known: its statistics are taken of the images.
+    # The data set is not known, so its statistics are computed from the images.
     replace(
         CATEGORY_FORMAT,
         name="pickles of data and labels under other names",
         layout="pickles of data and labels with train, val and test in their names",
         find=_category,
         read=partial(read_category, find=_category),
-        title=lambda folder: folder.resolve().name,
+        title=folder_name,
         statistics=lambda _: None,
         published=lambda _: None,
     ),

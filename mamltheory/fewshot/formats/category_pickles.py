@@ -1,4 +1,4 @@
-"""Pickles with all images of a split: mini-ImageNet and the CIFAR sets as RFS, MetaOptNet and others keep them."""
+"""Pickles with all images of a split: mini-ImageNet and the CIFAR sets as RFS, MetaOptNet and others store them."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -11,10 +11,13 @@ from mamltheory.fewshot.formats.common import (
     CIFAR_MEAN,
     CIFAR_STD,
     IMAGENET,
+    SPLITS,
+    Find,
     Format,
     Options,
     dictionary,
-    first_file,
+    files_named,
+    found_file,
     image_array,
     integers,
     renumbered,
@@ -24,56 +27,54 @@ from mamltheory.fewshot.images import ImageSplit
 from mamltheory.files import shown
 
 CATEGORY = "miniImageNet_category_split_{}.pickle"
-CATEGORY_PARTS = {"train": "train_phase_train", "val": "val", "test": "test"}
-CACHE_PARTS = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}
+# For training, the images on which RFS trains.
+find_category = files_named(CATEGORY, train=("train_phase_train",))
+find_cache = files_named("mini-imagenet-cache-{}.pkl", val=("val", "validation"))
+find_cifar = files_named("{}.pickle", "CIFAR_FS_{}.pickle", "FC100_{}.pickle")
 
 
-def find_category(folder: Path, split: str) -> Path | None:
-    """The pickle of a split of mini-ImageNet; for training the images that RFS trains on."""
-    return first_file(folder, [CATEGORY.format(CATEGORY_PARTS[split])])
+def read_category(folder: Path, split: str, options: Options, find: Find = find_category) -> ImageSplit:
+    """Read images under 'data', labels under 'labels' (not from 0, with gaps), names under 'catname2label'.
 
+    Args:
+        folder: the data set.
+        split: the split.
+        options: the size of the images, and where they are written.
+        find: finds the file of the split.
 
-def find_cache(folder: Path, split: str) -> Path | None:
-    """The pickle of a split in the layout of Ren et al."""
-    return first_file(folder, [f"mini-imagenet-cache-{part}.pkl" for part in CACHE_PARTS[split]])
-
-
-def find_cifar(folder: Path, split: str) -> Path | None:
-    """The pickle of a split of CIFAR-FS or FC100, under the name that RFS or that MetaOptNet gives it."""
-    return first_file(folder, [f"{set_}{split}.pickle" for set_ in ("", "CIFAR_FS_", "FC100_")])
-
-
-def read_category(folder: Path, split: str, options: Options, find: object = find_category) -> ImageSplit:
-    """Images under 'data', labels under 'labels' (not from 0, with gaps), names under 'catname2label'.
-
-    The images are a memory map of a file by Python 2 or by protocol 3 and up (nothing is loaded until it is
-    used), else loaded once.
+    Returns:
+        The split; its images are a memory map where the file was written by Python 2 or with protocol 3 and up.
     """
-    file = find(folder, split)
+    file = found_file(find, folder, split)
     content = dictionary(file, "data", "labels")
     images = fitted(image_array(content["data"], file, "data"), split, options)
     return renumbered(images, content["labels"], category_names(content, file), split, file)
 
 
 def category_names(content: Mapping, file: Path) -> dict[int, str]:
-    """Label → name from 'catname2label' or 'label2catname'; empty where there is neither."""
-    if "catname2label" in content:
-        table, flip = content["catname2label"], True
-    else:
-        table, flip = content.get("label2catname", {}), False
-    pairs = [(label, name) if flip else (name, label) for name, label in _items(table)]
+    """Label → name from 'catname2label' or 'label2catname'; empty if there is neither."""
+    flip = "catname2label" in content
+    table = content.get("catname2label" if flip else "label2catname")
+    items = table.items() if isinstance(table, dict) else ()
+    pairs = [(value, key) if flip else (key, value) for key, value in items]
     if not all(isinstance(label, int | np.integer) and isinstance(name, str) for label, name in pairs):
         raise DataError(f"{file}: the table of class names must map names to whole numbers")
     return {int(label): name for label, name in pairs}
 
 
-def _items(table: object) -> list[tuple[object, object]]:
-    return list(table.items()) if isinstance(table, dict) else []
+def read_cache(folder: Path, split: str, options: Options, find: Find = find_cache) -> ImageSplit:
+    """Return images under 'image_data' and, under 'class_dict', the rows of every class by its name.
 
+    Args:
+        folder: the data set.
+        split: the split.
+        options: the size of the images, and where they are written.
+        find: finds the file of the split.
 
-def read_cache(folder: Path, split: str, options: Options, find: object = find_cache) -> ImageSplit:
-    """Images under 'image_data' and, under 'class_dict', the rows of every class by its name."""
-    file = find(folder, split)
+    Raises:
+        DataError: the rows of the classes do not partition the images.
+    """
+    file = found_file(find, folder, split)
     content = dictionary(file, "image_data", "class_dict")
     images, classes = image_array(content["image_data"], file, "image_data"), content["class_dict"]
     if not isinstance(classes, dict) or not classes:
@@ -102,7 +103,7 @@ def _class_name(name: object, file: Path) -> str:
 
 
 def _cifar_name(folder: Path) -> str:
-    named = any((folder / f"FC100_{split}.pickle").is_file() for split in CATEGORY_PARTS)
+    named = any((folder / f"FC100_{split}.pickle").is_file() for split in SPLITS)
     return "FC100" if named or "fc100" in folder.resolve().name.lower() else "CIFAR-FS"
 
 

@@ -1,4 +1,4 @@
-"""What the readers of all layouts share: options, splits from raw labels, and files that must be there."""
+"""Shared by the readers of all layouts: options, splits from raw labels, and files that must exist."""
 
 import math
 import os
@@ -6,30 +6,33 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mamltheory.errors import DataError, printable
 from mamltheory.fewshot.formats.listing import refuse_outside
-from mamltheory.fewshot.images import ImageSplit
+from mamltheory.fewshot.images import ChannelValues, ImageSplit
 from mamltheory.fewshot.safe_pickle import load_pickle, refuse_other_files
 from mamltheory.files import read_regular, shown
 from mamltheory.strict_json import unsealed
 
 SPLITS = ("train", "val", "test")
 SPELLINGS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
-"""What files and folders call the splits."""
-Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
-# Of mini-ImageNet's training images, on the scale 0..255; RFS uses them for tieredImageNet too.
-IMAGENET_MEAN = tuple(v / 255 for v in (120.39586422, 115.59361427, 104.54012653))
-IMAGENET_STD = tuple(v / 255 for v in (70.68188272, 68.27635443, 72.54505529))
+"""The names of the splits in files and folders."""
+Statistics = tuple[ChannelValues, ChannelValues]
+Find = Callable[[Path, str], Path | None]
+"""(folder, split) -> the main file or folder of a split; None if it does not exist."""
+# The training images of mini-ImageNet, on the scale 0..255; RFS uses these values for tieredImageNet, too.
+IMAGENET_MEAN = (120.39586422 / 255, 115.59361427 / 255, 104.54012653 / 255)
+IMAGENET_STD = (70.68188272 / 255, 68.27635443 / 255, 72.54505529 / 255)
 IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 MOST_TEXT = 256 * 2**20  # bytes of a CSV or JSON file: a million images need 60 MB
 
 
 def in_memory(split: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Room for the images of a split in memory; raises DataError when the machine has less than that."""
+    """An array for the images of a split in memory; raises DataError when the machine has too little memory."""
     size, limit = math.prod(shape), _physical_memory()
     if size > limit:
         raise DataError(
@@ -43,61 +46,74 @@ def in_memory(split: str, shape: tuple[int, ...]) -> np.ndarray:
 def _physical_memory() -> int | float:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # a system that does not tell
+    except (AttributeError, OSError, ValueError):  # a system that does not say
         return math.inf
 
 
-def unwatched(images: int) -> None:
-    """Take no notice of the images that were read."""
+def no_progress(images: int) -> None:
+    """Ignore the number of images that were read."""
 
 
-def warned(text: str) -> None:
-    """Say as a warning of Python what was left out of the data."""
+def python_warning(text: str) -> None:
+    """Turn a notice about skipped files into a Python warning."""
     warnings.warn(printable(text), stacklevel=2)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the caller may choose.
+    """How a data set is read.
 
-    `image_size`: side of the square images (None: as stored). `as_stored`: leave the channels of the
-    tieredImageNet arrays in their order, for a copy that is no longer blue first. `allocate(split, shape)`
-    gives the uint8 array that decoded or resized images are written into, one image at a time: nothing else
-    of the size of the data is made. `advance(n)` is called when n more images are read. `shares`: of the
-    classes, for training, validation and test, where the data have no splits; `share_seed` draws them.
-    `notice(text)` is called with what was left out.
+    Attributes:
+        image_size: side of the square images; None keeps the stored size.
+        as_stored: whether the channels of the tieredImageNet arrays keep their order, for a copy that is RGB already.
+        allocate: (split, shape) -> the uint8 array for decoded or resized images. They are written one by one, so no
+            other array of the size of the data is made.
+        advance: is called with n when n more images are read.
+        shares: shares of the classes for training, validation and test, where the data have no splits.
+        share_seed: draws these classes.
+        notice: is called with a text about skipped files.
     """
 
     image_size: int | None = None
     as_stored: bool = False
     allocate: Callable[[str, tuple[int, ...]], np.ndarray] = in_memory
-    advance: Callable[[int], None] = unwatched
+    advance: Callable[[int], None] = no_progress
     shares: tuple[int, ...] | None = None
     share_seed: int = 0
-    notice: Callable[[str], None] = warned
+    notice: Callable[[str], None] = python_warning
+
+
+def folder_name(folder: Path) -> str:
+    """The name of the folder, which is the name of a data set without another one."""
+    return folder.resolve().name
 
 
 @dataclass(frozen=True)
 class Format:
     """One layout on disk.
 
-    `layout`: what it looks like, for messages; `find(folder, split)`: the main file or folder of a split, or
-    None when it is not there; `read(folder, split, options)`: the split, used through :meth:`load`;
-    `statistics(folder)`: channel mean and std, None to take them of the training images; `published`: a
-    name in :data:`mamltheory.fewshot.inspection.PUBLISHED` whose sizes the data should have.
+    Attributes:
+        name: its name, for messages.
+        layout: its files, for messages.
+        find: finds the main file or folder of a split.
+        read: (folder, split, options) -> the split; use it through :meth:`load`.
+        title: folder -> name of the data set.
+        statistics: folder -> channel means and standard deviations; None to compute them from the training images.
+        published: folder -> name in :data:`mamltheory.fewshot.inspection.PUBLISHED` whose sizes the data should have.
+        mirrors: folder -> whether a mirrored image shows the same class.
     """
 
     name: str
     layout: str
-    find: Callable[[Path, str], Path | None]
+    find: Find
     read: Callable[[Path, str, Options], ImageSplit]
-    title: Callable[[Path], str]
+    title: Callable[[Path], str] = folder_name
     statistics: Callable[[Path], Statistics | None] = lambda _: None
     published: Callable[[Path], str | None] = lambda _: None
     mirrors: Callable[[Path], bool] = lambda _: True
 
     def load(self, folder: Path, split: str, options: Options) -> ImageSplit:
-        """The split; DataError when it is damaged, leads out of the folder or the system refuses to read it."""
+        """The split; DataError if it is damaged, leads out of the folder, or the system refuses to read it."""
         try:
             refuse_outside(self.find(folder, split) or folder, folder)
             return self.read(folder, split, options)
@@ -107,21 +123,43 @@ class Format:
             raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
 
     def present(self, folder: Path) -> tuple[str, ...]:
-        """The splits that are there."""
+        """The splits that exist."""
         return tuple(split for split in SPLITS if self.find(folder, split) is not None)
 
 
-def first_file(folder: Path, names: Sequence[str]) -> Path | None:
-    """The first of these names that is a file in the folder."""
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+def files_named(*patterns: str, **words: Sequence[str]) -> Find:
+    """A search for the first file with the name of a pattern, in which {} is the split or one of ``words[split]``."""
+
+    def find(folder: Path, split: str) -> Path | None:
+        paths = (folder / each.format(word) for each in patterns for word in words.get(split, (split,)))
+        return next((path for path in paths if path.is_file()), None)
+
+    return find
+
+
+def found_file(find: Find, folder: Path, split: str) -> Path:
+    """The file of a split; raises DataError if there is none."""
+    file = find(folder, split)
+    if file is None:
+        raise DataError(f"{folder} has no file for {split}: every split needs its own")
+    return file
 
 
 def renumbered(
     images: np.ndarray, labels: object, names: Mapping[int, str], split: str, source: Path
 ) -> ImageSplit:
-    """A split with labels 0..n-1 for raw integer labels.
+    """Return a split with labels 0..n-1.
 
-    Classes without a name are called after split and label, so they stay distinct across splits.
+    Args:
+        images: the images.
+        labels: whole numbers, with gaps.
+        names: label -> class name. If a name is missing, every class is named after split and label, so that the names
+            of different splits differ.
+        split: the split.
+        source: the file, for messages.
+
+    Raises:
+        DataError: the labels do not fit the images.
     """
     raw = integers(labels, f"the labels in {source}")
     if len(raw) != len(images):
@@ -136,7 +174,7 @@ def renumbered(
 
 def integers(values: object, what: str) -> np.ndarray:
     """A list or array of whole numbers as a vector; raises DataError for anything else."""
-    # A list may hold itself many times over: as an array it would fill the memory.
+    # A list may contain itself many times: as an array it would fill the memory.
     plain = isinstance(values, np.ndarray) or (
         isinstance(values, list | tuple) and all(isinstance(v, int | np.integer) for v in values)
     )
@@ -152,7 +190,7 @@ def integers(values: object, what: str) -> np.ndarray:
 
 
 def dictionary(file: Path, *keys: str) -> dict:
-    """The dictionary in a pickle, which must have these keys; those of Python 2 and 3 alike."""
+    """The dictionary in a pickle of Python 2 or 3; raises DataError unless it has these keys."""
     content = load_pickle(existing(file))
     if isinstance(content, dict):
         content = {text_key(key): value for key, value in content.items()}
@@ -168,11 +206,11 @@ def text_key(key: object) -> object:
 
 
 def image_array(images: object, file: Path, key: str) -> np.ndarray:
-    """The images as they came from a file; raises DataError unless they are an N×H×W×3 array of bytes."""
-    wrong = not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4
-    if wrong or images.shape[3] != 3 or 0 in images.shape:
-        got = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
-        raise DataError(f"{file}: {key!r} is a {got}; expected a uint8 array N×H×W×3")
+    """The images of a file; raises DataError unless they are a uint8 array N×H×W×3."""
+    if not isinstance(images, np.ndarray):
+        raise DataError(f"{file}: {key!r} is a {type(images).__name__}; expected a uint8 array N×H×W×3")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+        raise DataError(f"{file}: {key!r} is a {images.dtype} {images.shape}; expected a uint8 array N×H×W×3")
     return images
 
 
@@ -185,7 +223,7 @@ def existing(file: Path) -> Path:
 
 
 def read_text(file: Path) -> str:
-    """The text of a CSV or JSON file; raises DataError for what is none."""
+    """The text of a CSV or JSON file; raises DataError for other files."""
     if existing(file).stat().st_size > MOST_TEXT:
         raise DataError(f"{file} has more than {MOST_TEXT // 2**20} MiB: this is no list of images")
     raw = read_regular(file, MOST_TEXT)
@@ -204,7 +242,7 @@ def read_json(file: Path) -> dict:
         raise DataError(f"{file} {error}: fetch or prepare it again") from None
 
 
-def strings(content: Mapping[str, object], key: str, file: Path) -> tuple[str, ...]:
+def strings(content: Mapping[str, Any], key: str, file: Path) -> tuple[str, ...]:
     """The list of strings under a key; raises DataError when there is none."""
     value = content.get(key)
     if not isinstance(value, list) or not value or not all(isinstance(each, str) for each in value):

@@ -1,8 +1,8 @@
-"""One image file to RGB, 8 bits a channel: upright, at full depth, opaque, and within bounds stated before.
+"""Decode an image file to RGB with 8 bits a channel: upright, opaque, and within bounds on time and memory.
 
-Every reader of encoded images comes here. EXIF orientation is followed; deeper images are scaled, not
-clipped; what is transparent shows a white background; of an animation or of several pages the first is read.
-Embedded colour profiles are not applied (of LAB alone the space is known without one).
+Every reader of encoded images uses this module. EXIF orientation is applied. Deeper images are scaled, not clipped.
+Transparent pixels show a white background. Of an animation or of several pages the first image is read. Embedded
+colour profiles are not applied (only LAB is known without a profile).
 """
 
 import os
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -24,48 +25,52 @@ KINDS = (
     *("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "PCX", "SGI"),
     *("QOI", "DDS", "MSP", "XBM", "XPM", "SUN", "PSD"),
 )
-"""Formats that are read: pictures that Pillow decodes by itself, at the size that they declare.
+"""Formats that are read: pictures that Pillow decodes without other programs, at the size that they declare.
 
-EPS is not (it is a program), nor are icons (several pictures), scientific containers and films."""
+Not read are EPS (a program), icons (several pictures), scientific containers and films."""
 Image.init()
 READ = tuple(kind for kind in KINDS if kind in Image.OPEN)  # AVIF needs a library
 SUFFIXES = tuple(sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in READ))
 BACKGROUND = (255, 255, 255)
-"""What shows through transparency: white."""
-MOST_PIXELS = 2**25  # of an image, as decoded: 4 bytes a pixel, a few copies, half a gigabyte
+"""The colour behind transparent pixels: white."""
+MOST_PIXELS = 2**25  # of a decoded image: 4 bytes a pixel and a few copies make half a gigabyte
 MOST_BYTES = 2**27  # of a file
 MOST_PARTS = 2**16  # strips or tiles
 MOST_SCANS = 24  # passes of a progressive JPEG over an image of MOST_PIXELS; encoders make about ten
-DRAFT_PIXELS = (
-    2**24
-)  # larger JPEG images are decoded at a half, quarter or eighth of their size if that is enough
-SLOW = {"JPEG2000": 4}  # pixels that one pixel counts for
+DRAFT_PIXELS = 2**24
+"""Larger JPEG images are decoded at a half, quarter or eighth of their size if that is enough."""
+SLOW: dict[str | None, int] = {"JPEG2000": 4}  # weight of a pixel in formats that decode slowly
 PYTHON_WEIGHT = 64  # the same for decoders that Pillow has in Python
-AT_ONCE = 2**25 + 2**22  # pixels that all threads together may be decoding
-_TURNS = dict(
-    enumerate(
-        (
-            *(Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM),
-            *(Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE),
-            Image.Transpose.ROTATE_90,
-        ),
-        start=2,
-    )
-)  # EXIF orientation → what makes the image upright
+MOST_PIXELS_IN_THREADS = 2**25 + 2**22
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""The transposition that makes an image of this EXIF orientation upright."""
 
 
 def rgb_image(name: str, source: Source, size: int | None = None) -> tuple[Image.Image, bool]:
-    """The image in RGB, and whether it is the first of several frames or pages.
+    """Decode an image.
 
-    name: for messages. source: a file or its bytes. size: the side that it will be brought to; very large JPEG
-    images are then decoded at a part of their size. Raises DataError for what is no image, no regular file,
-    or larger than the bounds above.
+    Args:
+        name: its name, for messages.
+        source: a file or its bytes.
+        size: the side to which it will be resized; very large JPEG images are then decoded at a part of their size.
+
+    Returns:
+        The image in RGB, and whether it is the first of several frames or pages.
+
+    Raises:
+        DataError: it is no image, no regular file, or larger than the bounds above.
     """
-    raw = source if isinstance(source, bytes) else read_regular(source, MOST_BYTES)
+    raw = source if isinstance(source, bytes) else read_image_file(source, MOST_BYTES)
     try:
-        if len(raw) > MOST_BYTES:
-            raise _TooLarge(f"it has {len(raw)} bytes, and {MOST_BYTES} are read")
-        with Image.open(BytesIO(raw), formats=READ) as image, _room(_checked_cost(image, raw, size)):
+        with _opened(raw) as image, _room(_checked_cost(image, raw, size)):
             several = image.format != "MPO" and bool(getattr(image, "is_animated", False))
             return _converted(image), several
     except (_TooLarge, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -81,11 +86,14 @@ def rgb_image(name: str, source: Source, size: int | None = None) -> tuple[Image
         ) from None
 
 
-def read_regular(file: Path, most: int) -> bytes:
-    """The bytes of a regular file; DataError for a pipe, a device, a folder, or more than so many bytes.
+def _opened(raw: bytes) -> Image.Image:
+    if len(raw) > MOST_BYTES:
+        raise _TooLarge(f"it has {len(raw)} bytes, and {MOST_BYTES} are read")
+    return Image.open(BytesIO(raw), formats=READ)
 
-    A pipe is not waited for.
-    """
+
+def read_image_file(file: Path, most: int) -> bytes:
+    """The bytes of a regular file of at most ``most`` bytes; DataError for others, without a wait for a pipe."""
     try:
         descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb") as opened:
@@ -106,38 +114,38 @@ class _TooLarge(Exception):
 
 
 class _Unclear(Exception):
-    """The image holds numbers of which nobody says what white is."""
+    """The image holds numbers whose white level is not defined."""
 
 
 def _checked_cost(image: Image.Image, raw: bytes, size: int | None) -> int:
-    """The pixels that decoding takes room for, from what the file declares; _TooLarge beyond the bounds."""
+    """The number of pixels that decoding needs, from the header of the file; _TooLarge beyond the bounds."""
     width, height = image.size
     scans = raw.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1
     if size is not None and width * height > DRAFT_PIXELS and scans == 1:
         image.draft(None, (4 * size, 4 * size))  # does nothing for other formats
-    pixels = image.size[0] * image.size[1]
+    pixels, parts = image.size[0] * image.size[1], getattr(image, "tile", [])
     weight = SLOW.get(image.format, 1)
-    if any(part[0] in Image.DECODERS for part in image.tile):
+    if any(part[0] in Image.DECODERS for part in parts):
         weight = PYTHON_WEIGHT
     if pixels * weight > MOST_PIXELS:
         raise _TooLarge(
             f"it has {width}×{height} pixels, and {MOST_PIXELS // weight} pixels are decoded of its kind"
         )
     if pixels * scans > MOST_PIXELS * MOST_SCANS:
-        raise _TooLarge(f"it goes over {width}×{height} pixels {scans} times")
+        raise _TooLarge(f"it scans {width}×{height} pixels {scans} times")
     tags = getattr(image, "tag_v2", {})
     tile = int(tags.get(322, 0)) * int(tags.get(323, 0))
-    if len(image.tile) > MOST_PARTS or tile > MOST_PIXELS:
-        raise _TooLarge(f"it has {len(image.tile)} parts, of {tile} pixels if they are tiles")
+    if len(parts) > MOST_PARTS or tile > MOST_PIXELS:
+        raise _TooLarge(f"it has {len(parts)} parts, of {tile} pixels if they are tiles")
     return pixels * weight
 
 
-_free, _changed = [AT_ONCE], threading.Condition()
+_free, _changed = [MOST_PIXELS_IN_THREADS], threading.Condition()
 
 
 @contextmanager
 def _room(cost: int) -> Iterator[None]:
-    """Wait until other threads leave room for so many pixels: memory is bounded however many decode."""
+    """Wait until other threads leave memory for ``cost`` pixels, which bounds the memory of all threads."""
     with _changed:
         _changed.wait_for(lambda: _free[0] >= cost)
         _free[0] -= cost
@@ -150,7 +158,7 @@ def _room(cost: int) -> Iterator[None]:
 
 
 def _converted(image: Image.Image) -> Image.Image:
-    parts, tags = image.tile, getattr(image, "tag_v2", {})
+    parts, tags = getattr(image, "tile", []), getattr(image, "tag_v2", {})
     rawmode = str(parts[0][3]) if parts else ""
     bits = _depth(image, rawmode, tags)
     image.load()
@@ -166,7 +174,7 @@ def _converted(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _depth(image: Image.Image, rawmode: str, tags: object) -> int:
+def _depth(image: Image.Image, rawmode: str, tags: Any) -> int:
     """Bits of a grey value as the file declares them."""
     if image.mode[0] == "I":
         return int(tags.get(258, (16,))[0]) if image.format == "TIFF" else 16
@@ -177,8 +185,8 @@ def _depth(image: Image.Image, rawmode: str, tags: object) -> int:
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
     try:
-        return _TURNS.get(image.getexif().get(0x0112, 1))
-    except Exception:  # broken remarks beside a picture do not keep it from being one
+        return _UPRIGHT.get(image.getexif().get(0x0112, 1))
+    except Exception:  # broken metadata do not spoil a picture
         return None
 
 
@@ -210,6 +218,6 @@ def _opaque(image: Image.Image) -> Image.Image:
             Image.new("RGBA", image.size, (*BACKGROUND, 255)), image.convert("RGBA")
         ).convert("RGB")
     if image.mode == "LAB":
-        spaces = (ImageCms.createProfile(space) for space in ("LAB", "sRGB"))
-        return ImageCms.applyTransform(image, ImageCms.buildTransform(*spaces, "LAB", "RGB"))
+        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.applyTransform(image, ImageCms.buildTransform(lab, rgb, "LAB", "RGB")) or image
     return image.convert("RGB")

@@ -1,7 +1,6 @@
 """Image folders: {train,val,test}/CLASS/ with images at any depth, or CLASS/ alone, split by class on request."""
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,57 +9,64 @@ import numpy as np
 from mamltheory.errors import DataError
 from mamltheory.fewshot.formats.common import SPELLINGS, SPLITS, Format, Options
 from mamltheory.fewshot.formats.decoding import SUFFIXES
-from mamltheory.fewshot.formats.listing import class_folders, hidden, image_files, told, total
+from mamltheory.fewshot.formats.listing import class_folders, hidden, image_files, in_words, total
 from mamltheory.fewshot.formats.pixels import decoded
 from mamltheory.fewshot.images import ImageSplit
 from mamltheory.rng import numpy_generator
 
 OTHER_SPLITS = frozenset(("training", "testing", "eval", "evaluation", "dev", "trainval", "unseen"))
-"""Names of folders that hold classes, besides those of :data:`SPELLINGS`."""
+"""Further names of split folders, in addition to :data:`SPELLINGS`."""
 
 
 def _split_folders(folder: Path, split: str) -> list[Path]:
-    """The folders of a split, if they hold folders: the spelling of :data:`SPELLINGS` first, in any case."""
+    """The folders of a split that hold folders, in the order of :data:`SPELLINGS`; upper case counts as lower case."""
     entries = [entry for entry in sorted(folder.iterdir()) if entry.is_dir()]
     order = [entry for name in SPELLINGS[split] for entry in entries if entry.name.casefold() == name]
     return [entry for entry in order if class_folders(entry)[0]]
 
 
 def find_folder(folder: Path, split: str) -> Path | None:
-    """The folder of a split, if it holds folders."""
+    """The folder of a split, if it contains folders."""
     return next(iter(_split_folders(folder, split)), None)
 
 
 def read_folder(folder: Path, split: str, options: Options) -> ImageSplit:
-    """One folder per class. The decoded images fill memory unless the options allocate them in a file."""
+    """Read one folder per class; the decoded images fill memory unless the options allocate them in a file."""
     place, *others = _split_folders(folder, split)
     for other in others:
         options.notice(f"{split}: left out the folder {other.name}, as {place.name} is read")
-    classes, beside = class_folders(place)
-    return labelled({entry.name: entry for entry in classes}, folder, split, options, beside)
+    classes, skipped = class_folders(place)
+    return read_classes({entry.name: entry for entry in classes}, folder, split, options, skipped)
 
 
-def labelled(
+def read_classes(
     classes: Mapping[str, Path],
     root: Path,
     split: str,
     options: Options,
-    beside: Mapping[str, int] | None = None,
+    skipped: Mapping[str, int] | None = None,
 ) -> ImageSplit:
-    """A split with the classes in the order given, each with the images at and below its folder.
+    """Return the images of classes in the order given.
 
-    What is left out, with what lies `beside` the folders, is told. Raises DataError for a class without images
-    and for what leads out of `root`.
+    Args:
+        classes: name -> folder, whose images lie at any depth.
+        root: folder of the data; links must not lead out of it.
+        split: the split.
+        options: the size of the images, where they are written, and who is told about skipped files.
+        skipped: reason -> number of files that were skipped before.
+
+    Raises:
+        DataError: a class has no images.
     """
     listings = {name: image_files(folder, root) for name, folder in classes.items()}
-    left_out = total([beside or Counter(), *(listing.left_out for listing in listings.values())])
+    left_out = total([skipped or {}, *(listing.left_out for listing in listings.values())])
     if left_out:
-        options.notice(f"{split}: left out {told(left_out)}")
+        options.notice(f"{split}: left out {in_words(left_out)}")
     for name, listing in listings.items():
         if not listing.files:
-            but = f", and {told(listing.left_out)}" if listing.left_out else ""
+            but = f", and {in_words(listing.left_out)}" if listing.left_out else ""
             raise DataError(
-                f"{classes[name]} holds no images{but}: expected one folder per class with {kinds()} files"
+                f"{classes[name]} holds no images{but}: expected one folder per class with {usual_suffixes()} files"
             )
     files = [file for listing in listings.values() for file in listing.files]
     labels = np.repeat(np.arange(len(listings)), [len(listing.files) for listing in listings.values()])
@@ -68,14 +74,14 @@ def labelled(
     return ImageSplit(images, labels.astype(np.int64), tuple(listings))
 
 
-def kinds() -> str:
-    """The usual suffixes of the images that are read, for messages."""
+def usual_suffixes() -> str:
+    """The usual suffixes of images, for messages."""
     usual = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".avif", ".ppm")
     return ", ".join(suffix for suffix in usual if suffix in SUFFIXES)
 
 
 def find_flat(folder: Path, split: str) -> Path | None:  # noqa: ARG001
-    """The folder itself, if two folders in it hold images and none has the name of a split."""
+    """The folder itself, if two folders in it contain images and none has the name of a split."""
     classes, _ = class_folders(folder)
     names = {entry.name.casefold() for entry in classes}
     if names & (OTHER_SPLITS | {name for known in SPELLINGS.values() for name in known}):
@@ -92,8 +98,8 @@ def _holds_images(folder: Path) -> bool:
 
 
 def read_flat(folder: Path, split: str, options: Options) -> ImageSplit:
-    """The classes that :func:`drawn_classes` gives to a split; DataError when the options name no shares."""
-    classes, beside = class_folders(folder)
+    """Read the classes that :func:`drawn_classes` gives to a split; DataError if the options name no shares."""
+    classes, skipped = class_folders(folder)
     if options.shares is None:
         raise DataError(
             f"{folder} holds {len(classes)} folders of classes and no splits: give --split 60/20/20, the shares "
@@ -101,15 +107,20 @@ def read_flat(folder: Path, split: str, options: Options) -> ImageSplit:
             "split=(60, 20, 20)), or sort the folders into train/, val/ and test/"
         )
     names = drawn_classes([entry.name for entry in classes], options.shares, options.share_seed)[split]
-    beside = beside if split == SPLITS[0] else None  # said once
-    return labelled({name: folder / name for name in names}, folder, split, options, beside)
+    told = skipped if split == SPLITS[0] else None  # reported once
+    return read_classes({name: folder / name for name in names}, folder, split, options, told)
 
 
 def drawn_classes(names: Sequence[str], shares: Sequence[int], seed: int) -> dict[str, list[str]]:
-    """Disjoint random classes for train, val and test; a function of the names, the shares and the seed alone.
+    """Return disjoint random classes for train, val and test, at least one each: a function of the arguments alone.
 
-    shares: three positive numbers, of which the ratios count. Every split gets a class. Raises DataError for
-    other shares and for fewer than three classes.
+    Args:
+        names: names of the classes, at least three.
+        shares: three positive numbers, whose ratios count.
+        seed: seed of the draw.
+
+    Raises:
+        DataError: other shares, or fewer than three classes.
     """
     if len(shares) != len(SPLITS) or not all(share > 0 for share in shares):
         raise DataError(
@@ -127,16 +138,11 @@ def drawn_classes(names: Sequence[str], shares: Sequence[int], seed: int) -> dic
 
 
 FOLDER_FORMAT = Format(
-    "image folder",
-    "{train,val,test}/CLASS/*.png, jpg or another image",
-    find_folder,
-    read_folder,
-    lambda folder: folder.resolve().name,
+    "image folder", "{train,val,test}/CLASS/*.png, jpg or another image", find_folder, read_folder
 )
 FLAT_FORMAT = Format(
     "image folder without splits",
     "CLASS/*.png, jpg or another image, with --split 60/20/20",
     find_flat,
     read_flat,
-    lambda folder: folder.resolve().name,
 )

@@ -13,12 +13,13 @@ from mamltheory.fewshot.formats.common import (
     SPLITS,
     Format,
     Options,
-    first_file,
+    files_named,
+    found_file,
     read_json,
     read_text,
     strings,
 )
-from mamltheory.fewshot.formats.folders import labelled
+from mamltheory.fewshot.formats.folders import read_classes
 from mamltheory.fewshot.formats.listing import refuse_links_outside, refuse_outside
 from mamltheory.fewshot.formats.pixels import decoded
 from mamltheory.fewshot.images import ImageSplit
@@ -27,24 +28,12 @@ from mamltheory.files import open_regular, reason, shown
 MOST_COLUMNS, MOST_ROWS = 100, 2**22
 COLUMNS = (("label", "filename"), ("class_name", "image_name"))
 """Class and file in the header of a CSV: Ravi and Larochelle's, and easyfsl's."""
-
-
-def find_csv(folder: Path, split: str) -> Path | None:
-    """The list of a split's images."""
-    return first_file(folder, [f"{split}.csv"])
-
-
-def find_json(folder: Path, split: str) -> Path | None:
-    """The specification of a split's classes."""
-    return first_file(folder, [f"{split}.json"])
+find_csv, find_json = files_named("{}.csv"), files_named("{}.json")
 
 
 def read_csv(folder: Path, split: str, options: Options) -> ImageSplit:
-    """One row an image; the files lie in the folder itself or in images/, flat or in a folder per class.
-
-    The decoded images fill memory unless the options allocate them in a file.
-    """
-    file = find_csv(folder, split)
+    """Read one image per row; the files lie in the folder or in images/, flat or in a folder per class."""
+    file = found_file(find_csv, folder, split)
     pairs = _rows(file)
     roots = [root for root in (folder / "images", folder) if root.is_dir()]
     root, nested = _place(roots, pairs[0], file)
@@ -60,9 +49,10 @@ def _rows(file: Path) -> list[tuple[str, str]]:
         reader = csv.DictReader(StringIO(read_text(file), newline=""), strict=True)
         header = reader.fieldnames or []
         columns = next((pair for pair in COLUMNS if set(pair) <= set(header)), None)
-        # The rows one by one: a short one costs a dictionary of all columns.
-        known = columns is not None and len(header) <= MOST_COLUMNS
-        pairs = [(row[columns[0]], row[columns[1]]) for row in islice(reader, MOST_ROWS + 1)] if known else []
+        # Row by row, with a bound on the columns: even a short row makes a dictionary of all columns.
+        pairs = []
+        if columns is not None and len(header) <= MOST_COLUMNS:
+            pairs = [(row[columns[0]], row[columns[1]]) for row in islice(reader, MOST_ROWS + 1)]
     except csv.Error as error:
         raise DataError(f"{file} is not a CSV file ({reason(error)}): fetch it again") from None
     if not pairs or len(pairs) > MOST_ROWS:
@@ -79,13 +69,13 @@ def _rows(file: Path) -> list[tuple[str, str]]:
 
 
 def _inside(name: str) -> bool:
-    """Whether the name stays below the folder that it is joined to, on any system."""
+    """Whether the name stays below the folder to which it is joined, on any system."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     return bool(parts) and parts[0] != "/" and ".." not in parts and ":" not in parts[0] and "\0" not in name
 
 
 def _place(roots: Sequence[Path], pair: tuple[str, str], file: Path) -> tuple[Path, bool]:
-    """Where the first image is, and whether in a folder of its class: the others are in the same place."""
+    """The root of the first image, and whether it lies in a folder of its class, as all others then do."""
     name, image = pair
     for root in roots:
         for nested in (False, True):
@@ -93,17 +83,25 @@ def _place(roots: Sequence[Path], pair: tuple[str, str], file: Path) -> tuple[Pa
             if len(str(candidate)) < 1000 and candidate.is_file():
                 return root, nested
     raise DataError(
-        f"{file} names {shown(image)}, which is neither in images/ nor beside the list: add the images"
+        f"{file} names {shown(image)}, which is neither in images/ nor next to the list: add the images"
     )
 
 
 def read_specification(folder: Path, split: str, options: Options) -> ImageSplit:
-    """Classes by name with the folder of each under 'class_roots', which may be relative to several places.
+    """Return classes by name, with the folder of each under 'class_roots'.
 
-    The roots in public files begin with the path from wherever their author worked: tried are their ends
-    below the data's folder, the longest first. Raises DataError for a root that is in no such place.
+    The roots in public files begin with a path of their author. Their ends are tried below the folder of the data, the
+    longest first.
+
+    Args:
+        folder: the data set.
+        split: the split.
+        options: the size of the images, and where they are written.
+
+    Raises:
+        DataError: a class name occurs twice, or the lists differ in length.
     """
-    file = find_json(folder, split)
+    file = found_file(find_json, folder, split)
     content = read_json(file)
     names, roots = strings(content, "class_names", file), strings(content, "class_roots", file)
     if len(names) != len(roots):
@@ -111,7 +109,7 @@ def read_specification(folder: Path, split: str, options: Options) -> ImageSplit
     classes = {name: _root(folder, root, file) for name, root in zip(names, roots, strict=True)}
     if len(classes) != len(names):
         raise DataError(f"{file}: a class name occurs more than once: merge these classes or rename one")
-    return labelled(classes, folder, split, options)
+    return read_classes(classes, folder, split, options)
 
 
 def _root(folder: Path, root: str, file: Path) -> Path:
@@ -119,13 +117,13 @@ def _root(folder: Path, root: str, file: Path) -> Path:
     parts = [part for part in PurePosixPath(root.replace("\\", "/")).parts if part != "/"] if usable else []
     if ".." in parts:
         raise DataError(f"{file} names the folder {shown(root)}, with ..: correct class_roots")
-    for i in range(len(parts)):  # what is before the last parts of the root is its author's
+    for i in range(len(parts)):  # the first parts belong to the author's machine
         candidate = folder.joinpath(*parts[i:])
         if candidate.is_dir():
             refuse_outside(candidate, folder)
             return candidate
     elsewhere = usable and root.startswith("/") and Path(root).is_dir()
-    why = "lies outside the data's folder: move it there or" if elsewhere else "is not there:"
+    why = "lies outside the folder of the data: move it there or" if elsewhere else "is not there:"
     raise DataError(f"{file} names the folder {shown(root)}, which {why} correct class_roots")
 
 
@@ -148,7 +146,6 @@ CSV_FORMAT = Format(
     "{train,val,test}.csv (filename,label or class_name,image_name) + images/",
     find_csv,
     read_csv,
-    lambda folder: folder.resolve().name,
     published=_published,
 )
 JSON_FORMAT = Format(
@@ -156,5 +153,4 @@ JSON_FORMAT = Format(
     "{train,val,test}.json (class_names, class_roots)",
     find_json,
     read_specification,
-    lambda folder: folder.resolve().name,
 )

@@ -1,4 +1,4 @@
-"""Which files of a folder are images to be read, what is left out, and links that lead out of the data."""
+"""Which files of a folder are images, which are skipped, and links that lead out of the data."""
 
 import os
 from collections import Counter
@@ -16,31 +16,44 @@ SYSTEM = frozenset(
         *("desktop.ini", "icon\r", "network trash folder", "temporary items", "recycler"),
     )
 )
-"""What systems, synchronisers and editors leave in folders, in lower case; dotted names besides."""
+"""Files and folders of systems, synchronisers and editors, in lower case; names with a dot are hidden, too."""
 SHOWN = 8  # reasons that a message names
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files at and below a folder in order, and why other entries are left out: reason → how many."""
+    """The files of a folder.
+
+    Attributes:
+        files: the image files at and below it, in order.
+        left_out: reason -> number of skipped entries.
+    """
 
     files: tuple[Path, ...]
     left_out: Mapping[str, int]
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder is a hidden one or one of the system's, of which no data set consists."""
+    """Whether a file or folder is hidden, or belongs to the system."""
     return name.startswith(".") or name.casefold() in SYSTEM
 
 
 def image_files(folder: Path, root: Path) -> Listing:
-    """The images at and below a folder, however deep; see :data:`SUFFIXES` for which files count as images.
+    """List the images at any depth below a folder, by their suffix; raises DataError for a link out of ``root``.
 
-    Only regular files are taken: a pipe or a device with the name of an image is left out. Raises DataError
-    for a link that leads out of `root`.
+    A pipe or a device with the name of an image is skipped.
+
+    Args:
+        folder: the folder.
+        root: folder of the data.
+
+    Returns:
+        The image files, and what is skipped.
     """
     refuse_outside(folder, root)
-    files, left, waiting, seen = [], Counter(), [folder], set()
+    files: list[Path] = []
+    left: Counter[str] = Counter()
+    waiting, seen = [folder], set()
     while waiting:
         place = waiting.pop()
         if (real := os.path.realpath(place)) in seen:
@@ -61,7 +74,7 @@ def image_files(folder: Path, root: Path) -> Listing:
 
 
 def _reason(entry: os.DirEntry) -> str | None:
-    """Why an entry is left out; None for images and for folders, which are looked into."""
+    """Why an entry is skipped; None for images and for folders."""
     if hidden(entry.name):
         named = entry.is_dir() or entry.name.casefold() in SYSTEM or entry.name == ".DS_Store"
         return f"hidden or system: {entry.name}" if named else "hidden files"
@@ -74,20 +87,21 @@ def _reason(entry: os.DirEntry) -> str | None:
 
 
 def class_folders(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """The folders of classes in a folder in order, and what lies beside them: reason → how many."""
-    classes, beside = [], Counter()
+    """The folders of classes in a folder, in order, and reason -> number of the other entries."""
+    classes: list[Path] = []
+    skipped: Counter[str] = Counter()
     for entry in sorted(folder.iterdir()):
         if hidden(entry.name):
-            beside[f"hidden or system: {entry.name}" if entry.is_dir() else "hidden files"] += 1
+            skipped[f"hidden or system: {entry.name}" if entry.is_dir() else "hidden files"] += 1
         elif entry.is_dir():
             classes.append(entry)
         else:
-            beside["beside the class folders"] += 1
-    return classes, beside
+            skipped["next to the class folders"] += 1
+    return classes, skipped
 
 
-def told(left_out: Mapping[str, int]) -> str:
-    """What was left out in a few words, the most frequent first; empty when nothing was."""
+def in_words(left_out: Mapping[str, int]) -> str:
+    """The counts of skipped entries as text, the most frequent first; empty if there are none."""
     ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
     words = [f"{count} {reason}" for reason, count in ordered[:SHOWN]]
     more = sum(count for _, count in ordered[SHOWN:])
@@ -96,14 +110,14 @@ def told(left_out: Mapping[str, int]) -> str:
 
 def total(parts: Iterable[Mapping[str, int]]) -> Counter[str]:
     """The sum of several counts."""
-    result = Counter()
+    result: Counter[str] = Counter()
     for part in parts:
         result.update(part)
     return result
 
 
 def refuse_outside(path: Path, root: Path) -> None:
-    """Raise DataError for a path that leads out of the data's folder once its links are followed."""
+    """Raise DataError for a path that leads out of the folder of the data when its links are followed."""
     real, base = os.path.realpath(path), os.path.realpath(root)
     if os.path.commonpath((real, base)) != base:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Images decoded and resized straight into their place: no second copy of a data set is ever made."""
+"""Decode and resize images directly into their array, without a second copy of the data set."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,14 +14,14 @@ from mamltheory.errors import DataError
 from mamltheory.fewshot.formats.common import Options
 from mamltheory.fewshot.formats.decoding import Source, rgb_image
 
-CHUNK = 512  # images between two calls of `advance`
+CHUNK = 512  # images between two calls of ``advance``
 Named = tuple[str, Source]
 
 
 def fitted(images: np.ndarray, split: str, options: Options) -> np.ndarray:
-    """The images at the side that the options ask for (antialiased bilinear, centre-cropped to a square).
+    """Return the images at the size of the options (antialiased bilinear, centre-cropped to a square).
 
-    As they are, be it a memory map, when they have it already; else in the room that the options give.
+    The array or memory map itself is returned if it has this size, else an array that the options allocate.
     """
     size = options.image_size
     if size is None or images.shape[1:3] == (size, size):
@@ -38,18 +38,23 @@ def _resize_into(images: np.ndarray, target: np.ndarray, size: int, row: int) ->
 
 
 def decoded(images: Iterable[Named], count: int, split: str, options: Options) -> np.ndarray:
-    """Encoded images, each a name for messages and a file or its bytes, as one uint8 array N×H×W×3.
+    """Return decoded images as one uint8 array N×H×W×3; 512 are decoded in one piece of work.
 
-    They are asked for 512 at a time and decoded by :func:`~mamltheory.fewshot.formats.decoding.rgb_image`. All
-    must have one size unless the options name one. Raises DataError for an image that cannot be read, is of
-    another size or beyond the bounds on one image, and when there are not `count` of them.
+    Args:
+        images: a name for messages, and a file or its bytes, for each image.
+        count: number of images.
+        split: the split.
+        options: the size of the images, and where they are written; without a size all must have the same one.
+
+    Raises:
+        DataError: an image cannot be read, is too large or has another size, or there are not ``count`` of them.
     """
-    done, target, images, several = 0, None, iter(images), 0
+    done, target, rest, several = 0, None, iter(images), 0
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        # Whatever else Pillow finds odd about a picture (such as its palette) does not keep it from being one.
+        # Other warnings of Pillow, such as those on palettes, do not matter.
         warnings.filterwarnings("ignore", category=UserWarning)
-        while chunk := list(islice(images, CHUNK)):
+        while chunk := list(islice(rest, CHUNK)):
             if target is None:
                 first, _ = _decode(*chunk[0], options.image_size)
                 target = options.allocate(split, (count, *first.shape))
@@ -59,7 +64,7 @@ def decoded(images: Iterable[Named], count: int, split: str, options: Options) -
             several += sum(_in_threads(work, range(len(chunk))))
             done += len(chunk)
             options.advance(len(chunk))
-    if target is None or done != count or next(images, None) is not None:
+    if target is None or done != count or next(rest, None) is not None:
         raise DataError(f"{split}: {count} images are announced, and there are not so many")
     if several:
         options.notice(f"{split}: of {several} animated images or images of several pages the first is read")
@@ -98,7 +103,7 @@ def _chunks(count: int) -> Iterator[range]:
 
 
 def _in_threads(work: partial, rows: range) -> list:
-    # Pillow decodes outside the interpreter's lock; every row has its own place, so order means nothing.
+    # Pillow releases the interpreter's lock; every row has its place, so the order does not matter.
     if len(rows) < 64:
         return [work(row) for row in rows]
     with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:

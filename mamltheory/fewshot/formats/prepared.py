@@ -1,4 +1,4 @@
-"""The layout of this package: decoded images in plain arrays, mapped in place, at the size they are used at."""
+"""The layout of this package: decoded images in plain arrays, which are mapped in place."""
 
 import errno
 import hashlib
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,26 +42,32 @@ def find_prepared(folder: Path, split: str) -> Path | None:
 
 
 def read_prepared(folder: Path, split: str, options: Options) -> ImageSplit:
-    """A memory map of the images; nothing is read before it is used."""
+    """Map the images; nothing is read before it is used."""
     file, labels = folder / IMAGES.format(split), folder / LABELS.format(split)
     refuse_outside(labels, folder)
     names = strings(_entry(folder, "class_names", dict), split, folder / RECORD)
     images = fitted(image_array(open_npy(existing(file)), file, "images"), split, options)
     numbers, recorded = np.array(open_npy(existing(labels))), read_json(folder / RECORD).get(DIGESTS)
-    # Copies that earlier versions prepared have no digests.
+    # Earlier versions wrote no digests.
     if isinstance(recorded, dict) and recorded.get(split) != _digest(numbers):
         raise DataError(f"{labels} is not as it was written: prepare the data again")
     return ImageSplit(images, numbers, names)
 
 
-def room_in(folder: Path, split: str, shape: tuple[int, ...]) -> np.ndarray:
-    """An array for the images of a split in a file of this layout: ``Options.allocate`` with its folder.
+def room_in(folder: Path, split: str, shape: tuple[int, ...]) -> np.memmap:
+    """Return a memory map for the images of a split in a file of this layout, for ``Options.allocate``.
 
-    Raises OSError when the disk has not the room: without it a write to the map would end the process.
+    OSError is raised when the disk has too little space: a later write to the map would end the process.
+
+    Args:
+        folder: the folder of the data.
+        split: the split.
+        shape: N×H×W×3.
     """
-    images = np.lib.format.open_memmap(folder / IMAGES.format(split), "w+", np.uint8, shape)
+    place = folder / IMAGES.format(split)
+    images = np.lib.format.open_memmap(place, "w+", np.uint8, shape)
     if hasattr(os, "posix_fallocate"):
-        with open(images.filename, "r+b") as file, _where_supported():
+        with open(place, "r+b") as file, _where_supported():
             os.posix_fallocate(file.fileno(), 0, images.offset + images.nbytes)
     return images
 
@@ -75,9 +82,12 @@ def _where_supported() -> Iterator[None]:
 
 
 def write_prepared(data: ImageData, folder: Path, options: Options) -> None:
-    """Write data in this layout. What :func:`room_in` has put there already is left as it is.
+    """Write data in this layout, 512 images in one copy, so that memory maps of any size can be copied.
 
-    Other images are copied 512 at a time, so that a memory map of any size goes through.
+    Args:
+        data: the data set.
+        folder: where to write it. Images that lie there already, in an array of :func:`room_in`, are kept.
+        options: its ``advance`` is called.
     """
     for split in SPLITS:
         part = getattr(data, split)
@@ -111,7 +121,7 @@ def _same(images: np.memmap, place: Path) -> bool:
     return images.filename is not None and place.exists() and os.path.samefile(images.filename, place)
 
 
-def _entry(folder: Path, key: str, kind: type) -> object:
+def _entry(folder: Path, key: str, kind: type) -> Any:
     value = read_json(folder / RECORD).get(key)
     if not isinstance(value, kind):
         raise DataError(f"{folder / RECORD} has no usable {key!r}: prepare the data again")
@@ -124,7 +134,8 @@ def _statistics(folder: Path) -> Statistics:
         check_statistics(mean, std)
     except (ValueRangeError, TypeError):
         raise DataError(f"{folder / RECORD} has no usable mean and std: prepare the data again") from None
-    return tuple(map(float, mean)), tuple(map(float, std))
+    (red, green, blue), (red_std, green_std, blue_std) = map(float, mean), map(float, std)
+    return (red, green, blue), (red_std, green_std, blue_std)
 
 
 PREPARED_FORMAT = Format(

@@ -1,4 +1,4 @@
-"""tieredImageNet: arrays in npz files or lists of PNG images in pickles, with labels in a file of their own."""
+"""tieredImageNet: arrays in npz files or lists of PNG images in pickles, with labels in a separate file."""
 
 from pathlib import Path
 
@@ -9,10 +9,12 @@ from mamltheory.fewshot.formats.arrays import open_npz_member
 from mamltheory.fewshot.formats.category_pickles import category_names
 from mamltheory.fewshot.formats.common import (
     IMAGENET,
+    Find,
     Format,
     Options,
     dictionary,
-    first_file,
+    files_named,
+    found_file,
     image_array,
     renumbered,
 )
@@ -22,66 +24,50 @@ from mamltheory.fewshot.images import ImageSplit
 from mamltheory.fewshot.safe_pickle import load_pickle
 from mamltheory.files import shown
 
-PREFIXES = ("", "tiered-imagenet-")  # the second is that of a copy in a public archive
-
-
-def _find(folder: Path, split: str, kind: str) -> Path | None:
-    return first_file(folder, [f"{prefix}{split}_{kind}" for prefix in PREFIXES])
-
-
-def find_npz(folder: Path, split: str) -> Path | None:
-    """The arrays of a split."""
-    return _find(folder, split, "images.npz")
-
-
-def find_png(folder: Path, split: str) -> Path | None:
-    """The compressed images of a split."""
-    return _find(folder, split, "images_png.pkl")
+# The second name is that of a copy in a public archive.
+find_npz = files_named("{}_images.npz", "tiered-imagenet-{}_images.npz")
+find_png = files_named("{}_images_png.pkl", "tiered-imagenet-{}_images_png.pkl")
+find_labels = files_named("{}_labels.pkl", "tiered-imagenet-{}_labels.pkl")
 
 
 def read_npz(folder: Path, split: str, options: Options) -> ImageSplit:
-    """The array 'images', a memory map when it is stored uncompressed, as numpy.savez does (9.5 GB for
-    training).
+    """Return the array 'images', a memory map if it is stored uncompressed as by numpy.savez (9.5 GB for training).
 
-    The published files were written by OpenCV, blue first: they are turned to red first, as a view, unless
-    the options say `as_stored`.
+    The published files were written by OpenCV in BGR and are converted to RGB, as a view, unless the options say
+    ``as_stored``.
     """
-    file = find_npz(folder, split)
+    file = found_file(find_npz, folder, split)
     images = image_array(open_npz_member(file, "images"), file, "images")
     images = fitted(images if options.as_stored else images[..., ::-1], split, options)
-    return renumbered(images, *_labels(find_labels(folder, split), folder), split, file)
-
-
-def find_labels(folder: Path, split: str) -> Path:
-    """The labels of a split, whether they are there or not."""
-    return _find(folder, split, "labels.pkl") or folder / f"{split}_labels.pkl"
+    return renumbered(images, *_labels(found_file(find_labels, folder, split), folder), split, file)
 
 
 def read_png(
-    folder: Path, split: str, options: Options, find: object = find_png, find_labels: object = find_labels
+    folder: Path, split: str, options: Options, find: Find = find_png, find_labels: Find = find_labels
 ) -> ImageSplit:
-    """A list of encoded images, each a byte array; decoding gives red first, whoever encoded them.
+    """Return a split from a list of encoded images, each a byte array; decoding gives RGB.
 
-    The decoded images fill memory (9.5 GB for training) unless the options allocate them in a file.
+    Args:
+        folder: the data set.
+        split: the split.
+        options: the size of the images, and where they are written; in memory they take 9.5 GB for training.
+        find: finds the images of the split.
+        find_labels: finds the labels of the split.
+
+    Raises:
+        DataError: the file holds something else, or the same images many times.
     """
-    file = find(folder, split)
+    file = found_file(find, folder, split)
     encoded = load_pickle(file)
     objects = isinstance(encoded, np.ndarray) and encoded.dtype.hasobject and encoded.ndim == 1
     if not (objects or isinstance(encoded, list)) or len(encoded) == 0:
         raise DataError(f"{file} holds a {type(encoded).__name__}; expected a list of encoded images")
     count, size = len(encoded), file.stat().st_size
-    if (
-        sum(each.size if isinstance(each, np.ndarray) else len(each) for each in encoded if _is_sized(each))
-        > 2 * size
-    ):
+    if sum(len(each) if isinstance(each, bytes) else getattr(each, "size", 0) for each in encoded) > 2 * size:
         raise DataError(f"{file} holds the same images many times over: fetch it again")
     images = ((f"{file} image {i}", _bytes(each, file)) for i, each in enumerate(encoded))
-    labels, classes = _labels(find_labels(folder, split), folder)
+    labels, classes = _labels(found_file(find_labels, folder, split), folder)
     return renumbered(decoded(images, count, split, options), labels, classes, split, file)
-
-
-def _is_sized(encoded: object) -> bool:
-    return isinstance(encoded, bytes | np.ndarray)
 
 
 def _bytes(encoded: object, file: Path) -> bytes:
@@ -95,7 +81,7 @@ def _bytes(encoded: object, file: Path) -> bytes:
 def _labels(file: Path, folder: Path) -> tuple[object, dict[int, str]]:
     refuse_outside(file, folder)
     content = dictionary(file)
-    # Ren's original files call the labels label_specific, the RFS and MetaOptNet copies labels.
+    # The key is label_specific in Ren's original files and labels in the RFS and MetaOptNet copies.
     key = next((key for key in ("labels", "label_specific") if key in content), None)
     if key is None:
         raise DataError(

@@ -17,7 +17,7 @@ from mamltheory.nas.scoring.operator_gradient import GradientScorer
 from mamltheory.nas.scoring.score import Job, Score
 from mamltheory.nas.scoring.scorers import CellScorer, OwnDraws
 from mamltheory.nas.search.algorithm1 import SearchSettings, run_search
-from mamltheory.runtime.checkpoint import load
+from mamltheory.runtime.checkpoint import load_state
 from mamltheory.runtime.runlog import read_metrics, read_run
 from tests.experiments.stops import counted, ctrl_c_during
 from tests.experiments.tiny import (
@@ -41,7 +41,7 @@ def small_chunks(monkeypatch):
 
 
 def state_of(settings):
-    return load(settings.out / "state", print).state["search"]
+    return load_state(settings.out / "state", print).state["search"]
 
 
 def test_a_search_leaves_its_genotype_its_course_the_drawings_and_the_record(searched):

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.search import run as search
-from mamltheory.runtime.checkpoint import load
+from mamltheory.runtime.checkpoint import load_state
 from tests.experiments.tiny import nearly_done, search_settings
 from tests.runtime.ranks import run_ranks
 
@@ -17,7 +17,7 @@ def found_by(ranks, folder, protocol, repeats):
     ends = run_ranks(ranks, ["-m", "experiments", "search", "--out", str(folder), *flags], timeout=500)
     assert [code for code, _, _ in ends] == [0] * ranks, ends
     assert all(not out for _, out, _ in ends[1:])
-    return load(folder / "state", print).state["search"], (folder / "genotype.json").read_text()
+    return load_state(folder / "state", print).state["search"], (folder / "genotype.json").read_text()
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from mamltheory.errors import ConfigurationError
 from mamltheory.fewshot.conv4 import conv4
 from mamltheory.fewshot.glyphs import glyph_data
 from mamltheory.fewshot.meta_train import meta_train_step, start_meta_training
-from mamltheory.runtime.checkpoint import load
+from mamltheory.runtime.checkpoint import load_state
 from mamltheory.runtime.runlog import read_metrics, read_run
 from tests.experiments.stops import ctrl_c_during
 from tests.experiments.tiny import files
@@ -68,11 +68,11 @@ def test_a_meta_training_stopped_after_any_step_goes_on_bit_for_bit(whole, tmp_p
     with ctrl_c_during(meta_train, "meta_train_step", call) as stopped:
         meta_train.run(settings)
     assert stopped.value.continue_with == f"python -m experiments meta-train --config {settings.out}"
-    assert load(settings.out / "state", print).state["step"] == call
+    assert load_state(settings.out / "state", print).state["step"] == call
     capsys.readouterr()
     assert meta_train.run(settings) == 0
     assert re.match(r"\d+\.\d\d ± \d+\.\d\d % \(95 % interval over 3 tasks", capsys.readouterr().out)
-    ours, theirs = (load(each.out / "state", print).tensors for each in (settings, whole))
+    ours, theirs = (load_state(each.out / "state", print).tensors for each in (settings, whole))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert read_metrics(settings.out) == read_metrics(whole.out)
@@ -95,7 +95,7 @@ def test_settings_can_be_chosen_on_validation_classes_without_a_look_at_the_test
     assert all(split is data.val for split in seen)
     assert "3 tasks of unseen validation classes" in capsys.readouterr().out
     assert read_run(settings.out)["results"] != read_run(whole.out)["results"]
-    ours, theirs = (load(each.out / "state", print).tensors for each in (settings, whole))
+    ours, theirs = (load_state(each.out / "state", print).tensors for each in (settings, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 

@@ -17,8 +17,8 @@ from mamltheory.errors import CheckpointError, ConfigurationError, DataError
 from mamltheory.fewshot.datasets import load_data
 from mamltheory.fewshot.heads import fit_predict, unit_norm
 from mamltheory.fewshot.images import normalise, take
-from mamltheory.fewshot.inputs import inputs_of, recorded_inputs
-from mamltheory.runtime.checkpoint import load, save
+from mamltheory.fewshot.training_state import inputs_of, recorded_inputs
+from mamltheory.runtime.checkpoint import load_state, save_state
 from mamltheory.runtime.runlog import read_run
 from tests.experiments.tiny import evaluate_settings, files
 from tests.fewshot.small import noise_data
@@ -166,8 +166,8 @@ def earlier(trained, tmp_path):
     """The training as earlier versions left it: without a word on the images that the network expects."""
     copied = dataclasses.replace(trained, out=tmp_path / "earlier")
     shutil.copytree(trained.out, copied.out)
-    checkpoint = load(copied.out / "state", print)
-    save(copied.out / "state", checkpoint.tensors, without(checkpoint.state, "inputs"))
+    checkpoint = load_state(copied.out / "state", print)
+    save_state(copied.out / "state", checkpoint.tensors, without(checkpoint.state, "inputs"))
     return copied
 
 
@@ -215,9 +215,9 @@ def test_a_training_of_an_earlier_version_without_its_data_is_one_clear_error(
 def test_a_damaged_record_of_the_images_is_refused(earlier, few_images, wrong):
     usual = inputs_of(few_images).record()
     assert recorded_inputs(json.loads(json.dumps(usual))) == inputs_of(few_images)
-    checkpoint = load(earlier.out / "state", print)
+    checkpoint = load_state(earlier.out / "state", print)
     record = usual | wrong if wrong else wrong
-    save(earlier.out / "state", checkpoint.tensors, {**checkpoint.state, "inputs": record})
+    save_state(earlier.out / "state", checkpoint.tensors, {**checkpoint.state, "inputs": record})
     with pytest.raises(CheckpointError, match="the saved training describes"):
         read_training(earlier.out)
 

@@ -16,11 +16,11 @@ from mamltheory.errors import CheckpointError, ConfigurationError, DataError, Ge
 from mamltheory.fewshot.datasets import load_data
 from mamltheory.fewshot.formats import Options
 from mamltheory.fewshot.formats.prepared import write_prepared
-from mamltheory.fewshot.inputs import inputs_of
 from mamltheory.fewshot.resnet import resnet12
+from mamltheory.fewshot.training_state import inputs_of
 from mamltheory.nas.genotype import random_genotype
 from mamltheory.rng import generator
-from mamltheory.runtime.checkpoint import load
+from mamltheory.runtime.checkpoint import load_state
 from mamltheory.runtime.runlog import read_metrics, read_run
 from tests.experiments.stops import counted, ctrl_c_during
 from tests.experiments.tiny import GENOTYPE, evaluate_settings, files, train_settings, weights
@@ -54,7 +54,7 @@ def test_a_training_interrupted_in_an_epoch_stops_after_its_step_and_goes_on_bit
     with ctrl_c_during(train, "train_epoch", call) as stopped:
         train.train(settings, GENOTYPE)
     assert stopped.value.continue_with == f"python -m experiments train --config {settings.out}"
-    numbers = load(settings.out / "state", print).state
+    numbers = load_state(settings.out / "state", print).state
     assert (numbers["epoch"], numbers["step"]) == (call - 1, 1)
     with counted(train, "train_epoch") as epochs:
         train.run(settings)
@@ -78,7 +78,7 @@ def test_a_crash_after_any_saved_step_loses_that_step_at_most(trained, tmp_path,
         patch.setattr(train, "save_state", dies)
         with pytest.raises(OSError, match="no space"):
             train.train(settings, GENOTYPE)
-    numbers = load(settings.out / "state", print).state
+    numbers = load_state(settings.out / "state", print).state
     assert numbers["epoch"] * 3 + numbers["step"] == saved
     train.train(dataclasses.replace(settings, save_minutes=10.0), GENOTYPE)
     ours, theirs = weights(settings), weights(trained)

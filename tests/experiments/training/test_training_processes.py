@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from experiments import genotypes
-from mamltheory.runtime.checkpoint import load
+from mamltheory.runtime.checkpoint import load_state
 from mamltheory.runtime.runlog import read_metrics, read_run
 from tests.experiments.tiny import GENOTYPE
 
@@ -47,7 +47,7 @@ def started(program, folder, more=""):
 
 def done_in(folder):
     """Steps that the newest saved state has done."""
-    found = load(folder / "train" / "state", lambda _: None)
+    found = load_state(folder / "train" / "state", lambda _: None)
     return found.state["epoch"] * STEPS + found.state["step"] if found else 0
 
 
@@ -63,7 +63,7 @@ def finished(program, folder, more=""):
     process = started(program, folder, more)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    return load(folder / "train" / "state", print).tensors
+    return load_state(folder / "train" / "state", print).tensors
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_a_signal_saves_after_the_step_and_says_how_to_go_on(uninterrupted, tmp_
     assert "Traceback" not in output
     again = [sys.executable, *command.split()[1:]]
     subprocess.run(again, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=300)
-    tensors, (weights, metrics) = load(tmp_path / "train" / "state", print).tensors, uninterrupted
+    tensors, (weights, metrics) = load_state(tmp_path / "train" / "state", print).tensors, uninterrupted
     assert all(torch.equal(tensors[name], weights[name]) for name in weights)
     assert read_metrics(tmp_path / "train") == metrics
 
