@@ -27,7 +27,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mamltheory.errors import ShapeError, ValueRangeError
-from mamltheory.linalg import expand_outputs
 from mamltheory.networks import FullyConnected
 
 QUADRATURE_NODES = 160
@@ -82,6 +81,11 @@ def _tanh_moments_of_pairs(k11: Tensor, k12: Tensor, k22: Tensor) -> tuple[Tenso
 
 
 MOMENTS = {"relu": relu_moments, "erf": erf_moments, "tanh": tanh_moments}
+
+
+def expand_outputs(kernel: Float[Tensor, "p q"], outputs: int) -> Float[Tensor, "pk qk"]:
+    """K ⊗ I_k: the kernel of k = ``outputs`` independent outputs, sample-major and class-minor."""
+    return torch.kron(kernel, torch.eye(outputs, dtype=kernel.dtype, device=kernel.device))
 
 
 def _checked(net: FullyConnected, x: Tensor) -> Tensor:

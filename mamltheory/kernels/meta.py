@@ -65,20 +65,35 @@ def adaptation_matrix(
 
 
 def composition(kernel: Float[Tensor, "p p"], sizes: Sizes, dynamics: Dynamics) -> Float[Tensor, "q p"]:
-    """The block matrix A with A_i = [I, −C_i] on the diagonal, from the kernel in which the inner loop moves."""
+    """The block matrix A with A_i = [I, −C_i] on the diagonal; differentiable.
+
+    Args:
+        kernel: the kernel in which the inner loop moves, over queries and supports of all tasks.
+        sizes: rows of (query, support) of every task in it.
+        dynamics: the inner loop in kernel time.
+
+    Returns:
+        A, in float64.
+
+    Raises:
+        ShapeError: the sizes do not add up to the kernel's rows.
+    """
     slices = joint_slices(sizes)
     if not slices or slices[-1][1].stop != len(kernel):
         raise ShapeError(f"the sizes {list(sizes)} do not add up to the kernel's {len(kernel)} rows")
-    rows = torch.zeros(
-        sum(query for query, _ in sizes), len(kernel), dtype=torch.float64, device=kernel.device
-    )
-    start = 0
+    blocks = []
     for query, support in slices:
-        block = rows[start : start + query.stop - query.start]
-        block[:, query] = torch.eye(len(block), dtype=torch.float64, device=kernel.device)
-        block[:, support] = -adaptation_matrix(kernel[query, support], kernel[support, support], dynamics)
-        start += len(block)
-    return rows
+        adapted = -adaptation_matrix(kernel[query, support], kernel[support, support], dynamics)
+        one = torch.eye(len(adapted), dtype=adapted.dtype, device=adapted.device)
+        blocks.append(torch.cat([one, adapted], 1))
+    return torch.block_diag(*blocks)
+
+
+def composite_kernel(rows: Float[Tensor, "q p"], theta: Float[Tensor, "p p"]) -> Float[Tensor, "q q"]:
+    """Φ = A Θ Aᵀ, exactly symmetric, from A = ``rows`` of :func:`composition`; float64 and differentiable."""
+    theta = symmetrised(theta)
+    phi = rows @ theta @ rows.T
+    return (phi + phi.T) / 2
 
 
 def meta_ntk_from_ntk(
@@ -100,9 +115,7 @@ def meta_ntk_from_ntk(
             f"adaptation has shape {tuple(adaptation.shape)}, theta {tuple(theta.shape)}: must agree"
         )
     rows = composition(theta if adaptation is None else adaptation, sizes, dynamics)
-    theta = symmetrised(theta)
-    phi = rows @ theta.double() @ rows.T
-    return (phi + phi.T) / 2
+    return composite_kernel(rows, theta)
 
 
 @plain_numerics()

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import nn
 
-from mamltheory.nas.scoring.condition_number import conditioning, score_kernel
+from mamltheory.linalg import conditioning
+from mamltheory.nas.scoring.condition_number import score_kernel
 
 
 def log_score(network, tasks, settings):

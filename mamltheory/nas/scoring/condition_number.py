@@ -6,7 +6,6 @@ the algebra on kernels is float64. What is drawn for a score, and when, is up to
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 from mamltheory.errors import ShapeError, SingularKernelError, UnsupportedModelError
 from mamltheory.kernels.empirical import Outputs
 from mamltheory.kernels.layers.layerwise import layerwise_kernels
-from mamltheory.kernels.meta import joint_inputs, joint_sizes, meta_ntk_from_ntk
-from mamltheory.linalg import rounding_level, symmetrised
+from mamltheory.kernels.meta import Sizes, joint_inputs, joint_sizes, meta_ntk_from_ntk
+from mamltheory.linalg import conditioning
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import Network
 from mamltheory.nas.scoring.candidate_batch import candidate_kernels
@@ -53,7 +52,7 @@ def score_kernel(network: Network, tasks: Sequence[Task], settings: ScoreSetting
     """
     tasks = _checked(network, tasks)
     theta, head = network_kernels(network, _images(network, tasks), settings.outputs, settings.weights)
-    return _composed(theta, head, tasks, settings)
+    return scored_kernel(theta, head, joint_sizes(theta, tasks), settings)
 
 
 def score_kernels(
@@ -67,7 +66,7 @@ def score_kernels(
     x = _images(network, tasks)
     kernels = candidate_kernels(network, candidates, x, settings.outputs, settings.weights)
     for theta, head in kernels:
-        yield _composed(theta, head, tasks, settings)
+        yield scored_kernel(theta, head, joint_sizes(theta, tasks), settings)
 
 
 def _checked(network: Network, tasks: Sequence[Task]) -> tuple[Task, ...]:
@@ -86,37 +85,23 @@ def _images(network: Network, tasks: Sequence[Task]) -> Tensor:
     return joint_inputs(tasks).to(device=like.device, dtype=like.dtype)
 
 
-def _composed(theta: Tensor, head: Tensor, tasks: Sequence[Task], settings: ScoreSettings) -> Tensor:
-    """The kernel that is scored, from the NTK and its last-layer part."""
+def scored_kernel(
+    theta: Float[Tensor, "p p"], head: Float[Tensor, "p p"], sizes: Sizes, settings: ScoreSettings
+) -> Float[Tensor, "q q"]:
+    """The kernel whose condition number is C_N: the MetaNTK Φ̂ of all tasks jointly, or the NTK; differentiable.
+
+    Args:
+        theta: the NTK over the queries and supports of all tasks.
+        head: its last-layer part, in which ANIL's inner loop moves.
+        sizes: rows of (query, support) of every task in both.
+        settings: which kernel is scored.
+
+    Returns:
+        Φ̂ over the queries, or ``theta`` itself for the score of the NTK.
+    """
     if settings.kernel == "ntk":
         return theta
-    adaptation = head if settings.kernel == "anil" else None
-    return meta_ntk_from_ntk(theta, joint_sizes(theta, tasks), settings.dynamics, adaptation)
-
-
-def conditioning(
-    kernel: Float[Tensor, "p p"], measure: Literal["condition", "harmonic"], dtype: torch.dtype
-) -> float:
-    """σ_max/σ_min, or tr Φ · tr Φ⁻¹ / n²; +inf for a kernel that is singular up to the rounding of ``dtype``.
-
-    dtype: precision of the gradients that the kernel was built from. A kernel that is not finite is +inf, too.
-    """
-    return _conditioning(kernel, measure, dtype)[0]
-
-
-def _conditioning(
-    kernel: Tensor, measure: Literal["condition", "harmonic"], dtype: torch.dtype
-) -> tuple[float, Failure | None]:
-    if not bool(torch.isfinite(kernel).all()):
-        return math.inf, "not finite"
-    eigenvalues = torch.linalg.eigvalsh(symmetrised(kernel))
-    if float(eigenvalues[0]) <= rounding_level(eigenvalues, dtype):
-        return math.inf, "singular" if bool(eigenvalues.any()) else "no gradient"
-    if measure == "harmonic":
-        value = float(eigenvalues.mean() * (1 / eigenvalues).mean())
-    else:
-        value = float(eigenvalues[-1] / eigenvalues[0])
-    return (value, None) if math.isfinite(value) else (math.inf, "not finite")
+    return meta_ntk_from_ntk(theta, sizes, settings.dynamics, head if settings.kernel == "anil" else None)
 
 
 def candidate_conditions(
@@ -191,10 +176,15 @@ def _measured(
     if not bool(theta.any()):
         return math.inf, "no gradient"
     try:
-        kernel = _composed(theta, head, tasks, settings)
+        kernel = scored_kernel(theta, head, joint_sizes(theta, tasks), settings)
     except SingularKernelError:
         return math.inf, "singular"
-    return _conditioning(kernel, settings.measure, dtype)
+    if not bool(torch.isfinite(kernel).all()):
+        return math.inf, "not finite"
+    value = float(conditioning(kernel, settings.measure, dtype))
+    if math.isfinite(value):
+        return value, None
+    return math.inf, "singular" if bool(kernel.any()) else "no gradient"
 
 
 def condition_score(network: Network, tasks: Sequence[Task], settings: ScoreSettings) -> float:

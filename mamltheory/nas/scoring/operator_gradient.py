@@ -19,34 +19,22 @@ they are averaged over repeats like exact ones.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mamltheory.errors import ConfigurationError, SingularKernelError, ValueRangeError
-from mamltheory.kernels.meta import Sizes, joint_inputs, joint_sizes, joint_slices
-from mamltheory.linalg import (
-    Converged,
-    Dynamics,
-    GradientFlow,
-    learnt_values,
-    rounding_level,
-    symmetrised,
-    time_operator,
-)
+from mamltheory.kernels.meta import Sizes, joint_inputs, joint_sizes
+from mamltheory.linalg import conditioning
 from mamltheory.nas.genotype import Candidates, Operator
 from mamltheory.nas.network import Network, supernet
+from mamltheory.nas.scoring.condition_number import scored_kernel
 from mamltheory.nas.scoring.score import Score, ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer
 from mamltheory.nas.scoring.tape import SampleGradients, Tape, record
 from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task, check_tasks
-
-CLOSE = 1e-5
-"""Relative distance of eigenvalues below which a divided difference is taken around their mean."""
-
 
 GRAPH = 2 << 30
 """Bytes of the graph of a chunk of samples, by default."""
@@ -100,8 +88,8 @@ def operator_gradients(
         for part in parts:
             graph = tape(part, len(parts) == 1)
             gradients.add(graph)
-        kernels = gradients.grams(selections)
-        value, weights = log_score_slopes(*kernels, joint_sizes(kernels[0], tasks), settings, like.dtype)
+        theta, last = gradients.grams(selections)
+        value, weights = log_score_slopes(theta, last, joint_sizes(theta, tasks), settings, like.dtype)
         gradients.turn(selections, weights)
         total = torch.zeros_like(mixing)
         for i, part in enumerate(parts):
@@ -217,92 +205,12 @@ def log_score_slopes(
     """
     theta, head = theta.detach().requires_grad_(), head.detach().requires_grad_()
     with torch.enable_grad():
-        kernel = theta
-        if settings.kernel != "ntk":
-            inner = head if settings.kernel == "anil" else theta
-            kernel = differentiable_meta_ntk(theta, inner, sizes, settings.dynamics)
-        value = log_conditioning(kernel, settings.measure, dtype)
+        kernel = scored_kernel(theta, head, sizes, settings)
+        value = conditioning(kernel, settings.measure, dtype).log()
+    if bool(value.isinf()):
+        raise SingularKernelError(
+            f"C_N is infinite and has no gradient: the score's kernel of {len(kernel)} rows is singular up to the "
+            f"rounding of {dtype}; draw tasks without repeated images"
+        )
     slopes = torch.autograd.grad(value, [theta, head], materialize_grads=True)
     return float(value.detach()), [(slope + slope.T) / 2 for slope in slopes]
-
-
-def log_conditioning(
-    kernel: Float[Tensor, "p p"], measure: Literal["condition", "harmonic"], dtype: torch.dtype
-) -> Float[Tensor, ""]:
-    """Log of :func:`mamltheory.nas.scoring.condition_number.conditioning`, differentiable, also where eigenvalues
-    coincide.
-
-    Raises SingularKernelError where that is infinite.
-    """
-    symmetrised(kernel.detach())  # for what it refuses
-    eigenvalues = torch.linalg.eigvalsh((kernel + kernel.T) / 2)
-    numbers = eigenvalues.detach()
-    if float(numbers[0]) <= rounding_level(numbers, dtype):
-        raise SingularKernelError(
-            f"the score's kernel has least eigenvalue {float(numbers[0]):.3g} (largest "
-            f"{float(numbers[-1]):.3g}): its condition number is infinite and has no gradient; "
-            "draw tasks without repeated images"
-        )
-    if measure == "harmonic":
-        return torch.log(eigenvalues.mean() * (1 / eigenvalues).mean())
-    return torch.log(eigenvalues[-1]) - torch.log(eigenvalues[0])
-
-
-def differentiable_meta_ntk(
-    theta: Float[Tensor, "p p"], adaptation: Float[Tensor, "p p"], sizes: Sizes, dynamics: Dynamics
-) -> Float[Tensor, "q q"]:
-    """Φ = A Θ Aᵀ of :func:`mamltheory.kernels.meta.meta_ntk_from_ntk`, with T differentiable everywhere; float64."""
-    blocks = []
-    for query, support in joint_slices(sizes):
-        operator = _TimeOperator.apply(adaptation[support, support], dynamics)
-        adapted = -adaptation[query, support].double() @ operator
-        one = torch.eye(len(adapted), dtype=adapted.dtype, device=adapted.device)
-        blocks.append(torch.cat([one, adapted], 1))
-    rows = torch.block_diag(*blocks)
-    symmetrised(theta.detach())  # for what it refuses
-    phi = rows @ (theta + theta.T) @ rows.T / 2
-    return (phi + phi.T) / 2
-
-
-class _TimeOperator(torch.autograd.Function):
-    """T(M) with dT = V (Γ ∘ Vᵀ dM V) Vᵀ, Γ_ij = (T(s_i) − T(s_j))/(s_i − s_j); for (M + rI)⁻¹, Γ_ij = −T_i T_j.
-
-    The derivative of eigenvectors would divide by differences of eigenvalues, which vanish: the last-layer kernel
-    of k outputs has each of its eigenvalues k times.
-    """
-
-    @staticmethod
-    def forward(ctx, matrix: Tensor, dynamics: Dynamics) -> Tensor:
-        result = time_operator(matrix, dynamics)
-        ctx.save_for_backward(matrix, result)
-        ctx.dynamics = dynamics
-        return result
-
-    @staticmethod
-    def backward(ctx, back: Tensor) -> tuple[Tensor, None]:
-        matrix, result = ctx.saved_tensors
-        back = (back + back.T) / 2
-        if isinstance(ctx.dynamics, Converged):
-            return (-result @ back @ result).to(matrix.dtype), None
-        s, vectors = torch.linalg.eigh(symmetrised(matrix))
-        quotients = divided_differences(s, ctx.dynamics)
-        return (vectors @ (quotients * (vectors.T @ back @ vectors)) @ vectors.T).to(matrix.dtype), None
-
-
-def divided_differences(s: Float[Tensor, " p"], dynamics: Dynamics) -> Float[Tensor, "p p"]:
-    """(T(s_i) − T(s_j))/(s_i − s_j) for a finite time; around the mean of two values that are close.
-
-    T changes on the scale of s or of one over the time, whichever is larger: a step of CLOSE of it leaves both the
-    truncation and the cancellation near 1e-10.
-    """
-    match dynamics:
-        case GradientFlow(time):
-            horizon = time
-        case _:
-            horizon = dynamics.rate * dynamics.steps
-    if horizon == 0:
-        return torch.zeros(len(s), len(s), dtype=s.dtype, device=s.device)
-    mean, gap = (s[:, None] + s) / 2, s[:, None] - s
-    step = torch.maximum(gap.abs() / 2, CLOSE * (mean.abs() + 1 / horizon))
-    ends = [learnt_values((mean + sign * step).flatten(), dynamics) for sign in (1, -1)]
-    return ((ends[0] - ends[1]) / (2 * step.flatten())).view_as(gap)
