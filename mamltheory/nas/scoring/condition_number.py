@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mamltheory.errors import ShapeError, SingularKernelError, UnsupportedModelError
 from mamltheory.kernels.empirical import Outputs
 from mamltheory.kernels.layers.layerwise import layerwise_kernels
+from mamltheory.kernels.layers.options import KernelOptions
 from mamltheory.kernels.meta import Sizes, joint_inputs, joint_sizes, meta_ntk_from_ntk
 from mamltheory.linalg import conditioning
 from mamltheory.nas.genotype import Candidates
@@ -40,7 +41,9 @@ def network_kernels(
     params = {name: value.detach() for name, value in network.named_parameters()}
     chosen = {name for name, value in params.items() if weights == "all" or value.dim() > 1}
     head = {name for name in chosen if name.startswith("classifier.")}
-    theta, last = layerwise_kernels(network, x, None, [chosen, head], params, outputs, trusted=True)
+    theta, last = layerwise_kernels(
+        network, x, None, [chosen, head], params, KernelOptions(outputs), trusted=True
+    )
     return theta, last
 
 
