@@ -40,7 +40,18 @@ MetaMethod = Literal["auto", "factored", "generic"]
 def meta_jacobian(
     model: Model, params: Parameters, task: Task, inner: InnerLoop, chunk: int | None = None
 ) -> Parameters:
-    """∇_θ F_θ(X, X', Y') of one task, by Hessian-vector products: for every moving parameter n·k × its shape."""
+    """∇_θ F_θ(X, X', Y') of one task, by Hessian-vector products.
+
+    Args:
+        model: the network.
+        params: its parameters θ.
+        task: the task.
+        inner: the inner loop.
+        chunk: most rows differentiated together; None for all.
+
+    Returns:
+        For every parameter that moves, n·k × its shape.
+    """
     path = inner_path(model, params, task, inner)
     rows = jacobian(model, path[-1], task.query_x, chunk=chunk)
     if inner.first_order:
@@ -62,7 +73,18 @@ def meta_jacobian(
 def checked_meta_jacobian(
     model: Model, params: Parameters, task: Task, inner: InnerLoop, chunk: int | None = None
 ) -> Parameters:
-    """:func:`meta_jacobian`, if it adds up to one plain backward pass through the inner loop; else plain rows."""
+    """:func:`meta_jacobian`, if it adds up to one plain backward pass through the inner loop; else plain rows.
+
+    Args:
+        model: the network.
+        params: its parameters θ.
+        task: the task.
+        inner: the inner loop.
+        chunk: most rows differentiated together; None for all.
+
+    Returns:
+        For every parameter that moves, n·k × its shape.
+    """
     moving = model.moving(params)
 
     def whole(own: Parameters) -> Tensor:
@@ -159,6 +181,17 @@ def empirical_meta_ntk(
 def stacked_meta_jacobian(
     model: Model, params: Parameters, tasks: Sequence[Task], inner: InnerLoop, chunk: int | None = None
 ) -> Parameters:
-    """J(θ) = ∇_θ F_θ(𝒳, 𝒳', 𝒴'), Eq. (22): the rows of all tasks, one task after the other."""
+    """J(θ) = ∇_θ F_θ(𝒳, 𝒳', 𝒴'), Eq. (22).
+
+    Args:
+        model: the network.
+        params: its parameters θ.
+        tasks: the tasks.
+        inner: the inner loop.
+        chunk: most rows differentiated together; None for all.
+
+    Returns:
+        For every parameter that moves, the rows of all tasks, one task after the other.
+    """
     parts = [checked_meta_jacobian(model, params, task, inner, chunk) for task in check_tasks(tasks)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

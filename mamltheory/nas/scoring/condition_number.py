@@ -1,7 +1,7 @@
-"""Scores of a network at initialisation: condition number C_N of its MetaNTK, Eq. (14), and R_N, Eq. (15).
+"""The condition number C_N of a network's MetaNTK at initialisation, Eq. (14), for one network or for many.
 
 The MetaNTK is built from the empirical NTK by Eq. (11), from first derivatives alone. Gradients are float32,
-the algebra on kernels is float64. What is drawn for a score, and when, is up to :mod:`mamltheory.nas.scoring.scorers`.
+the algebra on kernels is float64. :mod:`mamltheory.nas.scoring.scorers` draws weights and tasks.
 """
 
 import math
@@ -27,10 +27,19 @@ from mamltheory.tasks import Task, check_tasks
 def network_kernels(
     network: Network, x: Float[Tensor, "n c h w"], outputs: Outputs = "full", weights: Weights = "weights"
 ) -> tuple[Float[Tensor, "p p"], Float[Tensor, "p p"]]:
-    """(Θ̂, 𝒦̂): the empirical NTK of a network of cells and its last-layer part; float64.
+    """(Θ̂, 𝒦̂): the empirical NTK of a network of cells and its last-layer part.
 
-    outputs: "full" for n·k rows, "sum" for the n rows of the sum of the outputs.
-    weights: see ``Weights``. Raises UnsupportedModelError for batch statistics, whether they are used or stored.
+    Args:
+        network: without batch statistics.
+        x: images.
+        outputs: "full" for n·k rows, "sum" for the n rows of the sum of the outputs.
+        weights: which parameters the gradients are taken by.
+
+    Returns:
+        Both kernels, in float64.
+
+    Raises:
+        UnsupportedModelError: batch statistics, whether they are used or stored.
     """
     for name, module in network.named_modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -48,10 +57,16 @@ def network_kernels(
 
 
 def score_kernel(network: Network, tasks: Sequence[Task], settings: ScoreSettings) -> Float[Tensor, "p p"]:
-    """The kernel whose condition number is C_N: the MetaNTK Φ̂ of all tasks jointly, or the NTK; float64.
+    """The kernel whose condition number is C_N: the MetaNTK Φ̂ of all tasks jointly, or the NTK.
 
-    tasks: images n × 3 × H × W; their labels are not used. The network must not use batch statistics.
-    Raises ShapeError when the network's head does not fit the tasks, UnsupportedModelError for BatchNorm.
+    Args:
+        network: without batch statistics.
+        tasks: images n × 3 × H × W; their labels do not matter.
+        settings: which kernel is scored.
+
+    Returns:
+        The kernel in float64. ShapeError is raised where the network's head does not fit the tasks, and
+        UnsupportedModelError for BatchNorm.
     """
     tasks = _checked(network, tasks)
     theta, head = network_kernels(network, _images(network, tasks), settings.outputs, settings.weights)
@@ -63,7 +78,14 @@ def score_kernels(
 ) -> Iterator[Float[Tensor, "p p"]]:
     """:func:`score_kernel` of every candidate in turn, in batches: the same up to rounding.
 
-    network: one with all their operations.  Errors as for :func:`score_kernel`.
+    Args:
+        network: one with all operations of the candidates.
+        candidates: the networks that are scored.
+        tasks: as for :func:`score_kernel`.
+        settings: which kernel is scored.
+
+    Yields:
+        One kernel for each candidate. Errors are raised as by :func:`score_kernel`.
     """
     tasks = _checked(network, tasks)
     x = _images(network, tasks)
@@ -115,11 +137,19 @@ def candidate_conditions(
     memory: int | None = None,
     halved: Callable[[], None] | None = None,
 ) -> list[tuple[float, Failure | None]]:
-    """C_N of every candidate on the same tasks and weights, and why it is +inf where it is.
+    """C_N of every candidate on the same tasks and weights: :func:`condition_score` up to rounding.
 
-    network: one with all their operations.  memory, halved: see
-    :func:`mamltheory.nas.scoring.candidate_batch.candidate_kernels`. Values agree with :func:`condition_score` one by
-    one up to rounding. Errors as for :func:`score_kernel`.
+    Args:
+        network: one with all operations of the candidates.
+        candidates: the networks that are scored.
+        tasks: as for :func:`score_kernel`.
+        settings: which kernel is scored, and how.
+        memory: bytes that a batch of candidates may hold; None for the default of
+            :func:`mamltheory.nas.scoring.candidate_batch.candidate_kernels`.
+        halved: called whenever a batch does not fit and half as many candidates are taken.
+
+    Returns:
+        C_N of each candidate, and why it is +inf where it is. Errors are raised as by :func:`score_kernel`.
     """
     tasks = _checked(network, tasks)
     kernels = candidate_kernels(
@@ -145,13 +175,25 @@ def own_conditions(
     memory: int | None = None,
     halved: Callable[[], None] | None = None,
 ) -> list[tuple[float, Failure | None]]:
-    """C_N of every candidate on tasks of its own and with a head of its own, and why it is +inf where it is.
+    """C_N of every candidate, each on its own tasks and with its own head.
 
-    tasks: of every candidate as many images as of the others, of the same size, or ShapeError.  Otherwise as
-    :func:`candidate_conditions`.
+    Args:
+        network: one with all operations of the candidates.
+        candidates: the networks that are scored.
+        tasks: those of each candidate; the numbers and sizes of images are the same for all candidates.
+        heads: the last layer of each candidate.
+        settings: which kernel is scored, and how.
+        memory: as for :func:`candidate_conditions`.
+        halved: as for :func:`candidate_conditions`.
+
+    Returns:
+        C_N of each candidate, and why it is +inf where it is. Other errors are raised as by :func:`score_kernel`.
+
+    Raises:
+        ShapeError: the numbers or sizes of images differ.
     """
-    tasks = [_checked(network, each) for each in tasks]
-    images = [_images(network, each) for each in tasks]
+    checked = [_checked(network, each) for each in tasks]
+    images = [_images(network, each) for each in checked]
     if len(shapes := {tuple(each.shape): None for each in images}) > 1:
         raise ShapeError(
             f"the candidates' images have shapes {', '.join(map(str, shapes))}: expected as many of one size for "
@@ -168,7 +210,7 @@ def own_conditions(
         heads,
     )
     dtype = network.classifier.weight.dtype
-    return [_measured(*pair, each, settings, dtype) for pair, each in zip(kernels, tasks, strict=True)]
+    return [_measured(*pair, each, settings, dtype) for pair, each in zip(kernels, checked, strict=True)]
 
 
 def _measured(
