@@ -48,12 +48,17 @@ def network_kernels(
                 "build the network with NetworkSettings(norm='group'), as supernet() does"
             )
     params = {name: value.detach() for name, value in network.named_parameters()}
-    chosen = {name for name, value in params.items() if weights == "all" or value.dim() > 1}
-    head = {name for name in chosen if name.startswith("classifier.")}
-    theta, last = layerwise_kernels(
-        network, x, None, [chosen, head], params, KernelOptions(outputs), trusted=True
+    selections = scored_parameters(network, weights)
+    theta, head = layerwise_kernels(
+        network, x, None, selections, params, KernelOptions(outputs), trusted=True
     )
-    return theta, last
+    return theta, head
+
+
+def scored_parameters(network: Network, weights: Weights) -> list[set[str]]:
+    """Names of the ``weights`` of a network by which Θ̂ differentiates, and of those by which 𝒦̂ does."""
+    chosen = {name for name, value in network.named_parameters() if weights == "all" or value.dim() > 1}
+    return [chosen, {name for name in chosen if name.startswith("classifier.")}]
 
 
 def score_kernel(network: Network, tasks: Sequence[Task], settings: ScoreSettings) -> Float[Tensor, "p p"]:
