@@ -298,13 +298,21 @@ class _TimeOperator(torch.autograd.Function):
     def setup_context(ctx, inputs: tuple[Tensor, Dynamics], output: Tensor) -> None:  # noqa: ARG004
         matrix, ctx.dynamics = inputs
         ctx.save_for_backward(matrix)
+        ctx.save_for_forward(matrix)
 
     @staticmethod
     def backward(ctx, cotangent: Tensor) -> tuple[Tensor, None]:
         (matrix,) = ctx.saved_tensors
+        return _TimeOperator.jvp(ctx, cotangent, None).to(
+            matrix.dtype
+        ), None  # dT is a self-adjoint map of dM
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, _: None) -> Tensor:
+        (matrix,) = ctx.saved_tensors
         s, vectors = torch.linalg.eigh(symmetrised(matrix))
-        inside = vectors.T @ ((cotangent + cotangent.T) / 2) @ vectors
-        return (vectors @ (divided_differences(s, ctx.dynamics) * inside) @ vectors.T).to(matrix.dtype), None
+        inside = vectors.T @ (tangent.double() + tangent.T.double()) @ vectors / 2
+        return vectors @ (divided_differences(s, ctx.dynamics) * inside) @ vectors.T
 
 
 def time_operator(matrix: Float[Tensor, "p p"], dynamics: Dynamics) -> Float[Tensor, "p p"]:

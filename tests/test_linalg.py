@@ -278,6 +278,8 @@ def test_the_time_operator_has_the_jacobian_of_torch_func_and_the_dtype_of_its_m
         time_operator(matrix + 1e-6 * direction, loop) - time_operator(matrix - 1e-6 * direction, loop)
     ) / 2e-6
     assert relative(torch.einsum("abij,ij->ab", jacobian, direction), slope) < 1e-8
+    along = torch.func.jvp(lambda m: time_operator(m, loop), (matrix,), (direction,))[1]
+    assert relative(along, slope) < 1e-8
     narrow = matrix.float().requires_grad_()
     (gradient,) = torch.autograd.grad(time_operator(narrow, loop).sum(), narrow)
     assert gradient.dtype == torch.float32

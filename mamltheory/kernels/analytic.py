@@ -5,7 +5,7 @@ With K¹ = σ_w² x·x'/d + σ_b², (u, v) ~ N(0, Kⁱ restricted to {x, x'}),
 
     T¹ given,  Tⁱ⁺¹ = Aⁱ + σ_w² Λ̇ⁱ Tⁱ  (i = 1 … L),  NTK = T^{L+1} ⊗ I_k,
 
-Aⁱ being what the layer after σ(hⁱ) contributes itself, and T¹ what the first layer does:
+Aⁱ is the contribution of the layer after σ(hⁱ), and T¹ that of the first layer:
 
                                   T¹                Aⁱ
     standard, (1/l) J Jᵀ, l → ∞   0                 Λⁱ
@@ -30,7 +30,7 @@ from mamltheory.errors import ShapeError, ValueRangeError
 from mamltheory.networks import FullyConnected
 
 QUADRATURE_NODES = 160
-PAIRS_AT_A_TIME = 64  # 13 MB a table of nodes × nodes
+PAIRS_IN_A_BLOCK = 64  # 13 MB for each table of nodes × nodes
 
 
 def relu_moments(k11: Tensor, k12: Tensor, k22: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ def tanh_moments(k11: Tensor, k12: Tensor, k22: Tensor) -> tuple[Tensor, Tensor]
     # poles of tanh(√k z) come near.
     shape = torch.broadcast_shapes(k11.shape, k12.shape, k22.shape)
     pairs = torch.stack([part.expand(shape).reshape(-1) for part in (k11, k12, k22)])
-    moments = [_tanh_moments_of_pairs(*block) for block in pairs.split(PAIRS_AT_A_TIME, dim=1)]
+    moments = [_tanh_moments_of_pairs(*block) for block in pairs.split(PAIRS_IN_A_BLOCK, dim=1)]
     value, slope = (torch.cat(parts).reshape(shape) for parts in zip(*moments, strict=True))
     return value, slope
 
@@ -105,7 +105,7 @@ def _layers(net: FullyConnected, x1: Tensor, x2: Tensor) -> list[tuple[Tensor, T
 
     k12 = preactivation(x1 @ x2.T / net.input_dim)
     k11, k22 = (preactivation(x.square().sum(1) / net.input_dim) for x in (x1, x2))
-    # k11 k22 − k12² enters under a root: where the samples coincide it must be 0, and not 1e-16, whose root is 1e-8.
+    # The moments contain √(k11 k22 − k12²): where samples coincide it must be 0, and not 1e-8, the root of 1e-16.
     same = (x1[:, None] == x2[None]).all(-1)
     layers = []
     for _ in range(net.depth):

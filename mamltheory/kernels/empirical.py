@@ -2,8 +2,7 @@
 
 Rows are sample-major, class-minor: row i·k + c belongs to output c of sample i. The kernel is computed layer by
 layer wherever the layers are known, in closed form for the networks of Eq. (16), and from rows of the Jacobian
-otherwise; it is the same kernel. Gradients are in the network's dtype, their products in float64 unless asked
-otherwise.
+otherwise; it is the same kernel. Gradients are in the network's dtype, their products in float64 by default.
 """
 
 from collections.abc import Collection, Sequence
@@ -114,7 +113,7 @@ def checked_network(
         checked_samples(pure, params, x)
     module = pure.module if isinstance(model, nn.Module) and options.method != "generic" else None
     if module is not None:
-        # The pass over the layers tests on its way what is not known of them.
+        # The pass over the layers tests the layers that are not known.
         if not is_dense(module):
             with torch.no_grad():
                 output_of(pure, params, samples[0][:1])
