@@ -75,15 +75,8 @@ def checked_meta_jacobian(
 ) -> Parameters:
     """:func:`meta_jacobian`, if it adds up to one plain backward pass through the inner loop; else plain rows.
 
-    Args:
-        model: the network.
-        params: its parameters θ.
-        task: the task.
-        inner: the inner loop.
-        chunk: most rows differentiated together; None for all.
-
     Returns:
-        For every parameter that moves, n·k × its shape.
+        The rows. The arguments model, params, task, inner and chunk are those of :func:`meta_jacobian`.
     """
     moving = model.moving(params)
 
@@ -183,15 +176,9 @@ def stacked_meta_jacobian(
 ) -> Parameters:
     """J(θ) = ∇_θ F_θ(𝒳, 𝒳', 𝒴'), Eq. (22).
 
-    Args:
-        model: the network.
-        params: its parameters θ.
-        tasks: the tasks.
-        inner: the inner loop.
-        chunk: most rows differentiated together; None for all.
-
     Returns:
-        For every parameter that moves, the rows of all tasks, one task after the other.
+        The rows of all ``tasks``, one task after the other. The arguments model, params, inner and chunk are those of
+        :func:`meta_jacobian`.
     """
     parts = [checked_meta_jacobian(model, params, task, inner, chunk) for task in check_tasks(tasks)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -182,14 +182,9 @@ def own_conditions(
 ) -> list[tuple[float, Failure | None]]:
     """C_N of every candidate, each on its own tasks and with its own head.
 
-    Args:
-        network: one with all operations of the candidates.
-        candidates: the networks that are scored.
-        tasks: those of each candidate; the numbers and sizes of images are the same for all candidates.
-        heads: the last layer of each candidate.
-        settings: which kernel is scored, and how.
-        memory: as for :func:`candidate_conditions`.
-        halved: as for :func:`candidate_conditions`.
+    ``tasks`` and ``heads`` hold the tasks and the last layer of each candidate; all candidates have equal numbers and
+    sizes of images. The arguments network, candidates, settings, memory and halved are those of
+    :func:`candidate_conditions`.
 
     Returns:
         C_N of each candidate, and why it is +inf where it is. Other errors are raised as by :func:`score_kernel`.
