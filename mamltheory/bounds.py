@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mamltheory.errors import SingularKernelError, ValueRangeError
-from mamltheory.linalg import symmetrised
+from mamltheory.linalg import spectrum
 
 
 def extreme_eigenvalues(kernel: Float[Tensor, "p p"]) -> tuple[float, float]:
     """(σ_min, σ_max) of a kernel."""
-    eigenvalues = torch.linalg.eigvalsh(symmetrised(kernel))
+    eigenvalues = spectrum(kernel)
     return float(eigenvalues[0]), float(eigenvalues[-1])
 
 

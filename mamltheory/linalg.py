@@ -10,12 +10,13 @@ Every closed form of the paper is a spectral function of a kernel M = V diag(s) 
 T is entire in s for finite time (its value at s = 0 is t, or λτ), so that a singular kernel is harmless
 there; no inverse is ever formed. Eigenvalues that are negative by rounding alone count as zero. The same
 functions serve the inner loop (t = λ0 τ) and the outer loop (t = η0 t) of Eqs. (8), (11)–(13), (58), (88),
-(95), (96), (106) and (112), and the score of the cell search.
+(95), (96), (106) and (112), the score of the cell search and the gradient of that score.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, SupportsFloat
 
 import torch
 from jaxtyping import Float
@@ -23,10 +24,25 @@ from torch import Tensor
 
 from mamltheory.errors import ConfigurationError, ShapeError, SingularKernelError, ValueRangeError
 
+Measure = Literal["condition", "harmonic"]
+"""How far a kernel is from a multiple of the identity: by its extreme eigenvalues, or by means over all of them."""
+
+CLOSE = 1e-5
+"""Relative distance of eigenvalues below which a divided difference is taken around their mean."""
+
 
 @dataclass(frozen=True)
 class GradientFlow:
-    """Continuous time: the paper's e^{−λ0 Θ τ}; ``time`` is the product λ0 τ (or η0 t), at least 0."""
+    """Continuous time: the paper's e^{−λ0 Θ τ}.
+
+    Args:
+        time: the product λ0 τ, or η0 t; at least 0.
+
+    Example:
+        >>> import torch, mamltheory as mt
+        >>> round(mt.residual_operator(torch.tensor([[2.0]]), mt.GradientFlow(time=0.5)).item(), 4)  # e^{-0.5 · 2}
+        0.3679
+    """
 
     time: float
 
@@ -36,7 +52,17 @@ class GradientFlow:
 
 @dataclass(frozen=True)
 class GradientDescent:
-    """``steps`` steps of size ``rate`` (λ0 or η0, the learning rate times the width): (I − λ0 Θ)^τ."""
+    """Steps of gradient descent: (I − λ0 Θ)^τ.
+
+    Args:
+        rate: λ0 or η0, the learning rate times the width; at least 0.
+        steps: their number τ or t; a whole number of at least 0.
+
+    Example:
+        >>> import torch, mamltheory as mt
+        >>> mt.residual_operator(torch.tensor([[2.0]]), mt.GradientDescent(rate=0.25, steps=3)).item()
+        0.125
+    """
 
     rate: float
     steps: int
@@ -49,7 +75,16 @@ class GradientDescent:
 
 @dataclass(frozen=True)
 class Converged:
-    """Infinite time, with an optional ridge r inside the inverse: T(M) = (M + rI)⁻¹."""
+    """Infinite time: T(M) = (M + rI)⁻¹.
+
+    Args:
+        ridge: r, at least 0. A kernel that is singular needs one above its rounding errors.
+
+    Example:
+        >>> import torch, mamltheory as mt
+        >>> mt.time_operator(torch.tensor([[0.0]]), mt.Converged(ridge=0.5)).item()
+        2.0
+    """
 
     ridge: float = 0.0
 
@@ -71,7 +106,7 @@ def _check_dynamics(dynamics: Dynamics) -> None:
 def is_number(value: object) -> bool:
     """Whether a value is a finite real number."""
     try:
-        return not isinstance(value, str) and math.isfinite(value)
+        return isinstance(value, SupportsFloat) and math.isfinite(value)
     except (TypeError, ValueError, OverflowError):
         return False
 
@@ -82,9 +117,14 @@ def _check_nonnegative(name: str, value: float, advice: str) -> None:
 
 
 def symmetrised(matrix: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
-    """The matrix in float64, checked to be finite and symmetric up to rounding, then made exactly so.
+    """(M + Mᵀ)/2 in float64, of a matrix M that is symmetric up to rounding; differentiable.
 
-    Raises ShapeError or ValueRangeError.
+    Returns:
+        A matrix that is symmetric exactly.
+
+    Raises:
+        ShapeError: not a square matrix with at least one row.
+        ValueRangeError: whole numbers, entries that are not finite, or an asymmetry beyond rounding.
     """
     if not isinstance(matrix, Tensor):
         raise ShapeError(
@@ -97,12 +137,13 @@ def symmetrised(matrix: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
             f"a kernel must hold real floating-point numbers, got {matrix.dtype}: convert with .double()"
         )
     wide = matrix.double()
-    if not bool(torch.isfinite(wide).all()):
+    entries = wide.detach()
+    if not bool(torch.isfinite(entries).all()):
         raise ValueRangeError(
             "the kernel has NaN or infinite entries: check the inputs and the network's weights"
         )
     tolerance = 1e-9 if matrix.dtype == torch.float64 else 1e-4
-    asymmetry, size = float((wide - wide.T).abs().max()), float(wide.abs().max())
+    asymmetry, size = float((entries - entries.T).abs().max()), float(entries.abs().max())
     if asymmetry > tolerance * size:
         raise ValueRangeError(
             f"the kernel is not symmetric: largest entry {size:.3g}, largest |M − Mᵀ| {asymmetry:.3g}; "
@@ -113,16 +154,13 @@ def symmetrised(matrix: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
 
 def rounding_level(eigenvalues: Float[Tensor, " p"], dtype: torch.dtype = torch.float64) -> float:
     """Size below which an eigenvalue cannot be told from zero: p · eps · largest |eigenvalue|."""
-    return len(eigenvalues) * torch.finfo(dtype).eps * float(eigenvalues.abs().max())
+    return len(eigenvalues) * torch.finfo(dtype).eps * float(eigenvalues.detach().abs().max())
 
 
 def residual_values(
     s: Float[Tensor, " p"], dynamics: Dynamics, level: float | None = None
 ) -> Float[Tensor, " p"]:
-    """ρ(s), the share of the residual that is left along an eigenvector of eigenvalue s.
-
-    level and SingularKernelError as for :func:`learnt_values`.
-    """
+    """ρ(s), the share of the residual left along eigenvectors of eigenvalues s; as :func:`learnt_values`."""
     match dynamics:
         case GradientFlow(time):
             return torch.exp(-time * s)
@@ -137,8 +175,13 @@ def learnt_values(
 ) -> Float[Tensor, " p"]:
     """T(s) = (1 − ρ(s))/s without cancellation, finite at s = 0 for finite time.
 
-    level: size of the rounding errors in s; None for those of float64.
-    Raises SingularKernelError for infinite time without a sufficient ridge.
+    Args:
+        s: eigenvalues.
+        dynamics: how long the loop ran.
+        level: size of the rounding errors in ``s``; None for those of float64.
+
+    Returns:
+        One value for every eigenvalue. SingularKernelError is raised where infinite time needs a larger ridge.
     """
     match dynamics:
         case GradientFlow(time):
@@ -154,14 +197,14 @@ def learnt_values(
 
 def _lifted(s: Tensor, ridge: float, level: float | None) -> Tensor:
     """The eigenvalues s + r, checked to be positive beyond rounding."""
-    lifted = s + ridge
-    if float(lifted.min()) <= (rounding_level(s) if level is None else level):
+    least, largest = (float(end) for end in s.detach().aminmax())
+    if least + ridge <= (rounding_level(s) if level is None else level):
         raise SingularKernelError(
-            f"the kernel's least eigenvalue is {float(s.min()):.3g} (largest {float(s.max()):.3g}) and the "
+            f"the kernel's least eigenvalue is {least:.3g} (largest {largest:.3g}) and the "
             f"ridge {ridge:.3g} does not lift it above rounding: infinite time needs a positive definite "
             "kernel; remove duplicate samples or pass Converged(ridge=1e-3)"
         )
-    return lifted
+    return s + ridge
 
 
 def _relative_expm1(z: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
@@ -171,11 +214,9 @@ def _relative_expm1(z: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
 
 
 def _geometric_sum(s: Float[Tensor, " p"], rate: float, steps: int) -> Float[Tensor, " p"]:
-    """λ Σ_{q<τ} (1 − λs)^q = (1 − (1 − λs)^τ)/s.
-
-    For λs < 1/2 the quotient would cancel, and (1 − λs)^τ − 1 = expm1(τ log1p(−λs)) does not; beyond that
-    the quotient is safe, and the base may be negative.
-    """
+    """λ Σ_{q<τ} (1 − λs)^q = (1 − (1 − λs)^τ)/s."""
+    # For λs < 1/2 the quotient would cancel, and (1 − λs)^τ − 1 = expm1(τ log1p(−λs)) does not; beyond that
+    # the quotient is safe, and the base may be negative.
     z = rate * s
     near, far = z.clamp(max=0.5), z.clamp(min=0.5)
     base = torch.where(near == 0, torch.ones_like(near), near)
@@ -186,27 +227,46 @@ def _geometric_sum(s: Float[Tensor, " p"], rate: float, steps: int) -> Float[Ten
     return rate * torch.where(z < 0.5, by_log, by_quotient)
 
 
+def divided_differences(s: Float[Tensor, " p"], dynamics: Dynamics) -> Float[Tensor, "p p"]:
+    """Γ_ij = (T(s_i) − T(s_j))/(s_i − s_j), around the mean of two eigenvalues that are close."""
+    # T changes on the scale of s or of one over the time, whichever is larger. A step of CLOSE of it leaves both the
+    # truncation and the cancellation near 1e-10, except where gradient descent is about to diverge (λs near 2).
+    match dynamics:
+        case Converged():
+            learnt = learnt_values(s, dynamics)
+            return -torch.outer(learnt, learnt)
+        case GradientFlow(time):
+            horizon = time
+        case GradientDescent(rate, steps):
+            horizon = rate * steps
+    if horizon == 0:
+        return torch.zeros(len(s), len(s), dtype=s.dtype, device=s.device)
+    mean, gap = (s[:, None] + s) / 2, s[:, None] - s
+    step = torch.maximum(gap.abs() / 2, CLOSE * (mean.abs() + 1 / horizon))
+    above, below = (learnt_values((mean + sign * step).flatten(), dynamics) for sign in (1, -1))
+    return ((above - below) / (2 * step.flatten())).view_as(gap)
+
+
 def _spectral(
-    matrix: Float[Tensor, "p p"], values: Callable[[Tensor, float], Tensor], dynamics: Dynamics
+    matrix: Float[Tensor, "p p"], values: Callable[[Tensor, Dynamics, float], Tensor], dynamics: Dynamics
 ) -> Float[Tensor, "p p"]:
-    _check_dynamics(dynamics)
     eigenvalues, vectors = torch.linalg.eigh(symmetrised(matrix))
     level = rounding_level(eigenvalues, matrix.dtype)
     # e^{−ts} of an eigenvalue that is −1e-17 instead of 0 would grow without bound in t
     s = torch.where((eigenvalues < 0) & (eigenvalues >= -level), torch.zeros_like(eigenvalues), eigenvalues)
     _check_resolved(s, level, dynamics)
-    result = values(s, level)
+    result = values(s, dynamics, level)
     if not bool(torch.isfinite(result).all()):
         raise ValueRangeError(
             f"{dynamics} diverges beyond the largest number on a kernel with eigenvalues in "
-            f"[{float(s[0]):.3g}, {float(s[-1]):.3g}]: the kernel must be positive "
+            f"[{float(s.detach()[0]):.3g}, {float(s.detach()[-1]):.3g}]: the kernel must be positive "
             "semi-definite, and rate · eigenvalue below 2"
         )
     return (vectors * result) @ vectors.T
 
 
 def _check_resolved(s: Tensor, level: float, dynamics: Dynamics) -> None:
-    """Refuse times so long that the outcome hangs on whether an eigenvalue is zero or of the size of rounding."""
+    """Refuse times so long that it matters whether an eigenvalue is zero or of the size of rounding."""
     match dynamics:
         case GradientFlow(time):
             horizon = time
@@ -221,36 +281,120 @@ def _check_resolved(s: Tensor, level: float, dynamics: Dynamics) -> None:
         )
 
 
-def time_operator(matrix: Float[Tensor, "p p"], dynamics: Dynamics) -> Float[Tensor, "p p"]:
-    """T(M, t) = M⁻¹(I − e^{−tM}) of Eqs. (8) and (13), its discrete twin, or (M + rI)⁻¹; float64, by eigh.
+class _TimeOperator(torch.autograd.Function):
+    """T(M) = V T(s) Vᵀ with dT = V (Γ ∘ Vᵀ dM V) Vᵀ, Γ the divided differences.
 
-    Raises SingularKernelError for infinite time, or one beyond 1/rounding, on a kernel that is singular within
-    the rounding of the dtype it came in, ValueRangeError where the loop diverges beyond the largest number, and
-    as :func:`symmetrised`.
+    The derivative of the eigenvectors, which autograd would take, divides by differences of eigenvalues. These
+    vanish: the last-layer kernel of k outputs has each of its eigenvalues k times.
     """
-    return _spectral(matrix, lambda s, level: learnt_values(s, dynamics, level), dynamics)
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(matrix: Tensor, dynamics: Dynamics) -> Tensor:
+        return _spectral(matrix, learnt_values, dynamics)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Dynamics], output: Tensor) -> None:  # noqa: ARG004
+        matrix, ctx.dynamics = inputs
+        ctx.save_for_backward(matrix)
+        ctx.save_for_forward(matrix)
+
+    @staticmethod
+    def backward(ctx, cotangent: Tensor) -> tuple[Tensor, None]:
+        (matrix,) = ctx.saved_tensors
+        return _TimeOperator.jvp(ctx, cotangent, None).to(
+            matrix.dtype
+        ), None  # dT is a self-adjoint map of dM
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, _: None) -> Tensor:
+        (matrix,) = ctx.saved_tensors
+        s, vectors = torch.linalg.eigh(symmetrised(matrix))
+        inside = vectors.T @ (tangent.double() + tangent.T.double()) @ vectors / 2
+        return vectors @ (divided_differences(s, ctx.dynamics) * inside) @ vectors.T
+
+
+def time_operator(matrix: Float[Tensor, "p p"], dynamics: Dynamics) -> Float[Tensor, "p p"]:
+    """T(M, t) = M⁻¹(I − e^{−tM}) of Eqs. (8) and (13), its discrete twin, or (M + rI)⁻¹.
+
+    Autograd differentiates it by the matrix, also where eigenvalues coincide.
+
+    Args:
+        matrix: the kernel M, symmetric and positive semi-definite.
+        dynamics: how long the loop ran.
+
+    Returns:
+        T in float64. SingularKernelError is raised for infinite time, or one beyond 1/rounding, on a kernel that is
+        singular within the rounding of its dtype; ValueRangeError where the loop diverges beyond the largest number;
+        other errors as by :func:`symmetrised`.
+
+    Example:
+        >>> import torch, mamltheory as mt
+        >>> kernel = torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64))
+        >>> mt.time_operator(kernel, mt.Converged()).diagonal().tolist()
+        [1.0, 0.25]
+    """
+    _check_dynamics(dynamics)
+    return _TimeOperator.apply(matrix, dynamics)
 
 
 def residual_operator(matrix: Float[Tensor, "p p"], dynamics: Dynamics) -> Float[Tensor, "p p"]:
-    """e^{−tM} of Eq. (95), its discrete twin (I − λM)^τ, or r(M + rI)⁻¹: what is left of the residual.
+    """ρ(M): e^{−tM} of Eq. (95), its discrete twin (I − λM)^τ, or r(M + rI)⁻¹, the share of the residual left.
 
-    Raises as :func:`time_operator`.
+    Returns:
+        ρ(M) in float64. Arguments and errors are those of :func:`time_operator`.
+
+    Example:
+        >>> import torch, mamltheory as mt
+        >>> kernel = torch.diag(torch.tensor([1.0, 2.0], dtype=torch.float64))
+        >>> mt.residual_operator(kernel, mt.GradientDescent(rate=0.5, steps=2)).diagonal().tolist()
+        [0.25, 0.0]
     """
-    return _spectral(matrix, lambda s, level: residual_values(s, dynamics, level), dynamics)
+    _check_dynamics(dynamics)
+    return _spectral(matrix, residual_values, dynamics)
+
+
+def spectrum(kernel: Float[Tensor, "p p"]) -> Float[Tensor, " p"]:
+    """Eigenvalues of a kernel in rising order, in float64; differentiable. Errors as :func:`symmetrised`."""
+    return torch.linalg.eigvalsh(symmetrised(kernel))
+
+
+def conditioning(
+    kernel: Float[Tensor, "p p"], measure: Measure = "condition", dtype: torch.dtype | None = None
+) -> Float[Tensor, ""]:
+    """σ_max/σ_min of a kernel, Eq. (14), or tr Φ · tr Φ⁻¹/n²; differentiable, also where eigenvalues coincide.
+
+    Args:
+        kernel: symmetric.
+        measure: "condition" for the ratio of the extreme eigenvalues, "harmonic" for the ratio of their arithmetic
+            to their harmonic mean.
+        dtype: the precision of the gradients that the kernel was built from; None for the kernel's own.
+
+    Returns:
+        A float64 number of at least 1. It is +inf, and has no gradient, where the least eigenvalue is not positive
+        beyond the rounding of ``dtype``. Errors are raised as by :func:`symmetrised`.
+    """
+    eigenvalues = spectrum(kernel)
+    if float(eigenvalues[0].detach()) <= rounding_level(eigenvalues, dtype or kernel.dtype):
+        return eigenvalues.new_tensor(math.inf)
+    if measure == "harmonic":
+        return eigenvalues.mean() * (1 / eigenvalues).mean()
+    return eigenvalues[-1] / eigenvalues[0]
 
 
 def condition_number(kernel: Float[Tensor, "p p"]) -> float:
     """C = σ_max/σ_min of a kernel, Eq. (14).
 
-    +inf, never a negative number or NaN, when the least eigenvalue is not positive beyond the rounding of
-    the dtype that the kernel came in. Raises ShapeError or ValueRangeError for what is not a kernel.
+    Returns:
+        C; +inf, never a negative number or NaN, where the least eigenvalue is not positive beyond the rounding of the
+        kernel's dtype. Errors are raised as by :func:`symmetrised`.
+
+    Example:
+        >>> import torch, mamltheory as mt
+        >>> mt.condition_number(torch.diag(torch.tensor([1.0, 4.0])))
+        4.0
+        >>> mt.condition_number(torch.ones(2, 2))
+        inf
     """
-    eigenvalues = torch.linalg.eigvalsh(symmetrised(kernel))
-    if float(eigenvalues[0]) <= rounding_level(eigenvalues, kernel.dtype):
-        return math.inf
-    return float(eigenvalues[-1] / eigenvalues[0])
-
-
-def expand_outputs(kernel: Float[Tensor, "p q"], outputs: int) -> Float[Tensor, "pk qk"]:
-    """K ⊗ I_k: the kernel of k independent outputs, sample-major and class-minor."""
-    return torch.kron(kernel, torch.eye(outputs, dtype=kernel.dtype, device=kernel.device))
+    return float(conditioning(kernel))

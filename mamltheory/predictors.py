@@ -22,6 +22,7 @@ from torch import Tensor
 from mamltheory.errors import ShapeError
 from mamltheory.kernels.meta import (
     adaptation_matrix,
+    composite_kernel,
     composition,
     joint_sizes,
     joint_slices,
@@ -180,7 +181,7 @@ def kernel_regression(
     sizes = joint_sizes(theta, every)
     _check_outputs(theta, every, sizes, f0)
     rows = composition(theta if adaptation is None else adaptation, sizes, inner)
-    phi = rows @ theta.double() @ rows.T
+    phi = composite_kernel(rows, theta)
     start = _adapted_start(rows, every, sizes, f0)
     trained = sum(query for query, _ in sizes[: len(tasks)])
     labels, phi_train = query_labels(tasks), phi[:trained, :trained]

@@ -33,6 +33,13 @@ LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
 # What runs need; it knows no mathematics, and only experiments may import it.
 SIDE = {"runtime": {"errors", "files", "strict_json", "runtime"}}
 
+# One algebra of kernels: the modules of the package that may call these functions.
+ALGEBRA = {
+    **dict.fromkeys(("eigh", "eigvalsh", "svdvals", "cond", "rounding_level"), ("linalg.py",)),
+    "block_diag": ("kernels/meta.py",),
+    "adaptation_matrix": ("kernels/meta.py", "predictors.py"),
+}
+
 SETTINGS = {"settings", "evaluation_settings", "protocols", "__init__"}
 
 GLOBAL_RANDOMNESS = {"torch.manual_seed", "torch.seed", "np.random.seed", "numpy.random.seed", "random.seed"}
@@ -108,6 +115,13 @@ def _is_global_draw(call: ast.Call) -> bool:
     )
 
 
+def algebra_elsewhere(file: str, tree: ast.Module) -> list[str]:
+    """Functions of ALGEBRA that a module of the package calls though their place is another."""
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    called = {ast.unparse(function).rpartition(".")[2] for function in calls}
+    return sorted(name for name in called & ALGEBRA.keys() if file not in ALGEBRA[name])
+
+
 def _functions(tree: ast.Module) -> list[ast.FunctionDef]:
     return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
@@ -155,6 +169,14 @@ def test_the_package_neither_prints_nor_asserts(path):
 def test_annotations_are_evaluated_so_that_shapes_are_checked(path):
     futures = [node for node in ast.walk(_tree(path)) if isinstance(node, ast.ImportFrom)]
     assert [node.lineno for node in futures if node.module == "__future__"] == []
+
+
+def test_spectra_are_taken_in_linalg_and_the_meta_ntk_is_composed_in_kernels_meta_alone():
+    package = ROOT / "mamltheory"
+    for path in _sources("mamltheory"):
+        assert algebra_elsewhere(path.relative_to(package).as_posix(), _tree(path)) == [], path
+    planted = _tree("torch.linalg.eigh(torch.block_diag(x))")
+    assert algebra_elsewhere("nas/scoring/score.py", planted) == ["block_diag", "eigh"]
 
 
 @PRODUCT

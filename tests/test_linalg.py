@@ -16,13 +16,14 @@ from mamltheory import (
     time_operator,
 )
 from mamltheory.errors import ShapeError, SingularKernelError, ValueRangeError
-from mamltheory.linalg import expand_outputs, learnt_values, residual_values, symmetrised
+from mamltheory.linalg import conditioning, divided_differences, learnt_values, residual_values, symmetrised
 from tests.paper.cases import relative
 from tests.reference import closed_forms, spectral_mpmath
 from tests.strategies import as_users_run_it, dynamics, kernels, with_spectrum
 
 EPS = torch.finfo(torch.float64).eps
 EIGENVALUES = [0.0, 1e-300, 1e-17, 1e-9, 1e-3, 0.5, 1.0, 7.0, 1e3, 1e6, 1e12]
+FINITE = [GradientFlow(0.7), GradientDescent(0.1, 5)]
 TIMES = [0.0, 1e-300, 1e-12, 1.0, 1e3, 1e18, 1e300]
 
 
@@ -229,14 +230,75 @@ def test_the_condition_number_of_singular_and_indefinite_kernels_is_plus_infinit
     assert condition_number(torch.ones(3, 3)) == math.inf
 
 
+@pytest.mark.paper("Eq. (14)")
+def test_conditioning_is_the_ratio_of_extreme_eigenvalues_or_the_harmonic_mean_ratio():
+    kernel = torch.diag(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64))
+    assert float(conditioning(kernel)) == pytest.approx(4.0) == condition_number(kernel)
+    trace = kernel.trace() * torch.linalg.inv(kernel).trace() / 9
+    assert float(conditioning(kernel, "harmonic")) == pytest.approx(float(trace))
+
+
+@pytest.mark.parametrize("measure", ["condition", "harmonic"])
+def test_a_singular_kernel_scores_infinity_in_the_precision_of_the_gradients(measure):
+    for least in (0.0, -1e-9, 1e-9):
+        kernel = torch.diag(torch.tensor([1.0, least], dtype=torch.float64))
+        assert float(conditioning(kernel, measure, torch.float32)) == math.inf
+    kernel = torch.diag(torch.tensor([1.0, 1e-9], dtype=torch.float64))
+    assert float(conditioning(kernel, measure, torch.float64)) < math.inf
+
+
+@pytest.mark.parametrize("measure", ["condition", "harmonic"])
+def test_the_conditioning_is_differentiated_also_where_eigenvalues_coincide(measure):
+    """The extremes are single: at a multiple largest eigenvalue the ratio itself has no derivative."""
+    kernel = with_spectrum([0.3, 1.0, 1.0, 4.0]).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda m: conditioning((m + m.T) / 2, measure), kernel, eps=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "loop", [*FINITE, GradientFlow(0.0), GradientDescent(0.4, 60), Converged(0.1)], ids=str
+)
+def test_the_time_operator_is_differentiated_also_where_eigenvalues_coincide(loop):
+    for spectrum in ([0.3, 1.0, 1.0, 4.0], [0.0, 0.0, 1e-9, 2.0], [1.0, 1.0, 1.0 + 1e-7]):
+        matrix = with_spectrum(spectrum).requires_grad_()
+        function = lambda m: time_operator((m + m.T) / 2, loop)  # noqa: E731
+        assert torch.autograd.gradcheck(function, matrix, eps=1e-5, atol=1e-5)
+    separate = with_spectrum([0.3, 1.0, 2.5]).requires_grad_()
+    assert torch.autograd.gradgradcheck(
+        lambda m: time_operator((m + m.T) / 2, loop), separate, eps=1e-5, atol=1e-5
+    )
+
+
+def test_the_time_operator_has_the_jacobian_of_torch_func_and_the_dtype_of_its_matrix():
+    matrix, loop = with_spectrum([0.3, 1.0, 2.5]), GradientFlow(0.7)
+    jacobian = torch.func.jacrev(lambda m: time_operator(m, loop))(matrix)
+    direction = torch.diag(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
+    slope = (
+        time_operator(matrix + 1e-6 * direction, loop) - time_operator(matrix - 1e-6 * direction, loop)
+    ) / 2e-6
+    assert relative(torch.einsum("abij,ij->ab", jacobian, direction), slope) < 1e-8
+    along = torch.func.jvp(lambda m: time_operator(m, loop), (matrix,), (direction,))[1]
+    assert relative(along, slope) < 1e-8
+    narrow = matrix.float().requires_grad_()
+    (gradient,) = torch.autograd.grad(time_operator(narrow, loop).sum(), narrow)
+    assert gradient.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dynamics", FINITE, ids=lambda each: type(each).__name__)
+def test_divided_differences_are_continuous_where_eigenvalues_meet(dynamics):
+    far = torch.tensor([0.5, 0.7, 2.0], dtype=torch.float64)
+    operator = torch.diagonal(time_operator(torch.diag(far), dynamics))
+    expected = (operator[0] - operator[2]) / (far[0] - far[2])
+    assert float(divided_differences(far, dynamics)[0, 2]) == pytest.approx(float(expected), rel=1e-9)
+    for gap in (0.0, 1e-12, 1e-7, 1e-4):
+        near = torch.tensor([0.5, 0.5 + gap], dtype=torch.float64)
+        middle = torch.tensor([0.5 + gap / 2 - 1e-3, 0.5 + gap / 2 + 1e-3], dtype=torch.float64)
+        slope = divided_differences(middle, dynamics)[0, 1]
+        assert float(divided_differences(near, dynamics)[0, 1]) == pytest.approx(float(slope), rel=1e-5)
+    assert bool((divided_differences(far, GradientFlow(0.0)) == 0).all())
+
+
 def test_the_condition_number_of_a_float32_kernel_is_taken_in_float64():
     matrix = with_spectrum([1e-3, 0.5, 1.0])
     assert condition_number(matrix.float()) == pytest.approx(1000, rel=1e-3)
-
-
-def test_outputs_are_expanded_sample_major():
-    kernel = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).double()
-    expanded = expand_outputs(kernel, 3).reshape(2, 3, 2, 3)
-    for c in range(3):
-        for other in range(3):
-            assert torch.equal(expanded[:, c, :, other], kernel * (c == other))

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from experiments.benchmarks.cases import Case, Group, Method, Sizes
 from mamltheory import generator, joint_inputs, meta_ntk_from_ntk
 from mamltheory.kernels.layers.rules import layer_gradients
+from mamltheory.linalg import conditioning
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import Network, NetworkSettings, supernet
-from mamltheory.nas.scoring.condition_number import conditioning, score_kernel
+from mamltheory.nas.scoring.condition_number import score_kernel
 from mamltheory.nas.scoring.score import RIDGE, ScoreSettings
 from mamltheory.tasks import Task
 

@@ -13,9 +13,10 @@ from experiments.studies.measurements import Record
 from experiments.studies.settings import WAYS, Stability
 from experiments.studies.stability_report import report
 from experiments.studies.study import measured
+from mamltheory.linalg import conditioning
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import supernet
-from mamltheory.nas.scoring.condition_number import conditioning, score_kernels
+from mamltheory.nas.scoring.condition_number import score_kernels
 from mamltheory.nas.scoring.operator_gradient import GradientScorer
 from mamltheory.nas.scoring.score import ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer

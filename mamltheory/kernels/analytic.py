@@ -5,7 +5,7 @@ With K¹ = σ_w² x·x'/d + σ_b², (u, v) ~ N(0, Kⁱ restricted to {x, x'}),
 
     T¹ given,  Tⁱ⁺¹ = Aⁱ + σ_w² Λ̇ⁱ Tⁱ  (i = 1 … L),  NTK = T^{L+1} ⊗ I_k,
 
-Aⁱ being what the layer after σ(hⁱ) contributes itself, and T¹ what the first layer does:
+Aⁱ is the contribution of the layer after σ(hⁱ), and T¹ that of the first layer:
 
                                   T¹                Aⁱ
     standard, (1/l) J Jᵀ, l → ∞   0                 Λⁱ
@@ -27,11 +27,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mamltheory.errors import ShapeError, ValueRangeError
-from mamltheory.linalg import expand_outputs
 from mamltheory.networks import FullyConnected
 
 QUADRATURE_NODES = 160
-PAIRS_AT_A_TIME = 64  # 13 MB a table of nodes × nodes
+PAIRS_IN_A_BLOCK = 64  # 13 MB for each table of nodes × nodes
 
 
 def relu_moments(k11: Tensor, k12: Tensor, k22: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,15 +55,13 @@ def _gaussian_trapezium(nodes: int) -> tuple[Tensor, Tensor]:
 
 
 def tanh_moments(k11: Tensor, k12: Tensor, k22: Tensor) -> tuple[Tensor, Tensor]:
-    """E[σ(u)σ(v)] and E[σ'(u)σ'(v)] for tanh, by the trapezium rule in two dimensions.
-
-    On functions that are analytic around the real axis the rule converges exponentially, here to 1e-9 for
-    variances k up to 10 and 1e-4 up to 30; Gauss–Hermite with as many nodes is off by 1e-3 there, because the
-    poles of tanh(√k z) come near.
-    """
+    """E[σ(u)σ(v)] and E[σ'(u)σ'(v)] for tanh, by the trapezium rule in two dimensions."""
+    # On functions that are analytic around the real axis the rule converges exponentially, here to 1e-9 for
+    # variances k up to 10 and 1e-4 up to 30; Gauss–Hermite with as many nodes is off by 1e-3 there, because the
+    # poles of tanh(√k z) come near.
     shape = torch.broadcast_shapes(k11.shape, k12.shape, k22.shape)
     pairs = torch.stack([part.expand(shape).reshape(-1) for part in (k11, k12, k22)])
-    moments = [_tanh_moments_of_pairs(*block) for block in pairs.split(PAIRS_AT_A_TIME, dim=1)]
+    moments = [_tanh_moments_of_pairs(*block) for block in pairs.split(PAIRS_IN_A_BLOCK, dim=1)]
     value, slope = (torch.cat(parts).reshape(shape) for parts in zip(*moments, strict=True))
     return value, slope
 
@@ -82,6 +79,11 @@ def _tanh_moments_of_pairs(k11: Tensor, k12: Tensor, k22: Tensor) -> tuple[Tenso
 
 
 MOMENTS = {"relu": relu_moments, "erf": erf_moments, "tanh": tanh_moments}
+
+
+def expand_outputs(kernel: Float[Tensor, "p q"], outputs: int) -> Float[Tensor, "pk qk"]:
+    """K ⊗ I_k: the kernel of k = ``outputs`` independent outputs, sample-major and class-minor."""
+    return torch.kron(kernel, torch.eye(outputs, dtype=kernel.dtype, device=kernel.device))
 
 
 def _checked(net: FullyConnected, x: Tensor) -> Tensor:
@@ -103,7 +105,7 @@ def _layers(net: FullyConnected, x1: Tensor, x2: Tensor) -> list[tuple[Tensor, T
 
     k12 = preactivation(x1 @ x2.T / net.input_dim)
     k11, k22 = (preactivation(x.square().sum(1) / net.input_dim) for x in (x1, x2))
-    # k11 k22 − k12² enters under a root: where the samples coincide it must be 0, and not 1e-16, whose root is 1e-8.
+    # The moments contain √(k11 k22 − k12²): where samples coincide it must be 0, and not 1e-8, the root of 1e-16.
     same = (x1[:, None] == x2[None]).all(-1)
     layers = []
     for _ in range(net.depth):
@@ -120,11 +122,24 @@ def analytic_ntk(
     x2: Float[Tensor, "n2 d"] | None = None,
     finite_width: bool = False,
 ) -> Float[Tensor, "n1k n2k"]:
-    """NTK in the infinite-width limit, Θ = lim (1/l) ∇f ∇fᵀ, Eq. (9); float64, n1 k × n2 k.
+    """NTK in the infinite-width limit, Θ = lim (1/l) ∇f ∇fᵀ, Eq. (9).
 
-    finite_width: add the terms of order 1/l (first layer and biases) that the limit drops, with l = net.width;
-        then it is the kernel to which finite networks are compared without bias.
-    Raises ShapeError or ValueRangeError for inputs that do not fit.
+    Args:
+        net: the network; of its width only 1/l matters, and only with ``finite_width``.
+        x1: samples of the rows.
+        x2: samples of the columns; None for those of the rows.
+        finite_width: add the terms of order 1/l (first layer and biases) that the limit drops, with l = net.width.
+            Finite networks are compared with that kernel without bias.
+
+    Returns:
+        The kernel in float64, sample-major and class-minor. ShapeError or ValueRangeError is raised for samples that
+        do not fit the network or are not finite.
+
+    Example:
+        >>> import torch, mamltheory as mt
+        >>> net = mt.FullyConnected(input_dim=2, width=64, depth=2, activation="relu", sigma_w=1.0, sigma_b=0.0)
+        >>> mt.analytic_ntk(net, torch.tensor([[1.0, 1.0]])).item()
+        0.5
     """
     x1 = _checked(net, x1)
     x2 = x1 if x2 is None else _checked(net, x2)
@@ -140,7 +155,18 @@ def analytic_last_layer_ntk(
     x2: Float[Tensor, "n2 d"] | None = None,
     finite_width: bool = False,
 ) -> Float[Tensor, "n1k n2k"]:
-    """NTK of the last linear layer alone, the 𝒦 of ANIL in Eq. (112); arguments as for :func:`analytic_ntk`."""
+    """NTK of the last linear layer alone, the 𝒦 of ANIL in Eq. (112).
+
+    Returns:
+        The kernel. The arguments net, x1, x2 and finite_width are those of :func:`analytic_ntk`, as are errors.
+
+    Example:
+        >>> import torch, mamltheory as mt
+        >>> net = mt.FullyConnected(input_dim=2, width=64, depth=1, activation="relu", sigma_w=1.0, sigma_b=0.0)
+        >>> x = torch.tensor([[1.0, 1.0]])  # ReLU halves the second moment of u ~ N(0, |x|²/d)
+        >>> mt.analytic_last_layer_ntk(net, x).item()
+        0.5
+    """
     x1 = _checked(net, x1)
     x2 = x1 if x2 is None else _checked(net, x2)
     value, _, following = _layers(net, x1, x2)[-1]
@@ -150,7 +176,17 @@ def analytic_last_layer_ntk(
 def nngp(
     net: FullyConnected, x1: Float[Tensor, "n1 d"], x2: Float[Tensor, "n2 d"] | None = None
 ) -> Float[Tensor, "n1k n2k"]:
-    """Covariance of the outputs f_0 at initialisation in the limit, K^{L+1} ⊗ I_k (no factor 1/l)."""
+    """Covariance of the outputs f_0 at initialisation in the limit, K^{L+1} ⊗ I_k (no factor 1/l).
+
+    Returns:
+        The kernel. The arguments net, x1 and x2 are those of :func:`analytic_ntk`, as are errors.
+
+    Example:
+        >>> import torch, mamltheory as mt
+        >>> net = mt.FullyConnected(input_dim=2, width=64, depth=1, activation="relu", sigma_w=2.0, sigma_b=0.0)
+        >>> mt.nngp(net, torch.tensor([[1.0, 1.0]])).item()  # σ_w² E[σ(u)²] with u ~ N(0, σ_w² |x|²/d)
+        8.0
+    """
     x1 = _checked(net, x1)
     x2 = x1 if x2 is None else _checked(net, x2)
     return expand_outputs(_layers(net, x1, x2)[-1][2], net.output_dim)

@@ -40,7 +40,18 @@ MetaMethod = Literal["auto", "factored", "generic"]
 def meta_jacobian(
     model: Model, params: Parameters, task: Task, inner: InnerLoop, chunk: int | None = None
 ) -> Parameters:
-    """∇_θ F_θ(X, X', Y') of one task, by Hessian-vector products: for every moving parameter n·k × its shape."""
+    """∇_θ F_θ(X, X', Y') of one task, by Hessian-vector products.
+
+    Args:
+        model: the network.
+        params: its parameters θ.
+        task: the task.
+        inner: the inner loop.
+        chunk: most rows differentiated together; None for all.
+
+    Returns:
+        For every parameter that moves, n·k × its shape.
+    """
     path = inner_path(model, params, task, inner)
     rows = jacobian(model, path[-1], task.query_x, chunk=chunk)
     if inner.first_order:
@@ -64,7 +75,8 @@ def checked_meta_jacobian(
 ) -> Parameters:
     """:func:`meta_jacobian`, if it adds up to one plain backward pass through the inner loop; else plain rows.
 
-    Raises as :func:`mamltheory.kernels.layers.jacobian.checked_rows`.
+    Returns:
+        The rows. The arguments model, params, task, inner and chunk are those of :func:`meta_jacobian`.
     """
     moving = model.moving(params)
 
@@ -73,14 +85,14 @@ def checked_meta_jacobian(
 
     with torch.no_grad():
         outputs = whole({})
-    flow = torch.eye(len(outputs), dtype=outputs.dtype, device=outputs.device)[None]
+    cotangents = torch.eye(len(outputs), dtype=outputs.dtype, device=outputs.device)[None]
     rows = checked_rows(
         lambda: {
             name: value[None] for name, value in meta_jacobian(model, params, task, inner, chunk).items()
         },
         lambda own: whole(own)[None],
         lambda own, _: whole(own),
-        flow,
+        cotangents,
         moving,
     )
     return {name: value[0] for name, value in rows.items()}
@@ -111,15 +123,33 @@ def empirical_meta_ntk(
     method: MetaMethod = "auto",
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "p q"]:
-    """Empirical MetaNTK Φ̂ = (1/l) ∇F ∇Fᵀ, Eqs. (4) and (24), of the real inner loop; Nnk × Nnk.
+    """Empirical MetaNTK Φ̂ = (1/l) ∇F ∇Fᵀ, Eqs. (4) and (24), of the real inner loop.
 
-    other: None for the symmetric kernel, or the tasks of the columns.
-    method: "auto" takes "factored" for ``FullyConnected(...).model`` and its centred form, "generic" for the rest.
-    memory: bytes of temporary tensors of "factored" (2 GiB), see :mod:`mamltheory.factored.meta_ntk`.
-    chunk: rows differentiated at a time by "generic", which holds Nnk · D numbers of the network's dtype.
-    dtype: of the kernel and of its accumulation, float64 for None; as for :func:`empirical_ntk`.
-    A module's parameters that do not require a gradient stay constant.
-    Raises as :func:`empirical_ntk`; UnsupportedModelError for method="factored" with a network of one's own.
+    Args:
+        model: any network. A module's parameters that do not require a gradient stay constant.
+        tasks: of the rows; their support labels matter.
+        inner: the inner loop.
+        other: the tasks of the columns; None for the symmetric kernel.
+        params: values of the parameters; None for a module's own.
+        chunk: most rows that "generic" differentiates together; it holds Nnk · D numbers of the network's dtype.
+        memory: bytes of temporary tensors of "factored" (2 GiB for None).
+        method: "auto" takes "factored" for ``FullyConnected(...).model`` and its centred form, else "generic".
+        dtype: of the kernel and of its accumulation, float64 for None.
+
+    Returns:
+        The kernel, Nnk × Nnk. Other errors are raised as by :func:`mamltheory.kernels.empirical.empirical_ntk`.
+
+    Raises:
+        UnsupportedModelError: "factored" for a network that does not show its layers.
+        ValueRangeError: no such method.
+
+    Example:
+        >>> import torch, mamltheory as mt
+        >>> label = torch.zeros(1, 1)
+        >>> task = mt.Task(torch.tensor([[1.0]]), label, torch.tensor([[0.0]]), label)
+        >>> inner = mt.InnerLoop(lam0=0.5)  # F(x) = f(x) - (f(0) - 0) / 2 has the gradient (1, 1/2) by (w, b)
+        >>> mt.empirical_meta_ntk(torch.nn.Linear(1, 1), [task], inner).item()
+        1.25
     """
     if method not in ("auto", "factored", "generic"):
         raise ValueRangeError(f"method is {method!r}: expected 'auto', 'factored' or 'generic'")
@@ -128,8 +158,10 @@ def empirical_meta_ntk(
     tasks, other = check_tasks(tasks), None if other is None else check_tasks(other)
     pure, params = ready_for_tasks(model, params, (*tasks, *(other or ())), algorithm_of(inner))
     if pure.network is not None and method != "generic":
-        options = {"origin": pure.origin, "memory": memory, "dtype": dtype}
-        return factored_meta_ntk(pure.network, params, tasks, inner, other, **options) / pure.scale
+        kernel = factored_meta_ntk(
+            pure.network, params, tasks, inner, other, origin=pure.origin, memory=memory, dtype=dtype
+        )
+        return kernel / pure.scale
     if method == "factored":
         raise UnsupportedModelError(
             "only FullyConnected(...).model and its centred form show their layers: use method='auto' or 'generic'"
@@ -142,6 +174,11 @@ def empirical_meta_ntk(
 def stacked_meta_jacobian(
     model: Model, params: Parameters, tasks: Sequence[Task], inner: InnerLoop, chunk: int | None = None
 ) -> Parameters:
-    """J(θ) = ∇_θ F_θ(𝒳, 𝒳', 𝒴'), Eq. (22): the rows of all tasks, one task after the other."""
+    """J(θ) = ∇_θ F_θ(𝒳, 𝒳', 𝒴'), Eq. (22).
+
+    Returns:
+        The rows of all ``tasks``, one task after the other. The arguments model, params, inner and chunk are those of
+        :func:`meta_jacobian`.
+    """
     parts = [checked_meta_jacobian(model, params, task, inner, chunk) for task in check_tasks(tasks)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

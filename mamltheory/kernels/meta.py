@@ -19,7 +19,9 @@ from mamltheory.errors import ShapeError, ValueRangeError
 from mamltheory.guard import check_labels
 from mamltheory.inner_loop import Algorithm
 from mamltheory.kernels.analytic import analytic_last_layer_ntk, analytic_ntk
-from mamltheory.kernels.empirical import Method, Outputs, Select, checked_network, kernels_of
+from mamltheory.kernels.empirical import checked_network, kernels_of
+from mamltheory.kernels.layers.jacobian import Outputs
+from mamltheory.kernels.layers.options import KernelOptions, Method, Select
 from mamltheory.linalg import Converged, Dynamics, symmetrised, time_operator
 from mamltheory.modules import plain_numerics
 from mamltheory.networks import FullyConnected, Model
@@ -30,14 +32,29 @@ Sizes = Sequence[tuple[int, int]]
 
 
 def joint_inputs(tasks: Sequence[Task]) -> Tensor:
-    """X_1, X'_1, X_2, X'_2, …: the order of the samples in every joint kernel."""
+    """X_1, X'_1, X_2, X'_2, …: queries and supports of all tasks, in the order of every joint kernel.
+
+    Returns:
+        The samples along the first axis. Errors are raised as by :func:`mamltheory.tasks.check_tasks`.
+
+    Example:
+        >>> import torch, mamltheory as mt
+        >>> label = torch.zeros(1, 1)
+        >>> task = mt.Task(torch.tensor([[1.0]]), label, torch.tensor([[2.0]]), label)
+        >>> mt.joint_inputs([task, task]).flatten().tolist()
+        [1.0, 2.0, 1.0, 2.0]
+    """
     return torch.cat([part for task in check_tasks(tasks) for part in (task.query_x, task.support_x)])
 
 
 def joint_sizes(kernel: Float[Tensor, "p p"], tasks: Sequence[Task]) -> tuple[tuple[int, int], ...]:
     """Rows of (query, support) of every task in a joint kernel over :func:`joint_inputs`.
 
-    The number of outputs is read off the kernel (1 for outputs="sum"). Raises ShapeError if it is not whole.
+    Returns:
+        One pair for each task; the number of outputs is read off the kernel (1 for outputs="sum").
+
+    Raises:
+        ShapeError: the kernel has not the same number of rows for every sample.
     """
     samples = sum(len(task.query_x) + len(task.support_x) for task in tasks)
     k, rest = divmod(len(kernel), samples)
@@ -60,25 +77,40 @@ def joint_slices(sizes: Sizes) -> list[tuple[slice, slice]]:
 def adaptation_matrix(
     query_support: Float[Tensor, "q s"], support_support: Float[Tensor, "s s"], dynamics: Dynamics
 ) -> Float[Tensor, "q s"]:
-    """C = Θ(X, X') T(Θ(X', X')): how the support residual reaches the query outputs, Eqs. (13) and (58)."""
+    """C = Θ(X, X') T(Θ(X', X')): how the support residual reaches the query outputs, Eqs. (13) and (58); float64."""
     return query_support.double() @ time_operator(support_support, dynamics)
 
 
 def composition(kernel: Float[Tensor, "p p"], sizes: Sizes, dynamics: Dynamics) -> Float[Tensor, "q p"]:
-    """The block matrix A with A_i = [I, −C_i] on the diagonal, from the kernel in which the inner loop moves."""
+    """The block matrix A with A_i = [I, −C_i] on the diagonal; differentiable.
+
+    Args:
+        kernel: the kernel in which the inner loop moves, over queries and supports of all tasks.
+        sizes: rows of (query, support) of every task in it.
+        dynamics: the inner loop in kernel time.
+
+    Returns:
+        A, in float64.
+
+    Raises:
+        ShapeError: the sizes do not add up to the kernel's rows.
+    """
     slices = joint_slices(sizes)
     if not slices or slices[-1][1].stop != len(kernel):
         raise ShapeError(f"the sizes {list(sizes)} do not add up to the kernel's {len(kernel)} rows")
-    rows = torch.zeros(
-        sum(query for query, _ in sizes), len(kernel), dtype=torch.float64, device=kernel.device
-    )
-    start = 0
+    blocks = []
     for query, support in slices:
-        block = rows[start : start + query.stop - query.start]
-        block[:, query] = torch.eye(len(block), dtype=torch.float64, device=kernel.device)
-        block[:, support] = -adaptation_matrix(kernel[query, support], kernel[support, support], dynamics)
-        start += len(block)
-    return rows
+        adapted = -adaptation_matrix(kernel[query, support], kernel[support, support], dynamics)
+        one = torch.eye(len(adapted), dtype=adapted.dtype, device=adapted.device)
+        blocks.append(torch.cat([one, adapted], 1))
+    return torch.block_diag(*blocks)
+
+
+def composite_kernel(rows: Float[Tensor, "q p"], theta: Float[Tensor, "p p"]) -> Float[Tensor, "q q"]:
+    """Φ = A Θ Aᵀ, exactly symmetric, from A = ``rows`` of :func:`composition`; float64 and differentiable."""
+    theta = symmetrised(theta)
+    phi = rows @ theta @ rows.T
+    return (phi + phi.T) / 2
 
 
 def meta_ntk_from_ntk(
@@ -87,22 +119,36 @@ def meta_ntk_from_ntk(
     dynamics: Dynamics,
     adaptation: Float[Tensor, "p p"] | None = None,
 ) -> Float[Tensor, "q q"]:
-    """MetaNTK Φ = A Θ Aᵀ of all tasks jointly, Eqs. (11), (92), (106); (112) with ``adaptation`` = 𝒦; float64.
+    """MetaNTK Φ = A Θ Aᵀ of all tasks jointly, Eqs. (11), (92), (106); (112) with ``adaptation`` = 𝒦.
 
-    theta: the NTK over X_1, X'_1, X_2, X'_2, …; sizes: rows of (query, support) of every task in it.
-    dynamics: the inner loop in kernel time: GradientDescent(λ0, τ), GradientFlow(λ0 τ) or Converged(ridge),
-        the ridge acting inside T alone.
-    Raises ShapeError for sizes that do not fit, SingularKernelError for a singular support kernel at infinite
-    time without ridge.
+    Autograd differentiates it by both kernels, also where eigenvalues coincide.
+
+    Args:
+        theta: the NTK over X_1, X'_1, X_2, X'_2, ….
+        sizes: rows of (query, support) of every task in it.
+        dynamics: the inner loop in kernel time: GradientDescent(λ0, τ), GradientFlow(λ0 τ) or Converged(ridge). The
+            ridge acts inside T alone.
+        adaptation: the kernel in which the inner loop moves, of the shape of ``theta``; None for ``theta``.
+
+    Returns:
+        Φ over the queries, in float64. SingularKernelError is raised for a singular support kernel at infinite time
+        without ridge.
+
+    Raises:
+        ShapeError: the sizes or the two kernels do not fit together.
+
+    Example:
+        >>> import torch, mamltheory as mt
+        >>> theta = torch.tensor([[2.0, 1.0], [1.0, 2.0]])  # one query, one support sample
+        >>> mt.meta_ntk_from_ntk(theta, [(1, 1)], mt.Converged()).item()  # 2 - 1 · 1/2 · 1
+        1.5
     """
     if adaptation is not None and adaptation.shape != theta.shape:
         raise ShapeError(
             f"adaptation has shape {tuple(adaptation.shape)}, theta {tuple(theta.shape)}: must agree"
         )
     rows = composition(theta if adaptation is None else adaptation, sizes, dynamics)
-    theta = symmetrised(theta)
-    phi = rows @ theta.double() @ rows.T
-    return (phi + phi.T) / 2
+    return composite_kernel(rows, theta)
 
 
 @plain_numerics()
@@ -123,21 +169,42 @@ def meta_ntk(
 ) -> Float[Tensor, "q q"]:
     """MetaNTK of a finite network built from its empirical NTK by Eq. (11), as Section 5 does.
 
-    No second derivative is taken, and both kernels of ANIL come from one pass. Any network works; of the labels only
-    the number of columns is looked at. Arguments as for :func:`mamltheory.kernels.empirical.empirical_ntk` and
-    :func:`meta_ntk_from_ntk`; with ``select`` ANIL's inner loop moves those of the last layer's parameters that are
-    selected.
-    head: names of the last layer's parameters for "anil"; None finds the linear map whose output is the network's.
-    dtype: of the NTK and of the result, float64 for None. The steps in between are float64 always, and take the NTK at
-        its own dtype's rounding.
+    No second derivative is taken, and both kernels of ANIL come from one pass.
+
+    Args:
+        model: any network, as for :func:`mamltheory.kernels.empirical.empirical_ntk`.
+        tasks: of their labels only the number of columns matters.
+        algorithm: "maml", or "anil" whose inner loop moves the selected parameters of the last layer alone.
+        dynamics: the inner loop in kernel time, as for :func:`meta_ntk_from_ntk`.
+        params: values of the parameters; None for a module's own.
+        outputs: "full" for Nnk rows, "sum" for the kernel of the summed outputs.
+        select: names of parameters, or a predicate on names; None for all that require a gradient.
+        chunk: most samples differentiated together; None for all.
+        memory: bytes of temporary tensors; None for 2 GiB.
+        method: how the NTK is computed.
+        dtype: of the NTK and of the result, float64 for None. The steps in between are float64, and take the NTK at
+            its own dtype's rounding.
+        head: names of the last layer's parameters for "anil"; None finds the linear map whose output is the network's.
+
+    Returns:
+        Φ̂ over the queries of all tasks. Errors are raised as by :func:`mamltheory.kernels.empirical.empirical_ntk`.
+
+    Example:
+        >>> import torch, mamltheory as mt
+        >>> label = torch.zeros(1, 1)
+        >>> task = mt.Task(torch.tensor([[1.0]]), label, torch.tensor([[0.0]]), label)
+        >>> mt.meta_ntk(torch.nn.Linear(1, 1), [task], dynamics=mt.Converged()).item()  # kernel x x' + 1: 2 - 1
+        1.0
     """
     _check_algorithm(algorithm)
     x = joint_inputs(tasks)
-    network = checked_network(model, params, [x], method, chunk)
+    network = checked_network(
+        model, params, [x], KernelOptions(outputs, select, chunk, memory, method, dtype)
+    )
     selections = [network.names(select)]
     if algorithm == "anil":
-        selections.append(network.head(x, head, select))
-    theta, *last = kernels_of(network, x, None, selections, outputs, chunk, memory, method, dtype)
+        selections.append(network.head(x, head))
+    theta, *last = kernels_of(network, x, None, selections)
     sizes = joint_sizes(theta, tasks)
     if outputs == "full":
         check_labels(tasks[0], sizes[0][1] // len(tasks[0].support_x))
@@ -151,7 +218,25 @@ def analytic_meta_ntk(
     dynamics: Dynamics,
     finite_width: bool = False,
 ) -> Float[Tensor, "q q"]:
-    """MetaNTK in the infinite-width limit, Eqs. (10), (11) and (112), from the analytic NTK; float64, Nnk × Nnk."""
+    """MetaNTK in the infinite-width limit, Eqs. (10), (11) and (112), from the analytic NTK.
+
+    Args:
+        net: the network.
+        tasks: their samples alone matter.
+        algorithm: "maml", or "anil" whose inner loop moves the last layer alone.
+        dynamics: the inner loop in kernel time, as for :func:`meta_ntk_from_ntk`.
+        finite_width: add the terms of order 1/l, as in :func:`mamltheory.kernels.analytic.analytic_ntk`.
+
+    Returns:
+        Φ over the queries of all tasks, Nnk × Nnk, in float64.
+
+    Example:
+        >>> import torch, mamltheory as mt
+        >>> net = mt.FullyConnected(input_dim=2, width=64, depth=2, activation="relu", sigma_w=1.0, sigma_b=0.0)
+        >>> x, label = torch.tensor([[1.0, 1.0]]), torch.zeros(1, 1)
+        >>> mt.analytic_meta_ntk(net, [mt.Task(x, label, x, label)], "maml", mt.GradientFlow(0.0)).item()
+        0.5
+    """
     _check_algorithm(algorithm)
     x = joint_inputs(tasks)
     theta = analytic_ntk(net, x, finite_width=finite_width)

@@ -15,7 +15,7 @@ from mamltheory import (
     nngp,
 )
 from mamltheory.errors import ShapeError, ValueRangeError
-from mamltheory.kernels.analytic import MOMENTS
+from mamltheory.kernels.analytic import MOMENTS, expand_outputs
 from tests.paper.cases import relative, sphere
 from tests.reference import quadrature
 from tests.strategies import as_users_run_it, networks, seeds
@@ -248,3 +248,11 @@ def test_the_zero_sample_without_biases_has_a_finite_kernel():
         net = FullyConnected(4, 5, 2, 1, activation, sigma_b=0.0)
         assert torch.isfinite(analytic_ntk(net, torch.zeros(2, 4))).all()
         assert torch.isfinite(analytic_ntk(net, torch.zeros(1, 4), torch.ones(2, 4))).all()
+
+
+def test_outputs_are_expanded_sample_major():
+    kernel = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).double()
+    expanded = expand_outputs(kernel, 3).reshape(2, 3, 2, 3)
+    for c in range(3):
+        for other in range(3):
+            assert torch.equal(expanded[:, c, :, other], kernel * (c == other))

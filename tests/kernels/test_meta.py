@@ -20,6 +20,7 @@ from mamltheory import (
 )
 from mamltheory.errors import ShapeError, SingularKernelError, ValueRangeError
 from mamltheory.kernels.meta import composition, joint_sizes, joint_slices
+from mamltheory.linalg import conditioning
 from tests.paper.cases import relative
 from tests.reference import closed_forms
 from tests.strategies import as_users_run_it, dynamics, networks, task, tasks, with_spectrum
@@ -146,6 +147,21 @@ def test_joint_kernels_are_laid_out_query_then_support_task_by_task():
     assert not rows[:2, 5:].any()
     assert not rows[2:, :5].any()
     assert float(rows[2, 5]) == 1
+
+
+@pytest.mark.parametrize("dynamics", LOOPS, ids=lambda each: type(each).__name__)
+def test_the_meta_ntk_is_differentiated_also_where_eigenvalues_coincide(dynamics):
+    """The last-layer kernel of k outputs has every eigenvalue k times."""
+    theta = with_spectrum(torch.linspace(0.1, 3, 8)).requires_grad_()
+    block = with_spectrum(torch.linspace(0.2, 1, 4), 1)
+    head = torch.kron(block, torch.eye(2, dtype=torch.float64)).requires_grad_()
+    sizes = [(4, 4)]
+
+    def value(theta, head):
+        symmetric = [(each + each.T) / 2 for each in (theta, head)]
+        return conditioning(meta_ntk_from_ntk(symmetric[0], sizes, dynamics, symmetric[1]), "harmonic").log()
+
+    assert torch.autograd.gradcheck(value, (theta, head), eps=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

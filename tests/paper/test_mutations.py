@@ -87,9 +87,9 @@ MUTANTS = [
     Mutant(
         "quadratic-term-missing",
         "kernels/meta.py",
-        "phi = rows @ theta.double() @ rows.T",
-        "identity = (rows == 1).double(); phi = (rows - identity) @ theta.double() @ identity.T; "
-        "phi = phi + phi.T + identity @ theta.double() @ identity.T",
+        "phi = rows @ theta @ rows.T",
+        "identity = (rows == 1).double(); phi = (rows - identity) @ theta @ identity.T; "
+        "phi = phi + phi.T + identity @ theta @ identity.T",
     ),
     Mutant(
         "exponential-for-the-power",

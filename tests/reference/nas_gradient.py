@@ -5,7 +5,9 @@ import math
 import torch
 from torch import nn
 
-from mamltheory.nas.scoring.condition_number import conditioning, score_kernel
+from mamltheory.linalg import conditioning
+from mamltheory.nas.scoring.condition_number import score_kernel
+from tests.reference import closed_forms
 
 
 def log_score(network, tasks, settings):
@@ -58,3 +60,17 @@ def dense_rows(network, x, names):
         torch.autograd.grad(network(x[i : i + 1]).sum(), values, create_graph=True) for i in range(len(x))
     ]
     return torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
+
+
+def dense_meta_ntk(network, tasks, names, inner_names, dynamics):
+    """The four terms of Eq. (106) or (112) for summed outputs, from dense rows, down to the mixing weights."""
+    samples = {id(x): x for task in tasks for x in (task.query_x, task.support_x)}
+    rows = {key: dense_rows(network, x, names) for key, x in samples.items()}
+    inner = {key: dense_rows(network, x, inner_names) for key, x in samples.items()}
+    return closed_forms.phi(
+        lambda x1, x2: rows[id(x1)] @ rows[id(x2)].T,
+        lambda x1, x2: inner[id(x1)] @ inner[id(x2)].T,
+        tasks,
+        tasks,
+        dynamics,
+    )

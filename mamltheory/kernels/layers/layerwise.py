@@ -23,6 +23,7 @@ from mamltheory.errors import UnsupportedModelError
 from mamltheory.guard import check_finite_outputs, check_independent
 from mamltheory.kernels.layers.gram import Gradients, added_up
 from mamltheory.kernels.layers.jacobian import Outputs, gradients_of
+from mamltheory.kernels.layers.options import KernelOptions
 from mamltheory.kernels.layers.parts import keeps_samples_apart
 from mamltheory.kernels.layers.recorder import (
     Call,
@@ -45,33 +46,37 @@ def layerwise_kernels(
     x2: Tensor | None,
     selections: Sequence[Collection[str]],
     params: Parameters,
-    outputs: Outputs = "full",
-    *,
-    chunk: int | None = None,
-    memory: int | None = None,
-    strict: bool = False,
+    options: KernelOptions,
     trusted: bool = False,
-    dtype: torch.dtype | None = None,
 ) -> list[Float[Tensor, "p q"]]:
     """∇f(x1) ∇f(x2)ᵀ by the parameters of every selection, all from the same passes.
 
-    x2: None for the symmetric kernels.  selections: names of parameters.  params: values of the parameters.
-    chunk, memory: most samples, and most bytes, of a tile; a tile of n samples holds about, in numbers of the
-    network's dtype,
+    A tile of n samples holds about, in numbers of the network's dtype,
         n Σ_layers (what enters + (2 + k) what leaves) + n k D_layer of the layer at hand (factors: n (j + k o)),
     and half the budget goes to the rows' tile where there are several.
-    strict: refuse parameters that only the general way covers.  trusted: the caller knows that the module holds the
-    values of ``params``, keeps samples apart, and uses each parameter inside calls of the layer it is in alone; none of
-    that is checked then. Otherwise the parts of the module that are not known are tested to keep samples apart.
-    dtype: of the kernels and of their accumulation (float64).
-    Raises UnsupportedModelError (naming the module), ConfigurationError for a budget too small for one sample.
+
+    Args:
+        module: the network.
+        x1: samples of the rows.
+        x2: samples of the columns; None for the symmetric kernels.
+        selections: names of parameters, one set for each kernel.
+        params: values of the parameters.
+        options: of the kernels; their ``select`` is not used. "layerwise" refuses parameters that only the general
+            way covers.
+        trusted: the caller knows that the module holds the values of ``params``, keeps samples apart, and uses each
+            parameter inside calls of the layer it is in alone. None of that is checked then. Otherwise the parts of
+            the module that are not known are tested to keep samples apart.
+
+    Returns:
+        One kernel for each selection. UnsupportedModelError names a module that cannot be differentiated, and
+        ConfigurationError says that a budget is too small for one sample.
     """
-    state = _Layerwise(module, params, selections, outputs, x1, trusted)
+    state = _Layerwise(module, params, selections, options.outputs, x1, trusted)
     while True:
         try:
-            return tiled_kernels(state.differentiate, x1, x2, selections, chunk, memory, dtype)
+            return tiled_kernels(state.differentiate, x1, x2, selections, options)
         except NotCovered as found:
-            state.leave_out(found, strict)
+            state.leave_out(found, options.method == "layerwise")
 
 
 def parameter_routes(

@@ -16,12 +16,10 @@ from mamltheory.errors import ConfigurationError
 from mamltheory.kernels.layers.allocator import keep_freed_memory
 from mamltheory.kernels.layers.gram import Factors, Gradients, add_contraction, settled
 from mamltheory.kernels.layers.jacobian import Outputs, jacobian
+from mamltheory.kernels.layers.options import MEMORY, KernelOptions
 from mamltheory.modules import Interruption
 from mamltheory.networks import Model
 from mamltheory.tasks import Parameters
-
-MEMORY = 2 << 30
-"""Default budget of a kernel's temporary tensors, in bytes."""
 
 
 class OverBudget(Interruption):
@@ -76,30 +74,32 @@ def tiled_kernels(
     x1: Tensor,
     x2: Tensor | None,
     selections: Sequence[Collection[str]],
-    chunk: int | None = None,
-    memory: int | None = None,
-    dtype: torch.dtype | None = None,
+    options: KernelOptions,
 ) -> list[Float[Tensor, "p q"]]:
     """Kernels of the selected parameters, one for each selection, from the same passes.
 
-    x2: None for the symmetric kernels.  chunk: most samples in a tile (all).  memory: bytes (MEMORY).
-    dtype: of the kernels and of their accumulation (float64).
-    A group of parameters must lie in a selection as a whole or not at all.
-    Raises ConfigurationError when a single sample does not fit the budget, naming what asked for too much.
+    Args:
+        differentiate: the gradients of some samples.
+        x1: samples of the rows.
+        x2: samples of the columns; None for the symmetric kernels.
+        selections: names of parameters. A group of parameters lies in a selection as a whole or not at all.
+        options: chunk, memory and dtype of the kernels.
+
+    Returns:
+        One kernel for each selection.
+
+    Raises:
+        ConfigurationError: a single sample does not fit the budget; the message names what asked for too much.
     """
     keep_freed_memory()
-    memory = MEMORY if memory is None else memory
-    for name, value in (("chunk", chunk), ("memory", memory)):
-        if value is not None and not (isinstance(value, int) and value >= 1):
-            raise ConfigurationError(f"{name} is {value!r}: expected a whole number of at least 1")
+    memory = MEMORY if options.memory is None else options.memory
     size = max(len(x1), 0 if x2 is None else len(x2))
-    size = size if chunk is None else min(size, chunk)
+    size = size if options.chunk is None else min(size, options.chunk)
     while True:
         try:
             columns = None if x2 is None else x2.split(size)
-            return _kernels(
-                differentiate, x1.split(size), columns, selections, memory, dtype or torch.float64
-            )
+            dtype = options.dtype or torch.float64
+            return _kernels(differentiate, x1.split(size), columns, selections, memory, dtype)
         except OverBudget as over:
             if size == 1:
                 raise ConfigurationError(

@@ -1,12 +1,11 @@
-"""Scores of a network at initialisation: condition number C_N of its MetaNTK, Eq. (14), and R_N, Eq. (15).
+"""The condition number C_N of a network's MetaNTK at initialisation, Eq. (14), for one network or for many.
 
 The MetaNTK is built from the empirical NTK by Eq. (11), from first derivatives alone. Gradients are float32,
-the algebra on kernels is float64. What is drawn for a score, and when, is up to :mod:`mamltheory.nas.scoring.scorers`.
+the algebra on kernels is float64. :mod:`mamltheory.nas.scoring.scorers` draws weights and tasks.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 from mamltheory.errors import ShapeError, SingularKernelError, UnsupportedModelError
 from mamltheory.kernels.empirical import Outputs
 from mamltheory.kernels.layers.layerwise import layerwise_kernels
-from mamltheory.kernels.meta import joint_inputs, joint_sizes, meta_ntk_from_ntk
-from mamltheory.linalg import rounding_level, symmetrised
+from mamltheory.kernels.layers.options import KernelOptions
+from mamltheory.kernels.meta import Sizes, joint_inputs, joint_sizes, meta_ntk_from_ntk
+from mamltheory.linalg import conditioning
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import Network
 from mamltheory.nas.scoring.candidate_batch import candidate_kernels
@@ -27,10 +27,19 @@ from mamltheory.tasks import Task, check_tasks
 def network_kernels(
     network: Network, x: Float[Tensor, "n c h w"], outputs: Outputs = "full", weights: Weights = "weights"
 ) -> tuple[Float[Tensor, "p p"], Float[Tensor, "p p"]]:
-    """(Θ̂, 𝒦̂): the empirical NTK of a network of cells and its last-layer part; float64.
+    """(Θ̂, 𝒦̂): the empirical NTK of a network of cells and its last-layer part.
 
-    outputs: "full" for n·k rows, "sum" for the n rows of the sum of the outputs.
-    weights: see ``Weights``. Raises UnsupportedModelError for batch statistics, whether they are used or stored.
+    Args:
+        network: without batch statistics.
+        x: images.
+        outputs: "full" for n·k rows, "sum" for the n rows of the sum of the outputs.
+        weights: which parameters the gradients are taken by.
+
+    Returns:
+        Both kernels, in float64.
+
+    Raises:
+        UnsupportedModelError: batch statistics, whether they are used or stored.
     """
     for name, module in network.named_modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -39,21 +48,34 @@ def network_kernels(
                 "build the network with NetworkSettings(norm='group'), as supernet() does"
             )
     params = {name: value.detach() for name, value in network.named_parameters()}
-    chosen = {name for name, value in params.items() if weights == "all" or value.dim() > 1}
-    head = {name for name in chosen if name.startswith("classifier.")}
-    theta, last = layerwise_kernels(network, x, None, [chosen, head], params, outputs, trusted=True)
-    return theta, last
+    selections = scored_parameters(network, weights)
+    theta, head = layerwise_kernels(
+        network, x, None, selections, params, KernelOptions(outputs), trusted=True
+    )
+    return theta, head
+
+
+def scored_parameters(network: Network, weights: Weights) -> list[set[str]]:
+    """Names of the ``weights`` of a network by which Θ̂ differentiates, and of those by which 𝒦̂ does."""
+    chosen = {name for name, value in network.named_parameters() if weights == "all" or value.dim() > 1}
+    return [chosen, {name for name in chosen if name.startswith("classifier.")}]
 
 
 def score_kernel(network: Network, tasks: Sequence[Task], settings: ScoreSettings) -> Float[Tensor, "p p"]:
-    """The kernel whose condition number is C_N: the MetaNTK Φ̂ of all tasks jointly, or the NTK; float64.
+    """The kernel whose condition number is C_N: the MetaNTK Φ̂ of all tasks jointly, or the NTK.
 
-    tasks: images n × 3 × H × W; their labels are not used. The network must not use batch statistics.
-    Raises ShapeError when the network's head does not fit the tasks, UnsupportedModelError for BatchNorm.
+    Args:
+        network: without batch statistics.
+        tasks: images n × 3 × H × W; their labels do not matter.
+        settings: which kernel is scored.
+
+    Returns:
+        The kernel in float64. ShapeError is raised where the network's head does not fit the tasks, and
+        UnsupportedModelError for BatchNorm.
     """
     tasks = _checked(network, tasks)
     theta, head = network_kernels(network, _images(network, tasks), settings.outputs, settings.weights)
-    return _composed(theta, head, tasks, settings)
+    return scored_kernel(theta, head, joint_sizes(theta, tasks), settings)
 
 
 def score_kernels(
@@ -61,13 +83,20 @@ def score_kernels(
 ) -> Iterator[Float[Tensor, "p p"]]:
     """:func:`score_kernel` of every candidate in turn, in batches: the same up to rounding.
 
-    network: one with all their operations.  Errors as for :func:`score_kernel`.
+    Args:
+        network: one with all operations of the candidates.
+        candidates: the networks that are scored.
+        tasks: as for :func:`score_kernel`.
+        settings: which kernel is scored.
+
+    Yields:
+        One kernel for each candidate. Errors are raised as by :func:`score_kernel`.
     """
     tasks = _checked(network, tasks)
     x = _images(network, tasks)
     kernels = candidate_kernels(network, candidates, x, settings.outputs, settings.weights)
     for theta, head in kernels:
-        yield _composed(theta, head, tasks, settings)
+        yield scored_kernel(theta, head, joint_sizes(theta, tasks), settings)
 
 
 def _checked(network: Network, tasks: Sequence[Task]) -> tuple[Task, ...]:
@@ -86,37 +115,23 @@ def _images(network: Network, tasks: Sequence[Task]) -> Tensor:
     return joint_inputs(tasks).to(device=like.device, dtype=like.dtype)
 
 
-def _composed(theta: Tensor, head: Tensor, tasks: Sequence[Task], settings: ScoreSettings) -> Tensor:
-    """The kernel that is scored, from the NTK and its last-layer part."""
+def scored_kernel(
+    theta: Float[Tensor, "p p"], head: Float[Tensor, "p p"], sizes: Sizes, settings: ScoreSettings
+) -> Float[Tensor, "q q"]:
+    """The kernel whose condition number is C_N: the MetaNTK Φ̂ of all tasks jointly, or the NTK; differentiable.
+
+    Args:
+        theta: the NTK over the queries and supports of all tasks.
+        head: its last-layer part, in which ANIL's inner loop moves.
+        sizes: rows of (query, support) of every task in both.
+        settings: which kernel is scored.
+
+    Returns:
+        Φ̂ over the queries, or ``theta`` itself for the score of the NTK.
+    """
     if settings.kernel == "ntk":
         return theta
-    adaptation = head if settings.kernel == "anil" else None
-    return meta_ntk_from_ntk(theta, joint_sizes(theta, tasks), settings.dynamics, adaptation)
-
-
-def conditioning(
-    kernel: Float[Tensor, "p p"], measure: Literal["condition", "harmonic"], dtype: torch.dtype
-) -> float:
-    """σ_max/σ_min, or tr Φ · tr Φ⁻¹ / n²; +inf for a kernel that is singular up to the rounding of ``dtype``.
-
-    dtype: precision of the gradients that the kernel was built from. A kernel that is not finite is +inf, too.
-    """
-    return _conditioning(kernel, measure, dtype)[0]
-
-
-def _conditioning(
-    kernel: Tensor, measure: Literal["condition", "harmonic"], dtype: torch.dtype
-) -> tuple[float, Failure | None]:
-    if not bool(torch.isfinite(kernel).all()):
-        return math.inf, "not finite"
-    eigenvalues = torch.linalg.eigvalsh(symmetrised(kernel))
-    if float(eigenvalues[0]) <= rounding_level(eigenvalues, dtype):
-        return math.inf, "singular" if bool(eigenvalues.any()) else "no gradient"
-    if measure == "harmonic":
-        value = float(eigenvalues.mean() * (1 / eigenvalues).mean())
-    else:
-        value = float(eigenvalues[-1] / eigenvalues[0])
-    return (value, None) if math.isfinite(value) else (math.inf, "not finite")
+    return meta_ntk_from_ntk(theta, sizes, settings.dynamics, head if settings.kernel == "anil" else None)
 
 
 def candidate_conditions(
@@ -127,11 +142,19 @@ def candidate_conditions(
     memory: int | None = None,
     halved: Callable[[], None] | None = None,
 ) -> list[tuple[float, Failure | None]]:
-    """C_N of every candidate on the same tasks and weights, and why it is +inf where it is.
+    """C_N of every candidate on the same tasks and weights: :func:`condition_score` up to rounding.
 
-    network: one with all their operations.  memory, halved: see
-    :func:`mamltheory.nas.scoring.candidate_batch.candidate_kernels`. Values agree with :func:`condition_score` one by
-    one up to rounding. Errors as for :func:`score_kernel`.
+    Args:
+        network: one with all operations of the candidates.
+        candidates: the networks that are scored.
+        tasks: as for :func:`score_kernel`.
+        settings: which kernel is scored, and how.
+        memory: bytes that a batch of candidates may hold; None for the default of
+            :func:`mamltheory.nas.scoring.candidate_batch.candidate_kernels`.
+        halved: called whenever a batch does not fit and half as many candidates are taken.
+
+    Returns:
+        C_N of each candidate, and why it is +inf where it is. Errors are raised as by :func:`score_kernel`.
     """
     tasks = _checked(network, tasks)
     kernels = candidate_kernels(
@@ -157,13 +180,20 @@ def own_conditions(
     memory: int | None = None,
     halved: Callable[[], None] | None = None,
 ) -> list[tuple[float, Failure | None]]:
-    """C_N of every candidate on tasks of its own and with a head of its own, and why it is +inf where it is.
+    """C_N of every candidate, each on its own tasks and with its own head.
 
-    tasks: of every candidate as many images as of the others, of the same size, or ShapeError.  Otherwise as
+    ``tasks`` and ``heads`` hold the tasks and the last layer of each candidate; all candidates have equal numbers and
+    sizes of images. The arguments network, candidates, settings, memory and halved are those of
     :func:`candidate_conditions`.
+
+    Returns:
+        C_N of each candidate, and why it is +inf where it is. Other errors are raised as by :func:`score_kernel`.
+
+    Raises:
+        ShapeError: the numbers or sizes of images differ.
     """
-    tasks = [_checked(network, each) for each in tasks]
-    images = [_images(network, each) for each in tasks]
+    checked = [_checked(network, each) for each in tasks]
+    images = [_images(network, each) for each in checked]
     if len(shapes := {tuple(each.shape): None for each in images}) > 1:
         raise ShapeError(
             f"the candidates' images have shapes {', '.join(map(str, shapes))}: expected as many of one size for "
@@ -180,7 +210,7 @@ def own_conditions(
         heads,
     )
     dtype = network.classifier.weight.dtype
-    return [_measured(*pair, each, settings, dtype) for pair, each in zip(kernels, tasks, strict=True)]
+    return [_measured(*pair, each, settings, dtype) for pair, each in zip(kernels, checked, strict=True)]
 
 
 def _measured(
@@ -191,10 +221,15 @@ def _measured(
     if not bool(theta.any()):
         return math.inf, "no gradient"
     try:
-        kernel = _composed(theta, head, tasks, settings)
+        kernel = scored_kernel(theta, head, joint_sizes(theta, tasks), settings)
     except SingularKernelError:
         return math.inf, "singular"
-    return _conditioning(kernel, settings.measure, dtype)
+    if not bool(torch.isfinite(kernel).all()):
+        return math.inf, "not finite"
+    value = float(conditioning(kernel, settings.measure, dtype))
+    if math.isfinite(value):
+        return value, None
+    return math.inf, "singular" if bool(kernel.any()) else "no gradient"
 
 
 def condition_score(network: Network, tasks: Sequence[Task], settings: ScoreSettings) -> float:

@@ -10,8 +10,8 @@ which is line 4 of Algorithm 1 in logarithms. An operation that is alone on its 
 
 One forward pass, one backward pass, the layers' Gram matrices and one pass back through both give g for all
 operators, for about the time of five kernels (48 channels, five cells); the exact differences need a kernel each.
-What is held grows with the samples, by about 0.3 GB a task at that size, beside the graph of one chunk of them. The
-kernel of a ReLU network jumps where a ReLU flips, and what is wanted is the slope of its mean over draws:
+Memory grows with the samples, by about 0.3 GB a task at that size, in addition to the graph of one chunk of them.
+The kernel of a ReLU network jumps where a ReLU flips, and the search needs the slope of its mean over draws:
 :mod:`mamltheory.nas.scoring.tape` replaces ReLU″ by a bump, and nothing else. The differences are those of one repeat;
 they are averaged over repeats like exact ones.
 """
@@ -19,44 +19,37 @@ they are averaged over repeats like exact ones.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mamltheory.errors import ConfigurationError, SingularKernelError, ValueRangeError
-from mamltheory.kernels.meta import Sizes, joint_inputs, joint_sizes, joint_slices
-from mamltheory.linalg import (
-    Converged,
-    Dynamics,
-    GradientFlow,
-    learnt_values,
-    rounding_level,
-    symmetrised,
-    time_operator,
-)
+from mamltheory.kernels.meta import Sizes, joint_inputs, joint_sizes
+from mamltheory.linalg import conditioning
 from mamltheory.nas.genotype import Candidates, Operator
 from mamltheory.nas.network import Network, supernet
-from mamltheory.nas.scoring.score import Score, ScoreSettings
+from mamltheory.nas.scoring.condition_number import scored_kernel, scored_parameters
+from mamltheory.nas.scoring.score import Failure, Score, ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer
 from mamltheory.nas.scoring.tape import SampleGradients, Tape, record
 from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task, check_tasks
 
-CLOSE = 1e-5
-"""Relative distance of eigenvalues below which a divided difference is taken around their mean."""
-
-
 GRAPH = 2 << 30
 """Bytes of the graph of a chunk of samples, by default."""
 TENSORS = 350
-"""Tensors of the size of the stem's output, a cell, that the graph of a full supernet holds, about."""
+"""Tensors of the size of the stem's output that the graph of a full supernet holds for each cell, about."""
 
 
 @dataclass(frozen=True)
 class OperatorGradients:
-    """log C_N of a supernet, and g_o = ∂ log C_N/∂w_o for each of its live operators, at equal weights."""
+    """Log of the score of a supernet and its slopes.
+
+    Args:
+        value: log C_N.
+        gradients: g_o = ∂ log C_N/∂w_o of each live operator, at equal weights.
+    """
 
     value: float
     gradients: Mapping[Operator, float]
@@ -70,22 +63,28 @@ def operator_gradients(
     width: float = 1.0,
     chunk: int | None = None,
 ) -> OperatorGradients:
-    """Log of the score of :func:`mamltheory.nas.scoring.condition_number.condition_score`, and its gradient by all
-    mixing weights.
+    """Log C_N, as :func:`mamltheory.nas.scoring.condition_number.condition_score`, and its gradient by mixing weights.
 
-    network: built with these candidates at least; it runs them alone, and the mean of each edge, afterwards.
-    width: of the bump that stands for ReLU″, in units of what enters a ReLU (1 after a norm).
-    chunk: most samples in a graph, by default as many as fit into about GRAPH bytes. With fewer than there are, both
-        passes run twice; the result is the same up to rounding.
-    Raises SingularKernelError where the score is infinite, and as ``condition_score``.
+    Args:
+        network: built with these candidates at least. Afterwards it runs them alone, and the mean of each edge.
+        candidates: the live operators.
+        tasks: images; their labels do not matter.
+        settings: which kernel is scored, and how.
+        width: of the bump that stands for ReLU″, in units of a ReLU's input (1 after a norm).
+        chunk: most samples in a graph; None for as many as fit into about GRAPH bytes. With several chunks both
+            passes run twice, and the result is the same up to rounding.
+
+    Returns:
+        The value and the gradient. SingularKernelError is raised where the score is infinite.
+
+    Raises:
+        ConfigurationError: ``chunk`` is below 1.
     """
     if chunk is not None and chunk < 1:
         raise ConfigurationError(f"chunk is {chunk}: expected at least 1 sample")
     like, tasks = network.classifier.weight, check_tasks(tasks)
     x = joint_inputs(tasks).to(device=like.device, dtype=like.dtype)
-    params = {name: value.dim() for name, value in network.named_parameters()}
-    chosen = {name for name, axes in params.items() if settings.weights == "all" or axes > 1}
-    selections = [chosen, {name for name in chosen if name.startswith("classifier.")}]
+    selections = scored_parameters(network, settings.weights)
     operators = candidates.operators()
     shares = [1 / len(candidates.on(o.cell, o.edge)) for o in operators]
     mixing = torch.tensor(shares, dtype=like.dtype, device=like.device, requires_grad=True)
@@ -93,20 +92,20 @@ def operator_gradients(
     parts = x.split(chunk or fitting_samples(network, operators, x))
 
     def tape(part: Tensor, differentiable: bool) -> Tape:
-        return record(network, part, chosen, settings.outputs == "full", width, differentiable)
+        return record(network, part, selections[0], settings.outputs == "full", width, differentiable)
 
+    gradients, graph = SampleGradients(), None
     try:
-        gradients, graph = SampleGradients(), None
         for part in parts:
             graph = tape(part, len(parts) == 1)
             gradients.add(graph)
-        kernels = gradients.grams(selections)
-        value, weights = log_score_slopes(*kernels, joint_sizes(kernels[0], tasks), settings, like.dtype)
+        theta, last = gradients.grams(selections)
+        value, weights = log_score_slopes(theta, last, joint_sizes(theta, tasks), settings, like.dtype)
         gradients.turn(selections, weights)
         total = torch.zeros_like(mixing)
         for i, part in enumerate(parts):
-            if len(parts) > 1:
-                graph = None  # before the next is made
+            if graph is None or len(parts) > 1:
+                graph = None  # frees its memory before the next graph is made
                 graph = tape(part, True)
             total += _pulled_to_weights(graph, *gradients.cotangents(i, graph), mixing)
     finally:
@@ -115,7 +114,7 @@ def operator_gradients(
 
 
 def fitting_samples(network: Network, operators: Sequence[Operator], x: Tensor) -> int:
-    """Samples whose graph, of both passes, takes about GRAPH bytes."""
+    """Samples of ``x`` whose graph, of both passes, takes about GRAPH bytes; at least 1."""
     size, share = network.settings, len(operators) / len(Candidates().operators())
     place = size.channels * x[0, 0].numel() / size.stem_stride**2 * x.element_size()
     return max(1, min(len(x), int(GRAPH / (TENSORS * share * size.cells * place))))
@@ -124,11 +123,12 @@ def fitting_samples(network: Network, operators: Sequence[Operator], x: Tensor) 
 def _pulled_to_weights(
     tape: Tape, by_enters: list[Tensor], by_flows: list[list[Tensor]], mixing: Tensor
 ) -> Tensor:
+    """The gradient by the mixing weights, from those by the inputs and output gradients of the layers."""
     tensors = [*tape.entering, *(flow for call in tape.calls for flow in call.flows)]
     back = [*by_enters, *(flow for flows in by_flows for flow in flows)]
     moved = [(each, by) for each, by in zip(tensors, back, strict=True) if each.requires_grad]
-    tensors, back = zip(*moved, strict=True)
-    return torch.autograd.grad(tensors, mixing, back, materialize_grads=True)[0]
+    outputs, cotangents = zip(*moved, strict=True)
+    return torch.autograd.grad(outputs, mixing, cotangents, materialize_grads=True)[0]
 
 
 def first_order_differences(
@@ -149,13 +149,16 @@ def first_order_differences(
 
 @dataclass(frozen=True)
 class GradientScorer:
-    """(candidates, round, repeat) -> the scores of the supernet (None) and, to first order, of it without each
-    operator: log C(𝒩 without o) = log C(𝒩) − Δ_o.
+    """Scores of a supernet and, to first order, of it without each operator: log C(𝒩 without o) = log C(𝒩) − Δ_o.
 
-    scorer: its network, tasks and settings, and its draws: the same repeat is the same network on the same tasks.
-    Linear regions are not scored (R = 1). An infinite C of the supernet makes all of them infinite, so that their
-    differences say nothing. width, chunk: as for :func:`operator_gradients`; where a graph does not fit the device,
-    half as many samples at a time, and the score of the supernet says how often.
+    Linear regions are not scored (R = 1). An infinite C of the supernet makes all scores infinite, so that their
+    differences say nothing.
+
+    Args:
+        scorer: its network, tasks, settings and draws. The same repeat is the same network on the same tasks.
+        width: as for :func:`operator_gradients`.
+        chunk: as for :func:`operator_gradients`. Where a graph does not fit the device, half as many samples are
+            taken, and the score of the supernet says how often.
     """
 
     scorer: CellScorer
@@ -175,7 +178,7 @@ class GradientScorer:
         try:
             found, halvings = self._gradients(network.to(scorer.device), candidates, tasks)
         except (SingularKernelError, ValueRangeError) as error:
-            why = "singular" if isinstance(error, SingularKernelError) else "not finite"
+            why: Failure = "singular" if isinstance(error, SingularKernelError) else "not finite"
             return dict.fromkeys((None, *candidates.operators()), Score(math.inf, 1.0, why))
         deltas = first_order_differences(candidates, found.gradients)
         logs = {o: found.value - delta for o, delta in deltas.items()}
@@ -185,7 +188,7 @@ class GradientScorer:
     def _gradients(
         self, network: Network, candidates: Candidates, tasks: Sequence[Task]
     ) -> tuple[OperatorGradients, int]:
-        """The gradients, and how often the samples of a graph had to be halved for want of memory."""
+        """The gradients, and how often the samples of a graph were halved because memory ran out."""
         x, settings, halvings = joint_inputs(tasks), self.scorer.settings, 0
         chunk = min(self.chunk or fitting_samples(network, candidates.operators(), x), len(x))
         while True:
@@ -211,98 +214,29 @@ def log_score_slopes(
     settings: ScoreSettings,
     dtype: torch.dtype,
 ) -> tuple[float, list[Float[Tensor, "p p"]]]:
-    """Log C_N, and its derivatives by the NTK and by its last-layer part, symmetric; float64.
+    """Log C_N, and its derivatives by the NTK and by its last-layer part.
 
-    dtype: precision of the gradients that the kernels were built from. Raises SingularKernelError for C_N = ∞.
+    Args:
+        theta: the NTK over the queries and supports of all tasks.
+        head: its last-layer part.
+        sizes: rows of (query, support) of every task in both.
+        settings: which kernel is scored, and how.
+        dtype: the precision of the gradients that the kernels were built from.
+
+    Returns:
+        The value, and two symmetric matrices in float64.
+
+    Raises:
+        SingularKernelError: C_N is infinite.
     """
     theta, head = theta.detach().requires_grad_(), head.detach().requires_grad_()
     with torch.enable_grad():
-        kernel = theta
-        if settings.kernel != "ntk":
-            inner = head if settings.kernel == "anil" else theta
-            kernel = differentiable_meta_ntk(theta, inner, sizes, settings.dynamics)
-        value = log_conditioning(kernel, settings.measure, dtype)
+        kernel = scored_kernel(theta, head, sizes, settings)
+        value = conditioning(kernel, settings.measure, dtype).log()
+    if bool(value.isinf()):
+        raise SingularKernelError(
+            f"C_N is infinite and has no gradient: the score's kernel of {len(kernel)} rows is singular up to the "
+            f"rounding of {dtype}; draw tasks without repeated images"
+        )
     slopes = torch.autograd.grad(value, [theta, head], materialize_grads=True)
     return float(value.detach()), [(slope + slope.T) / 2 for slope in slopes]
-
-
-def log_conditioning(
-    kernel: Float[Tensor, "p p"], measure: Literal["condition", "harmonic"], dtype: torch.dtype
-) -> Float[Tensor, ""]:
-    """Log of :func:`mamltheory.nas.scoring.condition_number.conditioning`, differentiable, also where eigenvalues
-    coincide.
-
-    Raises SingularKernelError where that is infinite.
-    """
-    symmetrised(kernel.detach())  # for what it refuses
-    eigenvalues = torch.linalg.eigvalsh((kernel + kernel.T) / 2)
-    numbers = eigenvalues.detach()
-    if float(numbers[0]) <= rounding_level(numbers, dtype):
-        raise SingularKernelError(
-            f"the score's kernel has least eigenvalue {float(numbers[0]):.3g} (largest "
-            f"{float(numbers[-1]):.3g}): its condition number is infinite and has no gradient; "
-            "draw tasks without repeated images"
-        )
-    if measure == "harmonic":
-        return torch.log(eigenvalues.mean() * (1 / eigenvalues).mean())
-    return torch.log(eigenvalues[-1]) - torch.log(eigenvalues[0])
-
-
-def differentiable_meta_ntk(
-    theta: Float[Tensor, "p p"], adaptation: Float[Tensor, "p p"], sizes: Sizes, dynamics: Dynamics
-) -> Float[Tensor, "q q"]:
-    """Φ = A Θ Aᵀ of :func:`mamltheory.kernels.meta.meta_ntk_from_ntk`, with T differentiable everywhere; float64."""
-    blocks = []
-    for query, support in joint_slices(sizes):
-        operator = _TimeOperator.apply(adaptation[support, support], dynamics)
-        adapted = -adaptation[query, support].double() @ operator
-        one = torch.eye(len(adapted), dtype=adapted.dtype, device=adapted.device)
-        blocks.append(torch.cat([one, adapted], 1))
-    rows = torch.block_diag(*blocks)
-    symmetrised(theta.detach())  # for what it refuses
-    phi = rows @ (theta + theta.T) @ rows.T / 2
-    return (phi + phi.T) / 2
-
-
-class _TimeOperator(torch.autograd.Function):
-    """T(M) with dT = V (Γ ∘ Vᵀ dM V) Vᵀ, Γ_ij = (T(s_i) − T(s_j))/(s_i − s_j); for (M + rI)⁻¹, Γ_ij = −T_i T_j.
-
-    The derivative of eigenvectors would divide by differences of eigenvalues, which vanish: the last-layer kernel
-    of k outputs has each of its eigenvalues k times.
-    """
-
-    @staticmethod
-    def forward(ctx, matrix: Tensor, dynamics: Dynamics) -> Tensor:
-        result = time_operator(matrix, dynamics)
-        ctx.save_for_backward(matrix, result)
-        ctx.dynamics = dynamics
-        return result
-
-    @staticmethod
-    def backward(ctx, back: Tensor) -> tuple[Tensor, None]:
-        matrix, result = ctx.saved_tensors
-        back = (back + back.T) / 2
-        if isinstance(ctx.dynamics, Converged):
-            return (-result @ back @ result).to(matrix.dtype), None
-        s, vectors = torch.linalg.eigh(symmetrised(matrix))
-        quotients = divided_differences(s, ctx.dynamics)
-        return (vectors @ (quotients * (vectors.T @ back @ vectors)) @ vectors.T).to(matrix.dtype), None
-
-
-def divided_differences(s: Float[Tensor, " p"], dynamics: Dynamics) -> Float[Tensor, "p p"]:
-    """(T(s_i) − T(s_j))/(s_i − s_j) for a finite time; around the mean of two values that are close.
-
-    T changes on the scale of s or of one over the time, whichever is larger: a step of CLOSE of it leaves both the
-    truncation and the cancellation near 1e-10.
-    """
-    match dynamics:
-        case GradientFlow(time):
-            horizon = time
-        case _:
-            horizon = dynamics.rate * dynamics.steps
-    if horizon == 0:
-        return torch.zeros(len(s), len(s), dtype=s.dtype, device=s.device)
-    mean, gap = (s[:, None] + s) / 2, s[:, None] - s
-    step = torch.maximum(gap.abs() / 2, CLOSE * (mean.abs() + 1 / horizon))
-    ends = [learnt_values((mean + sign * step).flatten(), dynamics) for sign in (1, -1)]
-    return ((ends[0] - ends[1]) / (2 * step.flatten())).view_as(gap)

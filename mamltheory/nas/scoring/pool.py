@@ -18,9 +18,9 @@ from torch import Tensor
 from mamltheory.errors import ShapeError, ValueRangeError
 from mamltheory.kernels.empirical import Outputs
 from mamltheory.kernels.meta import meta_ntk_from_ntk
-from mamltheory.linalg import Dynamics
+from mamltheory.linalg import Dynamics, conditioning
 from mamltheory.nas.network import Network
-from mamltheory.nas.scoring.condition_number import conditioning, network_kernels
+from mamltheory.nas.scoring.condition_number import network_kernels
 from mamltheory.nas.scoring.score import RIDGE
 
 KERNELS, MEASURES = ("maml", "anil", "ntk"), ("condition", "harmonic")

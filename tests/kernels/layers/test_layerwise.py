@@ -10,6 +10,7 @@ from mamltheory import FullyConnected, Task, condition_number, empirical_ntk, ge
 from mamltheory.kernels.empirical import checked_network, kernels_of
 from mamltheory.kernels.layers.fully_connected import fully_connected_gradients
 from mamltheory.kernels.layers.layerwise import parameter_routes
+from mamltheory.kernels.layers.options import KernelOptions
 from mamltheory.kernels.layers.tiles import tiled_kernels
 from tests.paper.cases import relative
 from tests.reference.kernels_autograd import ntk
@@ -206,7 +207,7 @@ def test_frozen_parameters_are_left_out_unless_they_are_selected():
 def test_several_sets_of_parameters_share_one_pass():
     module, x = headed(nn.Conv2d(4, 4, 3), 2), draw(3, 4, 4, 4)
     selects = [None, ["head.weight"], ["head.weight", "head.bias"], ["layer.bias"]]
-    network = checked_network(module, None, [x])
+    network = checked_network(module, None, [x], KernelOptions())
     kernels = kernels_of(network, x, None, [network.names(select) for select in selects])
     for kernel, select in zip(kernels, selects, strict=True):
         assert relative(kernel, empirical_ntk(module, x, select=select, method="generic")) < 1e-13
@@ -253,7 +254,7 @@ def test_the_closed_form_of_a_fully_connected_network_is_its_generic_kernel(
             return fully_connected_gradients(net, params, x, outputs, selections, budget)
 
         for columns in (None, x2):
-            kernels = tiled_kernels(differentiate, x1, columns, selections)
+            kernels = tiled_kernels(differentiate, x1, columns, selections, KernelOptions())
             for kernel, select in zip(kernels, selections, strict=True):
                 generic = empirical_ntk(
                     net.model, x1, columns, params=params, outputs=outputs, select=select, method="generic"

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelError
 from mamltheory.kernels.empirical import empirical_last_layer_ntk, empirical_ntk
 from mamltheory.kernels.meta import joint_inputs, meta_ntk
-from mamltheory.linalg import Converged, GradientFlow, condition_number
+from mamltheory.linalg import Converged, GradientFlow
 from mamltheory.nas.genotype import Candidates, Edge, Operator, random_genotype
 from mamltheory.nas.network import NetworkSettings, build, derived_network, supernet
 from mamltheory.nas.scoring import scorers as scorer
 from mamltheory.nas.scoring.condition_number import (
     candidate_conditions,
     condition_score,
-    conditioning,
     network_kernels,
     score_kernel,
     score_kernels,
@@ -117,23 +116,6 @@ def test_the_ntk_score_sees_queries_and_supports_and_the_meta_scores_queries_alo
         for outputs in ("full", "sum")
     }
     assert sizes == {("ntk", "full"): 36, ("ntk", "sum"): 12, ("maml", "full"): 18, ("maml", "sum"): 6}
-
-
-@pytest.mark.paper("Eq. (14)")
-def test_conditioning_is_the_ratio_of_extreme_eigenvalues_or_the_harmonic_mean_ratio():
-    kernel = torch.diag(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64))
-    assert conditioning(kernel, "condition", torch.float32) == pytest.approx(4.0) == condition_number(kernel)
-    trace = kernel.trace() * torch.linalg.inv(kernel).trace() / 9
-    assert conditioning(kernel, "harmonic", torch.float32) == pytest.approx(float(trace))
-
-
-@pytest.mark.parametrize("measure", ["condition", "harmonic"])
-def test_a_singular_kernel_scores_infinity_in_the_precision_of_the_gradients(measure):
-    for least in (0.0, -1e-9, 1e-9):
-        kernel = torch.diag(torch.tensor([1.0, least], dtype=torch.float64))
-        assert conditioning(kernel, measure, torch.float32) == math.inf
-    kernel = torch.diag(torch.tensor([1.0, 1e-9], dtype=torch.float64))
-    assert conditioning(kernel, measure, torch.float64) < math.inf
 
 
 def test_a_repeated_image_makes_the_ntk_singular_and_is_reported_as_infinite():

@@ -9,18 +9,14 @@ from torch import nn
 from mamltheory.errors import ConfigurationError, SingularKernelError, UnsupportedModelError, ValueRangeError
 from mamltheory.fewshot.episodes import episode_tasks
 from mamltheory.fewshot.glyphs import glyph_data
-from mamltheory.kernels.meta import meta_ntk_from_ntk
-from mamltheory.linalg import Converged, GradientDescent, GradientFlow, time_operator
+from mamltheory.linalg import GradientFlow, conditioning
 from mamltheory.nas.genotype import Candidates, Operator, random_genotype
 from mamltheory.nas.network import NetworkSettings, initialise, supernet
 from mamltheory.nas.scoring import operator_gradient as gradient
-from mamltheory.nas.scoring.condition_number import condition_score, conditioning
+from mamltheory.nas.scoring.condition_number import condition_score
 from mamltheory.nas.scoring.operator_gradient import (
-    differentiable_meta_ntk,
-    divided_differences,
     first_order_differences,
     fitting_samples,
-    log_conditioning,
     operator_gradients,
 )
 from mamltheory.nas.scoring.score import ScoreSettings
@@ -34,14 +30,12 @@ from tests.reference.nas_gradient import (
     slope_by_differences,
     softened,
 )
-from tests.strategies import with_spectrum
 
 WAYS = 3
 RTOL = 1e-10
 SMALL = NetworkSettings(channels=4, cells=3, classes=WAYS, stem_stride=2)
 ALL = Candidates()
 HARMONIC = ScoreSettings("maml", "sum", measure="harmonic")
-DYNAMICS = (Converged(1e-3), GradientFlow(0.7), GradientDescent(0.1, 5))
 
 
 def draw_tasks(seed=0, count=2, size=16):
@@ -147,7 +141,7 @@ def test_with_the_surrogate_the_gradient_is_that_of_dense_automatic_differentiat
     rows = dense_rows(network.mix(weights), torch.cat([tasks[0].query_x, tasks[0].support_x]), names)
     for hook in hooks:
         hook.remove()
-    value = log_conditioning(rows @ rows.T, "harmonic", torch.float64)
+    value = conditioning(rows @ rows.T, "harmonic").log()
     slopes = torch.autograd.grad(value, list(weights.values()))
     assert found.value == pytest.approx(float(value.detach()), abs=1e-9)
     torch.testing.assert_close(
@@ -234,56 +228,6 @@ def test_first_order_differences_of_all_operators_follow_exact_leave_one_out():
     exact = leave_one_out(network, candidates, tasks, HARMONIC, candidates.operators())
     pairs = torch.tensor([[deltas[o], exact[o]] for o in candidates.operators()]).T
     assert float(torch.corrcoef(pairs)[0, 1]) > CORRELATION
-
-
-@pytest.mark.parametrize("dynamics", DYNAMICS, ids=lambda each: type(each).__name__)
-def test_the_differentiable_meta_ntk_is_the_meta_ntk(dynamics):
-    theta, head = with_spectrum(torch.linspace(0.1, 3, 10)), with_spectrum(torch.linspace(0.2, 1, 10), 1)
-    sizes = [(2, 3), (1, 4)]
-    for inner in (theta, head):
-        expected = meta_ntk_from_ntk(theta, sizes, dynamics, inner)
-        found = differentiable_meta_ntk(theta, inner, sizes, dynamics)
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("dynamics", DYNAMICS, ids=lambda each: type(each).__name__)
-def test_the_meta_ntk_is_differentiated_also_where_eigenvalues_coincide(dynamics):
-    """The last-layer kernel of k outputs has every eigenvalue k times."""
-    theta = with_spectrum(torch.linspace(0.1, 3, 8)).requires_grad_()
-    block = with_spectrum(torch.linspace(0.2, 1, 4), 1)
-    head = torch.kron(block, torch.eye(2, dtype=torch.float64)).requires_grad_()
-    sizes = [(4, 4)]
-
-    def value(theta, head):
-        symmetric = [(each + each.T) / 2 for each in (theta, head)]
-        return log_conditioning(
-            differentiable_meta_ntk(*symmetric, sizes, dynamics), "harmonic", torch.float64
-        )
-
-    assert torch.autograd.gradcheck(value, (theta, head), eps=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("dynamics", DYNAMICS[1:], ids=lambda each: type(each).__name__)
-def test_divided_differences_are_continuous_where_eigenvalues_meet(dynamics):
-    far = torch.tensor([0.5, 0.7, 2.0], dtype=torch.float64)
-    operator = torch.diagonal(time_operator(torch.diag(far), dynamics))
-    expected = (operator[0] - operator[2]) / (far[0] - far[2])
-    assert float(divided_differences(far, dynamics)[0, 2]) == pytest.approx(float(expected), rel=1e-9)
-    for gap in (0.0, 1e-12, 1e-7, 1e-4):
-        near = torch.tensor([0.5, 0.5 + gap], dtype=torch.float64)
-        middle = torch.tensor([0.5 + gap / 2 - 1e-3, 0.5 + gap / 2 + 1e-3], dtype=torch.float64)
-        slope = divided_differences(middle, dynamics)[0, 1]
-        assert float(divided_differences(near, dynamics)[0, 1]) == pytest.approx(float(slope), rel=1e-5)
-    assert bool((divided_differences(far, GradientFlow(0.0)) == 0).all())
-
-
-@pytest.mark.parametrize("measure", ["condition", "harmonic"])
-@given(seed=st.integers(0, 1000))
-@settings(max_examples=4, deadline=None)
-def test_log_conditioning_is_the_logarithm_of_the_score(measure, seed):
-    kernel = with_spectrum(torch.rand(6, generator=generator(seed, "s")) + 0.1, seed)
-    found = log_conditioning(kernel, measure, torch.float64)
-    assert float(found) == pytest.approx(math.log(conditioning(kernel, measure, torch.float64)), rel=1e-9)
 
 
 def test_a_network_is_left_as_it_was():
