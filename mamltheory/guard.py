@@ -301,7 +301,7 @@ def _has_no_values(params: Parameters) -> bool:
     return False
 
 
-def with_head(model: Model, params: Parameters, x: Tensor, head: Sequence[str] | None = None) -> Model:
+def with_head(model: Model, params: Parameters, x: Tensor, head: Collection[str] | None = None) -> Model:
     """The model with the names of its last linear layer's parameters.
 
     An UnsupportedModelError says that it has no such layer, a ConfigurationError that ``head`` names no parameter.

@@ -83,7 +83,7 @@ class Checked:
         Raises:
             UnsupportedModelError: the network has no such layer.
         """
-        found = with_head(self.model, self.params, x, None if head is None else list(head)).head
+        found = with_head(self.model, self.params, x, head).head
         if not found:
             raise UnsupportedModelError(
                 "the network has no linear layer of its own: the last-layer kernel of ANIL is not defined for it"
