@@ -24,7 +24,7 @@ from mamltheory.nas.network import Network, StackedCell
 from mamltheory.nas.operations import leading_step
 from mamltheory.nas.scoring.cell_layers import Entering, Note, pooled, run
 from mamltheory.nas.scoring.checkpointing import Call, Chain, OverBudget, Rows, Stage
-from mamltheory.nas.scoring.sample_gradients import COLUMNS, add_grams, is_wide, symmetric_halves
+from mamltheory.nas.scoring.sample_gradients import COLUMNS, add_grams, symmetric_halves
 
 MEMORY = 3 << 30
 """Default budget of a batch of candidates, in bytes: one candidate of the paper's size."""
@@ -187,7 +187,7 @@ class CandidateBatch:
         for block in rows:
             if call.layer is self.head:
                 add_grams(last, block, call.holders)
-            if call.holders != self.everyone or block.shape[2] >= columns or is_wide(block):
+            if call.holders != self.everyone or block.shape[2] >= columns:
                 add_grams(theta, block, call.holders)
                 continue
             if sum(each.shape[2] for each in waiting) + block.shape[2] > columns:

@@ -151,12 +151,7 @@ def flow_back(
     depthwise = weight.shape[1] == 1 and how.groups == weight.shape[0]
     if depthwise and tuple(how.stride) == (1, 1) and min(rest) >= 0:
         return nn.functional.conv2d(flow, weight.flip(2, 3), None, *how._replace(padding=rest))
-    # As nn.grad.conv2d_input, but for the input, of whose values nothing depends: oneDNN would copy its expanded one.
-    x, pads, wanted = flow.new_empty(shape), [0, 0], [True, False, False]
-    back = torch.ops.aten.convolution_backward(
-        flow, x, weight, None, *how[:3], False, pads, how.groups, wanted
-    )
-    return back[0]
+    return nn.grad.conv2d_input(shape, weight, flow, *how)
 
 
 def _is_product(weight: Tensor, how: Geometry) -> bool:
@@ -200,39 +195,24 @@ class _Transposed(torch.autograd.Function):
 
 
 SIZE, PADDING = 3, 1
-_BACK = torch.ops.aten.max_pool2d_with_indices_backward
 
 
 def pooled(module: nn.Module, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
-    """What a leading step of :mod:`mamltheory.nas.operations` returns, up to rounding; differentiable once."""
+    """What a leading step of :mod:`mamltheory.nas.operations` returns, up to rounding."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return module(x)
     match module:
         case nn.MaxPool2d():
-            return _Maximum.apply(x, module.stride)
+            return _maximum(x, module.stride)
         case nn.AvgPool2d():
             return _average(x, module.stride)
         case _:
             return module(x)
 
 
-class _Maximum(torch.autograd.Function):
-    """The maximum and the first place where it is taken, as torch's own."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, stride: int) -> Tensor:
-        last = x.contiguous(memory_format=torch.channels_last)
-        values, places = max_pool2d(last, SIZE, stride, PADDING, return_indices=True)
-        ctx.save_for_backward(places.to(torch.int32).contiguous())
-        ctx.stride, ctx.shape = stride, x.shape
-        return values.contiguous()
-
-    @staticmethod
-    def backward(ctx, flow: Tensor) -> tuple[Tensor, None]:
-        (places,) = ctx.saved_tensors
-        x = flow.new_empty(1).expand(ctx.shape)  # for its shape alone
-        size, stride, padding, dilation = [SIZE] * 2, [ctx.stride] * 2, [PADDING] * 2, [1, 1]
-        return _BACK(flow.contiguous(), x, size, stride, padding, dilation, False, places.long()), None
+def _maximum(x: Tensor, stride: int) -> Tensor:
+    last = x.contiguous(memory_format=torch.channels_last)
+    return max_pool2d(last, SIZE, stride, PADDING).contiguous()
 
 
 def _average(x: Tensor, stride: int) -> Tensor:

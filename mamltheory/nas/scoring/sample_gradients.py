@@ -22,16 +22,10 @@ FEW_POSITIONS = 256
 """Positions below which a dense convolution's gradients are cheaper as one matrix product a tap."""
 LEAST_SPLIT = 48
 """Rows below which the symmetric half of a Gram matrix is not worth the extra calls."""
-LEAST_WIDE = 1 << 11
-"""Columns from which few rows are multiplied by oneDNN, in half the time that torch's BLAS takes."""
 LEAST_GRID = 8
 """Rows or columns of an image below which a dilated kernel's gradients are not taken grid by grid."""
 BLOCK = 1 << 21
 """Bytes of images whose depthwise gradients are taken together: what a CPU has in its caches."""
-_ONEDNN = (
-    getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-)
-"""x, y -> x yᵀ; a part of torch that it uses itself and does not document, so that we do without where it is gone."""
 
 
 def gradient_rows(
@@ -119,13 +113,12 @@ def _shifted_rows(layer: nn.Conv2d, entering: Tensor, flow: Tensor) -> list[Tens
 def add_grams(totals: Float[Tensor, "c p p"], rows: Float[Tensor, "m k d"], holders: Sequence[int]) -> None:
     """Adds R_c R_cᵀ to the totals of these candidates in place; rows are candidate-major, then image, then output.
 
-    Products are taken in the dtype of the rows, their sums in float64; but for oneDNN's a product has at most COLUMNS
-    columns. Of rows of any length oneDNN's are right to about 1e-6 of the largest entry, the others to 2e-7.
+    Products of at most COLUMNS columns are taken in the dtype of the rows, and their sums in float64.
     """
     rows = rows.reshape(len(holders), -1, rows.shape[2])
     everyone = list(holders) == list(range(len(totals)))
     index = None if everyone else torch.tensor(holders, device=totals.device)
-    for part in (rows,) if is_wide(rows) else rows.split(COLUMNS, 2):
+    for part in rows.split(COLUMNS, 2):
         product = _products(part)
         if index is None:
             totals += product
@@ -137,25 +130,11 @@ def _products(rows: Float[Tensor, "c p d"]) -> Float[Tensor, "c p p"]:
     """Rows times their transposes; of a large product only the blocks on and below the diagonal."""
     half = rows.shape[1] // 2
     if half < LEAST_SPLIT:
-        return _times_transposed(rows, rows)
+        return rows @ rows.transpose(1, 2)
     upper, lower = rows[:, :half], rows[:, half:]
-    block = _times_transposed(lower, upper)
+    block = lower @ upper.transpose(1, 2)
     above = torch.cat([_products(upper), block.transpose(1, 2)], dim=2)
     return torch.cat([above, torch.cat([block, _products(lower)], dim=2)], dim=1)
-
-
-def _times_transposed(left: Float[Tensor, "c p d"], right: Float[Tensor, "c q d"]) -> Float[Tensor, "c p q"]:
-    """Left times right transposed, a candidate at a time where oneDNN does it: it knows no batches."""
-    if is_wide(left):
-        return torch.stack([_ONEDNN(*pair, None, "none", [], "") for pair in zip(left, right, strict=True)])
-    return left @ right.transpose(1, 2)
-
-
-def is_wide(rows: Float[Tensor, "c p d"]) -> bool:
-    """Whether oneDNN takes the products: of long float32 rows on a CPU, each right behind the one before."""
-    behind = rows.stride()[1:] == (rows.shape[2], 1)
-    on_cpu = rows.device.type == "cpu" and rows.dtype == torch.float32 and not rows.requires_grad
-    return _ONEDNN is not None and on_cpu and behind and rows.shape[2] >= LEAST_WIDE
 
 
 def symmetric_halves(totals: Float[Tensor, "c p p"]) -> Float[Tensor, "c p p"]:

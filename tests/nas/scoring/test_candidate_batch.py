@@ -14,7 +14,6 @@ from mamltheory.nas.genotype import Candidates, Edge, Operator, random_genotype
 from mamltheory.nas.network import NetworkSettings, build, supernet
 from mamltheory.nas.operations import leading_module
 from mamltheory.nas.scoring import candidate_batch as batched
-from mamltheory.nas.scoring import sample_gradients
 from mamltheory.nas.scoring.candidate_batch import CandidateBatch, candidate_kernels
 from mamltheory.nas.scoring.cell_layers import pooled
 from mamltheory.nas.scoring.condition_number import candidate_conditions, condition_score, network_kernels
@@ -296,20 +295,15 @@ def test_gram_matrices_go_to_the_candidates_that_hold_the_layer(count, columns):
 
 @pytest.mark.parametrize("images", [3, 70])
 @pytest.mark.parametrize("apart", [0, 5])
-def test_gram_matrices_of_long_rows_are_those_of_double_precision(images, apart, monkeypatch):
-    calls = []
-    if torch.backends.mkldnn.is_available():
-        fast = sample_gradients._ONEDNN
-        monkeypatch.setattr(sample_gradients, "_ONEDNN", lambda *args: calls.append(args) or fast(*args))
+def test_gram_matrices_of_long_rows_are_those_of_double_precision(images, apart):
     rows = torch.randn(2 * images, 2, COLUMNS + 7 + apart, generator=generator(images, "long rows"))
     rows = rows[:, :, : COLUMNS + 7]
     totals = torch.zeros(3, 2 * images, 2 * images, dtype=torch.float64)
     add_grams(totals, rows, (2, 0))
     each = rows.double().reshape(2, 2 * images, -1)
     for place, exact in zip((2, 0), each @ each.mT, strict=True):
-        assert float((totals[place] - exact).abs().max()) <= 2e-6 * float(exact.max())
+        assert float((totals[place] - exact).abs().max()) <= 1e-6 * float(exact.max())
     assert not totals[1].any()
-    assert bool(calls) == (torch.backends.mkldnn.is_available() and not apart)
 
 
 def test_what_cannot_be_scored_is_refused():
