@@ -1,8 +1,8 @@
 """Empirical NTK of any module, layer by layer: Θ̂ of Definition 1 without ever holding a Jacobian.
 
-The gradient of an output by the parameters of a layer is a function of what enters the layer and of what flows back
-to what leaves it. One forward pass with hooks and one backward pass per output give both for all layers; each
-layer's gradients are then formed, contracted and discarded.
+The gradient of an output by the parameters of a layer is a function of the layer's input and of the gradient by its
+output. One forward pass with hooks and one backward pass per output give both for all layers; each layer's gradients
+are then formed, contracted and discarded.
 
 Nothing is taken on trust, unless the caller vouches for the module. Within its own call a layer sees its
 parameters as constants, so that what it contributes comes from its formula alone; whatever gradient still reaches a
@@ -25,14 +25,14 @@ from mamltheory.kernels.layers.gram import Gradients, added_up
 from mamltheory.kernels.layers.jacobian import Outputs, gradients_of
 from mamltheory.kernels.layers.parts import keeps_samples_apart
 from mamltheory.kernels.layers.recorder import (
-    Call,
+    LayerCall,
     NotCovered,
     Recorder,
-    batched_flows,
-    flows_back,
+    batched_output_gradients,
+    output_gradients,
     own_parameters,
 )
-from mamltheory.kernels.layers.rules import layer_gradients, linear_factors, module_gradients
+from mamltheory.kernels.layers.rules import linear_factors, module_gradients
 from mamltheory.kernels.layers.tiles import Budget, Pass, general_gradients, tiled_kernels
 from mamltheory.modules import call_module, probe_weights, refuse_checkpointing, unknown_parts
 from mamltheory.networks import Model, output_of
@@ -87,22 +87,23 @@ def parameter_routes(
         recorder = state.recorder(Budget(2**62, 1))
         try:
             logits = recorder.run(x[:1])
-            flows = flows_back([logits.sum(1)], recorder)
+            cotangents = output_gradients([logits.sum(1)], recorder)
             break
         except NotCovered as found:
             state.leave_out(found, False)
     routes = dict.fromkeys(select, "unused") | dict.fromkeys(state.general, "general")
-    for call, flow in zip(recorder.calls, flows, strict=True):
-        kind = "module" if call.kind is None else "factors" if call.kind is nn.Linear else "formula"
-        routes |= dict.fromkeys(call.names.values() if flow is not None else (), kind)
+    for call, cotangent in zip(recorder.calls, cotangents, strict=True):
+        layer = call.layer
+        kind = "module" if layer.kind is None else "factors" if layer.kind is nn.Linear else "formula"
+        routes |= dict.fromkeys(layer.names.values() if cotangent is not None else (), kind)
     return routes
 
 
-def _stacked(flows: list[Tensor] | Tensor) -> Tensor:
-    """The flows n × k × …, from one tensor for each output or from k × n × …."""
-    if isinstance(flows, Tensor):
-        return flows.transpose(0, 1)
-    return flows[0][:, None] if len(flows) == 1 else torch.stack(flows, 1)
+def _stacked(cotangents: list[Tensor] | Tensor) -> Tensor:
+    """The cotangents n × k × …, from one tensor for each output or from k × n × …."""
+    if isinstance(cotangents, Tensor):
+        return cotangents.transpose(0, 1)
+    return cotangents[0][:, None] if len(cotangents) == 1 else torch.stack(cotangents, 1)
 
 
 class _Layerwise:
@@ -149,17 +150,17 @@ class _Layerwise:
             whole = new and self._check_parts(recorder, x, logits.detach())
             k = 1 if self.outputs == "sum" else logits.shape[1]
             for call in recorder.calls:
-                budget.take(f"module {call.name!r}", call.flow_bytes * k)
+                budget.take(f"module {call.layer.name!r}", call.cotangent_bytes * k)
             if new:
                 refuse_checkpointing(logits)
-            flows = self._flows(logits, recorder)
+            cotangents = self._output_gradients(logits, recorder)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # the network runs, and not with hooks: a transform inside it, say
             if self.trusted or not recorder.moving:
                 raise
             raise NotCovered(recorder.moving, f"its layers cannot be watched ({error})") from error
-        groups = self._groups(recorder.calls, flows, x, k, budget)
+        groups = self._groups(recorder.calls, cotangents, x, k, budget)
         if whole:
             groups = self._compared(groups, recorder.moving, x, k)
         else:
@@ -207,33 +208,33 @@ class _Layerwise:
             check_independent(self.model, self.params, self.samples, len(x))
         return not apart or any(call.parameters for call in recorder.parts)
 
-    def _flows(self, logits: Tensor, recorder: Recorder) -> list:
+    def _output_gradients(self, logits: Tensor, recorder: Recorder) -> list:
         with torch.enable_grad():
             if self.outputs == "sum":
-                return flows_back([logits.sum(1)], recorder)
-            dense = all(call.kind in (nn.Linear, nn.LayerNorm) for call in recorder.calls)
+                return output_gradients([logits.sum(1)], recorder)
+            dense = all(call.layer.kind in (nn.Linear, nn.LayerNorm) for call in recorder.calls)
             if dense and logits.requires_grad and logits.shape[1] > 1:
-                flows = batched_flows(logits, recorder)
-                if flows is not None:
-                    return flows
-            return flows_back(list(logits.unbind(1)), recorder)
+                cotangents = batched_output_gradients(logits, recorder)
+                if cotangents is not None:
+                    return cotangents
+            return output_gradients(list(logits.unbind(1)), recorder)
 
     def _groups(
-        self, calls: Sequence[Call], flows: list, x: Tensor, k: int, budget: Budget
+        self, calls: Sequence[LayerCall], cotangents: list, x: Tensor, k: int, budget: Budget
     ) -> Iterator[tuple[frozenset[str], Gradients]]:
-        counts = Counter(name for call in calls for name in call.names.values())
+        counts = Counter(name for call in calls for name in call.layer.names.values())
         shared = {name for name, count in counts.items() if count > 1}
         sums: Parameters = {}
         for i, call in enumerate(calls):
-            flow, flows[i] = flows[i], None
-            if flow is None:
+            cotangent, cotangents[i] = cotangents[i], None
+            if cotangent is None:
                 continue
-            for names, gradients in self._gradients(call, _stacked(flow), shared):
+            for names, gradients in self._gradients(call, _stacked(cotangent), shared):
                 if names <= shared:
                     (name,) = names
                     sums[name] = sums[name] + gradients if name in sums else gradients
                 else:
-                    yield names, budget.hold(f"module {call.name!r}", gradients)
+                    yield names, budget.hold(f"module {call.layer.name!r}", gradients)
         if self.general:
             yield from general_gradients(
                 self.model,
@@ -248,28 +249,32 @@ class _Layerwise:
             yield frozenset({name}), budget.hold(f"parameter {name!r}", rows)
 
     def _gradients(
-        self, call: Call, flow: Tensor, shared: set[str]
+        self, call: LayerCall, cotangent: Tensor, shared: set[str]
     ) -> Iterator[tuple[frozenset[str], Gradients]]:
         """The gradients of one call by its parameters: factors where a linear layer's weight is used once."""
-        rest = dict(call.names)
-        if call.kind is None:
-            rows = self._module_gradients(call, flow)
+        layer, rest = call.layer, dict(call.layer.names)
+        if layer.kind is None:
+            rows = self._module_gradients(call, cotangent)
             yield from ((frozenset({rest[key]}), value) for key, value in rows.items())
             return
-        if call.kind is nn.Linear and "weight" in rest and rest["weight"] not in shared:
+        if layer.kind is nn.Linear and "weight" in rest and rest["weight"] not in shared:
             together = rest.get("bias") not in {None, *shared} and self._alike(rest.values())
             taken = [rest.pop(key) for key in (("weight", "bias") if together else ("weight",))]
-            yield frozenset(taken), linear_factors(call.entering[0], flow, together)
+            yield frozenset(taken), linear_factors(call.inputs[0], cotangent, together)
         if rest:
-            rows = layer_gradients(call.kind, call.layer, call.entering[0], flow, list(rest))
+            rows = call.gradients(cotangent, rest)
             yield from ((frozenset({rest[key]}), value) for key, value in rows.items())
 
-    def _module_gradients(self, call: Call, flow: Tensor) -> Parameters:
-        own = self.own[call.name]
-        present = dict(call.layer.named_parameters(recurse=False))
-        values = {key: self.params.get(full, present[key]).detach() for key, full in own.items()}
-        moving = {key: values.pop(key) for key in call.names}
-        return module_gradients(call.layer, call.name, call.entering, call.leaving, flow, moving, values)
+    def _module_gradients(self, call: LayerCall, cotangent: Tensor) -> Parameters:
+        layer = call.layer
+        present = dict(layer.module.named_parameters(recurse=False))
+        values = {
+            key: self.params.get(full, present[key]).detach() for key, full in self.own[layer.name].items()
+        }
+        moving = {key: values.pop(key) for key in layer.names}
+        return module_gradients(
+            layer.module, layer.name, call.inputs, call.kept_output, cotangent, moving, values
+        )
 
     def _alike(self, names: Collection[str]) -> bool:
         """Whether every selection has all of these parameters, or none."""

@@ -54,7 +54,7 @@ class Budget:
     def hold(self, what: str, gradients: Gradients) -> Gradients:
         """The gradients in the form in which they are contracted, booked."""
         gradients = settled(gradients, self.samples)
-        parts = (gradients.entering, gradients.flowing) if isinstance(gradients, Factors) else (gradients,)
+        parts = (gradients.inputs, gradients.cotangents) if isinstance(gradients, Factors) else (gradients,)
         self.take(what, sum(part.numel() * part.element_size() for part in parts), self.kept)
         return gradients
 
