@@ -7,9 +7,9 @@ layer) alone, and layers of the same place have the same name in all of them: ne
 share their weights (common random numbers).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,6 @@ from mamltheory.nas.operations import (
     Convolution,
     FactorizedReduce,
     Head,
-    Leading,
     Norm,
     build_operation,
     leading_module,
@@ -30,6 +29,8 @@ from mamltheory.nas.operations import (
     pointwise,
 )
 from mamltheory.rng import derived_seed, generator
+
+Value = TypeVar("Value")
 
 Initialisation = Literal["kaiming", "default"]
 """Kaiming normal (Section 5), or PyTorch's own, which is what the released code has in effect."""
@@ -105,30 +106,26 @@ class StackedCell(nn.Module):
         self.relu = nn.ReLU()
         self.leading = nn.ModuleDict()
         self.edges = nn.ModuleDict()
-        self._plan: dict[Edge, list[tuple[str, Leading, str]]] = {edge: [] for edge in live}
+        self._live: Mapping[Edge, Collection[str]] = live
+        self._strides = {edge: 2 if reduces and edge.source < 2 else 1 for edge in live}
+        self._mixing: dict[tuple[Edge, str], Tensor] | None = None
         for edge, names in live.items():
-            stride = 2 if reduces and edge.source < 2 else 1
-            operations = nn.ModuleDict()
+            stride = self._strides[edge]
             for name in names:
                 step = leading_step(name, stride)
-                key = f"{step}{stride}"
-                if key not in self.leading:
-                    self.leading[key] = leading_module(step, stride)
-                operations[name] = build_operation(name, channels, stride, norm)
-                self._plan[edge].append((name, step, key))
-            self.edges[f"{edge.node}_{edge.source}"] = operations
-        self._active = self._plan
-        self._mixing: dict[tuple[Edge, str], Tensor] | None = None
+                if f"{step}{stride}" not in self.leading:
+                    self.leading[f"{step}{stride}"] = leading_module(step, stride)
+            self.edges[f"{edge.node}_{edge.source}"] = nn.ModuleDict(
+                {name: build_operation(name, channels, stride, norm) for name in names}
+            )
 
     def mix(self, weights: dict[tuple[Edge, str], Tensor] | None) -> None:
         """Weights of the operations in the sums of their edges; None for the mean."""
         self._mixing = weights
 
-    def restrict(self, live: dict[Edge, tuple[str, ...]]) -> None:
+    def restrict(self, live: Mapping[Edge, Collection[str]]) -> None:
         """Runs only these of the operations that the cell was built with."""
-        self._active = {
-            edge: [part for part in plan if part[0] in live[edge]] for edge, plan in self._plan.items()
-        }
+        self._live = live
 
     def forward(
         self,
@@ -137,32 +134,70 @@ class StackedCell(nn.Module):
         drop: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "n c h w"]:
         """Concatenated nodes; ``drop`` is applied to the output of every operation but the identity."""
-        states = [self.fit0(self.relu(s0)), self.fit1(self.relu(s1))]
-        shared: dict[tuple[int, str], Tensor] = {}
-        for node in range(NODES):
-            edges = [edge for edge, plan in self._active.items() if edge.node == node and plan]
-            values = [self._edge(edge, states, shared, drop) for edge in edges]
-            states.append(sum(values[1:], values[0]))
-        return torch.cat(states[2:], dim=1)
 
-    def _edge(
+        def edge_output(edge: Edge, operations: Iterator[tuple[str, nn.Module, Tensor]]) -> Tensor:
+            outputs = []
+            for name, operation, state in operations:
+                output = operation(state)
+                output = output if drop is None or isinstance(operation, nn.Identity) else drop(output)
+                outputs.append(output if self._mixing is None else self._mixing[edge, name] * output)
+            return total(*outputs) if self._mixing is not None or len(outputs) == 1 else mean(*outputs)
+
+        return self.walk(lambda function, *states: function(*states), edge_output, self._live, s0, s1)
+
+    def walk(
         self,
-        edge: Edge,
-        states: list[Tensor],
-        shared: dict[tuple[int, str], Tensor],
-        drop: Callable[[Tensor], Tensor] | None,
-    ) -> Tensor:
-        """Mean of the live operations; a state's leading steps are computed once for all its edges."""
-        operations, outputs = self.edges[f"{edge.node}_{edge.source}"], []
-        for name, step, key in self._active[edge]:
-            if (edge.source, step) not in shared:
-                shared[edge.source, step] = self.leading[key](states[edge.source])
-            output = operations[name](shared[edge.source, step])
-            output = output if drop is None or step == "none" else drop(output)
-            outputs.append(output if self._mixing is None else self._mixing[edge, name] * output)
-        if self._mixing is not None:
-            return sum(outputs[1:], outputs[0])
-        return outputs[0] if len(outputs) == 1 else sum(outputs[1:], outputs[0]) / len(outputs)
+        apply: Callable[..., Value],
+        edge_output: Callable[[Edge, Iterator[tuple[str, nn.Module, Value]]], Value],
+        live: Mapping[Edge, Collection[str]],
+        s0: Value,
+        s1: Value,
+    ) -> Value:
+        """The cell on values of any kind: how its parts are connected is said here alone.
+
+        Args:
+            apply: (function, values) -> its value; called with the cell's modules, :func:`total` and
+                :func:`concatenated`.
+            edge_output: (edge, its live operations) -> the edge's value. Of an operation it is given the name, the
+                module, and the value of the leading step, which is computed once for all edges of a state.
+            live: names of the operations that run.
+            s0: value of the first input.
+            s1: value of the second input.
+
+        Returns:
+            The value of the concatenated nodes.
+        """
+        states = [apply(self.fit0, apply(self.relu, s0)), apply(self.fit1, apply(self.relu, s1))]
+        leading: dict[tuple[int, str], Value] = {}
+
+        def operations(edge: Edge) -> Iterator[tuple[str, nn.Module, Value]]:
+            stride, source = self._strides[edge], edge.source
+            for name, operation in self.edges[f"{edge.node}_{source}"].items():
+                if name in live[edge]:
+                    key = f"{leading_step(name, stride)}{stride}"
+                    if (source, key) not in leading:
+                        leading[source, key] = apply(self.leading[key], states[source])
+                    yield name, operation, leading[source, key]
+
+        for node in range(NODES):
+            edges = [edge for edge in self._strides if edge.node == node and live[edge]]
+            states.append(apply(total, *(edge_output(edge, operations(edge)) for edge in edges)))
+        return apply(concatenated, *states[2:])
+
+
+def total(*terms: Tensor) -> Tensor:
+    """The sum of one term or more."""
+    return sum(terms[1:], terms[0])
+
+
+def mean(*terms: Tensor) -> Tensor:
+    """The mean of one term or more."""
+    return total(*terms) / len(terms)
+
+
+def concatenated(*nodes: Tensor) -> Tensor:
+    """The nodes, one after the other along the channels."""
+    return torch.cat(nodes, dim=1)
 
 
 class Network(nn.Module):

@@ -31,6 +31,7 @@ from mamltheory.kernels.layers.recorder import (
     batched_output_gradients,
     output_gradients,
     own_parameters,
+    stacked,
 )
 from mamltheory.kernels.layers.rules import linear_factors, module_gradients
 from mamltheory.kernels.layers.tiles import Budget, Pass, general_gradients, tiled_kernels
@@ -97,13 +98,6 @@ def parameter_routes(
         kind = "module" if layer.kind is None else "factors" if layer.kind is nn.Linear else "formula"
         routes |= dict.fromkeys(layer.names.values() if cotangent is not None else (), kind)
     return routes
-
-
-def _stacked(cotangents: list[Tensor] | Tensor) -> Tensor:
-    """The cotangents n × k × …, from one tensor for each output or from k × n × …."""
-    if isinstance(cotangents, Tensor):
-        return cotangents.transpose(0, 1)
-    return cotangents[0][:, None] if len(cotangents) == 1 else torch.stack(cotangents, 1)
 
 
 class _Layerwise:
@@ -229,7 +223,7 @@ class _Layerwise:
             cotangent, cotangents[i] = cotangents[i], None
             if cotangent is None:
                 continue
-            for names, gradients in self._gradients(call, _stacked(cotangent), shared):
+            for names, gradients in self._gradients(call, stacked(cotangent), shared):
                 if names <= shared:
                     (name,) = names
                     sums[name] = sums[name] + gradients if name in sums else gradients

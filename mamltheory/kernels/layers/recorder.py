@@ -343,6 +343,13 @@ def batched_output_gradients(logits: Tensor, recorder: Recorder) -> list[Tensor 
     return list(gradients[: len(edges)])
 
 
+def stacked(cotangents: Sequence[Tensor] | Tensor) -> Tensor:
+    """Cotangents n × k × …, from one tensor for each output or from k × n × …."""
+    if isinstance(cotangents, Tensor):
+        return cotangents.transpose(0, 1)
+    return cotangents[0][:, None] if len(cotangents) == 1 else torch.stack(list(cotangents), 1)
+
+
 def _check_covered(leaves: Parameters, gradients: Sequence[Tensor | None]) -> None:
     reached = {name for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
     if reached:

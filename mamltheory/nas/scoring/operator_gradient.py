@@ -108,7 +108,7 @@ def operator_gradients(
             if len(parts) > 1:
                 graph = None  # before the next is made
                 graph = tape(part, True)
-            total += _pulled_to_weights(graph, *gradients.cotangents(i, graph), mixing)
+            total += graph.pulled_to(mixing, *gradients.cotangents(i, graph))
     finally:
         network.mix(None)
     return OperatorGradients(value, dict(zip(operators, total.tolist(), strict=True)))
@@ -119,16 +119,6 @@ def fitting_samples(network: Network, operators: Sequence[Operator], x: Tensor) 
     size, share = network.settings, len(operators) / len(Candidates().operators())
     place = size.channels * x[0, 0].numel() / size.stem_stride**2 * x.element_size()
     return max(1, min(len(x), int(GRAPH / (TENSORS * share * size.cells * place))))
-
-
-def _pulled_to_weights(
-    tape: Tape, by_enters: list[Tensor], by_flows: list[list[Tensor]], mixing: Tensor
-) -> Tensor:
-    tensors = [*tape.entering, *(flow for call in tape.calls for flow in call.flows)]
-    back = [*by_enters, *(flow for flows in by_flows for flow in flows)]
-    moved = [(each, by) for each, by in zip(tensors, back, strict=True) if each.requires_grad]
-    tensors, back = zip(*moved, strict=True)
-    return torch.autograd.grad(tensors, mixing, back, materialize_grads=True)[0]
 
 
 def first_order_differences(
