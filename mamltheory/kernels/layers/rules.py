@@ -74,7 +74,7 @@ def linear_factors(inputs: Tensor, cotangents: Tensor, bias: bool) -> Factors:
     )
 
 
-def _linear(_: nn.Linear, inputs: Tensor, cotangents: Tensor, names: Sequence[str]) -> Parameters:
+def _linear(_: nn.Module, inputs: Tensor, cotangents: Tensor, names: Sequence[str]) -> Parameters:
     factors, rows = linear_factors(inputs, cotangents, False), {}
     if "weight" in names:
         rows["weight"] = factors.rows
