@@ -172,7 +172,8 @@ class StackedCell(nn.Module):
 
         def operations(edge: Edge) -> Iterator[tuple[str, nn.Module, Value]]:
             stride, source = self._strides[edge], edge.source
-            for name, operation in self.edges[f"{edge.node}_{source}"].items():
+            operations = self.edges[f"{edge.node}_{source}"]
+            for name, operation in operations.items():  # type: ignore[operator]
                 if name in live[edge]:
                     key = f"{leading_step(name, stride)}{stride}"
                     if (source, key) not in leading:
@@ -240,6 +241,11 @@ class Network(nn.Module):
         self.last = nn.Sequential(*last)
         self.classifier = Head(widths[1], settings.classes)
 
+    def stacked_cells(self) -> list[tuple[CellType, StackedCell]]:
+        """The cells and their types, in the order in which they run."""
+        cells = [cell for cell in self.cells if isinstance(cell, StackedCell)]
+        return list(zip(self.kinds, cells, strict=True))
+
     def restrict(self, candidates: Candidates) -> "Network":
         """The same network, in place, running these of its operations only: what building them alone would
         give.
@@ -250,7 +256,7 @@ class Network(nn.Module):
             raise GenotypeError(
                 f"the network was built without {sorted(unknown)[0]}: build it with more candidates"
             )
-        for kind, cell in zip(self.kinds, self.cells, strict=True):
+        for kind, cell in self.stacked_cells():
             cell.restrict({edge: candidates.on(kind, edge) for edge in EDGES})
         return self
 
@@ -258,7 +264,7 @@ class Network(nn.Module):
         """The same network, in place, with these numbers (0-dimensional tensors) as weights of its live
         operators, in all cells of their type; None returns to the mean of the operations of an edge.
         """
-        for kind, cell in zip(self.kinds, self.cells, strict=True):
+        for kind, cell in self.stacked_cells():
             cell.mix(
                 None
                 if weights is None
@@ -275,7 +281,7 @@ class Network(nn.Module):
             )
         drop = self._drop() if self.training and self.drop_path > 0 else None
         s0 = s1 = self.stem(x)
-        for cell in self.cells:
+        for _, cell in self.stacked_cells():
             s0, s1 = s1, cell(s0, s1, drop)
         return self.last(s1)
 

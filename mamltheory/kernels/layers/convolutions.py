@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad, unfold
+from torch.nn.grad import conv1d_weight, conv2d_input, conv2d_weight, conv3d_weight
 
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
-_WEIGHT_GRADIENT = {1: nn.grad.conv1d_weight, 2: nn.grad.conv2d_weight, 3: nn.grad.conv3d_weight}
+_WEIGHT_GRADIENT = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
 
 FEW_POSITIONS = 256
 """Output pixels below which the gradients of a dense convolution are cheaper as one matrix product."""
@@ -39,10 +40,17 @@ class Geometry(NamedTuple):
         return Geometry((1, 1), padding, tuple(max(1, d) for d in dilation), self.groups)
 
 
-def zero_padded(layer: nn.Module, inputs: Tensor) -> tuple[Tensor, Geometry]:
+def zero_padded(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor) -> tuple[Tensor, Geometry]:
     """The input and the geometry of the same convolution with a symmetric frame of zeros.
 
-    The input is padded where such a frame cannot express the layer's padding; otherwise it is returned as it is.
+    The input is padded where such a frame cannot express the layer's padding.
+
+    Args:
+        layer: a convolution.
+        inputs: its input.
+
+    Returns:
+        The input, the same tensor where it need not be padded, and the geometry.
     """
     stride, dilation, groups = layer.stride, layer.dilation, layer.groups
     none = (0,) * len(layer.kernel_size)
@@ -52,7 +60,7 @@ def zero_padded(layer: nn.Module, inputs: Tensor) -> tuple[Tensor, Geometry]:
         totals = [d * (size - 1) for d, size in zip(dilation, layer.kernel_size, strict=True)]
         sides = [(total // 2, total - total // 2) for total in totals]
     else:
-        sides = [(p, p) for p in layer.padding]
+        sides = [(int(p), int(p)) for p in layer.padding]
     if layer.padding_mode == "zeros" and all(left == right for left, right in sides):
         return inputs, Geometry(stride, tuple(left for left, _ in sides), dilation, groups)
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
@@ -72,10 +80,9 @@ def is_plain(module: nn.Module) -> bool:
 
 def reads_one_grid(layer: nn.Conv2d) -> bool:
     """Whether a convolution has stride 2 and reads every other row and column alone."""
-    axes = zip(layer.kernel_size, layer.dilation, layer.padding, strict=True)
-    return layer.stride == (2, 2) and all(
-        (size == 1 or dilation % 2 == 0) and padding % 2 == 0 for size, dilation, padding in axes
-    )
+    sizes = zip(layer.kernel_size, layer.dilation, strict=True)
+    skips = all(size == 1 or dilation % 2 == 0 for size, dilation in sizes)
+    return layer.stride == (2, 2) and skips and all(int(padding) % 2 == 0 for padding in layer.padding)
 
 
 def convolved(
@@ -84,6 +91,14 @@ def convolved(
     """The output of a convolution, differentiable by x as often as needed, and not by the weight.
 
     A second derivative by torch's own runs the groups one after the other, and computes one by the weight as well.
+
+    Args:
+        x: the input.
+        weight: the weight.
+        geometry: geometry of the convolution.
+
+    Returns:
+        The output.
     """
     return _Convolution.apply(x, weight.detach(), geometry)
 
@@ -116,7 +131,7 @@ def input_cotangent(
     rest = tuple(dilation * (size - 1) - padding for size, padding, dilation in sizes)
     if _is_depthwise(weight.shape, geometry) and geometry.stride == (1, 1) and min(rest) >= 0:
         return conv2d(cotangent, weight.flip(2, 3), None, *geometry._replace(padding=rest))
-    return nn.grad.conv2d_input(shape, weight, cotangent, *geometry)
+    return conv2d_input(shape, weight, cotangent, *geometry)
 
 
 def _is_depthwise(size: Sequence[int], geometry: Geometry) -> bool:
@@ -192,9 +207,10 @@ def weight_gradients(
     pointwise = _is_pointwise(size, geometry)
     if pointwise or (plane and geometry.groups == 1 and cotangents[0, 0, 0].numel() < FEW_POSITIONS):
         if pointwise:
-            patches = inputs[(..., *(slice(None, None, step) for step in geometry.stride))].flatten(2)
+            steps = [slice(None, None, step) for step in geometry.stride]
+            patches = inputs[(slice(None), slice(None), *steps)].flatten(2)
         else:
-            patches = unfold(inputs, size[2:], geometry.dilation, geometry.padding, geometry.stride)
+            patches = unfold(inputs, tuple(size[2:]), geometry.dilation, geometry.padding, geometry.stride)
         return (cotangents.flatten(1, 2).flatten(2) @ patches.mT).view(n * k, -1)
     if plane and _is_depthwise(size, geometry) and geometry.stride == (1, 1):
         rows = [_depthwise_gradients(inputs, each, size, geometry) for each in cotangents.unbind(1)]

@@ -64,6 +64,7 @@ def _groups(
         scale, shift = _scales(net, i)
         for group in _alike(names & {f"weight{i}", f"bias{i}"}, selections):
             if f"weight{i}" in group:
+                gradients: Gradients
                 bias = shift**2 if f"bias{i}" in group else 0.0
                 gradients = Factors(scale * inputs[i - 1][:, None], cotangent[:, :, None], bias)
             else:

@@ -62,6 +62,13 @@ def settled(gradients: Gradients, samples: int) -> Gradients:
     """Factors or rows, whichever contract in fewer operations in a kernel of this many samples.
 
     The choice depends on sizes per sample and on the whole kernel, not on the tile at hand.
+
+    Args:
+        gradients: gradients of a tile.
+        samples: number of samples of the whole kernel.
+
+    Returns:
+        The same gradients in one of the two forms.
     """
     if isinstance(gradients, Tensor):
         return gradients
@@ -83,14 +90,24 @@ def add_contraction(totals: Sequence[Tensor], left: Gradients, right: Gradients)
     """Adds the Gram matrix of the gradients of one layer, both in the same form, to totals in place.
 
     It is accumulated in the dtype of the totals, whatever that of the gradients.
+
+    Args:
+        totals: the sums.
+        left: gradients of the rows of the Gram matrix.
+        right: gradients of its columns.
+
+    Raises:
+        TypeError: one side holds factors and the other rows.
     """
     if isinstance(left, Factors) and isinstance(right, Factors):
         product = _factor_gram(left, right, totals[0].dtype)
-    elif len(totals) == 1:
-        return _add_row_gram(totals[0], left, right)
+    elif isinstance(left, Factors) or isinstance(right, Factors):
+        raise TypeError("one side holds factors and the other rows: expected both in the same form")
     else:
-        product = torch.zeros_like(totals[0])
+        product = torch.zeros_like(totals[0]) if len(totals) > 1 else totals[0]
         _add_row_gram(product, left, right)
+        if len(totals) == 1:
+            return
     for total in totals:
         total += product
 

@@ -180,7 +180,8 @@ def plain_rows(
 ) -> tuple[Tensor, Parameters]:
     """Outputs n × … and gradients n × k × shape by one plain backward pass a row; arguments as :func:`checked_rows`."""
     own = {name: value.detach().requires_grad_() for name, value in values.items()}
-    outputs, rows = [], {name: [] for name in own}
+    outputs: list[Tensor] = []
+    rows: dict[str, list[Tensor]] = {name: [] for name in own}
     for i, ways in enumerate(cotangents):
         with torch.enable_grad():
             output = single(own, i)
@@ -244,7 +245,8 @@ def adds_up(
 
 def gram(rows1: Parameters, rows2: Parameters, dtype: torch.dtype = torch.float64) -> Float[Tensor, "p q"]:
     """J1 J2ᵀ, contracted parameter by parameter in a dtype; exactly symmetric when both are the same object."""
-    total = 0
+    first = next(iter(rows1))
+    total = rows1[first].new_zeros(len(rows1[first]), len(rows2[first]), dtype=dtype)
     for name, left in rows1.items():
         right = rows2[name]
         flat = left.reshape(len(left), -1).to(dtype)

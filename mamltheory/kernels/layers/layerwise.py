@@ -13,7 +13,7 @@ module, and of modules that share a parameter, add up row by row.
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -114,11 +114,14 @@ class _Layerwise:
     ) -> None:
         self.module, self.params, self.outputs, self.samples = module, params, outputs, samples
         self.own, self.trusted = own_parameters(module), trusted
-        self.model = Model(partial(call_module, module), module=module)
+        self.model = Model(self._run, module=module)
         self.unknown = {} if trusted else unknown_parts(module)
         self.seen: set[tuple[int, int]] = set()
         self.selections = [frozenset(chosen) for chosen in selections]
         self.general: set[str] = set()
+
+    def _run(self, params: Parameters, x: Tensor) -> Any:
+        return call_module(self.module, params, x)
 
     def leave_out(self, found: NotCovered, strict: bool) -> None:
         """Takes parameters from the layers and gives them to the general way, unless that is refused."""
@@ -224,7 +227,7 @@ class _Layerwise:
             if cotangent is None:
                 continue
             for names, gradients in self._gradients(call, stacked(cotangent), shared):
-                if names <= shared:
+                if names <= shared and isinstance(gradients, Tensor):
                     (name,) = names
                     sums[name] = sums[name] + gradients if name in sums else gradients
                 else:
@@ -247,8 +250,8 @@ class _Layerwise:
     ) -> Iterator[tuple[frozenset[str], Gradients]]:
         """The gradients of one call by its parameters: factors where a linear layer's weight is used once."""
         layer, rest = call.layer, dict(call.layer.names)
-        if layer.kind is None:
-            rows = self._module_gradients(call, cotangent)
+        if call.kept_output is not None:
+            rows = self._module_gradients(call, call.kept_output, cotangent)
             yield from ((frozenset({rest[key]}), value) for key, value in rows.items())
             return
         if layer.kind is nn.Linear and "weight" in rest and rest["weight"] not in shared:
@@ -259,16 +262,14 @@ class _Layerwise:
             rows = call.gradients(cotangent, rest)
             yield from ((frozenset({rest[key]}), value) for key, value in rows.items())
 
-    def _module_gradients(self, call: LayerCall, cotangent: Tensor) -> Parameters:
+    def _module_gradients(self, call: LayerCall, output: Tensor, cotangent: Tensor) -> Parameters:
         layer = call.layer
         present = dict(layer.module.named_parameters(recurse=False))
         values = {
             key: self.params.get(full, present[key]).detach() for key, full in self.own[layer.name].items()
         }
         moving = {key: values.pop(key) for key in layer.names}
-        return module_gradients(
-            layer.module, layer.name, call.inputs, call.kept_output, cotangent, moving, values
-        )
+        return module_gradients(layer.module, layer.name, call.inputs, output, cotangent, moving, values)
 
     def _alike(self, names: Collection[str]) -> bool:
         """Whether every selection has all of these parameters, or none."""

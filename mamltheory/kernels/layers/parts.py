@@ -7,6 +7,7 @@ takes and gives one row a sample; elsewhere the whole network is, by :func:`maml
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +34,9 @@ class PartCall:
 
     name: str
     part: nn.Module
-    args: tuple[object, ...]
+    args: tuple[Any, ...]
     versions: list[int]
-    output: object
+    output: Any
 
     @property
     def parameters(self) -> dict[str, str]:
@@ -94,7 +95,7 @@ def _outputs(
 
 def _gradients(call: PartCall, mapped: Sequence[bool], batches: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of outputs, weighted by sample, by the arguments, batch after batch."""
-    collected: list[list[Tensor]] = []
+    collected: list[tuple[Tensor, ...]] = []
     for batch in batches:
         if len(batch) == 0:
             continue
@@ -111,7 +112,7 @@ def _gradients(call: PartCall, mapped: Sequence[bool], batches: Sequence[Tensor]
     return [torch.cat(parts) for parts in zip(*collected, strict=True)]
 
 
-def _taken(args: Sequence[object], mapped: Sequence[bool], batch: Tensor) -> list[object]:
+def _taken(args: Sequence[Any], mapped: Sequence[bool], batch: Tensor) -> list[Any]:
     """The arguments of these samples alone."""
     parts = [part.detach() if isinstance(part, Tensor) else part for part in args]
     return [
@@ -120,7 +121,7 @@ def _taken(args: Sequence[object], mapped: Sequence[bool], batch: Tensor) -> lis
     ]
 
 
-def _run(call: PartCall, values: Mapping[str, Tensor], parts: Sequence[object]) -> Tensor:
+def _run(call: PartCall, values: Mapping[str, Tensor], parts: Sequence[Any]) -> Any:
     plain = not values and next(call.part.buffers(), None) is None
     return call.part(*parts) if plain else call_module(call.part, values, *parts)
 

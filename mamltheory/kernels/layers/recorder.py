@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ class LayerCall:
     """
 
     layer: Layer
-    inputs: tuple[object, ...]
+    inputs: tuple[Any, ...]
     output: InitVar[Tensor]
     geometry: Geometry | None = None
     groups: tuple[int, ...] = ()
@@ -81,7 +82,7 @@ class LayerCall:
         """Per-sample gradients by the layer's own parameters of these names (all), from cotangents n × k × …."""
         layer, names = self.layer, list(self.layer.names if names is None else names)
         if self.geometry is not None:
-            size = layer.module.weight.shape
+            size = layer.module.get_parameter("weight").shape
             return {"weight": weight_gradients(self.inputs[0], cotangents, size, self.geometry)}
         return layer_gradients(layer.kind, layer.module, self.inputs[0], cotangents, names)
 
@@ -281,7 +282,7 @@ class Recorder:
         return total
 
 
-def _detached(args: tuple) -> tuple[object, ...]:
+def _detached(args: tuple) -> tuple[Any, ...]:
     return tuple(part.detach() if isinstance(part, Tensor) else part for part in args)
 
 
@@ -303,7 +304,8 @@ def output_gradients(
         For each call one gradient for each column, or None where no column depends on it. It raises NotCovered for
         parameters on which a column depends outside the layers' calls.
     """
-    edges, leaves = [call.edge for call in recorder.calls], recorder.leaves
+    edges: list[Any] = [call.edge for call in recorder.calls]
+    leaves = recorder.leaves
     passes: list[Sequence[Tensor | None]] = []
     if not edges and not leaves:
         return []
@@ -325,7 +327,8 @@ def output_gradients(
 
 def batched_output_gradients(logits: Tensor, recorder: Recorder) -> list[Tensor | None] | None:
     """The same for all outputs in one vectorised pass, outputs first; None if an operation does not allow it."""
-    edges, leaves = [call.edge for call in recorder.calls], recorder.leaves
+    edges: list[Any] = [call.edge for call in recorder.calls]
+    leaves = recorder.leaves
     n, k = logits.shape
     basis = torch.eye(k, dtype=logits.dtype, device=logits.device)[:, None].expand(k, n, k)
     try:

@@ -5,6 +5,7 @@ A layer whose formula is not written here is differentiated alone, sample by sam
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +37,10 @@ def kind_of(layer: nn.Module, own: Collection[str]) -> type[nn.Module] | None:
         A class that :func:`layer_gradients` knows, or None.
     """
     forward = type(layer).forward
-    kind = next((kind for kind in _RULES if forward is kind.forward and isinstance(layer, kind)), None)
-    if "weight" not in own or len(own) != 1 + ("bias" in own) or layer.weight.numel() == 0:
+    kind = next((each for each in _RULES if forward is each.forward and isinstance(layer, each)), None)
+    if "weight" not in own or len(own) != 1 + ("bias" in own):
         return None
-    return kind
+    return kind if isinstance(layer.weight, Tensor) and layer.weight.numel() else None
 
 
 def fits(kind: type[nn.Module] | None, layer: nn.Module, args: Sequence[object], samples: int) -> bool:
@@ -58,9 +59,9 @@ def fits(kind: type[nn.Module] | None, layer: nn.Module, args: Sequence[object],
     if not tensors or tensors[0].dim() == 0 or len(tensors[0]) != samples:
         return False
     axes = tensors[0].dim()
-    if kind in CONVOLUTIONS:
+    if isinstance(layer, CONVOLUTIONS) and kind is not None:
         return len(args) == 1 and axes == 2 + len(layer.kernel_size)
-    least = 1 + len(layer.normalized_shape) if kind is nn.LayerNorm else 2
+    least = 1 + len(layer.normalized_shape) if isinstance(layer, nn.LayerNorm) else 2
     return kind is None or (len(args) == 1 and axes >= least)
 
 
@@ -83,7 +84,9 @@ def _linear(_: nn.Module, inputs: Tensor, cotangents: Tensor, names: Sequence[st
     return rows
 
 
-def _convolution(layer: nn.Module, inputs: Tensor, cotangents: Tensor, names: Sequence[str]) -> Parameters:
+def _convolution(
+    layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor, cotangents: Tensor, names: Sequence[str]
+) -> Parameters:
     rows = {}
     if "weight" in names:
         inputs, geometry = zero_padded(layer, inputs)
@@ -106,7 +109,12 @@ def _layer_norm(layer: nn.LayerNorm, inputs: Tensor, cotangents: Tensor, names: 
     return {name: rows[name]().flatten(0, 1) for name in names}
 
 
-def _batch_norm(layer: nn.Module, inputs: Tensor, cotangents: Tensor, names: Sequence[str]) -> Parameters:
+def _batch_norm(
+    layer: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d,
+    inputs: Tensor,
+    cotangents: Tensor,
+    names: Sequence[str],
+) -> Parameters:
     standard = nn.functional.batch_norm(inputs, layer.running_mean, layer.running_var, eps=layer.eps)
     return _channel_gradients(standard, cotangents, names)
 
@@ -119,7 +127,7 @@ def _channel_gradients(standard: Tensor, cotangents: Tensor, names: Sequence[str
     return {name: rows[name]().flatten(0, 1) for name in names}
 
 
-_RULES: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor, Sequence[str]], Parameters]] = {
+_RULES: dict[type[nn.Module], Callable[..., Parameters]] = {
     nn.Linear: _linear,
     **dict.fromkeys(CONVOLUTIONS, _convolution),
     nn.GroupNorm: _group_norm,
@@ -129,7 +137,7 @@ _RULES: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor, Sequence[str]
 
 
 def layer_gradients(
-    kind: type[nn.Module], layer: nn.Module, inputs: Tensor, cotangents: Tensor, names: Sequence[str]
+    kind: type[nn.Module] | None, layer: nn.Module, inputs: Tensor, cotangents: Tensor, names: Sequence[str]
 ) -> Parameters:
     """Gradients of a layer by some of its own parameters, by the formula of its kind.
 
@@ -142,12 +150,17 @@ def layer_gradients(
 
     Returns:
         The gradients by name, n·k × (numbers of the parameter).
+
+    Raises:
+        UnsupportedModelError: there is no such class.
     """
+    if kind is None:
+        raise UnsupportedModelError(f"no formula for the gradients of a {type(layer).__name__} is known")
     return _RULES[kind](layer, inputs, cotangents, names)
 
 
 def gradient_cotangents(
-    kind: type[nn.Module],
+    kind: type[nn.Module] | None,
     layer: nn.Module,
     inputs: Tensor,
     cotangents: Tensor,
@@ -165,7 +178,7 @@ def gradient_cotangents(
     Returns:
         Cotangents of the inputs and of the cotangents, in their shapes.
     """
-    if kind is nn.Conv2d and set(by_rows) == {"weight"}:
+    if isinstance(layer, nn.Conv2d) and kind is nn.Conv2d and set(by_rows) == {"weight"}:
         padded, geometry = zero_padded(layer, inputs)
         if padded is inputs:
             return factor_cotangents(inputs, cotangents, by_rows["weight"], layer.weight.shape, geometry)
@@ -182,7 +195,7 @@ def gradient_cotangents(
 def module_gradients(
     layer: nn.Module,
     name: str,
-    inputs: tuple[object, ...],
+    inputs: tuple[Any, ...],
     output: Tensor,
     cotangents: Tensor,
     values: Parameters,
@@ -209,12 +222,13 @@ def module_gradients(
     mapped = [isinstance(part, Tensor) and part.dim() > 0 and len(part) == n for part in inputs]
     alone: list[Tensor] = []
 
-    def run(own: Parameters, parts: Sequence[object]) -> Tensor:
+    def run(own: Parameters, parts: Sequence[Any]) -> Tensor:
         parts = [part[None] if split else part for part, split in zip(parts, mapped, strict=True)]
-        return call_module(layer, {**constants, **own}, *parts)[0]
+        outputs: Any = call_module(layer, {**constants, **own}, *parts)
+        return outputs[0]
 
-    def pulled(ways: Tensor, *parts: object) -> tuple[Tensor, Parameters]:
-        alone_output, pull = vjp(lambda own: run(own, parts), values)
+    def pulled(ways: Tensor, *parts: Any) -> tuple[Tensor, Parameters]:
+        alone_output, pull, *_ = vjp(lambda own: run(own, parts), values)
         return alone_output, vmap(lambda each: pull(each)[0])(ways)
 
     def vectorised() -> Parameters:
@@ -231,7 +245,7 @@ def module_gradients(
         alone.append(single_output.detach())
         return single_output
 
-    def whole(own: Parameters) -> Tensor:
+    def whole(own: Parameters) -> Any:
         return call_module(layer, {**constants, **own}, *inputs)
 
     rows = checked_rows(vectorised, whole, single, cotangents, values)

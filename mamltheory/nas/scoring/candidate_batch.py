@@ -150,11 +150,11 @@ class CandidateBatch:
         self.network, self.candidates, self.count = network, list(candidates), x.shape[-4]
         self.own_images = x.dim() == 5
         self.images = x.flatten(0, 1) if self.own_images else x.repeat(len(candidates), 1, 1, 1)
-        self.head = network.classifier if heads is None else Heads(heads)
+        self.head: nn.Module = network.classifier if heads is None else Heads(heads)
         self.everyone = tuple(range(len(candidates)))
         cells = [
             Stage(partial(self._cell, kind, cell), (max(i, 1), i + 1))
-            for i, (kind, cell) in enumerate(zip(network.kinds, network.cells, strict=True))
+            for i, (kind, cell) in enumerate(network.stacked_cells())
         ]
         stages = [Stage(self._stem, (0,)), *cells, Stage(self._end, (len(cells) + 1,))]
         _refuse_batch_statistics(network)
@@ -231,27 +231,27 @@ class CandidateBatch:
     def _cell(self, kind: CellType, cell: StackedCell, record: Record, s0: Tensor, s1: Tensor) -> Tensor:
         names = {edge: [each.on(kind, edge) for each in self.candidates] for edge in EDGES}
 
-        def apply(function: Callable[..., Tensor], *values: Tensor | Activation) -> Tensor | Activation:
+        def apply(function: Callable[..., Tensor], *values: Activation) -> Activation:
             match function:
                 case nn.ReLU() | nn.MaxPool2d() | nn.AvgPool2d() | nn.Identity():
-                    return Activation(pooled(function, *values))
+                    return Activation(pooled(function, values[0].x))
                 case nn.Module():
-                    return run(function, *values, partial(record, self.everyone))
+                    return Activation(run(function, values[0], partial(record, self.everyone)))
                 case _:
-                    return function(*values)
+                    return Activation(function(*(value.x for value in values)))
 
-        def edge_output(edge: Edge, operations: Iterator[tuple[str, nn.Module, Activation]]) -> Tensor:
+        def edge_output(edge: Edge, operations: Iterator[tuple[str, nn.Module, Activation]]) -> Activation:
             """The mean of each candidate's live operations."""
-            total = None
-            for place, (name, operation, state) in enumerate(operations):
+            sums: list[Tensor] = []
+            for name, operation, state in operations:
                 holders = tuple(i for i, live in enumerate(names[edge]) if name in live)
                 part = self._part(operation, state, holders, record)
                 # The first part may be the state or the part of another edge, which must not change.
-                total = part if total is None else total + part if place == 1 else total.add_(part)
-            return total / self._counts(names[edge], total)
+                sums.append(part if not sums else sums[-1] + part if len(sums) == 1 else sums[-1].add_(part))
+            return Activation(sums[-1] / self._counts(names[edge], sums[-1]))
 
         live = {edge: set().union(*each) for edge, each in names.items()}
-        return cell.walk(apply, edge_output, live, s0, s1)
+        return cell.walk(apply, edge_output, live, Activation(s0), Activation(s1)).x
 
     def _part(
         self, operation: nn.Module, state: Activation, holders: tuple[int, ...], record: Record
@@ -267,14 +267,13 @@ class CandidateBatch:
             part = run(operation, state.x.index_select(0, rows), partial(record, holders))
             return part.new_zeros(len(self.images), *part.shape[1:]).index_copy(0, rows, part)
         norm = operation[0] if isinstance(operation, nn.Sequential) else None
-        shared = isinstance(norm, nn.GroupNorm) and norm not in self.chain.layers and not state.x.is_cuda
-        for other, part in state.normed if shared else ():
+        if not isinstance(norm, nn.GroupNorm) or norm in self.chain.layers or state.x.is_cuda:
+            return run(operation, state, partial(record, holders))
+        for other, part in state.normed:
             if torch.equal(norm.weight, other.weight) and torch.equal(norm.bias, other.bias):
                 return part
-        part = run(operation, state, partial(record, holders))
-        if shared:
-            state.normed.append((norm, part))
-        return part
+        state.normed.append((norm, run(operation, state, partial(record, holders))))
+        return state.normed[-1][1]
 
     def _counts(self, live: Sequence[tuple[str, ...]], like: Tensor) -> Tensor | int:
         """How many operations each row averages, and 1 for a row without any."""

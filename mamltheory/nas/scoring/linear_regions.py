@@ -112,7 +112,7 @@ class PatternCounter:
 
     def _run(self, candidates: Candidates) -> None:
         s0 = s1 = self._value(self.network.stem, Value(-1, self.x, []))
-        for kind, cell in zip(self.network.kinds, self.network.cells, strict=True):
+        for kind, cell in self.network.stacked_cells():
             live = {edge: candidates.on(kind, edge) for edge in EDGES}
             s0, s1 = s1, cell.walk(self._value, self._edge_output, live, s0, s1)
         self._value(self.network.last, s1)
@@ -142,7 +142,7 @@ class _Thin:
     """
 
     network: Network
-    layers: list[tuple[str, nn.Module]]
+    layers: list[tuple[str, nn.Conv2d | nn.Linear]]
     matrices: "list[_Dense]"
     seed: int | None = 0
     device: torch.device | None = None

@@ -114,8 +114,9 @@ class Tape:
         tensors = [*self.inputs, *itertools.chain(*self.cotangents)]
         back = [*by_inputs, *itertools.chain(*by_cotangents)]
         moved = [(each, by) for each, by in zip(tensors, back, strict=True) if each.requires_grad]
-        tensors, back = zip(*moved, strict=True)
-        return torch.autograd.grad(tensors, weights, back, materialize_grads=True)[0]
+        return torch.autograd.grad(
+            [each for each, _ in moved], weights, [by for _, by in moved], materialize_grads=True
+        )[0]
 
 
 @contextmanager
@@ -126,10 +127,10 @@ def _differentiable_twice(network: nn.Module, width: float) -> Iterator[None]:
         for module in network.modules()
         if type(module) is nn.ReLU
     ]
-    replaced = [module for module in network.modules() if is_plain(module)]
+    replaced = [module for module in network.modules() if isinstance(module, nn.Conv2d) and is_plain(module)]
     try:
         for module in replaced:
-            module.forward = partial(layer_output, module)
+            module.forward = partial(layer_output, module)  # type: ignore[method-assign]
         yield
     finally:
         for handle in handles:
@@ -170,17 +171,19 @@ def record(
     with torch.enable_grad(), _differentiable_twice(network, width), recorder.watching(len(x)):
         logits = functional_call(network, frozen, (x,))
     columns = list(logits.unbind(1)) if full else [logits]
-    cotangents = output_gradients(columns, recorder, differentiable)
+    pairs = zip(recorder.calls, output_gradients(columns, recorder, differentiable), strict=True)
+    reached = [(call, each) for call, each in pairs if each is not None]
     places: dict[tuple, int] = {}
-    inputs, slots = [], []
-    for call in recorder.calls:
+    inputs: list[Tensor] = []
+    slots = []
+    for call, _ in reached:
         (tensor,) = call.inputs
         key = (tensor.data_ptr(), tensor.shape)
         if key not in places:
             places[key] = len(inputs)
             inputs.append(tensor)
         slots.append(places[key])
-    return Tape(recorder.calls, inputs, slots, cotangents)
+    return Tape([call for call, _ in reached], inputs, slots, [each for _, each in reached])
 
 
 @dataclass(eq=False)
@@ -226,8 +229,8 @@ class SampleGradients:
 
     def grams(self, selections: Sequence[set[str]]) -> list[Float[Tensor, "p p"]]:
         """Kernels over all samples by the parameters of every selection; float64."""
-        count, device = sum(self.sizes), self.parts[0].layer.module.weight.device
-        totals = [torch.zeros(count, count, dtype=torch.float64, device=device) for _ in selections]
+        count, weight = sum(self.sizes), self.parts[0].layer.module.get_parameter("weight")
+        totals = [weight.new_zeros(count, count, dtype=torch.float64) for _ in selections]
         for part in self.parts:
             for key, gradients in self._rows(part).items():
                 for total, names in zip(totals, selections, strict=True):
@@ -249,7 +252,7 @@ class SampleGradients:
                 chosen = [
                     m for m, names in zip(weights, selections, strict=True) if part.layer.names[key] in names
                 ]
-                rows[key] = (2 * sum(chosen)).to(rows[key].dtype) @ rows[key]
+                rows[key] = (2 * sum(chosen[1:], chosen[0])).to(rows[key].dtype) @ rows[key]
             split = {key: value.split(self.sizes) for key, value in rows.items()}
             chunks = [
                 {key: pieces[i].clone() for key, pieces in split.items()} for i in range(len(self.sizes))
@@ -262,8 +265,11 @@ class SampleGradients:
                 for each in zip(self.inputs[part.slot], part.held, chunks, strict=True)
             ]
             part.held = [by_cotangents for _, by_cotangents in back]
-            before = by_inputs.get(part.slot, [0.0] * len(back))
-            by_inputs[part.slot] = [a + b for (a, _), b in zip(back, before, strict=True)]
+            found = [by_input for by_input, _ in back]
+            before = by_inputs.get(part.slot)
+            by_inputs[part.slot] = (
+                found if before is None else [a + b for a, b in zip(found, before, strict=True)]
+            )
         self.inputs = by_inputs
 
     def cotangents(self, chunk: int, tape: Tape) -> tuple[list[Tensor], list[list[Tensor]]]:
