@@ -1,5 +1,4 @@
-"""Networks of stacked cells (Section 6.1): the supernet of the search and the derived network that is
-trained.
+"""Networks of stacked cells (Section 6.1): the supernet of the search and the derived network that is trained.
 
 Both are one module: a supernet is a network whose edges average their live operations, and a derived network
 is a supernet with one operation left on an edge. The weight of every layer depends on (seed, name of the
@@ -40,13 +39,15 @@ Initialisation = Literal["kaiming", "default"]
 class NetworkSettings:
     """Size of a stacked network; the defaults are the paper's five cells on mini-ImageNet.
 
-    channels: of the stem and of the cells before the first reduction; cells: at least 3.
-    classes: outputs of the linear classifier (ways of a task in the search).
-    stem_stride: 1 in the paper; 2 halves the resolution of small experiments.
-    norm, final_norm: "batch" and no norm after the last cell for training (as released), "group" and a final
-        norm with ReLU for the kernels of the search; see :func:`for_search`.
-    initialisation: see ``Initialisation`` and :func:`initialise_layer`.
-    Raises ConfigurationError.
+    Attributes:
+        channels: of the stem and of the cells before the first reduction.
+        cells: number of cells, at least 3.
+        classes: outputs of the linear classifier (ways of a task in the search).
+        stem_stride: 1 in the paper; 2 halves the resolution of small experiments.
+        norm: "batch" for training (as released), "group" for the kernels of the search; see :func:`for_search`.
+        final_norm: whether a norm with ReLU follows the last cell, as for the kernels of the search.
+        input_channels: channels of an image.
+        initialisation: see ``Initialisation`` and :func:`initialise_layer`.
     """
 
     channels: int = 48
@@ -204,10 +205,10 @@ def concatenated(*nodes: Tensor) -> Tensor:
 class Network(nn.Module):
     """Stem, stacked cells, global average pooling, linear classifier, for any candidates.
 
-    ``drop_path`` (a float in [0, 1), 0 by default) is the probability with which, in training mode, the
-    output of an operation other than the identity is dropped for a sample. The masks are a pure function of
-    (seed, number of the training pass), see :meth:`seed_drop_path`; both are part of the ``state_dict``, so
-    that a restored network goes on with the same masks.
+    ``drop_path`` (a float in [0, 1), 0 by default) is the probability with which, in training mode, the output of an
+    operation other than the identity is dropped for a sample. The masks are a pure function of (seed, number of the
+    training pass), see :meth:`seed_drop_path`; both are part of the ``state_dict``, so that a restored network
+    continues with the same masks.
     """
 
     def __init__(
@@ -247,10 +248,16 @@ class Network(nn.Module):
         return list(zip(self.kinds, cells, strict=True))
 
     def restrict(self, candidates: Candidates) -> "Network":
-        """The same network, in place, running these of its operations only: what building them alone would
-        give.
+        """Makes the network run these of its operations only, which is what building them alone would give.
 
-        Raises GenotypeError for an operation that the network was not built with.
+        Args:
+            candidates: operations that the network was built with.
+
+        Returns:
+            The same network.
+
+        Raises:
+            GenotypeError: the network was built without one of the operations.
         """
         if unknown := set(candidates.operators()) - set(self.candidates.operators()):
             raise GenotypeError(
@@ -261,8 +268,13 @@ class Network(nn.Module):
         return self
 
     def mix(self, weights: Mapping[Operator, Tensor] | None) -> "Network":
-        """The same network, in place, with these numbers (0-dimensional tensors) as weights of its live
-        operators, in all cells of their type; None returns to the mean of the operations of an edge.
+        """Sets the weights of the live operators in all cells of their type.
+
+        Args:
+            weights: 0-dimensional tensors; None for the mean of the operations of an edge.
+
+        Returns:
+            The same network.
         """
         for kind, cell in self.stacked_cells():
             cell.mix(
@@ -328,7 +340,15 @@ def build(
 ) -> Network:
     """The network of these candidates with the weights of its initialisation, float32 on the CPU.
 
-    kinds: types of the stacked cells, by default :func:`layout`; stem: False feeds the images to the cells.
+    Args:
+        candidates: its operations.
+        settings: its size.
+        seed: seed of its weights.
+        kinds: types of the stacked cells, by default :func:`layout`.
+        stem: False feeds the images to the cells.
+
+    Returns:
+        The network.
     """
     network = Network(candidates, settings, kinds or layout(settings.cells), stem)
     initialise(network, seed, settings.initialisation)
@@ -342,9 +362,7 @@ def derived_network(genotype: Genotype, settings: NetworkSettings, seed: int) ->
 
 
 def supernet(candidates: Candidates, settings: NetworkSettings, seed: int) -> Network:
-    """The supernet 𝒩_k of Algorithm 1 with these live operations, in the form in which the search scores
-    it.
-    """
+    """The supernet 𝒩_k of Algorithm 1 with these live operations, in the form that the search scores."""
     return build(candidates, settings.for_search(settings.classes), seed)
 
 

@@ -221,11 +221,9 @@ def weight_gradients(
 def _grouped_gradients(
     inputs: Tensor, cotangents: Tensor, size: Sequence[int], geometry: Geometry
 ) -> Float[Tensor, "nk p"]:
-    """One grouped weight gradient for all samples and outputs.
-
-    Each group of each sample is a group of its own, which leads from its input channels to its output channels once
-    for each of the k outputs: nothing is repeated, and no product between groups is formed.
-    """
+    """One grouped weight gradient for all samples and outputs; arguments as :func:`weight_gradients`."""
+    # Each group of each sample is a group, which leads from its input channels to its output channels once for each
+    # of the k outputs: nothing is repeated, and no product between groups is formed.
     n, k, groups = *cotangents.shape[:2], geometry.groups
     several = groups > 1 and k > 1
     if several:
@@ -244,12 +242,10 @@ def _grouped_gradients(
 def _depthwise_gradients(
     inputs: Tensor, cotangents: Tensor, size: Sequence[int], geometry: Geometry
 ) -> Float[Tensor, "n p"]:
-    """Gradients of a depthwise convolution for one output, one block of images after the other.
-
-    Where kernel and padding skip every other pixel, each of the four grids of such pixels is convolved alone and the
-    gradients are added: torch's routine for dilated kernels takes several times as long.
-    """
+    """Gradients of a depthwise convolution for one output, one block of images after the other."""
     parts, channels = 1, size[0]
+    # Where kernel and padding skip every other pixel, each of the four grids of such pixels is convolved alone and
+    # the gradients are added: torch's routine for dilated kernels takes several times as long.
     if geometry.dilation == geometry.padding == (2, 2) and min(inputs.shape[2:]) >= LEAST_GRID:
         inputs, cotangents, parts = _four_grids(inputs), _four_grids(cotangents), 4
         geometry = Geometry((1, 1), (1, 1), (1, 1), parts * channels)

@@ -77,10 +77,9 @@ def jacobian(
         chunk: samples that vmap holds together.
 
     Returns:
-        The gradients, by name of the parameter.
+        The gradients, by name of the parameter. It raises UnsupportedModelError where plain autograd does not give
+        them either, or the gradients mix samples.
 
-    Raises:
-        UnsupportedModelError: plain autograd does not give the rows either, or the gradients mix samples.
     """
     check_outputs(outputs)
     moving = selected(params, select if select is not None else list(model.moving(params)))
@@ -126,10 +125,11 @@ def checked_rows(
         values: the parameters to differentiate by.
 
     Returns:
-        The rows n × k × shape, by name of the parameter.
+        The rows n × k × shape, by name of the parameter. Where plain autograd fails, it raises NetworkError.
 
     Raises:
-        UnsupportedModelError: plain autograd fails, or its rows do not add up to the gradient of ``whole``.
+        OutOfMemoryError: the device has too little memory.
+        UnsupportedModelError: the rows of plain autograd do not add up to the gradient of ``whole``.
     """
     if in_transform(values):
         return fast()
@@ -151,7 +151,8 @@ def checked_rows(
     except (torch.OutOfMemoryError, UnsupportedModelError):
         raise
     except RuntimeError as error:
-        raise not_differentiable(values, error) from error
+        refused: NetworkError = not_differentiable(values, error)
+        raise refused from error
     if not agree:
         raise UnsupportedModelError(
             f"the gradients by {sorted(values)} of a sample alone are not those in its batch: the network mixes "

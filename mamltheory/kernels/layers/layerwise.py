@@ -56,16 +56,28 @@ def layerwise_kernels(
 ) -> list[Float[Tensor, "p q"]]:
     """∇f(x1) ∇f(x2)ᵀ by the parameters of every selection, all from the same passes.
 
-    x2: None for the symmetric kernels.  selections: names of parameters.  params: values of the parameters.
-    chunk, memory: most samples, and most bytes, of a tile; a tile of n samples holds about, in numbers of the
-    network's dtype,
-        n Σ_layers (what enters + (2 + k) what leaves) + n k D_layer of the layer at hand (factors: n (j + k o)),
+    A tile of n samples holds about, in numbers of the network's dtype,
+        n Σ_layers (input + (2 + k) output) + n k D_layer of the layer at hand (factors: n (j + k o)),
     and half the budget goes to the rows' tile where there are several.
-    strict: refuse parameters that only the general way covers.  trusted: the caller knows that the module holds the
-    values of ``params``, keeps samples apart, and uses each parameter inside calls of the layer it is in alone; none of
-    that is checked then. Otherwise the parts of the module that are not known are tested to keep samples apart.
-    dtype: of the kernels and of their accumulation (float64).
-    Raises UnsupportedModelError (naming the module), ConfigurationError for a budget too small for one sample.
+
+    Args:
+        module: the network.
+        x1: samples of the rows.
+        x2: samples of the columns; None for the symmetric kernels.
+        selections: names of the parameters of each kernel.
+        params: values of the parameters.
+        outputs: "full" for each output, "sum" for their sum.
+        chunk: most samples of a tile.
+        memory: most bytes of a tile.
+        strict: whether parameters that only the general way covers are refused.
+        trusted: the caller knows that the module holds the values of ``params``, keeps samples apart, and uses each
+            parameter inside calls of the layer it is in alone; none of that is checked then. Otherwise the parts of
+            the module that are not known are tested to keep samples apart.
+        dtype: of the kernels and of their accumulation (float64).
+
+    Returns:
+        The kernels. It raises UnsupportedModelError, which names the module, and ConfigurationError for a budget that
+        is too small for one sample.
     """
     state = _Layerwise(module, params, selections, outputs, x1, trusted)
     while True:
@@ -78,10 +90,17 @@ def layerwise_kernels(
 def parameter_routes(
     module: nn.Module, x: Tensor, params: Parameters, select: Collection[str]
 ) -> dict[str, str]:
-    """How every parameter's part of the kernel is computed: seen on the first sample.
+    """How each parameter's part of the kernel is computed, as seen on the first sample.
 
-    "factors" (linear layers), "formula" (other known layers), "module" (a layer differentiated alone), "general"
-    (vmap of jacrev through the whole network), "unused" (no gradient reaches it).
+    Args:
+        module: the network.
+        x: samples.
+        params: values of the parameters.
+        select: names of the parameters.
+
+    Returns:
+        For each name "factors" (linear layers), "formula" (other known layers), "module" (a layer differentiated
+        alone), "general" (vmap of jacrev through the whole network) or "unused" (no output depends on it).
     """
     state = _Layerwise(module, params, [select], "sum", x)
     while True:
@@ -170,7 +189,19 @@ class _Layerwise:
         """The groups; at the end, weighted and added, they must be the gradient of one plain pass over the tile.
 
         That sees all samples, outputs and parameters at once: a formula that is not the layer's, a use of a weight
-        that no layer's call shows, and samples that mix on the way back. Raises NotCovered for parameters that differ.
+        that no layer's call shows, and samples that mix in the backward pass.
+
+        Args:
+            groups: the gradients of a pass.
+            moving: names of the parameters that are compared.
+            x: samples of the tile.
+            k: number of outputs.
+
+        Yields:
+            The groups.
+
+        Raises:
+            NotCovered: some parameters' sums differ.
         """
         like = next(iter(self.params.values()))
         weights = probe_weights(torch.arange(len(x) * k), like).view(-1, k)

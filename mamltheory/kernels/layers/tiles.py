@@ -36,8 +36,11 @@ class OverBudget(Interruption):
 class Budget:
     """Bytes that a pass may hold; :meth:`take` raises OverBudget when they are used up.
 
-    samples: of the whole kernel, by which gradients are settled as rows or factors.
-    kept: whether the gradients of all groups are held at the same time.
+    Attributes:
+        limit: the bytes.
+        samples: number of samples of the whole kernel, by which gradients are settled as rows or factors.
+        kept: whether the gradients of all groups are held at the same time.
+        used: bytes in use.
     """
 
     limit: int
@@ -82,10 +85,22 @@ def tiled_kernels(
 ) -> list[Float[Tensor, "p q"]]:
     """Kernels of the selected parameters, one for each selection, from the same passes.
 
-    x2: None for the symmetric kernels.  chunk: most samples in a tile (all).  memory: bytes (MEMORY).
-    dtype: of the kernels and of their accumulation (float64).
     A group of parameters must lie in a selection as a whole or not at all.
-    Raises ConfigurationError when a single sample does not fit the budget, naming what asked for too much.
+
+    Args:
+        differentiate: (samples, budget) -> the pass over the samples.
+        x1: samples of the rows.
+        x2: samples of the columns; None for the symmetric kernels.
+        selections: names of the parameters of each kernel.
+        chunk: most samples in a tile (all).
+        memory: bytes of the budget (MEMORY).
+        dtype: of the kernels and of their accumulation (float64).
+
+    Returns:
+        The kernels.
+
+    Raises:
+        ConfigurationError: a single sample does not fit the budget; the message names what needed too much.
     """
     keep_freed_memory()
     memory = MEMORY if memory is None else memory
@@ -170,7 +185,20 @@ def general_gradients(
     k: int,
     budget: Budget,
 ) -> Iterator[tuple[frozenset[str], Gradients]]:
-    """The gradients of n·k rows by :func:`mamltheory.kernels.layers.jacobian.jacobian`, parameter after parameter."""
+    """The gradients of n·k rows by :func:`mamltheory.kernels.layers.jacobian.jacobian`, parameter after parameter.
+
+    Args:
+        model: the network.
+        params: its parameters.
+        x: samples.
+        outputs: "full" for each output, "sum" for their sum.
+        names: parameters to differentiate by.
+        k: number of outputs.
+        budget: the bytes that the rows may take.
+
+    Yields:
+        Names and rows of one parameter after the other.
+    """
     size = sum(params[name].numel() * params[name].element_size() for name in names)
     budget.take("the rows of the Jacobian", len(x) * k * size)
     rows = jacobian(model, params, x, outputs, names)

@@ -69,12 +69,11 @@ def candidate_kernels(
         heads: one for each candidate, in place of the network's.
 
     Yields:
-        The two kernels of one candidate after the other.
+        The two kernels of one candidate after the other. It also raises GenotypeError where the network lacks an
+        operation, and UnsupportedModelError where it uses batch statistics.
 
     Raises:
         ConfigurationError: one candidate alone does not fit.
-        GenotypeError: the network lacks an operation.
-        UnsupportedModelError: the network uses batch statistics.
     """
     memory, most = MEMORY if memory is None else memory, MOST_CANDIDATES
     room = memory if x.is_cuda else min(memory, CACHED)
@@ -93,7 +92,7 @@ def candidate_kernels(
             kernels = batch.kernels(outputs, memory, batch.common_stages(candidates[following]))
         except (OverBudget, torch.OutOfMemoryError) as over:
             if size == 1:
-                raise _too_large(over, memory) from None
+                raise ConfigurationError(_too_large(over, memory)) from None
             size = most = size // 2
             if halved is not None:
                 halved()
@@ -109,13 +108,13 @@ def _for_graphs(memory: int) -> int:
     return memory - memory // WAITING
 
 
-def _too_large(over: Exception, memory: int) -> ConfigurationError:
+def _too_large(over: Exception, memory: int) -> str:
     needed = "more than the device has"
     if isinstance(over, OverBudget):
         needed = f"{over.needed * WAITING // (WAITING - 1) + 1} bytes"
-    return ConfigurationError(
-        f"one candidate needs {needed} and memory={memory} was given: raise it, or take fewer channels, tasks or "
-        "a lower resolution"
+    return (
+        f"one candidate needs {needed} and memory={memory} was given: raise it, or take fewer channels, tasks or a "
+        "lower resolution"
     )
 
 
@@ -164,10 +163,8 @@ class CandidateBatch:
         self.chain = Chain(stages, layers)
 
     def common_stages(self, candidates: Sequence[Candidates]) -> int:
-        """How many of the first stages compute the same for other candidates, on the images of all.
-
-        Half of a round's candidates lack an operation of a reduction cell, and the normal cells before it are one.
-        """
+        """How many of the first stages compute the same for other candidates, on the images of all."""
+        # Half of a round's candidates lack an operation of a reduction cell: their normal cells before it are alike.
         if self.own_images or len(candidates) != len(self.candidates):
             return 0
         pairs = list(zip(self.candidates, candidates, strict=True))
@@ -256,16 +253,14 @@ class CandidateBatch:
     def _part(
         self, operation: nn.Module, state: Activation, holders: tuple[int, ...], record: Record
     ) -> Tensor:
-        """The operation on the images of these candidates, zero on those of the others.
-
-        A norm of a pooled state runs once for equal scales and shifts: before training all norms are equal. On a GPU
-        the comparison would have to wait for what runs.
-        """
+        """The operation on the images of these candidates, zero on those of the others."""
         if holders != self.everyone:
             images = torch.tensor(holders, device=state.x.device)[:, None] * self.count
             rows = (images + torch.arange(self.count, device=images.device)).flatten()
             part = run(operation, state.x.index_select(0, rows), partial(record, holders))
             return part.new_zeros(len(self.images), *part.shape[1:]).index_copy(0, rows, part)
+        # A norm of a pooled state runs once for equal scales and shifts: before training all norms are equal. On a
+        # GPU the comparison would have to wait for what runs.
         norm = operation[0] if isinstance(operation, nn.Sequential) else None
         if not isinstance(norm, nn.GroupNorm) or norm in self.chain.layers or state.x.is_cuda:
             return run(operation, state, partial(record, holders))

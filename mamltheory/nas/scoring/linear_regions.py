@@ -24,10 +24,7 @@ PATCH = 3
 
 
 def thin_network(candidates: Candidates, seed: int) -> Network:
-    """The network whose linear regions are counted; candidates of one seed share their weights.
-
-    Convolutions act as matrices on the flattened patch: the same function, much faster on 3×3 inputs.
-    """
+    """The network whose linear regions are counted; candidates of one seed share their weights."""
     settings = NetworkSettings(channels=1, classes=1, norm="batch", final_norm=True, input_channels=1)
     return build(candidates, settings, seed, kinds=("normal", "reduce"), stem=False)
 
@@ -40,10 +37,7 @@ def region_count(candidates: Candidates, patches: Float[Tensor, "n 1 h w"], seed
 def region_counts(
     candidates: Sequence[Candidates], patches: Float[Tensor, "n 1 h w"], seed: int
 ) -> list[int]:
-    """R_N of many supernets on the same patches and weights, as :func:`region_count` one after the other.
-
-    What a candidate computes from the same values as the first one is not computed again.
-    """
+    """R_N of many supernets on the same patches and weights, as :func:`region_count` one after the other."""
     counter = PatternCounter(_thin().drawn(seed, patches.device), patches)
     return [counter.count(each) for each in candidates]
 
@@ -176,8 +170,18 @@ def _thin() -> _Thin:
 def activation_patterns(
     network: nn.Module, x: Tensor, forward: Callable[[Tensor], Tensor] | None = None
 ) -> Bool[Tensor, "n bits"]:
-    """Which ReLUs are on, sample by sample. Raises UnsupportedModelError for a network without ReLU
-    modules.
+    """Which ReLUs are on, sample by sample.
+
+    Args:
+        network: the network.
+        x: samples.
+        forward: what is run on the samples, by default the network.
+
+    Returns:
+        One row for each sample.
+
+    Raises:
+        UnsupportedModelError: the network has no ReLU modules.
     """
     patterns: list[Tensor] = []
 
@@ -208,7 +212,16 @@ def random_patches(
 ) -> Float[Tensor, "count 1 3 3"]:
     """3×3 crops of one channel at random places of random images.
 
-    Raises ShapeError for images smaller than a patch.
+    Args:
+        images: images.
+        count: number of crops.
+        generator: source of the draws.
+
+    Returns:
+        The crops.
+
+    Raises:
+        ShapeError: the images are smaller than a patch.
     """
     n, channels, height, width = images.shape
     if min(height, width) < PATCH or n == 0:
@@ -225,7 +238,7 @@ def random_patches(
 
 
 class _Dense(nn.Module):
-    """A linear layer of images as a matrix, found by sending the unit images through it."""
+    """A linear layer of images as a matrix, whose rows are the layer's outputs for the unit images."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

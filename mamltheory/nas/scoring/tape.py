@@ -5,9 +5,9 @@ kernel, s(G Gᵀ) with M = ∂s/∂(G Gᵀ), has the cotangent Ḡ = 2 M G, and
 
     ⟨Ḡ, dG(a, g)⟩ = ⟨ā, da⟩ + ⟨ḡ, dg⟩
 
-with ā and ḡ read off the same formula. What is held of a layer for all samples is G where that is smaller than a and
-g, as it is for the first cells, and otherwise a and g; then Ḡ, or ā and ḡ, in their place. The graphs in which a
-and g depend on the mixing weights are those of a few samples at a time.
+with ā and ḡ read off the same formula. Of each layer G is held for all samples where it is smaller than a
+and g, as for the first cells, and otherwise a and g; then Ḡ, or ā and ḡ, in their place. The graphs in which a
+and g depend on the mixing weights hold a few samples.
 
 ReLU′ is a step, whose derivative is a Dirac δ that automatic differentiation takes for 0. Here the forward pass and
 the first derivative are those of ReLU, exactly; in a second derivative alone δ is replaced by a Gaussian bump.
@@ -82,9 +82,17 @@ class _Gate(torch.autograd.Function):
 
 
 def relu_with_surrogate(x: Tensor, width: float = 1.0) -> Tensor:
-    """ReLU, with ReLU″ = N(0, width²) instead of a Dirac δ where a second derivative is asked for.
+    """ReLU, with ReLU″ = N(0, width²) instead of a Dirac δ in a second derivative.
 
-    Raises ValueRangeError for a width that is not positive and finite.
+    Args:
+        x: the input.
+        width: standard deviation of the bump.
+
+    Returns:
+        The output of ReLU.
+
+    Raises:
+        ValueRangeError: the width is not positive and finite.
     """
     if not (math.isfinite(width) and width > 0):
         raise ValueRangeError(f"the surrogate's width is {width}: expected a positive number such as 1.0")
