@@ -39,6 +39,11 @@ ALGEBRA = {
     "block_diag": ("kernels/meta.py",),
     "adaptation_matrix": ("kernels/meta.py", "predictors.py"),
 }
+# Formulas of layers, which belong to mamltheory.kernels.layers; networks are made of modules.
+LAYER_FUNCTIONS = {
+    *(f"conv{axes}d{end}" for axes in (1, 2, 3) for end in ("", "_weight", "_input")),
+    *("unfold", "max_pool2d", "avg_pool2d", "convolution_backward"),
+}
 
 SETTINGS = {"settings", "evaluation_settings", "protocols", "__init__"}
 
@@ -150,6 +155,23 @@ def test_imports_point_downwards_only(path):
     assert layer_violations(part, _tree(path)) == []
 
 
+def calls_of_layer_functions(tree: ast.Module) -> list[str]:
+    """Calls of torch's functions of convolutions and poolings."""
+    calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [call for call in calls if call.rpartition(".")[2] in LAYER_FUNCTIONS]
+
+
+@pytest.mark.parametrize("path", _sources("mamltheory/nas"), ids=_name)
+def test_formulas_of_layers_stand_with_the_kernels(path):
+    assert calls_of_layer_functions(_tree(path)) == []
+
+
+@PACKAGE
+def test_torch_is_used_through_its_public_functions(path):
+    names = {ast.unparse(node) for node in ast.walk(_tree(path)) if isinstance(node, ast.Attribute)}
+    assert "torch.ops" not in names
+
+
 @EVERYTHING
 def test_files_and_functions_stay_small(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES_PER_FILE
@@ -219,6 +241,13 @@ def test_settings_and_commands_load_neither_torch_nor_the_package():
 )
 def test_the_layer_check_finds_what_it_forbids(part, source):
     assert layer_violations(part, _tree(source))
+
+
+@pytest.mark.parametrize(
+    "source", ["conv2d(x, w)", "nn.functional.unfold(x, 3)", "nn.grad.conv2d_weight(x, s, g)"]
+)
+def test_the_check_of_formulas_finds_what_it_forbids(source):
+    assert calls_of_layer_functions(_tree(source))
 
 
 @pytest.mark.parametrize(

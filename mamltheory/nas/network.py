@@ -1,5 +1,4 @@
-"""Networks of stacked cells (Section 6.1): the supernet of the search and the derived network that is
-trained.
+"""Networks of stacked cells (Section 6.1): the supernet of the search and the derived network that is trained.
 
 Both are one module: a supernet is a network whose edges average their live operations, and a derived network
 is a supernet with one operation left on an edge. The weight of every layer depends on (seed, name of the
@@ -7,9 +6,9 @@ layer) alone, and layers of the same place have the same name in all of them: ne
 share their weights (common random numbers).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -21,7 +20,6 @@ from mamltheory.nas.operations import (
     Convolution,
     FactorizedReduce,
     Head,
-    Leading,
     Norm,
     build_operation,
     leading_module,
@@ -31,6 +29,8 @@ from mamltheory.nas.operations import (
 )
 from mamltheory.rng import derived_seed, generator
 
+Value = TypeVar("Value")
+
 Initialisation = Literal["kaiming", "default"]
 """Kaiming normal (Section 5), or PyTorch's own, which is what the released code has in effect."""
 
@@ -39,13 +39,15 @@ Initialisation = Literal["kaiming", "default"]
 class NetworkSettings:
     """Size of a stacked network; the defaults are the paper's five cells on mini-ImageNet.
 
-    channels: of the stem and of the cells before the first reduction; cells: at least 3.
-    classes: outputs of the linear classifier (ways of a task in the search).
-    stem_stride: 1 in the paper; 2 halves the resolution of small experiments.
-    norm, final_norm: "batch" and no norm after the last cell for training (as released), "group" and a final
-        norm with ReLU for the kernels of the search; see :func:`for_search`.
-    initialisation: see ``Initialisation`` and :func:`initialise_layer`.
-    Raises ConfigurationError.
+    Attributes:
+        channels: of the stem and of the cells before the first reduction.
+        cells: number of cells, at least 3.
+        classes: outputs of the linear classifier (ways of a task in the search).
+        stem_stride: 1 in the paper; 2 halves the resolution of small experiments.
+        norm: "batch" for training (as released), "group" for the kernels of the search; see :func:`for_search`.
+        final_norm: whether a norm with ReLU follows the last cell, as for the kernels of the search.
+        input_channels: channels of an image.
+        initialisation: see ``Initialisation`` and :func:`initialise_layer`.
     """
 
     channels: int = 48
@@ -105,30 +107,26 @@ class StackedCell(nn.Module):
         self.relu = nn.ReLU()
         self.leading = nn.ModuleDict()
         self.edges = nn.ModuleDict()
-        self._plan: dict[Edge, list[tuple[str, Leading, str]]] = {edge: [] for edge in live}
+        self._live: Mapping[Edge, Collection[str]] = live
+        self._strides = {edge: 2 if reduces and edge.source < 2 else 1 for edge in live}
+        self._mixing: dict[tuple[Edge, str], Tensor] | None = None
         for edge, names in live.items():
-            stride = 2 if reduces and edge.source < 2 else 1
-            operations = nn.ModuleDict()
+            stride = self._strides[edge]
             for name in names:
                 step = leading_step(name, stride)
-                key = f"{step}{stride}"
-                if key not in self.leading:
-                    self.leading[key] = leading_module(step, stride)
-                operations[name] = build_operation(name, channels, stride, norm)
-                self._plan[edge].append((name, step, key))
-            self.edges[f"{edge.node}_{edge.source}"] = operations
-        self._active = self._plan
-        self._mixing: dict[tuple[Edge, str], Tensor] | None = None
+                if f"{step}{stride}" not in self.leading:
+                    self.leading[f"{step}{stride}"] = leading_module(step, stride)
+            self.edges[f"{edge.node}_{edge.source}"] = nn.ModuleDict(
+                {name: build_operation(name, channels, stride, norm) for name in names}
+            )
 
     def mix(self, weights: dict[tuple[Edge, str], Tensor] | None) -> None:
         """Weights of the operations in the sums of their edges; None for the mean."""
         self._mixing = weights
 
-    def restrict(self, live: dict[Edge, tuple[str, ...]]) -> None:
+    def restrict(self, live: Mapping[Edge, Collection[str]]) -> None:
         """Runs only these of the operations that the cell was built with."""
-        self._active = {
-            edge: [part for part in plan if part[0] in live[edge]] for edge, plan in self._plan.items()
-        }
+        self._live = live
 
     def forward(
         self,
@@ -137,41 +135,80 @@ class StackedCell(nn.Module):
         drop: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "n c h w"]:
         """Concatenated nodes; ``drop`` is applied to the output of every operation but the identity."""
-        states = [self.fit0(self.relu(s0)), self.fit1(self.relu(s1))]
-        shared: dict[tuple[int, str], Tensor] = {}
-        for node in range(NODES):
-            edges = [edge for edge, plan in self._active.items() if edge.node == node and plan]
-            values = [self._edge(edge, states, shared, drop) for edge in edges]
-            states.append(sum(values[1:], values[0]))
-        return torch.cat(states[2:], dim=1)
 
-    def _edge(
+        def edge_output(edge: Edge, operations: Iterator[tuple[str, nn.Module, Tensor]]) -> Tensor:
+            outputs = []
+            for name, operation, state in operations:
+                output = operation(state)
+                output = output if drop is None or isinstance(operation, nn.Identity) else drop(output)
+                outputs.append(output if self._mixing is None else self._mixing[edge, name] * output)
+            return total(*outputs) if self._mixing is not None or len(outputs) == 1 else mean(*outputs)
+
+        return self.walk(lambda function, *states: function(*states), edge_output, self._live, s0, s1)
+
+    def walk(
         self,
-        edge: Edge,
-        states: list[Tensor],
-        shared: dict[tuple[int, str], Tensor],
-        drop: Callable[[Tensor], Tensor] | None,
-    ) -> Tensor:
-        """Mean of the live operations; a state's leading steps are computed once for all its edges."""
-        operations, outputs = self.edges[f"{edge.node}_{edge.source}"], []
-        for name, step, key in self._active[edge]:
-            if (edge.source, step) not in shared:
-                shared[edge.source, step] = self.leading[key](states[edge.source])
-            output = operations[name](shared[edge.source, step])
-            output = output if drop is None or step == "none" else drop(output)
-            outputs.append(output if self._mixing is None else self._mixing[edge, name] * output)
-        if self._mixing is not None:
-            return sum(outputs[1:], outputs[0])
-        return outputs[0] if len(outputs) == 1 else sum(outputs[1:], outputs[0]) / len(outputs)
+        apply: Callable[..., Value],
+        edge_output: Callable[[Edge, Iterator[tuple[str, nn.Module, Value]]], Value],
+        live: Mapping[Edge, Collection[str]],
+        s0: Value,
+        s1: Value,
+    ) -> Value:
+        """The cell on values of any kind: how its parts are connected is said here alone.
+
+        Args:
+            apply: (function, values) -> its value; called with the cell's modules, :func:`total` and
+                :func:`concatenated`.
+            edge_output: (edge, its live operations) -> the edge's value. Of an operation it is given the name, the
+                module, and the value of the leading step, which is computed once for all edges of a state.
+            live: names of the operations that run.
+            s0: value of the first input.
+            s1: value of the second input.
+
+        Returns:
+            The value of the concatenated nodes.
+        """
+        states = [apply(self.fit0, apply(self.relu, s0)), apply(self.fit1, apply(self.relu, s1))]
+        leading: dict[tuple[int, str], Value] = {}
+
+        def operations(edge: Edge) -> Iterator[tuple[str, nn.Module, Value]]:
+            stride, source = self._strides[edge], edge.source
+            operations = self.edges[f"{edge.node}_{source}"]
+            for name, operation in operations.items():  # type: ignore[operator]
+                if name in live[edge]:
+                    key = f"{leading_step(name, stride)}{stride}"
+                    if (source, key) not in leading:
+                        leading[source, key] = apply(self.leading[key], states[source])
+                    yield name, operation, leading[source, key]
+
+        for node in range(NODES):
+            edges = [edge for edge in self._strides if edge.node == node and live[edge]]
+            states.append(apply(total, *(edge_output(edge, operations(edge)) for edge in edges)))
+        return apply(concatenated, *states[2:])
+
+
+def total(*terms: Tensor) -> Tensor:
+    """The sum of one term or more."""
+    return sum(terms[1:], terms[0])
+
+
+def mean(*terms: Tensor) -> Tensor:
+    """The mean of one term or more."""
+    return total(*terms) / len(terms)
+
+
+def concatenated(*nodes: Tensor) -> Tensor:
+    """The nodes, one after the other along the channels."""
+    return torch.cat(nodes, dim=1)
 
 
 class Network(nn.Module):
     """Stem, stacked cells, global average pooling, linear classifier, for any candidates.
 
-    ``drop_path`` (a float in [0, 1), 0 by default) is the probability with which, in training mode, the
-    output of an operation other than the identity is dropped for a sample. The masks are a pure function of
-    (seed, number of the training pass), see :meth:`seed_drop_path`; both are part of the ``state_dict``, so
-    that a restored network goes on with the same masks.
+    ``drop_path`` (a float in [0, 1), 0 by default) is the probability with which, in training mode, the output of an
+    operation other than the identity is dropped for a sample. The masks are a pure function of (seed, number of the
+    training pass), see :meth:`seed_drop_path`; both are part of the ``state_dict``, so that a restored network
+    continues with the same masks.
     """
 
     def __init__(
@@ -205,25 +242,41 @@ class Network(nn.Module):
         self.last = nn.Sequential(*last)
         self.classifier = Head(widths[1], settings.classes)
 
-    def restrict(self, candidates: Candidates) -> "Network":
-        """The same network, in place, running these of its operations only: what building them alone would
-        give.
+    def stacked_cells(self) -> list[tuple[CellType, StackedCell]]:
+        """The cells and their types, in the order in which they run."""
+        cells = [cell for cell in self.cells if isinstance(cell, StackedCell)]
+        return list(zip(self.kinds, cells, strict=True))
 
-        Raises GenotypeError for an operation that the network was not built with.
+    def restrict(self, candidates: Candidates) -> "Network":
+        """Makes the network run these of its operations only, which is what building them alone would give.
+
+        Args:
+            candidates: operations that the network was built with.
+
+        Returns:
+            The same network.
+
+        Raises:
+            GenotypeError: the network was built without one of the operations.
         """
         if unknown := set(candidates.operators()) - set(self.candidates.operators()):
             raise GenotypeError(
                 f"the network was built without {sorted(unknown)[0]}: build it with more candidates"
             )
-        for kind, cell in zip(self.kinds, self.cells, strict=True):
+        for kind, cell in self.stacked_cells():
             cell.restrict({edge: candidates.on(kind, edge) for edge in EDGES})
         return self
 
     def mix(self, weights: Mapping[Operator, Tensor] | None) -> "Network":
-        """The same network, in place, with these numbers (0-dimensional tensors) as weights of its live
-        operators, in all cells of their type; None returns to the mean of the operations of an edge.
+        """Sets the weights of the live operators in all cells of their type.
+
+        Args:
+            weights: 0-dimensional tensors; None for the mean of the operations of an edge.
+
+        Returns:
+            The same network.
         """
-        for kind, cell in zip(self.kinds, self.cells, strict=True):
+        for kind, cell in self.stacked_cells():
             cell.mix(
                 None
                 if weights is None
@@ -240,7 +293,7 @@ class Network(nn.Module):
             )
         drop = self._drop() if self.training and self.drop_path > 0 else None
         s0 = s1 = self.stem(x)
-        for cell in self.cells:
+        for _, cell in self.stacked_cells():
             s0, s1 = s1, cell(s0, s1, drop)
         return self.last(s1)
 
@@ -287,7 +340,15 @@ def build(
 ) -> Network:
     """The network of these candidates with the weights of its initialisation, float32 on the CPU.
 
-    kinds: types of the stacked cells, by default :func:`layout`; stem: False feeds the images to the cells.
+    Args:
+        candidates: its operations.
+        settings: its size.
+        seed: seed of its weights.
+        kinds: types of the stacked cells, by default :func:`layout`.
+        stem: False feeds the images to the cells.
+
+    Returns:
+        The network.
     """
     network = Network(candidates, settings, kinds or layout(settings.cells), stem)
     initialise(network, seed, settings.initialisation)
@@ -301,9 +362,7 @@ def derived_network(genotype: Genotype, settings: NetworkSettings, seed: int) ->
 
 
 def supernet(candidates: Candidates, settings: NetworkSettings, seed: int) -> Network:
-    """The supernet 𝒩_k of Algorithm 1 with these live operations, in the form in which the search scores
-    it.
-    """
+    """The supernet 𝒩_k of Algorithm 1 with these live operations, in the form that the search scores."""
     return build(candidates, settings.for_search(settings.classes), seed)
 
 

@@ -74,10 +74,12 @@ def jacobian(
         x: samples n × ….
         outputs: "full" for every output, "sum" for the gradient of the sum of the outputs.
         select: names of the parameters to differentiate by; None for all that are not frozen.
-        chunk: samples that vmap holds at a time.
+        chunk: samples that vmap holds together.
 
-    Raises:
-        UnsupportedModelError: plain autograd does not give the rows either, or the gradients mix samples.
+    Returns:
+        The gradients, by name of the parameter. It raises UnsupportedModelError where plain autograd does not give
+        them either, or the gradients mix samples.
+
     """
     check_outputs(outputs)
     moving = selected(params, select if select is not None else list(model.moving(params)))
@@ -90,13 +92,13 @@ def jacobian(
     with torch.no_grad():
         first = batch({}, x[:1])
     n, k = len(x), first.shape[1]
-    flow = torch.eye(k, dtype=first.dtype, device=first.device).expand(n, k, k)
+    cotangents = torch.eye(k, dtype=first.dtype, device=first.device).expand(n, k, k)
 
     def vectorised() -> Parameters:
         return vmap(derivative, in_dims=(None, 0), chunk_size=chunk)(moving, x)
 
     rows = checked_rows(
-        vectorised, lambda own: batch(own, x), lambda own, i: batch(own, x[i : i + 1])[0], flow, moving
+        vectorised, lambda own: batch(own, x), lambda own, i: batch(own, x[i : i + 1])[0], cotangents, moving
     )
     return {name: rows[name].reshape(n * k, *params[name].shape) for name in moving}
 
@@ -105,32 +107,36 @@ def checked_rows(
     fast: Callable[[], Parameters],
     whole: Callable[[Parameters], Tensor],
     single: Callable[[Parameters, int], Tensor],
-    flow: Tensor,
+    cotangents: Tensor,
     values: Parameters,
 ) -> Parameters:
     """Gradients n × k × shape by every parameter, from ``fast`` where it gives those of plain autograd.
 
     Some operations have batching rules that give wrong numbers, or none. The rows are therefore compared with one
     plain backward pass over the whole batch, which sees all samples and outputs at once, and rows by plain autograd,
-    one sample and one output at a time, take their place where they differ. Inside a transform of torch.func there is
+    one sample and one output after the other, replace them where they differ. Inside a transform of torch.func there is
     no plain autograd, and ``fast`` is what there is.
 
     Args:
         fast: the rows, by whatever is faster than one backward pass a row.
         whole: parameters -> outputs n × … of all samples in one pass.
-        single: (parameters, i) -> the output … of sample i by itself.
-        flow: n × k × …, what the rows pull back.
+        single: (parameters, i) -> the output … of sample i alone.
+        cotangents: n × k × …, the cotangents of the outputs.
         values: the parameters to differentiate by.
 
+    Returns:
+        The rows n × k × shape, by name of the parameter. Where plain autograd fails, it raises NetworkError.
+
     Raises:
-        UnsupportedModelError: plain autograd fails, or its rows do not add up to the gradient of ``whole``.
+        OutOfMemoryError: the device has too little memory.
+        UnsupportedModelError: the rows of plain autograd do not add up to the gradient of ``whole``.
     """
     if in_transform(values):
         return fast()
     try:
         with without_batching_warnings():
             rows = fast()
-        if adds_up(rows, whole, flow, values):
+        if adds_up(rows, whole, cotangents, values):
             return rows
         reason = "it gives other gradients than plain autograd"
     except torch.OutOfMemoryError:
@@ -140,16 +146,17 @@ def checked_rows(
         reason = (str(inside).splitlines() or [type(error).__name__])[0]
     _say_once(tuple(sorted(values)), reason)
     try:
-        rows = plain_rows(single, flow, values)[1]
-        agree = adds_up(rows, whole, flow, values, torch.finfo(flow.dtype).eps ** 0.5 * 10)
+        rows = plain_rows(single, cotangents, values)[1]
+        agree = adds_up(rows, whole, cotangents, values, torch.finfo(cotangents.dtype).eps ** 0.5 * 10)
     except (torch.OutOfMemoryError, UnsupportedModelError):
         raise
     except RuntimeError as error:
-        raise not_differentiable(values, error) from error
+        refused: NetworkError = not_differentiable(values, error)
+        raise refused from error
     if not agree:
         raise UnsupportedModelError(
             f"the gradients by {sorted(values)} of a sample alone are not those in its batch: the network mixes "
-            "samples on the way back, or computes in lower precision than its outputs have"
+            "samples in its backward pass, or computes in lower precision than its outputs have"
         )
     return rows
 
@@ -170,51 +177,62 @@ def _say_once(names: tuple[str, ...], reason: str) -> None:
 
 
 def plain_rows(
-    single: Callable[[Parameters, int], Tensor], flow: Tensor, values: Parameters
+    single: Callable[[Parameters, int], Tensor], cotangents: Tensor, values: Parameters
 ) -> tuple[Tensor, Parameters]:
     """Outputs n × … and gradients n × k × shape by one plain backward pass a row; arguments as :func:`checked_rows`."""
     own = {name: value.detach().requires_grad_() for name, value in values.items()}
-    outputs, rows = [], {name: [] for name in own}
-    for i, flows in enumerate(flow):
+    outputs: list[Tensor] = []
+    rows: dict[str, list[Tensor]] = {name: [] for name in own}
+    for i, ways in enumerate(cotangents):
         with torch.enable_grad():
             output = single(own, i)
-        for each in flows:
+        for each in ways:
             for name, gradient in zip(own, gradients_of(output, list(own.values()), each), strict=True):
                 rows[name].append(gradient)
         outputs.append(output.detach())
     shaped = {
-        name: torch.stack(parts).reshape(*flow.shape[:2], *own[name].shape) for name, parts in rows.items()
+        name: torch.stack(parts).reshape(*cotangents.shape[:2], *own[name].shape)
+        for name, parts in rows.items()
     }
     return torch.stack(outputs), shaped
 
 
-def gradients_of(output: Tensor, values: Sequence[Tensor], flow: Tensor) -> tuple[Tensor, ...]:
-    """What ``flow`` pulls back through ``output`` to the values: zeros where nothing reaches; the graph stays."""
+def gradients_of(output: Tensor, values: Sequence[Tensor], cotangent: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of ⟨output, cotangent⟩ by the values, zeros where it does not depend on them; the graph is kept."""
     if not output.requires_grad:
         return tuple(torch.zeros_like(value) for value in values)
     return torch.autograd.grad(
-        output, values, flow, retain_graph=True, allow_unused=True, materialize_grads=True
+        output, values, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
     )
 
 
 def adds_up(
     rows: Parameters,
     outputs: Callable[[Parameters], Tensor],
-    flow: Tensor,
+    cotangents: Tensor,
     values: Parameters,
     tolerance: float | None = None,
 ) -> bool:
     """Whether rows of n × k gradients, weighted and added, are the gradient of one plain pass over the batch.
 
-    outputs: parameters -> n × …; flow: n × k × …, its gradients that the rows pulled back; rows: n × k × shape.
-    tolerance: relative to the largest entry of the sum of absolute values; a thousand roundings for None.
+    Args:
+        rows: gradients n × k × shape, by parameter.
+        outputs: parameters -> outputs n × ….
+        cotangents: n × k × …, the cotangents of the outputs that the rows belong to.
+        values: the parameters.
+        tolerance: relative to the largest entry of the sum of absolute values; None for a thousand roundings.
+
+    Returns:
+        False where some sum differs.
     """
-    weights = probe_weights(torch.arange(flow.shape[0] * flow.shape[1]), flow).view(flow.shape[:2])
+    weights = probe_weights(torch.arange(cotangents.shape[0] * cotangents.shape[1]), cotangents).view(
+        cotangents.shape[:2]
+    )
     own = {name: value.detach().requires_grad_() for name, value in values.items()}
     with torch.enable_grad():
         output = outputs(own)
-    plain = gradients_of(output, list(own.values()), torch.einsum("nk,nk...->n...", weights, flow))
-    tolerance = 1e3 * torch.finfo(flow.dtype).eps if tolerance is None else tolerance
+    plain = gradients_of(output, list(own.values()), torch.einsum("nk,nk...->n...", weights, cotangents))
+    tolerance = 1e3 * torch.finfo(cotangents.dtype).eps if tolerance is None else tolerance
     for name, gradient in zip(own, plain, strict=True):
         if gradient.numel() == 0:
             continue
@@ -228,7 +246,8 @@ def adds_up(
 
 def gram(rows1: Parameters, rows2: Parameters, dtype: torch.dtype = torch.float64) -> Float[Tensor, "p q"]:
     """J1 J2ᵀ, contracted parameter by parameter in a dtype; exactly symmetric when both are the same object."""
-    total = 0
+    first = next(iter(rows1))
+    total = rows1[first].new_zeros(len(rows1[first]), len(rows2[first]), dtype=dtype)
     for name, left in rows1.items():
         right = rows2[name]
         flat = left.reshape(len(left), -1).to(dtype)

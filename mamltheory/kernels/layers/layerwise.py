@@ -1,8 +1,8 @@
 """Empirical NTK of any module, layer by layer: Θ̂ of Definition 1 without ever holding a Jacobian.
 
-The gradient of an output by the parameters of a layer is a function of what enters the layer and of what flows back
-to what leaves it. One forward pass with hooks and one backward pass per output give both for all layers; each
-layer's gradients are then formed, contracted and discarded.
+The gradient of an output by the parameters of a layer is a function of the layer's input and of the gradient by its
+output. One forward pass with hooks and one backward pass per output give both for all layers; each layer's gradients
+are then formed, contracted and discarded.
 
 Nothing is taken on trust, unless the caller vouches for the module. Within its own call a layer sees its
 parameters as constants, so that what it contributes comes from its formula alone; whatever gradient still reaches a
@@ -13,7 +13,7 @@ module, and of modules that share a parameter, add up row by row.
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,14 +26,15 @@ from mamltheory.kernels.layers.jacobian import Outputs, gradients_of
 from mamltheory.kernels.layers.options import KernelOptions
 from mamltheory.kernels.layers.parts import keeps_samples_apart
 from mamltheory.kernels.layers.recorder import (
-    Call,
+    LayerCall,
     NotCovered,
     Recorder,
-    batched_flows,
-    flows_back,
+    batched_output_gradients,
+    output_gradients,
     own_parameters,
+    stacked,
 )
-from mamltheory.kernels.layers.rules import layer_gradients, linear_factors, module_gradients
+from mamltheory.kernels.layers.rules import linear_factors, module_gradients
 from mamltheory.kernels.layers.tiles import Budget, Pass, general_gradients, tiled_kernels
 from mamltheory.modules import call_module, probe_weights, refuse_checkpointing, unknown_parts
 from mamltheory.networks import Model, output_of
@@ -52,7 +53,7 @@ def layerwise_kernels(
     """∇f(x1) ∇f(x2)ᵀ by the parameters of every selection, all from the same passes.
 
     A tile of n samples holds about, in numbers of the network's dtype,
-        n Σ_layers (what enters + (2 + k) what leaves) + n k D_layer of the layer at hand (factors: n (j + k o)),
+        n Σ_layers (input + (2 + k) output) + n k D_layer of the layer at hand (factors: n (j + k o)),
     and half the budget goes to the rows' tile where there are several.
 
     Args:
@@ -82,32 +83,33 @@ def layerwise_kernels(
 def parameter_routes(
     module: nn.Module, x: Tensor, params: Parameters, select: Collection[str]
 ) -> dict[str, str]:
-    """How every parameter's part of the kernel is computed: seen on the first sample.
+    """How each parameter's part of the kernel is computed, as seen on the first sample.
 
-    "factors" (linear layers), "formula" (other known layers), "module" (a layer differentiated alone), "general"
-    (vmap of jacrev through the whole network), "unused" (no gradient reaches it).
+    Args:
+        module: the network.
+        x: samples.
+        params: values of the parameters.
+        select: names of the parameters.
+
+    Returns:
+        For each name "factors" (linear layers), "formula" (other known layers), "module" (a layer differentiated
+        alone), "general" (vmap of jacrev through the whole network) or "unused" (no output depends on it).
     """
     state = _Layerwise(module, params, [select], "sum", x)
     while True:
         recorder = state.recorder(Budget(2**62, 1))
         try:
             logits = recorder.run(x[:1])
-            flows = flows_back([logits.sum(1)], recorder)
+            cotangents = output_gradients([logits.sum(1)], recorder)
             break
         except NotCovered as found:
             state.leave_out(found, False)
     routes = dict.fromkeys(select, "unused") | dict.fromkeys(state.general, "general")
-    for call, flow in zip(recorder.calls, flows, strict=True):
-        kind = "module" if call.kind is None else "factors" if call.kind is nn.Linear else "formula"
-        routes |= dict.fromkeys(call.names.values() if flow is not None else (), kind)
+    for call, cotangent in zip(recorder.calls, cotangents, strict=True):
+        layer = call.layer
+        kind = "module" if layer.kind is None else "factors" if layer.kind is nn.Linear else "formula"
+        routes |= dict.fromkeys(layer.names.values() if cotangent is not None else (), kind)
     return routes
-
-
-def _stacked(flows: list[Tensor] | Tensor) -> Tensor:
-    """The flows n × k × …, from one tensor for each output or from k × n × …."""
-    if isinstance(flows, Tensor):
-        return flows.transpose(0, 1)
-    return flows[0][:, None] if len(flows) == 1 else torch.stack(flows, 1)
 
 
 class _Layerwise:
@@ -124,11 +126,14 @@ class _Layerwise:
     ) -> None:
         self.module, self.params, self.outputs, self.samples = module, params, outputs, samples
         self.own, self.trusted = own_parameters(module), trusted
-        self.model = Model(partial(call_module, module), module=module)
+        self.model = Model(self._run, module=module)
         self.unknown = {} if trusted else unknown_parts(module)
         self.seen: set[tuple[int, int]] = set()
         self.selections = [frozenset(chosen) for chosen in selections]
         self.general: set[str] = set()
+
+    def _run(self, params: Parameters, x: Tensor) -> Any:
+        return call_module(self.module, params, x)
 
     def leave_out(self, found: NotCovered, strict: bool) -> None:
         """Takes parameters from the layers and gives them to the general way, unless that is refused."""
@@ -154,17 +159,17 @@ class _Layerwise:
             whole = new and self._check_parts(recorder, x, logits.detach())
             k = 1 if self.outputs == "sum" else logits.shape[1]
             for call in recorder.calls:
-                budget.take(f"module {call.name!r}", call.flow_bytes * k)
+                budget.take(f"module {call.layer.name!r}", call.cotangent_bytes * k)
             if new:
                 refuse_checkpointing(logits)
-            flows = self._flows(logits, recorder)
+            cotangents = self._output_gradients(logits, recorder)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # the network runs, and not with hooks: a transform inside it, say
             if self.trusted or not recorder.moving:
                 raise
             raise NotCovered(recorder.moving, f"its layers cannot be watched ({error})") from error
-        groups = self._groups(recorder.calls, flows, x, k, budget)
+        groups = self._groups(recorder.calls, cotangents, x, k, budget)
         if whole:
             groups = self._compared(groups, recorder.moving, x, k)
         else:
@@ -177,7 +182,19 @@ class _Layerwise:
         """The groups; at the end, weighted and added, they must be the gradient of one plain pass over the tile.
 
         That sees all samples, outputs and parameters at once: a formula that is not the layer's, a use of a weight
-        that no layer's call shows, and samples that mix on the way back. Raises NotCovered for parameters that differ.
+        that no layer's call shows, and samples that mix in the backward pass.
+
+        Args:
+            groups: the gradients of a pass.
+            moving: names of the parameters that are compared.
+            x: samples of the tile.
+            k: number of outputs.
+
+        Yields:
+            The groups.
+
+        Raises:
+            NotCovered: some parameters' sums differ.
         """
         like = next(iter(self.params.values()))
         weights = probe_weights(torch.arange(len(x) * k), like).view(-1, k)
@@ -212,33 +229,33 @@ class _Layerwise:
             check_independent(self.model, self.params, self.samples, len(x))
         return not apart or any(call.parameters for call in recorder.parts)
 
-    def _flows(self, logits: Tensor, recorder: Recorder) -> list:
+    def _output_gradients(self, logits: Tensor, recorder: Recorder) -> list:
         with torch.enable_grad():
             if self.outputs == "sum":
-                return flows_back([logits.sum(1)], recorder)
-            dense = all(call.kind in (nn.Linear, nn.LayerNorm) for call in recorder.calls)
+                return output_gradients([logits.sum(1)], recorder)
+            dense = all(call.layer.kind in (nn.Linear, nn.LayerNorm) for call in recorder.calls)
             if dense and logits.requires_grad and logits.shape[1] > 1:
-                flows = batched_flows(logits, recorder)
-                if flows is not None:
-                    return flows
-            return flows_back(list(logits.unbind(1)), recorder)
+                cotangents = batched_output_gradients(logits, recorder)
+                if cotangents is not None:
+                    return cotangents
+            return output_gradients(list(logits.unbind(1)), recorder)
 
     def _groups(
-        self, calls: Sequence[Call], flows: list, x: Tensor, k: int, budget: Budget
+        self, calls: Sequence[LayerCall], cotangents: list, x: Tensor, k: int, budget: Budget
     ) -> Iterator[tuple[frozenset[str], Gradients]]:
-        counts = Counter(name for call in calls for name in call.names.values())
+        counts = Counter(name for call in calls for name in call.layer.names.values())
         shared = {name for name, count in counts.items() if count > 1}
         sums: Parameters = {}
         for i, call in enumerate(calls):
-            flow, flows[i] = flows[i], None
-            if flow is None:
+            cotangent, cotangents[i] = cotangents[i], None
+            if cotangent is None:
                 continue
-            for names, gradients in self._gradients(call, _stacked(flow), shared):
-                if names <= shared:
+            for names, gradients in self._gradients(call, stacked(cotangent), shared):
+                if names <= shared and isinstance(gradients, Tensor):
                     (name,) = names
                     sums[name] = sums[name] + gradients if name in sums else gradients
                 else:
-                    yield names, budget.hold(f"module {call.name!r}", gradients)
+                    yield names, budget.hold(f"module {call.layer.name!r}", gradients)
         if self.general:
             yield from general_gradients(
                 self.model,
@@ -253,28 +270,30 @@ class _Layerwise:
             yield frozenset({name}), budget.hold(f"parameter {name!r}", rows)
 
     def _gradients(
-        self, call: Call, flow: Tensor, shared: set[str]
+        self, call: LayerCall, cotangent: Tensor, shared: set[str]
     ) -> Iterator[tuple[frozenset[str], Gradients]]:
         """The gradients of one call by its parameters: factors where a linear layer's weight is used once."""
-        rest = dict(call.names)
-        if call.kind is None:
-            rows = self._module_gradients(call, flow)
+        layer, rest = call.layer, dict(call.layer.names)
+        if call.kept_output is not None:
+            rows = self._module_gradients(call, call.kept_output, cotangent)
             yield from ((frozenset({rest[key]}), value) for key, value in rows.items())
             return
-        if call.kind is nn.Linear and "weight" in rest and rest["weight"] not in shared:
+        if layer.kind is nn.Linear and "weight" in rest and rest["weight"] not in shared:
             together = rest.get("bias") not in {None, *shared} and self._alike(rest.values())
             taken = [rest.pop(key) for key in (("weight", "bias") if together else ("weight",))]
-            yield frozenset(taken), linear_factors(call.entering[0], flow, together)
+            yield frozenset(taken), linear_factors(call.inputs[0], cotangent, together)
         if rest:
-            rows = layer_gradients(call.kind, call.layer, call.entering[0], flow, list(rest))
+            rows = call.gradients(cotangent, rest)
             yield from ((frozenset({rest[key]}), value) for key, value in rows.items())
 
-    def _module_gradients(self, call: Call, flow: Tensor) -> Parameters:
-        own = self.own[call.name]
-        present = dict(call.layer.named_parameters(recurse=False))
-        values = {key: self.params.get(full, present[key]).detach() for key, full in own.items()}
-        moving = {key: values.pop(key) for key in call.names}
-        return module_gradients(call.layer, call.name, call.entering, call.leaving, flow, moving, values)
+    def _module_gradients(self, call: LayerCall, output: Tensor, cotangent: Tensor) -> Parameters:
+        layer = call.layer
+        present = dict(layer.module.named_parameters(recurse=False))
+        values = {
+            key: self.params.get(full, present[key]).detach() for key, full in self.own[layer.name].items()
+        }
+        moving = {key: values.pop(key) for key in layer.names}
+        return module_gradients(layer.module, layer.name, call.inputs, output, cotangent, moving, values)
 
     def _alike(self, names: Collection[str]) -> bool:
         """Whether every selection has all of these parameters, or none."""

@@ -1,4 +1,4 @@
-"""Whether the parts of a network that are not known keep samples apart: tested on what entered them in one pass.
+"""Whether the parts of a network that are not known keep samples apart: tested on their inputs in one pass.
 
 Mixing can only happen inside such a part, so that the layers around it need not run again. A part is tested where it
 takes and gives one row a sample; elsewhere the whole network is, by :func:`mamltheory.guard.check_independent`.
@@ -7,6 +7,7 @@ takes and gives one row a sample; elsewhere the whole network is, by :func:`maml
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +22,21 @@ FEW = 8
 
 @dataclass(eq=False)
 class PartCall:
-    """One call of a part.
+    """One call of a part of a network.
 
-    name: of the part in the network.  args: what entered, and their versions then.  output: what left.
+    Attributes:
+        name: of the part in the network.
+        part: the part.
+        args: its positional arguments.
+        versions: version counters of the tensors among them at the call.
+        output: its output.
     """
 
     name: str
     part: nn.Module
-    args: tuple[object, ...]
+    args: tuple[Any, ...]
     versions: list[int]
-    output: object
+    output: Any
 
     @property
     def parameters(self) -> dict[str, str]:
@@ -88,8 +94,8 @@ def _outputs(
 
 
 def _gradients(call: PartCall, mapped: Sequence[bool], batches: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients of outputs, weighted by sample, by what enters, batch after batch."""
-    collected: list[list[Tensor]] = []
+    """Gradients of outputs, weighted by sample, by the arguments, batch after batch."""
+    collected: list[tuple[Tensor, ...]] = []
     for batch in batches:
         if len(batch) == 0:
             continue
@@ -99,12 +105,14 @@ def _gradients(call: PartCall, mapped: Sequence[bool], batches: Sequence[Tensor]
             output = _run(call, {}, parts)
         if not output.requires_grad:
             return []
-        flow = probe_weights(batch, output).view(-1, *[1] * (output.dim() - 1)).expand_as(output)
-        collected.append(torch.autograd.grad(output, leaves, flow, allow_unused=True, materialize_grads=True))
+        cotangent = probe_weights(batch, output).view(-1, *[1] * (output.dim() - 1)).expand_as(output)
+        collected.append(
+            torch.autograd.grad(output, leaves, cotangent, allow_unused=True, materialize_grads=True)
+        )
     return [torch.cat(parts) for parts in zip(*collected, strict=True)]
 
 
-def _taken(args: Sequence[object], mapped: Sequence[bool], batch: Tensor) -> list[object]:
+def _taken(args: Sequence[Any], mapped: Sequence[bool], batch: Tensor) -> list[Any]:
     """The arguments of these samples alone."""
     parts = [part.detach() if isinstance(part, Tensor) else part for part in args]
     return [
@@ -113,7 +121,7 @@ def _taken(args: Sequence[object], mapped: Sequence[bool], batch: Tensor) -> lis
     ]
 
 
-def _run(call: PartCall, values: Mapping[str, Tensor], parts: Sequence[object]) -> Tensor:
+def _run(call: PartCall, values: Mapping[str, Tensor], parts: Sequence[Any]) -> Any:
     plain = not values and next(call.part.buffers(), None) is None
     return call.part(*parts) if plain else call_module(call.part, values, *parts)
 

@@ -1,23 +1,26 @@
-"""The calls of the layers in one forward pass of a module: what entered, and where gradients flow back to."""
+"""The calls of the layers in one forward pass: their inputs, and the cotangents of their outputs."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import InitVar, dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
+from mamltheory.kernels.layers.convolutions import Geometry, weight_gradients
 from mamltheory.kernels.layers.parts import PartCall
-from mamltheory.kernels.layers.rules import fits, kind_of
+from mamltheory.kernels.layers.rules import fits, kind_of, layer_gradients
 from mamltheory.kernels.layers.tiles import Budget
 from mamltheory.modules import Interruption, call_module, guarded_forward
 from mamltheory.networks import checked_output
 from mamltheory.tasks import Parameters
 
 OwnParameters = dict[str, dict[str, str]]
-"""Name of a module -> own name of a parameter of its -> name in the network."""
+"""Name of a module -> its own name of one of its parameters -> name in the network."""
 
 
 class NotCovered(Interruption):
@@ -28,24 +31,82 @@ class NotCovered(Interruption):
         self.names, self.reason = frozenset(names), reason
 
 
-@dataclass(eq=False)
-class Call:
-    """One call of one layer.
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A module with parameters that are differentiated by.
 
-    names: its parameters that move, own name -> name in the network.  entering: positional arguments.
-    edge: where in the graph the gradient by what leaves it passes.  flow_bytes: size of one such gradient.
-    leaving: what left it, for layers without a formula alone.  versions: of the arguments, when they entered.
+    Attributes:
+        name: of the module in the network.
+        module: the module.
+        kind: class whose formula applies; None for a module that is differentiated alone.
+        names: the parameters, own name -> name in the network.
+        numbers: how many numbers the parameters have together.
     """
 
     name: str
-    layer: nn.Module
+    module: nn.Module
     kind: type[nn.Module] | None
     names: dict[str, str]
-    entering: tuple[object, ...]
-    versions: list[int]
-    edge: GradientEdge | None = None
-    flow_bytes: int = 0
-    leaving: Tensor | None = None
+    numbers: int
+
+
+@dataclass(eq=False)
+class LayerCall:
+    """One call of one layer.
+
+    Attributes:
+        layer: the layer.
+        inputs: its positional arguments.
+        edge: where in the graph the cotangent of its output passes.
+        cotangent_bytes: size of one such cotangent.
+        geometry: of a convolution on these inputs, where that is not the layer's own.
+        groups: places of the groups of samples that the layer was called with, where samples are grouped.
+        kept_output: the output, for layers that are differentiated alone.
+    """
+
+    layer: Layer
+    inputs: tuple[Any, ...]
+    output: InitVar[Tensor]
+    geometry: Geometry | None = None
+    groups: tuple[int, ...] = ()
+    edge: GradientEdge = field(init=False)
+    cotangent_bytes: int = field(init=False)
+    kept_output: Tensor | None = field(init=False)
+
+    def __post_init__(self, output: Tensor) -> None:
+        self.edge = get_gradient_edge(output)
+        self.cotangent_bytes = output.numel() * output.element_size()
+        self.kept_output = output.detach().clone() if self.layer.kind is None else None
+
+    def gradients(self, cotangents: Tensor, names: Collection[str] | None = None) -> Parameters:
+        """Per-sample gradients by the layer's own parameters of these names (all), from cotangents n × k × …."""
+        layer, names = self.layer, list(self.layer.names if names is None else names)
+        if self.geometry is not None:
+            size = layer.module.get_parameter("weight").shape
+            return {"weight": weight_gradients(self.inputs[0], cotangents, size, self.geometry)}
+        return layer_gradients(layer.kind, layer.module, self.inputs[0], cotangents, names)
+
+
+def own_parameters(module: nn.Module) -> OwnParameters:
+    """For every submodule with parameters of its own: own name -> name in the network, one for shared ones."""
+    first: dict[int, str] = {}
+    found: OwnParameters = {}
+    for full, value in module.named_parameters(remove_duplicate=False):
+        owner, _, key = full.rpartition(".")
+        found.setdefault(owner, {})[key] = first.setdefault(id(value), full)
+    return found
+
+
+def layers_of(module: nn.Module, moving: Collection[str], own: OwnParameters | None = None) -> list[Layer]:
+    """The submodules that have parameters of these names; ``own`` is the module's :func:`own_parameters`."""
+    modules, found = dict(module.named_modules()), []
+    for name, keys in (own_parameters(module) if own is None else own).items():
+        names = {key: full for key, full in keys.items() if full in moving}
+        if names and name in modules:  # otherwise another name of a module that is in two places
+            part = modules[name]
+            numbers = sum(getattr(part, key).numel() for key in names)
+            found.append(Layer(name, part, kind_of(part, keys), names, numbers))
+    return found
 
 
 class Recorder:
@@ -54,9 +115,16 @@ class Recorder:
     Within its call a layer holds its parameters as constants; outside, they are ``leaves``, so that every other
     use of them shows in the graph.
 
-    own: the module's :func:`own_parameters`.  trusted: the module holds the values of ``params`` and uses each
-    inside calls of its own layer alone; it runs as it is, and there are no leaves.  watched: parts of the module
-    whose calls are kept in ``parts``.
+    Args:
+        module: the network.
+        params: values of its parameters.
+        moving: names of the parameters that are differentiated by.
+        budget: the bytes that the pass may hold.
+        own: the module's :func:`own_parameters`.
+        trusted: the module holds the values of ``params`` and uses each inside calls of its own layer alone; it runs
+            as it is, and there are no leaves.
+        watched: parts of the module whose calls are kept in ``parts``, by name.
+        detached: whether the recorded inputs are without their graph.
     """
 
     def __init__(
@@ -68,42 +136,68 @@ class Recorder:
         own: OwnParameters,
         trusted: bool = False,
         watched: Mapping[str, nn.Module] | None = None,
+        detached: bool = True,
     ) -> None:
         self.module, self.params, self.budget = module, params, budget
-        self.watched = watched or {}
+        self.watched, self.detached = watched or {}, detached
         self.moving, self.own, self.trusted = frozenset(moving), own, trusted
-        self.leaves, self.constants = {}, {}
+        self.leaves: Parameters = {}
+        self.constants: Parameters = {}
         if not trusted:
             self.leaves = {name: nn.Parameter(params[name].detach()) for name in sorted(moving)}
             self.constants = {
                 name: nn.Parameter(leaf.detach(), requires_grad=False) for name, leaf in self.leaves.items()
             }
-        self.calls: list[Call] = []
-        self._open: dict[nn.Module, Call] = {}
+        self.calls: list[LayerCall] = []
+        self.parts: list[PartCall] = []
+        self._open: dict[nn.Module, tuple[tuple[object, ...], list[int]]] = {}
+        self._versions: list[list[int]] = []
         self._seen: set[int] = set()
         self._samples = 0
-        self.parts: list[PartCall] = []
         self._entered: dict[nn.Module, list[tuple[tuple[object, ...], list[int]]]] = {}
 
     def run(self, x: Tensor) -> Tensor:
-        """The outputs n × k, with the graph down to the layers; raises NotCovered, OverBudget, ShapeError."""
-        self._samples = len(x)
-        handles = [handle for layer in self._layers() for handle in self._hooked(*layer)]
+        """The outputs n × k, with the graph down to the layers.
+
+        Args:
+            x: samples n × ….
+
+        Returns:
+            The outputs.
+
+        Raises:
+            NotCovered: a layer is called in a way that its formula does not cover.
+        """
+        with self.watching(len(x)), torch.enable_grad():
+            logits = self._outputs(x)
+        logits = checked_output(logits, x)
+        for call, versions in zip(self.calls, self._versions, strict=True):
+            if _versions(call.inputs) != versions:
+                raise NotCovered(
+                    call.layer.names.values(), f"the input of module {call.layer.name!r} is changed in place"
+                )
+        return logits
+
+    @contextmanager
+    def watching(self, samples: int) -> Iterator[None]:
+        """Records the calls of the layers with this number of samples while the module runs."""
+        self._samples = samples
+        layers = layers_of(self.module, self.moving, self.own)
+        handles = [
+            handle
+            for layer in layers
+            if layer.kind is not None or next(layer.module.children(), None) is None
+            for handle in self._hooked(layer)
+        ]
         for name, part in self.watched.items():
             after = partial(self._after_part, name)
             handles.append(part.register_forward_hook(after, with_kwargs=True, prepend=True))
             handles.append(part.register_forward_pre_hook(self._before_part))
         try:
-            with torch.enable_grad():
-                logits = self._outputs(x)
+            yield
         finally:
             for handle in handles:
                 handle.remove()
-        logits = checked_output(logits, x)
-        for call in self.calls:
-            if _versions(call.entering) != call.versions:
-                raise NotCovered(call.names.values(), f"what enters module {call.name!r} is changed in place")
-        return logits
 
     def _outputs(self, x: Tensor) -> object:
         if self.trusted:
@@ -121,53 +215,35 @@ class Recorder:
         own = dict(self.module.named_parameters(remove_duplicate=False))
         return {name: value for name, value in self.params.items() if not value.is_set_to(own[name])}
 
-    def _layers(self) -> Iterator[tuple[str, nn.Module, type[nn.Module] | None, dict[str, str]]]:
-        """Modules whose own parameters move and have a formula, or that have no children."""
-        modules = dict(self.module.named_modules())
-        for name, own in self.own.items():
-            moving = {key: full for key, full in own.items() if full in self.moving}
-            if name not in modules:  # another name of a module that is in two places
-                continue
-            layer = modules[name]
-            kind = kind_of(layer, own)
-            if moving and (kind is not None or next(layer.children(), None) is None):
-                yield name, layer, kind, moving
-
-    def _hooked(
-        self, name: str, layer: nn.Module, kind: type[nn.Module] | None, names: dict[str, str]
-    ) -> list[RemovableHandle]:
+    def _hooked(self, layer: Layer) -> list[RemovableHandle]:
         """Hooks before and after the layer's calls; bound methods, for closures would be made for every layer."""
-        before = partial(self._before, name, kind, names)
         return [
-            layer.register_forward_pre_hook(before, with_kwargs=True),
-            layer.register_forward_hook(partial(self._after, names), prepend=True),
+            layer.module.register_forward_pre_hook(partial(self._before, layer), with_kwargs=True),
+            layer.module.register_forward_hook(partial(self._after, layer), prepend=True),
         ]
 
-    def _before(
-        self,
-        name: str,
-        kind: type[nn.Module] | None,
-        names: dict[str, str],
-        layer: nn.Module,
-        args: tuple,
-        kwargs: dict,
-    ) -> None:
-        if kwargs or layer in self._open or not fits(kind, layer, args, self._samples):
-            raise NotCovered(names.values(), f"module {name!r} is not called with one row a sample")
+    def _before(self, layer: Layer, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        names = layer.names
+        if kwargs or module in self._open or not fits(layer.kind, module, args, self._samples):
+            raise NotCovered(names.values(), f"module {layer.name!r} is not called with one row a sample")
         if not self.trusted and any(
-            getattr(layer, key) is not self.leaves[full] for key, full in names.items()
+            getattr(module, key) is not self.leaves[full] for key, full in names.items()
         ):
-            raise NotCovered(names.values(), f"module {name!r} is called with other values than its own")
-        self._open[layer] = Call(name, layer, kind, names, _detached(args), _versions(args))
-        if not self.trusted:
-            for key, full in names.items():
-                setattr(layer, key, self.constants[full])
+            raise NotCovered(
+                names.values(), f"module {layer.name!r} is called with other values than its own"
+            )
+        self._open[module] = _detached(args) if self.detached else args, _versions(args)
+        self._set(layer, self.constants)
 
-    def _after(self, names: dict[str, str], layer: nn.Module, _: tuple, output: object) -> Tensor | None:
+    def _after(self, layer: Layer, module: nn.Module, _: tuple, output: object) -> Tensor | None:
+        self._set(layer, self.leaves)
+        return self._record(layer, *self._open.pop(module), output)
+
+    def _set(self, layer: Layer, values: Parameters) -> None:
+        """Gives an untrusted layer these values of its parameters."""
         if not self.trusted:
-            for key, full in names.items():
-                setattr(layer, key, self.leaves[full])
-        return self._record(self._open.pop(layer), output)
+            for key, full in layer.names.items():
+                setattr(layer.module, key, values[full])
 
     def _before_part(self, part: nn.Module, args: tuple) -> None:
         self._entered.setdefault(part, []).append((_detached(args), _versions(args)))
@@ -176,44 +252,37 @@ class Recorder:
         args, versions = self._entered[part].pop()
         self.parts.append(PartCall(name, part, () if kwargs else args, versions, output))
 
-    def _record(self, call: Call, output: object) -> Tensor | None:
-        """Books a call; a clone stands in for an output that has no graph yet, or that is a view of another."""
+    def _record(
+        self, layer: Layer, inputs: tuple[object, ...], versions: list[int], output: object
+    ) -> Tensor | None:
+        """Records a call; a clone replaces an output that has no graph yet, or that is a view of another."""
+        names = layer.names
         if not isinstance(output, Tensor) or output.dim() == 0 or len(output) != self._samples:
-            raise NotCovered(call.names.values(), f"module {call.name!r} does not return one row a sample")
+            raise NotCovered(names.values(), f"module {layer.name!r} does not return one row a sample")
         if not torch.is_grad_enabled() or not output.is_floating_point():
             return None  # no gradient passes here
-        if output.dtype != self.params[next(iter(call.names.values()))].dtype:
-            raise NotCovered(call.names.values(), f"module {call.name!r} computes in {output.dtype}")
+        if output.dtype != self.params[next(iter(names.values()))].dtype:
+            raise NotCovered(names.values(), f"module {layer.name!r} computes in {output.dtype}")
         replaced = not output.requires_grad or output._base is not None
         if not output.requires_grad:
             output = output.detach().requires_grad_()
         output = output.clone() if replaced else output
-        call.edge, call.flow_bytes = get_gradient_edge(output), output.numel() * output.element_size()
-        call.leaving = output.detach().clone() if call.kind is None else None
-        self.budget.take(f"module {call.name!r}", 2 * call.flow_bytes + self._new_bytes(call.entering))
+        call = LayerCall(layer, inputs, output)
+        self.budget.take(f"module {layer.name!r}", 2 * call.cotangent_bytes + self._new_bytes(inputs))
         self.calls.append(call)
+        self._versions.append(versions)
         return output if replaced else None
 
-    def _new_bytes(self, entering: tuple[object, ...]) -> int:
+    def _new_bytes(self, inputs: tuple[object, ...]) -> int:
         total = 0
-        for part in entering:
+        for part in inputs:
             if isinstance(part, Tensor) and part.data_ptr() not in self._seen:
                 self._seen.add(part.data_ptr())
                 total += part.numel() * part.element_size()
         return total
 
 
-def own_parameters(module: nn.Module) -> OwnParameters:
-    """For every submodule with parameters of its own: own name -> name in the network, one for shared ones."""
-    first: dict[int, str] = {}
-    found: OwnParameters = {}
-    for full, value in module.named_parameters(remove_duplicate=False):
-        owner, _, key = full.rpartition(".")
-        found.setdefault(owner, {})[key] = first.setdefault(id(value), full)
-    return found
-
-
-def _detached(args: tuple) -> tuple[object, ...]:
+def _detached(args: tuple) -> tuple[Any, ...]:
     return tuple(part.detach() if isinstance(part, Tensor) else part for part in args)
 
 
@@ -221,13 +290,23 @@ def _versions(args: Sequence[object]) -> list[int]:
     return [part._version for part in args if isinstance(part, Tensor)]
 
 
-def flows_back(columns: Sequence[Tensor], recorder: Recorder) -> list[list[Tensor] | None]:
-    """∂(output)/∂(what leaves the layer) of every call, output by output; None where no output depends on it.
+def output_gradients(
+    columns: Sequence[Tensor], recorder: Recorder, differentiable: bool = False
+) -> list[list[Tensor] | None]:
+    """The gradients of sums of outputs by the outputs of all recorded calls.
 
-    Raises NotCovered for parameters that a gradient reaches past the layers' calls.
+    Args:
+        columns: outputs, each of which is summed and differentiated.
+        recorder: the recorder that has run.
+        differentiable: whether the gradients carry a graph of their own.
+
+    Returns:
+        For each call one gradient for each column, or None where no column depends on it. It raises NotCovered for
+        parameters on which a column depends outside the layers' calls.
     """
-    edges, leaves = [call.edge for call in recorder.calls], recorder.leaves
-    passes = []
+    edges: list[Any] = [call.edge for call in recorder.calls]
+    leaves = recorder.leaves
+    passes: list[Sequence[Tensor | None]] = []
     if not edges and not leaves:
         return []
     for i, column in enumerate(columns):
@@ -235,16 +314,21 @@ def flows_back(columns: Sequence[Tensor], recorder: Recorder) -> list[list[Tenso
             passes.append([None] * len(edges))
             continue
         gradients = torch.autograd.grad(
-            column.sum(), [*edges, *leaves.values()], retain_graph=i + 1 < len(columns), allow_unused=True
+            column.sum(),
+            [*edges, *leaves.values()],
+            retain_graph=differentiable or i + 1 < len(columns),
+            create_graph=differentiable,
+            allow_unused=True,
         )
         _check_covered(leaves, gradients[len(edges) :])
         passes.append(gradients[: len(edges)])
-    return [_filled(list(flows)) for flows in zip(*passes, strict=True)]
+    return [_filled(list(each)) for each in zip(*passes, strict=True)]
 
 
-def batched_flows(logits: Tensor, recorder: Recorder) -> list[Tensor | None] | None:
+def batched_output_gradients(logits: Tensor, recorder: Recorder) -> list[Tensor | None] | None:
     """The same for all outputs in one vectorised pass, outputs first; None if an operation does not allow it."""
-    edges, leaves = [call.edge for call in recorder.calls], recorder.leaves
+    edges: list[Any] = [call.edge for call in recorder.calls]
+    leaves = recorder.leaves
     n, k = logits.shape
     basis = torch.eye(k, dtype=logits.dtype, device=logits.device)[:, None].expand(k, n, k)
     try:
@@ -262,6 +346,13 @@ def batched_flows(logits: Tensor, recorder: Recorder) -> list[Tensor | None] | N
     return list(gradients[: len(edges)])
 
 
+def stacked(cotangents: Sequence[Tensor] | Tensor) -> Tensor:
+    """Cotangents n × k × …, from one tensor for each output or from k × n × …."""
+    if isinstance(cotangents, Tensor):
+        return cotangents.transpose(0, 1)
+    return cotangents[0][:, None] if len(cotangents) == 1 else torch.stack(list(cotangents), 1)
+
+
 def _check_covered(leaves: Parameters, gradients: Sequence[Tensor | None]) -> None:
     reached = {name for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
     if reached:
@@ -270,7 +361,7 @@ def _check_covered(leaves: Parameters, gradients: Sequence[Tensor | None]) -> No
         )
 
 
-def _filled(flows: list[Tensor | None]) -> list[Tensor] | None:
+def _filled(gradients: list[Tensor | None]) -> list[Tensor] | None:
     """Zeros for the outputs that do not depend on the layer."""
-    some = next((flow for flow in flows if flow is not None), None)
-    return None if some is None else [torch.zeros_like(some) if flow is None else flow for flow in flows]
+    some = next((each for each in gradients if each is not None), None)
+    return None if some is None else [torch.zeros_like(some) if each is None else each for each in gradients]

@@ -34,8 +34,11 @@ class OverBudget(Interruption):
 class Budget:
     """Bytes that a pass may hold; :meth:`take` raises OverBudget when they are used up.
 
-    samples: of the whole kernel, by which gradients are settled as rows or factors.
-    kept: whether the gradients of all groups are held at the same time.
+    Attributes:
+        limit: the bytes.
+        samples: number of samples of the whole kernel, by which gradients are settled as rows or factors.
+        kept: whether the gradients of all groups are held at the same time.
+        used: bytes in use.
     """
 
     limit: int
@@ -52,7 +55,7 @@ class Budget:
     def hold(self, what: str, gradients: Gradients) -> Gradients:
         """The gradients in the form in which they are contracted, booked."""
         gradients = settled(gradients, self.samples)
-        parts = (gradients.entering, gradients.flowing) if isinstance(gradients, Factors) else (gradients,)
+        parts = (gradients.inputs, gradients.cotangents) if isinstance(gradients, Factors) else (gradients,)
         self.take(what, sum(part.numel() * part.element_size() for part in parts), self.kept)
         return gradients
 
@@ -170,7 +173,20 @@ def general_gradients(
     k: int,
     budget: Budget,
 ) -> Iterator[tuple[frozenset[str], Gradients]]:
-    """The gradients of n·k rows by :func:`mamltheory.kernels.layers.jacobian.jacobian`, parameter after parameter."""
+    """The gradients of n·k rows by :func:`mamltheory.kernels.layers.jacobian.jacobian`, parameter after parameter.
+
+    Args:
+        model: the network.
+        params: its parameters.
+        x: samples.
+        outputs: "full" for each output, "sum" for their sum.
+        names: parameters to differentiate by.
+        k: number of outputs.
+        budget: the bytes that the rows may take.
+
+    Yields:
+        Names and rows of one parameter after the other.
+    """
     size = sum(params[name].numel() * params[name].element_size() for name in names)
     budget.take("the rows of the Jacobian", len(x) * k * size)
     rows = jacobian(model, params, x, outputs, names)

@@ -1,31 +1,37 @@
-"""How the layers of cells are run for kernels: the same functions as their modules', with cheaper derivatives.
+"""How the layers of cells run for kernels: the functions of their modules, with cheaper derivatives.
 
-A pointwise convolution is a matrix product. A depthwise one of stride 1 has another one as its derivative by what
-enters, with the kernel turned around; the general routine for that is up to ten times as slow, most of all where the
-kernel is dilated. A convolution of stride 2 that sees every other pixel alone, as both of a factorized reduction and
-the dilated one do, is one of stride 1 on the grid of these pixels, and all edges that leave a state share the grid.
+Both convolutions of a factorized reduction and the dilated one of stride 2 read every other pixel alone, and run on
+the grid of these pixels; all edges that leave a state share the grid.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, conv2d, max_pool2d
 
+from mamltheory.kernels.layers.convolutions import (
+    Geometry,
+    convolved,
+    is_plain,
+    reads_one_grid,
+    zero_padded,
+)
 from mamltheory.nas.operations import FactorizedReduce
 
-Note = Callable[[nn.Module, Tensor, Tensor, bool], None]
-"""Takes a layer, what entered it, what left it, and whether what entered is the grid of the pixels that it sees."""
+Record = Callable[[nn.Module, Tensor, Tensor, Geometry | None], None]
+"""Takes a layer, its input, its output, and the geometry of a convolution on that input."""
 
 
 @dataclass(eq=False)
-class Entering:
-    """What enters operations, and its grids of every other pixel, which are made when they are first asked for.
+class Activation:
+    """The input of operations, with what several of them compute from it alike.
 
-    normed: norms that it has gone through, and what left them.
+    Attributes:
+        x: the input.
+        grids: every other pixel of it, by the number of the first row and column.
+        normed: norms that have been applied to it, and their outputs.
     """
 
     x: Tensor
@@ -33,7 +39,7 @@ class Entering:
     normed: list[tuple[nn.GroupNorm, Tensor]] = field(default_factory=list)
 
     def grid(self, shift: int) -> Tensor:
-        """Every other row and column, from the one of this number on; beyond the image lie zeros."""
+        """Every other row and column from this one on, padded by zeros to half the size, rounded up."""
         if shift not in self.grids:
             seen = self.x[:, :, shift::2, shift::2]
             missing = [
@@ -44,199 +50,33 @@ class Entering:
         return self.grids[shift]
 
 
-def run(module: nn.Module, entering: Tensor | Entering, note: Note) -> Float[Tensor, "m ..."]:
-    """module(x) up to rounding, with a note of every layer on the way."""
-    entering = entering if isinstance(entering, Entering) else Entering(entering)
+def run(module: nn.Module, state: Tensor | Activation, record: Record) -> Float[Tensor, "m ..."]:
+    """module(state) up to rounding, with a record of each layer on the way."""
+    state = state if isinstance(state, Activation) else Activation(state)
     match module:
         case nn.Sequential():
             for layer in module:
-                entering = Entering(run(layer, entering, note))
-            return entering.x
+                state = Activation(run(layer, state, record))
+            return state.x
         case FactorizedReduce():
             halves = [
-                _noted(layer, entering.grid(shift), True, _convolved, note)
+                _convolution(layer, state.grid(shift), True, record)
                 for shift, layer in enumerate((module.even, module.odd))
             ]
-            return run(module.norm, torch.cat(halves, 1), note)
+            return run(module.norm, torch.cat(halves, 1), record)
         case nn.Conv2d() if is_plain(module):
-            gridded = module.stride == (2, 2) and is_gridded(module)
-            x = entering.grid(0) if gridded else entering.x
-            return _noted(module, x, gridded, _convolved, note)
+            on_grid = reads_one_grid(module)
+            return _convolution(module, state.grid(0) if on_grid else state.x, on_grid, record)
         case _:
-            return _noted(module, entering.x, False, lambda layer, x, _gridded: layer(x), note)
+            output = module(state.x)
+            record(module, state.x, output, None)
+            return output
 
 
-def is_gridded(layer: nn.Conv2d) -> bool:
-    """Whether a convolution of stride 2, depthwise or pointwise, sees every other row and column alone."""
-    even = all(
-        size == 1 or dilation % 2 == 0
-        for size, dilation in zip(layer.kernel_size, layer.dilation, strict=True)
-    )
-    known = is_depthwise(layer) or is_pointwise(layer)
-    return known and even and all(padding % 2 == 0 for padding in layer.padding)
-
-
-class Geometry(NamedTuple):
-    """Of a convolution, in the order in which torch's functions take them."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-
-def geometry(layer: nn.Conv2d, gridded: bool) -> Geometry:
-    """The layer's own, or that on the grid where that is what enters."""
-    if not gridded:
-        return Geometry(layer.stride, layer.padding, layer.dilation, layer.groups)
-    padding, dilation = (tuple(n // 2 for n in each) for each in (layer.padding, layer.dilation))
-    return Geometry((1, 1), padding, tuple(max(1, d) for d in dilation), layer.groups)
-
-
-def _noted(
-    layer: nn.Module,
-    x: Tensor,
-    gridded: bool,
-    function: Callable[[nn.Module, Tensor, bool], Tensor],
-    note: Note,
-) -> Tensor:
-    leaving = function(layer, x, gridded)
-    note(layer, x, leaving, gridded)
-    return leaving
-
-
-def _convolved(layer: nn.Conv2d, x: Tensor, gridded: bool) -> Tensor:
-    return _Convolution.apply(x, layer.weight.detach(), geometry(layer, gridded))
-
-
-def convolved(layer: nn.Conv2d, x: Float[Tensor, "m c h w"]) -> Float[Tensor, "m d h2 w2"]:
-    """layer(x) of a plain convolution, differentiable by x as often as one likes.
-
-    A second derivative by torch's own goes through the groups one by one, and computes one by the weights as well.
-    """
-    return _convolved(layer, x, False)
-
-
-def is_plain(module: nn.Module) -> bool:
-    """Whether :func:`convolved` knows the layer: a convolution without bias, padded by zeros."""
-    return isinstance(module, nn.Conv2d) and module.bias is None and is_padded_by_zeros(module)
-
-
-def is_padded_by_zeros(layer: nn.Conv2d) -> bool:
-    """Whether the padding is of zeros, and given by numbers."""
-    return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-
-
-def is_depthwise(layer: nn.Conv2d) -> bool:
-    """Whether every channel is convolved by itself."""
-    return layer.groups == layer.in_channels == layer.out_channels
-
-
-def is_pointwise(layer: nn.Conv2d) -> bool:
-    """Whether every pixel that the layer sees is mapped by itself."""
-    return layer.groups == 1 and layer.kernel_size == (1, 1) and not any(layer.padding)
-
-
-def flow_back(
-    shape: Sequence[int], weight: Float[Tensor, "d g h w"], flow: Float[Tensor, "m d h2 w2"], how: Geometry
-) -> Float[Tensor, "m c h1 w1"]:
-    """What flows back to the input, of this shape, of a convolution padded by zeros.
-
-    Of a depthwise one of stride 1 it is the convolution with the kernel turned around.
-    """
-    if _is_product(weight, how):
-        return _product(weight.flatten(1).T, flow)
-    sizes = zip(weight.shape[2:], how.padding, how.dilation, strict=True)
-    rest = tuple(dilation * (size - 1) - padding for size, padding, dilation in sizes)
-    depthwise = weight.shape[1] == 1 and how.groups == weight.shape[0]
-    if depthwise and tuple(how.stride) == (1, 1) and min(rest) >= 0:
-        return nn.functional.conv2d(flow, weight.flip(2, 3), None, *how._replace(padding=rest))
-    # As nn.grad.conv2d_input, but for the input, of whose values nothing depends: oneDNN would copy its expanded one.
-    x, pads, wanted = flow.new_empty(shape), [0, 0], [True, False, False]
-    back = torch.ops.aten.convolution_backward(
-        flow, x, weight, None, *how[:3], False, pads, how.groups, wanted
-    )
-    return back[0]
-
-
-def _is_product(weight: Tensor, how: Geometry) -> bool:
-    """Whether a convolution maps every pixel by itself."""
-    alone = tuple(weight.shape[2:]) == tuple(how.stride) == (1, 1) and not any(how.padding)
-    return alone and how.groups == 1
-
-
-def _product(matrix: Float[Tensor, "d c"], x: Float[Tensor, "m c h w"]) -> Float[Tensor, "m d h w"]:
-    return torch.bmm(matrix.expand(len(x), -1, -1), x.flatten(2)).unflatten(2, x.shape[2:])
-
-
-class _Convolution(torch.autograd.Function):
-    """A convolution as a linear function of what enters."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, how: Geometry) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.shape, ctx.how = x.shape, how
-        if _is_product(weight, how):
-            return _product(weight.flatten(1), x)
-        return nn.functional.conv2d(x, weight, None, *how)
-
-    @staticmethod
-    def backward(ctx, flow: Tensor) -> tuple[Tensor | None, ...]:
-        return _Transposed.apply(flow, *ctx.saved_tensors, ctx.shape, ctx.how), None, None
-
-
-class _Transposed(torch.autograd.Function):
-    """Its transpose."""
-
-    @staticmethod
-    def forward(ctx, flow: Tensor, weight: Tensor, shape: torch.Size, how: Geometry) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.how = how
-        return flow_back(shape, weight, flow, how)
-
-    @staticmethod
-    def backward(ctx, back: Tensor) -> tuple[Tensor | None, ...]:
-        return _Convolution.apply(back, *ctx.saved_tensors, ctx.how), None, None, None
-
-
-SIZE, PADDING = 3, 1
-_BACK = torch.ops.aten.max_pool2d_with_indices_backward
-
-
-def pooled(module: nn.Module, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
-    """What a leading step of :mod:`mamltheory.nas.operations` returns, up to rounding; differentiable once."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
-        return module(x)
-    match module:
-        case nn.MaxPool2d():
-            return _Maximum.apply(x, module.stride)
-        case nn.AvgPool2d():
-            return _average(x, module.stride)
-        case _:
-            return module(x)
-
-
-class _Maximum(torch.autograd.Function):
-    """The maximum and the first place where it is taken, as torch's own."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, stride: int) -> Tensor:
-        last = x.contiguous(memory_format=torch.channels_last)
-        values, places = max_pool2d(last, SIZE, stride, PADDING, return_indices=True)
-        ctx.save_for_backward(places.to(torch.int32).contiguous())
-        ctx.stride, ctx.shape = stride, x.shape
-        return values.contiguous()
-
-    @staticmethod
-    def backward(ctx, flow: Tensor) -> tuple[Tensor, None]:
-        (places,) = ctx.saved_tensors
-        x = flow.new_empty(1).expand(ctx.shape)  # for its shape alone
-        size, stride, padding, dilation = [SIZE] * 2, [ctx.stride] * 2, [PADDING] * 2, [1, 1]
-        return _BACK(flow.contiguous(), x, size, stride, padding, dilation, False, places.long()), None
-
-
-def _average(x: Tensor, stride: int) -> Tensor:
-    """Sums over the 3×3 neighbours, divided by how many of them lie in the image."""
-    ones = x.new_ones(x.shape[1], 1, SIZE, SIZE)
-    inside = SIZE**2 * avg_pool2d(x.new_ones(1, 1, *x.shape[2:]), SIZE, stride, PADDING)
-    return conv2d(x, ones, None, stride, PADDING, groups=x.shape[1]) / inside
+def _convolution(layer: nn.Conv2d, x: Tensor, on_grid: bool, record: Record) -> Tensor:
+    """The output of a plain convolution; on_grid: x is the grid of the pixels that it reads."""
+    geometry = zero_padded(layer, x)[1]
+    geometry = geometry.on_grid() if on_grid else geometry
+    output = convolved(x, layer.weight, geometry)
+    record(layer, x, output, geometry)
+    return output

@@ -1,35 +1,30 @@
-"""Number of linear regions R_N, Eq. (15): how finely a ReLU network at initialisation divides the input
-space.
+"""Number of linear regions R_N, Eq. (15): how finely a ReLU network at initialisation divides the input space.
 
-Two inputs lie in one linear region if they switch the same ReLUs. As in the search that the paper follows,
-the regions are counted on samples, in thin networks: one channel, one normal and one reduction cell, no
-stem, batch statistics, and 3×3 patches of a single colour channel as inputs (larger inputs would all be
-alone in their region). BatchNorm makes the patterns of a batch depend on one another: patches are counted
-all at once.
+Two inputs lie in one linear region if they switch the same ReLUs. As in the search that the paper follows, the regions
+are counted on samples, in thin networks: one channel, one normal and one reduction cell, no stem, batch statistics,
+and 3×3 patches of a single colour channel as inputs (each larger input would be alone in its region). BatchNorm makes
+the patterns of a batch depend on one another: all patches are counted together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mamltheory.errors import ShapeError, UnsupportedModelError
-from mamltheory.nas.genotype import Candidates
-from mamltheory.nas.network import Network, NetworkSettings, build, initialise_layer
-from mamltheory.nas.scoring.activation_patterns import PatternCounter, distinct_rows, packed_bits
+from mamltheory.nas.genotype import EDGES, Candidates, Edge
+from mamltheory.nas.network import Network, NetworkSettings, build, initialise_layer, mean
 from mamltheory.rng import generator
 
 PATCH = 3
 
 
 def thin_network(candidates: Candidates, seed: int) -> Network:
-    """The network whose linear regions are counted; candidates of one seed share their weights.
-
-    Convolutions act as matrices on the flattened patch: the same function, much faster on 3×3 inputs.
-    """
+    """The network whose linear regions are counted; candidates of one seed share their weights."""
     settings = NetworkSettings(channels=1, classes=1, norm="batch", final_norm=True, input_channels=1)
     return build(candidates, settings, seed, kinds=("normal", "reduce"), stem=False)
 
@@ -42,24 +37,106 @@ def region_count(candidates: Candidates, patches: Float[Tensor, "n 1 h w"], seed
 def region_counts(
     candidates: Sequence[Candidates], patches: Float[Tensor, "n 1 h w"], seed: int
 ) -> list[int]:
-    """R_N of many supernets on the same patches and weights, as :func:`region_count` one by one.
-
-    What a candidate computes from the same values as the first one is taken from there.
-    """
+    """R_N of many supernets on the same patches and weights, as :func:`region_count` one after the other."""
     counter = PatternCounter(_thin().drawn(seed, patches.device), patches)
     return [counter.count(each) for each in candidates]
 
 
 @dataclass(eq=False)
-class _Thin:
-    """A thin network of all operations as matrices; its convolutions and head by the names that they had before.
+class Value:
+    """The output of a function in one forward pass.
 
-    seed: that of its weights, None while they are being drawn.  There is one network in a process, which changes with
-    every seed: it is not for several threads.
+    Attributes:
+        name: number of the function and its inputs.
+        tensor: the output.
+        bits: packed patterns of the ReLUs that ran for it.
+    """
+
+    name: int
+    tensor: Tensor
+    bits: list[np.ndarray]
+
+
+class PatternCounter:
+    """Counts the activation patterns of candidates of one network on the same inputs, the first one in full.
+
+    A value is named by the function that computed it and by the names of its inputs. A candidate differs from the
+    supernet in one edge, so that all values before that edge have the same names. Its pattern is the bits of all the
+    values that it uses.
+    """
+
+    def __init__(self, network: Network, x: Float[Tensor, "n c h w"]) -> None:
+        self.network, self.x = network, x
+        self.relus = [module for module in network.modules() if isinstance(module, nn.ReLU)]
+        self.names: dict[tuple, int] = {}
+        self.first: dict[int, Value] = {}
+        self.used: dict[int, Value] = {}
+        self.bits: list[np.ndarray] = []
+
+    def count(self, candidates: Candidates) -> int:
+        """Number of distinct activation patterns of these candidates."""
+        self.used = {}
+        handles = [relu.register_forward_hook(self._remember) for relu in self.relus]
+        try:
+            with torch.no_grad():
+                self._run(candidates)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.first = self.first or self.used
+        return _distinct_rows([bits for value in self.used.values() for bits in value.bits])
+
+    def _remember(self, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.bits.append(_packed_bits((output > 0).flatten(1)))
+
+    def _value(self, function: Callable[..., Tensor], *inputs: Value) -> Value:
+        """function(inputs), run unless this candidate or the first one has done so."""
+        key = (function, *(value.name for value in inputs))
+        name = self.names.setdefault(key, len(self.names))
+        if name in self.first:
+            self.used[name] = self.first[name]
+        elif name not in self.used:
+            self.bits = []
+            self.used[name] = Value(name, function(*(value.tensor for value in inputs)), self.bits)
+        return self.used[name]
+
+    def _edge_output(self, _edge: Edge, operations: Iterator[tuple[str, nn.Module, Value]]) -> Value:
+        parts = [self._value(operation, state) for _, operation, state in operations]
+        return parts[0] if len(parts) == 1 else self._value(mean, *parts)
+
+    def _run(self, candidates: Candidates) -> None:
+        s0 = s1 = self._value(self.network.stem, Value(-1, self.x, []))
+        for kind, cell in self.network.stacked_cells():
+            live = {edge: candidates.on(kind, edge) for edge in EDGES}
+            s0, s1 = s1, cell.walk(self._value, self._edge_output, live, s0, s1)
+        self._value(self.network.last, s1)
+
+
+def _packed_bits(patterns: Bool[Tensor, "n bits"]) -> np.ndarray:
+    """The rows as bytes."""
+    return np.packbits(patterns.cpu().numpy(), axis=1)
+
+
+def _distinct_rows(parts: Sequence[np.ndarray]) -> int:
+    """Number of distinct rows of the parts side by side."""
+    rows = np.ascontiguousarray(np.concatenate(parts, axis=1))
+    return len(np.unique(rows.view(f"V{rows.shape[1]}")))
+
+
+@dataclass(eq=False)
+class _Thin:
+    """A thin network of all operations as matrices, the only one in a process: it is not for several threads.
+
+    Attributes:
+        network: the network.
+        layers: its convolutions and head, by the names that they had before.
+        matrices: the modules in their place.
+        seed: seed of its weights; None while they are being drawn.
+        device: device of its weights.
     """
 
     network: Network
-    layers: list[tuple[str, nn.Module]]
+    layers: list[tuple[str, nn.Conv2d | nn.Linear]]
     matrices: "list[_Dense]"
     seed: int | None = 0
     device: torch.device | None = None
@@ -93,8 +170,18 @@ def _thin() -> _Thin:
 def activation_patterns(
     network: nn.Module, x: Tensor, forward: Callable[[Tensor], Tensor] | None = None
 ) -> Bool[Tensor, "n bits"]:
-    """Which ReLUs are on, sample by sample. Raises UnsupportedModelError for a network without ReLU
-    modules.
+    """Which ReLUs are on, sample by sample.
+
+    Args:
+        network: the network.
+        x: samples.
+        forward: what is run on the samples, by default the network.
+
+    Returns:
+        One row for each sample.
+
+    Raises:
+        UnsupportedModelError: the network has no ReLU modules.
     """
     patterns: list[Tensor] = []
 
@@ -117,7 +204,7 @@ def activation_patterns(
 
 def distinct_patterns(patterns: Bool[Tensor, "n bits"]) -> int:
     """Number of distinct rows, on bits packed into bytes."""
-    return distinct_rows([packed_bits(patterns)])
+    return _distinct_rows([_packed_bits(patterns)])
 
 
 def random_patches(
@@ -125,7 +212,16 @@ def random_patches(
 ) -> Float[Tensor, "count 1 3 3"]:
     """3×3 crops of one channel at random places of random images.
 
-    Raises ShapeError for images smaller than a patch.
+    Args:
+        images: images.
+        count: number of crops.
+        generator: source of the draws.
+
+    Returns:
+        The crops.
+
+    Raises:
+        ShapeError: the images are smaller than a patch.
     """
     n, channels, height, width = images.shape
     if min(height, width) < PATCH or n == 0:
@@ -142,7 +238,7 @@ def random_patches(
 
 
 class _Dense(nn.Module):
-    """A linear layer of images as a matrix, found by sending the unit images through it."""
+    """A linear layer of images as a matrix, whose rows are the layer's outputs for the unit images."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

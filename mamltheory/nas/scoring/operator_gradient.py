@@ -107,7 +107,7 @@ def operator_gradients(
             if graph is None or len(parts) > 1:
                 graph = None  # frees its memory before the next graph is made
                 graph = tape(part, True)
-            total += _pulled_to_weights(graph, *gradients.cotangents(i, graph), mixing)
+            total += graph.pulled_to(mixing, *gradients.cotangents(i, graph))
     finally:
         network.mix(None)
     return OperatorGradients(value, dict(zip(operators, total.tolist(), strict=True)))
@@ -118,17 +118,6 @@ def fitting_samples(network: Network, operators: Sequence[Operator], x: Tensor) 
     size, share = network.settings, len(operators) / len(Candidates().operators())
     place = size.channels * x[0, 0].numel() / size.stem_stride**2 * x.element_size()
     return max(1, min(len(x), int(GRAPH / (TENSORS * share * size.cells * place))))
-
-
-def _pulled_to_weights(
-    tape: Tape, by_enters: list[Tensor], by_flows: list[list[Tensor]], mixing: Tensor
-) -> Tensor:
-    """The gradient by the mixing weights, from those by the inputs and output gradients of the layers."""
-    tensors = [*tape.entering, *(flow for call in tape.calls for flow in call.flows)]
-    back = [*by_enters, *(flow for flows in by_flows for flow in flows)]
-    moved = [(each, by) for each, by in zip(tensors, back, strict=True) if each.requires_grad]
-    outputs, cotangents = zip(*moved, strict=True)
-    return torch.autograd.grad(outputs, mixing, cotangents, materialize_grads=True)[0]
 
 
 def first_order_differences(

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamltheory import generator
-from mamltheory.kernels.layers.gram import COLUMNS, Factors, add_contraction, settled
+from mamltheory.kernels.layers.gram import COLUMNS, LONG, Factors, add_contraction, add_grams, settled
 from tests.paper.cases import relative
 from tests.strategies import seeds
 
@@ -47,3 +47,27 @@ def test_many_positions_are_contracted_as_rows_and_few_as_factors():
     few, many = (Factors(torch.zeros(4, p, 64), torch.zeros(4, 2, p, 64)) for p in (2, 500))
     assert isinstance(settled(few, 50), Factors)
     assert isinstance(settled(many, 50), torch.Tensor)
+
+
+@given(count=st.integers(1, 60), columns=st.integers(1, 40))
+@settings(max_examples=8, deadline=None)
+def test_gram_matrices_go_to_the_groups_that_the_rows_belong_to(count, columns):
+    rows = draw(8 * count, columns, seed=count)
+    totals = torch.ones(3, 4 * count, 4 * count, dtype=torch.float64)
+    add_grams(totals, rows, (2, 0))
+    each = rows.reshape(2, 4 * count, columns)
+    expected = torch.stack(
+        [1 + each[1] @ each[1].T, torch.ones(4 * count, 4 * count), 1 + each[0] @ each[0].T]
+    )
+    torch.testing.assert_close(totals, expected)
+
+
+@pytest.mark.parametrize("images", [3, 70])
+def test_gram_matrices_of_long_rows_are_those_of_double_precision(images):
+    rows = draw(4 * images, LONG + 7, seed=images).float()
+    totals = torch.zeros(3, 2 * images, 2 * images, dtype=torch.float64)
+    add_grams(totals, rows, (2, 0))
+    each = rows.double().reshape(2, 2 * images, -1)
+    for place, exact in zip((2, 0), each @ each.mT, strict=True):
+        assert float((totals[place] - exact).abs().max()) <= 1e-6 * float(exact.max())
+    assert not totals[1].any()

@@ -1,4 +1,4 @@
-"""What is the same is run once: first stages of successive batches, and norms of a pooled state."""
+"""What is the same runs once: first stages of successive batches, and norms of a pooled state."""
 
 from collections import Counter
 from dataclasses import replace
@@ -11,7 +11,6 @@ from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import supernet
 from mamltheory.nas.scoring import candidate_batch as batched
 from mamltheory.nas.scoring.candidate_batch import CandidateBatch, candidate_kernels
-from mamltheory.nas.scoring.checkpointing import Chain
 from mamltheory.nas.scoring.condition_number import network_kernels
 from tests.nas.scoring.test_candidate_batch import ALL, SMALL, shaken, tasks
 
@@ -23,54 +22,57 @@ all: a run for the first, one for the fifth and one for the last.
 """
 
 
-@pytest.fixture
-def runs(monkeypatch):
-    """How often every cell of a network has been run, batches being of one candidate."""
-    counts, usual = Counter(), CandidateBatch._cell
-
-    def counted(batch, kind, cell, *args):
-        counts[cell] += 1
-        return usual(batch, kind, cell, *args)
-
-    monkeypatch.setattr(CandidateBatch, "_cell", counted)
-    monkeypatch.setattr(batched, "CACHED", 1)
+def counted_runs(network):
+    """How often every cell of a network runs."""
+    counts = Counter()
+    for cell in network.cells:
+        cell.fit1[-1].register_forward_hook(lambda *_, cell=cell: counts.update([cell]))
     return counts
 
 
+@pytest.fixture
+def _batches_of_one(monkeypatch):
+    monkeypatch.setattr(batched, "CACHED", 1)
+
+
 @pytest.mark.parametrize("outputs", ["full", "sum"])
-def test_cells_in_common_are_run_once_and_change_no_kernel(outputs, runs, monkeypatch):
+@pytest.mark.usefixtures("_batches_of_one")
+def test_cells_in_common_run_once_and_change_no_kernel(outputs):
     network, x = shaken(1), joint_inputs(tasks(1, 1, 8)).double()
+    runs = counted_runs(network)
     found = list(candidate_kernels(network, LISTED, x, outputs))
     assert [runs[cell] for cell in network.cells] == [3, 6, 6]
-    runs.clear()
-    monkeypatch.setattr(CandidateBatch, "common_stages", lambda *_: 0)
-    alone = list(candidate_kernels(network, LISTED, x, outputs))
-    assert [runs[cell] for cell in network.cells] == [7, 7, 7]
-    for pair, other in zip(found, alone, strict=True):
+    for each, pair in zip(LISTED, found, strict=True):
+        (other,) = candidate_kernels(network, [each], x, outputs)
         assert all(torch.equal(*kernels) for kernels in zip(pair, other, strict=True))
 
 
 @pytest.mark.parametrize("part", [0.3, 0.6])
-@pytest.mark.usefixtures("runs")
-def test_a_budget_that_holds_no_graph_for_the_next_batch_is_kept_to(part, monkeypatch):
-    """A graph that had to be dropped is not kept when its stage has been run again, and no kernel changes."""
+@pytest.mark.usefixtures("_batches_of_one")
+def test_a_budget_that_holds_no_graph_for_the_next_batch_changes_no_kernel(part):
+    """A graph that had to be dropped is not kept when its stage has run again."""
     network, x = (
         shaken(2, network_settings=replace(SMALL, cells=8, stem_stride=1)),
         joint_inputs(tasks(2, 1, 8)).double(),
     )
     batch = CandidateBatch(network, [WHOLE], x, {name for name, _ in network.named_parameters()})
-    batch.kernels("sum", 1 << 30)
-    memory, held, usual = int(part * batch.chain.needed), [], Chain._advance
+    batch.chain.forward(batch.images, 1, 1 << 30)
+    memory, full = int(part * batch.chain.needed), list(batch.chain.graphs)
+    logits = batch.chain.forward(batch.images, 1, memory)
+    assert None in batch.chain.graphs
+    most = []
 
-    def weighed(chain, stage, outputs):
-        usual(chain, stage, outputs)
-        if len(chain.states) == 1 + len(chain.stages):  # the forward pass is over
-            held.append(sum(each.held for each in chain.stages) + stage.flowing)
+    def weighed(call, _):
+        (place,) = [i for i, graph in enumerate(full) if call.layer in [each.layer for each in graph.calls]]
+        earlier = [graph.bytes for graph in batch.chain.graphs[:place] if graph is not None]
+        most.append(sum(earlier) + full[place].bytes + full[place].backward_bytes)
 
-    monkeypatch.setattr(Chain, "_advance", weighed)
+    batch.chain.backward([torch.ones_like(logits)], weighed, len(full))
+    assert max(most) <= memory
+    assert batch.chain.graphs == [None] * len(full)
+    runs = counted_runs(network)
     tight = list(candidate_kernels(network, LISTED[:3], x, "sum", "all", memory=memory))
-    assert held
-    assert max(held) <= memory
+    assert 3 < max(runs.values()) <= 2 * 3
     for pair, other in zip(candidate_kernels(network, LISTED[:3], x, "sum", "all"), tight, strict=True):
         torch.testing.assert_close(pair, other, rtol=1e-12, atol=1e-12)
 
@@ -90,9 +92,9 @@ def test_equal_norms_of_a_pooled_state_are_taken_once(monkeypatch):
     x, counts, usual = joint_inputs(tasks(4, 1, 8)).double(), Counter(), torch.nn.GroupNorm.forward
     expected = network_kernels(plain, x, "sum", "weights")
 
-    def counted(norm, entering):
+    def counted(norm, x):
         counts[here] += 1
-        return usual(norm, entering)
+        return usual(norm, x)
 
     monkeypatch.setattr(torch.nn.GroupNorm, "forward", counted)
     for here, network, weights in (

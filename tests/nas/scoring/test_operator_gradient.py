@@ -163,7 +163,7 @@ def test_the_surrogate_leaves_relu_and_its_first_derivative_as_they_are():
     torch.testing.assert_close(bump, expected)
 
 
-def test_the_surrogates_second_derivative_is_linear_in_what_flows_back():
+def test_the_surrogates_second_derivative_is_linear_in_the_cotangent():
     x = torch.randn(4, 3, generator=generator(0, "x"), dtype=torch.float64, requires_grad=True)
     g = torch.randn(4, 3, generator=generator(0, "g"), dtype=torch.float64, requires_grad=True)
     (first,) = torch.autograd.grad(relu_with_surrogate(x, 1.0), x, g, create_graph=True)
@@ -198,11 +198,10 @@ def test_of_every_layer_the_smaller_form_is_held():
     gradients = SampleGradients()
     gradients.add(tape)
     assert {part.factored for part in gradients.parts} == {True, False}
-    for part, call in zip(gradients.parts, tape.calls, strict=True):
-        rows = sum(
-            value.numel() for value in part.rows(tape.entering[call.slot], call.flows[0][:, None]).values()
-        )
-        assert part.factored == (tape.entering[call.slot].numel() + call.flows[0].numel() < rows)
+    for part, slot, (cotangents,) in zip(gradients.parts, tape.slots, tape.cotangents, strict=True):
+        inputs = tape.inputs[slot]
+        rows = sum(value.numel() for value in part.rows(inputs, cotangents[:, None]).values())
+        assert part.factored == (inputs.numel() + cotangents.numel() < rows)
 
 
 def test_a_graph_holds_fewer_samples_of_larger_networks(monkeypatch):
@@ -252,13 +251,13 @@ def test_a_network_that_cannot_be_recorded_is_left_as_it_was():
     assert all(bool(parameter.grad.any()) for parameter in network.parameters())
 
 
-def test_each_tensor_that_enters_several_layers_is_held_once():
+def test_an_input_of_several_layers_is_held_once():
     network, x = supernet(ALL, SMALL, 0), torch.cat([t.query_x for t in draw_tasks()]).float()
     names = {name for name, value in network.named_parameters() if value.dim() > 1}
     tape = record(network, x, names, False, 1.0, False)
-    assert sum(len(call.names) for call in tape.calls) == len(names)
-    assert len(tape.entering) < 0.8 * len(tape.calls)
-    assert not any(each.requires_grad for each in tape.entering)
+    assert sum(len(call.layer.names) for call in tape.calls) == len(names)
+    assert len(tape.inputs) < 0.8 * len(tape.calls)
+    assert not any(each.requires_grad for each in tape.inputs)
 
 
 def test_singular_kernels_and_bad_settings_are_refused():

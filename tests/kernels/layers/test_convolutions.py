@@ -1,0 +1,136 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mamltheory import generator
+from mamltheory.kernels.layers.convolutions import layer_output
+from mamltheory.kernels.layers.pooling import pooled
+from mamltheory.kernels.layers.rules import gradient_cotangents, layer_gradients
+
+CASES = st.tuples(
+    st.sampled_from([(1, 1), (3, 3), (1, 5), (5, 1)]),  # kernel
+    st.sampled_from([1, 2]),  # stride
+    st.sampled_from([1, 2]),  # dilation
+    st.sampled_from([1, 2, 4]),  # groups
+)
+SPACE = st.sampled_from([(5, 7), (8, 8), (6, 11), (16, 17)])
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=generator(seed, "convolutions"), dtype=torch.float64)
+
+
+def layer_of(size, stride, dilation, groups, channels=(4, 4), padding=None, mode="zeros"):
+    padding = tuple(dilation * (s - 1) // 2 for s in size) if padding is None else padding
+    layer = nn.utils.skip_init(
+        nn.Conv2d,
+        *channels,
+        size,
+        stride,
+        padding,
+        dilation,
+        groups,
+        bias=False,
+        padding_mode=mode,
+        dtype=torch.float64,
+    )
+    with torch.no_grad():
+        layer.weight.copy_(draw(*layer.weight.shape, seed=1))
+    return layer
+
+
+def exact_rows(layer, x, cotangents):
+    """One backward pass a row."""
+    return torch.stack(
+        [
+            torch.autograd.grad(layer(x[i : i + 1]), layer.weight, each[None])[0].flatten()
+            for i, ways in enumerate(cotangents)
+            for each in ways
+        ]
+    )
+
+
+def cotangents_of(layer, x, k, seed=2):
+    return draw(len(x), k, *layer(x).shape[1:], seed=seed)
+
+
+@given(case=CASES, space=SPACE, k=st.integers(1, 2))
+@settings(max_examples=40, deadline=None)
+def test_rows_of_a_convolution_are_autograds_gradients(case, space, k):
+    layer, x = layer_of(*case), draw(3, 4, *space)
+    cotangents = cotangents_of(layer, x, k)
+    rows = layer_gradients(nn.Conv2d, layer, x, cotangents, ["weight"])["weight"]
+    torch.testing.assert_close(rows, exact_rows(layer, x, cotangents), rtol=1e-10, atol=1e-10)
+
+
+def check_second_derivatives(layer, space):
+    """By the input and by weights inside and outside."""
+    x = draw(3, layer.in_channels, *space).requires_grad_()
+    weights = torch.tensor([0.4, 0.7], dtype=torch.float64, requires_grad=True)
+
+    def slope(function):
+        inner = function(weights[0] * x).pow(2)
+        (by_x,) = torch.autograd.grad(weights[1] * inner.sum(), x, create_graph=True)
+        return torch.autograd.grad(by_x.pow(2).sum(), [x, weights])
+
+    for mine, plain in zip(slope(lambda y: layer_output(layer, y)), slope(layer), strict=True):
+        torch.testing.assert_close(mine, plain)
+
+
+@given(case=CASES, space=SPACE)
+@settings(max_examples=20, deadline=None)
+def test_a_convolution_has_the_second_derivatives_of_its_module(case, space):
+    check_second_derivatives(layer_of(*case), space)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("channels", "groups", "padding"),
+    [((4, 4), 2, 1), ((4, 6), 2, 1), ((6, 4), 2, 1), ((2, 4), 2, 1), ((1, 3), 1, 1), ((4, 4), 4, 3)],
+)
+def test_so_has_a_grouped_convolution_with_other_channels_or_more_padding_than_kernel(
+    channels, groups, padding, stride
+):
+    check_second_derivatives(layer_of((3, 3), stride, 1, groups, channels, padding), (6, 7))
+
+
+@pytest.mark.parametrize("padding_mode", ["circular", "reflect", "zeros"])
+@pytest.mark.parametrize(
+    ("size", "stride", "groups"), [(3, 1, 1), (3, 2, 2), (3, 1, 4), (1, 1, 1), (1, 2, 1)]
+)
+def test_rows_and_their_cotangents_know_how_a_layer_is_padded(padding_mode, size, stride, groups):
+    layer = layer_of((size, size), stride, 1, groups, padding=size // 2, mode=padding_mode)
+    x = draw(3, 4, 6, 6)
+    cotangents = cotangents_of(layer, x, 2)
+    exact = exact_rows(layer, x, cotangents)
+    rows = layer_gradients(nn.Conv2d, layer, x, cotangents, ["weight"])["weight"]
+    torch.testing.assert_close(rows, exact)
+    weights, other_x, other = draw(*rows.shape, seed=3), draw(*x.shape, seed=4), cotangents_of(layer, x, 2, 5)
+    by_x, by_cotangents = gradient_cotangents(nn.Conv2d, layer, x, cotangents, {"weight": weights})
+    # ⟨rows, weights⟩ is linear in either factor.
+    torch.testing.assert_close(
+        (by_x * other_x).sum(), (exact_rows(layer, other_x, cotangents) * weights).sum()
+    )
+    torch.testing.assert_close((by_cotangents * other).sum(), (exact_rows(layer, x, other) * weights).sum())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda stride: nn.MaxPool2d(3, stride, padding=1),
+        lambda stride: nn.AvgPool2d(3, stride, padding=1, count_include_pad=False),
+    ],
+    ids=["max", "avg"],
+)
+@pytest.mark.parametrize("space", [(7, 8), (6, 6), (1, 3)])
+def test_fast_pooling_is_pooling(make, stride, space):
+    x = draw(3, 5, *space).float().round(decimals=1).requires_grad_()
+    module = make(stride)
+    found, expected = pooled(module, x), module(x)
+    torch.testing.assert_close(found, expected)
+    cotangent = draw(*expected.shape, seed=1).float()
+    by_found, by_expected = (torch.autograd.grad(y, x, cotangent)[0] for y in (found, expected))
+    torch.testing.assert_close(by_found, by_expected)
