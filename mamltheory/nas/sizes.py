@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from mamltheory.errors import ConfigurationError, UnsupportedModelError
 from mamltheory.nas.genotype import Candidates, Edge, Genotype, Operator, random_genotype
 from mamltheory.nas.network import Network, NetworkSettings, layout
+from mamltheory.nas.operations import build_operation
+
+CHANNELS = 16
+"""Width at which the sizes of operations are compared; their order is the same at any other."""
 
 
 def genotype_parameters(genotype: Genotype, size: NetworkSettings) -> int:
@@ -46,6 +50,13 @@ def random_genotype_like(
             f"is {100 * least:.3g} % away; draw more, or allow more"
         )
     return nearest
+
+
+def operator_parameters(operator: Operator) -> int:
+    """Number of weights of an operation in its place, at ``CHANNELS`` channels."""
+    stride = 2 if operator.cell == "reduce" and operator.edge.source < 2 else 1
+    module = build_operation(operator.operation, CHANNELS, stride, "group")
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @lru_cache(maxsize=8)

@@ -7,6 +7,7 @@ from mamltheory.errors import ConfigurationError
 from mamltheory.nas.search.stopping import MIN_REPEATS
 
 Criterion = Literal["condition", "regions"]
+CRITERIA: tuple[Criterion, Criterion] = ("condition", "regions")
 Estimator = Literal["leave-one-out", "gradient"]
 
 Ties = Literal["min", "dense", "index"]

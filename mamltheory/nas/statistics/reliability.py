@@ -193,11 +193,12 @@ def _summaries(
     shares = [_signal_share(rest[:, half > 0], len(values) - basis.shape[1]) for half in halves.T]
     pooled = means
     if before is not None and before[0].shape[1] > 1:
-        pooled = _weighted(means, len(halves), standardised(before[0], edges) @ before[1], len(before[1]))
+        pooled = weighted_mean(means, len(halves), standardised(before[0], edges) @ before[1], len(before[1]))
     return combined(means, pooled, basis, np.array(shares))
 
 
-def _weighted(means: np.ndarray, repeats: int, others: np.ndarray, more: int) -> np.ndarray:
+def weighted_mean(means: np.ndarray, repeats: int, others: np.ndarray, more: int) -> np.ndarray:
+    """Mean over all repeats, from the means over ``repeats`` of them and over ``more`` others."""
     return (repeats * means + more * others) / (repeats + more)
 
 
@@ -219,7 +220,7 @@ def pooled_mean(scores: Scores, edges: Labels, earlier: Earlier | None) -> Float
     mean = standardised(scores, edges).mean(1)
     if earlier is None or earlier.shape[1] == 0:
         return mean
-    return _weighted(mean, scores.shape[1], standardised(earlier, edges).mean(1), earlier.shape[1])
+    return weighted_mean(mean, scores.shape[1], standardised(earlier, edges).mean(1), earlier.shape[1])
 
 
 def shrunken_scores(
