@@ -26,7 +26,7 @@ from mamltheory.nas.scoring.linear_regions import random_patches
 from mamltheory.nas.scoring.operator_gradient import GradientScorer
 from mamltheory.nas.scoring.score import Job, Score, Scorer, ScoreSettings, halvings
 from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
-from mamltheory.nas.search.algorithm1 import prune, record
+from mamltheory.nas.search.algorithm1 import prune, record_scores
 from mamltheory.nas.search.rounds import Round
 from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.nas.search.state import SearchState, state_from_json, state_to_json
@@ -97,7 +97,7 @@ class Saved:
         halved = halvings(found.values())
         if halved and not self.halvings:
             print("a batch did not fit the memory: going on with half as many at a time")
-        return Saved(record(self.state, found), self.cpu_seconds + seconds, self.halvings + halved)
+        return Saved(record_scores(self.state, found), self.cpu_seconds + seconds, self.halvings + halved)
 
 
 def search(settings: Search) -> Genotype:

@@ -101,10 +101,7 @@ class IndependentDraws:
     scorer: CellScorer
 
     def __call__(self, candidates: Candidates, jobs: Sequence[Job]) -> dict[Job, Score]:
-        """The scores of jobs, in few passes; see :class:`mamltheory.nas.scoring.score.Scorer`.
-
-        Raises ConfigurationError for jobs of several rounds, whose weights differ.
-        """
+        """The scores of jobs of one round, in few passes; see :class:`mamltheory.nas.scoring.score.Scorer`."""
         if len(rounds := sorted({job.round_index for job in jobs})) > 1:
             raise ConfigurationError(
                 f"the jobs are of rounds {rounds}, which have different weights: ask for each round separately"

@@ -82,23 +82,26 @@ def step(
 
     Args:
         state: the search so far.
-        scorer: computes C_N and R_N; not called when ``settings.criteria`` is empty.
+        scorer: computes C_N and R_N; may be None when ``settings.criteria`` is empty.
         settings: how the search decides.
         limit: score one chunk of at most so many scores, in place of everything.
 
     Returns:
         The search after the step.
+
+    Raises:
+        ConfigurationError: when there is no scorer for the missing scores.
     """
     chunks = Round.of(state, settings).chunks(limit)
     for jobs in chunks if limit is None else chunks[:1]:
         if scorer is None:
             raise ConfigurationError("scores are missing and there is no scorer: give one, or criteria=()")
-        state = record(state, scorer(state.candidates, jobs))
+        state = record_scores(state, scorer(state.candidates, jobs))
     now = Round.of(state, settings)
     return state if now.pending() else prune(now)
 
 
-def record(state: SearchState, found: Mapping[Job, Score]) -> SearchState:
+def record_scores(state: SearchState, found: Mapping[Job, Score]) -> SearchState:
     """The state with more scores; raises CheckpointError for scores of another round."""
     for job in found:
         if job.round_index != state.round_index:
@@ -167,15 +170,8 @@ def _decisions(
     pruned: Collection[Operator],
     undecided: Collection[Hashable],
 ) -> tuple[Decision, ...]:
-    """The trace of a round.
-
-    Args:
-        now: the round.
-        rows: operator, ΔC, ΔR and sum of ranks.
-        pruned: the operators that are pruned.
-        undecided: names of the undecided contests.
-    """
-    rows, contest = list(rows), {o: name for name, members in now.contests.items() for o in members}
+    """The trace of a round, from rows of operator, ΔC, ΔR and sum of ranks."""
+    rows, contest = list(rows), now.contest_of
     counts = Counter((contest[o], rank) for o, _, _, rank in rows)
     return tuple(
         Decision(

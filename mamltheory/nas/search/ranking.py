@@ -27,16 +27,13 @@ def difference(supernet: float, candidate: float, kind: Difference) -> float:
 
 
 def mean_difference(values: Sequence[float]) -> float:
-    """Mean over the repeats, never NaN: −∞ if any repeat is −∞ (the candidate cannot be trained there).
-
-    +∞ comes from a supernet without a score, next to which every candidate looks good: such a repeat counts only
-    where there is no other. The mean of no repeats is 0.
-    """
-    if -math.inf in values:
-        return -math.inf
-    comparable = [value for value in values if value != math.inf]
+    """Mean over the repeats, never NaN; 0 for none, and −∞ if the candidate cannot be trained in one of them."""
     if not values:
         return 0.0
+    if -math.inf in values:
+        return -math.inf
+    # +∞ comes from a supernet without a score, next to which every candidate looks good.
+    comparable = [value for value in values if value != math.inf]
     return fmean(comparable) if comparable else math.inf
 
 
@@ -65,11 +62,7 @@ def ranks(values: Sequence[float], ties: Ties) -> list[int]:
 
 
 def contests(operators: Sequence[Operator]) -> dict[str, list[Operator]]:
-    """The operators that compete with each other, by the name of their contest.
-
-    A contest is an edge ("normal 2←3": from source 3 to node 2), or, once every edge has a single operator, the
-    edges of a node ("normal node 2").
-    """
+    """Who competes with whom, by name: on an edge ("normal 2←3", from source 3), later on a node ("normal node 2")."""
     edges: dict[str, list[Operator]] = {}
     nodes: dict[str, list[Operator]] = {}
     for operator in operators:

@@ -56,6 +56,11 @@ class Round:
         operators = competitors(state.candidates, settings.inputs)
         return Round(state, settings, operators, contests(operators))
 
+    @cached_property
+    def contest_of(self) -> Mapping[Operator, str]:
+        """The name of every operator's contest."""
+        return {o: name for name, members in self.contests.items() for o in members}
+
     @property
     def is_finished(self) -> bool:
         """Whether the network is single-path (and has two inputs per node, where asked for)."""
@@ -199,33 +204,23 @@ class Round:
         return self.draws(self.needed[0])
 
     def compared(self, draws: Draws) -> Compared | None:
-        """The operators whose draws can be compared; None for fewer than 2 repeats or no contest.
-
-        An operator with an infinite draw is left out: it ranks last or first whatever its other draws are.
-        """
-        place = {o: name for name, members in self.contests.items() for o in members}
+        """The operators whose draws are all finite; None for fewer than 2 repeats or no contest between them."""
         finite = np.isfinite(draws).all(1)
         kept = tuple(o for o, known in zip(self.operators, finite, strict=True) if known)
-        edges = [place[o] for o in kept]
+        edges = [self.contest_of[o] for o in kept]
         if draws.shape[1] < 2 or len(set(edges)) == len(edges):
             return None
-        earlier = None
-        if self.settings.shrinkage and self.state.history:
-            earlier = np.array([self.state.history.get(o, ()) for o in kept], dtype=float)
-        return Compared(draws[finite], edges, kept, earlier)
+        earlier = np.array([self.state.history.get(o, ()) for o in kept], dtype=float)
+        return Compared(draws[finite], edges, kept, earlier if earlier.size else None)
 
 
 def competitors(candidates: Candidates, inputs: Literal["all", "two"]) -> tuple[Operator, ...]:
-    """The operators that are compared in a round.
-
-    While an edge has several operators: all operators of such edges. Then, with ``inputs="two"``, the edges of the
-    first node that has more than two inputs. Otherwise none.
-    """
+    """The operators that are compared in a round; none in a finished search."""
     live = candidates.operators()
     choices = tuple(o for o in live if len(candidates.on(o.cell, o.edge)) > 1)
     if choices or inputs == "all":
         return choices
-    for cell in CELL_TYPES:
+    for cell in CELL_TYPES:  # second stage: the first node that has more than two inputs
         for node in range(NODES):
             members = tuple(o for o in live if o.cell == cell and o.edge.node == node)
             if len(members) > 2:
@@ -234,24 +229,16 @@ def competitors(candidates: Candidates, inputs: Literal["all", "two"]) -> tuple[
 
 
 def reliability(now: Round, pruned: Collection[Operator] = ()) -> RoundReliability | None:
-    """What a round without missing scores knows about its scores; None where nothing can be compared.
-
-    Args:
-        now: the round.
-        pruned: the operators that are pruned, where something else than :attr:`Round.decisive` decides.
-    """
+    """What a round without missing scores knows about its scores; see :func:`round_reliability` for ``pruned``."""
     compared = now.compared(now.decisive)
+    if compared is None:
+        return None
     random = numpy_generator(now.settings.seed, "reliability", now.state.round_index)
-    return compared and round_reliability(compared, random, now.settings.shrinkage, pruned)
+    return round_reliability(compared, random, now.settings.shrinkage, pruned)
 
 
 def shrunken_differences(now: Round, found: RoundReliability) -> list[float]:
-    """What shrinkage ranks in place of ΔC; infinite for operators with an infinite draw.
-
-    Args:
-        now: a round without missing scores.
-        found: its reliability.
-    """
+    """What shrinkage ranks in place of ΔC; infinite for operators with an infinite draw."""
     draws = now.decisive
     values = np.where((draws == -math.inf).any(1), -math.inf, math.inf)
     if compared := now.compared(draws):
@@ -273,7 +260,10 @@ def undecided_contests(
         now: a round without missing scores.
         found: its reliability.
         pruned: the operators that are pruned.
-        values: what was ranked of every operator.
+        values: what was ranked, by operator.
+
+    Returns:
+        The names of the contests.
     """
     compared = now.compared(now.decisive)
     unclear = undecided_edges(compared, found) if compared and found else ()
@@ -286,12 +276,7 @@ def undecided_contests(
 
 
 def longer_history(now: Round, operators: Sequence[Operator]) -> dict[Operator, tuple[float, ...]]:
-    """The history of the operators of the next round, with the repeats of this round added.
-
-    Args:
-        now: a round without missing scores.
-        operators: those of the next round; a repeat that is infinite for one of them is left out.
-    """
+    """The history of the operators of the next round, with the repeats of this one that are finite for all of them."""
     place = {o: i for i, o in enumerate(now.operators)}
     draws = now.decisive[[place[o] for o in operators]]
     draws = draws[:, np.isfinite(draws).all(0)]

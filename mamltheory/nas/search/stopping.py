@@ -268,7 +268,7 @@ def _basis_of_a_tie(compared: Compared, random: np.random.Generator) -> Basis:
     return "types" if single_repeat_reliability(means, cells) > null[1] else "parameters"
 
 
-def undecided_edges(compared: Compared, found: RoundReliability) -> tuple[Hashable, ...]:
+def undecided_edges(compared: Compared, found: RoundReliability) -> tuple[str, ...]:
     """The edges on which the certainty is below SEPARATED; all of them where sizes decide."""
     by_edge = zip(dict.fromkeys(compared.edges), found.certainty.by_edge, strict=True)
     counts = Counter(compared.edges)

@@ -31,7 +31,7 @@ NORMAL = 1.96
 
 
 @dataclass(frozen=True)
-class Stability:
+class Repeatability:
     """What repeats of a score are worth.
 
     single, interval: r₁ within edges and its 95 % interval. null: central 95 % of r₁ when operators change places.
@@ -59,13 +59,13 @@ def predicted_reliability(single: float, repeats: Float[np.ndarray, " r"]) -> Fl
     return repeats * known / (1 + (repeats - 1) * known)
 
 
-def stability(
+def repeatability(
     scores: Scores, edges: Labels, seconds: float, random: np.random.Generator, draws: int = 200
-) -> Stability:
+) -> Repeatability:
     """All numbers of one score; raises ConfigurationError for fewer than 4 repeats."""
     single = single_repeat_reliability(scores, edges)
     error = float(reliability_draws(scores, edges, random, draws).std())
-    return Stability(
+    return Repeatability(
         repeats=scores.shape[1],
         single=single,
         interval=(single - NORMAL * error, single + NORMAL * error),

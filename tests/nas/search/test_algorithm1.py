@@ -11,7 +11,7 @@ from mamltheory.errors import CheckpointError, ConfigurationError
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Genotype
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.scoring.score import Job, Score
-from mamltheory.nas.search.algorithm1 import prune, record, run_search, step
+from mamltheory.nas.search.algorithm1 import prune, record_scores, run_search, step
 from mamltheory.nas.search.rounds import Round
 from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.nas.search.state import SearchState, state_from_json, state_to_json
@@ -254,7 +254,7 @@ def test_misuse_is_refused_with_advice():
     with pytest.raises(ConfigurationError, match="there is no scorer"):
         step(SearchState(), None, ONCE)
     with pytest.raises(CheckpointError, match="round 3"):
-        record(SearchState(), {Job(3, 0, None): Score(1.0, 1.0)})
+        record_scores(SearchState(), {Job(3, 0, None): Score(1.0, 1.0)})
     with pytest.raises(CheckpointError, match="not a saved search"):
         state_from_json({"round": 0})
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mamltheory.nas.search.algorithm1 import prune, record, run_search
+from mamltheory.nas.search.algorithm1 import prune, record_scores, run_search
 from mamltheory.nas.search.ranking import difference, mean_difference, ranks
 from mamltheory.nas.search.rounds import Round
 from mamltheory.nas.search.settings import SearchSettings
@@ -63,7 +63,7 @@ def test_the_statistics_of_a_round_are_of_the_ranks_that_decide(ties):
     regions = {o: float(v) for o, v in zip(values, draws.integers(2, size=126), strict=True)}
     once, scorer, state = SearchSettings(repeats=1, ties=ties), planted_scorer(values, regions), SearchState()
     jobs = Round.of(state, once).pending()
-    now = Round.of(record(state, scorer(state.candidates, jobs)), once)
+    now = Round.of(record_scores(state, scorer(state.candidates, jobs)), once)
     judged = dict(zip(now.operators, now.decisive[:, 0].tolist(), strict=True))
     for decision in prune(now).trace:
         same_edge = [

@@ -4,7 +4,7 @@ import math
 
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.scoring.score import Score
-from mamltheory.nas.search.algorithm1 import prune, record
+from mamltheory.nas.search.algorithm1 import prune, record_scores
 from mamltheory.nas.search.rounds import Round
 from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.nas.search.state import SearchState
@@ -31,7 +31,7 @@ def after_repeats(count):
     state = SearchState()
     for repeat in range(count):
         jobs = Round.of(state, RULES).jobs(repeat)
-        state = record(state, scored(state.candidates, jobs))
+        state = record_scores(state, scored(state.candidates, jobs))
     return prune(Round.of(state, RULES))
 
 

@@ -15,7 +15,7 @@ from mamltheory.nas.scoring import operator_gradient as gradient
 from mamltheory.nas.scoring.operator_gradient import GradientScorer, OperatorGradients
 from mamltheory.nas.scoring.score import Score, ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer
-from mamltheory.nas.search.algorithm1 import prune, record, run_search, step
+from mamltheory.nas.search.algorithm1 import prune, record_scores, run_search, step
 from mamltheory.nas.search.rounds import Round, reliability, shrunken_differences
 from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.nas.search.state import SearchState, state_from_json, state_to_json
@@ -175,7 +175,7 @@ def with_draws(draws, index=0, history=None):
         whole, *others = Round.of(state, rules).jobs(repeat)
         scores[whole] = Score(1.0, 1.0)
         scores |= {job: Score(math.exp(-d), 1.0) for job, d in zip(others, column, strict=True)}
-    return Round.of(record(state, scores), rules)
+    return Round.of(record_scores(state, scores), rules)
 
 
 def test_gradients_of_linear_regions_are_refused():
@@ -222,7 +222,7 @@ def test_the_number_of_repeats_follows_from_the_scores_alone():
         resumed = step(resumed, scorer, STOPPING, limit=REPEAT)
     while not (now := Round.of(ahead, STOPPING)).is_finished:
         for chunk in reversed(now.chunks(ahead=3)):
-            ahead = record(ahead, scorer(ahead.candidates, chunk))
+            ahead = record_scores(ahead, scorer(ahead.candidates, chunk))
         now = Round.of(ahead, STOPPING)
         ahead = ahead if now.pending() else prune(now)
     assert resumed == whole

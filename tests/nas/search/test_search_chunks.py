@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from mamltheory.nas.search.algorithm1 import prune, record, run_search, step
+from mamltheory.nas.search.algorithm1 import prune, record_scores, run_search, step
 from mamltheory.nas.search.rounds import Round
 from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.nas.search.state import state_from_json, state_to_json
@@ -29,7 +29,7 @@ def test_the_order_in_which_scores_arrive_does_not_matter(uninterrupted):
     while not (now := Round.of(state, search_settings)).is_finished:
         jobs = now.pending()
         for i in np.random.default_rng(state.round_index).permutation(len(jobs)):
-            state = record(state, noisy_scorer(state.candidates, [jobs[i]]))
+            state = record_scores(state, noisy_scorer(state.candidates, [jobs[i]]))
         state = prune(Round.of(state, search_settings))
     assert state == uninterrupted
 
@@ -41,9 +41,9 @@ def test_the_size_of_chunks_is_irrelevant_and_a_repeat_is_always_cut_at_the_same
         before = now.chunks(size)
         assert max(map(len, before)) <= size
         for chunk in before[::2]:
-            state = record(state, noisy_scorer(state.candidates, chunk))
+            state = record_scores(state, noisy_scorer(state.candidates, chunk))
         assert Round.of(state, search_settings).chunks(size) == before[1::2]
         for chunk in before[1::2]:
-            state = record(state, noisy_scorer(state.candidates, chunk))
+            state = record_scores(state, noisy_scorer(state.candidates, chunk))
         state = prune(Round.of(state, search_settings))
     assert state == uninterrupted
