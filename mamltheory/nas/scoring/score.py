@@ -15,6 +15,8 @@ Weights = Literal["weights", "all"]
 """Which parameters a kernel differentiates by: convolutions and head matrix, or norms and bias as well."""
 
 
+Measure = Literal["condition", "harmonic"]
+
 RIDGE = Converged(ridge=1e-3)
 
 
@@ -40,7 +42,7 @@ class ScoreSettings:
     kernel: Literal["maml", "anil", "ntk"] = "maml"
     outputs: Outputs = "full"
     weights: Weights = "weights"
-    measure: Literal["condition", "harmonic"] = "condition"
+    measure: Measure = "condition"
     dynamics: Dynamics = RIDGE
 
     def __post_init__(self) -> None:
