@@ -152,7 +152,7 @@ def prune(now: Round) -> SearchState:
     return _next_round(now, left, trace, _report(now, found, undecided))  # line 16
 
 
-def _tie_break(now: Round, place: int, condition: float, regions: float) -> tuple[float, ...]:
+def _tie_break(now: Round, place: int, condition: float, regions: float) -> tuple[float | int, ...]:
     """What decides between equal sums of ranks: ΔC, ΔR, with shrinkage the size, then a draw or the order."""
     settings, operator = now.settings, now.operators[place]
     if settings.ties == "index":

@@ -58,7 +58,7 @@ def spearman(x: Batch, y: Batch) -> Statistic:
 
 
 def partial_spearman(x: Batch, y: Batch, given: Batch) -> Statistic:
-    """Partial correlation of ranks (ρ_xy − ρ_xz ρ_yz)/√((1 − ρ_xz²)(1 − ρ_yz²)), with z ``given``; NaN for |ρ_xz| = 1."""
+    """Partial correlation of ranks (ρ_xy − ρ_xz ρ_yz)/√((1 − ρ_xz²)(1 − ρ_yz²)); z is ``given``."""
     xy, xz, yz = spearman(x, y), spearman(x, given), spearman(y, given)
     left = (1 - xz**2) * (1 - yz**2)
     return _ratio(xy - xz * yz, np.where(left > 1e-12, left, 0.0))
