@@ -88,18 +88,7 @@ def _parts(size: NetworkSettings) -> tuple[int, dict[Operator, int]]:
 
 
 def multiply_accumulates(network: nn.Module, x: Float[Tensor, "1 ..."]) -> int:
-    """Products in convolutions and linear layers for one sample; norms, pooling, sums and biases do not count.
-
-    Args:
-        network: any network; it keeps its mode.
-        x: any sample of the right shape.
-
-    Returns:
-        The number of products.
-
-    Raises:
-        UnsupportedModelError: for a network without such layers.
-    """
+    """Products in convolutions and linear layers for one sample; norms, pooling, sums and biases do not count."""
     counts, mode = [], network.training
 
     def count(layer: nn.Conv2d | nn.Linear, _: tuple[Tensor, ...], output: Tensor) -> None:

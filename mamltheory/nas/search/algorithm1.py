@@ -59,16 +59,7 @@ from mamltheory.rng import derived_seed
 def run_search(
     scorer: Scorer | None, settings: SearchSettings, state: SearchState | None = None
 ) -> SearchState:
-    """Algorithm 1 from a state to its end, in this process.
-
-    Args:
-        scorer: computes C_N and R_N; may be None when ``settings.criteria`` is empty, since nothing is scored then.
-        settings: how the search decides.
-        state: where to start, by default with the full supernet.
-
-    Returns:
-        The finished search.
-    """
+    """Algorithm 1 from a state (by default the full supernet) to its end; without criteria there is no scorer."""
     state = SearchState() if state is None else state  # line 1
     while not Round.of(state, settings).is_finished:  # line 2
         state = step(state, scorer, settings)  # lines 3 to 16
@@ -112,17 +103,7 @@ def record_scores(state: SearchState, found: Mapping[Job, Score]) -> SearchState
 
 
 def prune(now: Round) -> SearchState:
-    """Lines 3 to 16 of Algorithm 1, given the scores: every edge loses the operator with the least sum of ranks.
-
-    Args:
-        now: a round without missing scores.
-
-    Returns:
-        The state at the beginning of the next round, with a report on this one.
-
-    Raises:
-        ConfigurationError: when scores are missing.
-    """
+    """Lines 3 to 16 of Algorithm 1, given all scores: every edge loses the operator with the least sum of ranks."""
     if missing := len(now.pending()):
         raise ConfigurationError(
             f"{missing} scores of round {now.state.round_index} are missing: record them first"

@@ -9,16 +9,7 @@ from mamltheory.nas.search.settings import Difference, Ties
 
 
 def difference(supernet: float, candidate: float, kind: Difference) -> float:
-    """C(𝒩_k) − C of a candidate, larger when the candidate is better conditioned; never NaN.
-
-    Args:
-        supernet: C(𝒩_k), which may be +∞.
-        candidate: C of the supernet without one operator, which may be +∞.
-        kind: "log" for log C − log C', "relative" for (C − C')/C, "absolute" for C − C'.
-
-    Returns:
-        The difference; −∞ if the candidate alone is infinite, +∞ if the supernet alone is, 0 if both are.
-    """
+    """C − C' ("log": log C − log C', "relative": (C − C')/C), never NaN: ±∞ if one is infinite, 0 if both are."""
     if math.isinf(supernet) or math.isinf(candidate):
         return 0.0 if supernet == candidate else math.copysign(math.inf, supernet - candidate)
     if kind == "log":
@@ -38,16 +29,8 @@ def mean_difference(values: Sequence[float]) -> float:
 
 
 def ranks(values: Sequence[float], ties: Ties) -> list[int]:
-    """Position of every value in the ascending list, from 1.
-
-    Args:
-        values: one number per operator; they may be infinite.
-        ties: what equal values get. "min": the least of their positions. "dense": the same, and the next larger value
-            gets the next number. "index": successive positions, in the order in which they are listed.
-
-    Returns:
-        One rank per value.
-    """
+    """Position of every value in the ascending list, from 1; ``ties`` says what equal values get."""
+    # "min": the least of their positions. "dense": the same, without a gap after it. "index": all of their positions.
     if ties == "dense":
         place = {value: k for k, value in enumerate(sorted(set(values)), start=1)}
         return [place[value] for value in values]

@@ -102,14 +102,7 @@ class Round:
         return max(least, self.complete + 1), None
 
     def pending(self, ahead: int = 0) -> tuple[Job, ...]:
-        """The missing scores, which may be computed in any order, anywhere.
-
-        Args:
-            ahead: number of repeats to compute in advance, which the round may turn out not to need.
-
-        Returns:
-            The jobs, repeat by repeat.
-        """
+        """The missing scores, with those of repeats ``ahead`` that the round may turn out not to need."""
         repeats, why = self.needed
         most = repeats if why is not None else min(repeats + ahead, self.settings.repeats)
         jobs = (job for repeat in range(most) for job in self.jobs(repeat))
@@ -137,16 +130,7 @@ class Round:
         return tuple(chunk for chunk in found if not missing.isdisjoint(chunk))
 
     def differences(self, criterion: Criterion, repeats: int) -> list[list[float]]:
-        """ΔC or ΔR of lines 4 and 6.
-
-        Args:
-            criterion: "condition" for ΔC, "regions" for ΔR.
-            repeats: how many repeats to use. Those in which a common supernet has no score are left out, unless all
-                are such.
-
-        Returns:
-            For every operator a list with one difference per repeat, empty for a criterion that is not in use.
-        """
+        """ΔC or ΔR of lines 4 and 6: for every operator one per repeat, or none for a criterion that is not in use."""
         if criterion not in self.settings.criteria:
             return [[] for _ in self.operators]
         kind: Difference = self.settings.difference if criterion == "condition" else "absolute"
@@ -162,6 +146,7 @@ class Round:
         return difference(supernet, candidate, kind)
 
     def _comparable_repeats(self, repeats: int) -> Sequence[int]:
+        """The repeats in which a common supernet has a score; all if there is none."""
         if not self.settings.common_random_numbers:
             return range(repeats)
         whole = [self.state.scores[Job(self.state.round_index, repeat, None)] for repeat in range(repeats)]
@@ -172,17 +157,7 @@ class Round:
         return [mean_difference(values) for values in self.differences(criterion, self.needed[0])]
 
     def draws(self, repeats: int) -> Draws:
-        """What decides, repeat by repeat: ΔC, −ΔR, or with both criteria minus the sum of the ranks in the repeat.
-
-        Repeats that say the same of all operators are left out. For ``ties="index"`` equal operators share a rank
-        here: which of them comes first in the list says nothing.
-
-        Args:
-            repeats: how many repeats to use.
-
-        Returns:
-            Operators × repeats, larger = better to prune.
-        """
+        """What decides, larger = better to prune: ΔC, −ΔR, or minus the sum of the ranks within each repeat."""
         criteria, ties = self.settings.criteria, self.settings.ties
         delta_c, delta_r = (
             np.array(self.differences(criterion, repeats), dtype=float).reshape(len(self.operators), -1)
@@ -190,12 +165,14 @@ class Round:
         )
         values = delta_c if "condition" in criteria else -delta_r
         if len(criteria) == 2:
+            # Equal operators share a rank here: which of them comes first in the list says nothing.
             shared: Ties = "min" if ties == "index" else ties
             sums = [
                 np.add(ranks((-c).tolist(), shared), ranks(r.tolist(), shared))
                 for c, r in zip(delta_c.T, delta_r.T, strict=True)
             ]
             values = -np.array(sums, dtype=float).T
+        # A repeat that is equal for all operators says nothing.
         return values[:, (values != values[:1]).any(0)]
 
     @cached_property

@@ -16,12 +16,24 @@ Difference = Literal["log", "relative", "absolute"]
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How the search decides; see :mod:`mamltheory.nas.search.algorithm1`. ``criteria=()`` prunes at random and scores
-    nothing.
+    """How the search decides; :mod:`mamltheory.nas.search.algorithm1` explains the choices.
 
-    repeats: independent draws of weights, head, tasks and patches whose differences are averaged; with ``stopping``
-        the most of them, and ``least_repeats`` the fewest.
-    Raises ConfigurationError.
+    Attributes:
+        seed: of draws between equal operators, and of permutations and bootstrap draws.
+        repeats: independent draws of weights, head, tasks and patches, whose differences are averaged; with
+            ``stopping`` the most of them.
+        criteria: what is ranked; () prunes at random and scores nothing.
+        ties: the ranks of equal operators.
+        difference: how C_N is compared.
+        inputs: "two" for the second stage.
+        estimator: of the differences.
+        shrinkage: whether ΔC is shrunk towards the mean of (cell type × operation).
+        stopping: whether a round may stop before ``repeats``.
+        least_repeats: fewest repeats with ``stopping``.
+        common_random_numbers: whether all candidates of a repeat share their draws.
+
+    Raises:
+        ConfigurationError: for values that are unknown or do not go together.
     """
 
     seed: int = 0
@@ -39,7 +51,7 @@ class SearchSettings:
     def __post_init__(self) -> None:
         if self.least_repeats < 2:
             raise ConfigurationError(
-                f"least_repeats is {self.least_repeats}: what repeats agree on takes at least 2"
+                f"least_repeats is {self.least_repeats}: agreement takes at least 2 repeats"
             )
         if self.repeats < 1:
             raise ConfigurationError(f"repeats is {self.repeats}: a score needs at least 1 draw")

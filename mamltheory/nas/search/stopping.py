@@ -255,10 +255,7 @@ def round_reliability(
 
 
 def _basis_of_a_tie(compared: Compared, random: np.random.Generator) -> Basis:
-    """The means over (cell type × operation) where their own r₁ exceeds its null, otherwise the sizes.
-
-    The means pool all edges, and the repeats of earlier rounds.
-    """
+    """The means over (cell type × operation), of all rounds, where their r₁ exceeds its null; otherwise the sizes."""
     values = standardised(compared.scores, compared.edges)
     if compared.earlier is not None and compared.earlier.shape[1]:
         values = np.concatenate([values, standardised(compared.earlier, compared.edges)], 1)

@@ -31,15 +31,8 @@ PAIRS_AT_ONCE = 2**21
 
 
 def kendall_tau(x: Batch, y: Batch) -> Statistic:
-    """Kendall's τ_b: concordant minus discordant pairs, over the geometric mean of the pairs untied in x and in y.
-
-    Args:
-        x: numbers along the last axis; the other axes are draws. A network that was drawn twice is tied with itself.
-        y: numbers of the same networks.
-
-    Returns:
-        One τ per draw; NaN where all are tied.
-    """
+    """Kendall's τ_b along the last axis: concordant minus discordant pairs, over √(pairs untied in x · those in y)."""
+    # A network that was drawn twice is tied with itself in both, and counts for nothing.
     _check_finite("x or y", x, y)
     first, second = np.triu_indices(x.shape[-1], 1)
     flat = [values.reshape(-1, x.shape[-1]) for values in (x, y)]
@@ -65,17 +58,7 @@ def partial_spearman(x: Batch, y: Batch, given: Batch) -> Statistic:
 
 
 def cronbach_alpha(items: Float[np.ndarray, "n k"]) -> float:
-    """Reliability of the sum of k ≥ 2 items: k/(k − 1) · (1 − Σ Var(item)/Var(sum)).
-
-    Args:
-        items: networks × items.
-
-    Returns:
-        The expected correlation of the mean with that of k new items of the same kind; NaN if the sum is constant.
-
-    Raises:
-        ShapeError: for fewer than 2 networks or items.
-    """
+    """Reliability of the sum of k ≥ 2 items: k/(k − 1) · (1 − Σ Var(item)/Var(sum)); NaN if the sum is constant."""
     if items.ndim != 2 or items.shape[1] < 2 or len(items) < 2:
         raise ShapeError(f"items have shape {items.shape}: expected networks × items, at least 2 of each")
     _check_finite("items", items)
@@ -127,19 +110,8 @@ class Ceiling:
 
 
 def noise_ceiling(accuracy: Vector, again: Float[np.ndarray, " m"], rows: Int[np.ndarray, " m"]) -> Ceiling:
-    """Noise ceiling from a second training of some networks; a shift common to all of them does not count as noise.
-
-    Args:
-        accuracy: of all networks.
-        again: of the second trainings.
-        rows: which networks were trained twice.
-
-    Returns:
-        The ceiling.
-
-    Raises:
-        ShapeError: for fewer than 3 pairs.
-    """
+    """Noise ceiling from the accuracies ``again`` of a second training of at least 3 networks ``rows``."""
+    # A shift common to all second trainings does not count as noise.
     if len(again) != len(rows) or len(rows) < 3:
         raise ShapeError(
             f"got {len(again)} second accuracies for {len(rows)} networks: give at least 3 pairs"
@@ -168,17 +140,7 @@ def _normal_tau(rho: float) -> float:
 
 
 def finite_scores(scores: Scores) -> Scores:
-    """Scores with −∞ (a singular kernel) replaced by the least finite score of the same pool and initialisation.
-
-    Args:
-        scores: networks × pools × initialisations.
-
-    Returns:
-        An array of the same shape.
-
-    Raises:
-        ValueRangeError: for NaN or +∞, or where no network has a finite score.
-    """
+    """Scores with −∞ (a singular kernel) replaced by the least finite score of the same pool and initialisation."""
     if np.isnan(scores).any() or np.isposinf(scores).any():
         raise ValueRangeError(
             "scores contain NaN or +∞: a score must be a number, or −∞ for a singular kernel"
@@ -228,16 +190,7 @@ def resamples(networks: int, pools: int, draws: int, random: np.random.Generator
 
 
 def score_values(components: Components, draws: Resamples | None = None) -> Batch:
-    """One number per network: the mean over pools and initialisations, or the sum of the ranks of several means.
-
-    Args:
-        components: the scores.
-        draws: which networks and pools to use, by default each once. Draws of P pools are too narrow by √((P − 1)/P);
-            deviations from the mean over all pools are widened by as much.
-
-    Returns:
-        Draws × networks, or one number per network.
-    """
+    """One number per network: the mean over pools and initialisations, or the sum of the ranks of several means."""
     means = [_drawn_mean(scores, draws) for scores in components]
     return means[0] if len(means) == 1 else np.sum([rankdata(mean, axis=-1) for mean in means], 0)
 
@@ -249,6 +202,7 @@ def _drawn_mean(scores: Scores, draws: Resamples | None) -> Batch:
         return centre
     if pools == 1:
         return centre[draws.networks]
+    # Draws of P pools are too narrow by √((P − 1)/P): deviations from the mean over all pools are widened.
     counts = np.stack([(draws.pools == pool).sum(1) for pool in range(pools)], 1)
     wider = math.sqrt(pools / (pools - 1)) * (counts - 1) / pools  # a share of 1/P each leaves the centre
     return np.take_along_axis(centre + wider @ by_pool.T, draws.networks, 1)
@@ -334,18 +288,7 @@ def _estimate(
     size: Vector,
     sets: Sequence[Resamples | None],
 ) -> Estimate:
-    """A statistic of (scores, ``accuracy``, ``size``) for every set of draws.
-
-    Args:
-        components: the scores.
-        statistic: what to compute.
-        accuracy: of every network.
-        size: of every network.
-        sets: no draws for the value, draws of networks and pools, draws of networks alone.
-
-    Returns:
-        The value and both intervals.
-    """
+    """A statistic, without draws for its value, with draws of networks and pools, and with draws of networks alone."""
     found = []
     for draws in sets:
         rows = ... if draws is None else draws.networks

@@ -32,19 +32,7 @@ Earlier = Float[np.ndarray, "o e"]
 
 
 def standardised(scores: Scores, edges: Labels) -> Scores:
-    """Every repeat centred on each edge and divided by its standard deviation within edges.
-
-    Args:
-        scores: operators × repeats.
-        edges: the edge of every operator.
-
-    Returns:
-        An array of the same shape.
-
-    Raises:
-        ShapeError: for labels that do not fit the scores.
-        ValueRangeError: for numbers that are not finite.
-    """
+    """Every repeat centred on each edge and divided by its standard deviation within edges; raises for NaN and ±∞."""
     if scores.ndim != 2 or scores.shape[0] != len(edges) or scores.shape[1] == 0:
         raise ShapeError(
             f"scores have shape {scores.shape} for {len(edges)} labels: expected labels × repeats"
@@ -59,19 +47,8 @@ def standardised(scores: Scores, edges: Labels) -> Scores:
 
 
 def single_repeat_reliability(scores: Scores, edges: Labels, types: Labels | None = None) -> float:
-    """r₁ within edges; 0 where nothing varies, and possibly negative as any estimate of a variance component.
-
-    Args:
-        scores: operators × repeats.
-        edges: the edge of every operator.
-        types: the type of every operator, for the reliability of what remains without the effects of types.
-
-    Returns:
-        The reliability of one repeat.
-
-    Raises:
-        ConfigurationError: for fewer than 2 repeats.
-    """
+    """r₁ within edges, of at least 2 repeats; with ``types`` that of the residuals of the effects of types."""
+    # It may be negative, as any estimate of a variance component.
     if scores.shape[-1] < 2:
         raise ConfigurationError(f"reliability needs at least 2 repeats, got {scores.shape[-1]}")
     values = standardised(scores, edges)
@@ -228,18 +205,7 @@ def _summaries(
     types: Labels | None,
     before: tuple[Earlier, np.ndarray] | None,
 ) -> np.ndarray:
-    """Mean over the standardised repeats of every half (a column), or its shrunken score.
-
-    Args:
-        scores: operators × repeats.
-        halves: weights of the repeats, one column per half.
-        edges: the edge of every operator.
-        types: the type of every operator, for shrunken scores.
-        before: the scores of earlier rounds, and the weights of their repeats.
-
-    Returns:
-        Operators × halves.
-    """
+    """Mean over the standardised repeats of every half (a column), or its shrunken score."""
     values = standardised(scores, edges)
     means = values @ halves
     if types is None:

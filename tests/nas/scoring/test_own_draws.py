@@ -70,7 +70,7 @@ def test_pairs_together_have_the_scores_that_each_network_has_by_itself(outputs,
     asked = [job for operator in START.operators()[3:6] for job in jobs(operator, 1)]
     for job, found in scorer(START, asked).items():
         network = job.network(START)
-        index = job.round_index, job.repeat, ALL.index(job.beside)
+        index = job.round_index, job.repeat, ALL.index(job.pair)
         built = supernet(Candidates(), SIZE, derived_seed(3, "score-weights", job.round_index))
         which = "supernet" if job.removed is None else "candidate"
         initialise_layer(built.classifier, SIZE.initialisation, generator(3, f"head of the {which}", *index))
