@@ -105,8 +105,8 @@ class Job(NamedTuple):
         round_index: the round.
         repeat: the repeat; scores of one repeat are compared with each other.
         removed: the operator that is removed; None for the supernet.
-        pair: with independent random numbers the candidate whose draws are used, by itself and by the supernet that it
-            is compared with. None with common random numbers, where all candidates of a repeat share one supernet.
+        pair: with independent random numbers the candidate whose draws are used, also for the supernet that it is
+            compared with; None with common random numbers, where all candidates of one repeat share a supernet.
     """
 
     round_index: int

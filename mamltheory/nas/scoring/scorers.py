@@ -28,7 +28,7 @@ Conditions = Iterable[tuple[float, Failure | None]]
 
 @dataclass(frozen=True)
 class CellScorer:
-    """Leave-one-out with common random numbers: supernet and candidates of a repeat share all draws.
+    """Leave-one-out with common random numbers: supernet and candidates of one repeat share all draws.
 
     Attributes:
         network: size of the supernet; its ``classes`` are the ways of the tasks.

@@ -19,7 +19,7 @@ Where the paper leaves a choice:
 - Differences. The paper prints C − C'. Between repeats C_N varies by factors, so that the repeat with the largest C_N
   would dominate the mean of absolute differences: the default is log C − log C'. ``"relative"`` divides by C(𝒩_k), as
   the released code does; ``"absolute"`` is the printed form.
-- Draws. All candidates of a repeat share weights, head, tasks and patches (common random numbers), and with them one
+- Draws. All candidates of one repeat share weights, head, tasks and patches (common random numbers), and with them one
   score of the supernet; with ``common_random_numbers=False`` every candidate has independent draws.
 - Second stage. The released code then keeps two inputs per node (``inputs="two"``): node by node, the edges of the node
   are removed in turn and ranked in the same way.
@@ -128,8 +128,7 @@ def prune(now: Round) -> SearchState:
     left = now.state.candidates.without(*(o for o in now.operators if o in pruned))  # line 15
     found = found if now.settings.shrinkage else reliability(now, pruned)
     undecided = undecided_contests(now, found, pruned, values)
-    rows = zip(now.operators, delta_c, delta_r, s, strict=True)
-    trace = _decisions(now, rows, pruned, undecided)
+    trace = _decisions(now, zip(now.operators, delta_c, delta_r, s, strict=True), pruned, undecided)
     return _next_round(now, left, trace, _report(now, found, undecided))  # line 16
 
 

@@ -115,7 +115,7 @@ class Round:
         do not depend on where a search was stopped, not even in their last bits.
 
         Args:
-            size: most scores in a chunk, by default all of a repeat.
+            size: most scores in a chunk, by default all of them.
             ahead: as for :meth:`pending`.
 
         Returns:
@@ -160,8 +160,7 @@ class Round:
         """What decides, larger = better to prune: ΔC, −ΔR, or minus the sum of the ranks within each repeat."""
         criteria, ties = self.settings.criteria, self.settings.ties
         delta_c, delta_r = (
-            np.array(self.differences(criterion, repeats), dtype=float).reshape(len(self.operators), -1)
-            for criterion in CRITERIA
+            np.array(self.differences(criterion, repeats), dtype=float) for criterion in CRITERIA
         )
         values = delta_c if "condition" in criteria else -delta_r
         if len(criteria) == 2:

@@ -30,7 +30,7 @@ class SearchSettings:
         shrinkage: whether ΔC is shrunk towards the mean of (cell type × operation).
         stopping: whether a round may stop before ``repeats``.
         least_repeats: fewest repeats with ``stopping``.
-        common_random_numbers: whether all candidates of a repeat share their draws.
+        common_random_numbers: whether candidates are compared on the same draws.
 
     Raises:
         ConfigurationError: for values that are unknown or do not go together.

@@ -4,9 +4,9 @@
   r₁ lies inside the permutation null is a *tie*: its scores cannot be told from noise.
 - *Certainty* is the probability that bootstrap draws of the repeats prune the same operator. An edge whose certainty
   is below SEPARATED is *undecided*.
-- The *stopping rule* ends a round when the certainty, averaged over edges, reaches ENOUGH_AGREEMENT; when a wrong
-  choice costs less than LITTLE_REGRET standard deviations of a repeat; or when the budget is spent. It does not before
-  MIN_REPEATS.
+- The *stopping rule* ends a round, not before MIN_REPEATS, when the certainty, averaged over edges, reaches
+  ENOUGH_AGREEMENT; when a wrong choice costs less than LITTLE_REGRET standard deviations of one repeat; or when the
+  budget is spent.
 - The *basis* decides with shrinkage: the operators' own scores, or in a tie the means over (cell type × operation), or
   the sizes of the operations if those means are a tie as well. An undecided edge uses the means over (cell type ×
   operation): what an operator does on one edge rather than on another is the smallest and noisiest part of its score.
@@ -80,7 +80,7 @@ class Certainty:
 
     Attributes:
         same: probability that the same operator is pruned, averaged over edges.
-        regret: what the choice loses against the best one of a draw, in standard deviations of a repeat, averaged
+        regret: what the choice loses against the best one of a draw, in standard deviations of one repeat, averaged
             over edges.
         by_edge: ``same`` of every edge, in order of first appearance.
     """

@@ -262,7 +262,7 @@ def shrunken_scores(
     share: float | None = None,
     earlier: Earlier | None = None,
 ) -> tuple[Float[np.ndarray, " o"], float]:
-    """Effects of types plus λ times what edges add, in standard deviations of a repeat.
+    """Effects of types plus λ times what edges add, in standard deviations of one repeat.
 
     Args:
         scores: operators × repeats.
