@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
 from mamltheory.errors import ConfigurationError
 from mamltheory.kernels.empirical import Outputs
@@ -18,6 +18,13 @@ Weights = Literal["weights", "all"]
 Measure = Literal["condition", "harmonic"]
 
 RIDGE = Converged(ridge=1e-3)
+
+
+def check_choices(settings: object) -> None:
+    """Raise ConfigurationError for a field of settings that has none of the values of its Literal."""
+    for name, kind in get_type_hints(type(settings)).items():
+        if get_origin(kind) is Literal and (value := getattr(settings, name)) not in get_args(kind):
+            raise ConfigurationError(f"{name} is {value!r}: expected one of {get_args(kind)}")
 
 
 @dataclass(frozen=True)
@@ -46,15 +53,7 @@ class ScoreSettings:
     dynamics: Dynamics = RIDGE
 
     def __post_init__(self) -> None:
-        known = {
-            "kernel": ("maml", "anil", "ntk"),
-            "outputs": ("full", "sum"),
-            "weights": ("weights", "all"),
-            "measure": ("condition", "harmonic"),
-        }
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise ConfigurationError(f"{name} is {getattr(self, name)!r}: expected one of {values}")
+        check_choices(self)
 
 
 Failure = Literal["not finite", "no gradient", "singular"]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mamltheory.errors import ConfigurationError
+from mamltheory.nas.scoring.score import check_choices
 from mamltheory.nas.search.stopping import MIN_REPEATS
 
 Criterion = Literal["condition", "regions"]
@@ -59,15 +60,7 @@ class SearchSettings:
             raise ConfigurationError(
                 f"criteria is {self.criteria}: name 'condition' and 'regions' at most once"
             )
-        known = {
-            "ties": ("min", "dense", "index"),
-            "difference": ("log", "relative", "absolute"),
-            "inputs": ("all", "two"),
-            "estimator": ("leave-one-out", "gradient"),
-        }
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise ConfigurationError(f"{name} is {getattr(self, name)!r}: expected one of {values}")
+        check_choices(self)
         if self.estimator == "gradient" and "regions" in self.criteria:
             raise ConfigurationError("the gradient scores C_N alone: give criteria=('condition',) with it")
         if self.estimator == "gradient" and not self.common_random_numbers:

@@ -33,6 +33,7 @@ from mamltheory.nas.statistics.reliability import (
     effects,
     group_means,
     half_agreement,
+    members_of,
     permutation_null,
     shrunken_scores,
     single_repeat_reliability,
@@ -181,9 +182,8 @@ def certainty(
             combined(own, weighted_mean(own, repeats, past, more), basis, share)
             for own, past in zip((centre, means), before, strict=True)
         )
-    places, same, regret = codes(edges), [], []
-    for place in range(places.max() + 1):
-        members = np.flatnonzero(places == place)
+    same, regret = [], []
+    for members in members_of(edges):
         rows = means[members]
         chosen = [i for i, row in enumerate(members.tolist()) if compared.operators[row] in pruned]
         pick = chosen[0] if chosen else int(centre[members].argmax())

@@ -160,9 +160,7 @@ def half_agreement(
         _summaries(scores, half, edges, types, before and (before[0], before[1][k]))
         for k, half in enumerate(halves)
     )
-    places = codes(edges)
-    members = [np.flatnonzero(places == place) for place in range(places.max() + 1)]
-    members = [each for each in members if len(each) > 1]
+    members = [rows for rows in members_of(edges) if len(rows) > 1]
     concordant = np.array([_concordance(left[each], right[each]) for each in members])
     pairs = np.array([len(each) * (len(each) - 1) / 2 for each in members])
     equal = np.array([left[each].argmax(0) == right[each].argmax(0) for each in members], float)
@@ -285,6 +283,12 @@ def codes(labels: Labels) -> np.ndarray:
     """Numbers 0, 1, … of the labels in order of first appearance."""
     numbers: dict = {}
     return np.array([numbers.setdefault(label, len(numbers)) for label in labels])
+
+
+def members_of(labels: Labels) -> list[np.ndarray]:
+    """For every label its rows."""
+    numbers = codes(labels)
+    return [np.flatnonzero(numbers == number) for number in range(numbers.max() + 1)]
 
 
 def group_means(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:

@@ -16,8 +16,8 @@ from mamltheory.nas.statistics.reliability import (
     Agreement,
     Labels,
     Scores,
-    codes,
     half_agreement,
+    members_of,
     permutation_null,
     repeats_for,
     single_repeat_reliability,
@@ -119,8 +119,7 @@ def _resampled(
     """For every draw the index of half of the repeats on drawn edges, and the names of these edges."""
     if repeats < 4:
         raise ConfigurationError(f"an interval of the reliability needs at least 4 repeats, got {repeats}")
-    places = codes(edges)
-    members = [np.flatnonzero(places == place) for place in range(places.max() + 1)]
+    members = members_of(edges)
     for _ in range(draws):
         half = random.permutation(repeats)[: repeats // 2]
         chosen = random.integers(len(members), size=len(members))
