@@ -10,6 +10,8 @@ import torch
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Operator
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.scoring.score import Score, jobs_by_repeat
+from mamltheory.nas.search.algorithm1 import prune, record_scores
+from mamltheory.nas.search.rounds import Round
 from mamltheory.nas.search.state import SearchState
 from mamltheory.rng import numpy_generator
 
@@ -110,6 +112,13 @@ def intervals_of_shallow_relu(weight, bias, low, high):
     """Linear regions of x -> relu(w x + b) inside [low, high], by sorting the break points −b/w."""
     breaks = sorted({-b / w for w, b in zip(weight, bias, strict=True) if w != 0 and low < -b / w < high})
     return len(breaks) + 1
+
+
+def score_chunk(state, scorer, settings, size=None):
+    """The state after the first missing chunk of scores, in the next round if it was the last."""
+    chunk = Round.of(state, settings).chunks(size)[0]
+    now = Round.of(record_scores(state, scorer(state.candidates, chunk)), settings)
+    return now.state if now.pending() else prune(now)
 
 
 THREE = SearchState(Candidates(*(((OPERATIONS[:3],) * 9,) * 2)))

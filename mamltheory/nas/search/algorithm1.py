@@ -66,25 +66,9 @@ def run_search(
     return state  # line 17
 
 
-def step(
-    state: SearchState, scorer: Scorer | None, settings: SearchSettings, limit: int | None = None
-) -> SearchState:
-    """Score what the round lacks; then, once nothing is missing, prune.
-
-    Args:
-        state: the search so far.
-        scorer: computes C_N and R_N; may be None when ``settings.criteria`` is empty.
-        settings: how the search decides.
-        limit: score one chunk of at most so many scores, in place of everything.
-
-    Returns:
-        The search after the step.
-
-    Raises:
-        ConfigurationError: when there is no scorer for the missing scores.
-    """
-    chunks = Round.of(state, settings).chunks(limit)
-    for jobs in chunks if limit is None else chunks[:1]:
+def step(state: SearchState, scorer: Scorer | None, settings: SearchSettings) -> SearchState:
+    """The state with the scores that its round lacks; then, once nothing is missing, the next round."""
+    for jobs in Round.of(state, settings).chunks():  # one chunk per repeat
         if scorer is None:
             raise ConfigurationError("scores are missing and there is no scorer: give one, or criteria=()")
         state = record_scores(state, scorer(state.candidates, jobs))

@@ -29,13 +29,12 @@ from tests.reference.nas_toy import (
     planted_scorer,
     planted_values,
     repeat_by_repeat,
+    score_chunk,
 )
 
 ALL = Candidates().operators()
 ZERO = dict.fromkeys(ALL, 0.0)
 BY_GRADIENT = SearchSettings(repeats=2, criteria=("condition",), estimator="gradient")
-REPEAT = 1 + len(ALL)
-"""Most scores of one repeat."""
 SIZE = NetworkSettings(channels=4, cells=3, classes=3, stem_stride=2)
 
 
@@ -90,7 +89,7 @@ def test_a_search_by_gradient_can_be_stopped_after_each_repeat_and_taken_up():
     state = SearchState()
     while not Round.of(state, BY_GRADIENT).is_finished:
         state = state_from_json(json.loads(json.dumps(state_to_json(state))))
-        state = step(state, scorer, BY_GRADIENT, limit=REPEAT)
+        state = score_chunk(state, scorer, BY_GRADIENT)
     assert state == whole
 
 
@@ -219,7 +218,7 @@ def test_the_number_of_repeats_follows_from_the_scores_alone():
     resumed, ahead = SearchState(), SearchState()
     while not Round.of(resumed, STOPPING).is_finished:
         resumed = state_from_json(json.loads(json.dumps(state_to_json(resumed), allow_nan=False)))
-        resumed = step(resumed, scorer, STOPPING, limit=REPEAT)
+        resumed = score_chunk(resumed, scorer, STOPPING)
     while not (now := Round.of(ahead, STOPPING)).is_finished:
         for chunk in reversed(now.chunks(ahead=3)):
             ahead = record_scores(ahead, scorer(ahead.candidates, chunk))

@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 
-from mamltheory.nas.search.algorithm1 import prune, record_scores, run_search, step
+from mamltheory.nas.search.algorithm1 import prune, record_scores, run_search
 from mamltheory.nas.search.rounds import Round
 from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.nas.search.state import state_from_json, state_to_json
-from tests.reference.nas_toy import THREE, noisy_scorer
+from tests.reference.nas_toy import THREE, noisy_scorer, score_chunk
 
 
 @pytest.fixture(scope="module")
@@ -15,11 +15,11 @@ def uninterrupted():
     return run_search(noisy_scorer, SearchSettings(repeats=2), THREE)
 
 
-@pytest.mark.parametrize("limit", [1, 17])
-def test_a_search_resumed_from_json_after_every_chunk_equals_the_uninterrupted_one(uninterrupted, limit):
+@pytest.mark.parametrize("size", [1, 17])
+def test_a_search_resumed_from_json_after_every_chunk_equals_the_uninterrupted_one(uninterrupted, size):
     search_settings, state = SearchSettings(repeats=2), THREE
     while not Round.of(state, search_settings).is_finished:
-        state = step(state, noisy_scorer, search_settings, limit)
+        state = score_chunk(state, noisy_scorer, search_settings, size)
         state = state_from_json(json.loads(json.dumps(state_to_json(state), allow_nan=False)))
     assert state == uninterrupted
 
