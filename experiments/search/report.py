@@ -5,12 +5,9 @@ from collections.abc import Collection
 
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Operator
 from mamltheory.nas.operations import OPERATIONS
-from mamltheory.nas.search.pruning import deciding_draws, group
-from mamltheory.nas.search.ranking import competitions, mean_difference
-from mamltheory.nas.search.round_report import RoundReport
-from mamltheory.nas.search.rounds import complete_repeats
-from mamltheory.nas.search.settings import SearchSettings
-from mamltheory.nas.search.state import SearchState, decision_to_json
+from mamltheory.nas.search.ranking import mean_difference
+from mamltheory.nas.search.rounds import Round
+from mamltheory.nas.search.state import RoundReport, SearchState, decision_to_json
 
 SHORT = {
     "skip_connect": "skip",
@@ -29,17 +26,15 @@ LEGEND = (
 RULES = {"types": "the means of (cell type × operation)", "parameters": "size: the smaller goes"}
 
 
-def goes_first(state: SearchState, settings: SearchSettings) -> str:
-    """Who has the worst mean so far on every edge, by operation, for the progress line; empty before a repeat."""
-    repeats = complete_repeats(state, settings)
-    if not settings.criteria or repeats == 0:
+def goes_first(now: Round) -> str:
+    """The operations with the worst mean so far on their edges, for the progress line; empty before a repeat."""
+    if not now.settings.criteria or now.complete == 0:
         return ""
-    operators = group(state, settings)
-    draws = deciding_draws(state, settings, operators, repeats)
-    if not draws[0]:
+    draws = now.draws(now.complete)
+    if not draws.shape[1]:
         return ""
-    mean = {o: mean_difference(values) for o, values in zip(operators, draws, strict=True)}
-    worst = [max(members, key=mean.__getitem__) for members in competitions(operators).values()]
+    mean = dict(zip(now.operators, map(mean_difference, draws.tolist()), strict=True))
+    worst = [max(members, key=mean.__getitem__) for members in now.contests.values()]
     counts = Counter(SHORT[operator.operation] for operator in worst)
     return "worst: " + ", ".join(f"{name} {count}" for name, count in counts.most_common())
 

@@ -24,10 +24,10 @@ from mamltheory.linalg import Converged, Dynamics, GradientFlow
 from mamltheory.nas.genotype import Candidates, Genotype
 from mamltheory.nas.scoring.linear_regions import random_patches
 from mamltheory.nas.scoring.operator_gradient import GradientScorer
-from mamltheory.nas.scoring.score import Job, Score, ScoreSettings, halvings
-from mamltheory.nas.scoring.scorers import CellScorer, OwnDraws
-from mamltheory.nas.search.algorithm1 import evaluate, prune, record
-from mamltheory.nas.search.rounds import chunks, is_finished
+from mamltheory.nas.scoring.score import Job, Score, Scorer, ScoreSettings, halvings
+from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
+from mamltheory.nas.search.algorithm1 import prune, record_scores
+from mamltheory.nas.search.rounds import Round
 from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.nas.search.state import SearchState, state_from_json, state_to_json
 from mamltheory.rng import generator
@@ -70,7 +70,7 @@ def final_scores(state: SearchState, settings: Search) -> list[Score]:
     if not settings.criteria:
         return []
     scorer = scorer_of(settings, str(choose_device(settings.device).device))
-    return [scorer(state.candidates, state.round_index, repeat) for repeat in range(FINAL_DRAWS)]
+    return [scorer.scores([state.candidates], state.round_index, draw)[0] for draw in range(FINAL_DRAWS)]
 
 
 class Kept(TypedDict):
@@ -96,7 +96,7 @@ class Saved:
         halved = halvings(found.values())
         if halved and not self.halvings:
             print("a batch did not fit the memory: going on with half as many at a time")
-        return Saved(record(self.state, found), self.cpu_seconds + seconds, self.halvings + halved)
+        return Saved(record_scores(self.state, found), self.cpu_seconds + seconds, self.halvings + halved)
 
 
 def search(settings: Search) -> Genotype:
@@ -113,7 +113,7 @@ def search(settings: Search) -> Genotype:
         saved = saved_search(settings)
         print(LEGEND)
         with spread_over(settings.jobs) as spread:
-            while not is_finished(saved.state, rules):
+            while not Round.of(saved.state, rules).is_finished:
                 before, saved = saved.state, finish_round(saved, rules, scorer, settings, spread, log)
                 print("\n".join(round_lines(before, saved.state)), flush=True)
         return finish(saved, settings, log)
@@ -140,20 +140,22 @@ def finish_round(
     log: RunLog | None = None,
 ) -> Saved:
     """Score what the round still lacks, saving after every chunk, prune, and log the round."""
-    round_scorer = scorer_by(rules, scorer)
-    # Repeats in advance only where a repeat is a single piece of work, and other processes would have none.
-    ahead = processes(settings.jobs) - 1 if rules.estimator == "gradient" else 0
+    score = partial(score_chunk, saved.state.candidates, scorer_by(rules, scorer))
+    # One gradient gives all scores of a repeat; other processes then compute repeats in advance.
+    by_gradient = rules.estimator == "gradient"
+    size, ahead = (None, processes(settings.jobs) - 1) if by_gradient else (CHUNK, 0)
     most = "at most " if rules.stopping else ""
     operators = len(saved.state.candidates.operators())
     title = f"round {saved.state.round_index + 1}: {operators} operators, {most}{rules.repeats} repeats"
-    with stage(title, len(chunks(saved.state, rules, CHUNK, rules.repeats))) as advance:
-        while lacking := chunks(saved.state, rules, CHUNK, ahead):
-            score = partial(score_chunk, saved.state.candidates, round_scorer, rules)
-            for _, (found, seconds) in spread(score, lacking):
+    now = Round.of(saved.state, rules)
+    with stage(title, len(now.chunks(size, rules.repeats))) as advance:
+        while missing := now.chunks(size, ahead):
+            for _, (found, seconds) in spread(score, missing):
                 saved = saved.with_scores(found, seconds)
                 write_state(settings, saved)
-                advance(note=goes_first(saved.state, rules))
-    saved = replace(saved, state=prune(saved.state, rules))
+                now = Round.of(saved.state, rules)
+                advance(note=goes_first(now))
+    saved = replace(saved, state=prune(now))
     if log is not None:
         # Logged first: a crash in between repeats the line, and never leaves out a round.
         report = saved.state.reports[-1].to_json()
@@ -163,12 +165,12 @@ def finish_round(
 
 
 def score_chunk(
-    candidates: Candidates, scorer: object, rules: SearchSettings, chunk: Sequence[Job]
+    candidates: Candidates, scorer: Scorer, chunk: Sequence[Job]
 ) -> tuple[dict[Job, Score], float]:
     """The scores of a chunk, and the CPU seconds they took, in whatever process it is asked for."""
     torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa would drown the least eigenvalues
     begun = time.process_time()
-    found = evaluate(chunk, candidates, scorer, rules)
+    found = dict(scorer(candidates, chunk))
     return found, time.process_time() - begun
 
 
@@ -231,11 +233,11 @@ def scorer_of(settings: Search, device: str) -> CellScorer:
     )
 
 
-def scorer_by(rules: SearchSettings, scorer: CellScorer) -> object:
-    """The scorer in the form that :func:`mamltheory.nas.search.algorithm1.evaluate` expects under these rules."""
+def scorer_by(rules: SearchSettings, scorer: CellScorer) -> Scorer:
+    """The scorer that these rules name, with the size, settings and samplers of ``scorer``."""
     if rules.estimator == "gradient":
         return GradientScorer(scorer)
-    return scorer if rules.common_random_numbers else OwnDraws(scorer)
+    return scorer if rules.common_random_numbers else IndependentDraws(scorer)
 
 
 def dynamics_of(settings: Search) -> Dynamics:

@@ -13,9 +13,8 @@ from matplotlib.patches import Rectangle
 from experiments.plotting import figure, save
 from experiments.search.report import SHORT
 from mamltheory.nas.genotype import CELL_TYPES, EDGES
-from mamltheory.nas.search.ranking import competitions
-from mamltheory.nas.search.round_report import RoundReport
-from mamltheory.nas.search.state import Decision, SearchState
+from mamltheory.nas.search.ranking import contests
+from mamltheory.nas.search.state import Decision, RoundReport, SearchState
 from mamltheory.nas.search.stopping import SEPARATED
 
 ROW, GAP, HEAD, LEFT = 1.0, 0.45, 2.4, 1.15
@@ -74,7 +73,7 @@ def rows() -> list[tuple[str, int, int]]:
 
 
 def _contests(decisions: Sequence[Decision]) -> dict[str, list]:
-    return competitions([d.operator for d in decisions])
+    return contests([d.operator for d in decisions])
 
 
 def _round(index: int, decisions: Sequence[Decision], report: RoundReport) -> dict[str, object]:

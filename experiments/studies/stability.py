@@ -81,7 +81,7 @@ def measure(settings: Stability, device: str, item: Item) -> Record:
             scorer = scorer_of(settings, device, tasks, name)
             found[name], seconds[name] = timed(partial(gradient_differences, scorer, settings.chunk, repeat))
         # Builds the network as the gradient does, and scores it once.
-        record["evaluation_seconds"] = timed(partial(scorer, Candidates(), 0, repeat))[1]
+        record["evaluation_seconds"] = timed(partial(scorer.scores, [Candidates()], 0, repeat))[1]
     else:
         scorer = scorer_of(settings, device, tasks, "regions" if estimator == "regions" else "condition")
         function = region_differences if estimator == "regions" else exact_differences
@@ -92,7 +92,7 @@ def measure(settings: Stability, device: str, item: Item) -> Record:
 
 def gradient_differences(scorer: CellScorer, chunk: int, repeat: int) -> list[float]:
     """Log C of the supernet less log C without each operator, to first order."""
-    found = GradientScorer(scorer, chunk=chunk or None)(Candidates(), 0, repeat)
+    found = GradientScorer(scorer, chunk=chunk or None).scores(Candidates(), 0, repeat)
     logs = [math.log(score.condition) for score in found.values()]
     return [logs[0] - value for value in logs[1:]]
 
@@ -115,7 +115,7 @@ def exact_differences(scorer: CellScorer, repeat: int) -> dict[str, list[float]]
 
 def region_differences(scorer: CellScorer, repeat: int) -> dict[str, list[float]]:
     """Log R without each operator less log R of the supernet."""
-    logs = [math.log(score.regions) for score in scorer.batch(without_each(), 0, repeat)]
+    logs = [math.log(score.regions) for score in scorer.scores(without_each(), 0, repeat)]
     return {"regions": [value - logs[0] for value in logs[1:]]}
 
 

@@ -16,12 +16,12 @@ from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.statistics.reliability import mean_reliability
 from mamltheory.nas.statistics.repeatability import (
     Difference,
-    Stability,
+    Repeatability,
     corrected_correlation,
     predicted_reliability,
     reliability_difference,
     repeat_correlation,
-    stability,
+    repeatability,
 )
 from mamltheory.rng import derived_seed, numpy_generator
 from mamltheory.runtime.records import replace_file
@@ -38,7 +38,7 @@ class Findings:
     """Scores (operators × repeats) and their stability by name, and comparisons on common repeats."""
 
     scores: Mapping[Name, np.ndarray]
-    stability: Mapping[Name, Stability]
+    stability: Mapping[Name, Repeatability]
     harmonic_gain: Mapping[str, Difference]
     task_gain: Mapping[str, Difference]
     gradient_gain: Mapping[str, Difference]
@@ -81,7 +81,7 @@ def findings(settings: Settings, records: list[Record]) -> Findings:
     found = {}
     for i, (name, values) in enumerate(scores.items()):
         random = numpy_generator(settings.seed, "study stability", i)
-        found[name] = stability(values, edges(), float(np.mean(seconds[name])), random, settings.draws)
+        found[name] = repeatability(values, edges(), float(np.mean(seconds[name])), random, settings.draws)
     alike = _alike(settings, columns)
     return Findings(scores, found, *_comparisons(settings, columns), alike, _evaluations(records), infinite)
 

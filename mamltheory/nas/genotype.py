@@ -1,11 +1,11 @@
-"""Cells as data: genotypes (what a search returns) and candidates (what is still alive on every edge).
+"""Cells as data: genotypes (the result of a search) and candidates (the live operations on every edge).
 
-A cell has two inputs (sources 0 and 1: the outputs of the cell before the previous one and of the previous
-one) and three nodes (node i is source i + 2 of later nodes). Node i may receive an edge from every source
-below i + 2: nine edges in all. Two forms of a finished cell occur:
+A cell has two inputs (sources 0 and 1: the outputs of the last but one cell and of the last one) and three nodes
+(node i is source i + 2 of later nodes). Node i may have an edge from every source below i + 2: nine edges in all. A
+finished cell has one of two forms:
 
-- single-path, one operation on each of the nine edges: what the paper's Algorithm 1 returns;
-- two inputs per node: what the paper's released code returns after a second stage, and what is published.
+- single-path, with one operation on each of the nine edges, as the paper's Algorithm 1 returns it;
+- two inputs per node, as the paper's released code returns it after a second stage, and as cells are published.
 """
 
 import json
@@ -23,7 +23,7 @@ CellType = Literal["normal", "reduce"]
 CELL_TYPES: tuple[CellType, CellType] = ("normal", "reduce")
 NODES = 3
 CONCATENATED = [2, 3, 4]
-"""The nodes whose outputs make a cell's, counted with its two inputs: all of them."""
+"""The nodes whose outputs a cell concatenates, numbered as sources: all of them."""
 
 
 class Edge(NamedTuple):
@@ -47,10 +47,13 @@ class Operator(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """A finished cell: for every node its (operation, source) pairs, in either of the two forms.
+    """A finished cell.
 
-    Raises GenotypeError for a wrong number of nodes or inputs, an impossible or repeated source, or an
-    unknown operation.
+    Attributes:
+        nodes: for every node its (operation, source) pairs, in either of the two forms.
+
+    Raises:
+        GenotypeError: for anything else.
     """
 
     nodes: tuple[tuple[tuple[str, int], ...], ...]
@@ -72,8 +75,7 @@ class Cell:
         inputs = [len(node) for node in self.nodes]
         if inputs not in ([2, 2, 2], [2, 3, 4]):
             raise GenotypeError(
-                f"the nodes have {inputs} inputs: expected 2 each (as published) or 2, 3, 4 (one "
-                "operation an edge)"
+                f"the nodes have {inputs} inputs: expected 2 each (as published) or 2, 3, 4 (one operation per edge)"
             )
 
     def edges(self) -> tuple[tuple[int, int, str], ...]:
@@ -98,11 +100,7 @@ class Genotype:
 
     @staticmethod
     def from_json(data: Mapping) -> "Genotype":
-        """The genotype of :meth:`to_json`; raises GenotypeError for anything else.
-
-        Also taken are 'normal_concat' and 'reduce_concat' as other searches write them, if they name all three
-        nodes in order, [2, 3, 4]: that is what the networks here concatenate.
-        """
+        """The inverse of :meth:`to_json`, also with the 'normal_concat' and 'reduce_concat' of other searches."""
         _check_keys(data)
         return Genotype(*(_cell_from_json(data, kind) for kind in CELL_TYPES))
 
@@ -111,7 +109,7 @@ class Genotype:
         return {kind: getattr(self, kind).edges() for kind in CELL_TYPES}
 
     def candidates(self) -> "Candidates":
-        """The same architecture as a supernet with at most one live operation an edge."""
+        """The same architecture as a supernet with at most one live operation per edge."""
         live = {}
         for kind in CELL_TYPES:
             used = {Edge(i, s): (o,) for i, node in enumerate(getattr(self, kind).nodes) for o, s in node}
@@ -121,7 +119,7 @@ class Genotype:
 
 def _check_keys(data: object) -> None:
     if not isinstance(data, Mapping):
-        return  # said of the cells
+        return  # _cell_from_json reports it
     for key, value in data.items():
         if key in CELL_TYPES:
             continue
@@ -157,10 +155,14 @@ def _cell_from_json(data: Mapping, kind: str) -> Cell:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The live operations of a supernet 𝒩_k: for either cell type, on each of the nine edges of ``EDGES``.
+    """The live operations of a supernet 𝒩_k.
 
-    An edge without operations carries nothing; every node must keep one input.
-    Raises GenotypeError for anything else.
+    Attributes:
+        normal: the operations on each of the nine edges of ``EDGES``, possibly none; every node keeps an input.
+        reduce: likewise.
+
+    Raises:
+        GenotypeError: for anything else.
     """
 
     normal: tuple[tuple[str, ...], ...] = (OPERATIONS,) * len(EDGES)
@@ -196,7 +198,7 @@ class Candidates:
         )
 
     def without(self, *removed: Operator) -> "Candidates":
-        """𝒩 without o: the supernet without these operators; raises GenotypeError for a dead one."""
+        """The supernet without these operators; raises GenotypeError for one that is not alive."""
         result = self
         for cell, edge, operation in removed:
             live = result.on(cell, edge)
@@ -232,14 +234,14 @@ class Candidates:
 
     @staticmethod
     def from_json(data: Mapping[str, Iterable[Iterable[str]]]) -> "Candidates":
-        """The candidates of :meth:`to_json`; raises GenotypeError for anything else."""
+        """The inverse of :meth:`to_json`; raises GenotypeError for anything else."""
         if not isinstance(data, Mapping) or set(data) != set(CELL_TYPES):
             raise GenotypeError("candidates need exactly the keys 'normal' and 'reduce'")
         return Candidates(**{kind: tuple(tuple(names) for names in data[kind]) for kind in CELL_TYPES})
 
 
 def random_genotype(generator: torch.Generator, inputs: Literal["all", "two"] = "two") -> Genotype:
-    """A uniformly random genotype, the paper's "Random Cell" (Table 2): two inputs a node, or nine edges."""
+    """A uniformly random genotype, the paper's "Random Cell" (Table 2): two inputs per node, or nine edges."""
 
     def draw(node: int) -> tuple[tuple[str, int], ...]:
         count = 2 if inputs == "two" else node + 2
@@ -252,9 +254,15 @@ def random_genotype(generator: torch.Generator, inputs: Literal["all", "two"] = 
 
 @dataclass(frozen=True)
 class PublishedCell:
-    """A genotype that was published for the paper, with the size of its network at 48 initial channels.
+    """A genotype that was published for the paper.
 
-    name: "mini-5-1" is the first of three for 5 cells on miniImageNet, "metanas-mini-5" the cell of MetaNAS.
+    Attributes:
+        name: "mini-5-1" is the first of three for 5 cells on miniImageNet, "metanas-mini-5" the cell of MetaNAS.
+        setting: data set and number of cells, such as "mini-5".
+        cells: number of cells in its network.
+        classes: number of classes it was trained on.
+        genotype: the cells.
+        parameters: size of its network at 48 initial channels.
     """
 
     name: str

@@ -1,11 +1,11 @@
 """The seven operations of the search space (Section 6.1) and the layers that cells are made of.
 
-The paper names the operations; what stands behind the names are the definitions of its released search space,
-which alone reproduce the paper's parameter counts: "3×3 convolution" is a depthwise convolution followed by a
-pointwise one, and pooling is followed by a norm. Convolutions have no bias.
+The paper names the operations. Their definitions are those of its released search space, which alone reproduce the
+paper's parameter counts: "3×3 convolution" is a depthwise convolution followed by a pointwise one, and pooling is
+followed by a norm. Convolutions have no bias.
 
-An operation begins with a step without parameters (a ReLU before convolutions, or the pooling). The cell
-computes that step once for all edges that leave the same node; what is built here is the rest.
+An operation begins with a step without parameters (a ReLU before convolutions, or the pooling). The cell computes that
+step once for all edges from the same node; this module builds the rest.
 """
 
 from typing import Literal
@@ -40,12 +40,9 @@ def check_operation(name: str) -> str:
 
 
 def group_count(channels: int) -> int:
-    """Groups of a GroupNorm: the largest divisor of the channels up to 16 that leaves 2 channels in a group.
-
-    With one channel a group, the mean of every channel over the image is zero after the norm: global average
-    pooling then returns zero for every image, and the kernel of the head vanishes. Raises ConfigurationError
-    for fewer than 2 channels.
-    """
+    """Groups of a GroupNorm: the largest divisor of the channels up to 16 with at least 2 channels per group."""
+    # With one channel per group every channel has mean zero over the image after the norm: global average pooling then
+    # returns zero for every image, and the kernel of the head vanishes.
     if channels < 2:
         raise ConfigurationError(
             f"a GroupNorm over {channels} channel removes the image's mean: use at least 2 channels or "
@@ -55,17 +52,15 @@ def group_count(channels: int) -> int:
 
 
 def normalisation(kind: Norm, channels: int) -> nn.Module:
-    """Norm with learnt scale and shift: "batch" for training and linear regions, "group" for kernels.
-
-    A kernel needs the output of one sample not to depend on the others, which batch statistics violate.
-    """
+    """Norm with learnt scale and shift: "batch" for training and linear regions, "group" for kernels."""
+    # A kernel needs outputs that depend on their own sample alone, which batch statistics violate.
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     return nn.GroupNorm(group_count(channels), channels)
 
 
 class Convolution(nn.Conv2d):
-    """A convolution that waits for its weights: torch's own would draw them from the global generator."""
+    """A convolution without initial weights: torch's would draw them from the global generator."""
 
     def reset_parameters(self) -> None:
         """Zero, until :func:`mamltheory.nas.network.initialise` draws them."""
@@ -73,7 +68,7 @@ class Convolution(nn.Conv2d):
 
 
 class Head(nn.Linear):
-    """The linear classifier; waits for its weights as :class:`Convolution` does."""
+    """The linear classifier, without initial weights as :class:`Convolution`."""
 
     def reset_parameters(self) -> None:
         """Zero, until :func:`mamltheory.nas.network.initialise` draws them."""
@@ -82,9 +77,7 @@ class Head(nn.Linear):
 
 
 class FactorizedReduce(nn.Module):
-    """Halves the resolution by two pointwise convolutions of stride 2 on grids shifted by one pixel, then a
-    norm.
-    """
+    """Halves the resolution by two pointwise convolutions of stride 2, on grids shifted by one pixel, and a norm."""
 
     def __init__(self, channels_in: int, channels_out: int, norm: Norm) -> None:
         super().__init__()
@@ -137,9 +130,7 @@ def leading_step(name: str, stride: int) -> Leading:
 
 
 def leading_module(step: Leading, stride: int) -> nn.Module:
-    """The module of a leading step; pooling is 3×3 and takes the stride, padding does not count in the
-    average.
-    """
+    """The module of a leading step; pooling is 3×3 with the stride, and averages ignore the padding."""
     match step:
         case "relu":
             return nn.ReLU()
@@ -152,9 +143,16 @@ def leading_module(step: Leading, stride: int) -> nn.Module:
 
 
 def build_operation(name: str, channels: int, stride: int, norm: Norm) -> nn.Module:
-    """One operation after its leading step, channels to channels, of stride 1 or 2.
+    """One operation without its leading step.
 
-    Raises GenotypeError for an unknown name.
+    Args:
+        name: of the operation.
+        channels: of input and output.
+        stride: 1 or 2.
+        norm: of its norms.
+
+    Returns:
+        The module.
     """
     match check_operation(name):
         case "skip_connect":

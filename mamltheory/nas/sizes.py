@@ -1,11 +1,12 @@
 """Sizes of derived networks without building them, and random cells as large as a given one.
 
-Cells are compared fairly at equal size: among the operations of the search space the number of weights differs by a
-factor of ten, and larger networks are more accurate whatever chose them.
+Cells should be compared at equal size: operations differ by a factor of ten in their number of weights, and larger
+networks are more accurate whatever chose them.
 """
 
 from collections import Counter
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,10 @@ from torch import Tensor, nn
 from mamltheory.errors import ConfigurationError, UnsupportedModelError
 from mamltheory.nas.genotype import Candidates, Edge, Genotype, Operator, random_genotype
 from mamltheory.nas.network import Network, NetworkSettings, layout
+from mamltheory.nas.operations import build_operation
+
+CHANNELS = 16
+"""Width at which the sizes of operations are compared; their order is the same at any other."""
 
 
 def genotype_parameters(genotype: Genotype, size: NetworkSettings) -> int:
@@ -25,15 +30,25 @@ def genotype_parameters(genotype: Genotype, size: NetworkSettings) -> int:
 def random_genotype_like(
     genotype: Genotype, draws: int, tolerance: float, generator: torch.Generator, size: NetworkSettings
 ) -> Genotype:
-    """Of so many random genotypes of the same form, other than this one, the nearest in number of parameters.
+    """The random genotype of the same form, other than the given one, that is nearest in number of parameters.
 
-    tolerance: most relative difference of the two networks' sizes, for example 0.05.
-    Raises ConfigurationError when no draw comes as near, naming the nearest, and for draws < 1 or tolerance < 0.
+    Args:
+        genotype: the cells to match.
+        draws: number of random genotypes to choose from.
+        tolerance: largest relative difference in size, for example 0.05.
+        generator: of the random genotypes.
+        size: of both networks.
+
+    Returns:
+        The nearest genotype.
+
+    Raises:
+        ConfigurationError: when no draw is near enough, and for draws < 1 or tolerance < 0.
     """
     if draws < 1 or not tolerance >= 0:
         raise ConfigurationError(f"got {draws} draws, tolerance {tolerance}: expected at least 1 and 0")
     target = genotype_parameters(genotype, size)
-    inputs = "two" if all(len(node) == 2 for node in genotype.normal.nodes) else "all"
+    inputs: Literal["all", "two"] = "two" if all(len(node) == 2 for node in genotype.normal.nodes) else "all"
     nearest, least = None, float("inf")
     for _ in range(draws):
         drawn = random_genotype(generator, inputs)
@@ -48,13 +63,20 @@ def random_genotype_like(
     return nearest
 
 
+def operator_parameters(operator: Operator) -> int:
+    """Number of weights of an operation in its place, at ``CHANNELS`` channels."""
+    stride = 2 if operator.cell == "reduce" and operator.edge.source < 2 else 1
+    module = build_operation(operator.operation, CHANNELS, stride, "group")
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 @lru_cache(maxsize=8)
 def _parts(size: NetworkSettings) -> tuple[int, dict[Operator, int]]:
     """Parameters that every genotype has, and of every operator in all cells of its type together."""
     kinds = layout(size.cells)
     with torch.device("meta"):  # shapes alone
         network = Network(Candidates(), size, kinds)
-    common, own = 0, Counter()
+    common, own = 0, Counter[Operator]()
     for name, value in network.named_parameters():
         path = name.split(".")  # cells.CELL.edges.NODE_SOURCE.OPERATION.…
         if path[0] == "cells" and path[2] == "edges":
@@ -65,28 +87,18 @@ def _parts(size: NetworkSettings) -> tuple[int, dict[Operator, int]]:
     return common, own
 
 
-class _Counter:
-    """Counts the products of convolutions and linear layers as they are called."""
-
-    def __init__(self) -> None:
-        self.total = 0
-
-    def note(self, layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        # Every number of the output is a sum over one filter, or one row, of the weights.
-        self.total += output[0].numel() * layer.weight[0].numel()
-
-
 def multiply_accumulates(network: nn.Module, x: Float[Tensor, "1 ..."]) -> int:
-    """Products in convolutions and linear layers for one sample; norms, pooling, sums and biases do not count.
+    """Products in convolutions and linear layers for one sample; norms, pooling, sums and biases do not count."""
+    counts, mode = [], network.training
 
-    x: any sample of the right shape; its values do not matter. The network is left in its mode.
-    Raises UnsupportedModelError for a network in which neither layer occurs.
-    """
-    counter, mode = _Counter(), network.training
+    def count(layer: nn.Conv2d | nn.Linear, _: tuple[Tensor, ...], output: Tensor) -> None:
+        # Every number of the output is a sum over one filter, or one row, of the weights.
+        counts.append(output[0].numel() * layer.weight[0].numel())
+
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     if not layers:
         raise UnsupportedModelError("the network has neither convolutions nor linear layers to count")
-    handles = [layer.register_forward_hook(counter.note) for layer in layers]
+    handles = [layer.register_forward_hook(count) for layer in layers]
     try:
         with torch.no_grad():
             network.eval()(x)
@@ -94,4 +106,4 @@ def multiply_accumulates(network: nn.Module, x: Float[Tensor, "1 ..."]) -> int:
         network.train(mode)
         for handle in handles:
             handle.remove()
-    return counter.total
+    return sum(counts)

@@ -14,7 +14,7 @@ from experiments.search import comparison as protocols
 from experiments.search import run as search
 from experiments.training import evaluate, meta_train, train
 from experiments.training.trained import read_training
-from mamltheory.nas.search.round_report import RoundReport
+from mamltheory.nas.search.state import RoundReport
 from mamltheory.runtime import checkpoint
 from mamltheory.runtime.records import to_json
 from mamltheory.runtime.runlog import read_metrics, read_run
@@ -254,7 +254,7 @@ def test_a_round_is_logged_before_its_state_counts(found, monkeypatch):
     state = search.SearchState(
         search.Candidates(**{k: (("conv_3x3", "skip_connect"),) * 9 for k in ("normal", "reduce")})
     )
-    monkeypatch.setattr(search, "chunks", lambda *_: ())
+    monkeypatch.setattr(search.Round, "chunks", lambda *_: ())
     monkeypatch.setattr(
         search, "prune", lambda *_: dataclasses.replace(state, reports=(RoundReport(1, "fixed"),))
     )

@@ -7,7 +7,7 @@ from experiments.training.evaluation_settings import Evaluate
 from experiments.training.settings import Train
 from mamltheory.nas.genotype import Candidates, random_genotype
 from mamltheory.nas.operations import OPERATIONS
-from mamltheory.nas.search.algorithm1 import SearchState
+from mamltheory.nas.search.state import SearchState
 from mamltheory.rng import generator
 from mamltheory.runtime.checkpoint import load_state
 

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from mamltheory.errors import ConfigurationError
 from mamltheory.nas.genotype import EDGES, Candidates, published_genotypes, random_genotype
 from mamltheory.nas.network import NetworkSettings, derived_network, parameter_count
-from mamltheory.nas.search.round_report import parameter_size
-from mamltheory.nas.sizes import genotype_parameters, random_genotype_like
+from mamltheory.nas.sizes import genotype_parameters, operator_parameters, random_genotype_like
 from mamltheory.rng import generator
 
 SMALL = NetworkSettings(channels=4, cells=3, classes=5)
@@ -72,4 +71,4 @@ def test_no_cell_has_more_parameters_than_that_of_long_kernels_alone(seed):
     assert genotype_parameters(random_genotype(generator(seed, "genotype"), "all"), SMALL) <= largest
     for operator in Candidates().operators():
         long = operator._replace(operation="conv_1x5_5x1")
-        assert parameter_size(operator) <= parameter_size(long)
+        assert operator_parameters(operator) <= operator_parameters(long)

@@ -21,10 +21,11 @@ from mamltheory.nas.genotype import CELL_TYPES, EDGES, NODES, Candidates
 from mamltheory.nas.network import NetworkSettings, layout
 from mamltheory.nas.operations import OPERATIONS, group_count
 from mamltheory.nas.scoring.score import Score
-from mamltheory.nas.search.algorithm1 import SearchSettings, run_search
+from mamltheory.nas.search.algorithm1 import run_search
 from mamltheory.nas.search.ranking import ranks
+from mamltheory.nas.search.settings import SearchSettings
 from tests.paper.cases import sphere, start
-from tests.reference.nas_toy import argmin_per_edge, planted_scorer, planted_values
+from tests.reference.nas_toy import argmin_per_edge, network_by_network, planted_scorer, planted_values
 from tests.strategies import as_users_run_it
 
 RUNS = [(data, cells) for data in ("mini", "tiered") for cells in (5, 8)]
@@ -163,6 +164,7 @@ def test_the_search_scores_486_candidates_and_six_of_its_seven_supernets():
     """18 edges of 7 operations, one less a round: 18 · (7 + 6 + … + 2) = 486; the seventh supernet is the result."""
     supernets, candidates = [], []
 
+    @network_by_network
     def scorer(network, round_index, _):
         live = len(network.operators())
         (supernets if live == 18 * (7 - round_index) else candidates).append(live)

@@ -8,7 +8,8 @@ from mamltheory import empirical_meta_ntk, generator, meta_outputs, train
 from mamltheory.bounds import largest_rate
 from mamltheory.kernels.empirical import jacobian
 from mamltheory.nas.genotype import Candidates
-from mamltheory.nas.search.algorithm1 import SearchSettings, run_search
+from mamltheory.nas.search.algorithm1 import run_search
+from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.tasks import query_labels
 from tests.nas.scoring.test_condition_number import SMALL as SMALL_NETWORK
 from tests.nas.scoring.test_condition_number import ScoreSettings, score_kernel, supernet

@@ -9,12 +9,41 @@ import torch
 
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Operator
 from mamltheory.nas.operations import OPERATIONS
-from mamltheory.nas.scoring.score import Score
+from mamltheory.nas.scoring.score import Score, jobs_by_repeat
+from mamltheory.nas.search.algorithm1 import prune, record_scores
+from mamltheory.nas.search.rounds import Round
 from mamltheory.nas.search.state import SearchState
 from mamltheory.rng import numpy_generator
 
 
+def network_by_network(score):
+    """The scorer that calls ``score(network, round, repeat)`` for every job."""
+
+    def scorer(candidates, jobs):
+        return {job: score(job.network(candidates), job.round_index, job.repeat) for job in jobs}
+
+    return scorer
+
+
+def repeat_by_repeat(scores):
+    """The scorer of ``scores(candidates, round, repeat)``, which returns those of all operators (supernet: None)."""
+
+    def scorer(candidates, jobs):
+        found = {}
+        for index, asked in jobs_by_repeat(jobs).items():
+            known = scores(candidates, *index)
+            found |= {job: known[job.removed] for job in asked}
+        return found
+
+    return scorer
+
+
 def planted_scorer(condition, regions):
+    """The scorer of :func:`planted_score`."""
+    return network_by_network(planted_score(condition, regions))
+
+
+def planted_score(condition, regions):
     """C and R as sums over the live operators of planted values."""
 
     def score(candidates, *_):
@@ -40,7 +69,7 @@ def argmin_per_edge(values):
     return set(best.values())
 
 
-def literal_algorithm_1(scorer, operators):
+def literal_algorithm_1(score, operators):
     """The printed algorithm, with lists: ``operators`` is the order in which the supernet enumerates them."""
     live, rounds = list(operators), 0
 
@@ -51,8 +80,8 @@ def literal_algorithm_1(scorer, operators):
         return Candidates(**{cell: tuple(on(cell, edge) for edge in EDGES) for cell in CELL_TYPES})
 
     while any(sum(o[:2] == p[:2] for o in live) > 1 for p in live):
-        whole = scorer(network(live), rounds, 0)
-        parts = [scorer(network([o for o in live if o != removed]), rounds, 0) for removed in live]
+        whole = score(network(live))
+        parts = [score(network([o for o in live if o != removed])) for removed in live]
         by_c = sorted(range(len(live)), key=lambda j: -(whole.condition - parts[j].condition))
         by_r = sorted(range(len(live)), key=lambda j: whole.regions - parts[j].regions)
         s = [by_c.index(j) + by_r.index(j) for j in range(len(live))]
@@ -85,10 +114,18 @@ def intervals_of_shallow_relu(weight, bias, low, high):
     return len(breaks) + 1
 
 
+def score_chunk(state, scorer, settings, size=None):
+    """The state after the first missing chunk of scores, in the next round if it was the last."""
+    chunk = Round.of(state, settings).chunks(size)[0]
+    now = Round.of(record_scores(state, scorer(state.candidates, chunk)), settings)
+    return now.state if now.pending() else prune(now)
+
+
 THREE = SearchState(Candidates(*(((OPERATIONS[:3],) * 9,) * 2)))
 """A search of which only the first three operations of every edge are left."""
 
 
+@network_by_network
 def noisy_scorer(candidates, round_index, repeat):
     """A score that depends on its arguments alone and looks random."""
     text = json.dumps([candidates.to_json(), round_index, repeat])
@@ -99,11 +136,12 @@ def noisy_scorer(candidates, round_index, repeat):
 def noisy_gradient_scorer(signal, noise, seed=0):
     """Scores by gradient: log C of a candidate is less the signal of what was taken out, with fresh noise a repeat."""
 
-    def score(candidates, round_index, repeat):
+    @repeat_by_repeat
+    def scorer(candidates, round_index, repeat):
         found = {None: Score(1.0, 1.0)}
         for o in candidates.operators():
             draw = numpy_generator(seed, f"noise {o}", round_index, repeat).standard_normal()
             found[o] = Score(math.exp(-signal.get(o.operation, 0.0) - noise * draw), 1.0)
         return found
 
-    return score
+    return scorer

@@ -30,7 +30,7 @@ from mamltheory.linalg import conditioning
 from mamltheory.nas.genotype import Candidates, Operator
 from mamltheory.nas.network import Network, supernet
 from mamltheory.nas.scoring.condition_number import scored_kernel, scored_parameters
-from mamltheory.nas.scoring.score import Failure, Score, ScoreSettings
+from mamltheory.nas.scoring.score import Failure, Job, Score, ScoreSettings, jobs_by_repeat
 from mamltheory.nas.scoring.scorers import CellScorer
 from mamltheory.nas.scoring.tape import SampleGradients, Tape, record
 from mamltheory.rng import derived_seed, generator
@@ -138,7 +138,7 @@ def first_order_differences(
 
 @dataclass(frozen=True)
 class GradientScorer:
-    """Scores of a supernet and, to first order, of it without each operator: log C(𝒩 without o) = log C(𝒩) − Δ_o.
+    """Scores to first order: log C(𝒩 without o) = log C(𝒩) − Δ_o, from one gradient per repeat.
 
     Linear regions are not scored (R = 1). An infinite C of the supernet makes all scores infinite, so that their
     differences say nothing.
@@ -158,8 +158,16 @@ class GradientScorer:
         if self.scorer.tasks is None:
             raise ConfigurationError("the gradient needs tasks: give CellScorer a sampler of them")
 
-    def __call__(self, candidates: Candidates, round_index: int, repeat: int) -> dict[Operator | None, Score]:
-        """All scores of one repeat."""
+    def __call__(self, candidates: Candidates, jobs: Sequence[Job]) -> dict[Job, Score]:
+        """The scores of jobs; see :class:`mamltheory.nas.scoring.score.Scorer`. Every repeat takes one gradient."""
+        found: dict[Job, Score] = {}
+        for index, asked in jobs_by_repeat(jobs).items():
+            scores = self.scores(candidates, *index)
+            found |= {job: scores[job.removed] for job in asked}
+        return found
+
+    def scores(self, candidates: Candidates, round_index: int, repeat: int) -> dict[Operator | None, Score]:
+        """The scores of one repeat: of the supernet (None), and of it without each of its operators."""
         scorer, index = self.scorer, (round_index, repeat)
         seed = derived_seed(scorer.seed, "score-weights", *index)
         network = supernet(candidates, scorer.network, seed)

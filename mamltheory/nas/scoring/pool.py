@@ -1,10 +1,7 @@
-"""All scores of a network from one kernel: the NTK of a pool of images, from which every task is cut.
+"""All scores of a network from one kernel: the NTK of a pool of images, of which every task's kernel is a block.
 
-The kernel of a task is a block of the kernel of all images. One pass over a pool of a few hundred images therefore
-serves as many tasks as one likes, and a score becomes a mean over many tasks at the price of one. No image occurs
-twice in a batch of tasks: a repeated image would make the NTK singular.
-
-Rows are numbers of images of the pool. Pool, tasks and initialisation are the caller's, and the same for all networks.
+One pass over a pool of a few hundred images therefore serves many tasks, and a score becomes a mean over many tasks at
+the price of one. No image occurs twice in a batch of tasks: a repeated image would make the NTK singular.
 """
 
 import math
@@ -18,19 +15,28 @@ from torch import Tensor
 from mamltheory.errors import ShapeError, ValueRangeError
 from mamltheory.kernels.empirical import Outputs
 from mamltheory.kernels.meta import meta_ntk_from_ntk
-from mamltheory.linalg import Dynamics, conditioning
+from mamltheory.linalg import Dynamics, Measure, conditioning
 from mamltheory.nas.network import Network
 from mamltheory.nas.scoring.condition_number import network_kernels
 from mamltheory.nas.scoring.score import RIDGE
 
-KERNELS, MEASURES = ("maml", "anil", "ntk"), ("condition", "harmonic")
+KERNELS = ("maml", "anil", "ntk")
+MEASURES: tuple[Measure, Measure] = ("condition", "harmonic")
 RELATIVE_RIDGE = 1e-3
-"""Ridge of the kernel regression, relative to the mean of the support kernel's diagonal."""
+"""Ridge of the kernel regression, relative to the mean diagonal entry of the support kernel."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Tasks whose MetaNTK is taken jointly: rows of the query and of the support images, task by task."""
+    """Tasks with a joint MetaNTK.
+
+    Attributes:
+        query: numbers of the query images in the pool, task by task.
+        support: numbers of the support images.
+
+    Raises:
+        ValueRangeError: when an image occurs twice.
+    """
 
     query: Int[Tensor, "t q"]
     support: Int[Tensor, "t s"]
@@ -48,9 +54,12 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class PoolTasks:
-    """What is cut from a pool: batches for the conditioning, and many single tasks for the kernel regression.
+    """The tasks of a pool.
 
-    query, support: tasks × ways × images, rows of the pool; the images of a way are of one class.
+    Attributes:
+        batches: for the condition numbers.
+        query: for the kernel regression, numbers of images as tasks × ways × images; those of a way are of one class.
+        support: likewise.
     """
 
     batches: Sequence[Batch]
@@ -69,11 +78,19 @@ class PoolSettings:
 def pooled_scores(
     network: Network, pool: Float[Tensor, "n c h w"], tasks: PoolTasks, settings: PoolSettings
 ) -> dict[str, float]:
-    """All kernel scores of a network at initialisation, from one kernel of the pool; larger is better.
+    """All kernel scores of a network at initialisation, from one kernel of the pool.
 
-    "KERNEL MEASURE" for maml, anil, ntk and condition, harmonic: minus the mean logarithm over the batches, −inf if
-    one of them is singular. "regression loss", "regression accuracy": of NTK regression on every task, the first term
-    of Theorem 2 (the second has mean zero over label orders, and adds noise alone).
+    Args:
+        network: an initialised network.
+        pool: the images.
+        tasks: whose kernels are blocks of the pool's.
+        settings: how kernels are read.
+
+    Returns:
+        Scores by name, larger is better. "KERNEL MEASURE" for maml, anil, ntk and condition, harmonic: minus the mean
+        logarithm over the batches, −∞ if one of them is singular. "regression loss" and "regression accuracy": of NTK
+        regression on every task, the first term of Theorem 2 (the second only adds noise, of mean zero over the orders
+        of labels).
     """
     like = network.classifier.weight
     theta, head = network_kernels(network, pool.to(like.device, like.dtype), settings.outputs)
@@ -86,9 +103,19 @@ def pooled_scores(
 def block(
     kernel: Float[Tensor, "p p"], samples: int, left: Int[Tensor, "*b r"], right: Int[Tensor, "*b c"]
 ) -> Float[Tensor, "*b rk ck"]:
-    """The block of a kernel over a pool for images ``left`` and ``right``; k rows for each image, as in the kernel.
+    """A block of the kernel of a pool.
 
-    Raises ShapeError when the kernel has not the same number of rows for every image.
+    Args:
+        kernel: with k rows per image.
+        samples: number of images in the pool.
+        left: the images of the rows.
+        right: the images of the columns.
+
+    Returns:
+        The block, with k rows and columns per image.
+
+    Raises:
+        ShapeError: when the number of rows is not a multiple of the number of images.
     """
     outputs, rest = divmod(len(kernel), samples)
     if rest or outputs == 0:
@@ -111,7 +138,16 @@ def conditioning_scores(
 ) -> dict[str, float]:
     """Minus the mean logarithm of the condition numbers, for MAML's and ANIL's MetaNTK and the NTK.
 
-    theta, head: the NTK of the pool and its last-layer part. dtype: precision of the gradients they were built from.
+    Args:
+        theta: the NTK of the pool.
+        head: its last-layer part.
+        samples: number of images in the pool.
+        batches: the tasks.
+        dynamics: of the inner loop.
+        dtype: of the gradients that the kernels were built from.
+
+    Returns:
+        The scores by "KERNEL MEASURE".
     """
     totals = {f"{kernel} {measure}": 0.0 for kernel in KERNELS for measure in MEASURES}
     outputs = len(theta) // samples
@@ -136,10 +172,17 @@ def regression_scores(
     support: Int[Tensor, "b w s"],
     ridge: float = RELATIVE_RIDGE,
 ) -> tuple[float, float]:
-    """(mean squared error against centred one-hot labels, accuracy) of Θ(X, X')(Θ(X', X') + rI)⁻¹ Y' over all tasks.
+    """Kernel regression Θ(X, X')(Θ(X', X') + rI)⁻¹ Y' on centred one-hot labels, over all tasks.
 
-    r: ``ridge`` times the mean of the diagonal of the task's Θ(X', X'). The mean error of predicting nothing is
-    (w − 1)/w².
+    Args:
+        theta: the NTK of the pool.
+        samples: number of images in the pool.
+        query: tasks × ways × images.
+        support: tasks × ways × images.
+        ridge: r, relative to the mean diagonal entry of the task's Θ(X', X').
+
+    Returns:
+        (mean squared error, accuracy); the error of predicting 0 is (w − 1)/w².
     """
     ways = query.shape[1]
     asked, known = query.flatten(1), support.flatten(1)

@@ -1,11 +1,11 @@
-"""The scorer of the search: (candidates, round, repeat) -> C_N and R_N, as Algorithm 1 asks for them.
+"""The scorers of Algorithm 1 by leave-one-out, with common or with independent random numbers.
 
-All random numbers of a score (weights, head, tasks, patches) depend on (seed, round, repeat) and not on the
-candidate: supernet and candidates are compared on the same draws, and no score depends on the order, the chunks or
-the process in which scores are computed.
+All random numbers of a score (weights, head, tasks, patches) follow from the seed and from its job. No score depends on
+the order, the chunks or the process in which scores are computed. The scorer by gradient is
+:class:`mamltheory.nas.scoring.operator_gradient.GradientScorer`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
@@ -19,29 +19,28 @@ from mamltheory.nas.operations import Head
 from mamltheory.nas.scoring.candidate_batch import MEMORY
 from mamltheory.nas.scoring.condition_number import candidate_conditions, own_conditions
 from mamltheory.nas.scoring.linear_regions import region_counts
-from mamltheory.nas.scoring.score import Failure, Job, Score, ScoreSettings
+from mamltheory.nas.scoring.score import Failure, Job, Score, ScoreSettings, jobs_by_repeat
 from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task
 
-
-@lru_cache(maxsize=2)
-def _whole_supernet(settings: NetworkSettings, seed: int, device: str) -> Network:
-    """The supernet of all operations, kept for the other candidates of the repeat."""
-    return supernet(Candidates(), settings, seed).to(device)
+Conditions = Iterable[tuple[float, Failure | None]]
 
 
 @dataclass(frozen=True)
 class CellScorer:
-    """(candidates, round, repeat) -> Score: what Algorithm 1 asks for, as a value that can be sent to a
-    process.
+    """Leave-one-out with common random numbers: supernet and candidates of one repeat share all draws.
 
-    network: size of the supernet; its ``classes`` are the ways of the tasks.
-    tasks: draws the tasks of one repeat from a generator. patches: draws the inputs of the region count.
-    Both must be functions defined at the top level of a module (or ``functools.partial`` of one), so that
-    worker processes can receive them. Either may be None when the search does not use the criterion; the
-    score is then constant. The tasks of a repeat should not share images: a repeated image makes the NTK
-    singular.
-    memory: bytes that a batch of candidates may hold.
+    Attributes:
+        network: size of the supernet; its ``classes`` are the ways of the tasks.
+        seed: of all draws.
+        tasks: draws the tasks of one repeat from a generator. They should not share images: a repeated image makes the
+            NTK singular.
+        patches: draws the inputs of the region count. Tasks and patches must be functions defined at the top level of
+            a module (or ``functools.partial`` of one), so that worker processes can receive them. Either may be None
+            when the search does not use the criterion; the score is then constant.
+        settings: how a kernel is built and read.
+        device: where the networks are run.
+        memory: bytes that a batch of candidates may hold.
     """
 
     network: NetworkSettings
@@ -52,77 +51,80 @@ class CellScorer:
     device: str = "cpu"
     memory: int = MEMORY
 
-    def __call__(self, candidates: Candidates, round_index: int, repeat: int) -> Score:
-        """Score of one supernet on the draws of (round, repeat)."""
-        return self.batch([candidates], round_index, repeat)[0]
+    def __call__(self, candidates: Candidates, jobs: Sequence[Job]) -> dict[Job, Score]:
+        """The scores of jobs; see :class:`mamltheory.nas.scoring.score.Scorer`."""
+        found: dict[Job, Score] = {}
+        for index, asked in jobs_by_repeat(jobs).items():
+            scores = self.scores([job.network(candidates) for job in asked], *index)
+            found |= zip(asked, scores, strict=True)
+        return found
 
-    def batch(self, candidates: Sequence[Candidates], round_index: int, repeat: int) -> list[Score]:
-        """Scores of many supernets on the same draws, in a few passes; the same as one by one up to rounding."""
-        index, count = (round_index, repeat), len(candidates)
-        conditions: list[tuple[float, Failure | None]] = [(1.0, None)] * count
+    def scores(self, networks: Sequence[Candidates], round_index: int, repeat: int) -> list[Score]:
+        """The scores of several networks on the same draws, in few passes; up to rounding those of each alone.
+
+        Args:
+            networks: the networks, as the operations that are alive in each.
+            round_index: with ``repeat``, what the draws follow from besides the seed.
+            repeat: see ``round_index``.
+
+        Returns:
+            One score per network.
+        """
+        index = (round_index, repeat)
+        conditions: Conditions = [(1.0, None)] * len(networks)
+        regions: Sequence[int] = [1] * len(networks)
         halved: list[None] = []
-        regions = [1] * count
         if self.tasks is not None:
             seed = derived_seed(self.seed, "score-weights", *index)
             network = _whole_supernet(self.network, seed, self.device)
             tasks = self.tasks(generator(self.seed, "score-tasks", *index))
             conditions = candidate_conditions(
-                network, candidates, tasks, self.settings, self.memory, partial(halved.append, None)
+                network, networks, tasks, self.settings, self.memory, partial(halved.append, None)
             )
         if self.patches is not None:
             patches = self.patches(generator(self.seed, "score-patches", *index))
             seed = derived_seed(self.seed, "thin-weights", *index)
-            regions = region_counts(candidates, patches, seed)
-        times = (len(halved) if i == 0 else 0 for i in range(count))
-        scored = zip(conditions, regions, times, strict=True)
-        return [Score(c, float(r), why, again) for (c, why), r, again in scored]
+            regions = region_counts(networks, patches, seed)
+        return _scores(conditions, regions, len(halved))
 
 
 @dataclass(frozen=True)
-class OwnDraws:
-    """(network, job) -> Score on the draws of the job's pair: supernet and candidate, of one repeat."""
+class IndependentDraws:
+    """Leave-one-out with independent random numbers: each candidate and its supernet are a pair with its own draws.
+
+    Both networks of a pair share tasks and patches and have a head each; the weights are those of the round.
+
+    Attributes:
+        scorer: size, settings and samplers.
+    """
 
     scorer: CellScorer
 
-    def __call__(self, network: Candidates, job: Job) -> Score:
-        """Score of the supernet, or of the candidate, of one pair."""
-        return self.batch([network], [job])[0]
-
-    def batch(self, networks: Sequence[Candidates], jobs: Sequence[Job]) -> list[Score]:
-        """Scores for many jobs of one round, in a few passes; the same as one by one up to rounding.
-
-        Raises ConfigurationError for jobs of several rounds, whose weights differ.
-        """
+    def __call__(self, candidates: Candidates, jobs: Sequence[Job]) -> dict[Job, Score]:
+        """The scores of jobs of one round, in few passes; see :class:`mamltheory.nas.scoring.score.Scorer`."""
         if len(rounds := sorted({job.round_index for job in jobs})) > 1:
             raise ConfigurationError(
-                f"the jobs are of rounds {rounds}: a batch shares the weights of one round; ask for each by itself"
+                f"the jobs are of rounds {rounds}, which have different weights: ask for each round separately"
             )
+        networks = [job.network(candidates) for job in jobs]
         halved: list[None] = []
-        conditions = self._conditions(networks, jobs, halved)
-        scored = zip(conditions, self._regions(networks, jobs), strict=True)
-        return [
-            Score(c, float(r), why, len(halved) if i == 0 else 0) for i, ((c, why), r) in enumerate(scored)
-        ]
+        conditions = self._conditions(networks, jobs, partial(halved.append, None))
+        scores = _scores(conditions, self._regions(networks, jobs), len(halved))
+        return dict(zip(jobs, scores, strict=True))
 
     def _conditions(
-        self, networks: Sequence[Candidates], jobs: Sequence[Job], halved: list[None]
-    ) -> list[tuple[float, Failure | None]]:
+        self, networks: Sequence[Candidates], jobs: Sequence[Job], halved: Callable[[], None]
+    ) -> Conditions:
         scorer = self.scorer
         if scorer.tasks is None:
             return [(1.0, None)] * len(jobs)
         pairs = [_pair(job) for job in jobs]
         drawn = {pair: scorer.tasks(generator(scorer.seed, "own tasks", *pair)) for pair in set(pairs)}
         seed = derived_seed(scorer.seed, "score-weights", jobs[0].round_index)
-        network = _round_network(scorer.network, seed, scorer.device)
-        return own_conditions(
-            network,
-            networks,
-            [drawn[pair] for pair in pairs],
-            [self._head(job, network.classifier) for job in jobs],
-            scorer.settings,
-            scorer.memory,
-            partial(halved.append, None),
-        )
+        network = _whole_supernet(scorer.network, seed, scorer.device)
+        heads = [self._head(job, network.classifier) for job in jobs]
+        tasks = [drawn[pair] for pair in pairs]
+        return own_conditions(network, networks, tasks, heads, scorer.settings, scorer.memory, halved)
 
     def _head(self, job: Job, like: nn.Linear) -> nn.Linear:
         """The head of the supernet, or of the candidate, of a pair."""
@@ -150,10 +152,18 @@ class OwnDraws:
 
 def _pair(job: Job) -> tuple[int, int, int]:
     """What the draws of a pair follow from: round, repeat, and the candidate's number."""
-    return job.round_index, job.repeat, Candidates().operators().index(job.beside)
+    if job.pair is None:
+        raise ConfigurationError(f"{job} names no pair: give Job.pair, or use CellScorer")
+    return job.round_index, job.repeat, Candidates().operators().index(job.pair)
 
 
-@lru_cache(maxsize=1)
-def _round_network(settings: NetworkSettings, seed: int, device: str) -> Network:
-    """The supernet of all operations, kept for the pairs of the round."""
+def _scores(conditions: Conditions, regions: Iterable[int], halvings: int) -> list[Score]:
+    """One score per network; the first one says how often the batch was halved."""
+    rows = enumerate(zip(conditions, regions, strict=True))
+    return [Score(c, float(r), why, halvings if i == 0 else 0) for i, ((c, why), r) in rows]
+
+
+@lru_cache(maxsize=2)
+def _whole_supernet(settings: NetworkSettings, seed: int, device: str) -> Network:
+    """The supernet of all operations, kept for the other networks that have the same weights."""
     return supernet(Candidates(), settings, seed).to(device)

@@ -1,1 +1,1 @@
-"""Algorithm 1: the search by pruning."""
+"""The search by pruning: read algorithm1 first, then ranking (its arithmetic), rounds (its scores), stopping."""

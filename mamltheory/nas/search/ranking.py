@@ -1,4 +1,4 @@
-"""How Algorithm 1 compares operators: differences, ranks, and who goes from an edge (lines 4 to 15)."""
+"""The arithmetic of Algorithm 1: differences (lines 4 and 6), ranks (lines 8 and 9), and who is pruned (line 13)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,29 @@ from mamltheory.nas.genotype import Operator
 from mamltheory.nas.search.settings import Difference, Ties
 
 
-def ranks(values: Sequence[float], ties: Ties) -> list[int]:
-    """Position of every value in the ascending list, from 1; "min": equal values share the least position.
+def difference(supernet: float, candidate: float, kind: Difference) -> float:
+    """C − C' ("log": log C − log C', "relative": (C − C')/C), never NaN: ±∞ if one is infinite, 0 if both are."""
+    if math.isinf(supernet) or math.isinf(candidate):
+        return 0.0 if supernet == candidate else math.copysign(math.inf, supernet - candidate)
+    if kind == "log":
+        return math.log(supernet) - math.log(candidate)
+    return (supernet - candidate) / (supernet if kind == "relative" else 1.0)
 
-    "dense": so do they, and the next larger value has the next number.
-    """
+
+def mean_difference(values: Sequence[float]) -> float:
+    """Mean over the repeats, never NaN; 0 for none, and −∞ if the candidate cannot be trained in one of them."""
+    if not values:
+        return 0.0
+    if -math.inf in values:
+        return -math.inf
+    # +∞ comes from a supernet without a score, next to which every candidate looks good.
+    comparable = [value for value in values if value != math.inf]
+    return fmean(comparable) if comparable else math.inf
+
+
+def ranks(values: Sequence[float], ties: Ties) -> list[int]:
+    """Position of every value in the ascending list, from 1; ``ties`` says what equal values get."""
+    # "min": the least of their positions. "dense": the same, without a gap after it. "index": all of their positions.
     if ties == "dense":
         place = {value: k for k, value in enumerate(sorted(set(values)), start=1)}
         return [place[value] for value in values]
@@ -26,34 +44,8 @@ def ranks(values: Sequence[float], ties: Ties) -> list[int]:
     return [first[value] for value in values]
 
 
-def difference(supernet: float, candidate: float, kind: Difference) -> float:
-    """C(𝒩_k) compared with C of a candidate, larger when the candidate is better conditioned; never NaN.
-
-    −∞ if the candidate alone is infinite, +∞ if the supernet alone is, 0 if both are.
-    """
-    if math.isinf(supernet) or math.isinf(candidate):
-        return 0.0 if supernet == candidate else math.copysign(math.inf, supernet - candidate)
-    if kind == "log":
-        return math.log(supernet) - math.log(candidate)
-    return (supernet - candidate) / (supernet if kind == "relative" else 1.0)
-
-
-def mean_difference(values: Sequence[float]) -> float:
-    """Mean over the repeats, in which a single −∞ (a candidate that cannot be trained) decides; never NaN.
-
-    +∞ comes from a supernet that cannot be scored, beside which every candidate looks well: such a repeat counts only
-    where there is no other.
-    """
-    if -math.inf in values:
-        return -math.inf
-    comparable = [value for value in values if value != math.inf]
-    return fmean(comparable) if comparable else math.inf
-
-
-def competitions(operators: Sequence[Operator]) -> dict[str, list[Operator]]:
-    """Who competes with whom: the operators of an edge ("normal 2←3": from source 3 to node 2), or, once no edge
-    has a choice, the edges of a node ("normal node 2").
-    """
+def contests(operators: Sequence[Operator]) -> dict[str, list[Operator]]:
+    """Who competes with whom, by name: on an edge ("normal 2←3", from source 3), later on a node ("normal node 2")."""
     edges: dict[str, list[Operator]] = {}
     nodes: dict[str, list[Operator]] = {}
     for operator in operators:
@@ -64,6 +56,6 @@ def competitions(operators: Sequence[Operator]) -> dict[str, list[Operator]]:
 
 
 def losers(members: Sequence[Operator], order: Mapping[Operator, tuple]) -> set[Operator]:
-    """The competitors to go: the first on an edge, or all but the last two inputs of a node."""
+    """The operators of a contest to prune: the first in order on an edge, all but the last two inputs of a node."""
     count = 1 if len({operator.edge for operator in members}) == 1 else len(members) - 2
     return set(sorted(members, key=order.__getitem__)[:count])

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mamltheory.errors import ConfigurationError
+from mamltheory.nas.scoring.score import check_choices
 from mamltheory.nas.search.stopping import MIN_REPEATS
 
 Criterion = Literal["condition", "regions"]
+CRITERIA: tuple[Criterion, Criterion] = ("condition", "regions")
 Estimator = Literal["leave-one-out", "gradient"]
 
 Ties = Literal["min", "dense", "index"]
@@ -15,12 +17,24 @@ Difference = Literal["log", "relative", "absolute"]
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How the search decides; see :mod:`mamltheory.nas.search.algorithm1`. ``criteria=()`` prunes at random and scores
-    nothing.
+    """How the search decides; :mod:`mamltheory.nas.search.algorithm1` explains the choices.
 
-    repeats: independent draws of weights, head, tasks and patches whose differences are averaged; with ``stopping``
-        the most of them, and ``least_repeats`` the fewest.
-    Raises ConfigurationError.
+    Attributes:
+        seed: of draws between equal operators, and of permutations and bootstrap draws.
+        repeats: independent draws of weights, head, tasks and patches, whose differences are averaged; with
+            ``stopping`` the most of them.
+        criteria: what is ranked; () prunes at random and scores nothing.
+        ties: the ranks of equal operators.
+        difference: how C_N is compared.
+        inputs: "two" for the second stage.
+        estimator: of the differences.
+        shrinkage: whether ΔC is shrunk towards the mean of (cell type × operation).
+        stopping: whether a round may stop before ``repeats``.
+        least_repeats: fewest repeats with ``stopping``.
+        common_random_numbers: whether candidates are compared on the same draws.
+
+    Raises:
+        ConfigurationError: for values that are unknown or do not go together.
     """
 
     seed: int = 0
@@ -38,7 +52,7 @@ class SearchSettings:
     def __post_init__(self) -> None:
         if self.least_repeats < 2:
             raise ConfigurationError(
-                f"least_repeats is {self.least_repeats}: what repeats agree on takes at least 2"
+                f"least_repeats is {self.least_repeats}: agreement takes at least 2 repeats"
             )
         if self.repeats < 1:
             raise ConfigurationError(f"repeats is {self.repeats}: a score needs at least 1 draw")
@@ -46,15 +60,7 @@ class SearchSettings:
             raise ConfigurationError(
                 f"criteria is {self.criteria}: name 'condition' and 'regions' at most once"
             )
-        known = {
-            "ties": ("min", "dense", "index"),
-            "difference": ("log", "relative", "absolute"),
-            "inputs": ("all", "two"),
-            "estimator": ("leave-one-out", "gradient"),
-        }
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise ConfigurationError(f"{name} is {getattr(self, name)!r}: expected one of {values}")
+        check_choices(self)
         if self.estimator == "gradient" and "regions" in self.criteria:
             raise ConfigurationError("the gradient scores C_N alone: give criteria=('condition',) with it")
         if self.estimator == "gradient" and not self.common_random_numbers:

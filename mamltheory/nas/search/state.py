@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, TypedDict
 
 from mamltheory.errors import CheckpointError
@@ -10,7 +10,7 @@ from mamltheory.files import reason
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Edge, Operator
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.scoring.score import Failure, Job, Score
-from mamltheory.nas.search.round_report import RoundReport
+from mamltheory.nas.search.stopping import RoundReliability, Stop
 from mamltheory.strict_json import misfit
 
 Number = Annotated[int, 0]
@@ -18,11 +18,17 @@ Number = Annotated[int, 0]
 
 @dataclass(frozen=True)
 class Decision:
-    """What one operator scored in its round, and whether it was pruned.
+    """What one operator scored in its round, and whether it was pruned: a row of the trace.
 
-    delta_condition, delta_regions: differences averaged over the repeats (0 for a criterion not in use).
-    rank: s(o_j), the sum of its ranks. tied: another operator of the edge had the same sum.
-    undecided: it was pruned, and the repeats do not separate it from the others of its edge.
+    Attributes:
+        round_index: the round.
+        operator: the operator.
+        delta_condition: ΔC averaged over the repeats; 0 for a criterion that is not in use.
+        delta_regions: ΔR, likewise.
+        rank: s(o_j), the sum of its ranks.
+        pruned: whether it was pruned.
+        tied: whether another operator of the edge had the same sum of ranks.
+        undecided: it was pruned, and the repeats do not separate it from the others of its edge.
     """
 
     round_index: int
@@ -36,17 +42,60 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class RoundReport:
+    """What a finished round leaves.
+
+    Attributes:
+        repeats: number of repeats that decided it; 0 where nothing is scored.
+        stopped: why no further repeat was taken.
+        undecided: names of the undecided edges (in the second stage nodes), and of those where an operator stayed whose
+            scores equal those of a pruned one.
+        failures: number of infinite scores, by reason.
+        reliability: None where no two repeats could be compared.
+    """
+
+    repeats: int
+    stopped: Stop
+    undecided: tuple[str, ...] = ()
+    failures: Mapping[str, int] = field(default_factory=dict)
+    reliability: RoundReliability | None = None
+
+    def to_json(self) -> dict:
+        """Numbers, strings and lists."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping) -> "RoundReport":
+        """The inverse of :meth:`to_json`; raises KeyError or TypeError for anything else."""
+        found = data["reliability"]
+        return RoundReport(
+            data["repeats"],
+            data["stopped"],
+            tuple(data["undecided"]),
+            dict(data["failures"]),
+            None if found is None else RoundReliability.from_json(found),
+        )
+
+
+@dataclass(frozen=True)
 class SearchState:
-    """Everything a search knows: the supernet 𝒩_k, the scores of the round so far, all past decisions."""
+    """Everything a search knows.
+
+    Attributes:
+        candidates: the supernet 𝒩_k.
+        round_index: k.
+        scores: the scores of the round so far.
+        trace: all past decisions.
+        reports: the reports of all finished rounds.
+        history: for every operator that competes, one number per repeat of earlier rounds; kept for shrinkage alone.
+    """
 
     candidates: Candidates = field(default_factory=Candidates)
     round_index: int = 0
     scores: Mapping[Job, Score] = field(default_factory=dict)
     trace: tuple[Decision, ...] = ()
     reports: tuple[RoundReport, ...] = ()
-    """Of every finished round."""
     history: Mapping[Operator, tuple[float, ...]] = field(default_factory=dict)
-    """Of every operator that competes, one number for each repeat of earlier rounds; kept where shrinkage uses it."""
 
 
 class _Saved(TypedDict):
@@ -66,7 +115,7 @@ def state_to_json(state: SearchState) -> dict:
         "round": state.round_index,
         "candidates": state.candidates.to_json(),
         "scores": [
-            [job.repeat, job.removed, job.beside, _number(s.condition), _number(s.regions), s.failure]
+            [job.repeat, job.removed, job.pair, _number(s.condition), _number(s.regions), s.failure]
             for job, s in state.scores.items()
         ],
         "trace": [decision_to_json(decision) for decision in state.trace],
@@ -84,11 +133,11 @@ def decision_to_json(d: Decision) -> list:
 def state_from_json(data: Mapping) -> SearchState:
     """The state of :func:`state_to_json`; raises CheckpointError for anything else."""
     if wrong := misfit(data, _Saved, "the saved search"):
-        raise CheckpointError(f"not a saved search ({wrong}): start the search anew with another --out")
+        raise CheckpointError(f"not a saved search ({wrong}): start the search again with another --out")
     try:
         scores = {
-            Job(data["round"], repeat, _operator(removed), _operator(beside)): Score(float(c), float(r), why)
-            for repeat, removed, beside, c, r, why in data["scores"]
+            Job(data["round"], repeat, _operator(removed), _operator(pair)): Score(float(c), float(r), why)
+            for repeat, removed, pair, c, r, why in data["scores"]
         }
         trace = tuple(
             Decision(k, _live_operator(o), float(c), float(r), rank, pruned, tied, undecided)
@@ -100,7 +149,7 @@ def state_from_json(data: Mapping) -> SearchState:
         return SearchState(candidates, data["round"], scores, trace, reports, history)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"not a saved search ({reason(error)}): start the search anew with another --out"
+            f"not a saved search ({reason(error)}): start the search again with another --out"
         ) from error
 
 

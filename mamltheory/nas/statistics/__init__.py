@@ -1,1 +1,1 @@
-"""What repeated scores say: reliability, repeatability, rank correlation."""
+"""Reliability of scores between repeats, and their rank correlation with accuracy."""

@@ -1,11 +1,11 @@
-"""What a training-free score is worth: rank correlation with accuracy, beside what is known without any score.
+"""Rank correlation of a training-free score with accuracy, compared with that of the number of parameters.
 
-Two things are drawn at random before a score meets an accuracy: the networks, and the classes (a *pool*) whose
-images the score sees. Both are resampled: intervals over networks alone take the pool for the whole world, and are
-too narrow for that reason. A score that follows the number of parameters predicts accuracy as well as that number
-does; the difference of the two taus on common draws, and the partial correlation, say what the score adds.
+Two things are random: the networks, and the classes (a *pool*) whose images the score sees. Both are resampled:
+intervals over networks alone ignore the choice of the pool and are too narrow. A score that follows the number of
+parameters predicts accuracy as well as that number does; the difference of the two taus on common draws, and the
+partial correlation, show what the score adds.
 
-scores: networks × pools × initialisations, larger = better. Pure functions on arrays.
+Scores are networks × pools × initialisations, larger = better. Pure functions on arrays.
 """
 
 import math
@@ -31,11 +31,8 @@ PAIRS_AT_ONCE = 2**21
 
 
 def kendall_tau(x: Batch, y: Batch) -> Statistic:
-    """Kendall's τ_b: concordant less discordant pairs, over the geometric mean of the pairs untied in x and in y.
-
-    Along the last axis; the others are draws. A network that was drawn twice is tied with itself in both and counts
-    for nothing. NaN where all are tied. Raises ValueRangeError for what cannot be ranked.
-    """
+    """Kendall's τ_b along the last axis: concordant minus discordant pairs, over √(pairs untied in x · those in y)."""
+    # A network that was drawn twice is tied with itself in both, and counts for nothing.
     _check_finite("x or y", x, y)
     first, second = np.triu_indices(x.shape[-1], 1)
     flat = [values.reshape(-1, x.shape[-1]) for values in (x, y)]
@@ -54,20 +51,14 @@ def spearman(x: Batch, y: Batch) -> Statistic:
 
 
 def partial_spearman(x: Batch, y: Batch, given: Batch) -> Statistic:
-    """Spearman's correlation of x and y that is left once the ranks of a third quantity are taken out of both.
-
-    (ρ_xy − ρ_xz ρ_yz)/√((1 − ρ_xz²)(1 − ρ_yz²)); NaN where x or y follows the third quantity entirely.
-    """
+    """Partial correlation of ranks (ρ_xy − ρ_xz ρ_yz)/√((1 − ρ_xz²)(1 − ρ_yz²)); z is ``given``."""
     xy, xz, yz = spearman(x, y), spearman(x, given), spearman(y, given)
     left = (1 - xz**2) * (1 - yz**2)
     return _ratio(xy - xz * yz, np.where(left > 1e-12, left, 0.0))
 
 
 def cronbach_alpha(items: Float[np.ndarray, "n k"]) -> float:
-    """Reliability of the sum of k ≥ 2 items: k/(k − 1) · (1 − Σ Var(item)/Var(sum)); NaN if the sum is constant.
-
-    The expected correlation of the mean with that of k fresh items of the same kind.
-    """
+    """Reliability of the sum of k ≥ 2 items: k/(k − 1) · (1 − Σ Var(item)/Var(sum)); NaN if the sum is constant."""
     if items.ndim != 2 or items.shape[1] < 2 or len(items) < 2:
         raise ShapeError(f"items have shape {items.shape}: expected networks × items, at least 2 of each")
     _check_finite("items", items)
@@ -78,17 +69,14 @@ def cronbach_alpha(items: Float[np.ndarray, "n k"]) -> float:
 
 @dataclass(frozen=True)
 class ScoreReliability:
-    """Cronbach's α of a score: over initialisations within a class pool (mean over pools), and over class pools.
-
-    NaN where there is a single one of them.
-    """
+    """Cronbach's α over initialisations within a class pool (mean over pools), and over class pools; NaN for one."""
 
     initialisations: float
     pools: float
 
 
 def score_reliability(scores: Scores) -> ScoreReliability:
-    """How well the mean over initialisations, and over pools, would be found again with fresh ones."""
+    """The reliability of the means over initialisations, and over pools."""
     _, pools, initialisations = scores.shape
     within = math.nan
     if initialisations > 1:
@@ -98,12 +86,17 @@ def score_reliability(scores: Scores) -> ScoreReliability:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What a perfect score could reach, since one training is not another: from networks trained twice.
+    """What a perfect score could reach given the randomness of training, from networks trained twice.
 
-    pairs: networks trained twice. tau, pearson: between their two accuracies. deviation: standard deviation of one
-    accuracy under the training's randomness. reliability: share of the variance over all networks that is no such
-    noise. highest_rho, highest_tau: expected for the true accuracies, √reliability and 2/π · arcsin of it (normal).
-    highest_tau_interval: 95 %, from the χ² interval of the deviation; a few pairs leave it wide.
+    Attributes:
+        pairs: number of networks trained twice.
+        tau: Kendall's tau between their two accuracies.
+        pearson: correlation between them.
+        deviation: standard deviation of one accuracy under the randomness of training.
+        reliability: share of the variance over all networks that is not this noise.
+        highest_rho: expected ρ of the true accuracies, √reliability.
+        highest_tau: expected τ of the true accuracies, 2/π · arcsin of ``highest_rho`` (normal).
+        highest_tau_interval: its 95 % interval, from the χ² interval of the deviation.
     """
 
     pairs: int
@@ -117,10 +110,8 @@ class Ceiling:
 
 
 def noise_ceiling(accuracy: Vector, again: Float[np.ndarray, " m"], rows: Int[np.ndarray, " m"]) -> Ceiling:
-    """Noise ceiling from a second training of the networks ``rows``; a shift common to all of them is no noise.
-
-    accuracy: of all networks. again: of the second trainings. Raises ShapeError for fewer than 3 of them.
-    """
+    """Noise ceiling from the accuracies ``again`` of a second training of at least 3 networks ``rows``."""
+    # A shift common to all second trainings does not count as noise.
     if len(again) != len(rows) or len(rows) < 3:
         raise ShapeError(
             f"got {len(again)} second accuracies for {len(rows)} networks: give at least 3 pairs"
@@ -139,7 +130,7 @@ def noise_ceiling(accuracy: Vector, again: Float[np.ndarray, " m"], rows: Int[np
 
 
 def _share(noise: float, total: float) -> float:
-    """Share of a variance that is no noise, kept between 0 and 1."""
+    """Share of a variance that is not noise, kept between 0 and 1."""
     return min(max(1 - noise / total, 0.0), 1.0) if total > 0 else 0.0
 
 
@@ -149,10 +140,7 @@ def _normal_tau(rho: float) -> float:
 
 
 def finite_scores(scores: Scores) -> Scores:
-    """−∞ (a singular kernel) replaced by the least finite score of the same pool and initialisation, to rank last.
-
-    Raises ValueRangeError for NaN or +∞, or where no network has a finite score.
-    """
+    """Scores with −∞ (a singular kernel) replaced by the least finite score of the same pool and initialisation."""
     if np.isnan(scores).any() or np.isposinf(scores).any():
         raise ValueRangeError(
             "scores contain NaN or +∞: a score must be a number, or −∞ for a singular kernel"
@@ -173,13 +161,26 @@ class Resamples:
     pools: Int[np.ndarray, "d p"]
 
     def with_all_pools(self) -> "Resamples":
-        """The same networks, on all pools as they are."""
+        """The same networks, on every pool once."""
         held = np.arange(self.pools.shape[1])
         return replace(self, pools=np.broadcast_to(held, self.pools.shape))
 
 
 def resamples(networks: int, pools: int, draws: int, random: np.random.Generator) -> Resamples:
-    """Draws of the networks and of the class pools; raises ConfigurationError for fewer than 3 networks."""
+    """Draws with replacement.
+
+    Args:
+        networks: number of networks, at least 3.
+        pools: number of class pools.
+        draws: number of draws.
+        random: their generator.
+
+    Returns:
+        The draws.
+
+    Raises:
+        ConfigurationError: for smaller numbers.
+    """
     if networks < 3 or pools < 1 or draws < 1:
         raise ConfigurationError(
             f"networks {networks}, pools {pools}, draws {draws}: expected at least 3, 1 and 1"
@@ -189,10 +190,7 @@ def resamples(networks: int, pools: int, draws: int, random: np.random.Generator
 
 
 def score_values(components: Components, draws: Resamples | None = None) -> Batch:
-    """One number per network: the mean over pools and initialisations, or the sum of the ranks of several means.
-
-    Draws of few pools are too narrow by √((P − 1)/P); deviations from the mean of all pools are widened by as much.
-    """
+    """One number per network: the mean over pools and initialisations, or the sum of the ranks of several means."""
     means = [_drawn_mean(scores, draws) for scores in components]
     return means[0] if len(means) == 1 else np.sum([rankdata(mean, axis=-1) for mean in means], 0)
 
@@ -204,6 +202,7 @@ def _drawn_mean(scores: Scores, draws: Resamples | None) -> Batch:
         return centre
     if pools == 1:
         return centre[draws.networks]
+    # Draws of P pools are too narrow by √((P − 1)/P): deviations from the mean over all pools are widened.
     counts = np.stack([(draws.pools == pool).sum(1) for pool in range(pools)], 1)
     wider = math.sqrt(pools / (pools - 1)) * (counts - 1) / pools  # a share of 1/P each leaves the centre
     return np.take_along_axis(centre + wider @ by_pool.T, draws.networks, 1)
@@ -220,9 +219,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Validity:
-    """How a score goes with accuracy: τ, Spearman's ρ, ρ given the size, and τ less the τ of the size.
+    """How well a score predicts accuracy.
 
-    tau_by_pool: τ of every class pool alone, disjoint sets of classes that each had the chance to find the same.
+    Attributes:
+        tau: Kendall's τ.
+        rho: Spearman's ρ.
+        partial: ρ given the size.
+        ahead: τ minus the τ of the size.
+        tau_by_pool: τ of every class pool alone.
     """
 
     tau: Estimate
@@ -241,29 +245,40 @@ def score_validity(
 ) -> dict[str, Validity]:
     """Validity of every score on the same draws of networks and pools, so that differences are paired.
 
-    accuracy, size: of every network; the size is what a score should be ahead of, such as log parameters.
+    Args:
+        scores: by name.
+        accuracy: of every network.
+        size: of every network, such as log parameters.
+        random: generator of the draws.
+        draws: number of draws.
+
+    Returns:
+        The validity by name.
     """
     pools = max(each[0].shape[1] for each in scores.values())
     both = resamples(len(accuracy), pools, draws, random)
     sets = (None, both, both.with_all_pools())
-    return {
-        name: Validity(
-            *(_estimate(components, each, accuracy, size, sets) for each in STATISTICS.values()),
-            tau_by_pool=tuple(_tau_of_pool(components, accuracy, pool) for pool in range(pools)),
+    found = {}
+    for name, components in scores.items():
+        tau, rho, partial, ahead = (
+            _estimate(components, each, accuracy, size, sets)
+            for each in (_tau, _rho, partial_spearman, _ahead)
         )
-        for name, components in scores.items()
-    }
+        by_pool = tuple(_tau_of_pool(components, accuracy, pool) for pool in range(pools))
+        found[name] = Validity(tau, rho, partial, ahead, by_pool)
+    return found
 
 
-STATISTICS: dict[str, Callable[[Batch, Batch, Batch], Statistic]] = {
-    "tau": lambda values, accuracy, _: kendall_tau(values, accuracy),
-    "rho": lambda values, accuracy, _: spearman(values, accuracy),
-    "partial": partial_spearman,
-    "ahead": lambda values, accuracy, size: np.asarray(
-        kendall_tau(values, accuracy) - kendall_tau(size, accuracy)
-    ),
-}
-"""(scores, accuracies, sizes) -> number, in the order of the fields of :class:`Validity`."""
+def _tau(values: Batch, accuracy: Batch, _: Batch) -> Statistic:
+    return kendall_tau(values, accuracy)
+
+
+def _rho(values: Batch, accuracy: Batch, _: Batch) -> Statistic:
+    return spearman(values, accuracy)
+
+
+def _ahead(values: Batch, accuracy: Batch, size: Batch) -> Statistic:
+    return np.asarray(kendall_tau(values, accuracy) - kendall_tau(size, accuracy))
 
 
 def _estimate(
@@ -273,6 +288,7 @@ def _estimate(
     size: Vector,
     sets: Sequence[Resamples | None],
 ) -> Estimate:
+    """A statistic, without draws for its value, with draws of networks and pools, and with draws of networks alone."""
     found = []
     for draws in sets:
         rows = ... if draws is None else draws.networks
@@ -286,7 +302,7 @@ def _tau_of_pool(components: Components, accuracy: Vector, pool: int) -> float:
 
 
 def _interval(values: Float[np.ndarray, " d"]) -> tuple[float, float]:
-    """Central interval of what is defined; NaN where nothing is."""
+    """Central interval of the values that are not NaN; NaN where there is none."""
     known = values[~np.isnan(values)]
     if not len(known):
         return math.nan, math.nan

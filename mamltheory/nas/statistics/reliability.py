@@ -1,18 +1,18 @@
-"""How far the scores of a round can be trusted: variance components, permutation null, halves, and shrinkage.
+"""How far scores can be trusted: variance components, permutation null, agreement of halves, and shrinkage.
 
-scores: operators × repeats, larger = better to take out. Only contrasts on an edge decide, and every repeat has a
-scale of its own: a repeat is centred on every edge and divided by the standard deviation of what is left,
+Scores are operators × repeats, larger = better to prune. Only contrasts on an edge decide, and repeats differ in scale:
+each repeat is centred on every edge and divided by the standard deviation of the residuals,
 
     x_or = signal_o + noise_or,    r₁ = Var(signal)/(Var(signal) + Var(noise)),
 
 the reliability of one repeat (the intraclass correlation of a two-way analysis of variance). The mean of R repeats has
-R r₁/(1 + (R − 1) r₁) (Spearman and Brown), which is the correlation to be expected between two independent searches.
+the reliability R r₁/(1 + (R − 1) r₁) (Spearman and Brown), the expected correlation between two independent searches.
 
-Most of the signal is common to an operation on all edges of a cell type. Of the rest, the part that is specific to
-edges, a share λ = R r_e/(1 + (R − 1) r_e) is signal, with r_e its reliability: the shrunken score is the mean of
-(cell type × operation) plus λ times what the edge adds. The mean of the type may be taken over the repeats of earlier
-rounds as well (``earlier``), whose supernets held more operators: what types do hardly changes from round to round, and
-late rounds alone say little about it. Pure functions on arrays; randomness by an explicit generator.
+Most of the signal is common to an operation on all edges of a cell type. Of the part that is specific to edges, a share
+λ = R r_e/(1 + (R − 1) r_e) is signal, with r_e its reliability: the shrunken score is the mean of (cell type ×
+operation) plus λ times what the edge adds. The means over types may include the repeats of earlier rounds
+(``earlier``), whose supernets held more operators: the effects of types hardly change from round to round. Pure
+functions on arrays with explicit generators.
 """
 
 import math
@@ -32,10 +32,7 @@ Earlier = Float[np.ndarray, "o e"]
 
 
 def standardised(scores: Scores, edges: Labels) -> Scores:
-    """Every repeat centred on each edge and divided by its standard deviation within edges.
-
-    Raises ShapeError for labels that do not fit, ValueRangeError for numbers that are not finite.
-    """
+    """Every repeat centred on each edge and divided by its standard deviation within edges; raises for NaN and ±∞."""
     if scores.ndim != 2 or scores.shape[0] != len(edges) or scores.shape[1] == 0:
         raise ShapeError(
             f"scores have shape {scores.shape} for {len(edges)} labels: expected labels × repeats"
@@ -50,11 +47,8 @@ def standardised(scores: Scores, edges: Labels) -> Scores:
 
 
 def single_repeat_reliability(scores: Scores, edges: Labels, types: Labels | None = None) -> float:
-    """r₁ within edges; with ``types`` the edge-specific one, after their common effect is removed as well.
-
-    0 where nothing varies. May be negative, as any estimate of a variance component. Raises ConfigurationError for
-    fewer than 2 repeats, and as :func:`standardised`.
-    """
+    """r₁ within edges, of at least 2 repeats; with ``types`` that of the residuals of the effects of types."""
+    # It may be negative, as any estimate of a variance component.
     if scores.shape[-1] < 2:
         raise ConfigurationError(f"reliability needs at least 2 repeats, got {scores.shape[-1]}")
     values = standardised(scores, edges)
@@ -75,7 +69,7 @@ def _intraclass(residuals: Scores, freedom: int) -> float:
 
 
 def mean_reliability(single: float, repeats: int) -> float:
-    """Reliability of the mean of so many repeats, R r₁/(1 + (R − 1) r₁); 0 for r₁ ≤ 0."""
+    """Reliability R r₁/(1 + (R − 1) r₁) of the mean of several repeats; 0 for r₁ ≤ 0."""
     return repeats * single / (1 + (repeats - 1) * single) if single > 0 else 0.0
 
 
@@ -89,7 +83,18 @@ def repeats_for(single: float, target: float = 0.9) -> float:
 def permutation_null(
     scores: Scores, edges: Labels, random: np.random.Generator, draws: int = 200, level: float = 0.95
 ) -> tuple[float, float]:
-    """Central interval of r₁ when operators change places on their edge, independently in every repeat."""
+    """Central interval of r₁ when operators change places on their edge, independently in every repeat.
+
+    Args:
+        scores: operators × repeats.
+        edges: the edge of every operator.
+        random: generator of the permutations.
+        draws: number of permutations.
+        level: probability of the interval.
+
+    Returns:
+        The ends of the interval.
+    """
     values, places = standardised(scores, edges), codes(edges)
     freedom = len(values) - len(set(places.tolist()))
     home, found = np.argsort(places, kind="stable"), []
@@ -104,10 +109,16 @@ def permutation_null(
 
 @dataclass(frozen=True)
 class Agreement:
-    """Kendall's tau over pairs of operators of an edge, and the share of edges that lose the same one.
+    """Agreement between two independent halves of the repeats, averaged over ways to halve them.
 
-    Between two independent halves of the repeats, averaged over ways to halve them; intervals of 95 % from random
-    halves and edges drawn with replacement. chance: the share for scores without signal.
+    The intervals are 95 % intervals from random halves and edges drawn with replacement.
+
+    Attributes:
+        tau: Kendall's tau over the pairs of operators of an edge.
+        tau_interval: of ``tau``.
+        same: share of edges on which both halves prune the same operator.
+        same_interval: of ``same``.
+        chance: the share for scores without signal.
     """
 
     tau: float
@@ -125,10 +136,21 @@ def half_agreement(
     draws: int = 200,
     earlier: Earlier | None = None,
 ) -> Agreement:
-    """Agreement between disjoint halves of the repeats, of means or, with ``types``, of shrunken scores.
+    """Agreement between disjoint halves of the repeats; of an odd number of repeats, every draw omits one.
 
-    earlier: repeats of earlier rounds, halved like the others; see :func:`shrunken_scores`.
-    Raises ConfigurationError for fewer than 2 repeats; of an odd number one stays out in turn.
+    Args:
+        scores: operators × repeats.
+        edges: the edge of every operator.
+        random: generator of halves and edges.
+        types: the type of every operator, to compare shrunken scores in place of means.
+        draws: number of ways to halve the repeats.
+        earlier: repeats of earlier rounds, halved like the others; see :func:`shrunken_scores`.
+
+    Returns:
+        The agreement.
+
+    Raises:
+        ConfigurationError: for fewer than 2 repeats.
     """
     if scores.shape[1] < 2:
         raise ConfigurationError(f"halves need at least 2 repeats, got {scores.shape[1]}")
@@ -138,9 +160,7 @@ def half_agreement(
         _summaries(scores, half, edges, types, before and (before[0], before[1][k]))
         for k, half in enumerate(halves)
     )
-    places = codes(edges)
-    members = [np.flatnonzero(places == place) for place in range(places.max() + 1)]
-    members = [each for each in members if len(each) > 1]
+    members = [rows for rows in members_of(edges) if len(rows) > 1]
     concordant = np.array([_concordance(left[each], right[each]) for each in members])
     pairs = np.array([len(each) * (len(each) - 1) / 2 for each in members])
     equal = np.array([left[each].argmax(0) == right[each].argmax(0) for each in members], float)
@@ -156,7 +176,7 @@ def half_agreement(
 
 
 def _halves(repeats: int, draws: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (repeats × draws) of the means over two disjoint halves."""
+    """Weights (repeats × draws) of the means over each of two disjoint halves."""
     halves = np.zeros((2, repeats, draws))
     for draw in range(draws):
         order = random.permutation(repeats)
@@ -171,7 +191,7 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def _concordance(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Concordant less discordant pairs of the operators of an edge, in every draw."""
+    """Concordant minus discordant pairs of the operators of an edge, in every draw."""
     i, j = np.triu_indices(len(left), 1)
     return (np.sign(left[i] - left[j]) * np.sign(right[i] - right[j])).sum(0)
 
@@ -183,7 +203,7 @@ def _summaries(
     types: Labels | None,
     before: tuple[Earlier, np.ndarray] | None,
 ) -> np.ndarray:
-    """Mean of the standardised repeats of every half (a column), or its shrunken score."""
+    """Mean over the standardised repeats of every half (a column), or its shrunken score."""
     values = standardised(scores, edges)
     means = values @ halves
     if types is None:
@@ -193,33 +213,44 @@ def _summaries(
     shares = [_signal_share(rest[:, half > 0], len(values) - basis.shape[1]) for half in halves.T]
     pooled = means
     if before is not None and before[0].shape[1] > 1:
-        pooled = _weighted(means, len(halves), standardised(before[0], edges) @ before[1], len(before[1]))
+        pooled = weighted_mean(means, len(halves), standardised(before[0], edges) @ before[1], len(before[1]))
     return combined(means, pooled, basis, np.array(shares))
 
 
-def _weighted(means: np.ndarray, repeats: int, others: np.ndarray, more: int) -> np.ndarray:
+def weighted_mean(means: np.ndarray, repeats: int, others: np.ndarray, more: int) -> np.ndarray:
+    """Mean over all repeats, from the means over ``repeats`` of them and over ``more`` others."""
     return (repeats * means + more * others) / (repeats + more)
 
 
 def combined(
     means: np.ndarray, pooled: np.ndarray, basis: np.ndarray, share: np.ndarray | float
 ) -> np.ndarray:
-    """Type effects of the pooled means plus λ times what edges add to those of the round."""
+    """The shrunken score: effects of types plus λ times what edges add.
+
+    Args:
+        means: means over the repeats of the round.
+        pooled: means that include the repeats of earlier rounds.
+        basis: of :func:`effects`.
+        share: λ.
+
+    Returns:
+        An array of the shape of ``means``.
+    """
     return basis @ (basis.T @ pooled) + share * (means - basis @ (basis.T @ means))
 
 
 def _signal_share(rest: Scores, freedom: int) -> float:
-    """λ from what repeats hold beyond the common effects; 0 for a single repeat."""
+    """λ from the residuals of the effects of edges and types; 0 for a single repeat."""
     repeats = rest.shape[1]
     return mean_reliability(_intraclass(rest, freedom), repeats) if repeats > 1 else 0.0
 
 
 def pooled_mean(scores: Scores, edges: Labels, earlier: Earlier | None) -> Float[np.ndarray, " o"]:
-    """Mean over the standardised repeats of this round and of earlier ones, each repeat counting once."""
+    """Mean over the standardised repeats of this round and of earlier ones, with equal weights."""
     mean = standardised(scores, edges).mean(1)
     if earlier is None or earlier.shape[1] == 0:
         return mean
-    return _weighted(mean, scores.shape[1], standardised(earlier, edges).mean(1), earlier.shape[1])
+    return weighted_mean(mean, scores.shape[1], standardised(earlier, edges).mean(1), earlier.shape[1])
 
 
 def shrunken_scores(
@@ -229,10 +260,17 @@ def shrunken_scores(
     share: float | None = None,
     earlier: Earlier | None = None,
 ) -> tuple[Float[np.ndarray, " o"], float]:
-    """(score of every operator in units of a repeat's standard deviation, λ): type effect + λ · what the edge adds.
+    """Effects of types plus λ times what edges add, in standard deviations of one repeat.
 
-    share: λ, by default R r_e/(1 + (R − 1) r_e) with r_e the edge-specific reliability, and 0 for a single repeat.
-    earlier: the same operators in the repeats of earlier rounds, which enter the type effects alone.
+    Args:
+        scores: operators × repeats.
+        edges: the edge of every operator.
+        types: the type of every operator.
+        share: λ, by default R r_e/(1 + (R − 1) r_e) with r_e the edge-specific reliability; 0 for a single repeat.
+        earlier: the same operators in the repeats of earlier rounds, for the effects of types alone.
+
+    Returns:
+        (score of every operator, λ).
     """
     values, basis = standardised(scores, edges), effects(edges, types)
     rest = values - basis @ (basis.T @ values)
@@ -247,15 +285,21 @@ def codes(labels: Labels) -> np.ndarray:
     return np.array([numbers.setdefault(label, len(numbers)) for label in labels])
 
 
+def members_of(labels: Labels) -> list[np.ndarray]:
+    """For every label its rows."""
+    numbers = codes(labels)
+    return [np.flatnonzero(numbers == number) for number in range(numbers.max() + 1)]
+
+
 def group_means(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Mean of the rows that have the same number."""
+    """Means of the rows with equal numbers."""
     sums = np.zeros((numbers.max() + 1, *values.shape[1:]))
     np.add.at(sums, numbers, values)
     return sums / np.bincount(numbers).reshape(-1, *[1] * (values.ndim - 1))
 
 
 def effects(edges: Labels, types: Labels | None) -> np.ndarray:
-    """Orthonormal basis of what edges, and types, have in common: o × rank."""
+    """Orthonormal basis (operators × rank) of the effects of edges, and of types where given."""
     both = [edges] if types is None else [edges, types]
     columns = [np.eye(numbers.max() + 1)[numbers] for numbers in map(codes, both)]
     vectors, sizes, _ = np.linalg.svd(np.concatenate(columns, 1), full_matrices=False)

@@ -1,8 +1,7 @@
-"""How reliable a score of operators becomes with repeats: the curve that is predicted, and what is measured.
+"""How reliable a score of operators becomes with repeats, as predicted and as measured.
 
-One repeat of reliability r₁ (see :mod:`mamltheory.nas.statistics.reliability`) predicts R r₁/(1 + (R − 1) r₁) for the
-mean of R repeats. The measured points are correlations between means of disjoint sets of m repeats, which share nothing
-but the operators. scores: operators × repeats. Pure functions on arrays.
+One repeat of reliability r₁ (:mod:`mamltheory.nas.statistics.reliability`) predicts R r₁/(1 + (R − 1) r₁) for the mean
+of R repeats. Correlations between means over disjoint sets of m repeats measure it. Scores are operators × repeats.
 """
 
 import math
@@ -17,8 +16,8 @@ from mamltheory.nas.statistics.reliability import (
     Agreement,
     Labels,
     Scores,
-    codes,
     half_agreement,
+    members_of,
     permutation_null,
     repeats_for,
     single_repeat_reliability,
@@ -31,12 +30,18 @@ NORMAL = 1.96
 
 
 @dataclass(frozen=True)
-class Stability:
+class Repeatability:
     """What repeats of a score are worth.
 
-    single, interval: r₁ within edges and its 95 % interval. null: central 95 % of r₁ when operators change places.
-    halves: correlation between means of m disjoint repeats, by m. agreement: between halves of all repeats.
-    for_90: repeats whose mean has reliability 0.9. seconds: of CPU, a repeat.
+    Attributes:
+        repeats: their number.
+        single: r₁ within edges.
+        interval: its 95 % interval.
+        null: central 95 % of r₁ when operators change places.
+        halves: correlation between means over m disjoint repeats, by m.
+        agreement: between halves of all repeats.
+        for_90: repeats whose mean has reliability 0.9.
+        seconds: CPU seconds per repeat.
     """
 
     repeats: int
@@ -49,7 +54,7 @@ class Stability:
     seconds: float
 
     def curve(self, repeats: Float[np.ndarray, " r"]) -> Float[np.ndarray, " r"]:
-        """Predicted reliability of the mean of so many repeats; whole numbers are not required."""
+        """Predicted reliability of the mean of several repeats; their numbers need not be whole."""
         return predicted_reliability(self.single, repeats)
 
 
@@ -59,13 +64,24 @@ def predicted_reliability(single: float, repeats: Float[np.ndarray, " r"]) -> Fl
     return repeats * known / (1 + (repeats - 1) * known)
 
 
-def stability(
+def repeatability(
     scores: Scores, edges: Labels, seconds: float, random: np.random.Generator, draws: int = 200
-) -> Stability:
-    """All numbers of one score; raises ConfigurationError for fewer than 4 repeats."""
+) -> Repeatability:
+    """All numbers of one score.
+
+    Args:
+        scores: operators × repeats, at least 4 of them.
+        edges: the edge of every operator.
+        seconds: CPU seconds per repeat.
+        random: generator of all draws.
+        draws: number of draws of each kind.
+
+    Returns:
+        The numbers.
+    """
     single = single_repeat_reliability(scores, edges)
     error = float(reliability_draws(scores, edges, random, draws).std())
-    return Stability(
+    return Repeatability(
         repeats=scores.shape[1],
         single=single,
         interval=(single - NORMAL * error, single + NORMAL * error),
@@ -80,9 +96,18 @@ def stability(
 def reliability_draws(scores: Scores, edges: Labels, random: np.random.Generator, draws: int) -> Draws:
     """r₁ from random halves of the repeats and edges drawn with replacement; their spread is the standard error of r₁.
 
-    Repeats are not drawn with replacement, since one that occurs twice agrees with itself; half of them without
-    replacement have the right variance (delete-half jackknife). The draws depend on ``random`` and the shape alone:
-    two scores of the same repeats, drawn alike, can be compared pair by pair.
+    Repeats are not drawn with replacement, since a repeat that occurs twice agrees with itself. Half of them without
+    replacement have the right variance (delete-half jackknife).
+
+    Args:
+        scores: operators × repeats.
+        edges: the edge of every operator.
+        random: generator of the draws, which depend on it and on the shape alone: two scores of the same repeats can
+            be compared draw by draw.
+        draws: their number.
+
+    Returns:
+        One r₁ per draw.
     """
     resampled = _resampled(scores.shape[1], edges, random, draws)
     return np.array([single_repeat_reliability(scores[where], names) for where, names in resampled])
@@ -90,12 +115,11 @@ def reliability_draws(scores: Scores, edges: Labels, random: np.random.Generator
 
 def _resampled(
     repeats: int, edges: Labels, random: np.random.Generator, draws: int
-) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], list[int]]]:
-    """Where the scores of half of the repeats on drawn edges are, and the names of these edges, draw by draw."""
+) -> Iterator[tuple[tuple[np.ndarray, ...], list[int]]]:
+    """For every draw the index of half of the repeats on drawn edges, and the names of these edges."""
     if repeats < 4:
         raise ConfigurationError(f"an interval of the reliability needs at least 4 repeats, got {repeats}")
-    places = codes(edges)
-    members = [np.flatnonzero(places == place) for place in range(places.max() + 1)]
+    members = members_of(edges)
     for _ in range(draws):
         half = random.permutation(repeats)[: repeats // 2]
         chosen = random.integers(len(members), size=len(members))
@@ -107,7 +131,17 @@ def _resampled(
 def half_correlations(
     scores: Scores, edges: Labels, random: np.random.Generator, draws: int = 200
 ) -> dict[int, float]:
-    """Mean correlation within edges between means of m repeats and of m others, for m = 1, …, R/2."""
+    """Mean correlation within edges between means over m repeats and over m others, for m = 1, …, R/2.
+
+    Args:
+        scores: operators × repeats.
+        edges: the edge of every operator.
+        random: generator of the orders of repeats.
+        draws: number of orders.
+
+    Returns:
+        The correlation by m.
+    """
     values, repeats = standardised(scores, edges), scores.shape[1]
     orders = np.stack([random.permutation(repeats) for _ in range(draws)])
     found = {}
@@ -121,7 +155,7 @@ def half_correlations(
 
 @dataclass(frozen=True)
 class Difference:
-    """What is found of two scores on the same repeats, as r₁ of one less that of the other, and its 95 % interval."""
+    """A comparison of two scores on the same repeats, and its 95 % interval."""
 
     value: float
     interval: tuple[float, float]
@@ -130,9 +164,17 @@ class Difference:
 def reliability_difference(
     first: Scores, second: Float[np.ndarray, "q s"], edges: Labels, seed: int, draws: int = 200
 ) -> Difference:
-    """r₁ of ``first`` less that of ``second``, repeat by repeat on common random numbers; paired interval.
+    """r₁ of one score minus that of another on common random numbers, with a paired interval.
 
-    Raises ShapeError for other repeats or operators.
+    Args:
+        first: operators × repeats.
+        second: the same operators and repeats, by another score.
+        edges: the edge of every operator.
+        seed: of the draws, which are the same for both.
+        draws: their number.
+
+    Returns:
+        The difference.
     """
     _check_same_repeats(first, second)
     value = single_repeat_reliability(first, edges) - single_repeat_reliability(second, edges)
@@ -156,11 +198,20 @@ def corrected_correlation(
     random: np.random.Generator,
     draws: int = 200,
 ) -> Difference:
-    """Correlation within edges between what two scores say without their noise, and its 95 % interval.
+    """Correlation within edges between the signals of two scores, corrected for their noise; NaN without signal.
 
-    Repeats a_i and b_i are on the same random numbers. Only products of different ones are used, in which no noise is
-    common: Σ_{i≠j} ⟨a_i, b_j⟩/√(Σ_{i≠j} ⟨a_i, a_j⟩ Σ_{i≠j} ⟨b_i, b_j⟩), which may exceed 1; NaN where a score has no
-    signal. Raises ShapeError for other repeats or operators, ConfigurationError for fewer than 4 repeats.
+    Repeats a_i and b_i use the same random numbers. Products of different repeats share no noise:
+    Σ_{i≠j} ⟨a_i, b_j⟩/√(Σ_{i≠j} ⟨a_i, a_j⟩ Σ_{i≠j} ⟨b_i, b_j⟩), which may exceed 1.
+
+    Args:
+        first: operators × repeats, at least 4 of them.
+        second: the same operators and repeats, by another score.
+        edges: the edge of every operator.
+        random: generator of the draws.
+        draws: number of draws for the interval.
+
+    Returns:
+        The correlation.
     """
     _check_same_repeats(first, second)
     value = _without_noise(first, second, edges)

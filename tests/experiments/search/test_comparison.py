@@ -9,7 +9,8 @@ from experiments.search import comparison as protocols
 from experiments.search import run as search
 from experiments.search.comparison_report import table
 from experiments.search.settings import Protocols
-from mamltheory.nas.search.algorithm1 import is_finished, step
+from mamltheory.nas.search.algorithm1 import step
+from mamltheory.nas.search.rounds import Round
 from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.nas.search.state import SearchState
 from mamltheory.runtime.records import to_json
@@ -30,7 +31,7 @@ def leave(settings, noise, rounds=6):
     state = SearchState()
     settings.out.mkdir(parents=True)
     with (settings.out / "metrics.jsonl").open("a") as metrics:
-        while not is_finished(state, RULES) and len(state.reports) < rounds:
+        while not Round.of(state, RULES).is_finished and len(state.reports) < rounds:
             state = step(state, noisy_gradient_scorer(SIGNAL, noise, settings.seed), RULES)
             metrics.write(
                 to_json({"round": state.round_index, "cpu_seconds": 10.0 * state.round_index}, None)

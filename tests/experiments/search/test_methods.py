@@ -10,7 +10,7 @@ from experiments.search.protocols import METHODS
 from experiments.search.settings import SEARCH, Search
 from mamltheory.errors import ConfigurationError
 from mamltheory.nas.search.algorithm1 import run_search
-from mamltheory.nas.search.rounds import pending
+from mamltheory.nas.search.rounds import Round
 from mamltheory.nas.search.state import SearchState
 from tests.experiments.tiny import SIZE, nearly_done
 
@@ -59,7 +59,7 @@ def test_a_random_cell_needs_no_scores_and_every_seed_has_its_own():
     found = []
     for seed in range(3):
         rules = search.rules_of(Search(**SIZE, method="random", seed=seed))
-        assert pending(SearchState(), rules) == ()
+        assert Round.of(SearchState(), rules).pending() == ()
         found.append(run_search(None, rules).candidates.genotype())
     assert len({str(each) for each in found}) == 3
     rules = search.rules_of(Search(method="random", protocol="released"))

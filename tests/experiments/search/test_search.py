@@ -15,8 +15,10 @@ from mamltheory.errors import ConfigurationError, DataError
 from mamltheory.nas.genotype import Edge
 from mamltheory.nas.scoring.operator_gradient import GradientScorer
 from mamltheory.nas.scoring.score import Job, Score
-from mamltheory.nas.scoring.scorers import CellScorer, OwnDraws
-from mamltheory.nas.search.algorithm1 import SearchSettings, run_search
+from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
+from mamltheory.nas.search.algorithm1 import run_search
+from mamltheory.nas.search.rounds import Round
+from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.runtime.checkpoint import load_state
 from mamltheory.runtime.runlog import read_metrics, read_run
 from tests.experiments.stops import counted, ctrl_c_during
@@ -28,7 +30,7 @@ from tests.experiments.tiny import (
     search_settings,
     train_settings,
 )
-from tests.reference.nas_toy import THREE, noisy_scorer
+from tests.reference.nas_toy import THREE, network_by_network, noisy_scorer
 
 pytestmark = pytest.mark.usefixtures("few_images")
 USUAL_DATA = data_source.cached_data
@@ -103,7 +105,7 @@ def test_neither_the_order_of_chunks_nor_their_size_matters(searched, tmp_path, 
     settings = begun(tmp_path)
     scorer, rules = search.scorer_of(settings, "cpu"), search.rules_of(settings)
     saved = search.saved_search(settings)
-    while not search.is_finished(saved.state, rules):
+    while not Round.of(saved.state, rules).is_finished:
         saved = search.finish_round(saved, rules, scorer, settings, backwards)
     expected = search.saved_search(searched).state
     assert saved.state.candidates == expected.candidates
@@ -209,7 +211,9 @@ def test_a_search_ends_with_what_its_scores_could_not_decide():
     assert search_report.closing_lines(drawn) == ["nothing was scored: every choice was drawn at random"]
     alone = search_report.closing_lines(run_search(noisy_scorer, once, THREE))
     assert alone == ["rounds in which no two repeats could be compared: 1, 2"]
-    equal = search_report.closing_lines(run_search(lambda *_: Score(1.0, 1.0), scored, THREE))
+    equal = search_report.closing_lines(
+        run_search(network_by_network(lambda *_: Score(1.0, 1.0)), scored, THREE)
+    )
     assert [line.split(":")[0] for line in equal] == [
         "undecided edges in round 1",
         "undecided edges in round 2",
@@ -218,7 +222,7 @@ def test_a_search_ends_with_what_its_scores_could_not_decide():
 
 
 @pytest.mark.parametrize(
-    ("protocol", "kind"), [("paper", CellScorer), ("stable", GradientScorer), ("released", OwnDraws)]
+    ("protocol", "kind"), [("paper", CellScorer), ("stable", GradientScorer), ("released", IndependentDraws)]
 )
 def test_the_protocol_chooses_the_scorer(tmp_path, protocol, kind):
     settings = search_settings(tmp_path, protocol=protocol).resolved()

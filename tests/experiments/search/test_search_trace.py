@@ -12,14 +12,16 @@ from experiments.search.trace import certainties, draw_trace, trace_data
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.scoring.score import Score
 from mamltheory.nas.search.algorithm1 import run_search
-from mamltheory.nas.search.ranking import competitions
+from mamltheory.nas.search.ranking import contests
 from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.rng import numpy_generator
 from tests.experiments.tiny import nearly_done
+from tests.reference.nas_toy import repeat_by_repeat
 
 SETTINGS = SearchSettings(criteria=("condition",), estimator="gradient", repeats=4, inputs="two")
 
 
+@repeat_by_repeat
 def scored(candidates, round_index, repeat):
     """Operations differ, and repeats scatter about them; one operator cannot be scored in round 2."""
     random = numpy_generator(0, "made-up scores", round_index, repeat)
@@ -58,7 +60,7 @@ def test_how_surely_is_the_probability_of_the_edge_even_where_a_score_is_infinit
     for k, report in enumerate(state.reports):
         decisions = [d for d in state.trace if d.round_index == k]
         sure = certainties(decisions, report)
-        assert list(sure) == list(competitions([d.operator for d in decisions]))
+        assert list(sure) == list(contests([d.operator for d in decisions]))
         assert tuple(sure.values()) == report.reliability.certainty.by_edge
         assert {name for name, p in sure.items() if p < search_trace.SEPARATED} == set(report.undecided)
     whole = {(f["round"], f["undecided"]) for f in trace_data(state)["fields"] if f["probability"] < 0.9}

@@ -24,7 +24,8 @@ from mamltheory.nas.scoring.condition_number import (
 from mamltheory.nas.scoring.linear_regions import random_patches
 from mamltheory.nas.scoring.score import Score, ScoreSettings, failures
 from mamltheory.nas.scoring.scorers import CellScorer
-from mamltheory.nas.search.algorithm1 import SearchSettings, SearchState, is_finished, step
+from mamltheory.nas.search.algorithm1 import run_search
+from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task
 
@@ -168,8 +169,8 @@ def test_failures_are_counted_by_their_reason():
 
 def test_a_batch_of_candidates_scores_as_one_by_one():
     candidates = [Candidates(), Candidates().without(Operator("normal", Edge(1, 1), "sep_conv_3x3"))]
-    for score, each in zip(SCORER.batch(candidates, 0, 1), candidates, strict=True):
-        alone = SCORER(each, 0, 1)
+    for score, each in zip(SCORER.scores(candidates, 0, 1), candidates, strict=True):
+        alone = SCORER.scores([each], 0, 1)[0]
         assert score.condition == pytest.approx(alone.condition, rel=1e-3)
         assert score.regions == alone.regions
 
@@ -197,15 +198,15 @@ SCORER = CellScorer(SMALL, 7, draw_tasks, draw_patches, ScoreSettings(outputs="s
 
 
 def test_common_random_numbers_give_an_unchanged_candidate_the_score_of_the_supernet():
-    assert SCORER(Candidates(), 1, 2) == SCORER(Candidates(), 1, 2)
+    assert SCORER.scores([Candidates()], 1, 2)[0] == SCORER.scores([Candidates()], 1, 2)[0]
 
 
 def test_a_score_does_not_depend_on_what_was_scored_before():
     candidate = Candidates().without(Operator("reduce", Edge(1, 1), "sep_conv_3x3"))
-    before = SCORER(candidate, 0, 0)
-    SCORER(Candidates(), 0, 0)
-    SCORER(Candidates(), 3, 1)
-    assert SCORER(candidate, 0, 0) == before
+    before = SCORER.scores([candidate], 0, 0)[0]
+    SCORER.scores([Candidates()], 0, 0)
+    SCORER.scores([Candidates()], 3, 1)
+    assert SCORER.scores([candidate], 0, 0)[0] == before
     seed = derived_seed(SCORER.seed, "score-weights", 0, 0)
     batch = draw_tasks(generator(SCORER.seed, "score-tasks", 0, 0))
     alone = condition_score(supernet(candidate, SMALL, seed), batch, SCORER.settings)
@@ -223,16 +224,16 @@ def test_the_candidates_of_a_repeat_share_one_network(monkeypatch):
     monkeypatch.setattr(scorer, "supernet", counted)
     operators = Candidates().operators()
     others = [Candidates().without(operators[place]) for place in (0, 5)]
-    found = [SCORER(each, 0, 0) for each in [Candidates(), *others] * 2]
+    found = [SCORER.scores([each], 0, 0)[0] for each in [Candidates(), *others] * 2]
     assert len(built) == 1
     assert found[:3] == found[3:]
     assert len({score.condition for score in found}) == 3
-    SCORER(Candidates(), 0, 1)
+    SCORER.scores([Candidates()], 0, 1)
     assert len(built) == 2
 
 
 def test_every_round_and_repeat_draws_afresh():
-    scores = {SCORER(Candidates(), k, r).condition for k in (0, 1) for r in (0, 1)}
+    scores = {SCORER.scores([Candidates()], k, r)[0].condition for k in (0, 1) for r in (0, 1)}
     assert len(scores) == 4
 
 
@@ -240,8 +241,8 @@ def test_common_random_numbers_make_differences_between_candidates_less_noisy():
     """Compared with drawing the candidate's weights and tasks independently of the supernet's."""
     candidate = Candidates().without(Operator("normal", Edge(0, 0), "conv_3x3"))
     scorer = CellScorer(SMALL, 7, draw_tasks, None, ScoreSettings(outputs="sum", measure="harmonic"))
-    whole = [math.log(scorer(Candidates(), 0, r).condition) for r in range(8)]
-    part = [math.log(scorer(candidate, 0, r).condition) for r in range(8)]
+    whole = [math.log(scorer.scores([Candidates()], 0, r)[0].condition) for r in range(8)]
+    part = [math.log(scorer.scores([candidate], 0, r)[0].condition) for r in range(8)]
     common = torch.tensor([a - b for a, b in zip(whole, part, strict=True)]).std()
     independent = torch.tensor([a - b for a, b in zip(whole, part[1:] + part[:1], strict=True)]).std()
     assert float(common) < 0.8 * float(independent)
@@ -249,29 +250,27 @@ def test_common_random_numbers_make_differences_between_candidates_less_noisy():
 
 def test_a_scorer_can_be_sent_to_a_process():
     copy = pickle.loads(pickle.dumps(SCORER))
-    assert copy(Candidates(), 0, 0) == SCORER(Candidates(), 0, 0)
+    assert copy.scores([Candidates()], 0, 0)[0] == SCORER.scores([Candidates()], 0, 0)[0]
 
 
 def test_a_criterion_without_a_sampler_is_constant():
-    only_regions = CellScorer(SMALL, 7, None, draw_patches)(Candidates(), 0, 0)
+    only_regions = CellScorer(SMALL, 7, None, draw_patches).scores([Candidates()], 0, 0)[0]
     assert only_regions.condition == 1.0
-    assert only_regions.regions == SCORER(Candidates(), 0, 0).regions
-    assert CellScorer(SMALL, 7, draw_tasks, None, SCORER.settings)(Candidates(), 0, 0) == Score(
-        SCORER(Candidates(), 0, 0).condition, 1.0
+    assert only_regions.regions == SCORER.scores([Candidates()], 0, 0)[0].regions
+    assert CellScorer(SMALL, 7, draw_tasks, None, SCORER.settings).scores([Candidates()], 0, 0)[0] == Score(
+        SCORER.scores([Candidates()], 0, 0)[0].condition, 1.0
     )
 
 
 def test_scores_leave_the_global_generator_alone():
     before = torch.get_rng_state()
-    SCORER(Candidates(), 0, 0)
+    SCORER.scores([Candidates()], 0, 0)
     assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.slow
 def test_a_whole_search_on_images_ends_in_a_genotype():
-    settings_, state = SearchSettings(repeats=1), SearchState()
-    while not is_finished(state, settings_):
-        state = step(state, SCORER, settings_)
+    state = run_search(SCORER, SearchSettings(repeats=1))
     assert state.candidates.genotype()
     assert all(math.isfinite(d.delta_condition) for d in state.trace)
 

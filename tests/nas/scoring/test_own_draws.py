@@ -7,7 +7,7 @@ from mamltheory.nas.network import NetworkSettings, initialise_layer, supernet
 from mamltheory.nas.scoring.condition_number import condition_score, own_conditions
 from mamltheory.nas.scoring.linear_regions import region_count
 from mamltheory.nas.scoring.score import Job, ScoreSettings
-from mamltheory.nas.scoring.scorers import CellScorer, OwnDraws
+from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
 from mamltheory.rng import derived_seed, generator
 from tests.nas.search.test_search_by_gradient import draw_tasks
 
@@ -31,10 +31,11 @@ def test_each_pair_has_tasks_of_its_own_and_each_network_a_head():
         drawn.append(draw_tasks(stream))
         return drawn[-1]
 
-    scorer = OwnDraws(CellScorer(SIZE, 3, noting, patches, ScoreSettings("maml", "sum")))
+    scorer = IndependentDraws(CellScorer(SIZE, 3, noting, patches, ScoreSettings("maml", "sum")))
     first, second = START.operators()[:2]
-    found = {job: scorer(START, job) for operator in (first, second) for job in jobs(operator)}
-    again = {job: scorer(START, job) for job in reversed(found)}
+    asked = [job for operator in (first, second) for job in jobs(operator)]
+    found = {job: scorer(START, [job])[job] for job in asked}
+    again = {job: scorer(START, [job])[job] for job in reversed(asked)}
     assert again == found
     images = [float(tasks[0].query_x.sum()) for tasks in drawn[:4]]
     assert images[0] == images[1] != images[2] == images[3]
@@ -65,12 +66,11 @@ def test_default_weights_are_uniform_of_a_sixth_of_kaimings_variance_and_norms_a
 @pytest.mark.parametrize("outputs", ["full", "sum"])
 def test_pairs_together_have_the_scores_that_each_network_has_by_itself(outputs, weights):
     score_settings = ScoreSettings("anil", outputs, weights)
-    scorer = OwnDraws(CellScorer(SIZE, 3, draw_tasks, patches, score_settings))
+    scorer = IndependentDraws(CellScorer(SIZE, 3, draw_tasks, patches, score_settings))
     asked = [job for operator in START.operators()[3:6] for job in jobs(operator, 1)]
-    networks = [START if job.removed is None else START.without(job.removed) for job in asked]
-    together = scorer.batch(networks, asked)
-    for network, job, found in zip(networks, asked, together, strict=True):
-        index = job.round_index, job.repeat, ALL.index(job.beside)
+    for job, found in scorer(START, asked).items():
+        network = job.network(START)
+        index = job.round_index, job.repeat, ALL.index(job.pair)
         built = supernet(Candidates(), SIZE, derived_seed(3, "score-weights", job.round_index))
         which = "supernet" if job.removed is None else "candidate"
         initialise_layer(built.classifier, SIZE.initialisation, generator(3, f"head of the {which}", *index))
@@ -82,10 +82,12 @@ def test_pairs_together_have_the_scores_that_each_network_has_by_itself(outputs,
 
 
 def test_jobs_of_several_rounds_and_tasks_of_several_sizes_are_refused():
-    scorer = OwnDraws(CellScorer(SIZE, 3, draw_tasks, None, ScoreSettings("maml", "sum")))
+    scorer = IndependentDraws(CellScorer(SIZE, 3, draw_tasks, None, ScoreSettings("maml", "sum")))
     mixed = [Job(k, 0, None, START.operators()[0]) for k in (2, 0)]
     with pytest.raises(ConfigurationError, match=r"rounds \[0, 2\]"):
-        scorer.batch([START, START], mixed)
+        scorer(START, mixed)
+    with pytest.raises(ConfigurationError, match="names no pair"):
+        scorer(START, [Job(0, 0, None)])
     network, tasks = supernet(START, SIZE, 0), draw_tasks(generator(0, "tasks"))
     with pytest.raises(ShapeError, match=r"\(6, 3, 12, 12\).*\(12, 3, 12, 12\)"):
         own_conditions(

@@ -10,24 +10,19 @@ from hypothesis import strategies as st
 from mamltheory.errors import CheckpointError, ConfigurationError
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Genotype
 from mamltheory.nas.operations import OPERATIONS
-from mamltheory.nas.scoring.score import Score
-from mamltheory.nas.search.algorithm1 import (
-    Job,
-    SearchSettings,
-    SearchState,
-    group,
-    pending,
-    prune,
-    record,
-    run_search,
-)
-from mamltheory.nas.search.round_report import parameter_size
-from mamltheory.nas.search.state import state_from_json, state_to_json
+from mamltheory.nas.scoring.score import Job, Score
+from mamltheory.nas.search.algorithm1 import prune, record_scores, run_search, step
+from mamltheory.nas.search.rounds import Round
+from mamltheory.nas.search.settings import SearchSettings
+from mamltheory.nas.search.state import SearchState, state_from_json, state_to_json
+from mamltheory.nas.sizes import operator_parameters
 from tests.reference.nas_toy import (
     THREE,
     argmin_per_edge,
     literal_algorithm_1,
+    network_by_network,
     noisy_scorer,
+    planted_score,
     planted_scorer,
     planted_values,
     relabelled,
@@ -70,6 +65,7 @@ def test_a_wrong_sign_of_the_condition_number_would_keep_the_worst():
 def test_the_search_takes_six_rounds_and_486_candidates_and_leaves_a_single_path():
     calls = []
 
+    @network_by_network
     def scorer(candidates, round_index, _):
         calls.append((round_index, len(candidates.operators())))
         return Score(1.0, 1.0)
@@ -89,11 +85,13 @@ def test_the_search_takes_six_rounds_and_486_candidates_and_leaves_a_single_path
 @settings(max_examples=3, deadline=None)
 def test_index_ties_are_the_printed_algorithm(seed):
     draws = np.random.default_rng(seed)
-    scorer = planted_scorer(
+    score = planted_score(
         {o: float(draws.integers(100)) for o in ALL}, {o: float(draws.integers(3)) for o in ALL}
     )
-    literal, rounds = literal_algorithm_1(scorer, ALL)
-    chosen = survivors(scorer, SearchSettings(repeats=1, ties="index", difference="absolute"))
+    literal, rounds = literal_algorithm_1(score, ALL)
+    chosen = survivors(
+        network_by_network(score), SearchSettings(repeats=1, ties="index", difference="absolute")
+    )
     assert chosen == literal
     assert rounds == 6
 
@@ -158,10 +156,11 @@ def test_operators_that_nothing_tells_apart_are_drawn_fairly_and_reproducibly():
 
 def test_equal_ranks_on_an_edge_are_decided_by_the_condition_number():
     start = single_choice(("skip_connect", "conv_3x3"))
-    a, b = group(SearchState(start), ONCE)
+    a, b = Round.of(SearchState(start), ONCE).operators
     values = {a: 1.0, b: 2.0}
     regions = {a: 1.0, b: 2.0}
 
+    @network_by_network
     def scorer(candidates, *_):
         live = [o for o in candidates.operators() if o in values]
         return Score(1 + sum(values[o] for o in live), sum(regions[o] for o in live))
@@ -181,6 +180,7 @@ def single_choice(names):
 def test_an_infinite_condition_number_is_never_preferred_and_never_nan():
     start = single_choice(("skip_connect", "conv_3x3", "max_pool_3x3BN"))
 
+    @network_by_network
     def scorer(candidates, _, repeat):
         untrainable = "conv_3x3" not in candidates.normal[0] and repeat == 1
         return Score(math.inf if untrainable else float(len(candidates.normal[0])), 1.0)
@@ -192,7 +192,7 @@ def test_an_infinite_condition_number_is_never_preferred_and_never_nan():
 
 
 def test_one_supernet_score_serves_all_candidates_of_a_repeat():
-    jobs = pending(SearchState(), SearchSettings(repeats=2))
+    jobs = Round.of(SearchState(), SearchSettings(repeats=2)).pending()
     assert len(jobs) == 2 * 127
     assert [job for job in jobs if job.removed is None] == [Job(0, 0, None), Job(0, 1, None)]
 
@@ -200,9 +200,10 @@ def test_one_supernet_score_serves_all_candidates_of_a_repeat():
 def test_the_second_stage_keeps_the_two_best_inputs_of_every_node_with_14_more_candidates():
     values, calls = planted_values(1), []
 
-    def scorer(candidates, round_index, repeat):
+    @network_by_network
+    def scorer(candidates, *_):
         calls.append(candidates)
-        return planted_scorer(values, ZERO)(candidates, round_index, repeat)
+        return planted_score(values, ZERO)(candidates)
 
     single = survivors(planted_scorer(values, ZERO), ONCE)
     state = run_search(scorer, SearchSettings(repeats=1, inputs="two"))
@@ -228,6 +229,7 @@ def test_repeats_are_averaged():
     start = single_choice(("skip_connect", "conv_3x3"))
     by_repeat = [{"skip_connect": 3.0, "conv_3x3": 2.0}, {"skip_connect": 1.0, "conv_3x3": 4.0}]
 
+    @network_by_network
     def scorer(candidates, _, repeat):
         return Score(1 + sum(by_repeat[repeat][name] for name in candidates.normal[0]), 1.0)
 
@@ -248,9 +250,11 @@ def test_misuse_is_refused_with_advice():
     with pytest.raises(ConfigurationError, match="at most once"):
         SearchSettings(criteria=("regions", "regions"))
     with pytest.raises(ConfigurationError, match="254 scores"):
-        prune(SearchState(), SearchSettings(repeats=2))
+        prune(Round.of(SearchState(), SearchSettings(repeats=2)))
+    with pytest.raises(ConfigurationError, match="there is no scorer"):
+        step(SearchState(), None, ONCE)
     with pytest.raises(CheckpointError, match="round 3"):
-        record(SearchState(), {Job(3, 0, None): Score(1.0, 1.0)})
+        record_scores(SearchState(), {Job(3, 0, None): Score(1.0, 1.0)})
     with pytest.raises(CheckpointError, match="not a saved search"):
         state_from_json({"round": 0})
 
@@ -259,6 +263,7 @@ def test_misuse_is_refused_with_advice():
 def test_operators_without_which_nothing_can_be_scored_stay_and_are_counted_by_reason(reason):
     start = single_choice(("skip_connect", "conv_3x3", "max_pool_3x3BN"))
 
+    @network_by_network
     def scorer(candidates, _, repeat):
         broken = "conv_3x3" not in candidates.normal[0] and repeat == 1
         found = float(len(candidates.normal[0]))
@@ -274,10 +279,10 @@ def test_operators_without_which_nothing_can_be_scored_stay_and_are_counted_by_r
 @pytest.mark.parametrize("cured", [True, False])
 def test_a_repeat_without_a_score_of_the_supernet_leaves_the_decision_to_the_others(shared, cured):
     values = planted_values(4)
-    plain = planted_scorer(values, ZERO)
+    plain = planted_score(values, ZERO)
 
-    def scorer(candidates, *where):
-        repeat = where[-1] if shared else where[0].repeat
+    @network_by_network
+    def scorer(candidates, _, repeat):
         whole = len(candidates.operators()) % 18 == 0
         if repeat == 1 and (whole or not cured):
             return Score(math.inf, 1.0, "singular")
@@ -295,7 +300,9 @@ def test_a_repeat_without_a_score_of_the_supernet_leaves_the_decision_to_the_oth
 @pytest.mark.parametrize("value", [math.inf, 1.0])
 @pytest.mark.parametrize("ties", ["min", "dense", "index"])
 def test_edges_on_which_nothing_tells_operators_apart_are_undecided(value, ties):
-    state = run_search(lambda *_: Score(value, 1.0), SearchSettings(repeats=2, ties=ties), THREE)
+    state = run_search(
+        network_by_network(lambda *_: Score(value, 1.0)), SearchSettings(repeats=2, ties=ties), THREE
+    )
     assert [len(report.undecided) for report in state.reports] == [18, 18]
     assert all(decision.undecided == decision.pruned for decision in state.trace)
     assert not any(
@@ -306,7 +313,7 @@ def test_edges_on_which_nothing_tells_operators_apart_are_undecided(value, ties)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_with_shrinkage_the_smaller_goes_where_nothing_can_be_scored(seed):
     rules = SearchSettings(criteria=("condition",), repeats=8, stopping=True, shrinkage=True, seed=seed)
-    state = run_search(lambda *_: Score(math.inf, 1.0), rules, THREE)
+    state = run_search(network_by_network(lambda *_: Score(math.inf, 1.0)), rules, THREE)
     for report in state.reports:
         assert len(report.undecided) == 18
         assert report.reliability is None
@@ -317,18 +324,21 @@ def test_with_shrinkage_the_smaller_goes_where_nothing_can_be_scored(seed):
             if (d.round_index, d.operator.cell, d.operator.edge)
             == (decision.round_index, decision.operator.cell, decision.operator.edge)
         ]
-        assert parameter_size(decision.operator) == min(map(parameter_size, rivals))
+        assert operator_parameters(decision.operator) == min(map(operator_parameters, rivals))
 
 
 def test_without_common_random_numbers_every_candidate_has_a_supernet_of_its_own():
     search_settings, asked = SearchSettings(repeats=1, common_random_numbers=False), []
     values = planted_values(4)
 
-    def scorer(network, job):
-        asked.append(job)
+    def score(network, job):
         # what a pair has in common cancels, as long as it is a pair
-        noise = 1000.0 * ALL.index(job.beside)
-        return Score(noise + planted_scorer(values, ZERO)(network).condition, 1.0)
+        noise = 1000.0 * ALL.index(job.pair)
+        return Score(noise + planted_score(values, ZERO)(network).condition, 1.0)
+
+    def scorer(candidates, jobs):
+        asked.extend(jobs)
+        return {job: score(job.network(candidates), job) for job in jobs}
 
     state = run_search(scorer, replace(search_settings, difference="absolute"))
     assert len(asked) == 2 * 486

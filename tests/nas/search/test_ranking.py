@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mamltheory.nas.search.algorithm1 import SearchSettings, SearchState, group, pending, record, run_search
-from mamltheory.nas.search.pruning import decide, deciding_draws
+from mamltheory.nas.search.algorithm1 import prune, record_scores, run_search
 from mamltheory.nas.search.ranking import difference, mean_difference, ranks
+from mamltheory.nas.search.rounds import Round
+from mamltheory.nas.search.settings import SearchSettings
+from mamltheory.nas.search.state import SearchState
 from tests.reference.nas_toy import argmin_per_edge, planted_scorer, planted_values
 
 
@@ -54,22 +56,17 @@ def test_two_values_of_the_regions_do_not_outweigh_a_condition_number_when_ranks
 
 
 @pytest.mark.parametrize("ties", ["min", "dense"])
-def test_what_is_judged_are_the_ranks_that_decide(ties):
+def test_the_statistics_of_a_round_are_of_the_ranks_that_decide(ties):
     """One repeat: its sums of ranks put the operators of every edge in the order of the decision."""
     draws = np.random.default_rng(7)
     values = planted_values(7)
     regions = {o: float(v) for o, v in zip(values, draws.integers(2, size=126), strict=True)}
-    once, score, state = SearchSettings(repeats=1, ties=ties), planted_scorer(values, regions), SearchState()
-    networks = {
-        job: state.candidates.without(job.removed) if job.removed else state.candidates
-        for job in pending(state, once)
-    }
-    state = record(state, {job: score(network) for job, network in networks.items()})
-    operators = group(state, once)
-    judged = dict(zip(operators, deciding_draws(state, once, operators, 1), strict=True))
-    decisions, _ = decide(state, once, 1)
-    for decision in decisions:
+    once, scorer, state = SearchSettings(repeats=1, ties=ties), planted_scorer(values, regions), SearchState()
+    jobs = Round.of(state, once).pending()
+    now = Round.of(record_scores(state, scorer(state.candidates, jobs)), once)
+    judged = dict(zip(now.operators, now.decisive[:, 0].tolist(), strict=True))
+    for decision in prune(now).trace:
         same_edge = [
-            o for o in operators if (o.cell, o.edge) == (decision.operator.cell, decision.operator.edge)
+            o for o in now.operators if (o.cell, o.edge) == (decision.operator.cell, decision.operator.edge)
         ]
         assert not decision.pruned or judged[decision.operator] == max(judged[o] for o in same_edge)

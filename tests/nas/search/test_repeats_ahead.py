@@ -4,15 +4,17 @@ import math
 
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.scoring.score import Score
-from mamltheory.nas.search.algorithm1 import evaluate, prune, record
-from mamltheory.nas.search.rounds import repeat_jobs
+from mamltheory.nas.search.algorithm1 import prune, record_scores
+from mamltheory.nas.search.rounds import Round
 from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.nas.search.state import SearchState
 from mamltheory.rng import numpy_generator
+from tests.reference.nas_toy import repeat_by_repeat
 
 RULES = SearchSettings(repeats=8, criteria=("condition",), estimator="gradient", stopping=True)
 
 
+@repeat_by_repeat
 def scored(candidates, round_index, repeat):
     """Operations differ clearly; in later repeats one operator cannot be scored."""
     random = numpy_generator(0, "made-up scores", round_index, repeat)
@@ -28,9 +30,9 @@ def scored(candidates, round_index, repeat):
 def after_repeats(count):
     state = SearchState()
     for repeat in range(count):
-        jobs = repeat_jobs(state, RULES, repeat)
-        state = record(state, evaluate(jobs, state.candidates, scored, RULES))
-    return prune(state, RULES)
+        jobs = Round.of(state, RULES).jobs(repeat)
+        state = record_scores(state, scored(state.candidates, jobs))
+    return prune(Round.of(state, RULES))
 
 
 def test_a_round_does_not_depend_on_repeats_that_were_computed_in_advance():

@@ -15,24 +15,22 @@ from mamltheory.nas.scoring import operator_gradient as gradient
 from mamltheory.nas.scoring.operator_gradient import GradientScorer, OperatorGradients
 from mamltheory.nas.scoring.score import Score, ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer
-from mamltheory.nas.search.algorithm1 import (
-    SearchSettings,
-    SearchState,
-    evaluate,
-    is_finished,
-    pending,
-    prune,
-    record,
-    run_search,
-    step,
-)
-from mamltheory.nas.search.round_report import decided_differences, parameter_size, reliability
-from mamltheory.nas.search.rounds import chunks
-from mamltheory.nas.search.state import state_from_json, state_to_json
+from mamltheory.nas.search.algorithm1 import prune, record_scores, run_search, step
+from mamltheory.nas.search.rounds import Round, reliability, shrunken_differences
+from mamltheory.nas.search.settings import SearchSettings
+from mamltheory.nas.search.state import SearchState, state_from_json, state_to_json
 from mamltheory.nas.search.stopping import MIN_REPEATS
+from mamltheory.nas.sizes import operator_parameters
 from mamltheory.rng import generator, numpy_generator
 from mamltheory.tasks import Task
-from tests.reference.nas_toy import argmin_per_edge, noisy_gradient_scorer, planted_scorer, planted_values
+from tests.reference.nas_toy import (
+    argmin_per_edge,
+    noisy_gradient_scorer,
+    planted_scorer,
+    planted_values,
+    repeat_by_repeat,
+    score_chunk,
+)
 
 ALL = Candidates().operators()
 ZERO = dict.fromkeys(ALL, 0.0)
@@ -46,19 +44,9 @@ def draw_tasks(stream):
     return [Task(parts[0], labels, parts[1], labels)]
 
 
-def planted_gradient(values):
-    """What a gradient scorer returns, from the exact scores of planted values."""
-    exact = planted_scorer(values, ZERO)
-
-    def score(candidates, *_):
-        return {None: exact(candidates), **{o: exact(candidates.without(o)) for o in candidates.operators()}}
-
-    return score
-
-
 def test_a_search_by_gradient_decides_like_one_by_leave_one_out_given_the_same_scores():
     values = planted_values(2)
-    state = run_search(planted_gradient(values), BY_GRADIENT)
+    state = run_search(planted_scorer(values, ZERO), BY_GRADIENT)
     assert set(state.candidates.operators()) == argmin_per_edge(values)
     exact = run_search(planted_scorer(values, ZERO), replace(BY_GRADIENT, estimator="leave-one-out"))
     assert state.trace == exact.trace
@@ -66,7 +54,7 @@ def test_a_search_by_gradient_decides_like_one_by_leave_one_out_given_the_same_s
 
 def test_a_gradient_that_does_not_fit_goes_on_with_fewer_samples_and_says_how_often(monkeypatch):
     scorer, usual = GradientScorer(CellScorer(SIZE, 0, draw_tasks)), gradient.record
-    plenty = scorer(Candidates(), 0, 0)
+    plenty = scorer.scores(Candidates(), 0, 0)
 
     def small_device(most, network, part, *others):
         if len(part) > most:
@@ -74,18 +62,19 @@ def test_a_gradient_that_does_not_fit_goes_on_with_fewer_samples_and_says_how_of
         return usual(network, part, *others)
 
     monkeypatch.setattr(gradient, "record", partial(small_device, 2))
-    found = scorer(Candidates(), 0, 0)
+    found = scorer.scores(Candidates(), 0, 0)
     assert [score.halvings for score in (found[None], plenty[None])] == [2, 0]  # 6 samples, 3, 1
     logs = [[math.log(each[o].condition) for o in plenty] for each in (found, plenty)]
     assert logs[0] == pytest.approx(logs[1], rel=1e-3, abs=1e-3)
     monkeypatch.setattr(gradient, "record", partial(small_device, 0))
     with pytest.raises(torch.OutOfMemoryError):
-        scorer(Candidates(), 0, 0)
+        scorer.scores(Candidates(), 0, 0)
 
 
 def test_a_search_by_gradient_asks_once_a_repeat():
     calls = []
 
+    @repeat_by_repeat
     def scorer(candidates, round_index, repeat):
         calls.append((round_index, repeat))
         return dict.fromkeys((None, *candidates.operators()), Score(1.0, 1.0))
@@ -98,17 +87,17 @@ def test_a_search_by_gradient_can_be_stopped_after_each_repeat_and_taken_up():
     scorer = noisy_gradient_scorer({"skip_connect": 0.5}, 0.3)
     whole = run_search(scorer, BY_GRADIENT)
     state = SearchState()
-    while not is_finished(state, BY_GRADIENT):
+    while not Round.of(state, BY_GRADIENT).is_finished:
         state = state_from_json(json.loads(json.dumps(state_to_json(state))))
-        state = step(state, scorer, BY_GRADIENT, limit=1)
+        state = score_chunk(state, scorer, BY_GRADIENT)
     assert state == whole
 
 
 def test_the_gradient_scorer_scores_the_repeats_of_the_cell_scorer():
     scorer = CellScorer(SIZE, 7, draw_tasks, None, ScoreSettings(outputs="sum", measure="harmonic"))
     candidates = Candidates().without(Operator("normal", Edge(0, 0), "conv_3x3"))
-    found = GradientScorer(scorer)(candidates, 1, 2)
-    assert found[None].condition == pytest.approx(scorer(candidates, 1, 2).condition, rel=1e-3)
+    found = GradientScorer(scorer).scores(candidates, 1, 2)
+    assert found[None].condition == pytest.approx(scorer.scores([candidates], 1, 2)[0].condition, rel=1e-3)
     assert list(found) == [None, *candidates.operators()]
     assert all(score.condition > 0 and score.regions == 1.0 for score in found.values())
 
@@ -121,9 +110,9 @@ def twin_tasks(stream):
 def test_a_singular_kernel_says_nothing_and_stops_nothing():
     scorer = GradientScorer(CellScorer(SIZE, 7, twin_tasks, None, ScoreSettings("ntk", "sum")))
     state = SearchState()
-    found = scorer(state.candidates, 0, 0)
+    found = scorer.scores(state.candidates, 0, 0)
     assert {score.condition for score in found.values()} == {math.inf}
-    state = step(state, lambda *_: found, BY_GRADIENT)
+    state = step(state, repeat_by_repeat(lambda *_: found), BY_GRADIENT)
     assert state.round_index == 1
     assert all(decision.delta_condition == 0 for decision in state.trace)
 
@@ -164,17 +153,28 @@ def test_a_round_of_noise_is_decided_by_size_and_not_by_noise():
     by_size = next(s for s in states if s.reports[0].reliability.basis == "parameters")
     for cell, edge in {o[:2] for o in ALL}:
         gone = next(d.operator for d in by_size.trace if d.pruned and d.operator[:2] == (cell, edge))
-        assert parameter_size(gone) == min(parameter_size(o) for o in ALL if o[:2] == (cell, edge))
+        assert operator_parameters(gone) == min(operator_parameters(o) for o in ALL if o[:2] == (cell, edge))
 
 
 def test_an_operator_without_which_the_network_cannot_be_trained_is_never_pruned_for_shrinkage():
-    operators = ALL[:14]
-    draws = [[float(v) for v in row] for row in torch.randn(14, 4, generator=generator(0, "draws")).tolist()]
-    draws[3][1] = -math.inf
-    report = reliability(operators, draws, 0, 0)
-    decided = decided_differences(operators, draws, report)
+    draws = torch.randn(126, 4, generator=generator(0, "draws")).double().numpy()
+    draws[3, 1] = -math.inf
+    now = with_draws(draws)
+    decided = shrunken_differences(now, reliability(now))
     assert decided[3] == -math.inf
     assert all(math.isfinite(value) for i, value in enumerate(decided) if i != 3)
+
+
+def with_draws(draws, index=0, history=None):
+    """A round with shrinkage whose scores give these draws: log C is 0 for the supernet."""
+    rules = replace(BY_GRADIENT, repeats=draws.shape[1], shrinkage=True)
+    state = SearchState(round_index=index, history=history or {})
+    scores = {}
+    for repeat, column in enumerate(draws.T):
+        whole, *others = Round.of(state, rules).jobs(repeat)
+        scores[whole] = Score(1.0, 1.0)
+        scores |= {job: Score(math.exp(-d), 1.0) for job, d in zip(others, column, strict=True)}
+    return Round.of(record_scores(state, scores), rules)
 
 
 def test_gradients_of_linear_regions_are_refused():
@@ -185,8 +185,8 @@ def test_gradients_of_linear_regions_are_refused():
 
 
 def test_nothing_is_pending_in_a_finished_search():
-    state = run_search(planted_gradient(planted_values(0)), BY_GRADIENT)
-    assert pending(state, BY_GRADIENT) == ()
+    state = run_search(planted_scorer(planted_values(0), ZERO), BY_GRADIENT)
+    assert Round.of(state, BY_GRADIENT).pending() == ()
     assert len(state.reports) == 6
 
 
@@ -216,13 +216,14 @@ def test_the_number_of_repeats_follows_from_the_scores_alone():
     whole = run_search(scorer, STOPPING)
     assert len({report.repeats for report in whole.reports}) > 1
     resumed, ahead = SearchState(), SearchState()
-    while not is_finished(resumed, STOPPING):
+    while not Round.of(resumed, STOPPING).is_finished:
         resumed = state_from_json(json.loads(json.dumps(state_to_json(resumed), allow_nan=False)))
-        resumed = step(resumed, scorer, STOPPING, limit=1)
-    while not is_finished(ahead, STOPPING):
-        for chunk in reversed(chunks(ahead, STOPPING, 16, ahead=3)):
-            ahead = record(ahead, evaluate(chunk, ahead.candidates, scorer, STOPPING))
-        ahead = ahead if pending(ahead, STOPPING) else prune(ahead, STOPPING)
+        resumed = score_chunk(resumed, scorer, STOPPING)
+    while not (now := Round.of(ahead, STOPPING)).is_finished:
+        for chunk in reversed(now.chunks(ahead=3)):
+            ahead = record_scores(ahead, scorer(ahead.candidates, chunk))
+        now = Round.of(ahead, STOPPING)
+        ahead = ahead if now.pending() else prune(now)
     assert resumed == whole
     assert ahead == whole
 
@@ -230,10 +231,9 @@ def test_the_number_of_repeats_follows_from_the_scores_alone():
 def test_repeats_in_which_nothing_can_be_scored_do_not_count():
     usual = noisy_gradient_scorer(CLEAR, 0.3)
 
-    def scorer(candidates, round_index, repeat):
-        if repeat < 3:
-            return dict.fromkeys((None, *candidates.operators()), Score(math.inf, 1.0, "singular"))
-        return usual(candidates, round_index, repeat)
+    def scorer(candidates, jobs):
+        singular = Score(math.inf, 1.0, "singular")
+        return usual(candidates, jobs) | {job: singular for job in jobs if job.repeat < 3}
 
     report = step_to_end_of_round(SearchState(), scorer).reports[0]
     assert report.repeats == 3 + MIN_REPEATS
@@ -248,13 +248,14 @@ def test_what_earlier_rounds_say_of_types_decides_where_a_round_says_nothing():
     history = {
         o: tuple(row) for o, row in zip(ALL, order[:, None] + random.normal(size=(126, 6)), strict=True)
     }
-    draws = random.normal(size=(126, 5)).tolist()
-    alone, with_history = (reliability(ALL, draws, 0, 1, history=h) for h in ({}, history))
+    draws = random.normal(size=(126, 5))
+    rounds = [with_draws(draws, 1, h) for h in ({}, history)]
+    alone, with_history = map(reliability, rounds)
     assert alone.tied
     assert with_history.tied
     assert (alone.single, alone.null) == (with_history.single, with_history.null)
     assert with_history.basis == "types"
-    decided = dict(zip(ALL, decided_differences(ALL, draws, with_history, history), strict=True))
+    decided = dict(zip(ALL, shrunken_differences(rounds[1], with_history), strict=True))
     for cell, edge in {o[:2] for o in ALL}:
         members = [o for o in ALL if o[:2] == (cell, edge)]
         assert max(members, key=decided.get).operation == OPERATIONS[-1]

@@ -7,15 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
+from mamltheory.nas.genotype import Operator
 from mamltheory.nas.search.stopping import (
     MIN_REPEATS,
     SEPARATED,
     Certainty,
+    Compared,
     RoundReliability,
     certainty,
-    decided_scores,
-    judge,
+    decisive_scores,
     may_stop,
+    round_reliability,
 )
 from mamltheory.nas.statistics.reliability import (
     half_agreement,
@@ -29,9 +31,8 @@ from mamltheory.nas.statistics.reliability import (
 from mamltheory.rng import numpy_generator
 
 EDGES = [(cell, edge) for cell in range(2) for edge in range(9) for _ in range(7)]
-CELLS = [cell for cell, _ in EDGES]
-OPERATIONS = [operation for _ in range(18) for operation in range(7)]
-TYPES = list(zip(CELLS, OPERATIONS, strict=True))
+OPERATORS = [Operator(cell, edge, i % 7) for i, (cell, edge) in enumerate(EDGES)]
+TYPES = [(operator.cell, operator.operation) for operator in OPERATORS]
 
 
 def draws(seed, purpose="draws"):
@@ -49,6 +50,10 @@ def planted(seed, repeats, kind=0.0, specific=0.0, noise=1.0, edge=3.0):
     scores = signal[:, None] + noise * random.standard_normal((126, repeats))
     scores += edge * random.standard_normal((18, repeats))[places]
     return scores * np.exp(random.standard_normal(repeats)), signal
+
+
+def compared(scores):
+    return Compared(scores, EDGES, OPERATORS)
 
 
 def within_edges(values):
@@ -176,7 +181,7 @@ def test_agreement_of_halves_grows_as_the_reliability_says():
 
 
 def test_certainty_grows_with_the_signal_and_the_regret_falls():
-    weak, strong = (certainty(planted(0, 6, specific=s)[0], EDGES, draws(0)) for s in (0.0, 20.0))
+    weak, strong = (certainty(compared(planted(0, 6, specific=s)[0]), draws(0), False) for s in (0.0, 20.0))
     assert weak.same < 0.6 < 0.95 < strong.same
     assert weak.regret > 0.2 > 0.05 > strong.regret >= 0
     assert len(strong.by_edge) == 18
@@ -185,7 +190,8 @@ def test_certainty_grows_with_the_signal_and_the_regret_falls():
 def test_a_regret_is_small_where_the_candidates_are_equally_good():
     """Two operators of an edge that cannot be told apart cost nothing, however unsure the choice."""
     scores = np.tile(np.array([1.0, 1.0, -1.0]), 18)[:, None] + 0.01 * draws(0).standard_normal((54, 8))
-    found = certainty(scores, [edge for edge in range(18) for _ in range(3)], draws(1))
+    operators = [Operator("normal", edge, i) for edge in range(18) for i in range(3)]
+    found = certainty(Compared(scores, [o.edge for o in operators], operators), draws(1), False)
     assert found.regret < 0.05
     assert found.same < 0.95
 
@@ -201,9 +207,9 @@ def test_a_search_stops_by_agreement_or_regret_or_budget_and_never_before_the_le
 
 
 def test_a_round_of_noise_is_a_tie_and_one_with_signal_is_not():
-    noise = [judge(planted(s, 6)[0], EDGES, CELLS, OPERATIONS, draws(s)) for s in range(8)]
+    noise = [round_reliability(compared(planted(s, 6)[0]), draws(s)) for s in range(8)]
     assert sum(each.tied for each in noise) >= 6
-    clear = judge(planted(0, 6, specific=1.0)[0], EDGES, CELLS, OPERATIONS, draws(0))
+    clear = round_reliability(compared(planted(0, 6, specific=1.0)[0]), draws(0))
     assert clear.basis == "operators"
     assert not clear.tied
     assert clear.null[0] < 0 < clear.null[1] < clear.single
@@ -212,15 +218,13 @@ def test_a_round_of_noise_is_a_tie_and_one_with_signal_is_not():
 
 def test_a_tie_is_decided_by_types_where_these_have_signal():
     """Too weak to be seen operator by operator, a common effect shows once nine edges are pooled."""
-    found = [judge(planted(s, 4, kind=0.2)[0], EDGES, CELLS, OPERATIONS, draws(s)) for s in range(12)]
+    found = [round_reliability(compared(planted(s, 4, kind=0.2)[0]), draws(s)) for s in range(12)]
     assert {each.basis for each in found} >= {"types"}
 
 
 def test_decisions_are_by_shrunken_scores_by_types_or_by_size():
     scores, parameters = planted(5, 5, kind=0.5, specific=0.5)[0], list(range(126))
-    by = {
-        b: decided_scores(scores, EDGES, TYPES, parameters, b) for b in ("operators", "types", "parameters")
-    }
+    by = {b: decisive_scores(compared(scores), parameters, b) for b in ("operators", "types", "parameters")}
     np.testing.assert_array_equal(by["operators"], shrunken_scores(scores, EDGES, TYPES)[0])
     np.testing.assert_array_equal(by["types"], shrunken_scores(scores, EDGES, TYPES, 0.0)[0])
     assert by["parameters"].tolist() == [-size for size in parameters]
@@ -228,7 +232,7 @@ def test_decisions_are_by_shrunken_scores_by_types_or_by_size():
 
 def test_an_undecided_edge_goes_by_its_types_and_leaves_the_others_to_their_operators():
     scores, unclear = planted(5, 5, kind=0.5, specific=0.5)[0], {EDGES[0], EDGES[-1]}
-    decided = decided_scores(scores, EDGES, TYPES, range(126), "operators", undecided=unclear)
+    decided = decisive_scores(compared(scores), range(126), "operators", unclear)
     by_operator, by_type = (shrunken_scores(scores, EDGES, TYPES, share)[0] for share in (None, 0.0))
     open_rows = np.array([edge in unclear for edge in EDGES])
     np.testing.assert_array_equal(decided[open_rows], by_type[open_rows])
@@ -237,10 +241,11 @@ def test_an_undecided_edge_goes_by_its_types_and_leaves_the_others_to_their_oper
 
 def test_inputs_of_a_node_that_are_of_one_type_are_never_told_apart_by_types():
     scores = draws(3).standard_normal((4, 6)) + np.arange(4)[:, None]
-    nodes, types = ["node"] * 4, [("normal", "conv_3x3")] * 4
-    own = shrunken_scores(scores, nodes, types)[0]
+    operators = [Operator("normal", source, "conv_3x3") for source in range(4)]
+    nodes = Compared(scores, ["node"] * 4, operators)
+    own = shrunken_scores(scores, nodes.edges, nodes.types)[0]
     for basis, unclear in (("operators", {"node"}), ("types", ())):
-        decided = decided_scores(scores, nodes, types, [9] * 4, basis, undecided=unclear)
+        decided = decisive_scores(nodes, [9] * 4, basis, unclear)
         np.testing.assert_array_equal(decided, own)
         assert len(np.unique(decided.round(6))) == 4
 
@@ -254,19 +259,19 @@ def test_with_undecided_edges_left_to_the_types_independent_repeats_decide_alike
         for half in range(2):
             noise = draws(seed, f"half {half}").standard_normal((126, 5))
             scores = signal[:, None] + noise
-            sure = judge(scores, EDGES, CELLS, OPERATIONS, draws(seed)).certainty.by_edge
+            sure = round_reliability(compared(scores), draws(seed)).certainty.by_edge
             unclear = {edge for edge, p in zip(dict.fromkeys(EDGES), sure, strict=True) if p < SEPARATED}
             for rule, edges in ((True, unclear), (False, ())):
-                decided = decided_scores(scores, EDGES, TYPES, range(126), "operators", undecided=edges)
+                decided = decisive_scores(compared(scores), range(126), "operators", edges)
                 gone[rule].append(decided[places].argmax(1))
         for rule, (first, second) in gone.items():
             agree[rule].append((first == second).mean())
     assert np.mean(agree[True]) > np.mean(agree[False]) + 0.05
 
 
-def test_judgements_depend_on_the_seed_and_the_scores_alone():
+def test_what_a_round_knows_of_its_scores_depends_on_the_seed_and_the_scores_alone():
     scores = planted(0, 5, kind=0.3)[0]
-    first, second = (judge(scores, EDGES, CELLS, OPERATIONS, draws(4)) for _ in range(2))
+    first, second = (round_reliability(compared(scores), draws(4)) for _ in range(2))
     assert first == second
     assert RoundReliability.from_json(json.loads(json.dumps(first.to_json()))) == first
 
@@ -274,23 +279,19 @@ def test_judgements_depend_on_the_seed_and_the_scores_alone():
 def test_edges_need_not_have_the_same_number_of_operators():
     keep = np.flatnonzero(draws(0).random(126) < 0.6)
     scores = planted(0, 8, kind=0.5, specific=0.5)[0][keep]
-    found = judge(
-        scores,
-        [EDGES[i] for i in keep],
-        [CELLS[i] for i in keep],
-        [OPERATIONS[i] for i in keep],
-        draws(0),
+    found = round_reliability(
+        Compared(scores, [EDGES[i] for i in keep], [OPERATORS[i] for i in keep]), draws(0)
     )
     assert 0.1 < found.single < 0.6
 
 
-def test_scores_that_cannot_be_judged_are_refused():
+def test_scores_that_cannot_be_compared_are_refused():
     with pytest.raises(ConfigurationError, match="at least 2 repeats, got 1"):
         single_repeat_reliability(np.zeros((126, 1)), EDGES)
     with pytest.raises(ConfigurationError, match="halves need"):
         half_agreement(np.zeros((126, 1)), EDGES, draws(0))
     with pytest.raises(ConfigurationError, match="bootstrap"):
-        certainty(np.zeros((126, 1)), EDGES, draws(0))
+        certainty(compared(np.zeros((126, 1))), draws(0), False)
     with pytest.raises(ShapeError, match="125 labels"):
         standardised(np.zeros((126, 3)), EDGES[1:])
     with pytest.raises(ValueRangeError, match="NaN or infinite"):

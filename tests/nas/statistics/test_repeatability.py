@@ -13,7 +13,7 @@ from mamltheory.nas.statistics.repeatability import (
     reliability_difference,
     reliability_draws,
     repeat_correlation,
-    stability,
+    repeatability,
 )
 from mamltheory.rng import numpy_generator
 
@@ -65,7 +65,7 @@ def test_the_spread_of_half_samples_is_the_standard_error_of_the_reliability():
 
 
 def test_a_score_of_noise_is_inside_its_null_and_one_with_signal_is_outside():
-    noise, signal = (stability(planted(1, 8, share), EDGES, 2.0, draws(0), 30) for share in (0.0, 0.5))
+    noise, signal = (repeatability(planted(1, 8, share), EDGES, 2.0, draws(0), 30) for share in (0.0, 0.5))
     assert noise.interval[0] < 0 < noise.interval[1]
     assert signal.null[0] < 0 < signal.null[1] < signal.interval[0]
     assert signal.repeats == 8
@@ -109,7 +109,7 @@ def test_a_correlation_corrected_for_noise_is_that_of_the_signals():
 
 def test_too_few_or_other_repeats_are_refused():
     with pytest.raises(ConfigurationError, match="at least 4 repeats, got 3"):
-        stability(planted(0, 3, 0.5), EDGES, 1.0, draws(0))
+        repeatability(planted(0, 3, 0.5), EDGES, 1.0, draws(0))
     for compare in (repeat_correlation, lambda a, b, e: reliability_difference(a, b, e, 0)):
         with pytest.raises(ShapeError, match="the same repeats of both"):
             compare(planted(0, 4, 0.5), planted(0, 5, 0.5), EDGES)
