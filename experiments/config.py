@@ -8,12 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.requirements import require
-from experiments.search.settings import Search
 
 MOST_NUMBER, MOST_WHOLE = 1e308, 2**63
 """What settings stay below: the numbers that tensors can hold."""
-RETIRED: Mapping[type, Mapping[str, object]] = {Search: {"heads": 1, "precision": "fp32", "shard": None}}
-"""Settings that earlier versions recorded and this one lacks, each with the only value that it still takes."""
 
 
 def read_config(path: Path, command: str) -> dict[str, object]:
@@ -50,9 +47,10 @@ def settings_from(kind: type, content: Mapping[str, object], base: object | None
     """Settings of class ``kind`` with the values of ``content``; the others from ``base`` or the defaults.
 
     Raises ConfigurationError for unknown keys, for values that do not have the setting's type, and for a setting in
-    RETIRED with a value that this version does not compute.
+    ``kind.RETIRED`` with a value that this version does not compute.
     """
     content, hints = _without_retired(kind, content), typing.get_type_hints(kind)
+    hints = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
     for key in content:
         near = difflib.get_close_matches(key[:100], hints, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(hints)}"
@@ -63,7 +61,7 @@ def settings_from(kind: type, content: Mapping[str, object], base: object | None
 
 def _without_retired(kind: type, content: Mapping[str, object]) -> dict[str, object]:
     """The content without retired settings; raises ConfigurationError for one of another value than the retired."""
-    retired = RETIRED.get(kind, {})
+    retired = getattr(kind, "RETIRED", {})
     for key, only in retired.items():
         if content.get(key, only) != only:
             from mamltheory.files import shown
@@ -74,20 +72,6 @@ def _without_retired(kind: type, content: Mapping[str, object]) -> dict[str, obj
                 f"{shown(only)}: take it out of the configuration, or use the version that recorded it",
             )
     return {key: value for key, value in content.items() if key not in retired}
-
-
-def settings_before(settings: object) -> dict[str, object] | None:
-    """The settings of a search where one of two records lacks them, having been written by another version.
-
-    A setting that is newer than the record has its default, and what a search leaves to its protocol and method has
-    their value. A setting in RETIRED has its only value. None for settings of other commands, which have defaults
-    alone.
-    """
-    if isinstance(settings, Search):
-        usual = Search(protocol=settings.protocol, method=settings.method).resolved()
-        usual = dataclasses.replace(usual, protocol=Search.protocol, method=Search.method)
-        return {**RETIRED[Search], **vars(usual)}
-    return None
 
 
 def _convert(key: str, value: object, hint: object) -> object:

@@ -9,7 +9,7 @@ from experiments.data import glyph_sheet as glyphs
 from experiments.data.settings import Glyphs
 from experiments.data.source import data_of
 from experiments.genotypes import network_size, write_genotype
-from experiments.runs import quoted
+from experiments.runs import continued_by, quoted
 from experiments.search import run as search
 from experiments.search.settings import Search
 from experiments.settings import Demo
@@ -26,7 +26,6 @@ from mamltheory.nas.genotype import Genotype, random_genotype
 from mamltheory.nas.network import parameter_count
 from mamltheory.nas.sizes import random_genotype_like
 from mamltheory.rng import generator
-from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.progress import duration, stage
 from mamltheory.runtime.records import replace_file, to_json
 from mamltheory.runtime.workers import workers
@@ -38,12 +37,10 @@ JOBS = 2
 
 
 def run(settings: Demo) -> int:
-    """Everything, with the time it took; a demonstration that was stopped goes on where it was. Returns 0."""
-    try:
+    """Run all parts and print the time; a stopped demonstration continues from its run folders. Returns 0."""
+    again = f"python -m experiments demo --seed {settings.seed} --budget {settings.budget:g}"
+    with continued_by(f"{again} --out {quoted(settings.out)}"):
         demonstrate(settings)
-    except Interrupted as stop:
-        again = f"python -m experiments demo --seed {settings.seed} --budget {settings.budget:g}"
-        raise stop.saved(f"{again} --out {quoted(settings.out)}") from None
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What search, training and evaluation share: data, network sizes, genotypes on disk, run folders."""
+"""Run folders: opening and closing them, progress, and stops between the steps of long runs."""
 
 import dataclasses
 import multiprocessing
@@ -6,23 +6,35 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Protocol
 
-from experiments.config import settings_before
-from experiments.settings import Network
+import torch
+
 from mamltheory.errors import printable
 from mamltheory.runtime.device import environment
 from mamltheory.runtime.distributed import world
 from mamltheory.runtime.interrupt import Interrupted, check_interrupted
 from mamltheory.runtime.progress import Advance, stage
-from mamltheory.runtime.runlog import RunLog, open_run
-from mamltheory.runtime.workers import ON_ONE_THREAD
+from mamltheory.runtime.runlog import RunLog, open_run, recorded
 from mamltheory.strict_json import INFINITE
 
 FREE = ("out", "jobs", "device")
-"""Settings that do not change the numbers: a run goes on with other ones."""
+"""Settings that do not change the numbers: a run may continue with other values of them."""
+
+
+class RunSettings(Protocol):
+    """The settings that every command with a run folder has."""
+
+    @property
+    def out(self) -> Path:
+        """The run folder."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of every random draw."""
 
 
 def warn(text: str) -> None:
@@ -31,11 +43,63 @@ def warn(text: str) -> None:
         sys.stderr.write(f"warning: {printable(text)}\n")
 
 
-def begin(settings: Network, command: str, device: str) -> RunLog:
-    """Open the run folder of a search; raises ConfigurationError when it holds a run with other settings."""
-    before, free = settings_before(settings), (*FREE, *ON_ONE_THREAD)
-    where = environment(device)
-    return open_run(settings.out, command, settings, settings.seed, where, free, before)
+@contextmanager
+def opened_run(
+    command: str,
+    settings: RunSettings,
+    device: torch.device | str = "cpu",
+    *,
+    folder: Path | None = None,
+    config: Mapping[str, object] | None = None,
+    free: Collection[str] = FREE,
+    before: Mapping[str, object] | None = None,
+    known: Collection[str] = (),
+    processes: int = 1,
+    again: str | None = None,
+) -> Iterator[RunLog]:
+    """The record of a run in its folder, to be closed with the results within the block.
+
+    A block that is stopped or fails is recorded as interrupted or failed.
+
+    Args:
+        command: The command that is recorded.
+        settings: The resolved settings of the command.
+        device: Where the run computes; recorded.
+        folder: The run folder; None for ``settings.out``.
+        config: What is recorded of the settings; None for all of them.
+        free: Settings and entries of the environment with which a run may continue when they differ.
+        before: Values of settings that the record or this version lacks; None for the defaults.
+        known: Names of files that a new run folder may already hold.
+        processes: Processes of the run; recorded when there are several.
+        again: The command that continues a stopped run; None if nothing is saved before the end.
+
+    Yields:
+        The open record.
+
+    Raises:
+        ConfigurationError: The folder holds another run or other files, or another process writes there.
+        CheckpointError: The record in the folder is broken.
+        Interrupted: A stop was requested within the block; it names ``again``.
+    """
+    where = environment(device) | ({"processes": processes} if processes > 1 else {})
+    place, kept = folder or settings.out, settings if config is None else config
+    log = open_run(place, command, kept, settings.seed, where, free, before, known)
+    with recorded(log, again):
+        yield log
+
+
+@contextmanager
+def continued_by(command: str) -> Iterator[None]:
+    """A block with saved work: a stop within it names the command that continues."""
+    try:
+        yield
+    except Interrupted as stop:
+        raise stop.saved(command) from None
+
+
+def continue_with(command: str, settings: RunSettings) -> str:
+    """The command line that continues a run in its folder."""
+    return f"python -m experiments {command} --config {quoted(settings.out)}"
 
 
 def quoted(path: Path) -> str:

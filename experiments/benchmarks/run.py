@@ -15,9 +15,9 @@ from experiments.benchmarks.processes import Ask, ask_process
 from experiments.benchmarks.scaling import measure_scaling
 from experiments.benchmarks.settings import Benchmark
 from experiments.plotting import figure, save
+from experiments.runs import continued_by
 from mamltheory.errors import CheckpointError
 from mamltheory.runtime.device import choose_device
-from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, read_record, replace_file, to_json
 from mamltheory.strict_json import sealed
@@ -38,10 +38,8 @@ def run(settings: Benchmark) -> int:
     cases = chosen(settings.cases)
     # the other Python's peer computes on the CPU alone
     versions = peer_versions(settings.neural_tangents_python if settings.device == "cpu" else None)
-    try:
+    with continued_by(f"the same command; finished cases lie in {settings.runs}"):
         measured = measure(settings, cases, versions)
-    except Interrupted as stop:
-        raise stop.saved(f"the same command; finished cases lie in {settings.runs}") from None
     report(settings, versions, measured)
     return 0
 

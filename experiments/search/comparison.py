@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import TypedDict
 
 from experiments.benchmarks.machine import describe as describe_machine
+from experiments.runs import continued_by
 from experiments.search.comparison_report import draw, table
 from experiments.search.protocols import PROTOCOLS
 from experiments.search.run import saved_search, search
@@ -16,7 +17,6 @@ from mamltheory.nas.genotype import CELL_TYPES, EDGES
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.search.state import SearchState
 from mamltheory.nas.statistics.reliability import mean_reliability, repeats_for
-from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.records import plain, replace_file, to_json
 from mamltheory.runtime.runlog import RUN_FILE, check_complete, read_metrics, read_run
 
@@ -32,13 +32,11 @@ class Line(TypedDict):
 
 def run(settings: Protocols) -> int:
     """Search what has not been searched, and write ``protocols`` as table, numbers and figure; returns 0."""
-    try:
+    with continued_by("the same command; every search continues in its run folder"):
         for name, searches in settings.searches().items():
             for each in searches if settings.measure else ():
                 print(f"protocol {name}, seed {each.seed}: {each.out}")
                 search(each)
-    except Interrupted as stop:
-        raise stop.saved("the same command; every search goes on in its run folder") from None
     found = compared(settings)
     replace_file(settings.out / "protocols.json", to_json(found).encode())
     replace_file(settings.out / "protocols.md", table(found).encode())

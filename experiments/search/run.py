@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NotRequired, TypedDict
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from experiments.data.source import cached_data, data_of, source_in
 from experiments.genotypes import network_size
-from experiments.runs import begin, quoted, without_paths
+from experiments.runs import FREE, continue_with, opened_run, without_paths
 from experiments.search.cell_figure import draw_cells
 from experiments.search.report import LEGEND, closing_lines, goes_first, round_lines, search_record
 from experiments.search.settings import Search
@@ -37,8 +38,8 @@ from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.distributed import processes, spread_over
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, replace_file, to_json
-from mamltheory.runtime.runlog import RunLog, recorded
-from mamltheory.runtime.workers import Mapper
+from mamltheory.runtime.runlog import RunLog
+from mamltheory.runtime.workers import ON_ONE_THREAD, Mapper
 from mamltheory.tasks import Task
 
 CHUNK = 16
@@ -109,8 +110,7 @@ def search(settings: Search) -> Genotype:
     # A mistake in the data or the counts should show before the run folder stands for these settings.
     if scorer.tasks is not None:
         scorer.tasks(generator(settings.seed, "trial"))
-    log = begin(settings, "search", device.device)
-    with recorded(log, f"python -m experiments search --config {quoted(settings.out)}"):
+    with opened_search(settings, device.device) as log:
         saved = saved_search(settings)
         print(LEGEND)
         with spread_over(settings.jobs) as spread:
@@ -118,6 +118,12 @@ def search(settings: Search) -> Genotype:
                 before, saved = saved.state, finish_round(saved, rules, scorer, settings, spread, log)
                 print("\n".join(round_lines(before, saved.state)), flush=True)
         return finish(saved, settings, log)
+
+
+def opened_search(settings: Search, device: torch.device | str) -> AbstractContextManager[RunLog]:
+    """The record of a search in its run folder."""
+    free, again = (*FREE, *ON_ONE_THREAD), continue_with("search", settings)
+    return opened_run("search", settings, device, free=free, before=settings.before(), again=again)
 
 
 def finish(saved: Saved, settings: Search, log: RunLog) -> Genotype:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from experiments.requirements import require, require_at_least
 from experiments.search.protocols import KERNELS, METHODS, PROTOCOLS, Criteria, Method, Protocol, criteria
@@ -14,6 +15,9 @@ from experiments.settings import GLYPHS_MINI, MINI, TIERED, Network
 @dataclass(frozen=True)
 class Search(Network):
     """MetaNTK-NAS: search a cell without training, by condition number and linear regions (Algorithm 1)."""
+
+    RETIRED: ClassVar[Mapping[str, object]] = {"heads": 1, "precision": "fp32", "shard": None}
+    """Settings that earlier versions recorded and this one lacks, each with the only value that it still takes."""
 
     protocol: Protocol = "paper"
     """Algorithm 1 as printed, what the released code computes, or the reproducible one; it gives a value to every
@@ -105,6 +109,15 @@ class Search(Network):
         """The same settings with the protocol's and the method's values filled in: what a run records."""
         filled = {name: self.value(name) for name in PROTOCOLS[self.protocol]}
         return dataclasses.replace(self, **filled, **KERNELS.get(self.method, {}))
+
+    def before(self) -> dict[str, object]:
+        """Values of the settings that a record of another version lacks.
+
+        They are the defaults, what the protocol and the method stand for, and the values of retired settings.
+        """
+        usual = Search(protocol=self.protocol, method=self.method).resolved()
+        usual = dataclasses.replace(usual, protocol=Search.protocol, method=Search.method)
+        return {**self.RETIRED, **vars(usual)}
 
 
 @dataclass(frozen=True)

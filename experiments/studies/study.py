@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
-from experiments.runs import FREE
+from experiments.runs import FREE, opened_run
 from experiments.studies.measurements import AGAIN, MEASUREMENTS, Record
-from mamltheory.runtime.device import environment
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, read_record, replace_file, to_json
-from mamltheory.runtime.runlog import open_run, recorded
 from mamltheory.runtime.temporary import sweep
 from mamltheory.runtime.workers import ON_ONE_THREAD, workers
 from mamltheory.strict_json import sealed
@@ -30,26 +28,24 @@ def measured(
     items there are, and may differ when a study goes on.
     """
     folder = settings.runs / MEASUREMENTS
-    log = open_run(
-        settings.runs,
+    with opened_run(
         command,
         settings,
-        settings.seed,
-        environment(device),
-        (*STUDY_FREE, *counts, *ON_ONE_THREAD),
+        device,
+        folder=settings.runs,
+        free=(*STUDY_FREE, *counts, *ON_ONE_THREAD),
         known=(MEASUREMENTS,),
-    )
-    sweep(folder, alone=True)
-    found = {
-        name: read_record(path, dict, AGAIN) for name in items if (path := folder / f"{name}.json").exists()
-    }
-    names = {items[name]: name for name in items if name not in found}
-    go_on = f"the same command; what is done lies in {settings.runs}"
-    with recorded(log, go_on), workers(settings.jobs) as spread, stage(command, len(names)) as advance:
-        for item, record in spread(function, names):
-            name = names[item]
-            found[name] = plain(record)
-            replace_file(folder / f"{name}.json", sealed(to_json(record)))
-            advance(note=name)
-    log.close(measurements=len(found))
+        again=f"the same command; finished measurements lie in {settings.runs}",
+    ) as log:
+        sweep(folder, alone=True)
+        files = {name: folder / f"{name}.json" for name in items}
+        found = {name: read_record(path, dict, AGAIN) for name, path in files.items() if path.exists()}
+        names = {items[name]: name for name in items if name not in found}
+        with workers(settings.jobs) as spread, stage(command, len(names)) as advance:
+            for item, record in spread(function, names):
+                name = names[item]
+                found[name] = plain(record)
+                replace_file(files[name], sealed(to_json(record)))
+                advance(note=name)
+        log.close(measurements=len(found))
     return {name: found[name] for name in items}

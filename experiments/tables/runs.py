@@ -11,7 +11,6 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-from experiments.config import settings_before
 from experiments.data.source import data_of
 from experiments.genotypes import named, network_size, read_genotype, write_genotype
 from experiments.runs import FREE
@@ -104,7 +103,8 @@ def finished(settings: object, command: str) -> dict[str, object] | None:
     if not (settings.out / RUN_FILE).exists():
         return None
     record = read_run(settings.out)
-    same = not differences(record["config"], settings, PLACES, settings_before(settings))
+    before = settings.before() if isinstance(settings, Search) else None
+    same = not differences(record["config"], settings, PLACES, before)
     return record if same and record["command"] == command and record.get("status") == "finished" else None
 
 

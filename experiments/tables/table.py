@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from itertools import chain
 
-from experiments.runs import without_paths
+from experiments.runs import continued_by, without_paths
 from experiments.tables.figure import draw
 from experiments.tables.markup import csv_text, latex, markdown
 from experiments.tables.paper_results import PAPER_RESULTS, SOURCE, PaperResult
@@ -11,19 +11,14 @@ from experiments.tables.results import Measured, Results, collect, compared_with
 from experiments.tables.runs import make
 from experiments.tables.settings import RECIPES, Table
 from experiments.tables.sheets import NAMES, sheets
-from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.records import replace_file, to_json
-
-AGAIN = "the same command; every run goes on where it was"
 
 
 def run(settings: Table) -> int:
     """Make the missing runs if asked to, write the table in four forms and print it; returns 0."""
     if settings.missing == "make":
-        try:
+        with continued_by("the same command; every run continues in its folder"):
             make(settings)
-        except Interrupted as stop:
-            raise stop.saved(AGAIN) from None
     results = collect(settings)
     print(write(results))
     for experiment in settings.experiments:

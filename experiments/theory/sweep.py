@@ -15,6 +15,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 
+from experiments.runs import opened_run
 from experiments.theory.settings import Theory
 from experiments.theory.tasks import theory_tasks
 from mamltheory import (
@@ -37,9 +38,8 @@ from mamltheory.bounds import extreme_eigenvalues
 from mamltheory.errors import CheckpointError
 from mamltheory.files import reason
 from mamltheory.maml import TrainingRecord
-from mamltheory.runtime.device import environment
 from mamltheory.runtime.progress import stage
-from mamltheory.runtime.runlog import open_run, read_metrics, recorded
+from mamltheory.runtime.runlog import read_metrics
 from mamltheory.runtime.workers import ON_ONE_THREAD, workers
 from mamltheory.tasks import Parameters, query_labels
 
@@ -200,24 +200,23 @@ def sweep(settings: Theory, command: str, measurement: Measurement | None = None
     chosen = measurement or Measurement("sweep", measure)
     problem = make_problem(settings)
     folder = run_folder(settings, measurement)
-    log = open_run(
-        folder,
-        f"theory {chosen.name}",
-        _identity(settings, chosen.free_of),
-        settings.seed,
-        environment(),
-        may_differ=("widths", "seeds", *ON_ONE_THREAD),
-    )
-    done = {(row["width"], row["seed"]): row for row in read_metrics(folder, _Row)}
-    todo = [pair for pair in _pairs(settings) if pair not in done]
     title = f"{command} ({settings.tasks}, L = {settings.depth}, {settings.activation})"
-    go_on = f"the same command; finished runs lie in {folder}"
-    with recorded(log, go_on), workers(settings.jobs) as spread, stage(title, len(todo)) as advance:
-        for pair, row in spread(partial(chosen.function, settings, problem), todo):
-            done[pair] = row
-            log.log(**row)
-            advance()
-    log.close(runs=len(done))
+    with opened_run(
+        f"theory {chosen.name}",
+        settings,
+        folder=folder,
+        config=_identity(settings, chosen.free_of),
+        free=("widths", "seeds", *ON_ONE_THREAD),
+        again=f"the same command; finished runs lie in {folder}",
+    ) as log:
+        done = {(row["width"], row["seed"]): row for row in read_metrics(folder, _Row)}
+        todo = [pair for pair in _pairs(settings) if pair not in done]
+        with workers(settings.jobs) as spread, stage(title, len(todo)) as advance:
+            for pair, row in spread(partial(chosen.function, settings, problem), todo):
+                done[pair] = row
+                log.log(**row)
+                advance()
+        log.close(runs=len(done))
     return Sweep(settings, problem, tuple(done[pair] for pair in _pairs(settings)))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.runs import FREE
+from experiments.runs import opened_run
 from experiments.training.evaluation_settings import Evaluate
 from experiments.training.trained import read_training
 from mamltheory.errors import CheckpointError
@@ -20,11 +20,11 @@ from mamltheory.fewshot.evaluate import evaluate as evaluate_network
 from mamltheory.fewshot.images import ImageData, ImageSplit
 from mamltheory.files import shown
 from mamltheory.nas.network import Network, parameter_count
-from mamltheory.runtime.device import choose_device, environment
+from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.interrupt import check_interrupted
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import sha256, to_json
-from mamltheory.runtime.runlog import RUN_FILE, open_run, read_run, recorded
+from mamltheory.runtime.runlog import RUN_FILE, read_run
 from mamltheory.strict_json import misfit
 
 
@@ -44,16 +44,16 @@ def evaluate_run(settings: Evaluate) -> dict[str, object]:
     network = training.network.to(device.device)
     # A mistake in the counts shows here, before the run folder stands for these settings.
     total = batches(split_of(data, settings), config_of(settings, data), settings.seed)
-    log = open_run(settings.out, "evaluate", settings, settings.seed, environment(device.device), FREE)
     title = f"evaluate on {settings.tasks} tasks, batches of images"
-    with recorded(log, None), stage(title, total) as advance:
-        try:
-            result = evaluate(network, data, settings, advance)
-        except Exception:
-            check_interrupted()  # Ctrl-C reaches joblib's processes as well, and they break under it
-            raise
-    trained = {"training": identity(read_run(settings.checkpoint))}
-    return log.close(**results_of(result, network), **trained).record["results"]
+    with opened_run("evaluate", settings, device.device) as log:
+        with stage(title, total) as advance:
+            try:
+                result = evaluate(network, data, settings, advance)
+            except Exception:
+                check_interrupted()  # Ctrl-C reaches joblib's processes as well, and they break under it
+                raise
+        training_run = identity(read_run(settings.checkpoint))
+        return log.close(**results_of(result, network), training=training_run).record["results"]
 
 
 def results_of(result: Evaluation, network: Network) -> dict[str, object]:

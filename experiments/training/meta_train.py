@@ -5,7 +5,7 @@ from typing import Annotated, TypedDict
 
 from experiments.data.source import cached_data, source_in
 from experiments.plotting import curve, figure, save
-from experiments.runs import FREE, Pauses, numbers_of, quoted, without_paths
+from experiments.runs import FREE, Pauses, continue_with, numbers_of, opened_run, without_paths
 from experiments.training.settings import MetaTrain
 from mamltheory.fewshot.conv4 import conv4
 from mamltheory.fewshot.evaluate import mean_interval
@@ -22,9 +22,9 @@ from mamltheory.fewshot.meta_train import (
 from mamltheory.rng import derived_seed
 from mamltheory.runtime.checkpoint import load
 from mamltheory.runtime.checkpoint import save as save_state
-from mamltheory.runtime.device import choose_device, environment
+from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.progress import stage
-from mamltheory.runtime.runlog import RunLog, check_complete, open_run, read_metrics, recorded
+from mamltheory.runtime.runlog import RunLog, check_complete, read_metrics
 
 QUERIES = 15  # per class in evaluations
 
@@ -50,9 +50,8 @@ def run(settings: MetaTrain) -> int:
         settings.ways, settings.image_size, derived_seed(settings.seed, "meta weights"), settings.channels
     )
     state = start_meta_training(network, data, config_of(settings), device)
-    where = environment(device)
-    log = open_run(settings.out, "meta-train", settings, settings.seed, where, (*FREE, "save_minutes"))
-    with recorded(log, f"python -m experiments meta-train --config {quoted(settings.out)}"):
+    free, again = (*FREE, "save_minutes"), continue_with("meta-train", settings)
+    with opened_run("meta-train", settings, device, free=free, again=again) as log:
         before = evaluate(state, settings)
         checkpoint = load(settings.out / "state", report=print)
         if checkpoint is not None:
@@ -60,7 +59,7 @@ def run(settings: MetaTrain) -> int:
             lines_of(settings, state.step)
         state = remaining_steps(state, settings, log)
         after = evaluate(state, settings)
-    log.close(before=before, accuracy=after[0], half_width=after[1])
+        log.close(before=before, accuracy=after[0], half_width=after[1])
     print(describe(settings, before, after))
     draw_curves(settings, before, after)
     return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.runs import FREE, warn
+from experiments.runs import opened_run, warn
 from experiments.training.evaluation_settings import Predict
 from experiments.training.trained import read_training
 from mamltheory.errors import DataError, printable
@@ -18,9 +18,8 @@ from mamltheory.fewshot.formats.folders import kinds
 from mamltheory.fewshot.formats.listing import class_folders, image_files, told, total
 from mamltheory.fewshot.formats.pixels import decoded
 from mamltheory.fewshot.predict import Predictions, predict
-from mamltheory.runtime.device import choose_device, environment
+from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.records import replace_file
-from mamltheory.runtime.runlog import open_run, recorded
 
 UNSURE = 5
 """Images named in the summary as the least certain ones."""
@@ -51,8 +50,7 @@ def run(settings: Predict) -> int:
     training, device = read_training(settings.checkpoint), choose_device(settings.device)
     network, inputs = training.network.to(device.device), training.inputs
     support, query = read_images(task, inputs.image_size)
-    log = open_run(settings.out, "predict", settings, settings.seed, environment(device.device), FREE)
-    with recorded(log, None):
+    with opened_run("predict", settings, device.device) as log:
         predictions = predict(
             network,
             support,
@@ -69,8 +67,8 @@ def run(settings: Predict) -> int:
         )
         text = table_of(task, predictions, settings)
         replace_file(settings.out / "predictions.csv", text.encode())
-    lines = [*summary(task, predictions, settings), *repeated(support, query)]
-    log.close(summary=lines)
+        lines = [*summary(task, predictions, settings), *repeated(support, query)]
+        log.close(summary=lines)
     print("\n".join([*lines, printable(f"wrote {settings.out / 'predictions.csv'}")]))
     return 0
 

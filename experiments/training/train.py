@@ -11,7 +11,16 @@ import torch
 from experiments.data.source import data_of
 from experiments.genotypes import network_size, read_genotype
 from experiments.plotting import curve, figure, save
-from experiments.runs import FREE, Pauses, leading_stage, numbers_of, quoted, without_paths
+from experiments.runs import (
+    FREE,
+    Pauses,
+    continue_with,
+    continued_by,
+    leading_stage,
+    numbers_of,
+    opened_run,
+    without_paths,
+)
 from experiments.training.settings import Train
 from mamltheory.errors import CheckpointError
 from mamltheory.fewshot.evaluate import EvaluationConfig
@@ -28,9 +37,8 @@ from mamltheory.rng import derived_seed
 from mamltheory.runtime.checkpoint import check_state, load
 from mamltheory.runtime.checkpoint import save as save_state
 from mamltheory.runtime.data_parallel import Team, team
-from mamltheory.runtime.device import choose_device, environment
-from mamltheory.runtime.interrupt import Interrupted
-from mamltheory.runtime.runlog import RunLog, check_complete, open_run, read_metrics, recorded
+from mamltheory.runtime.device import choose_device
+from mamltheory.runtime.runlog import RunLog, check_complete, read_metrics
 
 
 class Line(TypedDict):
@@ -80,8 +88,8 @@ def train(settings: Train, genotype: Genotype | None, crew: Team | None = None) 
                 lines_of(settings, state.epoch)
         crew.check_same((state.epoch, state.step), "epoch and step")
         state = _remaining_steps(state, genotype, settings, crew, log)
-    if log is not None:
-        log.close(epochs=state.epoch, parameters=parameter_count(network))
+        if log is not None:
+            log.close(epochs=state.epoch, parameters=parameter_count(network))
     # What is evaluated now and what is loaded later should agree to the last bit.
     return state.network.to(memory_format=torch.contiguous_format)
 
@@ -89,16 +97,15 @@ def train(settings: Train, genotype: Genotype | None, crew: Team | None = None) 
 @contextmanager
 def _record(settings: Train, crew: Team, device: torch.device) -> Iterator[RunLog | None]:
     """The run's record, for the process that writes; the others have none."""
-    again = continue_with(settings, crew.size)
+    again = continue_with("train", settings)
+    if crew.size > 1:
+        again = again.replace("python", f"torchrun --nproc-per-node {crew.size}", 1)
     if not crew.leads:
-        try:
+        with continued_by(again):
             yield None
-        except Interrupted as stop:
-            raise stop.saved(again) from None
         return
-    where = environment(device) | ({"processes": crew.size} if crew.size > 1 else {})
-    log = open_run(settings.out, "train", settings, settings.seed, where, (*FREE, "save_minutes"))
-    with recorded(log, again):
+    free = (*FREE, "save_minutes")
+    with opened_run("train", settings, device, free=free, processes=crew.size, again=again) as log:
         yield log
 
 
@@ -158,12 +165,6 @@ def new_network(settings: Train, genotype: Genotype | None, classes: int) -> tor
     if settings.network == "resnet12":
         return resnet12(classes, seed)
     return derived_network(genotype, network_size(settings, classes), seed)
-
-
-def continue_with(settings: Train, processes: int = 1) -> str:
-    """The command that goes on with a training."""
-    program = "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
-    return f"{program} -m experiments train --config {quoted(settings.out)}"
 
 
 def _check_genotype(saved: object, genotype: Genotype | None, settings: Train) -> None:

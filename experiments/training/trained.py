@@ -10,8 +10,9 @@ import torch
 from experiments.config import read_config, settings_from
 from experiments.data.source import data_of
 from experiments.requirements import require
+from experiments.runs import continue_with
 from experiments.training.settings import Train
-from experiments.training.train import Kept, continue_with, new_network
+from experiments.training.train import Kept, new_network
 from mamltheory.errors import CheckpointError, DataError, GenotypeError
 from mamltheory.fewshot.images import ImageData
 from mamltheory.fewshot.inputs import Inputs, inputs_of, recorded_inputs
@@ -63,7 +64,7 @@ def read_training(folder: Path) -> Trained:
     if checkpoint is None or checkpoint.state["epoch"] < settings.epochs:
         done = 0 if checkpoint is None else checkpoint.state["epoch"]
         raise CheckpointError(
-            f"{folder} holds {done} of {settings.epochs} epochs: finish it with {continue_with(settings)}"
+            f"{folder} holds {done} of {settings.epochs} epochs: finish it with {continue_with('train', settings)}"
         )
     genotype = saved_genotype(checkpoint)
     if (genotype is None) != (settings.network == "resnet12"):

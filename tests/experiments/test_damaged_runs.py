@@ -9,7 +9,6 @@ import safetensors.torch
 
 from experiments import __main__ as shell
 from experiments import genotypes
-from experiments import runs as common
 from experiments.search import comparison as protocols
 from experiments.search import run as search
 from experiments.training import evaluate, meta_train, train
@@ -259,8 +258,7 @@ def test_a_round_is_logged_before_its_state_counts(found, monkeypatch):
         search, "prune", lambda *_: dataclasses.replace(state, reports=(RoundReport(1, "fixed"),))
     )
     monkeypatch.setattr(search, "write_state", dies)
-    log = common.begin(found.resolved(), "search", "cpu")
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OSError, match="no space"), search.opened_search(found.resolved(), "cpu") as log:
         search.finish_round(
             search.Saved(state),
             search.rules_of(found),
@@ -269,7 +267,6 @@ def test_a_round_is_logged_before_its_state_counts(found, monkeypatch):
             lambda *_: (),
             log,
         )
-    log.close("failed")
     assert len(read_metrics(found.out)) == logged + 1
 
 

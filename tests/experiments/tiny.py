@@ -1,6 +1,5 @@
 """Tiny settings of search, training and evaluation, and what their tests share."""
 
-from experiments import runs as common
 from experiments.search import run as search
 from experiments.search.settings import Search
 from experiments.training.evaluation_settings import Evaluate
@@ -35,10 +34,16 @@ def nearly_done():
     return SearchState(Candidates(**{kind: tuple(names) for kind, names in live.items()}))
 
 
+def recorded_search(settings, status="finished"):
+    """A run folder with the record of a search that has ended; returns the record."""
+    with search.opened_search(settings, "cpu") as log:
+        return log.close(status).record
+
+
 def begun(folder, **others):
     """A search that has come to :func:`nearly_done` in its folder."""
     settings = search_settings(folder, **others)
-    common.begin(settings.resolved(), "search", "cpu").close("interrupted")
+    recorded_search(settings.resolved(), "interrupted")
     search.write_state(settings, search.Saved(nearly_done()))
     return settings
 

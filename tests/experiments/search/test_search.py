@@ -6,7 +6,6 @@ import json
 import pytest
 
 from experiments import genotypes
-from experiments import runs as common
 from experiments.data import source as data_source
 from experiments.search import report as search_report
 from experiments.search import run as search
@@ -25,6 +24,7 @@ from tests.experiments.tiny import (
     begun,
     files,
     nearly_done,
+    recorded_search,
     search_settings,
     train_settings,
 )
@@ -116,7 +116,7 @@ def test_neither_the_order_of_chunks_nor_their_size_matters(searched, tmp_path, 
 def test_every_protocol_searches_to_the_end_and_is_recorded(tmp_path, protocol, capsys):
     few = {"tasks": 2, "repeats": 2, "two_inputs": False, "regions": False}
     settings = search_settings(tmp_path, protocol=protocol, **few)
-    common.begin(settings.resolved(), "search", "cpu").close("interrupted")
+    recorded_search(settings.resolved(), "interrupted")
     search.write_state(settings, search.Saved(nearly_done()))
     search.search(settings)
     config = read_run(tmp_path)["config"]

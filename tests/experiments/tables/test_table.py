@@ -12,8 +12,6 @@ import pytest
 
 from experiments import genotypes
 from experiments import genotypes as published
-from experiments import runs as common
-from experiments.config import RETIRED, settings_before
 from experiments.search import run as search
 from experiments.search.protocols import METHODS as METHODS_OF_SEARCH
 from experiments.search.protocols import PROTOCOLS
@@ -34,7 +32,7 @@ from mamltheory.rng import generator
 from mamltheory.runtime.records import sha256
 from mamltheory.runtime.runlog import read_run
 from tests.experiments.stops import counted, ctrl_c_during
-from tests.experiments.tiny import SIZE, evaluate_settings, files, train_settings
+from tests.experiments.tiny import SIZE, evaluate_settings, files, recorded_search, train_settings
 
 RUNS = 2
 METHODS = ("metantk", "te-nas", "metanas", "random", "random-same-size", "random-te-nas-size")
@@ -42,10 +40,10 @@ METHODS = ("metantk", "te-nas", "metanas", "random", "random-same-size", "random
 
 def instant_search(settings):
     """In the place of a search: a cell by the seed and the kernel, and the record of a finished run."""
-    log = common.begin(settings, "search", "cpu")
-    cell = random_genotype(generator(settings.seed, f"found by {settings.kernel}"), "all")
-    genotypes.write_genotype(settings.out / "genotype.json", cell)
-    log.close()
+    with search.opened_search(settings, "cpu") as log:
+        cell = random_genotype(generator(settings.seed, f"found by {settings.kernel}"), "all")
+        genotypes.write_genotype(settings.out / "genotype.json", cell)
+        log.close()
 
 
 @pytest.fixture(scope="module")
@@ -261,39 +259,39 @@ def test_a_search_from_before_a_setting_existed_goes_on_with_its_default_or_the_
     tmp_path, name, others, change
 ):
     settings = Search(out=tmp_path, **others).resolved()
-    common.begin(settings, "search", "cpu").close()
+    recorded_search(settings)
     assert table_runs.finished(settings, "search") is not None
     without(tmp_path, name)
     if change is None:
         assert table_runs.finished(settings, "search") is not None
-        assert common.begin(settings, "search", "cpu").record["starts"] == 2
+        assert recorded_search(settings)["starts"] == 2
     else:
         assert table_runs.finished(settings, "search") is None
         with pytest.raises(ConfigurationError, match=f"holds a run with other settings: {change}"):
-            common.begin(settings, "search", "cpu")
+            recorded_search(settings)
 
 
-@pytest.mark.parametrize("name", RETIRED[Search])
+@pytest.mark.parametrize("name", Search.RETIRED)
 def test_a_search_that_recorded_a_retired_setting_goes_on_with_its_only_value_alone(tmp_path, name):
-    settings, only = Search(out=tmp_path).resolved(), RETIRED[Search][name]
-    common.begin(settings, "search", "cpu").close()
+    settings, only = Search(out=tmp_path).resolved(), Search.RETIRED[name]
+    recorded_search(settings)
     record = read_run(tmp_path)
     for value, change in ((only, None), ("other", rf"{name} \('other' there, {only!r} now\);")):
         (tmp_path / "run.json").write_text(json.dumps(record | {"config": record["config"] | {name: value}}))
         assert (table_runs.finished(settings, "search") is None) is (change is not None)
         if change is not None:
             with pytest.raises(ConfigurationError, match=f"holds a run with other settings: {change}"):
-                common.begin(settings, "search", "cpu")
+                recorded_search(settings)
     (tmp_path / "run.json").write_text(json.dumps(record | {"config": record["config"] | {name: only}}))
-    assert name not in common.begin(settings, "search", "cpu").record["config"]
+    assert name not in recorded_search(settings)["config"]
 
 
 @pytest.mark.parametrize("method", METHODS_OF_SEARCH)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_search_has_a_value_of_every_setting_from_before(protocol, method):
     settings = Search(protocol=protocol, method=method).resolved()
-    before = settings_before(dataclasses.replace(settings, shots=3, ties="index"))
-    assert before == {**RETIRED[Search], **vars(settings), "protocol": "paper", "method": "metantk-nas"}
+    before = dataclasses.replace(settings, shots=3, ties="index").before()
+    assert before == {**Search.RETIRED, **vars(settings), "protocol": "paper", "method": "metantk-nas"}
 
 
 def test_without_runs_the_papers_numbers_stand_beside_gaps(tmp_path, capsys):
