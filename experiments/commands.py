@@ -24,8 +24,7 @@ from experiments.theory.settings import (
     Lipschitz,
     Plateau,
 )
-from experiments.training.evaluation_settings import EVALUATE, Evaluate, Predict
-from experiments.training.settings import META_TRAIN, TRAIN, MetaTrain, Train
+from experiments.training.settings import EVALUATE, META_TRAIN, TRAIN, Evaluate, MetaTrain, Predict, Train
 
 
 @dataclass(frozen=True)
@@ -65,31 +64,39 @@ SPEED = "How fast"
 OUT = ("out",)
 
 COMMANDS = {
-    "demo": Command(Demo, "experiments.demo:run", START, results=OUT),
-    "doctor": Command(Doctor, "experiments.doctor:run", START),
+    "demo": Command(Demo, "experiments.demo:run_demo", START, results=OUT),
+    "doctor": Command(Doctor, "experiments.doctor:print_environment", START),
     "convergence": Command(
-        Convergence, "experiments.theory.convergence:run", THEORY, CONVERGENCE, results=OUT
+        Convergence, "experiments.theory.convergence:plot_convergence", THEORY, CONVERGENCE, results=OUT
     ),
-    "bounds": Command(Bounds, "experiments.theory.bounds:run", THEORY, results=OUT),
-    "drift": Command(Drift, "experiments.theory.drift:run", THEORY, DRIFT, results=OUT),
-    "lipschitz": Command(Lipschitz, "experiments.theory.lipschitz:run", THEORY, results=OUT),
+    "bounds": Command(Bounds, "experiments.theory.bounds:plot_bounds", THEORY, results=OUT),
+    "drift": Command(Drift, "experiments.theory.drift:plot_drift", THEORY, DRIFT, results=OUT),
+    "lipschitz": Command(Lipschitz, "experiments.theory.lipschitz:plot_lipschitz", THEORY, results=OUT),
     "equivalence": Command(
-        Equivalence, "experiments.theory.equivalence:run", THEORY, EQUIVALENCE, results=OUT
+        Equivalence, "experiments.theory.equivalence:plot_equivalence", THEORY, EQUIVALENCE, results=OUT
     ),
-    "plateau": Command(Plateau, "experiments.theory.plateau:run", THEORY, results=OUT),
-    "benchmark": Command(Benchmark, "experiments.benchmarks.run:run", SPEED, results=("out", "runs")),
-    "search": Command(Search, "experiments.search.run:run", CELLS, SEARCH, ranks=True),
-    "protocols": Command(Protocols, "experiments.search.comparison:run", CELLS, results=OUT),
-    "cell": Command(PublishedCells, "experiments.genotypes:run", CELLS, positional="name", folders=()),
-    "train": Command(Train, "experiments.training.train:run", CELLS, TRAIN),
-    "meta-train": Command(MetaTrain, "experiments.training.meta_train:run", CELLS, META_TRAIN),
-    "evaluate": Command(Evaluate, "experiments.training.evaluate:run", CELLS, EVALUATE),
-    "predict": Command(Predict, "experiments.training.predict:run", CELLS),
-    "table": Command(Table, "experiments.tables.table:run", CELLS, TABLE, results=OUT),
+    "plateau": Command(Plateau, "experiments.theory.plateau:plot_plateau", THEORY, results=OUT),
+    "benchmark": Command(
+        Benchmark, "experiments.benchmarks.benchmark:run_benchmark", SPEED, results=("out", "runs")
+    ),
+    "search": Command(Search, "experiments.search.search:search_and_draw", CELLS, SEARCH, ranks=True),
+    "protocols": Command(Protocols, "experiments.search.comparison:compare_protocols", CELLS, results=OUT),
+    "cell": Command(
+        PublishedCells, "experiments.genotypes:write_published_cell", CELLS, positional="name", folders=()
+    ),
+    "train": Command(Train, "experiments.training.train:train_and_draw", CELLS, TRAIN),
+    "meta-train": Command(MetaTrain, "experiments.training.meta_train:meta_train", CELLS, META_TRAIN),
+    "evaluate": Command(Evaluate, "experiments.training.evaluate:print_evaluation", CELLS, EVALUATE),
+    "predict": Command(Predict, "experiments.training.predict:write_predictions", CELLS),
+    "table": Command(Table, "experiments.tables.table:make_table", CELLS, TABLE, results=OUT),
     "correlation": Command(
-        Correlation, "experiments.studies.correlation:run", CELLS, CORRELATION, results=OUT
+        Correlation, "experiments.studies.correlation:study_correlation", CELLS, CORRELATION, results=OUT
     ),
-    "stability": Command(Stability, "experiments.studies.stability:run", CELLS, STABILITY, results=OUT),
-    "data": Command(Data, "experiments.data.check:run", CELLS, positional="path", verb="check", results=OUT),
-    "glyphs": Command(Glyphs, "experiments.data.glyph_sheet:run", CELLS, results=OUT),
+    "stability": Command(
+        Stability, "experiments.studies.stability:study_stability", CELLS, STABILITY, results=OUT
+    ),
+    "data": Command(
+        Data, "experiments.data.check:check_data", CELLS, positional="path", verb="check", results=OUT
+    ),
+    "glyphs": Command(Glyphs, "experiments.data.check:draw_glyphs", CELLS, results=OUT),
 }

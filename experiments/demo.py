@@ -5,21 +5,20 @@ import time
 from functools import partial
 from pathlib import Path
 
-from experiments.data import glyph_sheet as glyphs
+from experiments.data import check
+from experiments.data.loading import data_of
 from experiments.data.settings import Glyphs
-from experiments.data.source import data_of
 from experiments.genotypes import network_size, write_genotype
 from experiments.runs import continued_by, quoted
-from experiments.search import run as search
+from experiments.search import figures, search
 from experiments.search.settings import Search
 from experiments.settings import Demo
 from experiments.theory import checks, convergence, drift, equivalence
 from experiments.theory.settings import Theory
-from experiments.theory.sweep import sweep
+from experiments.theory.sweep import run_sweep
 from experiments.training import train
-from experiments.training.evaluate import evaluate
-from experiments.training.evaluation_settings import Evaluate
-from experiments.training.settings import Train
+from experiments.training.evaluate import evaluate_on_tasks
+from experiments.training.settings import Evaluate, Train
 from mamltheory.fewshot.evaluate import Evaluation, paired_difference
 from mamltheory.fewshot.statistics import Interval
 from mamltheory.nas.genotype import Genotype, random_genotype
@@ -36,7 +35,7 @@ SIZE_DRAWS, SIZE_TOLERANCE = 1000, 0.05
 JOBS = 2
 
 
-def run(settings: Demo) -> int:
+def run_demo(settings: Demo) -> int:
     """Run all parts and print the time; a stopped demonstration continues from its run folders. Returns 0."""
     again = f"python -m experiments demo --seed {settings.seed} --budget {settings.budget:g}"
     with continued_by(f"{again} --out {quoted(settings.out)}"):
@@ -48,7 +47,7 @@ def demonstrate(settings: Demo) -> None:
     """The four parts in their order."""
     begun = time.monotonic()
     print("1. The theory, checked exactly: identities in float64 at finite width")
-    checks.report(settings.seed)
+    checks.print_checks(settings.seed)
     print("2. The theory, checked in the limit: training runs over widths")
     theory_figures(settings)
     print("3. A cell, searched without training (Algorithm 1) on glyph images")
@@ -58,12 +57,12 @@ def demonstrate(settings: Demo) -> None:
     print(f"done in {duration(time.monotonic() - begun)}; figures and the table are in {settings.out}")
 
 
-def work(settings: Demo) -> Path:
+def work_folder(settings: Demo) -> Path:
     """The folder of all runs of the demonstration; another budget is other work."""
     return Path("runs") / f"demo-seed{settings.seed}-budget{settings.budget:g}"
 
 
-def scale(settings: Demo, amount: int, least: int) -> int:
+def scaled(settings: Demo, amount: int, least: int) -> int:
     """An amount of work that was fitted to ten minutes, for the budget at hand."""
     return max(least, round(amount * settings.budget / 10))
 
@@ -74,13 +73,13 @@ def theory_figures(settings: Demo) -> None:
         theory = dataclasses.replace(
             DEMO_THEORY,
             tasks=tasks,
-            seeds=scale(settings, DEMO_THEORY.seeds, 2),
+            seeds=scaled(settings, DEMO_THEORY.seeds, 2),
             seed=settings.seed,
             out=settings.out,
-            runs=work(settings) / "theory",
+            runs=work_folder(settings) / "theory",
             jobs=JOBS,
         )
-        measured = sweep(theory, "train over widths")
+        measured = run_sweep(theory, "train over widths")
         for experiment in (convergence, drift, equivalence):
             experiment.draw(measured)
 
@@ -88,16 +87,16 @@ def theory_figures(settings: Demo) -> None:
 def find_cell(settings: Demo) -> Genotype:
     """The contact sheet, and the search with its two cells drawn."""
     for split in ("train", "test"):
-        glyphs.run(Glyphs(split=split, seed=settings.seed, out=settings.out))
+        check.draw_glyphs(Glyphs(split=split, seed=settings.seed, out=settings.out))
     chosen: Search = dataclasses.replace(
         DEMO_SEARCH,
-        repeats=scale(settings, DEMO_SEARCH.repeats, 1),
+        repeats=scaled(settings, DEMO_SEARCH.repeats, 1),
         seed=settings.seed,
         jobs=JOBS,
-        out=work(settings) / "search",
+        out=work_folder(settings) / "search",
     )
-    genotype = search.search(chosen)
-    search.draw_cells(genotype, chosen, "searched_cells", settings.out)
+    genotype = search.search_cells(chosen)
+    figures.draw_cells(genotype, chosen, "searched_cells", settings.out)
     return genotype
 
 
@@ -115,11 +114,11 @@ def compare(settings: Demo, found: Genotype) -> list[Row]:
     cells = cells_to_compare(settings, found)
     trainings: list[tuple[str, Genotype, Train]] = []
     for name, genotype in cells.items():
-        folder = work(settings) / name.replace(" ", "-")
+        folder = work_folder(settings) / name.replace(" ", "-")
         write_genotype(folder / "genotype.json", genotype)
         recipe = dataclasses.replace(
             DEMO_TRAIN,
-            epochs=(epochs := scale(settings, DEMO_TRAIN.epochs, 2)),
+            epochs=(epochs := scaled(settings, DEMO_TRAIN.epochs, 2)),
             milestones=tuple(
                 sorted({max(1, epochs * m // DEMO_TRAIN.epochs) for m in DEMO_TRAIN.milestones})
             ),
@@ -129,7 +128,7 @@ def compare(settings: Demo, found: Genotype) -> list[Row]:
         )
         trainings.append((name, genotype, recipe))
     evaluation = dataclasses.replace(
-        DEMO_EVALUATE, tasks=scale(settings, DEMO_EVALUATE.tasks, 20), seed=settings.seed
+        DEMO_EVALUATE, tasks=scaled(settings, DEMO_EVALUATE.tasks, 20), seed=settings.seed
     )
     rows = {}
     with workers(JOBS) as spread, stage("cells trained", len(trainings)) as advance:
@@ -154,10 +153,11 @@ def cells_to_compare(settings: Demo, found: Genotype) -> dict[str, Genotype]:
 def train_and_evaluate(evaluation: Evaluate, training: tuple[str, Genotype, Train]) -> Row:
     """One row of the table, in whatever process it is asked for."""
     name, genotype, recipe = training
-    network = train.train(recipe, genotype)
+    network = train.train_network(recipe, genotype)
     data = data_of(recipe)
     results = {
-        shots: evaluate(network, data, dataclasses.replace(evaluation, shots=shots)) for shots in (1, 5)
+        shots: evaluate_on_tasks(network, data, dataclasses.replace(evaluation, shots=shots))
+        for shots in (1, 5)
     }
     return Row(name, parameter_count(network), results)
 

@@ -10,7 +10,7 @@ from mamltheory.fewshot.formats.common import SPLITS
 from mamltheory.runtime.device import choose_device, environment
 
 
-def run(settings: Doctor) -> int:
+def print_environment(settings: Doctor) -> int:
     """Print what a question about a result needs; raises DataError for a data folder that is not there."""
     device = choose_device(settings.device)
     rows = environment(device.device) | {"device reason": device.reason}

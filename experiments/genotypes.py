@@ -6,7 +6,7 @@ from pathlib import Path
 
 from experiments.requirements import require
 from experiments.runs import quoted
-from experiments.settings import Network, PublishedCells
+from experiments.settings import ExperimentSettings, PublishedCells
 from mamltheory.errors import CheckpointError, GenotypeError
 from mamltheory.files import reason
 from mamltheory.nas.genotype import Genotype, PublishedCell, published_genotypes
@@ -18,19 +18,19 @@ from mamltheory.strict_json import read as read_json
 COLUMNS = "{:18} {:>5} {:>8} {:>12}"
 
 
-def run(settings: PublishedCells) -> int:
+def write_published_cell(settings: PublishedCells) -> int:
     """Write the named cell, or list all of them; returns 0."""
     if settings.name:
-        cell = named(settings.name)
+        cell = published_cell(settings.name)
         write_genotype(settings.out, cell.genotype)
         print(f"wrote {settings.out}: {cell.name}, {cell.parameters} parameters with 48 channels")
         print(f"train it: python -m experiments train --genotype {quoted(settings.out)} --cells {cell.cells}")
     else:
-        print(listing())
+        print(cell_list())
     return 0
 
 
-def named(name: str) -> PublishedCell:
+def published_cell(name: str) -> PublishedCell:
     """The cell of this name; raises ConfigurationError with the names that there are."""
     cells = {cell.name: cell for cell in published_genotypes()}
     near = difflib.get_close_matches(name, cells, n=1)
@@ -39,7 +39,7 @@ def named(name: str) -> PublishedCell:
     return cells[name]
 
 
-def listing() -> str:
+def cell_list() -> str:
     """A line for every cell: name, stacked cells, classes and parameters of its network with 48 channels."""
     lines = [COLUMNS.format("name", "cells", "classes", "parameters")]
     lines += [
@@ -51,7 +51,7 @@ def listing() -> str:
 GENOTYPE_FILE, MOST_GENOTYPE = "genotype.json", 2**20
 
 
-def network_size(settings: Network, classes: int) -> NetworkSettings:
+def network_size(settings: ExperimentSettings, classes: int) -> NetworkSettings:
     """The stacked network that the settings describe, with BatchNorm, for so many classes."""
     return NetworkSettings(settings.channels, settings.cells, classes, settings.stem_stride)
 

@@ -16,7 +16,7 @@ from experiments.cell_drawing import draw_genotype
 from mamltheory.errors import ConfigurationError
 from mamltheory.runtime.records import plain, replace_file, to_json
 
-__all__ = ["COLOURS", "WIDTHS", "curve", "draw_genotype", "figure", "save", "ticks_at"]
+__all__ = ["COLOURS", "WIDTHS", "curve", "draw_genotype", "figure", "save_figure", "ticks_at"]
 
 # Okabe and Ito's colours, readable with every common colour blindness; black first, yellow (too pale for
 # lines on white) left out.
@@ -69,7 +69,7 @@ def ticks_at(axis: Axis, values: Sequence[int | float]) -> None:
 def figure(
     width: str = "column", height: int | float = 2.5, rows: int = 1, columns: int = 1, **subplots: object
 ) -> Iterator[tuple[Figure, np.ndarray]]:
-    """A figure and its rows × columns axes; draw and :func:`save` inside the block, where the style holds.
+    """A figure and its rows × columns axes; draw and :func:`save_figure` inside the block, where the style holds.
 
     width: "column" or "page"; height: inches; subplots: further arguments of ``Figure.subplots``, for
     example ``sharey=True``. It needs no display and leaves pyplot and the reader's settings alone.
@@ -86,7 +86,7 @@ def figure(
         yield drawing, drawing.subplots(rows, columns, squeeze=False, **subplots)
 
 
-def save(
+def save_figure(
     drawing: Figure,
     name: str,
     data: Mapping[str, object],

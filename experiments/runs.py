@@ -121,7 +121,7 @@ PATIENCE = 3.0
 """Seconds after which reading or drawing images is shown."""
 
 
-class Pauses:
+class CheckpointTimer:
     """Called after every step: shows it, and says whether to leave the steps there and save.
 
     That is at a stop that some process was asked for, and ``minutes`` after the last saving. ``anywhere`` tells
@@ -175,7 +175,7 @@ def alone_or_leading() -> bool:
 
 
 @contextmanager
-def watched(
+def image_stage(
     description: str, total: int | None = None, patience: float = PATIENCE
 ) -> Iterator[Callable[[int], None]]:
     """A stage of work on many images, which can be stopped between two lots of them.

@@ -20,7 +20,7 @@ def shares_of(split: str | None) -> tuple[int, ...] | None:
 
 
 @dataclass(frozen=True)
-class Network:
+class ExperimentSettings:
     """Where images come from and how the cells are stacked; search and training share it."""
 
     data: str = EMBEDDED_DATA

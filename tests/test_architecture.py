@@ -33,7 +33,7 @@ LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
 # What runs need; it knows no mathematics, and only experiments may import it.
 SIDE = {"runtime": {"errors", "files", "strict_json", "runtime"}}
 
-SETTINGS = {"settings", "evaluation_settings", "protocols", "__init__"}
+SETTINGS = {"settings", "protocols", "__init__"}
 
 GLOBAL_RANDOMNESS = {"torch.manual_seed", "torch.seed", "np.random.seed", "numpy.random.seed", "random.seed"}
 TORCH_DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"}

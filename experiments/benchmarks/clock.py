@@ -58,7 +58,7 @@ def _status(name: str) -> int:
     return 1024 * int(dict(line.split(":", 1) for line in lines)[name].split()[0])
 
 
-def measured(
+def measure_method(
     request: Mapping[str, object],
     prepare: Prepare,
     clock: ProcessClock,

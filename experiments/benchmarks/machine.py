@@ -16,7 +16,7 @@ from mamltheory.runtime.device import choose_device, environment
 VERSION_CODE = "from importlib.metadata import version; print(version('neural-tangents'), version('jax'))"
 
 
-def describe(device: str) -> dict[str, object]:
+def describe_machine(device: str) -> dict[str, object]:
     """Processor, memory, C library (its allocator), BLAS and CPU capability of torch, versions, and how busy it was.
 
     load_average: of the last quarter of an hour; above the number of cores, CPU times are some way too long, for
@@ -77,6 +77,6 @@ def _blas() -> str:
     return found[1] if found else "unknown"
 
 
-def absent(versions: Mapping[str, str | None]) -> list[str]:
+def missing_peers(versions: Mapping[str, str | None]) -> list[str]:
     """Names of the methods that cannot run here."""
     return [name for name, found in versions.items() if found is None]

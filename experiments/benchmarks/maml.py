@@ -13,8 +13,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from experiments.benchmarks.cases import Case, Group, Method, Sizes
-from experiments.benchmarks.problems import MetaProblem, meta_problem, parameter_count, weight_shapes
+from experiments.benchmarks.problems import (
+    Case,
+    Group,
+    MetaProblem,
+    Method,
+    Sizes,
+    fully_connected_parameters,
+    meta_problem,
+    weight_shapes,
+)
 from mamltheory import meta_gradient
 from mamltheory.allocator import keep_freed_memory
 from mamltheory.factored.fast_weights import stack_tasks
@@ -27,7 +35,7 @@ STEP = 1e-3
 Gradient = tuple[Tensor, ...]
 
 
-def floor(sizes: Sizes) -> float:
+def meta_gradient_flop(sizes: Sizes) -> float:
     """FLOP of the matrix products that the exact meta-gradient needs; the formula is the module's."""
     shapes = weight_shapes(sizes)
     tasks, inner = sizes["tasks"], 2 * sizes["tau"] * sizes["supports"]
@@ -36,7 +44,7 @@ def floor(sizes: Sizes) -> float:
     return float(6 * tasks * (inner + sizes["queries"]) * hidden + first)
 
 
-def ours(problem: MetaProblem) -> Callable[[], Gradient]:
+def our_gradient(problem: MetaProblem) -> Callable[[], Gradient]:
     """The package's meta-gradient."""
     model = problem.net.model
 
@@ -61,13 +69,13 @@ def fused_step(problem: MetaProblem) -> Callable[[], FactoredGradient]:
     return call
 
 
-def applied(problem: MetaProblem, gradient: FactoredGradient) -> Gradient:
+def applied_gradient(problem: MetaProblem, gradient: FactoredGradient) -> Gradient:
     """The gradient that a fused step has applied."""
     dense = gradient.dense()
     return tuple(dense[name] for name in problem.params)
 
 
-def pytorch_loop(problem: MetaProblem) -> Callable[[], Gradient]:
+def gradient_by_loop(problem: MetaProblem) -> Callable[[], Gradient]:
     """What people write by hand: ``create_graph`` through the inner steps, one task after the other."""
     module = problem.module
     activation, params = module[1], list(module.parameters())
@@ -93,7 +101,7 @@ def pytorch_loop(problem: MetaProblem) -> Callable[[], Gradient]:
     return call
 
 
-def torch_func(problem: MetaProblem) -> Callable[[], Gradient]:
+def gradient_by_torch_func(problem: MetaProblem) -> Callable[[], Gradient]:
     """``torch.func``: gradients of gradients, all tasks at once by ``vmap``, as in its MAML example."""
     module = problem.module
     params = {name: value.detach() for name, value in module.named_parameters()}
@@ -116,7 +124,7 @@ def torch_func(problem: MetaProblem) -> Callable[[], Gradient]:
     return lambda: tuple(torch.func.grad(total)(params).values())
 
 
-def higher(problem: MetaProblem) -> Callable[[], Gradient]:
+def gradient_by_higher(problem: MetaProblem) -> Callable[[], Gradient]:
     """higher: ``innerloop_ctx`` with differentiable SGD, a task at a time."""
     from higher import innerloop_ctx
 
@@ -135,7 +143,7 @@ def higher(problem: MetaProblem) -> Callable[[], Gradient]:
     return call
 
 
-def learn2learn(problem: MetaProblem) -> Callable[[], Gradient]:
+def gradient_by_learn2learn(problem: MetaProblem) -> Callable[[], Gradient]:
     """learn2learn: ``MAML(...).clone().adapt(loss)``, a task at a time."""
     from learn2learn.algorithms import MAML
 
@@ -153,7 +161,7 @@ def learn2learn(problem: MetaProblem) -> Callable[[], Gradient]:
     return call
 
 
-def torchopt(problem: MetaProblem) -> Callable[[], Gradient]:
+def gradient_by_torchopt(problem: MetaProblem) -> Callable[[], Gradient]:
     """TorchOpt: ``MetaSGD`` with the network's state taken and put back, as in its MAML example."""
     from torchopt import MetaSGD, extract_state_dict, recover_state_dict
 
@@ -177,11 +185,11 @@ def torchopt(problem: MetaProblem) -> Callable[[], Gradient]:
 
 
 PEERS = (
-    Method(LOOP, pytorch_loop),
-    Method("torch.func", torch_func),
-    Method("higher", higher, "higher"),
-    Method("learn2learn", learn2learn, "learn2learn"),
-    Method("TorchOpt", torchopt, "torchopt"),
+    Method(LOOP, gradient_by_loop),
+    Method("torch.func", gradient_by_torch_func),
+    Method("higher", gradient_by_higher, "higher"),
+    Method("learn2learn", gradient_by_learn2learn, "learn2learn"),
+    Method("TorchOpt", gradient_by_torchopt, "torchopt"),
 )
 BASE = {
     "width": 1024,
@@ -198,14 +206,14 @@ GROUP = Group(
     "meta-gradient",
     meta_problem,
     (
-        Method(OURS, ours, ours=True),
-        Method(FUSED, fused_step, ours=True, read=applied),
+        Method(OURS, our_gradient, ours=True),
+        Method(FUSED, fused_step, ours=True, read=applied_gradient),
         *PEERS,
     ),
-    Method("plain loop in float64", pytorch_loop),
+    Method("plain loop in float64", gradient_by_loop),
     quick={"width": 12, "tasks": 2, "queries": 3, "supports": 3},
-    floor=floor,
-    parameters=parameter_count,
+    floor=meta_gradient_flop,
+    parameters=fully_connected_parameters,
     scaling={
         "width": (1024, 2048, 4096),
         "tasks": (8, 16, 32),
@@ -217,7 +225,7 @@ GROUP = Group(
 )
 
 
-def case(width: int, tau: int = 1, **others: object) -> Case:
+def meta_gradient_case(width: int, tau: int = 1, **others: object) -> Case:
     """The meta-gradient at one width: L = 2, erf, N = 16, n = m = 10, k = 1."""
     methods = (OURS, FUSED, *(method.name for method in PEERS))
     steps = f"-tau{tau}" if tau > 1 else ""
@@ -231,13 +239,13 @@ def case(width: int, tau: int = 1, **others: object) -> Case:
 
 
 CASES = (
-    case(256),
-    case(512, tuned=True),
-    case(512, 5, tuned=True),
-    case(1024),
-    case(2048, tuned=True),
-    case(4096, check={"tasks": 2}),
-    case(
+    meta_gradient_case(256),
+    meta_gradient_case(512, tuned=True),
+    meta_gradient_case(512, 5, tuned=True),
+    meta_gradient_case(1024),
+    meta_gradient_case(2048, tuned=True),
+    meta_gradient_case(4096, check={"tasks": 2}),
+    meta_gradient_case(
         8192,
         methods=(OURS, FUSED, LOOP),
         check={"tasks": 2},

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import neural_tangents as nt
 import numpy as np
 
-from experiments.benchmarks.clock import Arrays, Call, Job, ProcessClock, answer_request, measured
+from experiments.benchmarks.clock import Arrays, Call, Job, ProcessClock, answer_request, measure_method
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -46,7 +46,7 @@ def in_jax_order(array: np.ndarray) -> jax.Array:
     return jnp.asarray(np.ascontiguousarray(array if axes is None else array.transpose(axes)))
 
 
-def prepare(job: Job) -> tuple[Call, Callable[[object], Arrays]]:
+def prepare_kernel(job: Job) -> tuple[Call, Callable[[object], Arrays]]:
     """The compiled kernel of the network in the job's file."""
     with np.load(job["file"]) as file:
         params = [in_jax_order(file[name]) for name in sorted(file.files) if name != "x"]
@@ -67,4 +67,4 @@ def prepare(job: Job) -> tuple[Call, Callable[[object], Arrays]]:
 
 if __name__ == "__main__":
     # The rate of matrix products is measured in torch's processes.
-    answer_request(lambda request: measured(request, prepare, ProcessClock()))
+    answer_request(lambda request: measure_method(request, prepare_kernel, ProcessClock()))

@@ -30,7 +30,7 @@ class Report:
     """What the reader did not take, by split and reason."""
 
 
-def sizes(report: Report) -> Iterator[str]:
+def size_lines(report: Report) -> Iterator[str]:
     """Layout, and for each split classes and images against those of the public set."""
     yield f"{'layout':10} {report.layout}"
     yield f"{'folder':10} {report.place}"
@@ -67,7 +67,7 @@ def _public_set(report: Report) -> str | None:
     return next(of_this_size, report.published)
 
 
-def storage(report: Report) -> Iterator[str]:
+def storage_lines(report: Report) -> Iterator[str]:
     """Size of the images, and whether they are mapped or fill memory."""
     for shape in sorted({content.images.shape[1:3] for content in report.splits.values()}):
         yield f"{'images':10} {shape[1]} × {shape[0]} pixels"
@@ -86,7 +86,7 @@ def _mapped(content: ImageSplit) -> bool:
     return isinstance(content.images, np.memmap)
 
 
-def channels(order: ChannelOrder, report: Report) -> str:
+def channel_line(order: ChannelOrder, report: Report) -> str:
     """The guess at the order of the channels, with its evidence."""
     means = ", ".join(f"{value:.1f}" for value in order.means)
     evidence = f"means {means}; first − third {order.difference:+.1f} ± {order.error:.1f} over classes"

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TypedDict
 
-from experiments.benchmarks.machine import describe as describe_machine
+from experiments.benchmarks.machine import describe_machine
 from experiments.runs import continued_by
-from experiments.search.comparison_report import draw, table
+from experiments.search.comparison_report import comparison_table, draw_comparison
 from experiments.search.protocols import PROTOCOLS
-from experiments.search.run import saved_search, search
+from experiments.search.search import saved_search, search_cells
 from experiments.search.settings import Protocols, Search
 from mamltheory.nas.genotype import CELL_TYPES, EDGES
 from mamltheory.nas.operations import OPERATIONS
@@ -23,29 +23,29 @@ from mamltheory.runtime.runlog import RUN_FILE, check_complete, read_metrics, re
 OPERATORS, ROUNDS = len(CELL_TYPES) * len(EDGES), len(OPERATIONS) - 1
 
 
-class Line(TypedDict):
+class SearchLine(TypedDict):
     """What is read of a line of a search's ``metrics.jsonl``."""
 
     round: int
     cpu_seconds: float
 
 
-def run(settings: Protocols) -> int:
+def compare_protocols(settings: Protocols) -> int:
     """Search what has not been searched, and write ``protocols`` as table, numbers and figure; returns 0."""
     with continued_by("the same command; every search continues in its run folder"):
         for name, searches in settings.searches().items():
             for each in searches if settings.measure else ():
                 print(f"protocol {name}, seed {each.seed}: {each.out}")
-                search(each)
-    found = compared(settings)
+                search_cells(each)
+    found = compare_searches(settings)
     replace_file(settings.out / "protocols.json", to_json(found).encode())
-    replace_file(settings.out / "protocols.md", table(found).encode())
-    draw(found, settings)
-    print(table(found))
+    replace_file(settings.out / "protocols.md", comparison_table(found).encode())
+    draw_comparison(found, settings)
+    print(comparison_table(found))
     return 0
 
 
-def compared(settings: Protocols) -> dict[str, object]:
+def compare_searches(settings: Protocols) -> dict[str, object]:
     """All numbers: of every search, of every pair of a protocol's searches, and of every protocol."""
     protocols = {}
     for name, listed in settings.searches().items():
@@ -54,15 +54,16 @@ def compared(settings: Protocols) -> dict[str, object]:
         searches = [each for each in listed if each.seed in states]
         if not searches:
             continue
-        each = {seed: searched(s, states[seed]) for s, seed in zip(searches, states, strict=True)}
+        each = {seed: search_numbers(s, states[seed]) for s, seed in zip(searches, states, strict=True)}
         pairs = [
-            {"seeds": [a, b], **agreement(states[a], states[b])} for a, b in itertools.combinations(states, 2)
+            {"seeds": [a, b], **search_agreement(states[a], states[b])}
+            for a, b in itertools.combinations(states, 2)
         ]
         protocols[name] = {
             "settings": recorded_settings(searches[0]),
             "searches": each,
             "pairs": pairs,
-            "summary": summary(list(each.values()), pairs),
+            "summary": protocol_summary(list(each.values()), pairs),
         }
     chance = OPERATORS / 7
     size = {name: getattr(settings, name) for name in ("channels", "cells", "image_size", "stem_stride")}
@@ -85,9 +86,9 @@ def recorded_settings(settings: Search) -> dict[str, object]:
     return {key: config.get(key) for key in ("tasks", "repeats", "least_repeats", "stopping", "outputs")}
 
 
-def searched(settings: Search, state: SearchState) -> dict[str, object]:
+def search_numbers(settings: Search, state: SearchState) -> dict[str, object]:
     """One search: its cell, its CPU seconds, and every round's repeats, reliability and open questions."""
-    lines = read_metrics(settings.out, Line)
+    lines = read_metrics(settings.out, SearchLine)
     check_complete(settings.out, lines, "round", range(1, len(state.reports) + 1))
     ends = {row["round"]: float(row["cpu_seconds"]) for row in lines}
     rounds, begun = [], 0.0
@@ -97,13 +98,13 @@ def searched(settings: Search, state: SearchState) -> dict[str, object]:
     finished = state.candidates.is_single_path()
     return {
         "genotype": state.candidates.genotype().to_json() if finished else None,
-        "operations": operations(state) if finished else None,
+        "operations": operation_counts(state) if finished else None,
         "cpu_seconds": begun if finished else None,
         "rounds": rounds,
     }
 
 
-def operations(state: SearchState) -> dict[str, dict[str, int]]:
+def operation_counts(state: SearchState) -> dict[str, dict[str, int]]:
     """How often each operation occurs in the found cells."""
     live = state.candidates.operators()
     return {kind: dict(Counter(o.operation for o in live if o.cell == kind)) for kind in CELL_TYPES}
@@ -132,7 +133,7 @@ def _reliability(report: object, seconds: float) -> dict[str, object]:
     }
 
 
-def agreement(a: SearchState, b: SearchState) -> dict[str, object]:
+def search_agreement(a: SearchState, b: SearchState) -> dict[str, object]:
     """Equal final operators, and by round, as far as both have come, the share of edges that lost the same one."""
     rounds = []
     for k in range(min(len(a.reports), len(b.reports))):
@@ -140,31 +141,39 @@ def agreement(a: SearchState, b: SearchState) -> dict[str, object]:
         rounds.append(len(lost[0] & lost[1]) / OPERATORS)
     finished = a.candidates.is_single_path() and b.candidates.is_single_path()
     final = len(set(a.candidates.operators()) & set(b.candidates.operators())) if finished else None
-    return {"final": final, "rounds": rounds, "first_two": mean(rounds[:2]) if len(rounds) > 1 else None}
+    return {
+        "final": final,
+        "rounds": rounds,
+        "first_two": mean_or_none(rounds[:2]) if len(rounds) > 1 else None,
+    }
 
 
-def summary(searches: Sequence[Mapping], pairs: Sequence[Mapping]) -> dict[str, object]:
+def protocol_summary(searches: Sequence[Mapping], pairs: Sequence[Mapping]) -> dict[str, object]:
     """Means over a protocol's searches and pairs, of what is there; None for nothing."""
     finals = [pair["final"] for pair in pairs if pair["final"] is not None]
-    seconds = mean(each["cpu_seconds"] for each in searches if each["cpu_seconds"] is not None)
-    early = mean(r.get("reliability", 0.0) for each in searches for r in each["rounds"][:2])
+    seconds = mean_or_none(each["cpu_seconds"] for each in searches if each["cpu_seconds"] is not None)
+    early = mean_or_none(r.get("reliability", 0.0) for each in searches for r in each["rounds"][:2])
     each_round = [[s["rounds"][k] for s in searches if len(s["rounds"]) > k] for k in range(ROUNDS)]
     return {
         "cpu_seconds": seconds,
-        "final": mean(finals),
+        "final": mean_or_none(finals),
         "final_range": [min(finals), max(finals)] if finals else None,
-        "first_two": mean(p["first_two"] for p in pairs if p["first_two"] is not None),
-        "rounds": [mean(p["rounds"][k] for p in pairs if len(p["rounds"]) > k) for k in range(ROUNDS)],
+        "first_two": mean_or_none(p["first_two"] for p in pairs if p["first_two"] is not None),
+        "rounds": [
+            mean_or_none(p["rounds"][k] for p in pairs if len(p["rounds"]) > k) for k in range(ROUNDS)
+        ],
         "reliability_early": early,
-        "reliability_late": mean(r.get("reliability", 0.0) for each in searches for r in each["rounds"][2:]),
+        "reliability_late": mean_or_none(
+            r.get("reliability", 0.0) for each in searches for r in each["rounds"][2:]
+        ),
         "reliability_per_minute": 60 * early / seconds if seconds and early is not None else None,
-        "undecided": [mean(r["undecided"] for r in rounds) for rounds in each_round],
+        "undecided": [mean_or_none(r["undecided"] for r in rounds) for rounds in each_round],
         "ties": [sum(r.get("tied", False) for r in rounds) for rounds in each_round],
         "searches": [len(rounds) for rounds in each_round],
     }
 
 
-def mean(values: Iterable[float]) -> float | None:
+def mean_or_none(values: Iterable[float]) -> float | None:
     """The mean, or None of nothing."""
     values = list(values)
     return fmean(values) if values else None

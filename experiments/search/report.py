@@ -29,7 +29,7 @@ LEGEND = (
 RULES = {"types": "the means of (cell type × operation)", "parameters": "size: the smaller goes"}
 
 
-def goes_first(state: SearchState, settings: SearchSettings) -> str:
+def worst_so_far(state: SearchState, settings: SearchSettings) -> str:
     """Who has the worst mean so far on every edge, by operation, for the progress line; empty before a repeat."""
     repeats = complete_repeats(state, settings)
     if not settings.criteria or repeats == 0:
@@ -44,7 +44,7 @@ def goes_first(state: SearchState, settings: SearchSettings) -> str:
     return "worst: " + ", ".join(f"{name} {count}" for name, count in counts.most_common())
 
 
-def standing(candidates: Candidates, worst: Collection[Operator]) -> list[str]:
+def edge_lines(candidates: Candidates, worst: Collection[Operator]) -> list[str]:
     """Both cells in a line each: the live operations of every edge by their letters, the worst one in capitals."""
     lines = []
     for cell in CELL_TYPES:
@@ -63,11 +63,11 @@ def round_lines(before: SearchState, after: SearchState) -> list[str]:
     """What a finished round found, and how things stood on every edge when it ended."""
     report, count = after.reports[-1], sum(d.round_index == before.round_index for d in after.trace)
     pruned = {d.operator for d in after.trace if d.pruned and d.round_index == before.round_index}
-    title = f"round {before.round_index + 1}: {count} operators, {describe(report)}"
-    return [title, *standing(before.candidates, pruned)]
+    title = f"round {before.round_index + 1}: {count} operators, {describe_round(report)}"
+    return [title, *edge_lines(before.candidates, pruned)]
 
 
-def describe(report: RoundReport) -> str:
+def describe_round(report: RoundReport) -> str:
     """A round's report in a line."""
     parts = [f"{report.repeats} repeats ({report.stopped})"]
     found = report.reliability

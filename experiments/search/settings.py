@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 
 from experiments.requirements import require, require_at_least
 from experiments.search.protocols import KERNELS, METHODS, PROTOCOLS, Criteria, Method, Protocol, criteria
-from experiments.settings import GLYPHS_MINI, MINI, TIERED, Network
+from experiments.settings import GLYPHS_MINI, MINI, TIERED, ExperimentSettings
 
 
 @dataclass(frozen=True)
-class Search(Network):
+class Search(ExperimentSettings):
     """MetaNTK-NAS: search a cell without training, by condition number and linear regions (Algorithm 1)."""
 
     RETIRED: ClassVar[Mapping[str, object]] = {"heads": 1, "precision": "fp32", "shard": None}
@@ -121,7 +121,7 @@ class Search(Network):
 
 
 @dataclass(frozen=True)
-class Protocols(Network):
+class Protocols(ExperimentSettings):
     """Do independent searches find the same cell? Whole searches by every protocol, and what they cost."""
 
     channels: int = 8

@@ -6,13 +6,12 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 
-from experiments.data.source import cached_data, data_of, source_in
+from experiments.data.loading import cached_data, data_of, source_in
 from experiments.genotypes import network_size
 from experiments.requirements import require
-from experiments.studies.correlation_report import report
-from experiments.studies.measurements import Record
+from experiments.studies.correlation_report import report_correlation
+from experiments.studies.measurements import Record, measure_missing
 from experiments.studies.settings import WAYS, Correlation
-from experiments.studies.study import measured
 from mamltheory.fewshot.episodes import sample_episode, sample_episodes
 from mamltheory.fewshot.evaluate import EvaluationConfig, evaluate
 from mamltheory.fewshot.images import ImageData, normalise, take
@@ -33,18 +32,23 @@ Item = tuple[int, int]
 """Number of the genotype, and of its training: 0, or 1 for the noise ceiling."""
 
 
-def run(settings: Correlation) -> int:
+def study_correlation(settings: Correlation) -> int:
     """Train and score what is still missing, then draw the figure and write the table; returns 0."""
     device = str(choose_device(settings.device).device)
     draw_pool(settings, 0)  # a mistake in the counts should show before anything is trained
-    records = measured(
-        settings, "correlation", items_of(settings), partial(measure, settings, device), COUNTS, device
+    records = measure_missing(
+        settings,
+        "correlation",
+        trainings_of(settings),
+        partial(measure_network, settings, device),
+        COUNTS,
+        device,
     )
-    report(settings, records)
+    report_correlation(settings, records)
     return 0
 
 
-def items_of(settings: Correlation) -> dict[str, Item]:
+def trainings_of(settings: Correlation) -> dict[str, Item]:
     """All trainings by name; the second ones lie among the first, so that a study cut short has some of them."""
     pairs = [(i, 0) for i in range(settings.networks)] + [(i, 1) for i in range(settings.repeated)]
     spacing = settings.networks // settings.repeated
@@ -52,7 +56,7 @@ def items_of(settings: Correlation) -> dict[str, Item]:
     return {f"network-{i:03d}-training-{training}": (i, training) for i, training in pairs}
 
 
-def measure(settings: Correlation, device: str, item: Item) -> Record:
+def measure_network(settings: Correlation, device: str, item: Item) -> Record:
     """Size, accuracies and (with the first training) all scores of one network, in whatever process."""
     torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa would drown the least eigenvalues
     index, training = item
@@ -60,13 +64,15 @@ def measure(settings: Correlation, device: str, item: Item) -> Record:
     random = generator(settings.seed, "study genotype", index)
     genotype = random_genotype(random, inputs=settings.inputs)
     record = {"network": index, "training": training, "genotype": genotype.to_json()}
-    record |= trained(settings, device, genotype, data, training)
+    record |= train_and_test(settings, device, genotype, data, training)
     if training == 0:
-        record |= scored(settings, device, genotype)
+        record |= score_network(settings, device, genotype)
     return record | {"cpu_seconds": time.process_time() - begun}
 
 
-def trained(settings: Correlation, device: str, genotype: Genotype, data: ImageData, training: int) -> Record:
+def train_and_test(
+    settings: Correlation, device: str, genotype: Genotype, data: ImageData, training: int
+) -> Record:
     """Size and accuracies of the trained network; weights, order and augmentation are common to all networks."""
     seed, size = (
         derived_seed(settings.seed, "study training", training),
@@ -100,7 +106,7 @@ def accuracy(settings: Correlation, network: Network, data: ImageData, shots: in
     return result.interval.mean
 
 
-def scored(settings: Correlation, device: str, genotype: Genotype) -> Record:
+def score_network(settings: Correlation, device: str, genotype: Genotype) -> Record:
     """Every score for every pool and initialisation, pools × initialisations; larger is better."""
     begun = time.process_time()
     candidates = genotype.candidates()
@@ -110,7 +116,7 @@ def scored(settings: Correlation, device: str, genotype: Genotype) -> Record:
         for init in range(settings.initialisations):
             seed = derived_seed(settings.seed, "study weights", pool, init)
             network = supernet(candidates, network_size(settings, WAYS), seed).to(device)
-            tasks = draw_tasks(settings, len(images) // settings.pool_images, pool, init)
+            tasks = draw_pool_tasks(settings, len(images) // settings.pool_images, pool, init)
             scores = pooled_scores(network, images, tasks, PoolSettings(settings.outputs))
             random = generator(settings.seed, "study patches", pool, init)
             drawn = random_patches(patches, settings.patches, random).to(device)
@@ -143,7 +149,7 @@ def draw_pool(settings: Correlation, pool: int) -> tuple[torch.Tensor, torch.Ten
     return tuple(normalise(take(data.train.images, part), data.mean, data.std) for part in (rows, every))
 
 
-def draw_tasks(settings: Correlation, classes: int, pool: int, init: int) -> PoolTasks:
+def draw_pool_tasks(settings: Correlation, classes: int, pool: int, init: int) -> PoolTasks:
     """The tasks cut from a pool; common to all networks."""
     members = np.arange(classes * settings.pool_images).reshape(classes, -1)
     seed = derived_seed(settings.seed, "study tasks", pool, init)

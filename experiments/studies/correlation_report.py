@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from scipy.stats import rankdata
 
-from experiments.plotting import COLOURS, figure, save, ticks_at
+from experiments.plotting import COLOURS, figure, save_figure, ticks_at
 from experiments.runs import without_paths
 from experiments.studies.measurements import Record, check_networks
 from experiments.studies.settings import Correlation
@@ -62,7 +62,7 @@ THOUSANDS = [first * 10**power for power in range(5) for first in (1, 2, 5)]
 
 
 @dataclass(frozen=True, eq=False)
-class Findings:
+class CorrelationFindings:
     """All numbers of the study; by number of shots where accuracies enter, by score otherwise."""
 
     networks: list[Record]
@@ -75,18 +75,18 @@ class Findings:
     seconds: Mapping[str, float]
 
 
-def report(settings: Correlation, records: Mapping[str, Record]) -> None:
+def report_correlation(settings: Correlation, records: Mapping[str, Record]) -> None:
     """Write ``correlation.{png,pdf,json,md}`` into the output folder and print the table."""
     scores = {part for parts in COMPONENTS.values() for part in parts} - {*BARS}
     check_networks(records, settings.runs, SHOTS, scores, (settings.pools, settings.initialisations))
-    found = findings(settings, list(records.values()))
-    text = table(settings, found)
-    draw(settings, found)
+    found = correlation_findings(settings, list(records.values()))
+    text = correlation_table(settings, found)
+    draw_correlation(settings, found)
     replace_file(settings.out / "correlation.md", text.encode())
     print(f"{text}wrote {settings.out / 'correlation.md'}")
 
 
-def findings(settings: Correlation, records: list[Record]) -> Findings:
+def correlation_findings(settings: Correlation, records: list[Record]) -> CorrelationFindings:
     """The statistics of all records; networks are those of the first training, by number."""
     networks = sorted((r for r in records if r["training"] == 0), key=lambda r: r["network"])
     again = sorted((r for r in records if r["training"] == 1), key=lambda r: r["network"])
@@ -102,7 +102,7 @@ def findings(settings: Correlation, records: list[Record]) -> Findings:
     accuracy = {k: np.array([r["accuracy"][k] for r in networks]) for k in SHOTS}
     random = numpy_generator(settings.seed, "study bootstrap")
     size = arrays["parameters"][:, 0, 0]
-    return Findings(
+    return CorrelationFindings(
         networks=networks,
         accuracy=accuracy,
         components=components,
@@ -133,23 +133,25 @@ def _mean(values: object) -> float:
     return float(np.mean(list(values)))
 
 
-def draw(settings: Correlation, found: Findings) -> None:
+def draw_correlation(settings: Correlation, found: CorrelationFindings) -> None:
     """The forest plot, and beside it the paper's score and the parameters against accuracy."""
     with figure("page", 4.6, rows=2, columns=2, width_ratios=(1.7, 1)) as (drawing, axes):
         grid = axes[0, 0].get_gridspec()
         for axis in axes[:, 0]:
             axis.remove()
-        forest(drawing.add_subplot(grid[:, 0]), found)
-        scatter(axes[0, 1], found, "paper", "the paper's rank sum")
-        scatter(axes[1, 1], found, "parameters", "thousand parameters")
+        draw_forest(drawing.add_subplot(grid[:, 0]), found)
+        draw_scatter(axes[0, 1], found, "paper", "the paper's rank sum")
+        draw_scatter(axes[1, 1], found, "parameters", "thousand parameters")
         drawing.suptitle(
             f"Scores at initialisation against accuracy after training: {len(found.networks)} random networks"
         )
-        paths = save(drawing, "correlation", record(found), settings.out, config(settings), settings.seed)
+        paths = save_figure(
+            drawing, "correlation", correlation_numbers(found), settings.out, config(settings), settings.seed
+        )
     print(f"wrote {paths[0]} (and .pdf, .json)")
 
 
-def forest(axes: Axes, found: Findings) -> None:
+def draw_forest(axes: Axes, found: CorrelationFindings) -> None:
     """τ of every score with its intervals; parameters and MACs on top."""
     names = list(COMPONENTS)
     axes.axhspan(-0.5, len(BARS) - 0.5, color="0.92", zorder=0)
@@ -173,7 +175,7 @@ def forest(axes: Axes, found: Findings) -> None:
     axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, frameon=False)
 
 
-def scatter(axes: Axes, found: Findings, name: str, label: str) -> None:
+def draw_scatter(axes: Axes, found: CorrelationFindings, name: str, label: str) -> None:
     """One quantity against 1-shot accuracy."""
     values = score_values(found.components[name])
     values = np.exp(values) / 1000 if name in BARS else values
@@ -192,20 +194,20 @@ def config(settings: Correlation) -> dict[str, object]:
     return {key: value for key, value in without_paths(settings).items() if key != "runs"}
 
 
-def record(found: Findings) -> dict[str, object]:
+def correlation_numbers(found: CorrelationFindings) -> dict[str, object]:
     """Every number, for the JSON."""
     return {
         "validity": found.validity,
         "reliability": found.reliability,
         "noise_ceiling": found.ceiling,
-        "accuracy": {k: summary(values) for k, values in found.accuracy.items()},
+        "accuracy": {k: spread_of(values) for k, values in found.accuracy.items()},
         "singular_kernels": found.singular,
         "cpu_seconds": found.seconds,
         "networks": found.networks,
     }
 
 
-def summary(values: np.ndarray) -> dict[str, float]:
+def spread_of(values: np.ndarray) -> dict[str, float]:
     """Mean, standard deviation and range over the networks."""
     return {
         "mean": values.mean(),
@@ -225,7 +227,7 @@ def span(interval: tuple[float, float]) -> str:
     return "" if math.isnan(interval[0]) else f"[{number(interval[0])}, {number(interval[1])}]"
 
 
-def table(settings: Correlation, found: Findings) -> str:
+def correlation_table(settings: Correlation, found: CorrelationFindings) -> str:
     """The table, and below it what it says."""
     pools = settings.pools
     lines = [
@@ -249,7 +251,7 @@ def table(settings: Correlation, found: Findings) -> str:
         )
         ends = (by_pool, number(alphas.initialisations), number(alphas.pools))
         lines.append(f"| {' | '.join((*cells, *ends))} |")
-    return "\n".join([*lines, "", *notes(settings, found), "", *conclusions(found)]) + "\n"
+    return "\n".join([*lines, "", *correlation_notes(settings, found), "", *conclusions(found)]) + "\n"
 
 
 def cell(estimate: object) -> str:
@@ -257,7 +259,7 @@ def cell(estimate: object) -> str:
     return f"{number(estimate.value)} {span(estimate.interval)}".strip()
 
 
-def notes(settings: Correlation, found: Findings) -> list[str]:
+def correlation_notes(settings: Correlation, found: CorrelationFindings) -> list[str]:
     """What was measured, on what, at which price."""
     ceilings = "; ".join(
         f"{k}-shot: {number(c.tau)} between two trainings of {c.pairs} networks, deviation of a training "
@@ -289,7 +291,7 @@ def notes(settings: Correlation, found: Findings) -> list[str]:
     ]
 
 
-def conclusions(found: Findings) -> list[str]:
+def conclusions(found: CorrelationFindings) -> list[str]:
     """Which intervals exclude zero, in words."""
     scores = [name for name in COMPONENTS if name not in BARS]
     lines = []

@@ -1,18 +1,22 @@
-"""What the measurement files of studies hold: checked before anything is read off them."""
+"""The measurements of a study: independent JSON files in the run folder, checked before they are read."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NotRequired, TypedDict
 
+from experiments.runs import FREE, opened_run
 from mamltheory.errors import CheckpointError
-from mamltheory.runtime.records import plain
-from mamltheory.strict_json import misfit
+from mamltheory.runtime.progress import stage
+from mamltheory.runtime.records import plain, read_record, replace_file, to_json
+from mamltheory.runtime.temporary import sweep
+from mamltheory.runtime.workers import ON_ONE_THREAD, workers
+from mamltheory.strict_json import misfit, sealed
 
 Record = dict[str, object]
 MEASUREMENTS, AGAIN = "measurements", "remove it, and it is measured again"
 
 
-class Network(TypedDict):
+class NetworkRecord(TypedDict):
     """Of one training of a network; ``scores`` and what they took belong to its first."""
 
     network: Annotated[int, 0]
@@ -25,7 +29,7 @@ class Network(TypedDict):
     scoring_cpu_seconds: NotRequired[Annotated[float, 0]]
 
 
-class Repeat(TypedDict):
+class RepeatRecord(TypedDict):
     """Of one repeat of an estimator; differences by measure, one an operator."""
 
     estimator: Literal["gradient", "exact", "regions"]
@@ -49,7 +53,7 @@ def check_networks(
     """
     seen = set()
     for name, record in records.items():
-        wrong = misfit(plain(record), Network, "it")
+        wrong = misfit(plain(record), NetworkRecord, "it")
         if wrong is None and record["training"] == 0:
             wrong = _misfit_of_scores(record, scores, shape)
         if wrong is None and not set(shots) <= record["accuracy"].keys():
@@ -71,7 +75,7 @@ def check_repeats(records: Mapping[str, Record], runs: Path, operators: int) -> 
     """Raise CheckpointError, naming the file, unless every record is a repeat of all operators, each once."""
     seen = set()
     for name, record in records.items():
-        wrong = misfit(plain(record), Repeat, "it")
+        wrong = misfit(plain(record), RepeatRecord, "it")
         if wrong is None and {len(values) for values in record["differences"].values()} != {operators}:
             wrong = f"it does not have the differences of {operators} operators"
         if wrong is None and record["differences"].keys() != record["cpu_seconds"].keys():
@@ -90,3 +94,44 @@ def _refuse(
     if wrong:
         raise CheckpointError(f"{runs / MEASUREMENTS / name}.json holds something else ({wrong}): {AGAIN}")
     seen.add(item)
+
+
+STUDY_FREE = (*FREE, "runs", "draws")
+"""Settings that do not change a measurement."""
+
+
+def measure_missing(
+    settings: object,
+    command: str,
+    items: Mapping[str, object],
+    function: Callable[[object], Record],
+    counts: tuple[str, ...],
+    device: str,
+) -> dict[str, Record]:
+    """The records of all items, by name; only those that the run folder lacks are measured.
+
+    function: item -> record, a pure function that can be sent to a process. counts: settings that say how many
+    items there are, and may differ when a study goes on.
+    """
+    folder = settings.runs / MEASUREMENTS
+    with opened_run(
+        command,
+        settings,
+        device,
+        folder=settings.runs,
+        free=(*STUDY_FREE, *counts, *ON_ONE_THREAD),
+        known=(MEASUREMENTS,),
+        again=f"the same command; finished measurements lie in {settings.runs}",
+    ) as log:
+        sweep(folder, alone=True)
+        files = {name: folder / f"{name}.json" for name in items}
+        found = {name: read_record(path, dict, AGAIN) for name, path in files.items() if path.exists()}
+        names = {items[name]: name for name in items if name not in found}
+        with workers(settings.jobs) as spread, stage(command, len(names)) as advance:
+            for item, record in spread(function, names):
+                name = names[item]
+                found[name] = plain(record)
+                replace_file(files[name], sealed(to_json(record)))
+                advance(note=name)
+        log.close(measurements=len(found))
+    return {name: found[name] for name in items}

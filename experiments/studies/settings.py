@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.requirements import require, require_at_least
-from experiments.settings import Network
+from experiments.settings import ExperimentSettings
 
 WAYS = 5
 """Classes per task, in scores and in accuracies."""
 
 
 @dataclass(frozen=True)
-class Correlation(Network):
+class Correlation(ExperimentSettings):
     """Do the training-free scores predict accuracy? Random networks trained and scored, beside their size."""
 
     channels: int = 8
@@ -79,7 +79,7 @@ class Correlation(Network):
 
 
 @dataclass(frozen=True)
-class Stability(Network):
+class Stability(ExperimentSettings):
     """Do two searches get the same scores? Reliability of operator scores against repeats and CPU seconds."""
 
     channels: int = 8

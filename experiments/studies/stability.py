@@ -6,13 +6,12 @@ from functools import partial
 
 import torch
 
-from experiments.data.source import data_of, source_in
+from experiments.data.loading import data_of, source_in
 from experiments.genotypes import network_size
-from experiments.search.run import draw_patches, draw_tasks
-from experiments.studies.measurements import Record
+from experiments.search.search import draw_patches, draw_tasks
+from experiments.studies.measurements import Record, measure_missing
 from experiments.studies.settings import WAYS, Stability
-from experiments.studies.stability_report import report
-from experiments.studies.study import measured
+from experiments.studies.stability_report import report_stability
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import supernet
 from mamltheory.nas.scoring.condition_number import conditioning, score_kernels
@@ -29,19 +28,19 @@ Item = tuple[str, int, int]
 """Estimator, joint tasks, and number of the repeat."""
 
 
-def run(settings: Stability) -> int:
+def study_stability(settings: Stability) -> int:
     """Score what is still missing, then draw the figure and write the table; returns 0."""
     device = str(choose_device(settings.device).device)
     for tasks in (*settings.gradient_tasks, settings.exact_tasks):
-        scorer_of(settings, device, tasks).tasks(generator(settings.seed, "trial"))
-    records = measured(
-        settings, "stability", items_of(settings), partial(measure, settings, device), COUNTS, device
+        repeat_scorer(settings, device, tasks).tasks(generator(settings.seed, "trial"))
+    records = measure_missing(
+        settings, "stability", repeats_of(settings), partial(measure_repeat, settings, device), COUNTS, device
     )
-    report(settings, records)
+    report_stability(settings, records)
     return 0
 
 
-def items_of(settings: Stability) -> dict[str, Item]:
+def repeats_of(settings: Stability) -> dict[str, Item]:
     """All repeats by name, one of every kind before the next of any."""
     counts = {("gradient", tasks): settings.gradient_repeats for tasks in settings.gradient_tasks}
     counts |= {
@@ -53,7 +52,7 @@ def items_of(settings: Stability) -> dict[str, Item]:
     return {f"{kind}-T{tasks}-{repeat:03d}": (kind, tasks, repeat) for kind, tasks, repeat in items}
 
 
-def scorer_of(settings: Stability, device: str, tasks: int, score: str = "condition") -> CellScorer:
+def repeat_scorer(settings: Stability, device: str, tasks: int, score: str = "condition") -> CellScorer:
     """The scorer of the search, for one measure of the kernel or for the regions; the same draws for all."""
     source = source_in(settings)
     drawn = {"patches": partial(patches_of, source, settings.patches)}
@@ -68,7 +67,7 @@ def patches_of(source: tuple, count: int, random: torch.Generator) -> torch.Tens
     return draw_patches(source, random)[:count]
 
 
-def measure(settings: Stability, device: str, item: Item) -> Record:
+def measure_repeat(settings: Stability, device: str, item: Item) -> Record:
     """What taking out every operator of the whole supernet changes in one repeat, and the CPU seconds it took."""
     torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa would drown the least eigenvalues
     estimator, tasks, repeat = item
@@ -77,12 +76,12 @@ def measure(settings: Stability, device: str, item: Item) -> Record:
     if estimator == "gradient":
         found, seconds = {}, {}
         for name in MEASURES:
-            scorer = scorer_of(settings, device, tasks, name)
+            scorer = repeat_scorer(settings, device, tasks, name)
             found[name], seconds[name] = timed(partial(gradient_differences, scorer, settings.chunk, repeat))
         # Builds the network as the gradient does, and scores it once.
         record["evaluation_seconds"] = timed(partial(scorer, Candidates(), 0, repeat))[1]
     else:
-        scorer = scorer_of(settings, device, tasks, "regions" if estimator == "regions" else "condition")
+        scorer = repeat_scorer(settings, device, tasks, "regions" if estimator == "regions" else "condition")
         function = region_differences if estimator == "regions" else exact_differences
         found, whole = timed(partial(function, scorer, repeat))
         seconds = dict.fromkeys(found, whole)

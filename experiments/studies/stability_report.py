@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.plotting import COLOURS, LINE_STYLES, MARKERS, figure, save, ticks_at
+from experiments.plotting import COLOURS, LINE_STYLES, MARKERS, figure, save_figure, ticks_at
 from experiments.runs import without_paths
 from experiments.studies.correlation_report import number, span
 from experiments.studies.measurements import Record, check_repeats
@@ -34,7 +34,7 @@ MEASURE_NAMES = {"condition": "condition number", "harmonic": "harmonic"}
 
 
 @dataclass(frozen=True, eq=False)
-class Findings:
+class StabilityFindings:
     """Scores (operators × repeats) and their stability by name, and comparisons on common repeats."""
 
     scores: Mapping[Name, np.ndarray]
@@ -48,12 +48,12 @@ class Findings:
     infinite: int
 
 
-def report(settings: Settings, records: Mapping[str, Record]) -> None:
+def report_stability(settings: Settings, records: Mapping[str, Record]) -> None:
     """Write ``stability.{png,pdf,json,md}`` into the output folder and print the table."""
     check_repeats(records, settings.runs, len(edges()))
-    found = findings(settings, list(records.values()))
-    text = table(settings, found)
-    draw(settings, found)
+    found = stability_findings(settings, list(records.values()))
+    text = stability_table(settings, found)
+    draw_stability(settings, found)
     replace_file(settings.out / "stability.md", text.encode())
     print(f"{text}wrote {settings.out / 'stability.md'}")
 
@@ -63,7 +63,7 @@ def edges() -> list[tuple]:
     return [(operator.cell, tuple(operator.edge)) for operator in Candidates().operators()]
 
 
-def findings(settings: Settings, records: list[Record]) -> Findings:
+def stability_findings(settings: Settings, records: list[Record]) -> StabilityFindings:
     """Everything that is read off the repeats."""
     columns: dict[Name, list] = {}
     seconds: dict[Name, list] = {}
@@ -83,7 +83,9 @@ def findings(settings: Settings, records: list[Record]) -> Findings:
         random = numpy_generator(settings.seed, "study stability", i)
         found[name] = stability(values, edges(), float(np.mean(seconds[name])), random, settings.draws)
     alike = _alike(settings, columns)
-    return Findings(scores, found, *_comparisons(settings, columns), alike, _evaluations(records), infinite)
+    return StabilityFindings(
+        scores, found, *_comparisons(settings, columns), alike, _evaluations(records), infinite
+    )
 
 
 def _alike(settings: Settings, columns: Mapping[Name, list]) -> dict[str, Difference]:
@@ -175,7 +177,7 @@ def style(name: Name, settings: Settings) -> dict[str, object]:
     }
 
 
-def draw(settings: Settings, found: Findings) -> None:
+def draw_stability(settings: Settings, found: StabilityFindings) -> None:
     """Reliability against repeats, with what independent halves show, and against CPU seconds."""
     with figure("page", 4.3, columns=2, sharey=True) as (drawing, axes):
         against_repeats(axes[0, 0], settings, found)
@@ -187,11 +189,13 @@ def draw(settings: Settings, found: Findings) -> None:
             f"{settings.cells} cells"
         )
         config = {key: value for key, value in without_paths(settings).items() if key != "runs"}
-        paths = save(drawing, "stability", record(found), settings.out, config, settings.seed)
+        paths = save_figure(
+            drawing, "stability", stability_numbers(found), settings.out, config, settings.seed
+        )
     print(f"wrote {paths[0]} (and .pdf, .json)")
 
 
-def against_repeats(axes: Axes, settings: Settings, found: Findings) -> None:
+def against_repeats(axes: Axes, settings: Settings, found: StabilityFindings) -> None:
     """Predicted curves from one repeat on, the interval at one repeat, and correlations between disjoint halves."""
     grid = np.geomspace(1, MOST_REPEATS, 60)
     null = max(each.null[1] for name, each in found.stability.items() if name[0] == "gradient")
@@ -214,7 +218,7 @@ def against_repeats(axes: Axes, settings: Settings, found: Findings) -> None:
     axes.set_ylabel("reliability; points: between independent means")
 
 
-def against_seconds(axes: Axes, settings: Settings, found: Findings) -> None:
+def against_seconds(axes: Axes, settings: Settings, found: StabilityFindings) -> None:
     """The same curves over what the repeats cost."""
     seconds = [each.seconds for each in found.stability.values()]
     most = max(600, 10 * max(seconds))
@@ -227,7 +231,7 @@ def against_seconds(axes: Axes, settings: Settings, found: Findings) -> None:
     axes.set_xlabel("CPU seconds")
 
 
-def record(found: Findings) -> dict[str, object]:
+def stability_numbers(found: StabilityFindings) -> dict[str, object]:
     """Every number, for the JSON."""
     keys = {name: " ".join(map(str, name)) for name in found.stability}
     return {
@@ -244,7 +248,7 @@ def record(found: Findings) -> dict[str, object]:
     }
 
 
-def table(settings: Settings, found: Findings) -> str:
+def stability_table(settings: Settings, found: StabilityFindings) -> str:
     """The table, what was measured, and which claims hold."""
     lines = [
         "| score | repeats | r₁ | null | halves: measured (predicted) | τ of halves | same operator out | "
@@ -270,7 +274,7 @@ def table(settings: Settings, found: Findings) -> str:
         f"operator out: share of edges on which two independent halves remove the same one; chance {number(chance)}. "
         f"CPU seconds of one thread on a shared machine. {found.infinite} repeats were infinite and are left out.",
         "",
-        *claims(found),
+        *claim_lines(found),
     ]
     return "\n".join(lines) + "\n"
 
@@ -280,16 +284,16 @@ def whole(value: float) -> str:
     return "∞" if math.isinf(value) else f"{value:.0f}"
 
 
-def verdict(difference: Difference) -> str:
+def gain_verdict(difference: Difference) -> str:
     """What an interval says of a claimed gain."""
     low, high = difference.interval
     said = "confirmed" if low > 0 else "contradicted" if high < 0 else "not resolved"
     return f"{said}, {number(difference.value)} {span(difference.interval)}"
 
 
-def claims(found: Findings) -> list[str]:
+def claim_lines(found: StabilityFindings) -> list[str]:
     """What was claimed of these scores beforehand, and what is seen here."""
-    harmonic = "; ".join(f"{where}: {verdict(d)}" for where, d in found.harmonic_gain.items())
+    harmonic = "; ".join(f"{where}: {gain_verdict(d)}" for where, d in found.harmonic_gain.items())
     lines = [f"- The harmonic number has a higher r₁ than the condition number: {harmonic}."]
     alike = "; ".join(f"{where}: {number(d.value)} {span(d.interval)}" for where, d in found.alike.items())
     if alike:
@@ -298,13 +302,13 @@ def claims(found: Findings) -> list[str]:
         )
     if found.task_gain:
         tasks = [t for e, t, _ in found.stability if e == "gradient"]
-        more = "; ".join(f"{MEASURE_NAMES[m]}: {verdict(d)}" for m, d in found.task_gain.items())
+        more = "; ".join(f"{MEASURE_NAMES[m]}: {gain_verdict(d)}" for m, d in found.task_gain.items())
         lines.append(f"- r₁ grows from T = {min(tasks)} to T = {max(tasks)}: {more}.")
     ratios = ", ".join(f"{ratio:.1f} at T = {tasks}" for tasks, ratio in found.evaluations.items())
     lines.append(f"- A gradient costs about four evaluations of the supernet: {ratios} (median).")
     gradient = "; ".join(
         f"{MEASURE_NAMES[m]}: correlation {number(found.agreement[m])} repeat by repeat; higher r₁ on the same "
-        f"repeats {verdict(d)}"
+        f"repeats {gain_verdict(d)}"
         for m, d in found.gradient_gain.items()
     )
     if gradient:

@@ -1,13 +1,13 @@
 """Accuracy of every trained network against its size: what a difference between methods has to be seen beside."""
 
-from experiments.plotting import curve, figure, save
+from experiments.plotting import curve, figure, save_figure
 from experiments.runs import without_paths
 from experiments.tables.results import Results
 from experiments.tables.settings import RECIPES, SHOTS, SIZED, Experiment, Method
 from experiments.tables.sheets import NAMES
 
 
-def draw(results: Results, experiment: Experiment) -> str:
+def draw_sizes(results: Results, experiment: Experiment) -> str:
     """A panel for each number of shots, a point for each run with its 95 % interval over tasks; returns the name.
 
     Random cells of a search's size have its mark, hollow.
@@ -34,7 +34,7 @@ def draw(results: Results, experiment: Experiment) -> str:
         parts = dict.fromkeys(("table", settings.name, experiment.replace("-", "_"), "sizes"))
         name = "_".join(parts)  # the experiment once, where the table is named after it
         data = {"data": RECIPES[experiment].data, "methods": points}
-        save(drawing, name, data, settings.out, without_paths(settings), settings.seed)
+        save_figure(drawing, name, data, settings.out, without_paths(settings), settings.seed)
     return name
 
 

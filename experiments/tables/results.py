@@ -7,7 +7,14 @@ from typing import Annotated, NotRequired, TypedDict
 
 import numpy as np
 
-from experiments.tables.runs import Run, evaluated, finished, runs_of, search_settings, train_settings
+from experiments.tables.pipeline import (
+    Run,
+    finished_evaluation,
+    finished_run,
+    runs_of,
+    search_settings,
+    train_settings,
+)
 from experiments.tables.settings import SIZED, Experiment, Method, Table
 from experiments.training.evaluate import accuracies_of
 from mamltheory.errors import CheckpointError, ConfigurationError
@@ -104,16 +111,16 @@ def compared_with(method: Method) -> Method:
     return SIZED.get(method, "metantk")
 
 
-def collect(settings: Table) -> Results:
+def collect_results(settings: Table) -> Results:
     """What is there; a run that is missing or unfinished has no evaluations."""
     return Results(settings, tuple(_measured(settings, run) for run in runs_of(settings)))
 
 
 def _measured(settings: Table, run: Run) -> Measured:
-    records = {shots: evaluated(settings, run, shots) for shots in run.recipe.evaluate}
+    records = {shots: finished_evaluation(settings, run, shots) for shots in run.recipe.evaluate}
     evaluations = {shots: record["results"] for shots, record in records.items() if record is not None}
     searching, sources = search_settings(settings, run), {}
-    searched = finished(searching, "search") if searching is not None else None
+    searched = finished_run(searching, "search") if searching is not None else None
     if searched is not None:
         sources["search"] = _source(run.folder / "search")
     if evaluations:

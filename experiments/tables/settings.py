@@ -7,8 +7,7 @@ from typing import Literal, get_args
 
 from experiments.requirements import require, require_at_least
 from experiments.search.settings import SEARCH, Search
-from experiments.training.evaluation_settings import EVALUATE, Evaluate
-from experiments.training.settings import TRAIN, Train
+from experiments.training.settings import EVALUATE, TRAIN, Evaluate, Train
 
 Experiment = Literal["glyphs", "mini-5", "mini-8", "tiered-5", "tiered-8"]
 Method = Literal[

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from experiments.tables.markup import Sheet
 from experiments.tables.paper_results import MINI, PAPER_RESULTS, TIERED, PaperResult
+from experiments.tables.pipeline import SEARCHED
 from experiments.tables.results import Measured, Results, compared_with
-from experiments.tables.runs import SEARCHED
 from experiments.tables.settings import RECIPES, SHOTS, SIZED, Experiment, Method
 from mamltheory.fewshot.statistics import Comparison, Spread
 
@@ -156,10 +156,10 @@ def comparisons(results: Results, experiment: Experiment) -> Sheet:
         if asked
     )
     columns = tuple(("", name) for name in names)
-    return Sheet(title, columns, tuple(rows), (_method_note(), verdict(list(found.values()))))
+    return Sheet(title, columns, tuple(rows), (_method_note(), comparison_verdict(list(found.values()))))
 
 
-def verdict(found: Sequence[Comparison]) -> str:
+def comparison_verdict(found: Sequence[Comparison]) -> str:
     """What the comparisons allow to say, and what they do not."""
     runs = min(len(comparison.differences) for comparison in found)
     shown = [comparison for comparison in found if comparison.shown]

@@ -4,26 +4,26 @@ from dataclasses import asdict
 from itertools import chain
 
 from experiments.runs import continued_by, without_paths
-from experiments.tables.figure import draw
+from experiments.tables.figure import draw_sizes
 from experiments.tables.markup import csv_text, latex, markdown
 from experiments.tables.paper_results import PAPER_RESULTS, SOURCE, PaperResult
-from experiments.tables.results import Measured, Results, collect, compared_with
-from experiments.tables.runs import make
+from experiments.tables.pipeline import make_missing_runs
+from experiments.tables.results import Measured, Results, collect_results, compared_with
 from experiments.tables.settings import RECIPES, Table
 from experiments.tables.sheets import NAMES, sheets
 from mamltheory.runtime.records import replace_file, to_json
 
 
-def run(settings: Table) -> int:
+def make_table(settings: Table) -> int:
     """Make the missing runs if asked to, write the table in four forms and print it; returns 0."""
     if settings.missing == "make":
         with continued_by("the same command; every run continues in its folder"):
-            make(settings)
-    results = collect(settings)
-    print(write(results))
+            make_missing_runs(settings)
+    results = collect_results(settings)
+    print(write_files(results))
     for experiment in settings.experiments:
         if any(m.evaluations for m in results.measured if m.run.experiment == experiment):
-            print(f"wrote {settings.out}/{draw(results, experiment)}.png (and .pdf, .json)")
+            print(f"wrote {settings.out}/{draw_sizes(results, experiment)}.png (and .pdf, .json)")
     lacking = [m.run for m in results.measured if set(m.evaluations) != set(m.run.recipe.evaluate)]
     if lacking:
         print(
@@ -33,7 +33,7 @@ def run(settings: Table) -> int:
     return 0
 
 
-def write(results: Results) -> str:
+def write_files(results: Results) -> str:
     """Put the four files in place; returns the Markdown."""
     settings, parts = results.settings, sheets(results)
     text = "\n".join(map(markdown, parts))
@@ -41,14 +41,14 @@ def write(results: Results) -> str:
         "md": text,
         "tex": "% Needs the packages booktabs and amssymb.\n" + "\n".join(map(latex, parts)),
         "csv": csv_text([*_paper_lines(settings), *chain(*map(_own_lines, results.measured))]),
-        "json": to_json(record(results)),
+        "json": to_json(table_record(results)),
     }
     for end, content in contents.items():
         replace_file(settings.out / f"table_{settings.name}.{end}", content.encode())
     return text
 
 
-def record(results: Results) -> dict[str, object]:
+def table_record(results: Results) -> dict[str, object]:
     """Everything that the table says, every number with the run folders and digests that it comes from."""
     return {
         "settings": without_paths(results.settings),

@@ -44,7 +44,7 @@ class Check:
         return self.error < TOLERANCE < 1e-4 < self.wrong_error
 
 
-def report(seed: int) -> None:
+def print_checks(seed: int) -> None:
     """Run the checks and print a line each; raises AssertionError if one fails."""
     for check in run_checks(seed):
         mark = "holds" if check.holds else "FAILS"

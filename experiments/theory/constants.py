@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from experiments.theory.settings import Theory, Widths
-from experiments.theory.sweep import Measurement, Problem, Sweep, initialised, sweep
+from experiments.theory.sweep import Measurement, Problem, Sweep, initialised, run_sweep
 from mamltheory import generator
 from mamltheory.bounds import theorem3_drift_bound, theorem3_path_bound
 from mamltheory.lipschitz import jacobian_size, lipschitz_constant
@@ -22,7 +22,7 @@ WIDEST = 1024
 """Widest network whose constants are measured: the rate of change is sought with rows of all D parameters."""
 
 
-def theory(settings: Widths, **changes: object) -> Theory:
+def sweep_settings(settings: Widths, **changes: object) -> Theory:
     """The settings of a sweep alone, of those of a figure, with some of them changed."""
     names = {field.name for field in dataclasses.fields(Theory)}
     own = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name in names}
@@ -45,8 +45,8 @@ def measure_constants(settings: Theory, problem: Problem, pair: tuple[int, int])
 def constants(settings: Theory) -> Sweep:
     """The constants of every network of a sweep up to ``WIDEST``; they do not depend on how long it is trained."""
     count = max(2, sum(width <= WIDEST for width in settings.widths))
-    return sweep(
-        theory(settings, widths=settings.widths[:count]),
+    return run_sweep(
+        sweep_settings(settings, widths=settings.widths[:count]),
         "Lipschitz constants",
         Measurement("constants", measure_constants, free_of=("steps",)),
     )

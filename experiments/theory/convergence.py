@@ -4,19 +4,19 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.plotting import curve, figure, ticks_at
-from experiments.theory.report import finish, subtitle
+from experiments.theory.report import save_theory_figure, subtitle
 from experiments.theory.settings import Convergence
-from experiments.theory.sweep import Sweep, sweep
+from experiments.theory.sweep import Sweep, run_sweep
 from mamltheory.bounds import theorem3_residual_bound
 
 
-def run(settings: Convergence) -> int:
+def plot_convergence(settings: Convergence) -> int:
     """Measure and draw; returns 0."""
-    draw(sweep(settings, "convergence"))
+    draw_convergence(run_sweep(settings, "convergence"))
     return 0
 
 
-def numbers(result: Sweep) -> dict[str, object]:
+def convergence_numbers(result: Sweep) -> dict[str, object]:
     """What the figure shows: relative residuals, the bound, and the rate of every run against the bound's."""
     residuals = result.values("residuals")
     relative = residuals / residuals[..., :1]
@@ -36,14 +36,14 @@ def numbers(result: Sweep) -> dict[str, object]:
     }
 
 
-def draw(result: Sweep) -> None:
+def draw_convergence(result: Sweep) -> None:
     """Residuals against steps with the bound; rates against width."""
-    data = numbers(result)
+    data = convergence_numbers(result)
     with figure("page", 3.0, columns=2) as (drawing, axes):
         drawing.suptitle(subtitle("MAML converges linearly, as Theorem 3 bounds it", result.settings))
         draw_residuals(axes[0, 0], data)
         draw_rates(axes[0, 1], data)
-        finish(drawing, "convergence", data, result.settings)
+        save_theory_figure(drawing, "convergence", data, result.settings)
 
 
 def draw_residuals(axes: Axes, data: dict[str, object]) -> None:

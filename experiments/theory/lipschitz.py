@@ -5,8 +5,14 @@ import torch
 from matplotlib.axes import Axes
 
 from experiments.plotting import curve, figure, ticks_at
-from experiments.theory.constants import constants, theory
-from experiments.theory.report import draw_power_law, finish, legend_room, power_law_record, subtitle
+from experiments.theory.constants import constants, sweep_settings
+from experiments.theory.report import (
+    draw_power_law,
+    legend_room,
+    power_law_record,
+    save_theory_figure,
+    subtitle,
+)
 from experiments.theory.settings import Lipschitz
 from experiments.theory.sweep import Sweep, initialised, make_problem
 from mamltheory.asymptotics import root_mean_square
@@ -18,23 +24,23 @@ DISTANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 NAMES = {"erf": "erf", "tanh": "tanh", "relu": "ReLU"}
 
 
-def run(settings: Lipschitz) -> int:
+def plot_lipschitz(settings: Lipschitz) -> int:
     """Measure and draw; returns 0."""
     depths = range(1, settings.depth + 1)
-    data = {f"L = {depth}": column(settings, depth) for depth in depths}
+    data = {f"L = {depth}": constants_at_depth(settings, depth) for depth in depths}
     kinks = {name: ratios_across_kink(settings, name) for name in settings.activations}
     kink = {"depth": settings.depth, "width": settings.widths[-1], "distances": DISTANCES, "ratios": kinks}
-    draw(settings, data, kink)
+    draw_lipschitz(settings, data, kink)
     return 0
 
 
-def column(settings: Lipschitz, depth: int) -> dict[str, object]:
+def constants_at_depth(settings: Lipschitz, depth: int) -> dict[str, object]:
     """The constants of every activation at one depth."""
-    chosen = {name: theory(settings, depth=depth, activation=name) for name in settings.activations}
-    return {name: numbers(constants(one)) for name, one in chosen.items()}
+    chosen = {name: sweep_settings(settings, depth=depth, activation=name) for name in settings.activations}
+    return {name: lipschitz_numbers(constants(one)) for name, one in chosen.items()}
 
 
-def numbers(measured: Sweep) -> dict[str, object]:
+def lipschitz_numbers(measured: Sweep) -> dict[str, object]:
     """Both lines of Eq. (25) over widths, each with its fitted slope."""
     widths = measured.settings.widths
     names = ("rate_of_change", "jacobian_size")
@@ -58,14 +64,14 @@ def ratios_across_kink(settings: Lipschitz, activation: str) -> list[float]:
 
     The kink is at a support sample: at a query the inner loop would move the neuron away from it.
     """
-    chosen = theory(settings, activation=activation)
+    chosen = sweep_settings(settings, activation=activation)
     problem = make_problem(chosen)
     net, params = initialised(chosen, (settings.widths[-1], 0))
     pairs = [kink_pair(params, problem.tasks[0].support_x[0], distance) for distance in DISTANCES]
     return [lipschitz_ratio(net.model, *pair, problem.tasks, problem.inner) for pair in pairs]
 
 
-def draw(settings: Lipschitz, data: dict[str, object], kink: dict[str, object]) -> None:
+def draw_lipschitz(settings: Lipschitz, data: dict[str, object], kink: dict[str, object]) -> None:
     """The constant over widths, a panel for every depth, and the ratio across a kink over its distance."""
     with figure("page", 3.3, columns=settings.depth + 1) as (drawing, axes):
         claim = "Lemma 1: the Lipschitz constant $K$ of MAML's Jacobian does not grow with the width"
@@ -79,7 +85,7 @@ def draw(settings: Lipschitz, data: dict[str, object], kink: dict[str, object]) 
             legend_room(panel, 0.45)
         axes[0, 0].set_ylabel("worst rate of change of $J/\\sqrt{l}$")
         draw_kink(axes[0, -1], kink)
-        finish(drawing, "lipschitz", {**data, "kink": kink}, settings)
+        save_theory_figure(drawing, "lipschitz", {**data, "kink": kink}, settings)
 
 
 def draw_constants(axes: Axes, settings: Lipschitz, data: dict[str, object]) -> None:

@@ -10,8 +10,15 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from experiments.plotting import curve, figure, ticks_at
-from experiments.theory.constants import theory
-from experiments.theory.report import draw_power_law, finish, legend_room, power_law_record, signed, subtitle
+from experiments.theory.constants import sweep_settings
+from experiments.theory.report import (
+    draw_power_law,
+    legend_room,
+    power_law_record,
+    save_theory_figure,
+    signed,
+    subtitle,
+)
 from experiments.theory.settings import Plateau
 from experiments.theory.sweep import (
     Measurement,
@@ -20,8 +27,8 @@ from experiments.theory.sweep import (
     initialised,
     kernel_prediction,
     make_problem,
-    network,
-    sweep,
+    network_of_width,
+    run_sweep,
 )
 from mamltheory import (
     Converged,
@@ -42,10 +49,10 @@ DEPTHS = (1, 2, 3)
 """Hidden layers for which the two limits are compared over the number of inner steps."""
 
 
-def run(settings: Plateau) -> int:
+def plot_plateau(settings: Plateau) -> int:
     """Measure and draw; returns 0."""
-    result = sweep(theory(settings), "plateau", Measurement("plateau", measure_deviations))
-    draw(settings, numbers(settings, result))
+    result = run_sweep(sweep_settings(settings), "plateau", Measurement("plateau", measure_deviations))
+    draw_plateau(settings, plateau_numbers(settings, result))
     return 0
 
 
@@ -86,16 +93,19 @@ def measure_deviations(settings: Plateau, problem: Problem, pair: tuple[int, int
 
 def gap_over_steps(settings: Plateau, depth: int) -> list[float]:
     """The gap for every number of inner steps at one λ0τ, fully trained, so that the inner loop alone makes it."""
-    problem, net = make_problem(theory(settings, depth=depth)), network(theory(settings, depth=depth), 1)
+    problem, net = (
+        make_problem(sweep_settings(settings, depth=depth)),
+        network_of_width(sweep_settings(settings, depth=depth), 1),
+    )
     time = problem.inner.lam0 * settings.tau
     loops = [dataclasses.replace(problem.inner, lam0=time / tau, tau=tau) for tau in settings.taus]
     return [gap(limits(net, problem, loop, Converged(), Converged())) for loop in loops]
 
 
-def numbers(settings: Plateau, result: Sweep) -> dict[str, object]:
+def plateau_numbers(settings: Plateau, result: Sweep) -> dict[str, object]:
     """Deviations from both forms over widths, the plateau, and the plateau over the number of inner steps."""
     gaps = {f"L = {depth}": np.array(gap_over_steps(settings, depth)) for depth in DEPTHS}
-    net, printed = network(result.settings, 1), result.values("printed")
+    net, printed = network_of_width(result.settings, 1), result.values("printed")
     return {
         "widths": settings.widths,
         "discrete": power_law_record(settings.widths, result.values("discrete")),
@@ -107,14 +117,14 @@ def numbers(settings: Plateau, result: Sweep) -> dict[str, object]:
     }
 
 
-def draw(settings: Plateau, data: dict[str, object]) -> None:
+def draw_plateau(settings: Plateau, data: dict[str, object]) -> None:
     """Deviation against width with the plateau, and the plateau against the number of inner steps."""
     with figure("page", 3.3, columns=2) as (drawing, axes):
         claim = "At finite $\\tau$ the printed form of Theorem 2 stops short, the discrete one does not"
         drawing.suptitle(subtitle(claim, settings))
         draw_deviations(axes[0, 0], settings, data)
         draw_gaps(axes[0, 1], settings, data)
-        finish(drawing, "plateau", data, settings)
+        save_theory_figure(drawing, "plateau", data, settings)
 
 
 def draw_deviations(axes: Axes, settings: Plateau, data: dict[str, object]) -> None:

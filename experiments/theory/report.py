@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.plotting import curve, save, ticks_at
+from experiments.plotting import curve, save_figure, ticks_at
 from experiments.theory.settings import Widths
 from mamltheory.asymptotics import PowerLaw, fit_power_law, root_mean_square
 
@@ -21,10 +21,10 @@ def subtitle(claim: str, settings: Widths) -> str:
     return f"{claim}\n{loop}{net} {settings.task_count} tasks of {where}; {settings.seeds} seeds"
 
 
-def finish(drawing: Figure, name: str, data: Mapping[str, object], settings: Widths) -> None:
+def save_theory_figure(drawing: Figure, name: str, data: Mapping[str, object], settings: Widths) -> None:
     """Save the figure as NAME_TASKS.{png,pdf,json} and say so."""
     config = {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("out", "runs", "jobs")}
-    paths = save(drawing, f"{name}_{settings.tasks}", data, settings.out, config, settings.seed)
+    paths = save_figure(drawing, f"{name}_{settings.tasks}", data, settings.out, config, settings.seed)
     print(f"wrote {paths[0]} (and .pdf, .json)")
 
 

@@ -63,7 +63,7 @@ class Problem:
     sigma_max: float
 
 
-def network(settings: Theory, width: int) -> FullyConnected:
+def network_of_width(settings: Theory, width: int) -> FullyConnected:
     """The network of Eq. (16) at one width; σ_w = 1.5, σ_b = 0.1."""
     return FullyConnected(settings.dimension, width, settings.depth, activation=settings.activation)
 
@@ -71,7 +71,7 @@ def network(settings: Theory, width: int) -> FullyConnected:
 def make_problem(settings: Theory) -> Problem:
     """Tasks and learning rates; they depend on the limit kernels alone, so that all widths share them."""
     tasks, test_tasks = theory_tasks(settings)
-    net = network(settings, 1)
+    net = network_of_width(settings, 1)
     top = max(extreme_eigenvalues(analytic_ntk(net, task.support_x))[1] for task in (*tasks, *test_tasks))
     inner = InnerLoop(0.5 / top, settings.tau, settings.algorithm)
     low, high = extreme_eigenvalues(analytic_meta_ntk(net, tasks, settings.algorithm, inner.dynamics))
@@ -81,11 +81,11 @@ def make_problem(settings: Theory) -> Problem:
 def initialised(settings: Theory, pair: tuple[int, int]) -> tuple[FullyConnected, Parameters]:
     """The network of one (width, seed), the same for every measurement."""
     width, seed = pair
-    net = network(settings, width)
+    net = network_of_width(settings, width)
     return net, net.initialise(generator(settings.seed, "theory init", width, seed))
 
 
-def measure(settings: Theory, problem: Problem, pair: tuple[int, int]) -> dict[str, object]:
+def measure_training(settings: Theory, problem: Problem, pair: tuple[int, int]) -> dict[str, object]:
     """Train one network, of one (width, seed), and measure all that the figures need."""
     width, seed = pair
     net, params = initialised(settings, pair)
@@ -152,7 +152,7 @@ def kernel_prediction(
 
 @dataclass(frozen=True)
 class Sweep:
-    """All runs: ``rows`` as :func:`measure` gives them, width by width and seed by seed."""
+    """All runs: ``rows`` as :func:`measure_training` gives them, width by width and seed by seed."""
 
     settings: Theory
     problem: Problem
@@ -185,7 +185,7 @@ def _shape(picked: list[object]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Another function of (settings, problem, (width, seed)) than :func:`measure`, under a name of its own.
+    """Another function of (settings, problem, (width, seed)) than :func:`measure_training`, under a name of its own.
 
     free_of: settings that its results do not depend on.
     """
@@ -195,11 +195,11 @@ class Measurement:
     free_of: tuple[str, ...] = ()
 
 
-def sweep(settings: Theory, command: str, measurement: Measurement | None = None) -> Sweep:
+def run_sweep(settings: Theory, command: str, measurement: Measurement | None = None) -> Sweep:
     """Run or take up the sweep; every finished run lies in the run folder, and is not done again."""
-    chosen = measurement or Measurement("sweep", measure)
+    chosen = measurement or Measurement("sweep", measure_training)
     problem = make_problem(settings)
-    folder = run_folder(settings, measurement)
+    folder = sweep_folder(settings, measurement)
     title = f"{command} ({settings.tasks}, L = {settings.depth}, {settings.activation})"
     with opened_run(
         f"theory {chosen.name}",
@@ -220,7 +220,7 @@ def sweep(settings: Theory, command: str, measurement: Measurement | None = None
     return Sweep(settings, problem, tuple(done[pair] for pair in _pairs(settings)))
 
 
-def run_folder(settings: Theory, measurement: Measurement | None = None) -> Path:
+def sweep_folder(settings: Theory, measurement: Measurement | None = None) -> Path:
     """Where the runs of these settings lie: settings that give other numbers have another folder."""
     s, free_of = settings, measurement.free_of if measurement else ()
     steps = "" if "steps" in free_of else f"-t{s.steps}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from experiments.runs import opened_run
-from experiments.training.evaluation_settings import Evaluate
+from experiments.training.settings import Evaluate
 from experiments.training.trained import read_training
 from mamltheory.errors import CheckpointError
 from mamltheory.fewshot.evaluate import Evaluation, EvaluationConfig, batches
@@ -28,13 +28,13 @@ from mamltheory.runtime.runlog import RUN_FILE, read_run
 from mamltheory.strict_json import misfit
 
 
-def run(settings: Evaluate) -> int:
+def print_evaluation(settings: Evaluate) -> int:
     """Print the result line and leave it in the run folder; returns 0."""
-    print(evaluate_run(settings)["description"])
+    print(record_evaluation(settings)["description"])
     return 0
 
 
-def evaluate_run(settings: Evaluate) -> dict[str, object]:
+def record_evaluation(settings: Evaluate) -> dict[str, object]:
     """Evaluate a finished training and record it; returns the results as the run's record holds them.
 
     They name every task's number of recognised images, so that methods can be compared task by task.
@@ -43,12 +43,12 @@ def evaluate_run(settings: Evaluate) -> dict[str, object]:
     device, data = choose_device(settings.device), training.data(settings.data)
     network = training.network.to(device.device)
     # A mistake in the counts shows here, before the run folder stands for these settings.
-    total = batches(split_of(data, settings), config_of(settings, data), settings.seed)
+    total = batches(split_of(data, settings), evaluation_config(settings, data), settings.seed)
     title = f"evaluate on {settings.tasks} tasks, batches of images"
     with opened_run("evaluate", settings, device.device) as log:
         with stage(title, total) as advance:
             try:
-                result = evaluate(network, data, settings, advance)
+                result = evaluate_on_tasks(network, data, settings, advance)
             except Exception:
                 check_interrupted()  # Ctrl-C reaches joblib's processes as well, and they break under it
                 raise
@@ -71,7 +71,7 @@ def results_of(result: Evaluation, network: Network) -> dict[str, object]:
     }
 
 
-class Results(TypedDict):
+class EvaluationResults(TypedDict):
     """What :func:`results_of` gives, as a table reads it from a run's record."""
 
     accuracy: float
@@ -85,7 +85,7 @@ class Results(TypedDict):
 
 def check_results(folder: Path, results: object) -> None:
     """Raise CheckpointError unless these are the results of an evaluation, which the run folder holds."""
-    wrong = misfit(results, Results, "results")
+    wrong = misfit(results, EvaluationResults, "results")
     if wrong is None and not re.fullmatch(r"\d{1,9}( \d{1,9})*", results["correct"]):
         wrong = f"results['correct'] is {shown(results['correct'])}: expected a count for every task"
     if wrong is None and not abs(accuracies_of(results).mean() - float(results["accuracy"])) < 1e-6:
@@ -121,14 +121,14 @@ def split_of(data: ImageData, settings: Evaluate) -> ImageSplit:
     return {"val": data.val, "test": data.test}[settings.split]
 
 
-def config_of(settings: Evaluate, data: ImageData) -> EvaluationConfig:
+def evaluation_config(settings: Evaluate, data: ImageData) -> EvaluationConfig:
     """The procedure; images are mirrored where a mirrored image shows the same class (not so for characters)."""
     names = ("ways", "shots", "queries", "tasks", "head", "C")
     same = {name: getattr(settings, name) for name in names}
     return EvaluationConfig(**same, copies=settings.augment, flip=data.mirrors)
 
 
-class Watched(torch.nn.Module):
+class InterruptibleNetwork(torch.nn.Module):
     """The network, looking after every batch of images whether the user wants to stop."""
 
     def __init__(self, network: Network, advance: Callable[[], None] | None):
@@ -145,7 +145,7 @@ class Watched(torch.nn.Module):
         return self.network.features(x)
 
 
-def evaluate(
+def evaluate_on_tasks(
     network: Network, data: ImageData, settings: Evaluate, advance: Callable[[], None] | None = None
 ) -> Evaluation:
     """Accuracy on the tasks of the settings, where the network is; ``advance`` is called before every batch.
@@ -154,11 +154,11 @@ def evaluate(
     """
     device = network.classifier.weight.device
     return evaluate_network(
-        Watched(network, advance),
+        InterruptibleNetwork(network, advance),
         split_of(data, settings),
         data.mean,
         data.std,
-        config_of(settings, data),
+        evaluation_config(settings, data),
         settings.seed,
         device=device,
         jobs=settings.jobs,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.runs import opened_run, warn
-from experiments.training.evaluation_settings import Predict
+from experiments.training.settings import Predict
 from experiments.training.trained import read_training
 from mamltheory.errors import DataError, printable
 from mamltheory.fewshot.augment import Augmentation
@@ -44,7 +44,7 @@ class UserTask:
         return np.repeat(np.arange(len(self.support)), [len(files) for files in self.support.values()])
 
 
-def run(settings: Predict) -> int:
+def write_predictions(settings: Predict) -> int:
     """Write ``predictions.csv`` and print a summary; returns 0."""
     task = find_images(settings.images)
     training, device = read_training(settings.checkpoint), choose_device(settings.device)
@@ -65,9 +65,9 @@ def run(settings: Predict) -> int:
             seed=settings.seed,
             device=device.device,
         )
-        text = table_of(task, predictions, settings)
+        text = predictions_csv(task, predictions, settings)
         replace_file(settings.out / "predictions.csv", text.encode())
-        lines = [*summary(task, predictions, settings), *repeated(support, query)]
+        lines = [*prediction_summary(task, predictions, settings), *repeated_image_lines(support, query)]
         log.close(summary=lines)
     print("\n".join([*lines, printable(f"wrote {settings.out / 'predictions.csv'}")]))
     return 0
@@ -120,7 +120,7 @@ def confidence_name(settings: Predict) -> str:
     return "probability" if settings.head == "logistic" else "margin"
 
 
-def table_of(task: UserTask, predictions: Predictions, settings: Predict) -> str:
+def predictions_csv(task: UserTask, predictions: Predictions, settings: Predict) -> str:
     """The CSV: file, class, and the probability or margin.
 
     Names are :func:`printable`, and none begins a formula of a spreadsheet.
@@ -141,14 +141,14 @@ def no_formula(word: str) -> str:
     return f"'{word}" if word.lstrip()[:1] in FORMULAS else word
 
 
-def repeated(support: np.ndarray, query: np.ndarray) -> list[str]:
+def repeated_image_lines(support: np.ndarray, query: np.ndarray) -> list[str]:
     """A line on query images that are among the labelled ones, if there are any."""
     known = {image.tobytes() for image in support}
     count = sum(image.tobytes() in known for image in query)
     return [f"{count} query images are identical to labelled ones"] if count else []
 
 
-def summary(task: UserTask, predictions: Predictions, settings: Predict) -> list[str]:
+def prediction_summary(task: UserTask, predictions: Predictions, settings: Predict) -> list[str]:
     """What was asked, how often each class was found, and which images are the least certain."""
     names, counts = list(task.support), Counter(predictions.labels.tolist())
     shots = sorted({len(files) for files in task.support.values()})

@@ -8,12 +8,12 @@ from typing import Annotated, NotRequired, TypedDict
 
 import torch
 
-from experiments.data.source import data_of
+from experiments.data.loading import data_of
 from experiments.genotypes import network_size, read_genotype
-from experiments.plotting import curve, figure, save
+from experiments.plotting import curve, figure, save_figure
 from experiments.runs import (
     FREE,
-    Pauses,
+    CheckpointTimer,
     continue_with,
     continued_by,
     leading_stage,
@@ -41,7 +41,7 @@ from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.runlog import RunLog, check_complete, read_metrics
 
 
-class Line(TypedDict):
+class EpochLine(TypedDict):
     """A line of a training's ``metrics.jsonl``, as far as it is read."""
 
     epoch: Annotated[int, 1]
@@ -52,7 +52,7 @@ class Line(TypedDict):
     val_half_width: NotRequired[float]
 
 
-class Kept(TypedDict):
+class TrainingContent(TypedDict):
     """What every saved training holds, as far as commands read it themselves."""
 
     epoch: Annotated[int, 0]
@@ -60,32 +60,32 @@ class Kept(TypedDict):
     genotype: dict[str, object] | None
 
 
-def run(settings: Train) -> int:
+def train_and_draw(settings: Train) -> int:
     """Train the network of the settings and draw the learning curve; returns 0."""
     genotype = read_genotype(settings.genotype) if settings.network == "cells" else None
     with team() as crew:
-        train(settings, genotype, crew)
+        train_network(settings, genotype, crew)
         if crew.leads:
-            draw_curves(settings)
+            draw_learning_curves(settings)
     return 0
 
 
-def train(settings: Train, genotype: Genotype | None, crew: Team | None = None) -> torch.nn.Module:
+def train_network(settings: Train, genotype: Genotype | None, crew: Team | None = None) -> torch.nn.Module:
     """Run or take up the training in its run folder; on a CPU interruptions change no bit of the result."""
     crew = crew or Team()
     device = choose_device(crew.device_name(settings.device)).device
     data = data_of(settings)
     network = new_network(settings, genotype, inputs_of(data).classes)
     execution = Execution(settings.channels_last, settings.compile, crew.rank, crew.size)
-    state = start_training(network, data, config_of(settings, data), device, execution)
+    state = start_training(network, data, train_config(settings, data), device, execution)
     with _record(settings, crew, device) as log:
         checkpoint = load(settings.out / "state", report=print)
         if checkpoint is not None:
-            check_state(checkpoint, Kept)
+            check_state(checkpoint, TrainingContent)
             _check_genotype(checkpoint.state["genotype"], genotype, settings)
             state = restore(state, checkpoint.tensors, checkpoint.state)
             if log is not None:
-                lines_of(settings, state.epoch)
+                epoch_lines(settings, state.epoch)
         crew.check_same((state.epoch, state.step), "epoch and step")
         state = _remaining_steps(state, genotype, settings, crew, log)
         if log is not None:
@@ -116,7 +116,7 @@ def _remaining_steps(
     name = json.loads(json.dumps(genotype.to_json())) if genotype is not None else None
     left = (settings.epochs - state.epoch) * state.steps - state.step
     with leading_stage(f"train ({settings.out.name})", left, crew.leads) as advance:
-        pauses = Pauses(settings.save_minutes, crew.any, advance, settings.batch_size)
+        pauses = CheckpointTimer(settings.save_minutes, crew.any, advance, settings.batch_size)
         while state.epoch < settings.epochs:
             pauses.note = f"epoch {state.epoch + 1}/{settings.epochs}"
             state, metrics = train_epoch(state, pauses)
@@ -150,7 +150,7 @@ def _validated(state: TrainState, settings: Train) -> dict[str, float]:
     return {"val_accuracy": result.mean, "val_half_width": result.half_width}
 
 
-def config_of(settings: Train, data: ImageData) -> TrainConfig:
+def train_config(settings: Train, data: ImageData) -> TrainConfig:
     """The recipe; images are mirrored where a mirrored image shows the same class (not so for characters)."""
     names = (
         *("batch_size", "learning_rate", "momentum", "weight_decay", "epochs", "milestones", "drop_path"),
@@ -173,16 +173,16 @@ def _check_genotype(saved: object, genotype: Genotype | None, settings: Train) -
         raise CheckpointError(f"{settings.out} trains another genotype: choose another --out")
 
 
-def lines_of(settings: Train, epochs: int) -> dict[int, dict[str, float]]:
+def epoch_lines(settings: Train, epochs: int) -> dict[int, dict[str, float]]:
     """What was measured in every epoch; raises CheckpointError unless all of the first ``epochs`` are there."""
-    lines = read_metrics(settings.out, Line)
+    lines = read_metrics(settings.out, EpochLine)
     check_complete(settings.out, lines, "epoch", range(1, epochs + 1))
     return {line["epoch"]: numbers_of(line) for line in lines}
 
 
-def draw_curves(settings: Train) -> None:
+def draw_learning_curves(settings: Train) -> None:
     """Training loss and accuracy against epochs, validation accuracy where it was taken, falls of the rate."""
-    rows = lines_of(settings, settings.epochs)
+    rows = epoch_lines(settings, settings.epochs)
     data = {
         name: [row[name] for row in rows.values()] for name in ("epoch", "loss", "accuracy", "learning_rate")
     }
@@ -203,5 +203,7 @@ def draw_curves(settings: Train) -> None:
             axes[0, 1].errorbar(**bars, label="validation, few-shot", capsize=2, **curve(2))
             axes[0, 1].set_ylabel("accuracy")
             axes[0, 1].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-        paths = save(drawing, "learning_curves", data, settings.out, without_paths(settings), settings.seed)
+        paths = save_figure(
+            drawing, "learning_curves", data, settings.out, without_paths(settings), settings.seed
+        )
     print(f"wrote {paths[0]} (and .pdf, .json)")

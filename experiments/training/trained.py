@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from experiments.config import read_config, settings_from
-from experiments.data.source import data_of
+from experiments.data.loading import data_of
 from experiments.requirements import require
 from experiments.runs import continue_with
 from experiments.training.settings import Train
-from experiments.training.train import Kept, new_network
+from experiments.training.train import TrainingContent, new_network
 from mamltheory.errors import CheckpointError, DataError, GenotypeError
 from mamltheory.fewshot.images import ImageData
 from mamltheory.fewshot.inputs import Inputs, inputs_of, recorded_inputs
@@ -60,7 +60,7 @@ def read_training(folder: Path) -> Trained:
     settings = dataclasses.replace(settings_from(Train, read_config(folder, "train")), out=folder)
     checkpoint = load(folder / "state", report=print)
     if checkpoint is not None:
-        check_state(checkpoint, Kept)
+        check_state(checkpoint, TrainingContent)
     if checkpoint is None or checkpoint.state["epoch"] < settings.epochs:
         done = 0 if checkpoint is None else checkpoint.state["epoch"]
         raise CheckpointError(

@@ -18,8 +18,7 @@ from experiments.config import settings_from
 from experiments.search.settings import SEARCH, Search
 from experiments.settings import Doctor
 from experiments.theory.settings import Drift
-from experiments.training.evaluation_settings import EVALUATE, Evaluate
-from experiments.training.settings import TRAIN, Train
+from experiments.training.settings import EVALUATE, TRAIN, Evaluate, Train
 from mamltheory.errors import ConfigurationError, DataError
 from mamltheory.runtime.interrupt import Interrupted, check_interrupted
 from mamltheory.runtime.runlog import open_run

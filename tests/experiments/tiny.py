@@ -1,9 +1,8 @@
 """Tiny settings of search, training and evaluation, and what their tests share."""
 
-from experiments.search import run as search
+from experiments.search import search
 from experiments.search.settings import Search
-from experiments.training.evaluation_settings import Evaluate
-from experiments.training.settings import Train
+from experiments.training.settings import Evaluate, Train
 from mamltheory.nas.genotype import Candidates, random_genotype
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.search.algorithm1 import SearchState
@@ -44,7 +43,7 @@ def begun(folder, **others):
     """A search that has come to :func:`nearly_done` in its folder."""
     settings = search_settings(folder, **others)
     recorded_search(settings.resolved(), "interrupted")
-    search.write_state(settings, search.Saved(nearly_done()))
+    search.write_state(settings, search.SavedSearch(nearly_done()))
     return settings
 
 

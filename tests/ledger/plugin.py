@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.plotting import figure, save
+from experiments.plotting import figure, save_figure
 from tests.ledger.graph import draw_verdicts
 from tests.ledger.ledger import Measured, Outcome, load, merged, of, verdict
 from tests.ledger.text import number_text, numbers_of, render, skeleton
@@ -147,7 +147,7 @@ def draw(statements, outcomes):
     verdicts = {one.id: verdict(one, of(one.id, outcomes)) for one in statements}
     with figure("page", 8.5) as (drawing, axes):
         draw_verdicts(axes[0, 0], statements, verdicts)
-        save(drawing, "verdicts", {"verdicts": verdicts}, ROOT / "figures")
+        save_figure(drawing, "verdicts", {"verdicts": verdicts}, ROOT / "figures")
 
 
 def tested_code():

@@ -11,20 +11,16 @@ import numpy as np
 import pytest
 
 from experiments import genotypes
-from experiments import genotypes as published
-from experiments.search import run as search
+from experiments.search import search
 from experiments.search.protocols import METHODS as METHODS_OF_SEARCH
 from experiments.search.protocols import PROTOCOLS
 from experiments.search.settings import Search
-from experiments.tables import markup as rendering
-from experiments.tables import runs as table_runs
-from experiments.tables import sheets as table_sheets
-from experiments.tables import table
+from experiments.tables import markup, pipeline, sheets, table
 from experiments.tables.settings import METHODS as ALL_METHODS
 from experiments.tables.settings import RECIPES, Recipe, Table
 from experiments.training import train
 from experiments.training.evaluate import accuracies_of
-from experiments.training.evaluation_settings import Evaluate
+from experiments.training.settings import Evaluate
 from mamltheory.errors import ConfigurationError
 from mamltheory.fewshot.statistics import compare_runs
 from mamltheory.nas.genotype import random_genotype
@@ -73,12 +69,12 @@ def study(few_images, tmp_path_factory):  # noqa: ARG001
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RECIPES, "glyphs", tiny)
-        patch.setattr(search, "search", instant_search)
-        patch.setattr(table_runs, "SIZE_DRAWS", 150)
-        with ctrl_c_during(table_runs, "evaluate_run", 3) as stopped:
-            table.run(settings)
+        patch.setattr(search, "search_cells", instant_search)
+        patch.setattr(pipeline, "SIZE_DRAWS", 150)
+        with ctrl_c_during(pipeline, "evaluate_run", 3) as stopped:
+            table.make_table(settings)
         with counted(train, "train_epoch") as epochs:
-            assert table.run(settings) == 0
+            assert table.make_table(settings) == 0
         yield settings, stopped.value, len(epochs)
 
 
@@ -102,8 +98,8 @@ def test_a_stopped_table_goes_on_and_trains_nothing_twice(study):
     settings, stopped, epochs = study
     assert stopped.continue_with.startswith("the same command")
     assert epochs == len(METHODS) * RUNS - 2
-    with counted(train, "train_epoch") as again, counted(table_runs, "evaluate_run") as evaluations:
-        table.run(settings)
+    with counted(train, "train_epoch") as again, counted(pipeline, "evaluate_run") as evaluations:
+        table.make_table(settings)
     assert (again, evaluations) == ([], [])
 
 
@@ -115,15 +111,15 @@ def test_every_cell_is_the_mean_over_the_runs_that_its_record_names(study):
     for mean in record["means"]:
         accuracies = []
         for source in mean["sources"]:
-            path = table_runs.Path(source["folder"]) / "run.json"
+            path = pipeline.Path(source["folder"]) / "run.json"
             assert sha256(path.read_bytes()) == source["sha256"]
             accuracies.append(100 * accuracies_of(read_run(path)["results"]).mean())
         assert len(accuracies) == RUNS
         text = f"{np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f}"
-        assert shown[table_sheets.NAMES[mean["method"]]][6 if mean["shots"] == 1 else 7] == text
+        assert shown[sheets.NAMES[mean["method"]]][6 if mean["shots"] == 1 else 7] == text
     for run in record["runs"]:
         stages = {"train", "evaluate-1-shot", "evaluate-5-shot"}
-        searched = {"search"} if run["method"] in table_runs.SEARCHED else set()
+        searched = {"search"} if run["method"] in pipeline.SEARCHED else set()
         assert set(run["sources"]) == stages | searched
 
 
@@ -146,10 +142,10 @@ def test_the_random_cell_of_the_same_size_has_the_searched_cells_parameters(stud
         for searched, random in (("metantk", "random-same-size"), ("te-nas", "random-te-nas-size")):
             found, like = sizes[searched, seed], sizes[random, seed]
             assert abs(like - found) <= 0.02 * found
-    folders = {run.method: run for run in table_runs.runs_of(study[0]) if run.seed == 0}
+    folders = {run.method: run for run in pipeline.runs_of(study[0]) if run.seed == 0}
     cells = {method: genotypes.read_genotype(run.genotype) for method, run in folders.items()}
     assert cells["random-same-size"] != cells["metantk"]
-    assert cells["metanas"] == published.named("metanas-mini-5").genotype
+    assert cells["metanas"] == genotypes.published_cell("metanas-mini-5").genotype
 
 
 def test_differences_are_taken_task_by_task_and_run_by_run(study):
@@ -182,13 +178,13 @@ def test_runs_of_one_seed_on_different_tasks_are_not_compared(own):
     record["results"]["tasks_digest"] = "another"
     path.write_text(json.dumps(record))
     with pytest.raises(ConfigurationError, match="evaluated on different tasks"):
-        table.run(own)
+        table.make_table(own)
 
 
 def test_missing_runs_are_shown_as_missing_and_never_filled_in(own, capsys):
     shutil.rmtree(own.work / "glyphs/te-nas")
     shutil.rmtree(own.work / "glyphs/random/seed-1/evaluate-5-shot")
-    assert table.run(own) == 0
+    assert table.make_table(own) == 0
     shown = {row[0]: row for row in rows_of(own, "Ablation on glyphs")}
     assert shown["TE-NAS"][4:] == ["missing", "–", "missing", "missing"]
     assert shown["Random cell"][7].endswith("(1 of 2 runs)")
@@ -219,7 +215,7 @@ def test_an_evaluation_of_something_else_counts_as_missing(own, what):
         if what == "the training":
             record = read_run(path) | {"started": "2020-01-01T00:00:00+00:00"}
         path.write_text(json.dumps(record))
-    table.run(own)
+    table.make_table(own)
     shown = {row[0]: row for row in rows_of(own, "Ablation on glyphs")}
     assert shown["Random cell"][6].endswith("(1 of 2 runs)")
 
@@ -236,7 +232,7 @@ def test_a_run_from_before_a_setting_existed_counts_where_the_table_takes_its_de
     recipe = RECIPES["glyphs"].evaluate[1]
     assert (getattr(recipe, setting) == getattr(Evaluate(), setting)) is counts
     without(own.work / "glyphs/random/seed-0/evaluate-1-shot", setting)
-    table.run(own)
+    table.make_table(own)
     shown = {row[0]: row for row in rows_of(own, "Ablation on glyphs")}
     assert shown["Random cell"][6].endswith("(1 of 2 runs)") is not counts
 
@@ -260,13 +256,13 @@ def test_a_search_from_before_a_setting_existed_goes_on_with_its_default_or_the_
 ):
     settings = Search(out=tmp_path, **others).resolved()
     recorded_search(settings)
-    assert table_runs.finished(settings, "search") is not None
+    assert pipeline.finished_run(settings, "search") is not None
     without(tmp_path, name)
     if change is None:
-        assert table_runs.finished(settings, "search") is not None
+        assert pipeline.finished_run(settings, "search") is not None
         assert recorded_search(settings)["starts"] == 2
     else:
-        assert table_runs.finished(settings, "search") is None
+        assert pipeline.finished_run(settings, "search") is None
         with pytest.raises(ConfigurationError, match=f"holds a run with other settings: {change}"):
             recorded_search(settings)
 
@@ -278,7 +274,7 @@ def test_a_search_that_recorded_a_retired_setting_goes_on_with_its_only_value_al
     record = read_run(tmp_path)
     for value, change in ((only, None), ("other", rf"{name} \('other' there, {only!r} now\);")):
         (tmp_path / "run.json").write_text(json.dumps(record | {"config": record["config"] | {name: value}}))
-        assert (table_runs.finished(settings, "search") is None) is (change is not None)
+        assert (pipeline.finished_run(settings, "search") is None) is (change is not None)
         if change is not None:
             with pytest.raises(ConfigurationError, match=f"holds a run with other settings: {change}"):
                 recorded_search(settings)
@@ -296,7 +292,7 @@ def test_every_search_has_a_value_of_every_setting_from_before(protocol, method)
 
 def test_without_runs_the_papers_numbers_stand_beside_gaps(tmp_path, capsys):
     settings = Table(work=tmp_path, out=tmp_path)
-    assert table.run(settings) == 0
+    assert table.make_table(settings) == 0
     assert "60 of 60 runs are missing" in capsys.readouterr().out
     first, second = rows_of(settings, "Table 1"), rows_of(settings, "Table 2")
     assert (tmp_path / "table_paper.md").read_text().count("were not measured by this code") == 2
@@ -330,7 +326,7 @@ def test_without_runs_the_papers_numbers_stand_beside_gaps(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["paper", "tiny"])
 def test_the_latex_has_as_many_cells_in_every_row_as_columns(name, study, tmp_path):
     settings = study[0] if name == "tiny" else Table(work=tmp_path, out=tmp_path)
-    table.write(table.collect(settings))
+    table.write_files(table.collect(settings))
     text = (settings.out / f"table_{name}.tex").read_text()
     assert text.isascii()
     tables = re.findall(r"\\begin\{tabular\}\{(\w+)\}\n(.*?)\\end\{tabular\}", text, flags=re.DOTALL)
@@ -363,8 +359,8 @@ def test_the_latex_has_as_many_cells_in_every_row_as_columns(name, study, tmp_pa
 
 
 def test_special_characters_reach_latex_as_themselves_and_markdown_keeps_its_bars():
-    sheet = rendering.Sheet("50 % of a_b", (("", "a|b"), ("", "c")), (("x & y", "{z}"),))
-    assert r"50 \% of a\_b" in rendering.latex(sheet)
-    assert r"x \& y & \{z\} \\" in rendering.latex(sheet)
-    row = rendering.Sheet("t", (("", "a"),), (("x|y",),))
-    assert r"| x\|y |" in rendering.markdown(row)
+    sheet = markup.Sheet("50 % of a_b", (("", "a|b"), ("", "c")), (("x & y", "{z}"),))
+    assert r"50 \% of a\_b" in markup.latex(sheet)
+    assert r"x \& y & \{z\} \\" in markup.latex(sheet)
+    row = markup.Sheet("t", (("", "a"),), (("x|y",),))
+    assert r"| x\|y |" in markup.markdown(row)

@@ -1,7 +1,9 @@
-"""The course of a search in one figure: which operator left which edge in which round, by what score, how surely."""
+"""The figures of a search: which operator left which edge in which round, and the cells that it found."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -10,13 +12,19 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from experiments.plotting import figure, save
+from experiments.data.loading import data_of
+from experiments.genotypes import network_size
+from experiments.plotting import draw_genotype, figure, save_figure
+from experiments.runs import without_paths
 from experiments.search.report import SHORT
-from mamltheory.nas.genotype import CELL_TYPES, EDGES
+from experiments.search.settings import Search
+from mamltheory.nas.genotype import CELL_TYPES, EDGES, Genotype
+from mamltheory.nas.scoring.score import Score
 from mamltheory.nas.search.ranking import competitions
 from mamltheory.nas.search.round_report import RoundReport
 from mamltheory.nas.search.state import Decision, SearchState
 from mamltheory.nas.search.stopping import SEPARATED
+from mamltheory.nas.sizes import genotype_parameters
 
 ROW, GAP, HEAD, LEFT = 1.0, 0.45, 2.4, 1.15
 """Heights of a field, of the space between nodes and of the rounds' heads, and the width of the labels, in fields."""
@@ -34,7 +42,7 @@ def draw_trace(
     height = 0.2 * (len(rows()) + 4 * GAP + HEAD) + 0.75
     with figure("page", height) as (drawing, axes):
         _draw(drawing, axes[0, 0], data)
-        return save(drawing, name, data, directory, settings, seed)
+        return save_figure(drawing, name, data, directory, settings, seed)
 
 
 def trace_data(state: SearchState) -> dict[str, list]:
@@ -207,3 +215,53 @@ def _legend(drawing: Figure, axes: Axes) -> None:
 
 def _middle(size: float) -> dict[str, object]:
     return {"ha": "center", "va": "center", "fontsize": size}
+
+
+NAMES = {
+    "metantk-nas": "MetaNTK-NAS",
+    "te-nas": "TE-NAS",
+    "regions": "linear regions alone",
+    "random": "random cell",
+}
+
+
+def draw_cells(
+    genotype: Genotype,
+    settings: Search,
+    name: str = "cells",
+    directory: Path | None = None,
+    scores: Sequence[Score] = (),
+) -> None:
+    """The two cells, titled by method, parameters of the network to be trained, and scores on fresh draws."""
+    settings = settings.resolved()
+    size = network_size(settings, len(data_of(settings).train.class_names))
+    parameters, edges = genotype_parameters(genotype, size), genotype.edges()
+    parts = [NAMES[settings.method], f"{parameters:,} parameters", *score_words(settings, scores)]
+    data = {
+        "genotype": genotype.to_json(),
+        "parameters": parameters,
+        "scores": [{"condition": score.condition, "regions": score.regions} for score in scores],
+    }
+    with figure("page", 5.4, rows=2) as (drawing, axes):
+        drawing.suptitle(", ".join(parts))
+        for panel, kind in zip(axes[:, 0], CELL_TYPES, strict=True):
+            draw_genotype(panel, edges[kind], f"{kind} cell")
+        paths = save_figure(
+            drawing, name, data, directory or settings.out, without_paths(settings), settings.seed
+        )
+    print(f"wrote {paths[0]} (and .pdf, .json)")
+
+
+def score_words(settings: Search, scores: Sequence[Score]) -> list[str]:
+    """Mean ± standard error over the draws of log C_N, or of R_N where that alone decides; nothing at random."""
+    if not scores or not settings.criteria:
+        return []
+    if settings.criteria == ("regions",):
+        name, values = "$R_{\\mathcal{N}}$", [score.regions for score in scores]
+    else:
+        name, values = "$\\log C_{\\mathcal{N}}$", [math.log(score.condition) for score in scores]
+        name += " (harmonic)" if settings.metric == "harmonic" else ""
+    if not all(map(math.isfinite, values)):
+        return [f"{name} = ∞"]
+    error = f" ± {stdev(values) / math.sqrt(len(values)):.2g}" if len(values) > 1 else ""
+    return [f"{name} = {fmean(values):.4g}{error}"]

@@ -6,15 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
-from experiments.benchmarks import drawing, tables
-from experiments.benchmarks.cases import Case
-from experiments.benchmarks.catalogue import GROUPS, chosen
-from experiments.benchmarks.machine import absent, describe, peer_versions
-from experiments.benchmarks.measure import Plan, measure_case
+from experiments.benchmarks import report
+from experiments.benchmarks.catalogue import GROUPS, chosen_cases
+from experiments.benchmarks.machine import describe_machine, missing_peers, peer_versions
+from experiments.benchmarks.measure import Plan, measure_case, measure_scaling
+from experiments.benchmarks.problems import Case
 from experiments.benchmarks.processes import Ask, ask_process
-from experiments.benchmarks.scaling import measure_scaling
 from experiments.benchmarks.settings import Benchmark
-from experiments.plotting import figure, save
+from experiments.plotting import figure, save_figure
 from experiments.runs import continued_by
 from mamltheory.errors import CheckpointError
 from mamltheory.runtime.device import choose_device
@@ -32,15 +31,15 @@ class _Content(TypedDict):
     record: dict[str, object]
 
 
-def run(settings: Benchmark) -> int:
+def run_benchmark(settings: Benchmark) -> int:
     """Measure and report; returns 0."""
     choose_device(settings.device)
-    cases = chosen(settings.cases)
+    cases = chosen_cases(settings.cases)
     # the other Python's peer computes on the CPU alone
     versions = peer_versions(settings.neural_tangents_python if settings.device == "cpu" else None)
     with continued_by(f"the same command; finished cases lie in {settings.runs}"):
-        measured = measure(settings, cases, versions)
-    report(settings, versions, measured)
+        measured = measure_pieces(settings, cases, versions)
+    write_report(settings, versions, measured)
     return 0
 
 
@@ -73,7 +72,9 @@ def pieces(settings: Benchmark, cases: Sequence[Case], versions: dict[str, str |
                     "methods": case.methods,
                     "peers": used,
                 }
-                yield Piece((kind, case.name), allocator, identity, _case_job(case, plan, absent(versions)))
+                yield Piece(
+                    (kind, case.name), allocator, identity, _case_job(case, plan, missing_peers(versions))
+                )
     for group in GROUPS.values():
         if group.scaling and any(case.group == group for case in cases):
             identity = common | {"sizes": group.scaling_base, "values": group.scaling}
@@ -88,7 +89,7 @@ def _scaling_job(group: object, plan: Plan) -> Callable[[Ask], Record]:
     return lambda ask: measure_scaling(group, plan, ask)
 
 
-def measure(
+def measure_pieces(
     settings: Benchmark, cases: Sequence[Case], versions: dict[str, str | None]
 ) -> dict[str, dict[str, Record]]:
     """Records of all pieces by place; those that lie in the run folder are taken from there."""
@@ -98,7 +99,7 @@ def measure(
         for piece in work:
             kind, name = piece.place
             path = settings.runs / f"{kind}-{name}-{settings.device}-{piece.allocator}.json".replace(" ", "-")
-            record = None if settings.again else finished(path, piece.identity)
+            record = None if settings.again else finished_record(path, piece.identity)
             if record is None:
                 record = plain(piece.job(partial(ask_process, settings, piece.allocator)))
                 replace_file(path, sealed(to_json({"identity": piece.identity, "record": record})))
@@ -107,7 +108,7 @@ def measure(
     return found
 
 
-def finished(path: Path, identity: Record) -> Record | None:
+def finished_record(path: Path, identity: Record) -> Record | None:
     """The record in the file, if it is of the same settings, sizes and peers; None otherwise."""
     if not path.exists():
         return None
@@ -119,12 +120,12 @@ def finished(path: Path, identity: Record) -> Record | None:
     return content["record"] if content["identity"] == plain(identity) else None
 
 
-def report(
+def write_report(
     settings: Benchmark, versions: dict[str, str | None], measured: dict[str, dict[str, Record]]
 ) -> None:
     """Write the figure, its numbers and the tables, and say so."""
     data = measured | {
-        "machine": describe(settings.device),
+        "machine": describe_machine(settings.device),
         "peers": versions,
         "device": settings.device,
         "rounds": settings.rounds,
@@ -135,11 +136,11 @@ def report(
         k: v for k, v in dataclasses.asdict(settings).items() if k in ("rounds", "seconds", "quick", "cases")
     }
     table = settings.out / f"{name}.md"
-    replace_file(table, tables.document(plain(data)).encode())
-    if found := drawing.panels(measured["cases"]):
+    replace_file(table, report.benchmark_tables(plain(data)).encode())
+    if found := report.points_by_group(measured["cases"]):
         with figure("page", 4.6, rows=2, columns=len(found), sharex="col") as (sheet, axes):
-            drawing.draw(sheet, axes, found, "CPU" if settings.device == "cpu" else "device")
-            paths = save(sheet, name, data, settings.out, kept, settings.seed)
+            report.draw_panels(sheet, axes, found, "CPU" if settings.device == "cpu" else "device")
+            paths = save_figure(sheet, name, data, settings.out, kept, settings.seed)
         print(f"wrote {paths[0]} (and .pdf, .json) and {table}")
     else:
         numbers = settings.out / f"{name}.json"

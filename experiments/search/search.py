@@ -11,13 +11,12 @@ from typing import NotRequired, TypedDict
 import torch
 from torch import Tensor
 
-from experiments.data.source import cached_data, data_of, source_in
+from experiments.data.loading import cached_data, data_of, source_in
 from experiments.genotypes import network_size
 from experiments.runs import FREE, continue_with, opened_run, without_paths
-from experiments.search.cell_figure import draw_cells
-from experiments.search.report import LEGEND, closing_lines, goes_first, round_lines, search_record
+from experiments.search.figures import draw_cells, draw_trace
+from experiments.search.report import LEGEND, closing_lines, round_lines, search_record, worst_so_far
 from experiments.search.settings import Search
-from experiments.search.trace import draw_trace
 from mamltheory.errors import CheckpointError
 from mamltheory.fewshot.episodes import episode_tasks
 from mamltheory.fewshot.images import normalise, take
@@ -50,9 +49,9 @@ PATCHES, PATCH_IMAGES = 3000, 300
 """Inputs of the region count (released code), cut from so many images."""
 
 
-def run(settings: Search) -> int:
+def search_and_draw(settings: Search) -> int:
     """Search, write ``genotype.json`` and ``search.json``, and draw the cells and the course; returns 0."""
-    search(settings)
+    search_cells(settings)
     draw_found(settings)
     print(f"genotype: {settings.out / 'genotype.json'}")
     return 0
@@ -75,15 +74,15 @@ def final_scores(state: SearchState, settings: Search) -> list[Score]:
     return [scorer(state.candidates, state.round_index, repeat) for repeat in range(FINAL_DRAWS)]
 
 
-class Kept(TypedDict):
+class SearchContent(TypedDict):
     """What the state of a search holds."""
 
-    search: dict[str, object]
+    search_cells: dict[str, object]
     cpu_seconds: NotRequired[float]
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedSearch:
     """A search as it lies in its run folder: its state, and the CPU seconds that its scores have taken.
 
     halvings: how often this process saw a batch of candidates that did not fit the memory; not in the folder.
@@ -93,15 +92,15 @@ class Saved:
     cpu_seconds: float = 0.0
     halvings: int = 0
 
-    def with_scores(self, found: Mapping[Job, Score], seconds: float) -> "Saved":
+    def with_scores(self, found: Mapping[Job, Score], seconds: float) -> "SavedSearch":
         """The same with a chunk's scores recorded; says so when for the first time a batch did not fit."""
         halved = halvings(found.values())
         if halved and not self.halvings:
             print("a batch did not fit the memory: going on with half as many at a time")
-        return Saved(record(self.state, found), self.cpu_seconds + seconds, self.halvings + halved)
+        return SavedSearch(record(self.state, found), self.cpu_seconds + seconds, self.halvings + halved)
 
 
-def search(settings: Search) -> Genotype:
+def search_cells(settings: Search) -> Genotype:
     """Run or take up the search in its run folder; the genotype is the same whatever the interruptions."""
     settings = settings.resolved()
     device = choose_device(settings.device)
@@ -117,7 +116,7 @@ def search(settings: Search) -> Genotype:
             while not is_finished(saved.state, rules):
                 before, saved = saved.state, finish_round(saved, rules, scorer, settings, spread, log)
                 print("\n".join(round_lines(before, saved.state)), flush=True)
-        return finish(saved, settings, log)
+        return write_results(saved, settings, log)
 
 
 def opened_search(settings: Search, device: torch.device | str) -> AbstractContextManager[RunLog]:
@@ -126,7 +125,7 @@ def opened_search(settings: Search, device: torch.device | str) -> AbstractConte
     return opened_run("search", settings, device, free=free, before=settings.before(), again=again)
 
 
-def finish(saved: Saved, settings: Search, log: RunLog) -> Genotype:
+def write_results(saved: SavedSearch, settings: Search, log: RunLog) -> Genotype:
     """Write what was found, and say what stayed open."""
     result = search_record(saved.state, without_paths(settings))
     genotype = saved.state.candidates.genotype()
@@ -139,13 +138,13 @@ def finish(saved: Saved, settings: Search, log: RunLog) -> Genotype:
 
 
 def finish_round(
-    saved: Saved,
+    saved: SavedSearch,
     rules: SearchSettings,
     scorer: CellScorer,
     settings: Search,
     spread: Mapper,
     log: RunLog | None = None,
-) -> Saved:
+) -> SavedSearch:
     """Score what the round still lacks, saving after every chunk, prune, and log the round."""
     round_scorer = scorer_by(rules, scorer)
     # Repeats in advance only where a repeat is a single piece of work, and other processes would have none.
@@ -159,7 +158,7 @@ def finish_round(
             for _, (found, seconds) in spread(score, lacking):
                 saved = saved.with_scores(found, seconds)
                 write_state(settings, saved)
-                advance(note=goes_first(saved.state, rules))
+                advance(note=worst_so_far(saved.state, rules))
     saved = replace(saved, state=prune(saved.state, rules))
     if log is not None:
         # Logged first: a crash in between repeats the line, and never leaves out a round.
@@ -179,24 +178,24 @@ def score_chunk(
     return found, time.process_time() - begun
 
 
-def write_state(settings: Search, saved: Saved) -> None:
+def write_state(settings: Search, saved: SavedSearch) -> None:
     """Put the state in the run folder, from where :func:`saved_search` takes it up."""
     content = {"search": state_to_json(saved.state), "cpu_seconds": saved.cpu_seconds}
     save_state(settings.out / "state", {}, plain(content))
 
 
-def saved_search(settings: Search) -> Saved:
+def saved_search(settings: Search) -> SavedSearch:
     """The newest good state of the run folder, or the full supernet."""
     checkpoint = load(settings.out / "state", report=print)
     if checkpoint is None:
-        return Saved(SearchState())
-    check_state(checkpoint, Kept)
+        return SavedSearch(SearchState())
+    check_state(checkpoint, SearchContent)
     content = checkpoint.state
     try:
         state = state_from_json(content["search"])
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from None
-    return Saved(state, float(content.get("cpu_seconds", 0.0)))
+    return SavedSearch(state, float(content.get("cpu_seconds", 0.0)))
 
 
 def rules_of(settings: Search) -> SearchSettings:

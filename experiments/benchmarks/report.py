@@ -1,6 +1,11 @@
-"""The benchmark's tables in Markdown; every number is one of the JSON beside them."""
+"""The benchmark's tables in Markdown, and the figure of time and memory against width."""
 
 from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.plotting import curve, ticks_at
 
 HEAD = (
     "| method | {clock} s | ratio | ratio, tuned allocator | peak MB | ratio | difference to float64 | "
@@ -8,22 +13,22 @@ HEAD = (
 )
 
 
-def document(data: Mapping[str, object]) -> str:
+def benchmark_tables(data: Mapping[str, object]) -> str:
     """Machine, exponents, and a table for every case."""
     parts = ["# Ours beside what a user would pick"]
     parts += (
         ["**Tiny sizes, to show that everything runs: the numbers mean nothing.**"] if data["quick"] else []
     )
-    parts += [machine(data["machine"], data["peers"])]
-    parts += [method_note(data)]
+    parts += [machine_lines(data["machine"], data["peers"])]
+    parts += [how_measured(data)]
     if data["scaling"]:
-        parts += ["## How cost grows", exponents(data["scaling"])]
+        parts += ["## How cost grows", exponent_table(data["scaling"])]
     for name, record in data["cases"].items():
-        parts += [f"## {record['title']}", case(record, data["tuned"].get(name), data["device"])]
+        parts += [f"## {record['title']}", case_table(record, data["tuned"].get(name), data["device"])]
     return "\n\n".join(parts) + "\n"
 
 
-def machine(about: Mapping[str, object], peers: Mapping[str, str | None]) -> str:
+def machine_lines(about: Mapping[str, object], peers: Mapping[str, str | None]) -> str:
     """The machine and the versions in two sentences."""
     found = ", ".join(f"{name} {number}" for name, number in peers.items() if number)
     missing = ", ".join(name for name, number in peers.items() if not number)
@@ -37,7 +42,7 @@ def machine(about: Mapping[str, object], peers: Mapping[str, str | None]) -> str
     return "\n".join(lines)
 
 
-def method_note(data: Mapping[str, object]) -> str:
+def how_measured(data: Mapping[str, object]) -> str:
     """How the numbers were taken."""
     clock = "CPU time of one thread" if data["device"] == "cpu" else "time on the device between events"
     return (
@@ -55,7 +60,7 @@ def method_note(data: Mapping[str, object]) -> str:
     )
 
 
-def exponents(scaling: Mapping[str, Mapping[str, object]]) -> str:
+def exponent_table(scaling: Mapping[str, Mapping[str, object]]) -> str:
     """Exponents of time in every size with their intervals, and the floor's over the same values."""
     rows = []
     for group, record in scaling.items():
@@ -68,7 +73,7 @@ def exponents(scaling: Mapping[str, Mapping[str, object]]) -> str:
     return "\n".join(["| work | in | values | time grows as power | floor |", "|---|---|---|---|---|", *rows])
 
 
-def case(record: Mapping[str, object], tuned: Mapping[str, object] | None, device: str) -> str:
+def case_table(record: Mapping[str, object], tuned: Mapping[str, object] | None, device: str) -> str:
     """The table of one case; rows are methods."""
     rows = [HEAD.format(clock="CPU" if device == "cpu" else "device"), "|---|" + "---|" * 7]
     methods = record["methods"]
@@ -115,3 +120,81 @@ def _notes(record: Mapping[str, object]) -> str:
     if record["floor"]:
         notes.append(f"floor {record['floor'] / 1e9:.3g} GFLOP")
     return "; ".join(notes) + "."
+
+
+STYLES = {
+    "ours": 0,
+    "ours, fused step": 6,
+    "ours, float64 sums": 6,
+    "PyTorch loop": 1,
+    "autograd rows": 1,
+    "torch.func": 2,
+    "torch.func jacrev": 2,
+    "higher": 3,
+    "opacus": 3,
+    "TorchOpt": 4,
+    "nngeometry": 4,
+    "learn2learn": 5,
+    "neural-tangents": 5,
+}
+"""A method looks the same in all panels, and two that look alike share none; also the order of the legend."""
+
+
+def points_by_group(
+    cases: Mapping[str, Mapping[str, object]],
+) -> dict[str, dict[str, list[tuple[int, Mapping]]]]:
+    """By group, by method: (width, record) for every case with a width and the group's usual other sizes."""
+    found: dict[str, dict[str, list[tuple[int, Mapping]]]] = {}
+    for record in cases.values():
+        sizes = record["sizes"]
+        if "width" not in sizes or sizes.get("tau", 1) != 1:
+            continue
+        for name, each in record["methods"].items():
+            if each["status"] == "measured":
+                curves = found.setdefault(record["group"], {})
+                curves.setdefault(name, []).append(
+                    (sizes["width"], {**each, "parameters": record["parameters"]})
+                )
+    return found
+
+
+def draw_panels(drawing: Figure, axes: Mapping, found: Mapping[str, Mapping[str, list]], clock: str) -> None:
+    """A column of panels a group: time above, memory below."""
+    for column, (group, curves) in enumerate(found.items()):
+        time, memory = axes[0][column], axes[1][column]
+        for name in sorted(curves, key=_position):
+            points = curves[name]
+            _line(time, name, [(width, each["median_seconds"]) for width, each in points])
+            _line(memory, name, [(w, each["peak_bytes"] / 1e6) for w, each in points if each["peak_bytes"]])
+        sizes = {width: 4e-6 * each["parameters"] for points in curves.values() for width, each in points}
+        widths = sorted(sizes)
+        memory.loglog(widths, [sizes[w] for w in widths], color="0.5", linewidth=0.8, label="the parameters")
+        time.set_title(group)
+        for panel in (time, memory):
+            ticks_at(panel.xaxis, widths)
+        memory.set_xlabel("width $l$")
+    axes[0][0].set_ylabel(f"{clock} seconds a call")
+    axes[1][0].set_ylabel("peak memory, MB")
+    draw_legend(drawing, axes)
+
+
+def draw_legend(drawing: Figure, axes: Mapping) -> None:
+    """One legend for all panels, below them."""
+    labelled = {}
+    for row in axes:
+        for panel in row:
+            labelled |= {label: line for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    names = sorted(labelled, key=_position)
+    drawing.legend([labelled[name] for name in names], names, loc="outside lower center", ncols=5)
+
+
+def _position(name: str) -> int:
+    return list(STYLES).index(name) if name in STYLES else len(STYLES)
+
+
+def _line(axes: Axes, name: str, points: list[tuple[int, float]]) -> None:
+    if not points:
+        return
+    ours = name.startswith("ours")
+    style = curve(STYLES[name]) | {"linewidth": 2 if ours else 1, "markersize": 5 if ours else 3.5}
+    axes.loglog(*zip(*sorted(points), strict=True), **style, zorder=3 if ours else 2, label=name)

@@ -11,16 +11,15 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-from experiments.data.source import data_of
-from experiments.genotypes import named, network_size, read_genotype, write_genotype
+from experiments.data.loading import data_of
+from experiments.genotypes import network_size, published_cell, read_genotype, write_genotype
 from experiments.runs import FREE
-from experiments.search import run as search
+from experiments.search import search
 from experiments.search.settings import Search
 from experiments.tables.settings import RECIPES, SIZED, Experiment, Method, Recipe, Table
 from experiments.training import train
-from experiments.training.evaluate import check_results, evaluate_run, identity
-from experiments.training.evaluation_settings import Evaluate
-from experiments.training.settings import Train
+from experiments.training.evaluate import check_results, identity, record_evaluation
+from experiments.training.settings import Evaluate, Train
 from experiments.training.trained import saved_genotype
 from mamltheory.nas.genotype import Genotype, random_genotype
 from mamltheory.nas.sizes import random_genotype_like
@@ -95,7 +94,7 @@ def evaluate_settings(settings: Table, run: Run, shots: int) -> Evaluate:
     return dataclasses.replace(run.recipe.evaluate[shots], **_common(settings, run), **files)
 
 
-def finished(settings: object, command: str) -> dict[str, object] | None:
+def finished_run(settings: object, command: str) -> dict[str, object] | None:
     """The record of the run that these settings describe, when it lies finished in their folder.
 
     A setting that did not exist when the run was recorded counts as its value from before, as when a run goes on.
@@ -108,30 +107,30 @@ def finished(settings: object, command: str) -> dict[str, object] | None:
     return record if same and record["command"] == command and record.get("status") == "finished" else None
 
 
-def trained(settings: Table, run: Run) -> dict[str, object] | None:
+def finished_training(settings: Table, run: Run) -> dict[str, object] | None:
     """The record of a finished training of the cell that now lies in the run's folder."""
     training = train_settings(settings, run)
-    record = finished(training, "train")
+    record = finished_run(training, "train")
     if record is None or not run.genotype.exists():
         return None
     checkpoint = load(training.out / "state", report=print)
     if checkpoint is None:
         return record  # the weights were removed; the record stays true
-    check_state(checkpoint, train.Kept)
+    check_state(checkpoint, train.TrainingContent)
     return record if saved_genotype(checkpoint) == read_genotype(run.genotype) else None
 
 
-def evaluated(settings: Table, run: Run, shots: int) -> dict[str, object] | None:
+def finished_evaluation(settings: Table, run: Run, shots: int) -> dict[str, object] | None:
     """The record of a finished evaluation of the training that now lies in the run's folder."""
-    record = finished(evaluate_settings(settings, run, shots), "evaluate")
-    training = trained(settings, run)
+    record = finished_run(evaluate_settings(settings, run, shots), "evaluate")
+    training = finished_training(settings, run)
     if record is None or training is None:
         return None
     check_results(run.folder / f"evaluate-{shots}-shot", record.get("results"))
     return record if record["results"]["training"] == identity(training) else None
 
 
-def make(settings: Table) -> None:
+def make_missing_runs(settings: Table) -> None:
     """Make what is missing, seed by seed: the searches, then cells of their size, trainings and evaluations."""
     with workers(settings.jobs) as spread:
         for seed, runs in groupby(sorted(runs_of(settings), key=_seed), key=_seed):
@@ -155,12 +154,16 @@ def _seed(run: Run) -> int:
 
 def _lacking_a_search(settings: Table, runs: Iterable[Run]) -> list[Run]:
     pairs = ((run, search_settings(settings, run)) for run in runs)
-    return [run for run, search in pairs if search is not None and finished(search, "search") is None]
+    return [
+        run for run, search in pairs if search is not None and finished_run(search, "search_cells") is None
+    ]
 
 
 def _lacking_a_result(settings: Table, runs: Iterable[Run]) -> list[Run]:
     return [
-        run for run in runs if any(evaluated(settings, run, shots) is None for shots in run.recipe.evaluate)
+        run
+        for run in runs
+        if any(finished_evaluation(settings, run, shots) is None for shots in run.recipe.evaluate)
     ]
 
 
@@ -171,26 +174,26 @@ def _prepare_data(settings: Table, runs: Iterable[Run]) -> None:
 
 
 def _search(settings: Table, run: Run) -> None:
-    search.search(search_settings(settings, run))
+    search.search_cells(search_settings(settings, run))
 
 
 def _train_and_evaluate(settings: Table, run: Run) -> None:
     if run.method not in SEARCHED and not run.genotype.exists():
         write_genotype(run.genotype, cell_without_search(settings, run))
     training = train_settings(settings, run)
-    if trained(settings, run) is None:
-        train.train(training, read_genotype(run.genotype))
+    if finished_training(settings, run) is None:
+        train.train_network(training, read_genotype(run.genotype))
     for shots in run.recipe.evaluate:
-        if evaluated(settings, run, shots) is None:
-            evaluate_run(evaluate_settings(settings, run, shots))
+        if finished_evaluation(settings, run, shots) is None:
+            record_evaluation(evaluate_settings(settings, run, shots))
 
 
 def cell_without_search(settings: Table, run: Run) -> Genotype:
     """A published cell, or a random one of the form that the search derives, also as large as the searched one."""
     if run.method == "metanas":
-        return named(f"metanas-{run.recipe.published}").genotype
+        return published_cell(f"metanas-{run.recipe.published}").genotype
     if run.method == "metantk-published":
-        return named(f"{run.recipe.published}-{(run.seed - settings.seed) % PUBLISHED + 1}").genotype
+        return published_cell(f"{run.recipe.published}-{(run.seed - settings.seed) % PUBLISHED + 1}").genotype
     if run.method == "random":
         return random_genotype(generator(run.seed, "random cell of a table"), run.recipe.inputs)
     searched = SIZED[run.method]

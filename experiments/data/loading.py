@@ -3,8 +3,8 @@
 from functools import lru_cache
 from pathlib import Path
 
-from experiments.runs import alone_or_leading, quoted, warn, watched
-from experiments.settings import Network, shares_of
+from experiments.runs import alone_or_leading, image_stage, quoted, warn
+from experiments.settings import ExperimentSettings, shares_of
 from experiments.training.settings import MetaTrain
 from mamltheory.errors import printable
 from mamltheory.fewshot.datasets import ImageData, load_data
@@ -26,7 +26,7 @@ def cached_data(source: str, image_size: int, split: str | None = None, split_se
     once = f"`data {quoted(Path(source))} --image-size {image_size} --prepare READY` does this once for all"
     description = printable(f"{'draw' if embedded else 'read'} {source} ({once})")
     classes = {"split": shares_of(split), "split_seed": split_seed}
-    with watched(description, glyph_count(source) if embedded else None) as advance:
+    with image_stage(description, glyph_count(source) if embedded else None) as advance:
         data = load_data(source, image_size=image_size, advance=advance, notice=warn, **classes)
     if not embedded and alone_or_leading():
         warn_of_copies(data, source)
@@ -35,7 +35,7 @@ def cached_data(source: str, image_size: int, split: str | None = None, split_se
 
 def warn_of_copies(data: ImageData, source: str) -> None:
     """Say which splits hold identical images; of splits beyond a gigabyte, evenly spaced classes are looked at."""
-    with watched("compare images") as advance:
+    with image_stage("compare images") as advance:
         for name in SPLITS:
             split = sampled(getattr(data, name), MOST_HASHED)
             found = copies(split, image_hashes(split, advance))
@@ -52,12 +52,12 @@ def describe_copies(found: Copies) -> str:
     )
 
 
-def data_of(settings: Network) -> ImageData:
+def data_of(settings: ExperimentSettings) -> ImageData:
     """The images that the settings name; raises DataError when they are not there."""
     return cached_data(*source_in(settings))
 
 
-def source_in(settings: Network | MetaTrain) -> tuple:
+def source_in(settings: ExperimentSettings | MetaTrain) -> tuple:
     """The arguments of :func:`cached_data` that the settings name."""
     split = settings.class_split if isinstance(settings, MetaTrain) else settings.split
     drawn = () if split is None else (split, settings.split_seed)
