@@ -6,6 +6,7 @@ Nothing here imports torch, so that help and mistakes answer at once.
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from experiments.benchmarks.settings import Benchmark
 from experiments.data.settings import Data, Glyphs
@@ -29,19 +30,25 @@ from experiments.training.settings import EVALUATE, META_TRAIN, TRAIN, Evaluate,
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its settings, the function "module:name" that runs them, and its named settings.
+    """A command of the command line.
 
-    The function takes the settings and returns an exit code or None; its module is imported only when the
-    command runs. ranks: it spreads over the processes of torchrun, where rank 0 alone calls the function.
-    positional: the setting that the first word after the command may give without its flag.
-    verb: a word that may stand before it. folders: settings that name what it writes to. results: those of them in
-    which it has no run, but figures and tables that it may share with other commands.
+    Attributes:
+        settings: The dataclass of its settings.
+        function: "module:name" of the function that takes the settings and returns an exit code or None; the module
+            is imported only when the command runs.
+        group: The heading in the overview.
+        presets: Settings by name.
+        ranks: Whether the command uses the processes of torchrun; rank 0 alone calls the function.
+        positional: The setting that the first word after the command gives without a flag.
+        verb: A word that is allowed before it.
+        folders: The settings that name folders that the command writes to.
+        results: Those of ``folders`` that hold figures and tables and no run; commands may share them.
     """
 
     settings: type
     function: str
     group: str
-    presets: Mapping[str, object] = field(default_factory=dict)
+    presets: Mapping[str, Any] = field(default_factory=dict)
     ranks: bool = False
     positional: str | None = None
     verb: str | None = None

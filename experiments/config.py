@@ -6,17 +6,23 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from experiments.requirements import require
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 MOST_NUMBER, MOST_WHOLE = 1e308, 2**63
-"""What settings stay below: the numbers that tensors can hold."""
+"""Bounds of floats and whole numbers in settings; tensors hold no larger ones."""
+S = TypeVar("S", bound="DataclassInstance")
 
 
-def read_config(path: Path, command: str) -> dict[str, object]:
+def read_config(path: Path, command: str) -> dict[str, Any]:
     """The settings in ``path``: a ``run.json`` of this command, its folder, or a JSON object of settings.
 
-    Raises ConfigurationError for anything else.
+    Raises:
+        ConfigurationError: The file holds anything else.
     """
     from mamltheory.files import read_regular, reason, shown
     from mamltheory.strict_json import MOST_BYTES, unsealed
@@ -40,14 +46,15 @@ def read_config(path: Path, command: str) -> dict[str, object]:
         isinstance(content.get("config"), dict),
         f"{path} holds no settings: expected an object under 'config'",
     )
-    return content["config"]
+    return dict(content["config"])
 
 
-def settings_from(kind: type, content: Mapping[str, object], base: object | None = None) -> object:
-    """Settings of class ``kind`` with the values of ``content``; the others from ``base`` or the defaults.
+def settings_from(kind: type[S], content: Mapping[str, Any], base: S | None = None) -> S:
+    """Settings of class ``kind`` with the values of ``content``; the others are those of ``base`` or the defaults.
 
-    Raises ConfigurationError for unknown keys, for values that do not have the setting's type, and for a setting in
-    ``kind.RETIRED`` with a value that this version does not compute.
+    Raises:
+        ConfigurationError: A key is unknown, a value has another type than its setting, or a retired setting
+            (``kind.RETIRED``) has a value that this version does not compute.
     """
     content, hints = _without_retired(kind, content), typing.get_type_hints(kind)
     hints = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
@@ -59,8 +66,8 @@ def settings_from(kind: type, content: Mapping[str, object], base: object | None
     return kind(**values) if base is None else dataclasses.replace(base, **values)
 
 
-def _without_retired(kind: type, content: Mapping[str, object]) -> dict[str, object]:
-    """The content without retired settings; raises ConfigurationError for one of another value than the retired."""
+def _without_retired(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content without retired settings; raises ConfigurationError if one has another value."""
     retired = getattr(kind, "RETIRED", {})
     for key, only in retired.items():
         if content.get(key, only) != only:
@@ -74,7 +81,7 @@ def _without_retired(kind: type, content: Mapping[str, object]) -> dict[str, obj
     return {key: value for key, value in content.items() if key not in retired}
 
 
-def _convert(key: str, value: object, hint: object) -> object:
+def _convert(key: str, value: Any, hint: Any) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         inner = [each for each in arguments if each is not type(None)]
@@ -96,7 +103,7 @@ def _convert(key: str, value: object, hint: object) -> object:
     return converted
 
 
-def _convert_plain(value: object, hint: object) -> tuple[bool, object]:
+def _convert_plain(value: Any, hint: Any) -> tuple[bool, Any]:
     if hint is float:
         infinite = value in ("inf", "-inf", "nan")  # JSON has no such numbers: run records write them as text
         number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST_NUMBER

@@ -19,7 +19,7 @@ COLUMNS = "{:18} {:>5} {:>8} {:>12}"
 
 
 def write_published_cell(settings: PublishedCells) -> int:
-    """Write the named cell, or list all of them; returns 0."""
+    """Write the named cell, or print the list of cells; returns 0."""
     if settings.name:
         cell = published_cell(settings.name)
         write_genotype(settings.out, cell.genotype)
@@ -31,7 +31,7 @@ def write_published_cell(settings: PublishedCells) -> int:
 
 
 def published_cell(name: str) -> PublishedCell:
-    """The cell of this name; raises ConfigurationError with the names that there are."""
+    """The published cell of this name; raises ConfigurationError for an unknown name."""
     cells = {cell.name: cell for cell in published_genotypes()}
     near = difflib.get_close_matches(name, cells, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(cells)}"
@@ -40,7 +40,7 @@ def published_cell(name: str) -> PublishedCell:
 
 
 def cell_list() -> str:
-    """A line for every cell: name, stacked cells, classes and parameters of its network with 48 channels."""
+    """One line per cell: name, stacked cells, classes and parameters of its network with 48 channels."""
     lines = [COLUMNS.format("name", "cells", "classes", "parameters")]
     lines += [
         COLUMNS.format(cell.name, cell.cells, cell.classes, cell.parameters) for cell in published_genotypes()
@@ -52,14 +52,16 @@ GENOTYPE_FILE, MOST_GENOTYPE = "genotype.json", 2**20
 
 
 def network_size(settings: ExperimentSettings, classes: int) -> NetworkSettings:
-    """The stacked network that the settings describe, with BatchNorm, for so many classes."""
+    """The size of the stacked network, with BatchNorm, for a number of classes."""
     return NetworkSettings(settings.channels, settings.cells, classes, settings.stem_stride)
 
 
 def read_genotype(path: Path) -> Genotype:
-    """A genotype from its JSON file; raises GenotypeError for a missing file or anything else in it.
+    """The genotype in a JSON file.
 
-    Raises CheckpointError where the search that has finished in the same folder recorded another one.
+    Raises:
+        GenotypeError: The file is missing or holds no genotype.
+        CheckpointError: The search that finished in the same folder recorded another genotype.
     """
     try:
         content = read_json(path, MOST_GENOTYPE)
@@ -94,7 +96,7 @@ def _check_as_found(path: Path, genotype: Genotype) -> None:
 
 
 def write_genotype(path: Path, genotype: Genotype) -> None:
-    """Put the genotype's JSON in place; raises ConfigurationError where something else is there already."""
+    """Write the genotype as JSON; raises ConfigurationError if the file exists with other content."""
     text = to_json(genotype.to_json()).encode()
     same = path.is_file() and path.stat().st_size == len(text) and path.read_bytes() == text
     free = same or not os.path.lexists(path)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -20,6 +20,9 @@ from mamltheory.runtime.interrupt import Interrupted, check_interrupted
 from mamltheory.runtime.progress import Advance, stage
 from mamltheory.runtime.runlog import RunLog, open_run, recorded
 from mamltheory.strict_json import INFINITE
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FREE = ("out", "jobs", "device")
 """Settings that do not change the numbers: a run may continue with other values of them."""
@@ -38,7 +41,7 @@ class RunSettings(Protocol):
 
 
 def warn(text: str) -> None:
-    """Say on standard error, in one process of a command, what a result should be read with."""
+    """Write a warning on standard error, from one process of a command."""
     if alone_or_leading():
         sys.stderr.write(f"warning: {printable(text)}\n")
 
@@ -50,9 +53,9 @@ def opened_run(
     device: torch.device | str = "cpu",
     *,
     folder: Path | None = None,
-    config: Mapping[str, object] | None = None,
+    config: Mapping[str, Any] | None = None,
     free: Collection[str] = FREE,
-    before: Mapping[str, object] | None = None,
+    before: Mapping[str, Any] | None = None,
     known: Collection[str] = (),
     processes: int = 1,
     again: str | None = None,
@@ -107,12 +110,12 @@ def quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def numbers_of(line: Mapping[str, object]) -> dict[str, object]:
-    """The same with infinite numbers for the words that JSON has for them."""
+def numbers_of(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The line with infinite numbers in place of the words that stand for them in JSON."""
     return {key: float(value) if value in INFINITE else value for key, value in line.items()}
 
 
-def without_paths(settings: object) -> dict[str, object]:
+def without_paths(settings: "DataclassInstance") -> dict[str, Any]:
     """The settings that decide a figure's numbers, for its JSON."""
     return {key: value for key, value in dataclasses.asdict(settings).items() if key not in FREE}
 
@@ -122,22 +125,30 @@ PATIENCE = 3.0
 
 
 class CheckpointTimer:
-    """Called after every step: shows it, and says whether to leave the steps there and save.
+    """Decides after every step of a training whether to pause it and save the state.
 
-    That is at a stop that some process was asked for, and ``minutes`` after the last saving. ``anywhere`` tells
-    whether a flag is up in some process; ``batch_size`` is for the rate that is shown beside ``note``.
+    A pause is due when a process received a stop, and ``minutes`` after the last checkpoint.
+
+    Attributes:
+        minutes: Time between checkpoints.
+        anywhere: Returns whether a flag is set in any process; every process must call it.
+        advance: Shows the progress of a step.
+        batch_size: Images per step, for the rate that is shown.
+        note: Text that is shown with the rate.
+        stop: The stop that this process received.
     """
 
     def __init__(
         self, minutes: float, anywhere: Callable[[bool], bool], advance: Advance, batch_size: int
     ) -> None:
         self.minutes, self.anywhere, self.advance, self.batch_size = minutes, anywhere, advance, batch_size
-        self.note, self.stop = "", None
+        self.note = ""
+        self.stop: Interrupted | None = None
         self.begun = self.saved_at = time.monotonic()
         self.done = 0
 
     def __call__(self, *_: int) -> bool:
-        """Whether to pause after this step; every process has to ask."""
+        """Whether to pause after this step; every process must call it."""
         now = time.monotonic()
         self.done += 1
         rate = self.done * self.batch_size / max(now - self.begun, 1e-9)
@@ -145,7 +156,7 @@ class CheckpointTimer:
         return self.anywhere(self._asked_to_stop() or now - self.saved_at > 60 * self.minutes)
 
     def saved(self) -> None:
-        """To be called when the state is on disk; raises Interrupted if a stop was asked for anywhere."""
+        """Note that the state is on disk; raises Interrupted if any process received a stop."""
         self.saved_at = time.monotonic()
         stopped = self._asked_to_stop()
         if self.anywhere(stopped):
@@ -161,7 +172,7 @@ class CheckpointTimer:
 
 @contextmanager
 def leading_stage(description: str, total: int, leads: bool) -> Iterator[Advance]:
-    """The progress of the process that leads; the others show nothing."""
+    """The progress display of the leading process; other processes show nothing."""
     if not leads:
         yield lambda *_, **__: None
         return
@@ -170,7 +181,7 @@ def leading_stage(description: str, total: int, leads: bool) -> Iterator[Advance
 
 
 def alone_or_leading() -> bool:
-    """Whether this process is the one of a command that speaks to the user."""
+    """Whether this is the process of a command that writes to the user."""
     return multiprocessing.parent_process() is None and world().leads
 
 
@@ -178,9 +189,15 @@ def alone_or_leading() -> bool:
 def image_stage(
     description: str, total: int | None = None, patience: float = PATIENCE
 ) -> Iterator[Callable[[int], None]]:
-    """A stage of work on many images, which can be stopped between two lots of them.
+    """A stage of work on many images, shown once it has taken ``patience`` seconds; it can be stopped.
 
-    It is shown once it has taken ``patience`` seconds, and only by the process that leads.
+    Args:
+        description: What the progress display says.
+        total: Number of images, if known.
+        patience: Seconds before the stage is shown.
+
+    Yields:
+        A function that takes the number of images that were processed.
     """
     leads = alone_or_leading()
     with ExitStack() as stack:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from experiments.benchmarks import report
 from experiments.benchmarks.catalogue import GROUPS, chosen_cases
@@ -21,14 +21,14 @@ from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, read_record, replace_file, to_json
 from mamltheory.strict_json import sealed
 
-Record = dict[str, object]
+Record = dict[str, Any]
 
 
 class _Content(TypedDict):
     """The file of a piece."""
 
     identity: object
-    record: dict[str, object]
+    record: dict[str, Any]
 
 
 def run_benchmark(settings: Benchmark) -> int:

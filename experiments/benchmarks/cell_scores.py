@@ -33,31 +33,39 @@ SETTINGS = ScoreSettings(outputs="sum")
 
 @dataclass(frozen=True)
 class LayerProblem:
-    """A layer, what enters it, and what flows back to what leaves it."""
+    """A layer, its input, and the cotangent of its output."""
 
     layer: nn.Conv2d
-    entering: Tensor
-    flow: Tensor
+    inputs: Tensor
+    cotangent: Tensor
 
 
 def build_layer_problem(sizes: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> LayerProblem:
-    """A depthwise 3 × 3 convolution with normal inputs and flows."""
+    """A depthwise 3 × 3 convolution with normal inputs and cotangents.
+
+    Args:
+        sizes: Number of samples and channels, side of the images.
+        dtype: Dtype of the problem.
+        device: Device of the problem.
+        seed: Seed of all draws.
+
+    Returns:
+        The problem.
+    """
     random, channels = generator(seed, "benchmark depthwise"), sizes["channels"]
     shape = (sizes["samples"], channels, sizes["image"], sizes["image"])
     layer = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-    entering, flow = (torch.randn(*shape, generator=random, dtype=torch.float64) for _ in range(2))
-    placed = {"device": device, "dtype": dtype}
-    return LayerProblem(layer.to(**placed), entering.to(**placed), flow.to(**placed))
+    inputs, cotangent = (torch.randn(*shape, generator=random, dtype=torch.float64) for _ in range(2))
+    return LayerProblem(layer.to(device, dtype), inputs.to(device, dtype), cotangent.to(device, dtype))
 
 
 def our_layer_gradients(problem: LayerProblem) -> Callable[[], Tensor]:
     """The package's rule for the layer."""
-    flow = problem.flow[:, None]
+    cotangent = problem.cotangent[:, None]
 
     def call() -> Tensor:
-        return layer_gradients(nn.Conv2d, problem.layer, problem.entering, flow, ["weight"])[
-            "weight"
-        ].flatten(1)
+        gradients = layer_gradients(nn.Conv2d, problem.layer, problem.inputs, cotangent, ["weight"])
+        return gradients["weight"].flatten(1)
 
     return call
 
@@ -69,20 +77,20 @@ def layer_gradients_by_opacus(problem: LayerProblem) -> Callable[[], Tensor]:
     layer = problem.layer
 
     def call() -> Tensor:
-        return compute_conv_grad_sample(layer, [problem.entering], problem.flow)[layer.weight].flatten(1)
+        return compute_conv_grad_sample(layer, [problem.inputs], problem.cotangent)[layer.weight].flatten(1)
 
     return call
 
 
 def layer_gradients_by_torch_func(problem: LayerProblem) -> Callable[[], Tensor]:
-    """``vmap(grad)`` of the product of what leaves with what flows back."""
+    """``vmap(grad)`` of the product of output and cotangent."""
     layer = problem.layer
 
-    def product(weight: Tensor, x: Tensor, flow: Tensor) -> Tensor:
-        return (nn.functional.conv2d(x[None], weight, padding=1, groups=layer.groups)[0] * flow).sum()
+    def product(weight: Tensor, x: Tensor, cotangent: Tensor) -> Tensor:
+        return (nn.functional.conv2d(x[None], weight, padding=1, groups=layer.groups)[0] * cotangent).sum()
 
     rows = torch.func.vmap(torch.func.grad(product), (None, 0, 0))
-    return lambda: rows(layer.weight.detach(), problem.entering, problem.flow).flatten(1)
+    return lambda: rows(layer.weight.detach(), problem.inputs, problem.cotangent).flatten(1)
 
 
 def layer_gradients_by_backward_passes(problem: LayerProblem) -> Callable[[], Tensor]:
@@ -90,8 +98,8 @@ def layer_gradients_by_backward_passes(problem: LayerProblem) -> Callable[[], Te
     layer = problem.layer
 
     def call() -> Tensor:
-        pairs = zip(problem.entering, problem.flow, strict=True)
-        grads = [torch.autograd.grad(layer(x[None]), layer.weight, flow[None])[0] for x, flow in pairs]
+        pairs = zip(problem.inputs, problem.cotangent, strict=True)
+        grads = [torch.autograd.grad(layer(x[None]), layer.weight, c[None])[0] for x, c in pairs]
         return torch.stack(grads).flatten(1)
 
     return call
@@ -105,7 +113,7 @@ class ScoreProblem:
     tasks: tuple[Task, ...]
 
     def score(self, theta: Tensor) -> Tensor:
-        """The MetaNTK that an NTK of the summed outputs gives; its condition number is taken on the way."""
+        """The MetaNTK from an NTK of the summed outputs; its condition number is computed as well."""
         sizes = [(len(task.query_x), len(task.support_x)) for task in self.tasks]
         theta = theta.double()
         kernel = meta_ntk_from_ntk((theta + theta.T) / 2, sizes, RIDGE)
@@ -114,7 +122,17 @@ class ScoreProblem:
 
 
 def build_score_problem(sizes: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> ScoreProblem:
-    """The supernet of all operations, and tasks of random images (one support and one query a class)."""
+    """The supernet of all operations, and tasks of random images (one support and one query per class).
+
+    Args:
+        sizes: Sizes of the network, ways, number of tasks and side of the images.
+        dtype: Dtype of the problem.
+        device: Device of the problem.
+        seed: Seed of all draws.
+
+    Returns:
+        The problem.
+    """
     ways, side = sizes["ways"], sizes["image"]
     settings = NetworkSettings(channels=sizes["channels"], cells=sizes["cells"]).for_search(ways)
     random = generator(seed, "benchmark score")
@@ -124,10 +142,8 @@ def build_score_problem(sizes: Sizes, dtype: torch.dtype, device: torch.device, 
         return torch.randn(ways, 3, side, side, generator=random, dtype=torch.float64)
 
     tasks = tuple(Task(images(), labels, images(), labels) for _ in range(sizes["tasks"]))
-    placed = {"device": device, "dtype": dtype}
-    return ScoreProblem(
-        supernet(Candidates(), settings, seed).to(**placed), tuple(task.to(**placed) for task in tasks)
-    )
+    network = supernet(Candidates(), settings, seed).to(device, dtype)
+    return ScoreProblem(network, tuple(task.to(device=device, dtype=dtype) for task in tasks))
 
 
 def our_score(problem: ScoreProblem) -> Callable[[], Tensor]:
@@ -143,8 +159,8 @@ def our_score(problem: ScoreProblem) -> Callable[[], Tensor]:
 
 
 def _kernel_parameters(network: nn.Module) -> list[nn.Parameter]:
-    kinds = nn.Conv2d | nn.Linear
-    return [module.weight for module in network.modules() if isinstance(module, kinds)]
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    return [layer.weight for layer in layers]
 
 
 def score_by_backward_passes(problem: ScoreProblem) -> Callable[[], Tensor]:
@@ -179,11 +195,8 @@ def score_by_opacus(problem: ScoreProblem) -> Callable[[], Tensor]:
     def call() -> Tensor:
         module.zero_grad()
         module(inputs).sum().backward()
-        rows = [
-            value.grad_sample.flatten(1)
-            for value in params
-            if getattr(value, "grad_sample", None) is not None
-        ]
+        gradients = [getattr(value, "grad_sample", None) for value in params]
+        rows = [gradient.flatten(1) for gradient in gradients if gradient is not None]
         jacobian = torch.cat(rows, dim=1)
         module.zero_grad()
         return problem.score(jacobian @ jacobian.T)
@@ -218,7 +231,7 @@ SCORE = Group(
 
 @dataclass(frozen=True)
 class ScoringProblem:
-    """The network and tasks of a repeat, its patches, and the candidates to be scored, the supernet first."""
+    """The network and tasks of one repeat, its patches, and the candidates to score, the supernet first."""
 
     repeat: ScoreProblem
     patches: Tensor
@@ -236,8 +249,8 @@ def _candidates(count: int) -> tuple[Candidates, ...]:
 def scoring_flop(sizes: Sizes) -> float:
     """FLOP of a score's products, 2 for each: Σ over candidates of 6 n M + n² P.
 
-    n images with M multiply-accumulates each, once forward, once back and once for the P weights' gradients, and
-    half of the n² inner products of these. Neither what candidates share is taken off nor what flows back to images.
+    n images with M multiply-accumulates each: one forward pass, one backward pass, the gradients of the P weights, and
+    half of the n² inner products of these. It counts work that candidates share and the gradients of the images.
     """
     size = NetworkSettings(channels=sizes["channels"], cells=sizes["cells"]).for_search(sizes["ways"])
     image = torch.zeros(1, size.input_channels, sizes["image"], sizes["image"])
@@ -252,7 +265,17 @@ def scoring_flop(sizes: Sizes) -> float:
 def build_scoring_problem(
     sizes: Sizes, dtype: torch.dtype, device: torch.device, seed: int
 ) -> ScoringProblem:
-    """Supernet, tasks and candidates; patches of random numbers, float32."""
+    """Supernet, tasks and candidates; patches of random numbers, float32.
+
+    Args:
+        sizes: As in :func:`build_score_problem`, and the numbers of candidates and patches.
+        dtype: Dtype of network and tasks.
+        device: Device of the problem.
+        seed: Seed of all draws.
+
+    Returns:
+        The problem.
+    """
     repeat, candidates = build_score_problem(sizes, dtype, device, seed), _candidates(sizes["candidates"])
     patches = torch.randn(sizes["patches"], 1, 3, 3, generator=generator(seed, "benchmark patches"))
     return ScoringProblem(repeat, patches.to(device), candidates, seed)
@@ -271,7 +294,7 @@ def our_scores(problem: ScoringProblem) -> Callable[[], Result]:
 
 
 def scores_one_by_one(problem: ScoringProblem) -> Callable[[], Result]:
-    """A network at a time: the plain kernel, and the distinct rows of the plain thin network's patterns."""
+    """One network after the other: its kernel, and the distinct activation patterns of the thin network."""
     repeat = problem.repeat
 
     def regions(candidates: Candidates) -> int:
@@ -289,7 +312,7 @@ def scores_one_by_one(problem: ScoringProblem) -> Callable[[], Result]:
 
 
 def _scores(conditions: list[float], regions: list[int]) -> Result:
-    """Each number by itself, so that each difference is relative to its own."""
+    """One tensor per number, so that each difference is relative to that number."""
     return tuple(torch.tensor(value, dtype=torch.float64) for value in (*conditions, *regions))
 
 

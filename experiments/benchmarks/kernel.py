@@ -1,16 +1,18 @@
 """The empirical NTK Θ̂ of modules: ours, and the packages for it or for per-sample gradients.
 
-Floor, for a layer that maps J numbers to o at P places (P = 1 when it is linear): a forward pass, one way back
-for each output below the layers, and then either the layer's factors contracted (linear) or the per-sample
-gradients and their products (convolution); symmetric Gram matrices at half price:
+Floor, for a layer that maps J numbers to o at P positions (P = 1 for a linear layer): a forward pass, a backward pass
+for each output, and then the contraction of the layer's factors (linear) or the per-sample gradients and their
+products (convolution); symmetric Gram matrices cost half:
 
     2 n P J o  +  2 k n P J o (not for the first layer)  +  n² J + (k n)² o          linear
                                                          +  2 k n P J o + (k n)² J o  convolution
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,17 +39,27 @@ STRIDES = (1, 2, 1, 2, 1)
 class KernelProblem:
     """A network and samples."""
 
-    module: nn.Module
+    module: nn.Sequential
     x: Tensor
 
     @property
     def outputs(self) -> int:
         """Number of outputs k."""
-        return self.module[-1].out_features
+        return int(self.module[-1].out_features)
 
 
 def build_kernel_problem(sizes: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> KernelProblem:
-    """A fully connected network on the sphere, or (with "channels") convolutions on random images."""
+    """A fully connected network on the sphere, or (with "channels") convolutions on random images.
+
+    Args:
+        sizes: Sizes of the network and number of samples.
+        dtype: Dtype of the problem.
+        device: Device of the problem.
+        seed: Seed of all draws.
+
+    Returns:
+        The problem.
+    """
     random = generator(seed, "benchmark kernel")
     if "channels" in sizes:
         module = convolutional_network(sizes, random)
@@ -65,8 +77,8 @@ def convolutional_network(sizes: Sizes, random: torch.Generator) -> nn.Sequentia
     """Five convolutions 3 × 3 with bias and relu, then the mean over space and a linear layer."""
     layers: list[nn.Module] = []
     for i, stride in enumerate(STRIDES):
-        entering = 3 if i == 0 else sizes["channels"]
-        layers += [nn.Conv2d(entering, sizes["channels"], 3, stride, 1), nn.ReLU()]
+        inputs = 3 if i == 0 else sizes["channels"]
+        layers += [nn.Conv2d(inputs, sizes["channels"], 3, stride, 1), nn.ReLU()]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(sizes["channels"], sizes["outputs"])]
     module = nn.Sequential(*layers).double()
     with torch.no_grad():
@@ -81,12 +93,12 @@ def kernel_flop(sizes: Sizes) -> float:
     """FLOP of layer-wise contraction; the formula is the module's."""
     n, rows = sizes["samples"], sizes["samples"] * sizes["outputs"]
     total, first = 0, True
-    for entering, leaving, places in layer_shapes(sizes):
-        product = places * entering * leaving
+    for inputs, outputs, places in layer_shapes(sizes):
+        product = places * inputs * outputs
         total += 2 * n * product + (0 if first else 2 * rows * product)
         linear = places == 1
-        total += n**2 * entering + rows**2 * leaving if linear else 2 * rows * product
-        total += 0 if linear else rows**2 * entering * leaving
+        total += n**2 * inputs + rows**2 * outputs if linear else 2 * rows * product
+        total += 0 if linear else rows**2 * inputs * outputs
         first = False
     return float(total)
 
@@ -96,17 +108,17 @@ def layer_shapes(sizes: Sizes) -> list[tuple[int, int, int]]:
     if "channels" not in sizes:
         ends = [sizes["dimension"], *[sizes["width"]] * sizes["depth"], sizes["outputs"]]
         return [(a, b, 1) for a, b in pairwise(ends)]
-    shapes, side, entering = [], sizes["image"], 3
+    shapes, side, inputs = [], sizes["image"], 3
     for stride in STRIDES:
         side = -(-side // stride)
-        shapes.append((9 * entering, sizes["channels"], side**2))
-        entering = sizes["channels"]
-    return [*shapes, (entering, sizes["outputs"], 1)]
+        shapes.append((9 * inputs, sizes["channels"], side**2))
+        inputs = sizes["channels"]
+    return [*shapes, (inputs, sizes["outputs"], 1)]
 
 
 def kernel_parameters(sizes: Sizes) -> int:
     """Number of weights and biases."""
-    return sum(entering * leaving + leaving for entering, leaving, _ in layer_shapes(sizes))
+    return sum(inputs * outputs + outputs for inputs, outputs, _ in layer_shapes(sizes))
 
 
 def our_kernel(problem: KernelProblem) -> Callable[[], Tensor]:
@@ -134,7 +146,7 @@ def kernel_by_torch_func(problem: KernelProblem) -> Callable[[], Tensor]:
     def call() -> Tensor:
         left, right = jacobian(problem.x), jacobian(problem.x)
         blocks = [torch.einsum("Naf,Mbf->NaMb", a, b) for a, b in zip(left, right, strict=True)]
-        return sum(blocks).flatten(2).flatten(0, 1)
+        return functools.reduce(torch.add, blocks).flatten(2).flatten(0, 1)
 
     return call
 
@@ -191,7 +203,7 @@ def kernel_by_nngeometry(problem: KernelProblem) -> Callable[[], Tensor]:
     return call
 
 
-def export_problem(problem: KernelProblem) -> dict[str, object]:
+def export_problem(problem: KernelProblem) -> dict[str, Any]:
     """Weights and samples as arrays, for a peer in another Python."""
     arrays = {
         f"p{i:02d}": value.detach().cpu().numpy() for i, value in enumerate(problem.module.parameters())
@@ -208,8 +220,8 @@ METHODS = (
     Method(TANGENTS, interpreter="neural-tangents"),
 )
 REFERENCE = Method("autograd rows in float64", kernel_by_backward_passes)
-FC = {"width": 2048, "depth": 3, "outputs": 5, "activation": "relu", "dimension": 64, "samples": 50}
-CONV = {"channels": 48, "image": 32, "outputs": 5, "samples": 25}
+FC: Sizes = {"width": 2048, "depth": 3, "outputs": 5, "activation": "relu", "dimension": 64, "samples": 50}
+CONV: Sizes = {"channels": 48, "image": 32, "outputs": 5, "samples": 25}
 GROUP = Group(
     "NTK",
     build_kernel_problem,
@@ -236,10 +248,10 @@ STRUCTURED = (OURS, WIDE, NNGEOMETRY, TANGENTS)
 ALL = tuple(method.name for method in METHODS)
 
 
-def kernel_case(width: int, methods: tuple[str, ...], **others: object) -> Case:
+def kernel_case(width: int, methods: tuple[str, ...], **others: Any) -> Case:
     """The kernel of a fully connected network, L = 3: n = 50, k = 5."""
     title = f"NTK, fully connected, l = {width}"
-    return Case(f"ntk-fc-l{width}", title, GROUP, FC | {"width": width}, methods, **others)
+    return Case(f"ntk-fc-l{width}", title, GROUP, {**FC, "width": width}, methods, **others)
 
 
 CASES = (

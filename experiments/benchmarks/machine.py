@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from mamltheory.runtime.device import choose_device, environment
 VERSION_CODE = "from importlib.metadata import version; print(version('neural-tangents'), version('jax'))"
 
 
-def describe_machine(device: str) -> dict[str, object]:
+def describe_machine(device: str) -> dict[str, Any]:
     """Processor, memory, C library (its allocator), BLAS and CPU capability of torch, versions, and how busy it was.
 
     load_average: of the last quarter of an hour; above the number of cores, CPU times are some way too long, for

@@ -9,6 +9,7 @@ The inner steps use a weight 2τ times on the m support samples of a task, the o
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -125,7 +126,7 @@ def gradient_by_torch_func(problem: MetaProblem) -> Callable[[], Gradient]:
 
 
 def gradient_by_higher(problem: MetaProblem) -> Callable[[], Gradient]:
-    """higher: ``innerloop_ctx`` with differentiable SGD, a task at a time."""
+    """higher: ``innerloop_ctx`` with differentiable SGD, one task after the other."""
     from higher import innerloop_ctx
 
     module = problem.module
@@ -144,7 +145,7 @@ def gradient_by_higher(problem: MetaProblem) -> Callable[[], Gradient]:
 
 
 def gradient_by_learn2learn(problem: MetaProblem) -> Callable[[], Gradient]:
-    """learn2learn: ``MAML(...).clone().adapt(loss)``, a task at a time."""
+    """learn2learn: ``MAML(...).clone().adapt(loss)``, one task after the other."""
     from learn2learn.algorithms import MAML
 
     learner = MAML(problem.module, lr=problem.rate, first_order=False)
@@ -191,7 +192,7 @@ PEERS = (
     Method("learn2learn", gradient_by_learn2learn, "learn2learn"),
     Method("TorchOpt", gradient_by_torchopt, "torchopt"),
 )
-BASE = {
+BASE: Sizes = {
     "width": 1024,
     "depth": 2,
     "outputs": 1,
@@ -221,11 +222,11 @@ GROUP = Group(
         "outputs": (1, 4, 16),
         "tau": (1, 2, 4),
     },
-    scaling_base=BASE | {"width": 2048},
+    scaling_base={**BASE, "width": 2048},
 )
 
 
-def meta_gradient_case(width: int, tau: int = 1, **others: object) -> Case:
+def meta_gradient_case(width: int, tau: int = 1, **others: Any) -> Case:
     """The meta-gradient at one width: L = 2, erf, N = 16, n = m = 10, k = 1."""
     methods = (OURS, FUSED, *(method.name for method in PEERS))
     steps = f"-tau{tau}" if tau > 1 else ""
@@ -233,7 +234,7 @@ def meta_gradient_case(width: int, tau: int = 1, **others: object) -> Case:
         f"meta-gradient-l{width}{steps}",
         f"meta-gradient, l = {width}, τ = {tau}",
         GROUP,
-        BASE | {"width": width, "tau": tau},
+        {**BASE, "width": width, "tau": tau},
         **{"methods": methods} | others,
     )
 

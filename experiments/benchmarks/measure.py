@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,8 @@ from mamltheory.asymptotics import fit_power_law
 from mamltheory.errors import MamlTheoryError
 from mamltheory.runtime.folders import BENCHMARK_LOG
 
-Request = Mapping[str, object]
-Record = dict[str, object]
+Request = Mapping[str, Any]
+Record = dict[str, Any]
 
 
 class MeasurementError(MamlTheoryError):
@@ -198,7 +199,7 @@ def resized(sizes: Sizes, axis: str, value: int) -> Sizes:
     return {**sizes, **(dict.fromkeys(("queries", "supports"), value) if both else {axis: value})}
 
 
-def measure_scaling(group: Group, plan: Plan, ask: Ask) -> dict[str, object]:
+def measure_scaling(group: Group, plan: Plan, ask: Ask) -> dict[str, Any]:
     """Median seconds over the values of every size of the group, with the exponents of cost and floor."""
     base = plan.sizes(group, group.scaling_base)
     method = next(method for method in group.methods if method.ours)
@@ -220,7 +221,7 @@ def measure_scaling(group: Group, plan: Plan, ask: Ask) -> dict[str, object]:
     }
 
 
-def _fits(group: Group, axis: str, medians: dict, sizes: dict) -> dict[str, object]:
+def _fits(group: Group, axis: str, medians: dict, sizes: dict) -> dict[str, Any]:
     points = [point for point in sizes if point[0] == axis]
     values, times = [value for _, value in points], [medians[point] for point in points]
     floors = [group.floor(sizes[point]) for point in points]

@@ -8,6 +8,7 @@ factors are shared by the rows of a task:
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from experiments.benchmarks.problems import (
     meta_problem,
     weight_shapes,
 )
-from mamltheory import empirical_meta_ntk
+from mamltheory import Task, empirical_meta_ntk
 from mamltheory.inner_loop import square_loss
 
 OURS, ROWS, JACREV = "ours", "autograd rows", "torch.func jacrev"
@@ -50,7 +51,7 @@ def metantk_by_backward_passes(problem: MetaProblem) -> Callable[[], Tensor]:
     module = problem.module
     names, params = [list(part) for part in zip(*module.named_parameters(), strict=True)]
 
-    def outputs(task: object) -> Tensor:
+    def outputs(task: Task) -> Tensor:
         weights = params
         for _ in range(problem.inner.tau):
             predicted = torch.func.functional_call(
@@ -77,10 +78,10 @@ def metantk_by_jacrev(problem: MetaProblem) -> Callable[[], Tensor]:
     module = problem.module
     start = {name: value.detach() for name, value in module.named_parameters()}
 
-    def loss(weights: dict[str, Tensor], task: object) -> Tensor:
+    def loss(weights: dict[str, Tensor], task: Task) -> Tensor:
         return square_loss(torch.func.functional_call(module, weights, (task.support_x,)), task.support_y)
 
-    def outputs(theta: dict[str, Tensor], task: object) -> Tensor:
+    def outputs(theta: dict[str, Tensor], task: Task) -> Tensor:
         weights = theta
         for _ in range(problem.inner.tau):
             step = torch.func.grad(loss)(weights, task)
@@ -98,7 +99,7 @@ def metantk_by_jacrev(problem: MetaProblem) -> Callable[[], Tensor]:
     return call
 
 
-BASE = {
+BASE: Sizes = {
     "width": 1024,
     "depth": 2,
     "outputs": 5,
@@ -132,14 +133,14 @@ GROUP = Group(
 )
 
 
-def metantk_case(width: int, tau: int = 1, **others: object) -> Case:
+def metantk_case(width: int, tau: int = 1, **others: Any) -> Case:
     """The MetaNTK at one width: L = 2, relu, N = 4, n = m = 5, k = 5."""
     steps = f"-tau{tau}" if tau > 1 else ""
     return Case(
         f"metantk-l{width}{steps}",
         f"MetaNTK, l = {width}, τ = {tau}",
         GROUP,
-        BASE | {"width": width, "tau": tau},
+        {**BASE, "width": width, "tau": tau},
         **{"methods": (OURS, ROWS, JACREV)} | others,
     )
 

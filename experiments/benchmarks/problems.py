@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from mamltheory import FullyConnected, InnerLoop, Task, generator
 from mamltheory.tasks import Parameters
 
-Sizes = Mapping[str, int | str]
+Sizes = Mapping[str, Any]
 Result = Tensor | tuple[Tensor, ...]
 
 
@@ -18,38 +19,49 @@ Result = Tensor | tuple[Tensor, ...]
 class Method:
     """One way to solve a group's problem.
 
-    make: (problem) -> the call that is measured; what does not depend on the numbers is done in ``make``.
-    package: distribution that it needs; None for torch alone and for ours.
-    interpreter: it runs in another Python, which the command line names.
-    read: what the call's result has to do with the group's, where it is not that itself.
+    Attributes:
+        name: Name in tables and figures.
+        make: Takes the problem and returns the call that is measured; it does the work that does not depend on the
+            numbers. None for a method with an ``interpreter``.
+        package: The distribution that it needs; None for torch alone and for ours.
+        ours: Whether it belongs to this package.
+        interpreter: The setting's name of the other Python in which it runs.
+        read: Takes the problem and the call's result and returns the group's result; None where both are equal.
     """
 
     name: str
-    make: Callable[[object], Callable[[], object]] | None = None
+    make: Callable[[Any], Callable[[], Any]] | None = None
     package: str | None = None
     ours: bool = False
     interpreter: str | None = None
-    read: Callable[[object, object], Result] | None = None
+    read: Callable[[Any, Any], Result] | None = None
 
 
 @dataclass(frozen=True)
 class Group:
     """Problems of one kind, and everything that can be measured on them.
 
-    build: (sizes, dtype, device, seed) -> problem.  reference: plain PyTorch, obviously right.
-    floor: FLOP that any method of this kind needs, a stated formula; None where products do not set the pace.
-    parameters: number of the network's parameters.  quick: sizes that take no time.
-    scaling: the base sizes and the values of each size over which cost is followed.
+    Attributes:
+        name: Name in tables and figures.
+        build: Takes sizes, dtype, device and seed, and returns the problem.
+        methods: The methods that are compared.
+        reference: Plain PyTorch, which is obviously right.
+        quick: Sizes that take no time.
+        floor: FLOP that any method of this kind needs; None if the cost is not that of matrix products.
+        parameters: Number of the network's parameters.
+        export: Weights and samples of a problem as arrays, for another Python.
+        scaling: Values of each size for which the cost is measured.
+        scaling_base: The other sizes in these measurements.
     """
 
     name: str
-    build: Callable[[Sizes, torch.dtype, torch.device, int], object]
+    build: Callable[[Sizes, torch.dtype, torch.device, int], Any]
     methods: tuple[Method, ...]
     reference: Method
     quick: Sizes
     floor: Callable[[Sizes], float] | None = None
     parameters: Callable[[Sizes], int] | None = None
-    export: Callable[[object], Mapping[str, object]] | None = None
+    export: Callable[[Any], Mapping[str, Any]] | None = None
     scaling: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     scaling_base: Sizes = field(default_factory=dict)
 
@@ -62,8 +74,14 @@ class Group:
 class Case:
     """One problem, measured in float32.
 
-    methods: names, ours first.  check: sizes that differ where the reference could not be computed; results
-    are then compared there.
+    Attributes:
+        name: Name on the command line.
+        title: Title of the table.
+        group: The kind of problem.
+        sizes: Sizes of the problem.
+        methods: Names of the methods, ours first.
+        check: Sizes that differ when results are compared with the reference, which is too slow at full size.
+        tuned: Whether it is measured with the tuned allocator as well.
     """
 
     name: str
@@ -116,7 +134,7 @@ class MetaProblem:
 
 
 def sequential(net: FullyConnected, params: Parameters) -> nn.Sequential:
-    """A network of Eq. (16) as linear layers and activations that hold ``params`` themselves."""
+    """A network of Eq. (16) as linear layers and activations that share ``params``."""
     layers: list[nn.Module] = []
     for i in range(1, net.depth + 2):
         weight = params[f"weight{i}"]
@@ -144,7 +162,17 @@ def points(random: torch.Generator, *shape: int) -> Tensor:
 
 
 def meta_problem(sizes: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> MetaProblem:
-    """Tasks of points on the sphere with normal labels; the same numbers in every dtype, up to rounding."""
+    """Tasks of points on the sphere with normal labels; the numbers differ between dtypes by rounding alone.
+
+    Args:
+        sizes: Sizes of the network, the tasks and the inner loop.
+        dtype: Dtype of the problem.
+        device: Device of the problem.
+        seed: Seed of all draws.
+
+    Returns:
+        The problem.
+    """
     net = fully_connected_network(sizes)
     params = net.initialise(generator(seed, "benchmark init", sizes["width"]))
     random = generator(seed, "benchmark tasks")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ PRODUCT = {"cpu": 1536, "cuda": 8192}
 
 
 class CudaClock(ProcessClock):
-    """Seconds between events on the device, and what its allocator held at most above what it held before."""
+    """Seconds between events on the device, and the rise of the peak of its allocator."""
 
     def seconds(self, call: Call, number: int = 1) -> float:
         """Seconds on the device of one of ``number`` calls, from an idle device to an idle device."""
@@ -51,7 +52,7 @@ class CudaClock(ProcessClock):
         return start.elapsed_time(end) / 1000 / number
 
     def first(self, call: Call) -> tuple[object, float, float | None]:
-        """As on the CPU, with the device's memory in the place of the process's."""
+        """The same as on the CPU, with the memory of the device."""
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before, results = torch.cuda.memory_allocated(), []
@@ -60,7 +61,7 @@ class CudaClock(ProcessClock):
 
 
 def arrays_of(result: Tensor | tuple[Tensor, ...]) -> Arrays:
-    """A method's result as arrays, which can be compared with another method's."""
+    """The result of a method as arrays."""
     parts = result if isinstance(result, tuple) else (result,)
     return [part.detach().cpu().numpy() for part in parts]
 
@@ -71,6 +72,8 @@ def preparation(device: torch.device) -> Prepare:
     def prepare(job: Job) -> tuple[Call, Callable[[object], Arrays]]:
         group = GROUPS[job["group"]]
         method = group.method(job["method"])
+        if method.make is None:
+            raise ValueError(f"{method.name} runs in the Python of {method.interpreter} alone")
         problem = group.build(job["sizes"], getattr(torch, job["dtype"]), device, job["seed"])
         read = method.read or (lambda _, result: result)
         return method.make(problem), lambda result: arrays_of(read(problem, result))
@@ -93,14 +96,14 @@ def _square_matrix(device: torch.device, dtype: str) -> Tensor:
     return matrix
 
 
-def answer_in_this_process(request: Mapping[str, object]) -> Answer:
+def answer_in_this_process(request: Mapping[str, Any]) -> Answer:
     """Measure a method on the request's device; see :func:`experiments.benchmarks.clock.measure_method`."""
     device = choose_device(request["device"]).device
     clock = CudaClock() if device.type == "cuda" else ProcessClock()
     return measure_method(request, preparation(device), clock, partial(product_rate, device, clock))
 
 
-Ask = Callable[[Method, Mapping[str, object]], Answer]
+Ask = Callable[[Method, Mapping[str, Any]], Answer]
 """Takes a method and a request of :func:`experiments.benchmarks.clock.measure_method`, and returns its answer."""
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,23 +122,23 @@ ALLOCATORS = {
         "MALLOC_TOP_PAD_": "268435456",
     },
 }
-"""Settings of glibc's allocator. "tuned" keeps freed memory, so that it need not be mapped and cleared again."""
+"""Settings of glibc's allocator. "tuned" keeps freed memory, which then is not mapped and cleared again."""
 
 
-def ask_process(settings: Benchmark, allocator: str, method: Method, request: Mapping[str, object]) -> Answer:
+def ask_process(settings: Benchmark, allocator: str, method: Method, request: Mapping[str, Any]) -> Answer:
     """Measure a method in a fresh process; where the settings are quick, in this one.
 
     Args:
-        settings: names the device, the folder of the log, and the Python of neural-tangents.
-        allocator: a key of ``ALLOCATORS``.
-        method: decides which Python runs.
-        request: see :func:`experiments.benchmarks.clock.measure_method`.
+        settings: Settings with the device, the folder of the log, and the Python of neural-tangents.
+        allocator: A key of ``ALLOCATORS``.
+        method: The method to measure; it decides which Python runs.
+        request: See :func:`experiments.benchmarks.clock.measure_method`.
 
     Returns:
         The answer; {"error": ...} when the method failed or the process ended without one. The log says more.
 
     Raises:
-        Interrupted: A stop was asked for meanwhile.
+        Interrupted: The process received a stop.
     """
     request = {**request, "device": settings.device}
     log = settings.runs / BENCHMARK_LOG

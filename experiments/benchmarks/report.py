@@ -1,6 +1,7 @@
 """The benchmark's tables in Markdown, and the figure of time and memory against width."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +14,7 @@ HEAD = (
 )
 
 
-def benchmark_tables(data: Mapping[str, object]) -> str:
+def benchmark_tables(data: Mapping[str, Any]) -> str:
     """Machine, exponents, and a table for every case."""
     parts = ["# Ours beside what a user would pick"]
     parts += (
@@ -28,7 +29,7 @@ def benchmark_tables(data: Mapping[str, object]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def machine_lines(about: Mapping[str, object], peers: Mapping[str, str | None]) -> str:
+def machine_lines(about: Mapping[str, Any], peers: Mapping[str, str | None]) -> str:
     """The machine and the versions in two sentences."""
     found = ", ".join(f"{name} {number}" for name, number in peers.items() if number)
     missing = ", ".join(name for name, number in peers.items() if not number)
@@ -42,7 +43,7 @@ def machine_lines(about: Mapping[str, object], peers: Mapping[str, str | None]) 
     return "\n".join(lines)
 
 
-def how_measured(data: Mapping[str, object]) -> str:
+def how_measured(data: Mapping[str, Any]) -> str:
     """How the numbers were taken."""
     clock = "CPU time of one thread" if data["device"] == "cpu" else "time on the device between events"
     return (
@@ -60,7 +61,7 @@ def how_measured(data: Mapping[str, object]) -> str:
     )
 
 
-def exponent_table(scaling: Mapping[str, Mapping[str, object]]) -> str:
+def exponent_table(scaling: Mapping[str, Mapping[str, Any]]) -> str:
     """Exponents of time in every size with their intervals, and the floor's over the same values."""
     rows = []
     for group, record in scaling.items():
@@ -73,7 +74,7 @@ def exponent_table(scaling: Mapping[str, Mapping[str, object]]) -> str:
     return "\n".join(["| work | in | values | time grows as power | floor |", "|---|---|---|---|---|", *rows])
 
 
-def case_table(record: Mapping[str, object], tuned: Mapping[str, object] | None, device: str) -> str:
+def case_table(record: Mapping[str, Any], tuned: Mapping[str, Any] | None, device: str) -> str:
     """The table of one case; rows are methods."""
     rows = [HEAD.format(clock="CPU" if device == "cpu" else "device"), "|---|" + "---|" * 7]
     methods = record["methods"]
@@ -95,19 +96,19 @@ def case_table(record: Mapping[str, object], tuned: Mapping[str, object] | None,
     return "\n".join([*rows, "", _notes(record)])
 
 
-def _ratio(each: Mapping[str, object], first: Mapping[str, object], key: str) -> str:
+def _ratio(each: Mapping[str, Any], first: Mapping[str, Any], key: str) -> str:
     if first["status"] != "measured" or not each[key] or not first[key]:
         return "–"
     return f"{each[key] / first[key]:.2f}"
 
 
-def _tuned_ratio(name: str, tuned: Mapping[str, object] | None) -> str:
+def _tuned_ratio(name: str, tuned: Mapping[str, Any] | None) -> str:
     if tuned is None or tuned["methods"].get(name, {"status": ""})["status"] != "measured":
         return "–"
     return _ratio(tuned["methods"][name], next(iter(tuned["methods"].values())), "median_seconds")
 
 
-def _notes(record: Mapping[str, object]) -> str:
+def _notes(record: Mapping[str, Any]) -> str:
     own = {n: float(m["agreement_float64"]) for n, m in record["methods"].items() if "agreement_float64" in m}
     notes = [f"Float64 {name} against the reference: {value:.1e}" for name, value in own.items()]
     taken = {n: len(m["seconds"]) for n, m in record["methods"].items() if m["status"] == "measured"}
@@ -141,7 +142,7 @@ STYLES = {
 
 
 def points_by_group(
-    cases: Mapping[str, Mapping[str, object]],
+    cases: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, dict[str, list[tuple[int, Mapping]]]]:
     """By group, by method: (width, record) for every case with a width and the group's usual other sizes."""
     found: dict[str, dict[str, list[tuple[int, Mapping]]]] = {}

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from experiments.benchmarks.machine import describe_machine
 from experiments.runs import continued_by
@@ -45,7 +45,7 @@ def compare_protocols(settings: Protocols) -> int:
     return 0
 
 
-def compare_searches(settings: Protocols) -> dict[str, object]:
+def compare_searches(settings: Protocols) -> dict[str, Any]:
     """All numbers: of every search, of every pair of a protocol's searches, and of every protocol."""
     protocols = {}
     for name, listed in settings.searches().items():
@@ -79,14 +79,14 @@ def compare_searches(settings: Protocols) -> dict[str, object]:
     )
 
 
-def recorded_settings(settings: Search) -> dict[str, object]:
+def recorded_settings(settings: Search) -> dict[str, Any]:
     """What a search was run with, as its run folder has it; for a folder without a record what it would be run with."""
     record = settings.out / RUN_FILE
     config = read_run(settings.out)["config"] if record.exists() else plain(settings.resolved())
     return {key: config.get(key) for key in ("tasks", "repeats", "least_repeats", "stopping", "outputs")}
 
 
-def search_numbers(settings: Search, state: SearchState) -> dict[str, object]:
+def search_numbers(settings: Search, state: SearchState) -> dict[str, Any]:
     """One search: its cell, its CPU seconds, and every round's repeats, reliability and open questions."""
     lines = read_metrics(settings.out, SearchLine)
     check_complete(settings.out, lines, "round", range(1, len(state.reports) + 1))
@@ -110,7 +110,7 @@ def operation_counts(state: SearchState) -> dict[str, dict[str, int]]:
     return {kind: dict(Counter(o.operation for o in live if o.cell == kind)) for kind in CELL_TYPES}
 
 
-def _reliability(report: object, seconds: float) -> dict[str, object]:
+def _reliability(report: object, seconds: float) -> dict[str, Any]:
     """Of a round: what its own repeats say, what they leave open, and the CPU time that reliability 0.9 would take."""
     numbers = {
         "repeats": report.repeats,
@@ -133,7 +133,7 @@ def _reliability(report: object, seconds: float) -> dict[str, object]:
     }
 
 
-def search_agreement(a: SearchState, b: SearchState) -> dict[str, object]:
+def search_agreement(a: SearchState, b: SearchState) -> dict[str, Any]:
     """Equal final operators, and by round, as far as both have come, the share of edges that lost the same one."""
     rounds = []
     for k in range(min(len(a.reports), len(b.reports))):
@@ -148,7 +148,7 @@ def search_agreement(a: SearchState, b: SearchState) -> dict[str, object]:
     }
 
 
-def protocol_summary(searches: Sequence[Mapping], pairs: Sequence[Mapping]) -> dict[str, object]:
+def protocol_summary(searches: Sequence[Mapping], pairs: Sequence[Mapping]) -> dict[str, Any]:
     """Means over a protocol's searches and pairs, of what is there; None for nothing."""
     finals = [pair["final"] for pair in pairs if pair["final"] is not None]
     seconds = mean_or_none(each["cpu_seconds"] for each in searches if each["cpu_seconds"] is not None)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -35,7 +36,7 @@ SURE = LinearSegmentedColormap.from_list("sure", colormaps["Blues"]([0.02, 0.2, 
 
 
 def draw_trace(
-    state: SearchState, name: str, directory: Path, settings: Mapping[str, object], seed: int
+    state: SearchState, name: str, directory: Path, settings: Mapping[str, Any], seed: int
 ) -> tuple[Path, Path, Path]:
     """Draw a finished search into ``directory``; returns the paths of PNG, PDF and numbers."""
     data = trace_data(state)
@@ -85,7 +86,7 @@ def _contests(decisions: Sequence[Decision]) -> dict[str, list]:
     return competitions([d.operator for d in decisions])
 
 
-def _round(index: int, decisions: Sequence[Decision], report: RoundReport) -> dict[str, object]:
+def _round(index: int, decisions: Sequence[Decision], report: RoundReport) -> dict[str, Any]:
     found = report.reliability
     return {
         "round": index + 1,
@@ -103,7 +104,7 @@ def _scored(decisions: Sequence[Decision]) -> bool:
     return any(d.delta_condition or d.delta_regions or d.rank for d in decisions)
 
 
-def _field(decision: Decision, probability: float | None) -> dict[str, object]:
+def _field(decision: Decision, probability: float | None) -> dict[str, Any]:
     score = decision.delta_condition or decision.delta_regions
     return _place(decision.operator) | {
         "round": decision.round_index + 1,
@@ -116,7 +117,7 @@ def _field(decision: Decision, probability: float | None) -> dict[str, object]:
     }
 
 
-def _place(operator: object) -> dict[str, object]:
+def _place(operator: object) -> dict[str, Any]:
     return {"cell": operator.cell, "node": operator.edge.node, "source": operator.edge.source}
 
 
@@ -169,14 +170,14 @@ def _head(axes: Axes, column: int, title: str, remark: str) -> None:
     axes.text(column + 0.5, -1.45, remark, ha="center", va="top", fontsize=6.5, color="0.35", linespacing=1.1)
 
 
-def _remark(found: Mapping[str, object]) -> str:
+def _remark(found: Mapping[str, Any]) -> str:
     if not found["repeats"]:
         return "at random"
     rule = RULES[found["basis"]]
     return f"{found['repeats']} repeats\n{rule}"
 
 
-def _draw_field(axes: Axes, at: tuple[float, float], found: Mapping[str, object]) -> None:
+def _draw_field(axes: Axes, at: tuple[float, float], found: Mapping[str, Any]) -> None:
     (x, y), sure = at, found["probability"]
     colour = UNKNOWN if sure is None else SURE(sure)
     axes.add_patch(Rectangle((x + 0.02, y + 0.05), 0.96, 0.9, facecolor=colour, edgecolor="none"))
@@ -213,7 +214,7 @@ def _legend(drawing: Figure, axes: Axes) -> None:
     bar.set_label(f"{colour}\nnumber: score of the operator; {marks}", fontsize=7)
 
 
-def _middle(size: float) -> dict[str, object]:
+def _middle(size: float) -> dict[str, Any]:
     return {"ha": "center", "va": "center", "fontsize": size}
 
 

@@ -38,11 +38,11 @@ stable
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 Protocol = Literal["paper", "released", "stable"]
 
-_PAPER: Mapping[str, object] = {
+_PAPER: Mapping[str, Any] = {
     "metric": "condition",
     "estimator": "leave-one-out",
     "regions": True,
@@ -59,7 +59,7 @@ _PAPER: Mapping[str, object] = {
     "two_inputs": False,
 }
 
-PROTOCOLS: Mapping[str, Mapping[str, object]] = {
+PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
     "paper": _PAPER,
     "released": {
         **_PAPER,
@@ -89,9 +89,9 @@ PROTOCOLS: Mapping[str, Mapping[str, object]] = {
 Method = Literal["metantk-nas", "te-nas", "regions", "random"]
 Criteria = tuple[Literal["condition", "regions"], ...]
 
-_ONE_BY_ONE: Mapping[str, object] = {"estimator": "leave-one-out", "shrinkage": False}
+_ONE_BY_ONE: Mapping[str, Any] = {"estimator": "leave-one-out", "shrinkage": False}
 
-METHODS: Mapping[Method, Mapping[str, object]] = {
+METHODS: Mapping[Method, Mapping[str, Any]] = {
     "metantk-nas": {},
     "te-nas": {
         **_ONE_BY_ONE,
@@ -105,7 +105,7 @@ METHODS: Mapping[Method, Mapping[str, object]] = {
 }
 """What a method changes of the protocol; each can still be given by itself."""
 
-KERNELS: Mapping[Method, Mapping[str, object]] = {
+KERNELS: Mapping[Method, Mapping[str, Any]] = {
     "te-nas": {"kernel": "ntk", "inner_time": math.inf, "ridge": 1e-3},
 }
 """The kernel of a method that has one of its own: a kernel that is given, as by a preset, does not apply to it."""

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection
+from typing import Any
 
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Operator
 from mamltheory.nas.operations import OPERATIONS
@@ -116,7 +117,7 @@ def failures_of(state: SearchState) -> dict[str, int]:
     return dict(total)
 
 
-def search_record(state: SearchState, settings: dict[str, object]) -> dict[str, object]:
+def search_record(state: SearchState, settings: dict[str, Any]) -> dict[str, Any]:
     """``search.json``: settings, a report for every round, and the trace with a row for every decision.
 
     A row is [round, [cell, [node, source], operation], ΔC, ΔR, rank, pruned, tied, undecided].

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ def final_scores(state: SearchState, settings: Search) -> list[Score]:
 class SearchContent(TypedDict):
     """What the state of a search holds."""
 
-    search_cells: dict[str, object]
+    search_cells: dict[str, Any]
     cpu_seconds: NotRequired[float]
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -189,12 +190,12 @@ def draw_scatter(axes: Axes, found: CorrelationFindings, name: str, label: str) 
     axes.set_ylabel("1-shot accuracy (%)")
 
 
-def config(settings: Correlation) -> dict[str, object]:
+def config(settings: Correlation) -> dict[str, Any]:
     """The settings that decide the numbers."""
     return {key: value for key, value in without_paths(settings).items() if key != "runs"}
 
 
-def correlation_numbers(found: CorrelationFindings) -> dict[str, object]:
+def correlation_numbers(found: CorrelationFindings) -> dict[str, Any]:
     """Every number, for the JSON."""
     return {
         "validity": found.validity,

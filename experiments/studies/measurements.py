@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from experiments.runs import FREE, opened_run
 from mamltheory.errors import CheckpointError
@@ -12,7 +12,7 @@ from mamltheory.runtime.temporary import sweep
 from mamltheory.runtime.workers import ON_ONE_THREAD, workers
 from mamltheory.strict_json import misfit, sealed
 
-Record = dict[str, object]
+Record = dict[str, Any]
 MEASUREMENTS, AGAIN = "measurements", "remove it, and it is measured again"
 
 
@@ -103,7 +103,7 @@ STUDY_FREE = (*FREE, "runs", "draws")
 def measure_missing(
     settings: object,
     command: str,
-    items: Mapping[str, object],
+    items: Mapping[str, Any],
     function: Callable[[object], Record],
     counts: tuple[str, ...],
     device: str,

@@ -1,4 +1,4 @@
-"""The settings of the studies of scores: do they predict accuracy, and do they come out the same twice?"""
+"""The settings of the studies of scores: do they predict accuracy, and are they reproducible?"""
 
 import math
 from dataclasses import dataclass
@@ -6,22 +6,16 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.requirements import require, require_at_least
-from experiments.settings import ExperimentSettings
+from experiments.settings import SmallNetworkSettings
 
 WAYS = 5
 """Classes per task, in scores and in accuracies."""
 
 
 @dataclass(frozen=True)
-class Correlation(ExperimentSettings):
-    """Do the training-free scores predict accuracy? Random networks trained and scored, beside their size."""
+class Correlation(SmallNetworkSettings):
+    """Do the training-free scores predict accuracy? Random networks, trained and scored, against their size."""
 
-    channels: int = 8
-    """Channels C of the first cells; doubled at each reduction."""
-    cells: int = 3
-    """Number of stacked cells; reductions at one and two thirds."""
-    stem_stride: int = 2
-    """Stride of the stem convolution; 2 halves the image first and costs a quarter."""
     networks: int = 40
     """Random genotypes; differences of tau below 0.2 need about 100."""
     repeated: int = 10
@@ -61,7 +55,7 @@ class Correlation(ExperimentSettings):
     out: Path = Path("runs/correlation")
     """Folder for the figure, its numbers and the table."""
     runs: Path = Path("runs/correlation")
-    """Folder for the networks that are done; a study stopped there goes on by itself."""
+    """Folder for the networks that are done; a stopped study continues from there."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,33 +73,27 @@ class Correlation(ExperimentSettings):
 
 
 @dataclass(frozen=True)
-class Stability(ExperimentSettings):
+class Stability(SmallNetworkSettings):
     """Do two searches get the same scores? Reliability of operator scores against repeats and CPU seconds."""
 
-    channels: int = 8
-    """Channels C of the first cells; doubled at each reduction."""
-    cells: int = 3
-    """Number of stacked cells; reductions at one and two thirds."""
-    stem_stride: int = 2
-    """Stride of the stem convolution; 2 halves the image first and costs a quarter."""
     kernel: Literal["maml", "anil", "ntk"] = "maml"
     """Kernel that is scored: MetaNTK of MAML or ANIL, or the plain NTK (TE-NAS)."""
     outputs: Literal["full", "sum"] = "sum"
     """Kernel of all outputs (kn × kn), or of their sum (n × n; the released code)."""
     gradient_tasks: tuple[int, ...] = (3, 6, 12)
-    """Joint tasks T per kernel at which all operators are scored by one gradient."""
+    """Joint tasks T per kernel for scores of all operators by one gradient."""
     gradient_repeats: int = 12
     """Repeats of the gradient at every T: new weights, new tasks."""
     exact_tasks: int = 3
-    """Joint tasks T per kernel at which operators are taken out one by one."""
+    """Joint tasks T per kernel for leave-one-out scores."""
     exact_repeats: int = 4
-    """Repeats of taking out one by one, or 0; draws are those of the gradient."""
+    """Repeats of the leave-one-out scores, or 0; they use the draws of the gradient."""
     region_repeats: int = 12
     """Repeats of the count of linear regions, or 0."""
     patches: int = 3000
     """Inputs of the count of linear regions."""
     chunk: int = 0
-    """Most samples in a graph of the gradient, for networks that fill the memory; 0: as many as fit in about 2 GB."""
+    """Most samples in one graph of the gradient, against a lack of memory; 0: as many as fit in about 2 GB."""
     draws: int = 200
     """Draws for intervals, null and halves."""
     jobs: int = 1
@@ -113,7 +101,7 @@ class Stability(ExperimentSettings):
     out: Path = Path("runs/stability")
     """Folder for the figure, its numbers and the table."""
     runs: Path = Path("runs/stability")
-    """Folder for the repeats that are done; a study stopped there goes on by itself."""
+    """Folder for the repeats that are done; a stopped study continues from there."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

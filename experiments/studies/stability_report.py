@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -162,7 +163,7 @@ def label(name: Name) -> str:
     return f"{MEASURE_NAMES[measure]}, {ESTIMATORS[estimator]}, T = {tasks}"
 
 
-def style(name: Name, settings: Settings) -> dict[str, object]:
+def style(name: Name, settings: Settings) -> dict[str, Any]:
     """Colour by estimator and tasks, full lines for the harmonic number, broken ones for the condition number."""
     estimator, tasks, measure = name
     if estimator == "gradient":
@@ -231,7 +232,7 @@ def against_seconds(axes: Axes, settings: Settings, found: StabilityFindings) ->
     axes.set_xlabel("CPU seconds")
 
 
-def stability_numbers(found: StabilityFindings) -> dict[str, object]:
+def stability_numbers(found: StabilityFindings) -> dict[str, Any]:
     """Every number, for the JSON."""
     keys = {name: " ".join(map(str, name)) for name in found.stability}
     return {

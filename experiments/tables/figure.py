@@ -1,5 +1,7 @@
 """Accuracy of every trained network against its size: what a difference between methods has to be seen beside."""
 
+from typing import Any
+
 from experiments.plotting import curve, figure, save_figure
 from experiments.runs import without_paths
 from experiments.tables.results import Results
@@ -38,7 +40,7 @@ def draw_sizes(results: Results, experiment: Experiment) -> str:
     return name
 
 
-def _points(results: Results, experiment: Experiment, method: Method) -> list[dict[str, object]]:
+def _points(results: Results, experiment: Experiment, method: Method) -> list[dict[str, Any]]:
     return [
         {
             "seed": measured.run.seed,

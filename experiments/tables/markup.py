@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -102,7 +103,7 @@ def escaped(text: str) -> str:
     return "".join(LATEX.get(character, character) for character in text)
 
 
-def csv_text(records: Sequence[dict[str, object]]) -> str:
+def csv_text(records: Sequence[dict[str, Any]]) -> str:
     """Records of the same keys, a line each; None is an empty field."""
     file = io.StringIO()
     writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from experiments.data.loading import data_of
 from experiments.genotypes import network_size, published_cell, read_genotype, write_genotype
@@ -68,7 +69,7 @@ def runs_of(settings: Table) -> tuple[Run, ...]:
     )
 
 
-def _common(settings: Table, run: Run) -> dict[str, object]:
+def _common(settings: Table, run: Run) -> dict[str, Any]:
     data = {"mini-ImageNet": settings.mini, "tiered-ImageNet": settings.tiered}
     place = data.get(run.recipe.data, run.recipe.train.data)
     return {"data": place, "seed": run.seed, "device": settings.device}
@@ -94,7 +95,7 @@ def evaluate_settings(settings: Table, run: Run, shots: int) -> Evaluate:
     return dataclasses.replace(run.recipe.evaluate[shots], **_common(settings, run), **files)
 
 
-def finished_run(settings: object, command: str) -> dict[str, object] | None:
+def finished_run(settings: object, command: str) -> dict[str, Any] | None:
     """The record of the run that these settings describe, when it lies finished in their folder.
 
     A setting that did not exist when the run was recorded counts as its value from before, as when a run goes on.
@@ -107,7 +108,7 @@ def finished_run(settings: object, command: str) -> dict[str, object] | None:
     return record if same and record["command"] == command and record.get("status") == "finished" else None
 
 
-def finished_training(settings: Table, run: Run) -> dict[str, object] | None:
+def finished_training(settings: Table, run: Run) -> dict[str, Any] | None:
     """The record of a finished training of the cell that now lies in the run's folder."""
     training = train_settings(settings, run)
     record = finished_run(training, "train")
@@ -120,7 +121,7 @@ def finished_training(settings: Table, run: Run) -> dict[str, object] | None:
     return record if saved_genotype(checkpoint) == read_genotype(run.genotype) else None
 
 
-def finished_evaluation(settings: Table, run: Run, shots: int) -> dict[str, object] | None:
+def finished_evaluation(settings: Table, run: Run, shots: int) -> dict[str, Any] | None:
     """The record of a finished evaluation of the training that now lies in the run's folder."""
     record = finished_run(evaluate_settings(settings, run, shots), "evaluate")
     training = finished_training(settings, run)

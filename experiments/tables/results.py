@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class _Spent(TypedDict):
 class _Search(TypedDict):
     """What is read of the record of a search."""
 
-    environment: dict[str, object]
+    environment: dict[str, Any]
     results: _Spent
     starts: int
     started: str
@@ -46,7 +46,7 @@ class Measured:
     """
 
     run: Run
-    evaluations: dict[int, dict[str, object]]
+    evaluations: dict[int, dict[str, Any]]
     parameters: int | None
     search_seconds: float | None
     sources: dict[str, dict[str, str]]
@@ -136,7 +136,7 @@ def _source(folder: Path) -> dict[str, str]:
     return {"folder": folder.as_posix(), "sha256": sha256((folder / RUN_FILE).read_bytes())}
 
 
-def _seconds(record: dict[str, object] | None, folder: Path) -> float | None:
+def _seconds(record: dict[str, Any] | None, folder: Path) -> float | None:
     """CPU time of a search on a CPU, in however many sittings; on a GPU the time from beginning to end."""
     if record is None:
         return None

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from itertools import chain
+from typing import Any
 
 from experiments.runs import continued_by, without_paths
 from experiments.tables.figure import draw_sizes
@@ -48,7 +49,7 @@ def write_files(results: Results) -> str:
     return text
 
 
-def table_record(results: Results) -> dict[str, object]:
+def table_record(results: Results) -> dict[str, Any]:
     """Everything that the table says, every number with the run folders and digests that it comes from."""
     return {
         "settings": without_paths(results.settings),
@@ -70,7 +71,7 @@ def _cells(results: Results) -> list[tuple]:
     ]
 
 
-def _run_record(measured: Measured) -> dict[str, object]:
+def _run_record(measured: Measured) -> dict[str, Any]:
     kept = ("accuracy", "half_width", "description", "tasks_digest", "weights")
     accuracy = {
         f"{shots}-shot": {key: results[key] for key in kept}
@@ -88,14 +89,14 @@ def _run_record(measured: Measured) -> dict[str, object]:
     }
 
 
-def _mean(results: Results, experiment: str, method: str, shots: int) -> dict[str, object]:
+def _mean(results: Results, experiment: str, method: str, shots: int) -> dict[str, Any]:
     spread = results.accuracy(experiment, method, shots)
     folders = [m.sources[f"evaluate-{shots}-shot"] for m in results.of(experiment, method, shots)]
     named = {"experiment": experiment, "method": method, "shots": shots}
     return {**named, "per_cent": None if spread is None else asdict(spread), "sources": folders}
 
 
-def _comparison(results: Results, experiment: str, method: str, shots: int) -> dict[str, object]:
+def _comparison(results: Results, experiment: str, method: str, shots: int) -> dict[str, Any]:
     found = results.comparison(experiment, method, shots)
     named = {"experiment": experiment, "of": compared_with(method), "minus": method, "shots": shots}
     if found is None:
@@ -109,7 +110,7 @@ def _printed(settings: Table) -> list[PaperResult]:
     return list(PAPER_RESULTS) if set(settings.experiments) != {"glyphs"} else []
 
 
-def _paper_lines(settings: Table) -> list[dict[str, object]]:
+def _paper_lines(settings: Table) -> list[dict[str, Any]]:
     return [
         _csv_line(
             source="paper",
@@ -129,7 +130,7 @@ def _paper_lines(settings: Table) -> list[dict[str, object]]:
     ]
 
 
-def _own_lines(measured: Measured) -> list[dict[str, object]]:
+def _own_lines(measured: Measured) -> list[dict[str, Any]]:
     """A line for every number of shots; without accuracy where the run is missing."""
     run, lines = measured.run, []
     hours = None if measured.search_seconds is None else measured.search_seconds / 3600
@@ -160,5 +161,5 @@ CSV_COLUMNS = (
 )
 
 
-def _csv_line(**values: object) -> dict[str, object]:
+def _csv_line(**values: object) -> dict[str, Any]:
     return {key: values.get(key) for key in CSV_COLUMNS}

@@ -1,6 +1,7 @@
 """``bounds``: how far the bounds of Theorem 3 lie above what networks of 1, 2 and 3 hidden layers do."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def batch_residuals(
     return torch.stack(residuals, dim=1).detach()
 
 
-def measure_share(settings: Theory, problem: Problem, pair: tuple[int, int]) -> dict[str, object]:
+def measure_share(settings: Theory, problem: Problem, pair: tuple[int, int]) -> dict[str, Any]:
     """Of every network of a batch, whether its residual is below the bound (31) at all steps."""
     width, batch = pair
     net = network_of_width(settings, width)
@@ -76,7 +77,7 @@ def shares(settings: Theory, widths: tuple[int, ...], batches: int) -> Sweep:
     return run_sweep(narrow, "networks within the bound", Measurement(f"share-of-{BATCH}", measure_share))
 
 
-def share_record(result: Sweep) -> dict[str, object]:
+def share_record(result: Sweep) -> dict[str, Any]:
     """Networks within the bound, of how many, and the exact (Clopper–Pearson) 95 % interval of the probability."""
     held = result.values("held")
     networks = held.shape[1] * held.shape[2]
@@ -103,7 +104,7 @@ def plot_bounds(settings: Bounds) -> int:
     return 0
 
 
-def bounds_at_depth(settings: Bounds, depth: int) -> dict[str, object]:
+def bounds_at_depth(settings: Bounds, depth: int) -> dict[str, Any]:
     """All numbers of one depth."""
     chosen = sweep_settings(settings, depth=depth)
     result = run_sweep(chosen, "bounds")
@@ -111,7 +112,7 @@ def bounds_at_depth(settings: Bounds, depth: int) -> dict[str, object]:
     return data | {"share": share_record(shares(chosen, settings.share_widths, settings.batches))}
 
 
-def bounds_numbers(result: Sweep, measured: Sweep) -> dict[str, object]:
+def bounds_numbers(result: Sweep, measured: Sweep) -> dict[str, Any]:
     """Residuals, path and drift with their bounds, and by how much they keep below them."""
     widths = result.settings.widths
     bounds = {"path_length": path_bounds(result, measured), "kernel_drift": drift_bounds(result, measured)}
@@ -134,7 +135,7 @@ def bounds_numbers(result: Sweep, measured: Sweep) -> dict[str, object]:
     }
 
 
-def draw_bounds(settings: Bounds, columns: dict[str, dict[str, object]]) -> None:
+def draw_bounds(settings: Bounds, columns: dict[str, dict[str, Any]]) -> None:
     """Residual, movement and probability, a column for every depth."""
     with figure("page", 6.8, 3, len(columns), sharey="row", height_ratios=HEIGHTS) as (drawing, axes):
         where = subtitle("The bounds of Theorem 3 hold from small widths on, with much to spare", settings)
@@ -152,14 +153,14 @@ def draw_bounds(settings: Bounds, columns: dict[str, dict[str, object]]) -> None
         save_theory_figure(drawing, "bounds", columns, settings)
 
 
-def draw_residuals_with_limit(axes: Axes, data: dict[str, object]) -> None:
+def draw_residuals_with_limit(axes: Axes, data: dict[str, Any]) -> None:
     """The residual with the bound (31), and the rate of the limit kernel, to which wide networks tend."""
     convergence.draw_residuals(axes, data)
     axes.semilogy(data["limit_rate"] ** np.arange(len(data["bound"])), "k:", label="wide limit")
     axes.get_legend().remove()
 
 
-def draw_movement(axes: Axes, data: dict[str, object]) -> None:
+def draw_movement(axes: Axes, data: dict[str, Any]) -> None:
     """Path length and kernel drift against width, and (29) and (30) above them in the same colours."""
     widths = data["residual"]["widths"]
     for i, (name, label, bound) in enumerate(
@@ -174,7 +175,7 @@ def draw_movement(axes: Axes, data: dict[str, object]) -> None:
     axes.legend(fontsize=6, loc="lower left", handlelength=2.6)
 
 
-def draw_share(axes: Axes, data: dict[str, object]) -> None:
+def draw_share(axes: Axes, data: dict[str, Any]) -> None:
     """The share of networks within the bound at every step, with its interval."""
     share = np.asarray(data["share"])
     errors = np.array([share - data["low"], data["high"] - share])

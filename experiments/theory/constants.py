@@ -6,6 +6,7 @@ Theorem 3 needs K ≥ 1. R0 = ‖g(θ_0)‖, the residual at the start.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def sweep_settings(settings: Widths, **changes: object) -> Theory:
     return Theory(**own | changes)
 
 
-def measure_constants(settings: Theory, problem: Problem, pair: tuple[int, int]) -> dict[str, object]:
+def measure_constants(settings: Theory, problem: Problem, pair: tuple[int, int]) -> dict[str, Any]:
     """Both lines of Eq. (25) at θ_0: how fast J/√l changes in the worst direction, and its size."""
     net, params = initialised(settings, pair)
     parts = (net.model, params, problem.tasks, problem.inner)

@@ -1,5 +1,7 @@
 """``convergence``: the residual decays linearly, below the bound of Theorem 3, at every width."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -16,7 +18,7 @@ def plot_convergence(settings: Convergence) -> int:
     return 0
 
 
-def convergence_numbers(result: Sweep) -> dict[str, object]:
+def convergence_numbers(result: Sweep) -> dict[str, Any]:
     """What the figure shows: relative residuals, the bound, and the rate of every run against the bound's."""
     residuals = result.values("residuals")
     relative = residuals / residuals[..., :1]
@@ -46,7 +48,7 @@ def draw_convergence(result: Sweep) -> None:
         save_theory_figure(drawing, "convergence", data, result.settings)
 
 
-def draw_residuals(axes: Axes, data: dict[str, object]) -> None:
+def draw_residuals(axes: Axes, data: dict[str, Any]) -> None:
     """‖F_t − 𝒴‖ relative to its start; the median over seeds, shaded up to the largest."""
     for i, width in enumerate(data["widths"]):
         style = curve(i) | {"marker": "None"}
@@ -59,7 +61,7 @@ def draw_residuals(axes: Axes, data: dict[str, object]) -> None:
     axes.legend()
 
 
-def draw_rates(axes: Axes, data: dict[str, object]) -> None:
+def draw_rates(axes: Axes, data: dict[str, Any]) -> None:
     """The factor per step in the second half of the training, every seed a point."""
     for i, width in enumerate(data["widths"]):
         rates = data["rates"][i]

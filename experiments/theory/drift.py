@@ -1,5 +1,7 @@
 """``drift``: the wider a network, the less parameters and kernel move, and the nearer the limit it begins."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -32,7 +34,7 @@ def plot_drift(settings: Drift) -> int:
     return 0
 
 
-def drift_numbers(result: Sweep, measured: Sweep) -> dict[str, object]:
+def drift_numbers(result: Sweep, measured: Sweep) -> dict[str, Any]:
     """Every measurement with its fitted slope, and the bounds (29) and (30) with the measured constants."""
     widths = result.settings.widths
     fits = {name: power_law_record(widths, result.values(name)) for name in MOVEMENTS | KERNELS}

@@ -1,5 +1,7 @@
 """``equivalence``: trained networks against the closed forms of Theorem 2, on held-out tasks, over widths."""
 
+from typing import Any
+
 from experiments.plotting import figure
 from experiments.theory.report import (
     draw_power_law,
@@ -25,7 +27,7 @@ def plot_equivalence(settings: Equivalence) -> int:
     return 0
 
 
-def equivalence_numbers(result: Sweep) -> dict[str, object]:
+def equivalence_numbers(result: Sweep) -> dict[str, Any]:
     """The relative deviations from every closed form, each with its fitted slope."""
     widths = result.settings.widths
     values = {name: result.values(f"test_deviations/{name}") for name in CLOSED_FORMS}

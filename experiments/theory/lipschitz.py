@@ -1,5 +1,7 @@
 """``lipschitz``: MAML's Jacobian changes no faster in wide networks than in narrow ones, except across a kink."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -34,13 +36,13 @@ def plot_lipschitz(settings: Lipschitz) -> int:
     return 0
 
 
-def constants_at_depth(settings: Lipschitz, depth: int) -> dict[str, object]:
+def constants_at_depth(settings: Lipschitz, depth: int) -> dict[str, Any]:
     """The constants of every activation at one depth."""
     chosen = {name: sweep_settings(settings, depth=depth, activation=name) for name in settings.activations}
     return {name: lipschitz_numbers(constants(one)) for name, one in chosen.items()}
 
 
-def lipschitz_numbers(measured: Sweep) -> dict[str, object]:
+def lipschitz_numbers(measured: Sweep) -> dict[str, Any]:
     """Both lines of Eq. (25) over widths, each with its fitted slope."""
     widths = measured.settings.widths
     names = ("rate_of_change", "jacobian_size")
@@ -71,7 +73,7 @@ def ratios_across_kink(settings: Lipschitz, activation: str) -> list[float]:
     return [lipschitz_ratio(net.model, *pair, problem.tasks, problem.inner) for pair in pairs]
 
 
-def draw_lipschitz(settings: Lipschitz, data: dict[str, object], kink: dict[str, object]) -> None:
+def draw_lipschitz(settings: Lipschitz, data: dict[str, Any], kink: dict[str, Any]) -> None:
     """The constant over widths, a panel for every depth, and the ratio across a kink over its distance."""
     with figure("page", 3.3, columns=settings.depth + 1) as (drawing, axes):
         claim = "Lemma 1: the Lipschitz constant $K$ of MAML's Jacobian does not grow with the width"
@@ -88,7 +90,7 @@ def draw_lipschitz(settings: Lipschitz, data: dict[str, object], kink: dict[str,
         save_theory_figure(drawing, "lipschitz", {**data, "kink": kink}, settings)
 
 
-def draw_constants(axes: Axes, settings: Lipschitz, data: dict[str, object]) -> None:
+def draw_constants(axes: Axes, settings: Lipschitz, data: dict[str, Any]) -> None:
     """The worst rate of change of J/√l for every activation, and its size as dotted lines."""
     for i, (activation, record) in enumerate(data.items()):
         values, size = record["rate_of_change"]["values"], record["jacobian_size"]["values"]
@@ -100,7 +102,7 @@ def draw_constants(axes: Axes, settings: Lipschitz, data: dict[str, object]) -> 
     axes.legend(fontsize=6, loc="lower left")
 
 
-def draw_kink(axes: Axes, kink: dict[str, object]) -> None:
+def draw_kink(axes: Axes, kink: dict[str, Any]) -> None:
     """The ratio of Eq. (25) across a kink of ReLU grows as 1/ε; smooth activations have none."""
     for i, (activation, ratios) in enumerate(kink["ratios"].items()):
         axes.loglog(kink["distances"], np.asarray(ratios), label=NAMES[activation], **curve(i))

@@ -4,6 +4,7 @@ The centred network f_θ − f_{θ0} is trained, so that both closed forms are e
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -81,7 +82,7 @@ def gap(closed_forms: tuple[Tensor, Tensor]) -> float:
     return float((printed - discrete).norm() / discrete.norm())
 
 
-def measure_deviations(settings: Plateau, problem: Problem, pair: tuple[int, int]) -> dict[str, object]:
+def measure_deviations(settings: Plateau, problem: Problem, pair: tuple[int, int]) -> dict[str, Any]:
     """‖trained − closed form‖ on the held-out tasks for both forms, in units of the discrete one's norm."""
     net, params = initialised(settings, pair)
     parts = (problem.tasks, problem.inner, problem.eta0, settings.steps, problem.test_tasks)
@@ -102,7 +103,7 @@ def gap_over_steps(settings: Plateau, depth: int) -> list[float]:
     return [gap(limits(net, problem, loop, Converged(), Converged())) for loop in loops]
 
 
-def plateau_numbers(settings: Plateau, result: Sweep) -> dict[str, object]:
+def plateau_numbers(settings: Plateau, result: Sweep) -> dict[str, Any]:
     """Deviations from both forms over widths, the plateau, and the plateau over the number of inner steps."""
     gaps = {f"L = {depth}": np.array(gap_over_steps(settings, depth)) for depth in DEPTHS}
     net, printed = network_of_width(result.settings, 1), result.values("printed")
@@ -117,7 +118,7 @@ def plateau_numbers(settings: Plateau, result: Sweep) -> dict[str, object]:
     }
 
 
-def draw_plateau(settings: Plateau, data: dict[str, object]) -> None:
+def draw_plateau(settings: Plateau, data: dict[str, Any]) -> None:
     """Deviation against width with the plateau, and the plateau against the number of inner steps."""
     with figure("page", 3.3, columns=2) as (drawing, axes):
         claim = "At finite $\\tau$ the printed form of Theorem 2 stops short, the discrete one does not"
@@ -127,7 +128,7 @@ def draw_plateau(settings: Plateau, data: dict[str, object]) -> None:
         save_theory_figure(drawing, "plateau", data, settings)
 
 
-def draw_deviations(axes: Axes, settings: Plateau, data: dict[str, object]) -> None:
+def draw_deviations(axes: Axes, settings: Plateau, data: dict[str, Any]) -> None:
     """Both deviations over widths, every seed a faint point, and the gap of the two limits as a line."""
     widths, printed = settings.widths, data["printed"]
     draw_power_law(axes, 0, widths, data["discrete"]["values"], "discrete time", solid=True)
@@ -144,7 +145,7 @@ def draw_deviations(axes: Axes, settings: Plateau, data: dict[str, object]) -> N
     axes.legend(fontsize=7, loc="lower left")
 
 
-def draw_gaps(axes: Axes, settings: Plateau, data: dict[str, object]) -> None:
+def draw_gaps(axes: Axes, settings: Plateau, data: dict[str, Any]) -> None:
     """The gap over the number of inner steps: it falls as 1/τ, and is never 0."""
     taus = np.asarray(settings.taus)
     for i, (name, record) in enumerate(data["gaps"].items()):

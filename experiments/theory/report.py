@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ def subtitle(claim: str, settings: Widths) -> str:
     return f"{claim}\n{loop}{net} {settings.task_count} tasks of {where}; {settings.seeds} seeds"
 
 
-def save_theory_figure(drawing: Figure, name: str, data: Mapping[str, object], settings: Widths) -> None:
+def save_theory_figure(drawing: Figure, name: str, data: Mapping[str, Any], settings: Widths) -> None:
     """Save the figure as NAME_TASKS.{png,pdf,json} and say so."""
     config = {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("out", "runs", "jobs")}
     paths = save_figure(drawing, f"{name}_{settings.tasks}", data, settings.out, config, settings.seed)
@@ -75,7 +76,7 @@ def draw_reference(axes: Axes, widths: tuple[int, ...], slope: float = -0.5) -> 
     ticks_at(axes.xaxis, widths)
 
 
-def power_law_record(widths: tuple[int, ...], values: np.ndarray) -> dict[str, object]:
+def power_law_record(widths: tuple[int, ...], values: np.ndarray) -> dict[str, Any]:
     """A measurement with its fit, for the JSON beside the figure."""
     return {
         "values": values,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ def initialised(settings: Theory, pair: tuple[int, int]) -> tuple[FullyConnected
     return net, net.initialise(generator(settings.seed, "theory init", width, seed))
 
 
-def measure_training(settings: Theory, problem: Problem, pair: tuple[int, int]) -> dict[str, object]:
+def measure_training(settings: Theory, problem: Problem, pair: tuple[int, int]) -> dict[str, Any]:
     """Train one network, of one (width, seed), and measure all that the figures need."""
     width, seed = pair
     net, params = initialised(settings, pair)
@@ -156,7 +156,7 @@ class Sweep:
 
     settings: Theory
     problem: Problem
-    rows: tuple[dict[str, object], ...]
+    rows: tuple[dict[str, Any], ...]
 
     def values(self, name: str) -> np.ndarray:
         """One measurement as widths × seeds; "test_deviations/NAME" for a closed form."""
@@ -191,7 +191,7 @@ class Measurement:
     """
 
     name: str
-    function: Callable[[Theory, Problem, tuple[int, int]], dict[str, object]]
+    function: Callable[[Theory, Problem, tuple[int, int]], dict[str, Any]]
     free_of: tuple[str, ...] = ()
 
 
@@ -229,7 +229,7 @@ def sweep_folder(settings: Theory, measurement: Measurement | None = None) -> Pa
     return s.runs / (f"{name}-{measurement.name}" if measurement else name)
 
 
-def _identity(settings: Theory, free_of: tuple[str, ...]) -> dict[str, object]:
+def _identity(settings: Theory, free_of: tuple[str, ...]) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(Theory)} - {"out", "runs", "jobs", *free_of}
     return {name: getattr(settings, name) for name in sorted(names)}
 

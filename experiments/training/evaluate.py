@@ -5,7 +5,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ def print_evaluation(settings: Evaluate) -> int:
     return 0
 
 
-def record_evaluation(settings: Evaluate) -> dict[str, object]:
+def record_evaluation(settings: Evaluate) -> dict[str, Any]:
     """Evaluate a finished training and record it; returns the results as the run's record holds them.
 
     They name every task's number of recognised images, so that methods can be compared task by task.
@@ -56,7 +56,7 @@ def record_evaluation(settings: Evaluate) -> dict[str, object]:
         return log.close(**results_of(result, network), training=training_run).record["results"]
 
 
-def results_of(result: Evaluation, network: Network) -> dict[str, object]:
+def results_of(result: Evaluation, network: Network) -> dict[str, Any]:
     """What the record of an evaluation holds: interval over tasks, size of the network, every task's count."""
     interval = result.interval
     return {
@@ -96,13 +96,13 @@ def check_results(folder: Path, results: object) -> None:
         )
 
 
-def identity(record: dict[str, object]) -> str:
+def identity(record: dict[str, Any]) -> str:
     """What makes a recorded run this one: its settings and when it began, however often it was taken up."""
     content = {key: record.get(key) for key in ("command", "config", "started")}
     return sha256(to_json(content).encode())
 
 
-def accuracies_of(results: dict[str, object]) -> np.ndarray:
+def accuracies_of(results: dict[str, Any]) -> np.ndarray:
     """The accuracy on every task, from the record of an evaluation."""
     return np.array([int(word) for word in results["correct"].split()]) / results["queries_per_task"]
 

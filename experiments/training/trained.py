@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ class Trained:
     genotype: Genotype | None
     network: torch.nn.Module
     inputs: Inputs
-    state: Mapping[str, object]
+    state: Mapping[str, Any]
     """The numbers that were saved with the weights."""
 
     def data(self, place: str) -> ImageData:
@@ -84,7 +85,7 @@ def saved_genotype(checkpoint: Checkpoint) -> Genotype | None:
         raise CheckpointError(f"{checkpoint.path} holds no genotype: {error}") from None
 
 
-def _inputs(state: Mapping[str, object], settings: Train) -> Inputs:
+def _inputs(state: Mapping[str, Any], settings: Train) -> Inputs:
     if "inputs" in state:
         return recorded_inputs(state["inputs"])
     lacking = f"{settings.out} does not say what images its network expects, as trainings of today do"
