@@ -77,7 +77,7 @@ def final_scores(state: SearchState, settings: Search) -> list[Score]:
 class SearchContent(TypedDict):
     """What the state of a search holds."""
 
-    search_cells: dict[str, Any]
+    search: dict[str, Any]
     cpu_seconds: NotRequired[float]
 
 
