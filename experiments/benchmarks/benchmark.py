@@ -28,7 +28,7 @@ class _Content(TypedDict):
     """The file of a piece."""
 
     identity: object
-    record: dict[str, Any]
+    record: dict[str, object]
 
 
 def run_benchmark(settings: Benchmark) -> int:

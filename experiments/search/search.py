@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ def final_scores(state: SearchState, settings: Search) -> list[Score]:
 class SearchContent(TypedDict):
     """What the state of a search holds."""
 
-    search: dict[str, Any]
+    search: dict[str, object]
     cpu_seconds: NotRequired[float]
 
 

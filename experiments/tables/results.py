@@ -31,7 +31,7 @@ class _Spent(TypedDict):
 class _Search(TypedDict):
     """What is read of the record of a search."""
 
-    environment: dict[str, Any]
+    environment: dict[str, object]
     results: _Spent
     starts: int
     started: str

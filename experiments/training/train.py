@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, NotRequired, TypedDict
 
 import torch
 
@@ -57,7 +57,7 @@ class TrainingContent(TypedDict):
 
     epoch: Annotated[int, 0]
     step: Annotated[int, 0]
-    genotype: dict[str, Any] | None
+    genotype: dict[str, object] | None
 
 
 def train_and_draw(settings: Train) -> int:
