@@ -10,7 +10,7 @@ from experiments.benchmarks import report
 from experiments.benchmarks.catalogue import GROUPS, chosen_cases
 from experiments.benchmarks.machine import describe_machine, missing_peers, peer_versions
 from experiments.benchmarks.measure import Plan, measure_case, measure_scaling
-from experiments.benchmarks.problems import Case
+from experiments.benchmarks.problems import Case, Group
 from experiments.benchmarks.processes import Ask, ask_process
 from experiments.benchmarks.settings import Benchmark
 from experiments.plotting import figure, save_figure
@@ -35,7 +35,7 @@ def run_benchmark(settings: Benchmark) -> int:
     """Measure and report; returns 0."""
     choose_device(settings.device)
     cases = chosen_cases(settings.cases)
-    # the other Python's peer computes on the CPU alone
+    # The peer in the other Python runs on the CPU alone.
     versions = peer_versions(settings.neural_tangents_python if settings.device == "cpu" else None)
     with continued_by(f"the same command; finished cases lie in {settings.runs}"):
         measured = measure_pieces(settings, cases, versions)
@@ -45,9 +45,13 @@ def run_benchmark(settings: Benchmark) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A part of the work with a file of its own: a case, or the growth of a group's cost.
+    """A part of the work with a file: a case, or the growth of a group's cost.
 
-    place: ("cases" | "tuned" | "scaling", its name there).  identity: what must be the same for the file to count.
+    Attributes:
+        place: ("cases" | "tuned" | "scaling", name).
+        allocator: Settings of the allocator.
+        identity: Settings that must equal those in the file for the file to count.
+        job: Measures the part.
     """
 
     place: tuple[str, str]
@@ -57,7 +61,7 @@ class Piece:
 
 
 def pieces(settings: Benchmark, cases: Sequence[Case], versions: dict[str, str | None]) -> Iterator[Piece]:
-    """All parts of the work, in the order in which they are done."""
+    """All parts of the work, in their order."""
     plan = Plan(settings.rounds, settings.seconds, settings.quick, settings.seed, settings.runs)
     common = {name: getattr(settings, name) for name in ("rounds", "seconds", "quick", "seed")}
     allocators = {"both": ("default", "tuned")}.get(settings.allocator, (settings.allocator,))
@@ -85,23 +89,24 @@ def _case_job(case: Case, plan: Plan, missing: Sequence[str]) -> Callable[[Ask],
     return lambda ask: measure_case(case, plan, ask, missing)
 
 
-def _scaling_job(group: object, plan: Plan) -> Callable[[Ask], Record]:
+def _scaling_job(group: Group, plan: Plan) -> Callable[[Ask], Record]:
     return lambda ask: measure_scaling(group, plan, ask)
 
 
 def measure_pieces(
     settings: Benchmark, cases: Sequence[Case], versions: dict[str, str | None]
 ) -> dict[str, dict[str, Record]]:
-    """Records of all pieces by place; those that lie in the run folder are taken from there."""
+    """Records of all pieces by place; those in the run folder are not measured again."""
     settings.runs.mkdir(parents=True, exist_ok=True)
-    work, found = list(pieces(settings, cases, versions)), {"cases": {}, "tuned": {}, "scaling": {}}
+    work = list(pieces(settings, cases, versions))
+    found: dict[str, dict[str, Record]] = {"cases": {}, "tuned": {}, "scaling": {}}
     with stage("benchmark", len(work)) as advance:
         for piece in work:
             kind, name = piece.place
             path = settings.runs / f"{kind}-{name}-{settings.device}-{piece.allocator}.json".replace(" ", "-")
             record = None if settings.again else finished_record(path, piece.identity)
             if record is None:
-                record = plain(piece.job(partial(ask_process, settings, piece.allocator)))
+                record = _plain(piece.job(partial(ask_process, settings, piece.allocator)))
                 replace_file(path, sealed(to_json({"identity": piece.identity, "record": record})))
             found[kind][name] = record
             advance(note=name)
@@ -109,7 +114,7 @@ def measure_pieces(
 
 
 def finished_record(path: Path, identity: Record) -> Record | None:
-    """The record in the file, if it is of the same settings, sizes and peers; None otherwise."""
+    """The record in the file if it has the same identity; None otherwise."""
     if not path.exists():
         return None
     try:
@@ -117,13 +122,17 @@ def finished_record(path: Path, identity: Record) -> Record | None:
     except CheckpointError as error:
         print(error)
         return None
-    return content["record"] if content["identity"] == plain(identity) else None
+    return _plain(content["record"]) if content["identity"] == plain(identity) else None
+
+
+def _plain(record: object) -> Any:
+    return plain(record)
 
 
 def write_report(
     settings: Benchmark, versions: dict[str, str | None], measured: dict[str, dict[str, Record]]
 ) -> None:
-    """Write the figure, its numbers and the tables, and say so."""
+    """Write the figure, its numbers and the tables, and print their names."""
     data = measured | {
         "machine": describe_machine(settings.device),
         "peers": versions,
@@ -136,7 +145,7 @@ def write_report(
         k: v for k, v in dataclasses.asdict(settings).items() if k in ("rounds", "seconds", "quick", "cases")
     }
     table = settings.out / f"{name}.md"
-    replace_file(table, report.benchmark_tables(plain(data)).encode())
+    replace_file(table, report.benchmark_tables(_plain(data)).encode())
     if found := report.points_by_group(measured["cases"]):
         with figure("page", 4.6, rows=2, columns=len(found), sharex="col") as (sheet, axes):
             report.draw_panels(sheet, axes, found, "CPU" if settings.device == "cpu" else "device")

@@ -12,7 +12,7 @@ GROUPS = {case.group.name: case.group for case in CASES.values()}
 
 
 def chosen_cases(names: Sequence[str]) -> tuple[Case, ...]:
-    """The cases that begin with one of these names, all for none; ConfigurationError for a name that fits none."""
+    """The cases whose names begin with one of these, or all; raises ConfigurationError for an unknown name."""
     for name in names:
         fits = any(case.startswith(name) for case in CASES)
         require(fits, f"no case is called {name!r}: expected the beginning of one of {', '.join(CASES)}")

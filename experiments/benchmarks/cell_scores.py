@@ -158,7 +158,7 @@ def our_score(problem: ScoreProblem) -> Callable[[], Tensor]:
     return call
 
 
-def _kernel_parameters(network: nn.Module) -> list[nn.Parameter]:
+def _kernel_parameters(network: nn.Module) -> list[Tensor]:
     layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     return [layer.weight for layer in layers]
 

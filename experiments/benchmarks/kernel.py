@@ -45,7 +45,7 @@ class KernelProblem:
     @property
     def outputs(self) -> int:
         """Number of outputs k."""
-        return int(self.module[-1].out_features)
+        return len(self.module(self.x[:1])[0])
 
 
 def build_kernel_problem(sizes: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> KernelProblem:

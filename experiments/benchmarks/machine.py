@@ -1,4 +1,4 @@
-"""What the numbers depend on besides the code: processor, memory, libraries, and who was there to compare with."""
+"""The machine behind the numbers: processor, memory, libraries, and the versions of the peers."""
 
 import os
 import platform
@@ -18,10 +18,10 @@ VERSION_CODE = "from importlib.metadata import version; print(version('neural-ta
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """Processor, memory, C library (its allocator), BLAS and CPU capability of torch, versions, and how busy it was.
+    """Processor, memory, C library (its allocator), BLAS and CPU capability of torch, versions, and load.
 
-    load_average: of the last quarter of an hour; above the number of cores, CPU times are some way too long, for
-    caches and memory are shared.
+    The load average is that of the last 15 minutes. Above the number of cores, CPU times are too long, because
+    processes share caches and memory.
     """
     return {
         "processor": _processor(),
@@ -37,7 +37,7 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 
 def peer_versions(tangents_python: Path | None) -> dict[str, str | None]:
-    """Version of every peer that a method needs; None for one that is not installed."""
+    """The version of every peer; None if it is not installed."""
     methods = {method.name: method for group in GROUPS.values() for method in group.methods}
     versions: dict[str, str | None] = {}
     for method in methods.values():
@@ -79,5 +79,5 @@ def _blas() -> str:
 
 
 def missing_peers(versions: Mapping[str, str | None]) -> list[str]:
-    """Names of the methods that cannot run here."""
+    """Names of the methods whose peer is not installed."""
     return [name for name, found in versions.items() if found is None]

@@ -8,7 +8,7 @@ The inner steps use a weight 2τ times on the m support samples of a task, the o
 (the input layer needs its value and its gradient only). For n = m and τ = 1 that is 9 products of N m × l × l.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -79,9 +79,9 @@ def applied_gradient(problem: MetaProblem, gradient: FactoredGradient) -> Gradie
 def gradient_by_loop(problem: MetaProblem) -> Callable[[], Gradient]:
     """What people write by hand: ``create_graph`` through the inner steps, one task after the other."""
     module = problem.module
-    activation, params = module[1], list(module.parameters())
+    activation, params = module[1], tuple(module.parameters())
 
-    def forward(weights: list[Tensor], x: Tensor) -> Tensor:
+    def forward(weights: Sequence[Tensor], x: Tensor) -> Tensor:
         for i in range(0, len(weights), 2):
             x = nn.functional.linear(activation(x) if i else x, weights[i], weights[i + 1])
         return x
@@ -89,7 +89,7 @@ def gradient_by_loop(problem: MetaProblem) -> Callable[[], Gradient]:
     def call() -> Gradient:
         total = [torch.zeros_like(value) for value in params]
         for task in problem.tasks:
-            weights = params
+            weights: Sequence[Tensor] = params
             for _ in range(problem.inner.tau):
                 loss = square_loss(forward(weights, task.support_x), task.support_y)
                 step = torch.autograd.grad(loss, weights, create_graph=True)
@@ -125,6 +125,10 @@ def gradient_by_torch_func(problem: MetaProblem) -> Callable[[], Gradient]:
     return lambda: tuple(torch.func.grad(total)(params).values())
 
 
+def _gradients(params: Iterable[Tensor]) -> Gradient:
+    return tuple(value.grad.clone() for value in params if value.grad is not None)
+
+
 def gradient_by_higher(problem: MetaProblem) -> Callable[[], Gradient]:
     """higher: ``innerloop_ctx`` with differentiable SGD, one task after the other."""
     from higher import innerloop_ctx
@@ -139,7 +143,7 @@ def gradient_by_higher(problem: MetaProblem) -> Callable[[], Gradient]:
                 for _ in range(problem.inner.tau):
                     steps.step(square_loss(copy(task.support_x), task.support_y))
                 square_loss(copy(task.query_x), task.query_y).backward()
-        return tuple(value.grad.clone() for value in module.parameters())
+        return _gradients(module.parameters())
 
     return call
 
@@ -157,7 +161,7 @@ def gradient_by_learn2learn(problem: MetaProblem) -> Callable[[], Gradient]:
             for _ in range(problem.inner.tau):
                 copy.adapt(square_loss(copy(task.support_x), task.support_y))
             square_loss(copy(task.query_x), task.query_y).backward()
-        return tuple(value.grad.clone() for value in learner.parameters())
+        return _gradients(learner.parameters())
 
     return call
 
@@ -180,7 +184,7 @@ def gradient_by_torchopt(problem: MetaProblem) -> Callable[[], Gradient]:
             square_loss(module(task.query_x), task.query_y).backward()
             recover_state_dict(module, start[0])
             recover_state_dict(optimiser, start[1])
-        return tuple(value.grad.clone() for value in params)
+        return _gradients(params)
 
     return call
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -138,13 +139,13 @@ STYLES = {
     "learn2learn": 5,
     "neural-tangents": 5,
 }
-"""A method looks the same in all panels, and two that look alike share none; also the order of the legend."""
+"""A method has one style in all panels, and no panel has two equal styles; also the order of the legend."""
 
 
 def points_by_group(
     cases: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, dict[str, list[tuple[int, Mapping]]]]:
-    """By group, by method: (width, record) for every case with a width and the group's usual other sizes."""
+    """(width, record) by group and method, for cases with a width and τ = 1."""
     found: dict[str, dict[str, list[tuple[int, Mapping]]]] = {}
     for record in cases.values():
         sizes = record["sizes"]
@@ -159,8 +160,17 @@ def points_by_group(
     return found
 
 
-def draw_panels(drawing: Figure, axes: Mapping, found: Mapping[str, Mapping[str, list]], clock: str) -> None:
-    """A column of panels a group: time above, memory below."""
+def draw_panels(
+    drawing: Figure, axes: np.ndarray, found: Mapping[str, Mapping[str, list]], clock: str
+) -> None:
+    """Draw a column of panels per group: time above, memory below.
+
+    Args:
+        drawing: The figure.
+        axes: Two rows of axes.
+        found: Records by group, method and width, as :func:`points_by_group` returns them.
+        clock: What the seconds are of: "CPU" or "device".
+    """
     for column, (group, curves) in enumerate(found.items()):
         time, memory = axes[0][column], axes[1][column]
         for name in sorted(curves, key=_position):
@@ -179,9 +189,9 @@ def draw_panels(drawing: Figure, axes: Mapping, found: Mapping[str, Mapping[str,
     draw_legend(drawing, axes)
 
 
-def draw_legend(drawing: Figure, axes: Mapping) -> None:
+def draw_legend(drawing: Figure, axes: np.ndarray) -> None:
     """One legend for all panels, below them."""
-    labelled = {}
+    labelled: dict[str, Any] = {}
     for row in axes:
         for panel in row:
             labelled |= {label: line for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}

@@ -1,4 +1,4 @@
-"""The measured process of neural-tangents, in another Python: weights and samples come as a file.
+"""The measured process of neural-tangents, in another Python; it reads weights and samples from a file.
 
 ``PYTHON -m experiments.benchmarks.tangents_worker REQUEST`` prints one JSON line. That Python needs jax and
 neural-tangents, and nothing of this package. Structured derivatives (its third way), compiled.
@@ -40,7 +40,7 @@ def convolutional(strides: tuple[int, ...]) -> Callable[[list, jax.Array], jax.A
 def in_jax_order(array: np.ndarray) -> jax.Array:
     """An array of torch with the axes where jax has them: channels last, fan_out last.
 
-    Done before and not within the network: the package finds no structure behind a transposition.
+    This happens outside of the network, because the package finds no structure behind a transposition.
     """
     axes = {2: (1, 0), 4: (2, 3, 1, 0)}.get(array.ndim)
     return jnp.asarray(np.ascontiguousarray(array if axes is None else array.transpose(axes)))

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,10 +27,12 @@ from mamltheory.fewshot.inspection import Overlap, channel_order, copies, image_
 
 
 def check_data(settings: Data) -> int:
-    """Print the report, draw the contact sheet and prepare the data if asked to; returns 0.
+    """Print the report, draw the contact sheet and prepare the data on request; returns 0.
 
-    Raises DataError, after the report, when the data are damaged, incomplete or not split by class. Encoded
-    images fill memory at N·H·W·3 bytes, unless they are prepared: then they go to their file one by one.
+    Encoded images need N·H·W·3 bytes of memory; with --prepare they are written to their file one by one.
+
+    Raises:
+        DataError: The data are damaged, incomplete or not split by class; the report is printed first.
     """
     if settings.prepare is not None:
         claim_folder(settings.prepare)
@@ -49,18 +52,20 @@ def check_data(settings: Data) -> int:
 
 
 def read_splits(settings: Data) -> Report:
-    """The splits that can be read, and what is wrong with the others."""
+    """The splits that can be read, and the problems of the others."""
     if settings.path in GLYPH_SETS:
         _refuse_as_stored(settings, "embedded characters")
         with image_stage(f"draw {settings.path}", glyph_count(settings.path)) as advance:
-            split = shares_of(settings.split)
-            data = load_data(settings.path, image_size=settings.image_size, advance=advance, split=split)
-        splits = {split: getattr(data, split) for split in SPLITS}
-        return Report("embedded characters", settings.path, splits, [], None, False, lambda: data)
+            shares = shares_of(settings.split)
+            data = load_data(settings.path, image_size=settings.image_size, advance=advance, split=shares)
+        drawn = {name: getattr(data, name) for name in SPLITS}
+        return Report("embedded characters", settings.path, drawn, [], None, False, lambda: data)
     layout, folder = recognise(Path(settings.path))
     if layout is not NPZ_FORMAT:
         _refuse_as_stored(settings, layout.name)
-    splits, problems, left_out = {}, [], []
+    splits: dict[str, ImageSplit] = {}
+    problems: list[str] = []
+    left_out: list[str] = []
     refuse_needless_split(layout, folder, options_of(settings, unwatched, left_out))
     for split in SPLITS:
         if layout.find(folder, split) is None:
@@ -73,29 +78,33 @@ def read_splits(settings: Data) -> Report:
             problems.append(str(error))
     name, mirrors = f"{layout.name} ({layout.layout})", layout.mirrors(folder)
     whole = partial(complete, layout, folder, splits)
-    turned = not settings.as_stored if layout is NPZ_FORMAT else None
+    to_rgb = not settings.as_stored if layout is NPZ_FORMAT else None
     public = layout.published(folder)
-    return Report(name, str(folder), splits, problems, public, mirrors, whole, turned, left_out)
+    return Report(name, str(folder), splits, problems, public, mirrors, whole, to_rgb, left_out)
 
 
 def _refuse_as_stored(settings: Data, found: str) -> None:
-    told = f"--as-stored is for tieredImageNet arrays, and {settings.path} holds {found}: leave it out"
+    told = f"--as-stored is for tieredImageNet arrays, and {settings.path} holds {found}: drop the flag"
     require(not settings.as_stored, told)
 
 
 def options_of(settings: Data, advance: Callable[[int], None], left_out: list[str]) -> Options:
-    """How the settings want the images read, and where to: into their file at once if they are prepared.
-
-    What is left out is added to the list.
-    """
+    """Options of the reader; with --prepare it writes into files at once. Files that it skips go to ``left_out``."""
     allocate = in_memory if settings.prepare is None else partial(room_in, settings.prepare)
     shares = shares_of(settings.split)
-    own = {"shares": shares, "share_seed": settings.split_seed, "notice": left_out.append}
-    return Options(settings.image_size, settings.as_stored, allocate, advance, **own)
+    return Options(
+        settings.image_size,
+        settings.as_stored,
+        allocate,
+        advance,
+        shares=shares,
+        share_seed=settings.split_seed,
+        notice=left_out.append,
+    )
 
 
 def check_images(report: Report, path: str) -> None:
-    """Compare all images; raises DataError when classes of different splits turn out to be the same."""
+    """Compare all images; raises DataError if classes in different splits are the same."""
     total = sum(map(len, report.splits.values()))
     with image_stage("compare images", total) as advance:
         hashes = {name: image_hashes(split, advance) for name, split in report.splits.items()}
@@ -117,14 +126,14 @@ def check_images(report: Report, path: str) -> None:
 
 
 def describe_overlap(overlap: Overlap) -> str:
-    """Which classes have how many identical images."""
+    """Two classes and the number of their identical images."""
     (first, a), (second, b) = overlap.first, overlap.second
     images = "1 image" if overlap.images == 1 else f"{overlap.images} images"
     return f"{images} of {first} class {a!r} and {second} class {b!r} are identical ({overlap.share:.0%})"
 
 
 def draw_splits(splits: Mapping[str, ImageSplit], settings: Data) -> None:
-    """Contact sheets of the splits side by side, classes and samples evenly spaced or from the first on."""
+    """Draw contact sheets of all splits, with evenly spaced classes and their first samples."""
     rows = max(min(settings.classes, len(split.class_names)) for split in splits.values())
     height = 0.6 + 1.45 * rows / settings.samples
     with figure("page", height, columns=len(splits)) as (drawing, axes):
@@ -134,7 +143,7 @@ def draw_splits(splits: Mapping[str, ImageSplit], settings: Data) -> None:
             names[name] = chosen.class_names
             step, count = chosen.images.shape[1] + 2, len(chosen.class_names)
             panel.imshow(contact_sheet(chosen, count, settings.samples), interpolation="nearest")
-            # A dollar sign in a name is none of mathematics.
+            # A dollar sign in a name does not begin mathematics.
             words = [class_label(each) for each in chosen.class_names]
             panel.set_yticks([step / 2 + i * step for i in range(count)], words, parse_math=False)
             panel.tick_params(length=0, labelsize=5)
@@ -159,14 +168,15 @@ def some_classes(split: ImageSplit, classes: int, samples: int) -> ImageSplit:
 
 
 def class_label(class_name: str) -> str:
-    """A class name on lines short enough to stand beside a row of small images."""
+    """A class name on short lines, as the label of a row of images."""
     return "\n".join(textwrap.wrap(printable(class_name), 14, max_lines=3, placeholder=" …"))
 
 
 def claim_folder(folder: Path) -> None:
-    """Make the folder for prepared data; raises ConfigurationError for one that holds anything else.
+    """Make the folder for prepared data; files of a stopped preparation are overwritten.
 
-    What a stopped preparation has left there is written over.
+    Raises:
+        ConfigurationError: The folder holds other files.
     """
     unfinished = {pattern.format(split) for pattern in (IMAGES, LABELS) for split in SPLITS} | {UNFINISHED}
     free = not folder.exists() or (folder.is_dir() and {each.name for each in folder.iterdir()} <= unfinished)
@@ -175,7 +185,7 @@ def claim_folder(folder: Path) -> None:
 
 
 def write_prepared_data(data: ImageData, settings: Data, folder: Path) -> None:
-    """Write the data in the layout that is mapped at once."""
+    """Write the data in the layout that is memory-mapped."""
     with image_stage("prepare") as advance:
         write_prepared(data, folder, options_of(settings, advance, []))
     size = sum(file.stat().st_size for file in folder.iterdir())
@@ -187,8 +197,8 @@ PANEL = 4.7
 
 
 def draw_glyphs(settings: Glyphs) -> int:
-    """Draw the sheet; returns 0."""
-    counts = {f"{split}_classes": 2 for split in ("train", "val", "test")}
+    """Draw the contact sheet of the embedded images; returns 0."""
+    counts: dict[str, Any] = {f"{split}_classes": 2 for split in ("train", "val", "test")}
     counts[f"{settings.split}_classes"] = settings.classes
     size, samples = settings.image_size, settings.samples
     data = glyph_data(size, samples_per_class=samples, seed=settings.seed, **counts)
@@ -197,7 +207,7 @@ def draw_glyphs(settings: Glyphs) -> int:
 
 
 def draw_sheet(split: ImageSplit, settings: Glyphs) -> None:
-    """A row for each class, named beside it, and a column for each sample."""
+    """Draw a row with a label for each class, and a column for each sample."""
     rows = len(split.class_names)
     step = settings.image_size + 2
     with figure("page", PANEL * rows / settings.samples + 0.7) as (drawing, axes):
@@ -217,6 +227,6 @@ def draw_sheet(split: ImageSplit, settings: Glyphs) -> None:
 
 
 def character_label(class_name: str) -> str:
-    """A character's code and name on lines short enough to stand beside its row."""
+    """A character's code and name on short lines, as the label of a row."""
     code, _, name = class_name.partition(" ")
     return "\n".join([code, *textwrap.wrap(name.capitalize(), 20)])

@@ -1,4 +1,8 @@
-"""``bounds``: how far the bounds of Theorem 3 lie above what networks of 1, 2 and 3 hidden layers do."""
+"""``bounds``: the bounds of Theorem 3 against networks of 1, 2 and 3 hidden layers.
+
+The probability in Theorem 3 is the share of initialisations that satisfy the bound (31) at every step. Many narrow
+networks are trained for it as one batch, of which only the residuals are kept.
+"""
 
 import dataclasses
 from typing import Any
@@ -30,11 +34,11 @@ from mamltheory.inner_loop import meta_output, square_loss
 from mamltheory.tasks import Parameters, query_labels
 
 BATCH = 25
-"""Networks that are trained together."""
+"""Networks in a batch."""
 
 
 def batch_of_starts(settings: Theory, net: FullyConnected, batch: int) -> Parameters:
-    """θ_0 of the networks of a batch, stacked along a first dimension."""
+    """θ_0 of the networks in a batch, stacked along a first dimension."""
     starts = [
         net.initialise(generator(settings.seed, "share init", net.width, BATCH * batch + i))
         for i in range(BATCH)
@@ -45,7 +49,17 @@ def batch_of_starts(settings: Theory, net: FullyConnected, batch: int) -> Parame
 def batch_residuals(
     net: FullyConnected, starts: Parameters, problem: Problem, steps: int
 ) -> Float[Tensor, "networks t"]:
-    """‖g(θ_t)‖ for t = 0 … steps of every network; one that diverges goes to infinity or NaN."""
+    """‖g(θ_t)‖ for t = 0 … steps of every network; infinity or NaN for a network that diverges.
+
+    Args:
+        net: The network.
+        starts: θ_0 of all networks, stacked along a first dimension.
+        problem: Tasks and learning rates.
+        steps: Meta-training steps.
+
+    Returns:
+        The residuals.
+    """
     labels, rate = query_labels(problem.tasks), problem.eta0 / net.model.scale
     params, residuals = starts, []
 
@@ -62,7 +76,7 @@ def batch_residuals(
 
 
 def measure_share(settings: Theory, problem: Problem, pair: tuple[int, int]) -> dict[str, Any]:
-    """Of every network of a batch, whether its residual is below the bound (31) at all steps."""
+    """For every network in a batch, whether its residual is below the bound (31) at all steps."""
     width, batch = pair
     net = network_of_width(settings, width)
     residuals = batch_residuals(net, batch_of_starts(settings, net, batch), problem, settings.steps)
@@ -72,13 +86,13 @@ def measure_share(settings: Theory, problem: Problem, pair: tuple[int, int]) -> 
 
 
 def shares(settings: Theory, widths: tuple[int, ...], batches: int) -> Sweep:
-    """The measurement above for ``batches`` batches of networks at every width."""
+    """Measurements of :func:`measure_share` for a number of batches at every width."""
     narrow = dataclasses.replace(settings, widths=widths, seeds=batches)
     return run_sweep(narrow, "networks within the bound", Measurement(f"share-of-{BATCH}", measure_share))
 
 
 def share_record(result: Sweep) -> dict[str, Any]:
-    """Networks within the bound, of how many, and the exact (Clopper–Pearson) 95 % interval of the probability."""
+    """The share of networks within the bound, with the exact (Clopper–Pearson) 95 % interval of the probability."""
     held = result.values("held")
     networks = held.shape[1] * held.shape[2]
     counts = held.sum(axis=(1, 2)).astype(int)
@@ -113,7 +127,7 @@ def bounds_at_depth(settings: Bounds, depth: int) -> dict[str, Any]:
 
 
 def bounds_numbers(result: Sweep, measured: Sweep) -> dict[str, Any]:
-    """Residuals, path and drift with their bounds, and by how much they keep below them."""
+    """Residuals, path and drift with their bounds and the ratios to them."""
     widths = result.settings.widths
     bounds = {"path_length": path_bounds(result, measured), "kernel_drift": drift_bounds(result, measured)}
     sides = {
@@ -136,7 +150,7 @@ def bounds_numbers(result: Sweep, measured: Sweep) -> dict[str, Any]:
 
 
 def draw_bounds(settings: Bounds, columns: dict[str, dict[str, Any]]) -> None:
-    """Residual, movement and probability, a column for every depth."""
+    """Draw residual, movement and probability, with a column for every depth."""
     with figure("page", 6.8, 3, len(columns), sharey="row", height_ratios=HEIGHTS) as (drawing, axes):
         where = subtitle("The bounds of Theorem 3 hold from small widths on, with much to spare", settings)
         drawing.suptitle(where.replace(f"$L$ = {settings.depth}; ", ""))
@@ -154,14 +168,15 @@ def draw_bounds(settings: Bounds, columns: dict[str, dict[str, Any]]) -> None:
 
 
 def draw_residuals_with_limit(axes: Axes, data: dict[str, Any]) -> None:
-    """The residual with the bound (31), and the rate of the limit kernel, to which wide networks tend."""
+    """Draw the residual with the bound (31) and the rate of the limit kernel."""
     convergence.draw_residuals(axes, data)
     axes.semilogy(data["limit_rate"] ** np.arange(len(data["bound"])), "k:", label="wide limit")
-    axes.get_legend().remove()
+    if legend := axes.get_legend():
+        legend.remove()
 
 
 def draw_movement(axes: Axes, data: dict[str, Any]) -> None:
-    """Path length and kernel drift against width, and (29) and (30) above them in the same colours."""
+    """Draw path length and kernel drift against width, with (29) and (30) in the same colours."""
     widths = data["residual"]["widths"]
     for i, (name, label, bound) in enumerate(
         (("path_length", "path", "bound (29)"), ("kernel_drift", "drift", "bound (30)"))
@@ -176,7 +191,7 @@ def draw_movement(axes: Axes, data: dict[str, Any]) -> None:
 
 
 def draw_share(axes: Axes, data: dict[str, Any]) -> None:
-    """The share of networks within the bound at every step, with its interval."""
+    """Draw the share of networks within the bound at every step, with its interval."""
     share = np.asarray(data["share"])
     errors = np.array([share - data["low"], data["high"] - share])
     axes.errorbar(data["widths"], share, errors, capsize=2.5, **curve(2) | {"linestyle": "-"})

@@ -19,7 +19,7 @@ def plot_convergence(settings: Convergence) -> int:
 
 
 def convergence_numbers(result: Sweep) -> dict[str, Any]:
-    """What the figure shows: relative residuals, the bound, and the rate of every run against the bound's."""
+    """The numbers of the figure: relative residuals, the bound, and the rates of the runs and of the bound."""
     residuals = result.values("residuals")
     relative = residuals / residuals[..., :1]
     problem, steps = result.problem, result.settings.steps
@@ -39,7 +39,7 @@ def convergence_numbers(result: Sweep) -> dict[str, Any]:
 
 
 def draw_convergence(result: Sweep) -> None:
-    """Residuals against steps with the bound; rates against width."""
+    """Draw residuals against steps with the bound, and rates against width."""
     data = convergence_numbers(result)
     with figure("page", 3.0, columns=2) as (drawing, axes):
         drawing.suptitle(subtitle("MAML converges linearly, as Theorem 3 bounds it", result.settings))
@@ -49,7 +49,7 @@ def draw_convergence(result: Sweep) -> None:
 
 
 def draw_residuals(axes: Axes, data: dict[str, Any]) -> None:
-    """‖F_t − 𝒴‖ relative to its start; the median over seeds, shaded up to the largest."""
+    """Draw ‖F_t − 𝒴‖ relative to its start: the median over seeds, shaded up to the largest."""
     for i, width in enumerate(data["widths"]):
         style = curve(i) | {"marker": "None"}
         median, largest = data["median_relative_residual"][i], data["largest_relative_residual"][i]
@@ -62,7 +62,7 @@ def draw_residuals(axes: Axes, data: dict[str, Any]) -> None:
 
 
 def draw_rates(axes: Axes, data: dict[str, Any]) -> None:
-    """The factor per step in the second half of the training, every seed a point."""
+    """Draw the factor per step in the second half of the training, one point per seed."""
     for i, width in enumerate(data["widths"]):
         rates = data["rates"][i]
         axes.semilogx(

@@ -1,4 +1,4 @@
-"""``drift``: the wider a network, the less parameters and kernel move, and the nearer the limit it begins."""
+"""``drift``: in wider networks parameters and kernel move less, and the initial kernel is nearer to the limit."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def plot_drift(settings: Drift) -> int:
 
 
 def drift_numbers(result: Sweep, measured: Sweep) -> dict[str, Any]:
-    """Every measurement with its fitted slope, and the bounds (29) and (30) with the measured constants."""
+    """The measurements with fitted slopes, and the bounds (29) and (30) with the measured constants."""
     widths = result.settings.widths
     fits = {name: power_law_record(widths, result.values(name)) for name in MOVEMENTS | KERNELS}
     bounds = {"bound (29)": path_bounds(result, measured), "bound (30)": drift_bounds(result, measured)}
@@ -44,7 +44,7 @@ def drift_numbers(result: Sweep, measured: Sweep) -> dict[str, Any]:
 
 
 def draw_drift(result: Sweep) -> None:
-    """Parameter movement against width, and kernel drift and distance from the limit against width."""
+    """Draw parameter movement, and kernel drift and distance from the limit, against width."""
     widths = result.settings.widths
     data = drift_numbers(result, constants(result.settings))
     panels = {"(29)": ("Parameters", MOVEMENTS), "(30)": ("MetaNTK", KERNELS)}
@@ -65,7 +65,14 @@ def draw_drift(result: Sweep) -> None:
 
 
 def draw_bound(axes: Axes, widths: tuple[int, ...], bound: np.ndarray, equation: str) -> None:
-    """The paper's bound on the first measurement, in its colour, and room under the data for the legend."""
+    """Draw the bound on the first measurement in its colour, and make room for the legend.
+
+    Args:
+        axes: The panel.
+        widths: The widths.
+        bound: The bound at the first of them.
+        equation: Its number in the paper.
+    """
     style = curve(0) | {"linestyle": "--", "markerfacecolor": "white"}
     axes.loglog(widths[: len(bound)], bound, label=f"bound {equation} with the measured $K$, $R_0$", **style)
     low, _ = axes.get_ylim()

@@ -1,4 +1,4 @@
-"""``equivalence``: trained networks against the closed forms of Theorem 2, on held-out tasks, over widths."""
+"""``equivalence``: trained networks against the closed forms of Theorem 2 on held-out tasks."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def equivalence_numbers(result: Sweep) -> dict[str, Any]:
 
 
 def draw_equivalence(result: Sweep) -> None:
-    """Relative deviation on the held-out tasks against width."""
+    """Draw the relative deviation on the held-out tasks against width."""
     with figure("page", 3.6) as (drawing, axes):
         drawing.suptitle(
             subtitle("Trained MAML becomes kernel regression with the MetaNTK (Theorem 2)", result.settings)

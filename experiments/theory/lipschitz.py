@@ -1,4 +1,4 @@
-"""``lipschitz``: MAML's Jacobian changes no faster in wide networks than in narrow ones, except across a kink."""
+"""``lipschitz``: the Lipschitz constant of MAML's Jacobian does not grow with the width, except across a kink."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ def lipschitz_numbers(measured: Sweep) -> dict[str, Any]:
 
 
 def kink_pair(params: Parameters, sample: torch.Tensor, distance: float) -> tuple[Parameters, Parameters]:
-    """θ and θ̄ at a distance, between which the first-layer neuron nearest to its kink at ``sample`` crosses it."""
+    """θ and θ̄ at a distance, on two sides of the kink of the first-layer neuron that is nearest to it at ``sample``."""
     preactivation = params["weight1"] @ sample + params["bias1"]
     neuron = int(preactivation.abs().argmin())
     sides = []
@@ -74,7 +74,7 @@ def ratios_across_kink(settings: Lipschitz, activation: str) -> list[float]:
 
 
 def draw_lipschitz(settings: Lipschitz, data: dict[str, Any], kink: dict[str, Any]) -> None:
-    """The constant over widths, a panel for every depth, and the ratio across a kink over its distance."""
+    """Draw the constant over widths, with a panel for every depth, and the ratio across a kink over its distance."""
     with figure("page", 3.3, columns=settings.depth + 1) as (drawing, axes):
         claim = "Lemma 1: the Lipschitz constant $K$ of MAML's Jacobian does not grow with the width"
         drawing.suptitle(subtitle(claim, settings))
@@ -91,7 +91,7 @@ def draw_lipschitz(settings: Lipschitz, data: dict[str, Any], kink: dict[str, An
 
 
 def draw_constants(axes: Axes, settings: Lipschitz, data: dict[str, Any]) -> None:
-    """The worst rate of change of J/√l for every activation, and its size as dotted lines."""
+    """Draw the worst rate of change of J/√l for every activation, and its size as dotted lines."""
     for i, (activation, record) in enumerate(data.items()):
         values, size = record["rate_of_change"]["values"], record["jacobian_size"]["values"]
         draw_power_law(axes, i, settings.widths, values, NAMES[activation], brief=True)

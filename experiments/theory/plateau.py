@@ -1,4 +1,4 @@
-"""``plateau``: against the printed closed form (12)–(13) wide networks stop approaching; against discrete time not.
+"""``plateau``: wide networks do not approach the printed closed form (12)–(13), but that of discrete time.
 
 The centred network f_θ − f_{θ0} is trained, so that both closed forms are exactly defined without f_0.
 """
@@ -47,7 +47,7 @@ from mamltheory.asymptotics import root_mean_square
 from mamltheory.linalg import Dynamics
 
 DEPTHS = (1, 2, 3)
-"""Hidden layers for which the two limits are compared over the number of inner steps."""
+"""Hidden layers for the comparison of the two limits over the number of inner steps."""
 
 
 def plot_plateau(settings: Plateau) -> int:
@@ -60,7 +60,18 @@ def plot_plateau(settings: Plateau) -> int:
 def limits(
     net: FullyConnected, problem: Problem, inner: InnerLoop, descent: Dynamics, flow: Dynamics
 ) -> tuple[Tensor, Tensor]:
-    """(discrete, printed) outputs on the held-out tasks at infinite width, after the given outer dynamics."""
+    """The outputs on the held-out tasks at infinite width, of discrete steps and as printed.
+
+    Args:
+        net: The network.
+        problem: Tasks and learning rates.
+        inner: The inner loop.
+        descent: Outer dynamics in discrete time.
+        flow: Outer dynamics as printed.
+
+    Returns:
+        The outputs of discrete steps, and those of the printed form.
+    """
     x = joint_inputs((*problem.tasks, *problem.test_tasks))
     kernels = analytic_ntk(net, x), analytic_last_layer_ntk(net, x) if inner.algorithm == "anil" else None
     printed = GradientFlow(inner.lam0 * inner.tau)
@@ -77,7 +88,7 @@ def limits_in_time(net: FullyConnected, problem: Problem, steps: int) -> tuple[T
 
 
 def gap(closed_forms: tuple[Tensor, Tensor]) -> float:
-    """‖printed − discrete‖/‖discrete‖: how far a network that tends to the one stays from the other."""
+    """‖printed − discrete‖/‖discrete‖: the distance between the two limits."""
     discrete, printed = closed_forms
     return float((printed - discrete).norm() / discrete.norm())
 
@@ -87,13 +98,14 @@ def measure_deviations(settings: Plateau, problem: Problem, pair: tuple[int, int
     net, params = initialised(settings, pair)
     parts = (problem.tasks, problem.inner, problem.eta0, settings.steps, problem.test_tasks)
     trained = train(centred(net.model, params), params, *parts).observations[-1].test_outputs
+    assert trained is not None, "the training has held-out tasks"
     forms = limits_in_time(net, problem, settings.steps)
     discrete, printed = (float((trained - form).norm() / forms[0].norm()) for form in forms)
     return {"width": pair[0], "seed": pair[1], "discrete": discrete, "printed": printed}
 
 
 def gap_over_steps(settings: Plateau, depth: int) -> list[float]:
-    """The gap for every number of inner steps at one λ0τ, fully trained, so that the inner loop alone makes it."""
+    """The gap for every number of inner steps at one λ0τ after full training, which leaves the inner loop alone."""
     problem, net = (
         make_problem(sweep_settings(settings, depth=depth)),
         network_of_width(sweep_settings(settings, depth=depth), 1),

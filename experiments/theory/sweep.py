@@ -1,6 +1,6 @@
-"""One measurement per width and seed; most often a training run, and everything that the figures need to know of it.
+"""One measurement per width and seed, in most cases a training run with everything that the figures need.
 
-Convergence, bounds, drift and equivalence look at the same runs: full-batch MAML (or ANIL) on the raw network of
+Convergence, bounds, drift and equivalence share their runs: full-batch MAML (or ANIL) on the raw network of
 Eq. (16), with η0 = 1/(σ_max + σ_min) of the limit kernel Φ, half of what Theorem 3 allows, and λ0 =
 1/(2 σ_max(Θ)), that largest eigenvalue being of the support samples of any task.
 """
@@ -37,6 +37,7 @@ from mamltheory import (
 from mamltheory.bounds import extreme_eigenvalues
 from mamltheory.errors import CheckpointError
 from mamltheory.files import reason
+from mamltheory.linalg import Dynamics
 from mamltheory.maml import TrainingRecord
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.runlog import read_metrics
@@ -44,10 +45,10 @@ from mamltheory.runtime.workers import ON_ONE_THREAD, workers
 from mamltheory.tasks import Parameters, query_labels
 
 CLOSED_FORMS = ("empirical kernel", "limit kernel", "limit kernel, printed time", "limit kernel, no f_0")
-"""What the trained network is compared with on held-out tasks.
+"""The closed forms that the trained network is compared with on held-out tasks.
 
-The first two keep f_0 (109) and use discrete time; "printed time" has the exponentials of Eqs. (12)–(13) in
-their place; "no f_0" is Eq. (12) with discrete time but without the initial outputs, as Theorem 2 prints it.
+The first two keep f_0 (109) and use discrete time; "printed time" uses the exponentials of Eqs. (12)–(13);
+"no f_0" is Eq. (12) with discrete time and without the initial outputs, as Theorem 2 prints it.
 """
 
 
@@ -69,7 +70,7 @@ def network_of_width(settings: Theory, width: int) -> FullyConnected:
 
 
 def make_problem(settings: Theory) -> Problem:
-    """Tasks and learning rates; they depend on the limit kernels alone, so that all widths share them."""
+    """Tasks and learning rates; they depend on the limit kernels alone and are the same for all widths."""
     tasks, test_tasks = theory_tasks(settings)
     net = network_of_width(settings, 1)
     top = max(extreme_eigenvalues(analytic_ntk(net, task.support_x))[1] for task in (*tasks, *test_tasks))
@@ -86,7 +87,7 @@ def initialised(settings: Theory, pair: tuple[int, int]) -> tuple[FullyConnected
 
 
 def measure_training(settings: Theory, problem: Problem, pair: tuple[int, int]) -> dict[str, Any]:
-    """Train one network, of one (width, seed), and measure all that the figures need."""
+    """Train the network of one (width, seed) and measure everything that the figures need."""
     width, seed = pair
     net, params = initialised(settings, pair)
     every = max(1, settings.steps // 5)
@@ -120,19 +121,34 @@ def measure_training(settings: Theory, problem: Problem, pair: tuple[int, int]) 
 def held_out_deviations(
     net: FullyConnected, params: Parameters, problem: Problem, record: TrainingRecord
 ) -> dict[str, float]:
-    """‖trained − closed form‖/‖trained‖ on the held-out tasks at the last step, for every closed form."""
+    """‖trained − closed form‖/‖trained‖ on the held-out tasks at the last step, for every closed form.
+
+    Args:
+        net: The network.
+        params: Its initial parameters.
+        problem: Tasks and learning rates.
+        record: The training.
+
+    Returns:
+        The relative deviation by name of the closed form.
+    """
     model, inner, steps = net.model, problem.inner, len(record.observations) - 1
     x = joint_inputs((*problem.tasks, *problem.test_tasks))
     f0 = model(params, x).reshape(-1)
     anil = inner.algorithm == "anil"
-    empirical = (empirical_ntk(model, x, params=params), None)
+    empirical = (
+        empirical_ntk(model, x, params=params),
+        empirical_last_layer_ntk(model, x, params=params) if anil else None,
+    )
     limit = (analytic_ntk(net, x), analytic_last_layer_ntk(net, x) if anil else None)
-    if anil:
-        empirical = (empirical[0], empirical_last_layer_ntk(model, x, params=params))
-    descent = (inner.dynamics, GradientDescent(problem.eta0, steps))
-    flow = (GradientFlow(inner.lam0 * inner.tau), GradientFlow(problem.eta0 * steps))
+    descent: tuple[Dynamics, Dynamics] = (inner.dynamics, GradientDescent(problem.eta0, steps))
+    flow: tuple[Dynamics, Dynamics] = (
+        GradientFlow(inner.lam0 * inner.tau),
+        GradientFlow(problem.eta0 * steps),
+    )
     forms = [(*empirical, descent, f0), (*limit, descent, f0), (*limit, flow, f0), (*limit, descent, None)]
     trained = record.observations[-1].test_outputs
+    assert trained is not None, "the training has held-out tasks"
     return {
         name: float((kernel_prediction(problem, *form) - trained).norm() / trained.norm())
         for name, form in zip(CLOSED_FORMS, forms, strict=True)
@@ -143,16 +159,29 @@ def kernel_prediction(
     problem: Problem,
     theta: torch.Tensor,
     last: torch.Tensor | None,
-    dynamics: tuple,
+    dynamics: tuple[Dynamics, Dynamics],
     f0: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The closed form's outputs on the held-out tasks."""
-    return kernel_regression(theta, problem.tasks, problem.test_tasks, *dynamics, last, f0).test
+    """The outputs of the closed form on the held-out tasks.
+
+    Args:
+        problem: Tasks and learning rates.
+        theta: NTK of all tasks.
+        last: NTK of the last layer for ANIL, None for MAML.
+        dynamics: Dynamics of the inner and of the outer loop.
+        f0: Initial outputs on all tasks, or None to drop them.
+
+    Returns:
+        The outputs, flat.
+    """
+    predicted = kernel_regression(theta, problem.tasks, problem.test_tasks, *dynamics, last, f0).test
+    assert predicted is not None, "the problem has held-out tasks"
+    return predicted
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """All runs: ``rows`` as :func:`measure_training` gives them, width by width and seed by seed."""
+    """All runs; ``rows`` are measurements as of :func:`measure_training`, by width and then by seed."""
 
     settings: Theory
     problem: Problem
@@ -168,12 +197,12 @@ class Sweep:
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the runs in {self.settings.runs} hold no {name} of every width and seed ({reason(error)}): remove "
-                "the folder of this command there, and they are run again"
+                "the folder of this command there to run them again"
             ) from None
 
 
 class _Row(TypedDict):
-    """What every line of a sweep has; the rest is the measurement's own."""
+    """The keys of every line of a sweep; further ones depend on the measurement."""
 
     width: int
     seed: int
@@ -185,18 +214,30 @@ def _shape(picked: list[object]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Another function of (settings, problem, (width, seed)) than :func:`measure_training`, under a name of its own.
+    """A measurement of one network.
 
-    free_of: settings that its results do not depend on.
+    Attributes:
+        name: Name in the run folder.
+        function: Takes settings, problem and (width, seed), and returns the measurement.
+        free_of: Settings that the results do not depend on.
     """
 
     name: str
-    function: Callable[[Theory, Problem, tuple[int, int]], dict[str, Any]]
+    function: Callable[[Any, Problem, tuple[int, int]], dict[str, Any]]
     free_of: tuple[str, ...] = ()
 
 
 def run_sweep(settings: Theory, command: str, measurement: Measurement | None = None) -> Sweep:
-    """Run or take up the sweep; every finished run lies in the run folder, and is not done again."""
+    """Measure the networks that the run folder lacks.
+
+    Args:
+        settings: Settings of the sweep.
+        command: Name in the progress display.
+        measurement: What is measured; None for :func:`measure_training`.
+
+    Returns:
+        The measurements of all widths and seeds.
+    """
     chosen = measurement or Measurement("sweep", measure_training)
     problem = make_problem(settings)
     folder = sweep_folder(settings, measurement)
@@ -221,7 +262,7 @@ def run_sweep(settings: Theory, command: str, measurement: Measurement | None = 
 
 
 def sweep_folder(settings: Theory, measurement: Measurement | None = None) -> Path:
-    """Where the runs of these settings lie: settings that give other numbers have another folder."""
+    """The run folder of these settings; settings that change the numbers change the folder."""
     s, free_of = settings, measurement.free_of if measurement else ()
     steps = "" if "steps" in free_of else f"-t{s.steps}"
     net = f"{s.tasks}-{s.activation}-L{s.depth}-d{s.dimension}"

@@ -1,7 +1,7 @@
-"""``meta-train``: Conv4 by second-order MAML or ANIL on few-shot tasks, resumable after every step."""
+"""``meta-train``: Conv4 by second-order MAML or ANIL on few-shot tasks; it can stop after every step."""
 
 import dataclasses
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from experiments.data.loading import cached_data, source_in
 from experiments.plotting import curve, figure, save_figure
@@ -72,7 +72,7 @@ def meta_train_config(settings: MetaTrain) -> MetaTrainConfig:
 
 
 def remaining_steps(state: MetaTrainState, settings: MetaTrain, log: RunLog) -> MetaTrainState:
-    """All steps that are left. A line of the curve speaks of one step, so that a resumed run repeats it exactly."""
+    """Take the remaining steps; a line of the curve is of one step, so that a continued run repeats it exactly."""
     with stage(f"meta-train ({settings.out.name})", settings.steps - state.step) as advance:
         images = settings.tasks * settings.ways * (settings.shots + settings.queries)
         pauses = CheckpointTimer(settings.save_minutes, bool, advance, images)
@@ -121,19 +121,19 @@ def is_due(step: int, settings: MetaTrain) -> bool:
     return step % settings.report_every == 0 or step == settings.steps
 
 
-def curve_points(settings: MetaTrain, steps: int) -> dict[int, dict[str, float]]:
-    """The points of the curve by step; raises CheckpointError unless all up to ``steps`` are there."""
+def curve_points(settings: MetaTrain, steps: int) -> dict[int, dict[str, Any]]:
+    """The points of the curve by step; raises CheckpointError unless all up to ``steps`` exist."""
     lines = read_metrics(settings.out, MetaTrainLine)
     due = (step for step in range(1, steps + 1) if is_due(step, settings))
     check_complete(settings.out, lines, "step", due)
-    return {line["step"]: numbers_of(line) for line in lines}
+    return {row["step"]: row for row in map(numbers_of, lines)}
 
 
 def draw_meta_curves(settings: MetaTrain, before: tuple[float, float], after: tuple[float, float]) -> None:
-    """Meta-loss and accuracies against outer steps, with chance and the accuracy on the test classes."""
+    """Draw meta-loss and accuracies against outer steps, with chance and the accuracy on the test classes."""
     rows = curve_points(settings, settings.steps)
     names = ("step", "loss", "accuracy", "val_accuracy", "val_half_width")
-    data = {name: [row[name] for row in rows.values()] for name in names}
+    data: dict[str, Any] = {name: [row[name] for row in rows.values()] for name in names}
     data |= {"test_before": list(before), "test_after": list(after), "chance": 1 / settings.ways}
     with figure("page", 2.6, columns=2) as (drawing, axes):
         left, right = axes[0]

@@ -1,10 +1,10 @@
-"""``train``: RFS pre-training of a network, alone or under torchrun, resumable after every step."""
+"""``train``: RFS pre-training of a network, in one process or under torchrun; it can stop after every step."""
 
 import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
 
@@ -42,7 +42,7 @@ from mamltheory.runtime.runlog import RunLog, check_complete, read_metrics
 
 
 class EpochLine(TypedDict):
-    """A line of a training's ``metrics.jsonl``, as far as it is read."""
+    """The keys of a line of a training's ``metrics.jsonl`` that are read."""
 
     epoch: Annotated[int, 1]
     loss: float
@@ -53,7 +53,7 @@ class EpochLine(TypedDict):
 
 
 class TrainingContent(TypedDict):
-    """What every saved training holds, as far as commands read it themselves."""
+    """The keys of a saved training that commands read."""
 
     epoch: Annotated[int, 0]
     step: Annotated[int, 0]
@@ -61,7 +61,7 @@ class TrainingContent(TypedDict):
 
 
 def train_and_draw(settings: Train) -> int:
-    """Train the network of the settings and draw the learning curve; returns 0."""
+    """Train the network and draw the learning curve; returns 0."""
     genotype = read_genotype(settings.genotype) if settings.network == "cells" else None
     with team() as crew:
         train_network(settings, genotype, crew)
@@ -71,7 +71,19 @@ def train_and_draw(settings: Train) -> int:
 
 
 def train_network(settings: Train, genotype: Genotype | None, crew: Team | None = None) -> torch.nn.Module:
-    """Run or take up the training in its run folder; on a CPU interruptions change no bit of the result."""
+    """Run or continue the training in its run folder; on a CPU interruptions change no bit of the result.
+
+    Args:
+        settings: The settings.
+        genotype: The cell; None for ResNet-12.
+        crew: The processes that train together; None for this one alone.
+
+    Returns:
+        The trained network.
+
+    Raises:
+        CheckpointError: The saved state is of another genotype, or metrics are missing.
+    """
     crew = crew or Team()
     device = choose_device(crew.device_name(settings.device)).device
     data = data_of(settings)
@@ -90,13 +102,13 @@ def train_network(settings: Train, genotype: Genotype | None, crew: Team | None 
         state = _remaining_steps(state, genotype, settings, crew, log)
         if log is not None:
             log.close(epochs=state.epoch, parameters=parameter_count(network))
-    # What is evaluated now and what is loaded later should agree to the last bit.
-    return state.network.to(memory_format=torch.contiguous_format)
+    # A network that is loaded later has this format, and results should agree to the last bit.
+    return state.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 @contextmanager
 def _record(settings: Train, crew: Team, device: torch.device) -> Iterator[RunLog | None]:
-    """The run's record, for the process that writes; the others have none."""
+    """The record of the run in the leading process; None in the others."""
     again = continue_with("train", settings)
     if crew.size > 1:
         again = again.replace("python", f"torchrun --nproc-per-node {crew.size}", 1)
@@ -112,7 +124,7 @@ def _record(settings: Train, crew: Team, device: torch.device) -> Iterator[RunLo
 def _remaining_steps(
     state: TrainState, genotype: Genotype | None, settings: Train, crew: Team, log: RunLog | None
 ) -> TrainState:
-    """All steps that are left; the state is saved after every epoch, after so many minutes, and at a stop."""
+    """Take the remaining steps; save the state after every epoch, after some minutes, and at a stop."""
     name = json.loads(json.dumps(genotype.to_json())) if genotype is not None else None
     left = (settings.epochs - state.epoch) * state.steps - state.step
     with leading_stage(f"train ({settings.out.name})", left, crew.leads) as advance:
@@ -121,7 +133,7 @@ def _remaining_steps(
             pauses.note = f"epoch {state.epoch + 1}/{settings.epochs}"
             state, metrics = train_epoch(state, pauses)
             if log is not None:
-                # Logged first: a crash in between repeats the line, and never leaves out an epoch.
+                # A crash between the two repeats the line; the other order would lose an epoch.
                 if metrics is not None:
                     log.log(**dataclasses.asdict(metrics), **_validated(state, settings))
                 tensors, numbers = state_tensors(state)
@@ -131,7 +143,7 @@ def _remaining_steps(
 
 
 def _validated(state: TrainState, settings: Train) -> dict[str, float]:
-    """Few-shot accuracy on the validation classes, where it is due after this epoch."""
+    """Few-shot accuracy on the validation classes, if it is due after this epoch."""
     if not settings.validate_every or state.epoch % settings.validate_every:
         return {}
     split = state.data.val
@@ -151,7 +163,7 @@ def _validated(state: TrainState, settings: Train) -> dict[str, float]:
 
 
 def train_config(settings: Train, data: ImageData) -> TrainConfig:
-    """The recipe; images are mirrored where a mirrored image shows the same class (not so for characters)."""
+    """The recipe; images are mirrored unless the data are characters."""
     names = (
         *("batch_size", "learning_rate", "momentum", "weight_decay", "epochs", "milestones", "drop_path"),
         *("precision", "seed"),
@@ -160,10 +172,11 @@ def train_config(settings: Train, data: ImageData) -> TrainConfig:
 
 
 def new_network(settings: Train, genotype: Genotype | None, classes: int) -> torch.nn.Module:
-    """The untrained network for so many classes; its weights depend on the seed alone."""
+    """The untrained network for a number of classes; its weights depend on the seed alone."""
     seed = derived_seed(settings.seed, "training weights")
     if settings.network == "resnet12":
         return resnet12(classes, seed)
+    assert genotype is not None, "a stack of cells needs a genotype"
     return derived_network(genotype, network_size(settings, classes), seed)
 
 
@@ -173,15 +186,15 @@ def _check_genotype(saved: object, genotype: Genotype | None, settings: Train) -
         raise CheckpointError(f"{settings.out} trains another genotype: choose another --out")
 
 
-def epoch_lines(settings: Train, epochs: int) -> dict[int, dict[str, float]]:
-    """What was measured in every epoch; raises CheckpointError unless all of the first ``epochs`` are there."""
+def epoch_lines(settings: Train, epochs: int) -> dict[int, dict[str, Any]]:
+    """The metrics of every epoch; raises CheckpointError unless all of the first ``epochs`` are there."""
     lines = read_metrics(settings.out, EpochLine)
     check_complete(settings.out, lines, "epoch", range(1, epochs + 1))
-    return {line["epoch"]: numbers_of(line) for line in lines}
+    return {row["epoch"]: row for row in map(numbers_of, lines)}
 
 
 def draw_learning_curves(settings: Train) -> None:
-    """Training loss and accuracy against epochs, validation accuracy where it was taken, falls of the rate."""
+    """Draw training loss and accuracy, and validation accuracy if any, with the milestones of the learning rate."""
     rows = epoch_lines(settings, settings.epochs)
     data = {
         name: [row[name] for row in rows.values()] for name in ("epoch", "loss", "accuracy", "learning_rate")

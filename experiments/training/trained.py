@@ -1,4 +1,4 @@
-"""A finished training as its run folder holds it: the network, and what it expects of images."""
+"""A finished training in its run folder: the network, and the images that it expects."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from mamltheory.runtime.checkpoint import Checkpoint, check_state, load
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained network with the settings of its training and its cell, which ResNet-12 has not."""
+    """A trained network, the settings of its training, and its cell (None for ResNet-12)."""
 
     settings: Train
     genotype: Genotype | None
@@ -34,10 +34,12 @@ class Trained:
     """The numbers that were saved with the weights."""
 
     def data(self, place: str) -> ImageData:
-        """The images at a place, as the network expects them: statistics and mirroring are those of its training.
+        """The images at a place, with the statistics and mirroring of the training.
 
-        A layout may come with other ones for the same pixels. Raises DataError when the training images are not
-        those of the training; the classes of validation and test may be others.
+        The layout there may have other ones for the same pixels.
+
+        Raises:
+            DataError: The training images there are not those of the training.
         """
         data = data_of(dataclasses.replace(self.settings, data=place))
         if not same_images(self.state, data):
@@ -50,10 +52,11 @@ class Trained:
 
 
 def read_training(folder: Path) -> Trained:
-    """The training in a run folder, which needs nothing else: its data may be gone.
+    """The training in a run folder; its data are needed only for folders of earlier versions.
 
-    Raises ConfigurationError for what is no folder of a training, and CheckpointError for one that has not
-    finished. Folders of earlier versions do not say what the network expects; then the data have to be there.
+    Raises:
+        ConfigurationError: The folder is none of a training.
+        CheckpointError: The training has not finished, or its state is broken.
     """
     require(
         (folder / "run.json").is_file(), f"{folder} is no run folder: train first, or name another folder"
@@ -62,23 +65,24 @@ def read_training(folder: Path) -> Trained:
     checkpoint = load(folder / "state", report=print)
     if checkpoint is not None:
         check_state(checkpoint, TrainingContent)
-    if checkpoint is None or checkpoint.state["epoch"] < settings.epochs:
-        done = 0 if checkpoint is None else checkpoint.state["epoch"]
+    state: Mapping[str, Any] = {"epoch": 0} if checkpoint is None else checkpoint.state
+    if checkpoint is None or state["epoch"] < settings.epochs:
         raise CheckpointError(
-            f"{folder} holds {done} of {settings.epochs} epochs: finish it with {continue_with('train', settings)}"
+            f"{folder} holds {state['epoch']} of {settings.epochs} epochs: finish it with "
+            f"{continue_with('train', settings)}"
         )
     genotype = saved_genotype(checkpoint)
     if (genotype is None) != (settings.network == "resnet12"):
         raise CheckpointError(f"{checkpoint.path} does not hold a network of the kind that {folder} trains")
-    inputs = _inputs(checkpoint.state, settings)
+    inputs = _inputs(state, settings)
     network = new_network(settings, genotype, inputs.classes)
     load_weights(network, checkpoint.tensors)
     return Trained(settings, genotype, network, inputs, checkpoint.state)
 
 
 def saved_genotype(checkpoint: Checkpoint) -> Genotype | None:
-    """The cell of a saved training, None for ResNet-12; raises CheckpointError, naming the state, for what is none."""
-    saved = checkpoint.state["genotype"]
+    """The cell of a saved training, None for ResNet-12; raises CheckpointError if the state holds neither."""
+    saved: Any = checkpoint.state["genotype"]
     try:
         return None if saved is None else Genotype.from_json(saved)
     except GenotypeError as error:
@@ -95,6 +99,6 @@ def _inputs(state: Mapping[str, Any], settings: Train) -> Inputs:
         raise DataError(f"{lacking}, and the data that it was trained on are not there: {error}") from None
     if not same_images(state, data):
         raise DataError(
-            f"{lacking}, and {settings.data} holds other images than it was trained on: train anew"
+            f"{lacking}, and {settings.data} holds other images than it was trained on: train again"
         )
     return inputs_of(data)

@@ -185,14 +185,14 @@ def test_a_needless_as_stored_is_noticed_and_that_of_another_layout_refused(tmp_
     assert look(tmp_path / "tiered", capsys)[1]["channels"].startswith("red first")
     told = look(tmp_path / "tiered", capsys, "--as-stored")[1]["channels"]
     assert told.startswith("blue first")
-    assert told.endswith("leave out --as-stored, and they are turned round")
+    assert told.endswith("without --as-stored they are converted to RGB")
     layouts.write_folders(tmp_path / "birds", splits)
     code, _, error = look(tmp_path / "birds", capsys, "--as-stored")
     assert code == 2
     assert "--as-stored is for tieredImageNet arrays" in error[0]
     turned = {name: dataclasses.replace(s, images=s.images[..., ::-1]) for name, s in splits.items()}
     layouts.write_folders(tmp_path / "cold", turned)
-    assert "turn the channels round in the files" in look(tmp_path / "cold", capsys)[1]["channels"]
+    assert "convert the files from BGR to RGB" in look(tmp_path / "cold", capsys)[1]["channels"]
 
 
 def test_a_stopped_preparation_is_begun_again(tmp_path):
