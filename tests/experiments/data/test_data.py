@@ -203,7 +203,7 @@ def test_a_stopped_preparation_is_begun_again(tmp_path):
 def test_images_that_are_resized_fill_memory_and_the_report_says_so(tmp_path, capsys):
     layouts.write_folders(tmp_path / "birds", tiny_splits())
     _, report, _ = look(tmp_path / "birds", capsys)
-    assert "decoded anew by every command: --prepare FOLDER" in report["memory"]
+    assert "decoded again by every command: --prepare FOLDER" in report["memory"]
     assert "no public set is known" in report["expected"]
 
 
