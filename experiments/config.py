@@ -46,7 +46,8 @@ def read_config(path: Path, command: str) -> dict[str, Any]:
         isinstance(content.get("config"), dict),
         f"{path} holds no settings: expected an object under 'config'",
     )
-    return dict(content["config"])
+    settings: Any = content["config"]
+    return settings
 
 
 def settings_from(kind: type[S], content: Mapping[str, Any], base: S | None = None) -> S:

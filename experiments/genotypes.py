@@ -3,6 +3,7 @@
 import difflib
 import os
 from pathlib import Path
+from typing import Any
 
 from experiments.requirements import require
 from experiments.runs import quoted
@@ -86,7 +87,7 @@ def read_genotype(path: Path) -> Genotype:
 def _check_as_found(path: Path, genotype: Genotype) -> None:
     if path.name != GENOTYPE_FILE or not (path.parent / RUN_FILE).exists():
         return
-    record = read_run(path.parent)
+    record: dict[str, Any] = read_run(path.parent)
     found = record.get("results", {}).get("genotype")
     if record["command"] == "search" and found is not None and found != genotype.to_json():
         raise CheckpointError(

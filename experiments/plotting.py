@@ -27,7 +27,7 @@ LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (
 WIDTHS = {"column": 3.4, "page": 7.0}
 """Widths in inches of one column and of the full page of a two-column article."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.labelsize": 9,
@@ -90,7 +90,7 @@ def figure(
     with matplotlib.rc_context():
         # From the defaults, not from the reader's matplotlibrc: figures would differ between machines.
         matplotlib.rcParams.update(
-            {**matplotlib.rcParamsDefault, **STYLE, "backend": matplotlib.rcParams["backend"]}
+            dict(matplotlib.rcParamsDefault) | {**STYLE, "backend": matplotlib.rcParams["backend"]}
         )
         drawing = Figure(figsize=(WIDTHS[width], height), layout="constrained")
         yield drawing, drawing.subplots(rows, columns, squeeze=False, **subplots)

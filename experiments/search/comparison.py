@@ -1,4 +1,4 @@
-"""``protocols``: whole searches by every protocol under independent seeds, how far they agree, and what they cost."""
+"""``protocols``: searches by every protocol under independent seeds, their agreement and their cost."""
 
 import itertools
 import math
@@ -15,6 +15,7 @@ from experiments.search.search import saved_search, search_cells
 from experiments.search.settings import Protocols, Search
 from mamltheory.nas.genotype import CELL_TYPES, EDGES
 from mamltheory.nas.operations import OPERATIONS
+from mamltheory.nas.search.round_report import RoundReport
 from mamltheory.nas.search.state import SearchState
 from mamltheory.nas.statistics.reliability import mean_reliability, repeats_for
 from mamltheory.runtime.records import plain, replace_file, to_json
@@ -24,14 +25,14 @@ OPERATORS, ROUNDS = len(CELL_TYPES) * len(EDGES), len(OPERATIONS) - 1
 
 
 class SearchLine(TypedDict):
-    """What is read of a line of a search's ``metrics.jsonl``."""
+    """The keys of a line of a search's ``metrics.jsonl`` that are read."""
 
     round: int
     cpu_seconds: float
 
 
 def compare_protocols(settings: Protocols) -> int:
-    """Search what has not been searched, and write ``protocols`` as table, numbers and figure; returns 0."""
+    """Run the missing searches, and write ``protocols`` as table, numbers and figure; returns 0."""
     with continued_by("the same command; every search continues in its run folder"):
         for name, searches in settings.searches().items():
             for each in searches if settings.measure else ():
@@ -46,7 +47,7 @@ def compare_protocols(settings: Protocols) -> int:
 
 
 def compare_searches(settings: Protocols) -> dict[str, Any]:
-    """All numbers: of every search, of every pair of a protocol's searches, and of every protocol."""
+    """The numbers of every search, of every pair of searches with one protocol, and of every protocol."""
     protocols = {}
     for name, listed in settings.searches().items():
         states = {each.seed: saved_search(each).state for each in listed}
@@ -68,7 +69,7 @@ def compare_searches(settings: Protocols) -> dict[str, Any]:
     chance = OPERATORS / 7
     size = {name: getattr(settings, name) for name in ("channels", "cells", "image_size", "stem_stride")}
     missing = [name for name in PROTOCOLS if name not in protocols]
-    return plain(
+    numbers: Any = plain(
         {
             "machine": describe_machine("cpu"),
             "size": size,
@@ -77,18 +78,19 @@ def compare_searches(settings: Protocols) -> dict[str, Any]:
             "protocols": protocols,
         }
     )
+    return numbers
 
 
 def recorded_settings(settings: Search) -> dict[str, Any]:
-    """What a search was run with, as its run folder has it; for a folder without a record what it would be run with."""
+    """The settings of a search from its record, or those of a new one."""
     record = settings.out / RUN_FILE
-    config = read_run(settings.out)["config"] if record.exists() else plain(settings.resolved())
+    config: Any = read_run(settings.out)["config"] if record.exists() else plain(settings.resolved())
     return {key: config.get(key) for key in ("tasks", "repeats", "least_repeats", "stopping", "outputs")}
 
 
 def search_numbers(settings: Search, state: SearchState) -> dict[str, Any]:
     """One search: its cell, its CPU seconds, and every round's repeats, reliability and open questions."""
-    lines = read_metrics(settings.out, SearchLine)
+    lines: Sequence[Mapping[str, Any]] = read_metrics(settings.out, SearchLine)
     check_complete(settings.out, lines, "round", range(1, len(state.reports) + 1))
     ends = {row["round"]: float(row["cpu_seconds"]) for row in lines}
     rounds, begun = [], 0.0
@@ -105,14 +107,14 @@ def search_numbers(settings: Search, state: SearchState) -> dict[str, Any]:
 
 
 def operation_counts(state: SearchState) -> dict[str, dict[str, int]]:
-    """How often each operation occurs in the found cells."""
+    """The number of each operation in the found cells."""
     live = state.candidates.operators()
     return {kind: dict(Counter(o.operation for o in live if o.cell == kind)) for kind in CELL_TYPES}
 
 
-def _reliability(report: object, seconds: float) -> dict[str, Any]:
-    """Of a round: what its own repeats say, what they leave open, and the CPU time that reliability 0.9 would take."""
-    numbers = {
+def _reliability(report: RoundReport, seconds: float) -> dict[str, Any]:
+    """The reliability of a round, its undecided edges, and the CPU time for a reliability of 0.9."""
+    numbers: dict[str, Any] = {
         "repeats": report.repeats,
         "stopped": report.stopped,
         "undecided": len(report.undecided),
@@ -134,7 +136,7 @@ def _reliability(report: object, seconds: float) -> dict[str, Any]:
 
 
 def search_agreement(a: SearchState, b: SearchState) -> dict[str, Any]:
-    """Equal final operators, and by round, as far as both have come, the share of edges that lost the same one."""
+    """The number of equal final operators, and by common round the share of edges with the same pruned operator."""
     rounds = []
     for k in range(min(len(a.reports), len(b.reports))):
         lost = [{d.operator for d in s.trace if d.pruned and d.round_index == k} for s in (a, b)]
@@ -149,7 +151,7 @@ def search_agreement(a: SearchState, b: SearchState) -> dict[str, Any]:
 
 
 def protocol_summary(searches: Sequence[Mapping], pairs: Sequence[Mapping]) -> dict[str, Any]:
-    """Means over a protocol's searches and pairs, of what is there; None for nothing."""
+    """Means over the searches and pairs with one protocol; None for the mean of nothing."""
     finals = [pair["final"] for pair in pairs if pair["final"] is not None]
     seconds = mean_or_none(each["cpu_seconds"] for each in searches if each["cpu_seconds"] is not None)
     early = mean_or_none(r.get("reliability", 0.0) for each in searches for r in each["rounds"][:2])

@@ -10,7 +10,7 @@ ROUNDS = range(1, 7)
 
 
 def comparison_table(found: Mapping) -> str:
-    """Markdown: agreement and cost, then every round, then what the numbers are."""
+    """Markdown tables of agreement and cost, of every round and of the cells, with notes."""
     lines = ["# Do independent searches find the same cell?", "", *_agreement(found), "", *_rounds(found)]
     return "\n".join([*lines, "", *_cells(found), "", *_notes(found), ""])
 
@@ -62,7 +62,7 @@ def _rounds(found: Mapping) -> list[str]:
 
 
 def _cells(found: Mapping) -> list[str]:
-    """The operations of the found cells: how much of the agreement is one choice for a whole cell."""
+    """The operations of the found cells; one frequent operation explains much agreement."""
     lines = ["| search | normal cell | reduction cell |", "|---|---|---|"]
     for name, each in found["protocols"].items():
         for seed, one in each["searches"].items():
@@ -76,7 +76,7 @@ def _cells(found: Mapping) -> list[str]:
 
 
 def or_dash(value: float | None, form: str) -> str:
-    """The number, or a dash for none."""
+    """The number, or a dash for None."""
     return "–" if value is None else format(value, form)
 
 
@@ -119,7 +119,7 @@ def _average(values: list[float]) -> float | None:
 
 
 def draw_comparison(found: Mapping, settings: Protocols) -> None:
-    """Left, how often two searches prune alike, by round; right, equal final operators against the cost."""
+    """Draw the share of equal prunings by round, and equal final operators against the cost."""
     with figure("page", 2.7, columns=2) as (drawing, axes):
         left, right = axes[0]
         for i, (name, each) in enumerate(found["protocols"].items()):

@@ -19,7 +19,7 @@ from experiments.plotting import draw_genotype, figure, save_figure
 from experiments.runs import without_paths
 from experiments.search.report import SHORT
 from experiments.search.settings import Search
-from mamltheory.nas.genotype import CELL_TYPES, EDGES, Genotype
+from mamltheory.nas.genotype import CELL_TYPES, EDGES, Genotype, Operator
 from mamltheory.nas.scoring.score import Score
 from mamltheory.nas.search.ranking import competitions
 from mamltheory.nas.search.round_report import RoundReport
@@ -38,7 +38,18 @@ SURE = LinearSegmentedColormap.from_list("sure", colormaps["Blues"]([0.02, 0.2, 
 def draw_trace(
     state: SearchState, name: str, directory: Path, settings: Mapping[str, Any], seed: int
 ) -> tuple[Path, Path, Path]:
-    """Draw a finished search into ``directory``; returns the paths of PNG, PDF and numbers."""
+    """Draw a finished search.
+
+    Args:
+        state: The search.
+        name: Name of the files.
+        directory: Folder of the files.
+        settings: Settings of the search, for the JSON.
+        seed: Seed of the search, for the JSON.
+
+    Returns:
+        The paths of PNG, PDF and numbers.
+    """
     data = trace_data(state)
     height = 0.2 * (len(rows()) + 4 * GAP + HEAD) + 0.75
     with figure("page", height) as (drawing, axes):
@@ -47,10 +58,10 @@ def draw_trace(
 
 
 def trace_data(state: SearchState) -> dict[str, list]:
-    """The numbers that are drawn: ``rounds``, ``fields`` (an operator that went) and ``survivors``, as plain values.
+    """The numbers of the figure: ``rounds``, ``fields`` (pruned operators) and ``survivors``.
 
-    score: ΔC, or ΔR where only regions were in use; None for a search at random. probability: that bootstrap draws of
-    the round's repeats take out the same operator; None where it had no two repeats to compare, or size decided.
+    In ``fields``, "score" is ΔC, or ΔR for a search by regions alone, and None for a random search. "probability" is
+    that of the same choice in bootstrap draws of the repeats; None without two repeats, or if the size decided.
     """
     rounds, fields = [], []
     for k, report in enumerate(state.reports):
@@ -64,11 +75,11 @@ def trace_data(state: SearchState) -> dict[str, list]:
 
 
 def certainties(decisions: Sequence[Decision], report: RoundReport) -> dict[str, float]:
-    """Probability that the same operator goes, for every competition of a round; none where size decides."""
+    """Probability that the same operator is pruned, for every competition in a round; empty if the size decides."""
     if report.reliability is None or report.reliability.basis == "parameters":
         return {}
     known = report.reliability.certainty.by_edge
-    # Operators with an infinite score were not compared; a competition can consist of them alone.
+    # Operators with infinite scores were not compared; some competitions have no others.
     finite = [d for d in decisions if abs(d.delta_condition) < float("inf")]
     for compared in (decisions, finite):
         names = list(_contests(compared))
@@ -117,7 +128,7 @@ def _field(decision: Decision, probability: float | None) -> dict[str, Any]:
     }
 
 
-def _place(operator: object) -> dict[str, Any]:
+def _place(operator: Operator) -> dict[str, Any]:
     return {"cell": operator.cell, "node": operator.edge.node, "source": operator.edge.source}
 
 
@@ -145,7 +156,7 @@ def _draw(drawing: Figure, axes: Axes, data: dict[str, list]) -> None:
 
 
 def _heights() -> dict[tuple[str, int, int], float]:
-    """Top of every row, with a gap before a node and a wider one before a cell."""
+    """The top of every row, with a gap before each node and a wider one before each cell."""
     heights, y, before = {}, 0.0, None
     for row in rows():
         if before is not None and row[:2] != before[:2]:
@@ -182,7 +193,7 @@ def _draw_field(axes: Axes, at: tuple[float, float], found: Mapping[str, Any]) -
     colour = UNKNOWN if sure is None else SURE(sure)
     axes.add_patch(Rectangle((x + 0.02, y + 0.05), 0.96, 0.9, facecolor=colour, edgecolor="none"))
     if found["undecided"]:
-        frame = {"edgecolor": WARNING, "linewidth": 1.0, "linestyle": (0, (2.5, 1.2))}
+        frame: dict[str, Any] = {"edgecolor": WARNING, "linewidth": 1.0, "linestyle": (0, (2.5, 1.2))}
         axes.add_patch(Rectangle((x + 0.04, y + 0.11), 0.92, 0.78, fill=False, **frame))
     name = SHORT[found["operation"]] + ("⁼" if found["tied"] else "")
     axes.text(x + 0.09, y + 0.52, name, ha="left", va="center", fontsize=7.5)
@@ -192,7 +203,7 @@ def _draw_field(axes: Axes, at: tuple[float, float], found: Mapping[str, Any]) -
 
 
 def _number(score: float) -> str:
-    """Three digits at most, with a sign that is as wide as the other."""
+    """At most three digits, with a sign of constant width."""
     if abs(score) == float("inf"):
         return "+∞" if score > 0 else "−∞"
     digits = 2 if abs(score) < 9.995 else 1 if abs(score) < 99.95 else 0
@@ -233,7 +244,15 @@ def draw_cells(
     directory: Path | None = None,
     scores: Sequence[Score] = (),
 ) -> None:
-    """The two cells, titled by method, parameters of the network to be trained, and scores on fresh draws."""
+    """Draw the two cells with method, number of parameters and scores as the title.
+
+    Args:
+        genotype: The cells.
+        settings: Settings of the search.
+        name: Name of the files.
+        directory: Folder of the files; None for the run folder.
+        scores: Scores on new draws.
+    """
     settings = settings.resolved()
     size = network_size(settings, len(data_of(settings).train.class_names))
     parameters, edges = genotype_parameters(genotype, size), genotype.edges()
@@ -254,7 +273,7 @@ def draw_cells(
 
 
 def score_words(settings: Search, scores: Sequence[Score]) -> list[str]:
-    """Mean ± standard error over the draws of log C_N, or of R_N where that alone decides; nothing at random."""
+    """Mean ± standard error over the draws of log C_N, or of R_N if that alone decides; empty without criteria."""
     if not scores or not settings.criteria:
         return []
     if settings.criteria == ("regions",):

@@ -1,7 +1,7 @@
-"""What a search says: a line on every round, how things stand on every edge, and what stayed open at the end."""
+"""The lines that a search prints: every round, the operations on every edge, and undecided edges at the end."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Operator
@@ -31,7 +31,7 @@ RULES = {"types": "the means of (cell type × operation)", "parameters": "size: 
 
 
 def worst_so_far(state: SearchState, settings: SearchSettings) -> str:
-    """Who has the worst mean so far on every edge, by operation, for the progress line; empty before a repeat."""
+    """The worst operations on the edges so far, for the progress line; empty before the first repeat."""
     repeats = complete_repeats(state, settings)
     if not settings.criteria or repeats == 0:
         return ""
@@ -46,7 +46,7 @@ def worst_so_far(state: SearchState, settings: SearchSettings) -> str:
 
 
 def edge_lines(candidates: Candidates, worst: Collection[Operator]) -> list[str]:
-    """Both cells in a line each: the live operations of every edge by their letters, the worst one in capitals."""
+    """One line per cell: the letters of the live operations on every edge, the worst one as a capital."""
     lines = []
     for cell in CELL_TYPES:
         words = []
@@ -61,7 +61,7 @@ def edge_lines(candidates: Candidates, worst: Collection[Operator]) -> list[str]
 
 
 def round_lines(before: SearchState, after: SearchState) -> list[str]:
-    """What a finished round found, and how things stood on every edge when it ended."""
+    """The result of a finished round, and the operations on every edge at its end."""
     report, count = after.reports[-1], sum(d.round_index == before.round_index for d in after.trace)
     pruned = {d.operator for d in after.trace if d.pruned and d.round_index == before.round_index}
     title = f"round {before.round_index + 1}: {count} operators, {describe_round(report)}"
@@ -69,7 +69,7 @@ def round_lines(before: SearchState, after: SearchState) -> list[str]:
 
 
 def describe_round(report: RoundReport) -> str:
-    """A round's report in a line."""
+    """The report of a round in one line."""
     parts = [f"{report.repeats} repeats ({report.stopped})"]
     found = report.reliability
     if found is None:
@@ -91,7 +91,7 @@ def describe_round(report: RoundReport) -> str:
 
 
 def closing_lines(state: SearchState) -> list[str]:
-    """What stayed open: undecided edges and ties round by round, and the scores that were infinite."""
+    """Undecided edges and ties in each round, and the number of infinite scores."""
     lines = []
     for k, report in enumerate(state.reports, 1):
         if report.undecided:
@@ -110,7 +110,7 @@ def closing_lines(state: SearchState) -> list[str]:
 
 
 def failures_of(state: SearchState) -> dict[str, int]:
-    """Number of infinite scores of the whole search, by reason."""
+    """Number of infinite scores in the whole search, by reason."""
     total: Counter[str] = Counter()
     for report in state.reports:
         total.update(report.failures)
@@ -118,9 +118,10 @@ def failures_of(state: SearchState) -> dict[str, int]:
 
 
 def search_record(state: SearchState, settings: dict[str, Any]) -> dict[str, Any]:
-    """``search.json``: settings, a report for every round, and the trace with a row for every decision.
+    """The content of ``search.json``: settings, a report for every round, and the trace.
 
-    A row is [round, [cell, [node, source], operation], ΔC, ΔR, rank, pruned, tied, undecided].
+    The trace has a row for every decision:
+    [round, [cell, [node, source], operation], ΔC, ΔR, rank, pruned, tied, undecided].
     """
     return {
         "settings": settings,
@@ -136,5 +137,5 @@ def _interval(bounds: tuple[float, float]) -> str:
     return f"{bounds[0]:.2f}, {bounds[1]:.2f}"
 
 
-def _counts(counts: dict[str, int]) -> str:
+def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.items())

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from experiments.requirements import require, require_at_least
 from experiments.search.protocols import KERNELS, METHODS, PROTOCOLS, Criteria, Method, Protocol, criteria
@@ -156,7 +156,7 @@ class Protocols(SmallNetworkSettings):
                 Search(protocol=name, outputs="sum", seed=seed, out=self.runs / f"{name}-{seed}", **size)
                 for seed in range(self.seed, self.seed + getattr(self, name))
             ]
-            for name in PROTOCOLS
+            for name in get_args(Protocol)
             if getattr(self, name)
         }
 

@@ -1,4 +1,4 @@
-"""Accuracy of every trained network against its size: what a difference between methods has to be seen beside."""
+"""Accuracy of every trained network against its size."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from experiments.tables.sheets import NAMES
 
 
 def draw_sizes(results: Results, experiment: Experiment) -> str:
-    """A panel for each number of shots, a point for each run with its 95 % interval over tasks; returns the name.
+    """Draw a panel for each number of shots and a point for each run with its interval over tasks; returns the name.
 
-    Random cells of a search's size have its mark, hollow.
+    Random cells of a search's size have the marker of the search, without filling.
     """
     settings = results.settings
     marked = [method for method in settings.methods if method not in SIZED]

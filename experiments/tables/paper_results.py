@@ -1,8 +1,7 @@
-"""The numbers that the paper prints in its Tables 1 and 2, as data; this code has not measured any of them.
+"""The numbers in Tables 1 and 2 of the paper, as printed; this code has not measured any of them.
 
-Everything is kept as it is printed. Accuracies are in per cent, with what stands after ±: by the captions a
-standard deviation over runs. The rows of other methods quote their authors, who mostly give a 95 % interval over
-the tasks of one network.
+Accuracies are in per cent. The number after ± is a standard deviation over runs by the captions; rows of other methods
+quote their authors, who mostly give a 95 % interval over the tasks of one network.
 """
 
 from dataclasses import dataclass
@@ -13,9 +12,19 @@ MINI, TIERED = "mini-ImageNet", "tiered-ImageNet"
 
 @dataclass(frozen=True)
 class PaperResult:
-    """One method on one data set: parameters and GPU hours of the search as printed, {shots: (mean, ±)}.
+    """One method on one data set.
 
-    quoted: not measured by the paper's authors. cells: how many are stacked, None for other networks.
+    Attributes:
+        table: Number of the table.
+        model: Name of the method.
+        architecture: Kind of network.
+        cells: Number of stacked cells; None for other networks.
+        training: Training method.
+        data: Name of the data.
+        parameters: Number of parameters.
+        hours: GPU hours of the search.
+        accuracy: (mean, ±) by number of shots.
+        quoted: Whether the paper quotes other authors.
     """
 
     table: int

@@ -1,7 +1,7 @@
-"""The runs behind a table: where each lies, what its settings are, which are finished, and making the others.
+"""The runs behind a table: their folders and settings, which are finished, and making the others.
 
 A run is a method under a seed: a cell (searched or random), its training, and an evaluation for each number of
-shots. Methods of the same seed share tasks, augmentation and, layer by layer, initial weights.
+shots. Methods under the same seed share tasks, augmentation and the initial weights of each layer.
 """
 
 import dataclasses
@@ -32,11 +32,11 @@ from mamltheory.runtime.workers import workers
 
 SEARCHED: tuple[Method, ...] = ("metantk", "metantk-stable", "te-nas", "regions")
 PLACES = (*FREE, "checkpoint", "genotype")
-"""Settings that differ when run folders are moved; records and cells are compared themselves instead."""
+"""Settings that change when run folders are moved; records and cells are compared instead."""
 SIZE_DRAWS, SIZE_TOLERANCE = 2000, 0.02
-"""Random cells drawn to find one of the searched cell's size, and how far it may be off."""
+"""Draws in the search for a random cell of a given size, and the tolerance of the size."""
 PUBLISHED = 3
-"""Cells that were published for each of the paper's data and sizes, one a run; further runs take them again."""
+"""Published cells for each data set and size of the paper; runs take them in turn."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Run:
 
     @property
     def genotype(self) -> Path:
-        """Where the cell is written."""
+        """The file of the cell."""
         return self.folder / ("search" if self.method in SEARCHED else "") / "genotype.json"
 
 
@@ -76,7 +76,7 @@ def _common(settings: Table, run: Run) -> dict[str, Any]:
 
 
 def search_settings(settings: Table, run: Run) -> Search | None:
-    """The search of a run, as its record holds it; None for random and published cells."""
+    """The settings of a run's search, as its record holds them; None for random and published cells."""
     if run.method not in SEARCHED:
         return None
     changes = {**_common(settings, run), **run.recipe.methods[run.method], "out": run.folder / "search"}
@@ -85,44 +85,46 @@ def search_settings(settings: Table, run: Run) -> Search | None:
 
 def train_settings(settings: Table, run: Run) -> Train:
     """The training of a run."""
-    files = {"genotype": run.genotype, "out": run.folder / "train"}
-    return dataclasses.replace(run.recipe.train, **_common(settings, run), **files)
+    out = run.folder / "train"
+    return dataclasses.replace(run.recipe.train, **_common(settings, run), genotype=run.genotype, out=out)
 
 
 def evaluate_settings(settings: Table, run: Run, shots: int) -> Evaluate:
     """An evaluation of a run."""
-    files = {"checkpoint": run.folder / "train", "out": run.folder / f"evaluate-{shots}-shot"}
-    return dataclasses.replace(run.recipe.evaluate[shots], **_common(settings, run), **files)
+    train, out = run.folder / "train", run.folder / f"evaluate-{shots}-shot"
+    return dataclasses.replace(
+        run.recipe.evaluate[shots], **_common(settings, run), checkpoint=train, out=out
+    )
 
 
-def finished_run(settings: object, command: str) -> dict[str, Any] | None:
-    """The record of the run that these settings describe, when it lies finished in their folder.
+def finished_run(settings: Search | Train | Evaluate, command: str) -> dict[str, Any] | None:
+    """The record of the finished run with these settings in their folder; None if there is none.
 
-    A setting that did not exist when the run was recorded counts as its value from before, as when a run goes on.
+    A setting that is newer than the record counts as its earlier value, as for a run that continues.
     """
     if not (settings.out / RUN_FILE).exists():
         return None
-    record = read_run(settings.out)
+    record: dict[str, Any] = read_run(settings.out)
     before = settings.before() if isinstance(settings, Search) else None
     same = not differences(record["config"], settings, PLACES, before)
     return record if same and record["command"] == command and record.get("status") == "finished" else None
 
 
 def finished_training(settings: Table, run: Run) -> dict[str, Any] | None:
-    """The record of a finished training of the cell that now lies in the run's folder."""
+    """The record of a finished training of the cell that is in the run's folder now."""
     training = train_settings(settings, run)
     record = finished_run(training, "train")
     if record is None or not run.genotype.exists():
         return None
     checkpoint = load(training.out / "state", report=print)
     if checkpoint is None:
-        return record  # the weights were removed; the record stays true
+        return record  # without the weights the record is still valid
     check_state(checkpoint, train.TrainingContent)
     return record if saved_genotype(checkpoint) == read_genotype(run.genotype) else None
 
 
 def finished_evaluation(settings: Table, run: Run, shots: int) -> dict[str, Any] | None:
-    """The record of a finished evaluation of the training that now lies in the run's folder."""
+    """The record of a finished evaluation of the training that is in the run's folder now."""
     record = finished_run(evaluate_settings(settings, run, shots), "evaluate")
     training = finished_training(settings, run)
     if record is None or training is None:
@@ -132,10 +134,10 @@ def finished_evaluation(settings: Table, run: Run, shots: int) -> dict[str, Any]
 
 
 def make_missing_runs(settings: Table) -> None:
-    """Make what is missing, seed by seed: the searches, then cells of their size, trainings and evaluations."""
+    """Make the missing runs of each seed: searches, then cells of their size, trainings and evaluations."""
     with workers(settings.jobs) as spread:
-        for seed, runs in groupby(sorted(runs_of(settings), key=_seed), key=_seed):
-            runs = list(runs)
+        for seed, group in groupby(sorted(runs_of(settings), key=_seed), key=_seed):
+            runs = list(group)
             for title, work, lacking in (
                 ("cells searched", _search, _lacking_a_search),
                 ("networks trained and evaluated", _train_and_evaluate, _lacking_a_result),
@@ -169,13 +171,15 @@ def _lacking_a_result(settings: Table, runs: Iterable[Run]) -> list[Run]:
 
 
 def _prepare_data(settings: Table, runs: Iterable[Run]) -> None:
-    """Read or draw the images once here, so that a mistake shows before the work is spread."""
+    """Read or draw the images once here, so that a mistake is found before processes start."""
     for training in {run.experiment: train_settings(settings, run) for run in runs}.values():
         data_of(training)
 
 
 def _search(settings: Table, run: Run) -> None:
-    search.search_cells(search_settings(settings, run))
+    chosen = search_settings(settings, run)
+    assert chosen is not None, f"{run.method} has no search"
+    search.search_cells(chosen)
 
 
 def _train_and_evaluate(settings: Table, run: Run) -> None:
@@ -190,7 +194,7 @@ def _train_and_evaluate(settings: Table, run: Run) -> None:
 
 
 def cell_without_search(settings: Table, run: Run) -> Genotype:
-    """A published cell, or a random one of the form that the search derives, also as large as the searched one."""
+    """A published cell, or a random one in the form that the search derives, of any size or of the searched cell's."""
     if run.method == "metanas":
         return published_cell(f"metanas-{run.recipe.published}").genotype
     if run.method == "metantk-published":

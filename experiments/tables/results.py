@@ -1,4 +1,4 @@
-"""What the finished runs of a table measured, each number with the run folders that it comes from."""
+"""The measurements in the finished runs of a table, with their run folders."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,7 +29,7 @@ class _Spent(TypedDict):
 
 
 class _Search(TypedDict):
-    """What is read of the record of a search."""
+    """The keys of the record of a search that are read."""
 
     environment: dict[str, object]
     results: _Spent
@@ -40,9 +40,14 @@ class _Search(TypedDict):
 
 @dataclass(frozen=True)
 class Measured:
-    """The evaluations of one run: {shots: record}; its size and the search's seconds where they are known.
+    """The measurements of one run.
 
-    sources: the run folders with the SHA-256 of their records, by stage.
+    Attributes:
+        run: The run.
+        evaluations: Results of the evaluation by number of shots.
+        parameters: Number of parameters, if known.
+        search_seconds: Duration of the search, if known.
+        sources: Run folders and the SHA-256 of their records, by stage.
     """
 
     run: Run
@@ -58,13 +63,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Results:
-    """All that the run folders hold for a table."""
+    """The measurements in the run folders of a table."""
 
     settings: Table
     measured: tuple[Measured, ...]
 
     def of(self, experiment: Experiment, method: Method, shots: int | None = None) -> list[Measured]:
-        """The runs of a method, by seed; with shots only those that were evaluated on so many."""
+        """The runs of a method by seed; with ``shots``, those that were evaluated on that number."""
         return [
             m
             for m in self.measured
@@ -83,15 +88,15 @@ class Results:
         return over_runs(sizes) if sizes else None
 
     def search_seconds(self, experiment: Experiment, method: Method) -> Spread | None:
-        """What the searches took, of those of which it is known."""
+        """Mean and standard deviation of the known durations of the searches."""
         times = [m.search_seconds for m in self.of(experiment, method) if m.search_seconds is not None]
         return over_runs(times) if times else None
 
     def comparison(self, experiment: Experiment, other: Method, shots: int) -> Comparison | None:
-        """MetaNTK-NAS minus another method on the tasks that both met, or the search whose size random cells have
-        minus those; None below two common runs.
+        """A method minus another one on common tasks, as of :func:`compared_with`; None below two common runs.
 
-        Raises ConfigurationError when runs of one seed were evaluated on different tasks.
+        Raises:
+            ConfigurationError: Two runs with the same seed were evaluated on different tasks.
         """
         ours = {m.run.seed: m for m in self.of(experiment, compared_with(other), shots)}
         pairs = [(ours[m.run.seed], m) for m in self.of(experiment, other, shots) if m.run.seed in ours]
@@ -107,12 +112,12 @@ class Results:
 
 
 def compared_with(method: Method) -> Method:
-    """What a method is subtracted from."""
+    """The method that another one is subtracted from: MetaNTK-NAS, or the search whose size random cells have."""
     return SIZED.get(method, "metantk")
 
 
 def collect_results(settings: Table) -> Results:
-    """What is there; a run that is missing or unfinished has no evaluations."""
+    """The measurements in the run folders; missing and unfinished runs have no evaluations."""
     return Results(settings, tuple(_measured(settings, run) for run in runs_of(settings)))
 
 
@@ -137,7 +142,7 @@ def _source(folder: Path) -> dict[str, str]:
 
 
 def _seconds(record: dict[str, Any] | None, folder: Path) -> float | None:
-    """CPU time of a search on a CPU, in however many sittings; on a GPU the time from beginning to end."""
+    """The CPU time of a search on a CPU; on a GPU the time from beginning to end."""
     if record is None:
         return None
     if wrong := misfit(record, _Search, "it"):
@@ -148,6 +153,6 @@ def _seconds(record: dict[str, Any] | None, folder: Path) -> float | None:
         seconds = record["results"].get("cpu_seconds")
         return None if seconds is None else float(seconds)
     if record["starts"] != 1:
-        return None  # it rested in between
+        return None  # the time includes a pause
     begun, ended = (datetime.fromisoformat(record[key]) for key in ("started", "ended"))
     return (ended - begun).total_seconds()

@@ -1,4 +1,4 @@
-"""``table``: Tables 1 and 2 and the like from finished runs, beside the numbers that the paper prints."""
+"""``table``: Tables 1 and 2 and similar ones from finished runs, next to the numbers of the paper."""
 
 from dataclasses import asdict
 from itertools import chain
@@ -10,13 +10,13 @@ from experiments.tables.markup import csv_text, latex, markdown
 from experiments.tables.paper_results import PAPER_RESULTS, SOURCE, PaperResult
 from experiments.tables.pipeline import make_missing_runs
 from experiments.tables.results import Measured, Results, collect_results, compared_with
-from experiments.tables.settings import RECIPES, Table
+from experiments.tables.settings import RECIPES, Experiment, Method, Table
 from experiments.tables.sheets import NAMES, sheets
 from mamltheory.runtime.records import replace_file, to_json
 
 
 def make_table(settings: Table) -> int:
-    """Make the missing runs if asked to, write the table in four forms and print it; returns 0."""
+    """Make the missing runs on request, write the table in four formats and print it; returns 0."""
     if settings.missing == "make":
         with continued_by("the same command; every run continues in its folder"):
             make_missing_runs(settings)
@@ -35,7 +35,7 @@ def make_table(settings: Table) -> int:
 
 
 def write_files(results: Results) -> str:
-    """Put the four files in place; returns the Markdown."""
+    """Write the four files; returns the Markdown."""
     settings, parts = results.settings, sheets(results)
     text = "\n".join(map(markdown, parts))
     contents = {
@@ -50,7 +50,7 @@ def write_files(results: Results) -> str:
 
 
 def table_record(results: Results) -> dict[str, Any]:
-    """Everything that the table says, every number with the run folders and digests that it comes from."""
+    """The numbers of the table with their run folders and digests."""
     return {
         "settings": without_paths(results.settings),
         "recipes": {name: asdict(RECIPES[name]) for name in results.settings.experiments},
@@ -61,7 +61,7 @@ def table_record(results: Results) -> dict[str, Any]:
     }
 
 
-def _cells(results: Results) -> list[tuple]:
+def _cells(results: Results) -> list[tuple[Experiment, Method, int]]:
     settings = results.settings
     return [
         (experiment, method, shots)
@@ -89,14 +89,14 @@ def _run_record(measured: Measured) -> dict[str, Any]:
     }
 
 
-def _mean(results: Results, experiment: str, method: str, shots: int) -> dict[str, Any]:
+def _mean(results: Results, experiment: Experiment, method: Method, shots: int) -> dict[str, Any]:
     spread = results.accuracy(experiment, method, shots)
     folders = [m.sources[f"evaluate-{shots}-shot"] for m in results.of(experiment, method, shots)]
     named = {"experiment": experiment, "method": method, "shots": shots}
     return {**named, "per_cent": None if spread is None else asdict(spread), "sources": folders}
 
 
-def _comparison(results: Results, experiment: str, method: str, shots: int) -> dict[str, Any]:
+def _comparison(results: Results, experiment: Experiment, method: Method, shots: int) -> dict[str, Any]:
     found = results.comparison(experiment, method, shots)
     named = {"experiment": experiment, "of": compared_with(method), "minus": method, "shots": shots}
     if found is None:
@@ -106,7 +106,7 @@ def _comparison(results: Results, experiment: str, method: str, shots: int) -> d
 
 
 def _printed(settings: Table) -> list[PaperResult]:
-    """The paper's rows, where the table has experiments of the paper."""
+    """The rows of the paper, if the table has experiments of the paper."""
     return list(PAPER_RESULTS) if set(settings.experiments) != {"glyphs"} else []
 
 
@@ -131,7 +131,7 @@ def _paper_lines(settings: Table) -> list[dict[str, Any]]:
 
 
 def _own_lines(measured: Measured) -> list[dict[str, Any]]:
-    """A line for every number of shots; without accuracy where the run is missing."""
+    """A line for every number of shots; without accuracy if the run is missing."""
     run, lines = measured.run, []
     hours = None if measured.search_seconds is None else measured.search_seconds / 3600
     for shots in run.recipe.evaluate:
