@@ -15,6 +15,9 @@ from experiments.search import figures, search
 from experiments.search.settings import Search
 from experiments.settings import Demo
 from experiments.theory import checks
+from experiments.theory.convergence import draw_convergence
+from experiments.theory.drift import draw_drift
+from experiments.theory.equivalence import draw_equivalence
 from experiments.theory.settings import Theory
 from experiments.theory.sweep import run_sweep
 from experiments.training import train

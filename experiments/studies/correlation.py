@@ -33,9 +33,9 @@ Item = tuple[int, int]
 
 
 def study_correlation(settings: Correlation) -> int:
-    """Train and score what is still missing, then draw the figure and write the table; returns 0."""
+    """Measure the missing networks, draw the figure and write the table; returns 0."""
     device = str(choose_device(settings.device).device)
-    draw_pool(settings, 0)  # a mistake in the counts should show before anything is trained
+    draw_pool(settings, 0)  # finds a mistake in the counts before anything is trained
     records = measure_missing(
         settings,
         "correlation",
@@ -49,7 +49,7 @@ def study_correlation(settings: Correlation) -> int:
 
 
 def trainings_of(settings: Correlation) -> dict[str, Item]:
-    """All trainings by name; the second ones lie among the first, so that a study cut short has some of them."""
+    """All trainings by name; second trainings are spread over the first, so that a stopped study has some."""
     pairs = [(i, 0) for i in range(settings.networks)] + [(i, 1) for i in range(settings.repeated)]
     spacing = settings.networks // settings.repeated
     pairs.sort(key=lambda pair: (pair[0] * (spacing if pair[1] else 1), pair[1]))
@@ -57,7 +57,7 @@ def trainings_of(settings: Correlation) -> dict[str, Item]:
 
 
 def measure_network(settings: Correlation, device: str, item: Item) -> Record:
-    """Size, accuracies and (with the first training) all scores of one network, in whatever process."""
+    """Size, accuracies and (with the first training) all scores of one network."""
     torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa would drown the least eigenvalues
     index, training = item
     data, begun = data_of(settings), time.process_time()
@@ -73,13 +73,25 @@ def measure_network(settings: Correlation, device: str, item: Item) -> Record:
 def train_and_test(
     settings: Correlation, device: str, genotype: Genotype, data: ImageData, training: int
 ) -> Record:
-    """Size and accuracies of the trained network; weights, order and augmentation are common to all networks."""
+    """Size and accuracies of a trained network; all networks share weights, order and augmentation.
+
+    Args:
+        settings: Settings of the study.
+        device: Where to compute.
+        genotype: The cells.
+        data: The images.
+        training: Number of the training.
+
+    Returns:
+        The entries of the record.
+    """
     seed, size = (
         derived_seed(settings.seed, "study training", training),
         network_size(settings, len(data.train.class_names)),
     )
     # Depthwise convolutions are half again as fast with channels last.
-    network = derived_network(genotype, size, seed).to(memory_format=torch.channels_last)
+    network = derived_network(genotype, size, seed)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     names = ("batch_size", "learning_rate", "epochs", "milestones")
     config = TrainConfig(
         **{name: getattr(settings, name) for name in names}, drop_path=0.0, flip=data.mirrors, seed=seed
@@ -88,6 +100,7 @@ def train_and_test(
     for _ in range(settings.epochs):
         state, metrics = train_epoch(state)
         check_interrupted()
+    assert metrics is not None, "an epoch without a pause has metrics"
     image = torch.zeros(1, 3, settings.image_size, settings.image_size, device=device)
     return {
         "parameters": parameter_count(network),
@@ -98,7 +111,18 @@ def train_and_test(
 
 
 def accuracy(settings: Correlation, network: Network, data: ImageData, shots: int, device: str) -> float:
-    """Mean accuracy of a logistic head on unseen classes; the same tasks for all networks."""
+    """Mean accuracy of a logistic head on unseen classes.
+
+    Args:
+        settings: Settings of the study.
+        network: The trained network.
+        data: The images.
+        shots: Support images per class.
+        device: Where to compute.
+
+    Returns:
+        The accuracy on tasks that are the same for all networks.
+    """
     config = EvaluationConfig(
         WAYS, shots, QUERIES, settings.test_tasks, copies=0, head="logistic", flip=data.mirrors
     )
@@ -107,7 +131,7 @@ def accuracy(settings: Correlation, network: Network, data: ImageData, shots: in
 
 
 def score_network(settings: Correlation, device: str, genotype: Genotype) -> Record:
-    """Every score for every pool and initialisation, pools × initialisations; larger is better."""
+    """All scores, each pools × initialisations; larger is better."""
     begun = time.process_time()
     candidates = genotype.candidates()
     rows = []
@@ -124,13 +148,13 @@ def score_network(settings: Correlation, device: str, genotype: Genotype) -> Rec
             rows.append(scores)
             check_interrupted()
     shape = (settings.pools, settings.initialisations)
-    scores = {name: np.array([row[name] for row in rows]).reshape(shape) for name in rows[0]}
-    return {"scores": scores, "scoring_cpu_seconds": time.process_time() - begun}
+    arrays = {name: np.array([row[name] for row in rows]).reshape(shape) for name in rows[0]}
+    return {"scores": arrays, "scoring_cpu_seconds": time.process_time() - begun}
 
 
 @lru_cache(maxsize=8)
 def draw_pool(settings: Correlation, pool: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images of one class pool, class by class, and all images of its classes (for patches)."""
+    """The images of one class pool by class, and all images of its classes (for patches)."""
     data = cached_data(*source_in(settings))
     members, size = data.train.members, len(data.train.members) // settings.pools
     require(
@@ -146,11 +170,24 @@ def draw_pool(settings: Correlation, pool: int) -> tuple[torch.Tensor, torch.Ten
     random = numpy_generator(settings.seed, "study pool images", pool)
     rows = np.concatenate([random.permutation(members[c])[: settings.pool_images] for c in classes])
     every = np.concatenate([members[c] for c in classes])[:: max(1, len(members[0]) // 10)]
-    return tuple(normalise(take(data.train.images, part), data.mean, data.std) for part in (rows, every))
+    pool_images, patches = (
+        normalise(take(data.train.images, part), data.mean, data.std) for part in (rows, every)
+    )
+    return pool_images, patches
 
 
 def draw_pool_tasks(settings: Correlation, classes: int, pool: int, init: int) -> PoolTasks:
-    """The tasks cut from a pool; common to all networks."""
+    """The tasks of a pool, which are the same for all networks.
+
+    Args:
+        settings: Settings of the study.
+        classes: Number of classes in the pool.
+        pool: Number of the pool.
+        init: Number of the initialisation.
+
+    Returns:
+        The tasks.
+    """
     members = np.arange(classes * settings.pool_images).reshape(classes, -1)
     seed = derived_seed(settings.seed, "study tasks", pool, init)
     batches = []
@@ -159,6 +196,6 @@ def draw_pool_tasks(settings: Correlation, classes: int, pool: int, init: int) -
         parts = [np.stack([getattr(e, name).ravel() for e in episodes]) for name in ("query", "support")]
         batches.append(Batch(*map(torch.from_numpy, parts)))
     counts = (WAYS, 1, settings.pool_images - 1, seed)
-    episodes = [sample_episode(list(members), *counts, i) for i in range(settings.regression_tasks)]
-    query, support = (np.stack([getattr(e, name) for e in episodes]) for name in ("query", "support"))
+    single = [sample_episode(list(members), *counts, i) for i in range(settings.regression_tasks)]
+    query, support = (np.stack([getattr(e, name) for e in single]) for name in ("query", "support"))
     return PoolTasks(batches, torch.from_numpy(query), torch.from_numpy(support))

@@ -1,7 +1,7 @@
-"""What the study of scores against accuracy found: a forest plot, two scatter plots, every number, and a table."""
+"""The results of the study of scores against accuracy: a forest plot, two scatter plots, the numbers, and a table."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,10 @@ from scipy.stats import rankdata
 from experiments.plotting import COLOURS, figure, save_figure, ticks_at
 from experiments.runs import without_paths
 from experiments.studies.measurements import Record, check_networks
-from experiments.studies.settings import Correlation
+from experiments.studies.settings import Correlation, Stability
 from mamltheory.nas.statistics.rank_correlation import (
     Ceiling,
+    Estimate,
     ScoreReliability,
     Validity,
     finite_scores,
@@ -27,7 +28,7 @@ from mamltheory.rng import numpy_generator
 from mamltheory.runtime.records import replace_file
 
 BARS = ("parameters", "macs")
-"""What is known of a network without any score: the bar to beat."""
+"""Properties of a network that need no score; scores are compared with them."""
 COMPONENTS = {
     "parameters": ("parameters",),
     "macs": ("macs",),
@@ -64,7 +65,7 @@ THOUSANDS = [first * 10**power for power in range(5) for first in (1, 2, 5)]
 
 @dataclass(frozen=True, eq=False)
 class CorrelationFindings:
-    """All numbers of the study; by number of shots where accuracies enter, by score otherwise."""
+    """The numbers of the study, by number of shots or by score."""
 
     networks: list[Record]
     accuracy: Mapping[str, np.ndarray]
@@ -77,7 +78,7 @@ class CorrelationFindings:
 
 
 def report_correlation(settings: Correlation, records: Mapping[str, Record]) -> None:
-    """Write ``correlation.{png,pdf,json,md}`` into the output folder and print the table."""
+    """Write ``correlation.{png,pdf,json,md}`` and print the table."""
     scores = {part for parts in COMPONENTS.values() for part in parts} - {*BARS}
     check_networks(records, settings.runs, SHOTS, scores, (settings.pools, settings.initialisations))
     found = correlation_findings(settings, list(records.values()))
@@ -88,7 +89,7 @@ def report_correlation(settings: Correlation, records: Mapping[str, Record]) -> 
 
 
 def correlation_findings(settings: Correlation, records: list[Record]) -> CorrelationFindings:
-    """The statistics of all records; networks are those of the first training, by number."""
+    """The statistics of all records; networks are those of the first training."""
     networks = sorted((r for r in records if r["training"] == 0), key=lambda r: r["network"])
     again = sorted((r for r in records if r["training"] == 1), key=lambda r: r["network"])
     rows = np.array([r["network"] for r in again])
@@ -126,16 +127,16 @@ def correlation_findings(settings: Correlation, records: list[Record]) -> Correl
 
 
 def _single_draws(parts: list[np.ndarray]) -> np.ndarray:
-    """The score of every pool and initialisation by itself: a sum of ranks where it is one."""
+    """The score of every single pool and initialisation; a score with several parts is a sum of ranks."""
     return parts[0] if len(parts) == 1 else np.sum([rankdata(each, axis=0) for each in parts], 0)
 
 
-def _mean(values: object) -> float:
+def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
 def draw_correlation(settings: Correlation, found: CorrelationFindings) -> None:
-    """The forest plot, and beside it the paper's score and the parameters against accuracy."""
+    """Draw the forest plot, and the paper's score and the parameters against accuracy."""
     with figure("page", 4.6, rows=2, columns=2, width_ratios=(1.7, 1)) as (drawing, axes):
         grid = axes[0, 0].get_gridspec()
         for axis in axes[:, 0]:
@@ -147,13 +148,18 @@ def draw_correlation(settings: Correlation, found: CorrelationFindings) -> None:
             f"Scores at initialisation against accuracy after training: {len(found.networks)} random networks"
         )
         paths = save_figure(
-            drawing, "correlation", correlation_numbers(found), settings.out, config(settings), settings.seed
+            drawing,
+            "correlation",
+            correlation_numbers(found),
+            settings.out,
+            figure_settings(settings),
+            settings.seed,
         )
     print(f"wrote {paths[0]} (and .pdf, .json)")
 
 
 def draw_forest(axes: Axes, found: CorrelationFindings) -> None:
-    """τ of every score with its intervals; parameters and MACs on top."""
+    """Draw τ of every score with its intervals; parameters and MACs are on top."""
     names = list(COMPONENTS)
     axes.axhspan(-0.5, len(BARS) - 0.5, color="0.92", zorder=0)
     for k, colour, marker, shift in zip(SHOTS, COLOURS, "os", (-0.14, 0.14), strict=False):
@@ -177,7 +183,14 @@ def draw_forest(axes: Axes, found: CorrelationFindings) -> None:
 
 
 def draw_scatter(axes: Axes, found: CorrelationFindings, name: str, label: str) -> None:
-    """One quantity against 1-shot accuracy."""
+    """Draw one quantity against 1-shot accuracy.
+
+    Args:
+        axes: The panel.
+        found: The results.
+        name: Name of the quantity.
+        label: Label of the axis.
+    """
     values = score_values(found.components[name])
     values = np.exp(values) / 1000 if name in BARS else values
     axes.plot(values, 100 * found.accuracy["1"], linestyle="None", marker="o", color=COLOURS[0], alpha=0.7)
@@ -190,13 +203,13 @@ def draw_scatter(axes: Axes, found: CorrelationFindings, name: str, label: str) 
     axes.set_ylabel("1-shot accuracy (%)")
 
 
-def config(settings: Correlation) -> dict[str, Any]:
+def figure_settings(settings: Correlation | Stability) -> dict[str, Any]:
     """The settings that decide the numbers."""
     return {key: value for key, value in without_paths(settings).items() if key != "runs"}
 
 
 def correlation_numbers(found: CorrelationFindings) -> dict[str, Any]:
-    """Every number, for the JSON."""
+    """The numbers for the JSON."""
     return {
         "validity": found.validity,
         "reliability": found.reliability,
@@ -229,7 +242,7 @@ def span(interval: tuple[float, float]) -> str:
 
 
 def correlation_table(settings: Correlation, found: CorrelationFindings) -> str:
-    """The table, and below it what it says."""
+    """The table with notes and conclusions."""
     pools = settings.pools
     lines = [
         "| score | τ 1-shot | less τ of parameters | ρ 1-shot | ρ given log parameters | τ 5-shot | "
@@ -255,13 +268,13 @@ def correlation_table(settings: Correlation, found: CorrelationFindings) -> str:
     return "\n".join([*lines, "", *correlation_notes(settings, found), "", *conclusions(found)]) + "\n"
 
 
-def cell(estimate: object) -> str:
+def cell(estimate: Estimate) -> str:
     """A value with its interval over networks and pools."""
     return f"{number(estimate.value)} {span(estimate.interval)}".strip()
 
 
 def correlation_notes(settings: Correlation, found: CorrelationFindings) -> list[str]:
-    """What was measured, on what, at which price."""
+    """Notes on the networks, the data, the noise ceiling and the cost."""
     ceilings = "; ".join(
         f"{k}-shot: {number(c.tau)} between two trainings of {c.pairs} networks, deviation of a training "
         f"{100 * c.deviation:.1f} points, reliability {number(c.reliability)}, highest τ to be expected "
@@ -293,7 +306,7 @@ def correlation_notes(settings: Correlation, found: CorrelationFindings) -> list
 
 
 def conclusions(found: CorrelationFindings) -> list[str]:
-    """Which intervals exclude zero, in words."""
+    """Sentences on the intervals that exclude zero."""
     scores = [name for name in COMPONENTS if name not in BARS]
     lines = []
     for k in SHOTS:

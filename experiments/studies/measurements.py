@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from experiments.runs import FREE, opened_run
+from experiments.studies.settings import Correlation, Stability
 from mamltheory.errors import CheckpointError
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, read_record, replace_file, to_json
@@ -17,7 +18,7 @@ MEASUREMENTS, AGAIN = "measurements", "remove it, and it is measured again"
 
 
 class NetworkRecord(TypedDict):
-    """Of one training of a network; ``scores`` and what they took belong to its first."""
+    """One training of a network; the first training holds the scores and their CPU seconds."""
 
     network: Annotated[int, 0]
     training: Literal[0, 1]
@@ -30,7 +31,7 @@ class NetworkRecord(TypedDict):
 
 
 class RepeatRecord(TypedDict):
-    """Of one repeat of an estimator; differences by measure, one an operator."""
+    """One repeat of an estimator; differences by measure, one per operator."""
 
     estimator: Literal["gradient", "exact", "regions"]
     tasks: Annotated[int, 0]
@@ -47,11 +48,19 @@ def check_networks(
     scores: Collection[str],
     shape: tuple[int, int],
 ) -> None:
-    """Raise CheckpointError, naming the file, unless every record is of a network's training, each once.
+    """Check that every record is of a network's training, each once.
 
-    shots: of which there must be accuracies. scores: that every first training must have, in this shape.
+    Args:
+        records: The records by name of their file.
+        runs: The run folder.
+        shots: Numbers of shots that need an accuracy.
+        scores: Names of the scores of a first training.
+        shape: Numbers of pools and initialisations.
+
+    Raises:
+        CheckpointError: A record is none; the message names its file.
     """
-    seen = set()
+    seen: set[tuple] = set()
     for name, record in records.items():
         wrong = misfit(plain(record), NetworkRecord, "it")
         if wrong is None and record["training"] == 0:
@@ -72,8 +81,8 @@ def _misfit_of_scores(record: Record, scores: Collection[str], shape: tuple[int,
 
 
 def check_repeats(records: Mapping[str, Record], runs: Path, operators: int) -> None:
-    """Raise CheckpointError, naming the file, unless every record is a repeat of all operators, each once."""
-    seen = set()
+    """Raise CheckpointError with the file unless every record is a repeat over all operators, each once."""
+    seen: set[tuple] = set()
     for name, record in records.items():
         wrong = misfit(plain(record), RepeatRecord, "it")
         if wrong is None and {len(values) for values in record["differences"].values()} != {operators}:
@@ -101,17 +110,25 @@ STUDY_FREE = (*FREE, "runs", "draws")
 
 
 def measure_missing(
-    settings: object,
+    settings: Correlation | Stability,
     command: str,
     items: Mapping[str, Any],
-    function: Callable[[object], Record],
+    function: Callable[[Any], Record],
     counts: tuple[str, ...],
     device: str,
 ) -> dict[str, Record]:
-    """The records of all items, by name; only those that the run folder lacks are measured.
+    """The records of all items by name; only those that the run folder lacks are measured.
 
-    function: item -> record, a pure function that can be sent to a process. counts: settings that say how many
-    items there are, and may differ when a study goes on.
+    Args:
+        settings: Settings of the study.
+        command: Name of the command.
+        items: The items by name.
+        function: Takes an item and returns its record, in any process.
+        counts: Settings with the numbers of items; they may change when a study continues.
+        device: Where the study computes.
+
+    Returns:
+        The records.
     """
     folder = settings.runs / MEASUREMENTS
     with opened_run(
@@ -130,7 +147,8 @@ def measure_missing(
         with workers(settings.jobs) as spread, stage(command, len(names)) as advance:
             for item, record in spread(function, names):
                 name = names[item]
-                found[name] = plain(record)
+                measured: Any = plain(record)
+                found[name] = measured
                 replace_file(files[name], sealed(to_json(record)))
                 advance(note=name)
         log.close(measurements=len(found))

@@ -1,4 +1,4 @@
-"""What the study of repeated scores found: reliability against repeats and against CPU seconds, and a table."""
+"""The results of the study of repeated scores: reliability against repeats and against CPU seconds, and a table."""
 
 import math
 from collections.abc import Mapping
@@ -9,8 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.plotting import COLOURS, LINE_STYLES, MARKERS, figure, save_figure, ticks_at
-from experiments.runs import without_paths
-from experiments.studies.correlation_report import number, span
+from experiments.studies.correlation_report import figure_settings, number, span
 from experiments.studies.measurements import Record, check_repeats
 from experiments.studies.settings import Stability as Settings
 from mamltheory.nas.genotype import Candidates
@@ -50,7 +49,7 @@ class StabilityFindings:
 
 
 def report_stability(settings: Settings, records: Mapping[str, Record]) -> None:
-    """Write ``stability.{png,pdf,json,md}`` into the output folder and print the table."""
+    """Write ``stability.{png,pdf,json,md}`` and print the table."""
     check_repeats(records, settings.runs, len(edges()))
     found = stability_findings(settings, list(records.values()))
     text = stability_table(settings, found)
@@ -60,12 +59,12 @@ def report_stability(settings: Settings, records: Mapping[str, Record]) -> None:
 
 
 def edges() -> list[tuple]:
-    """The edge of every operator of the whole supernet; contrasts on an edge are what a search goes by."""
+    """The edge of every operator of the supernet; a search compares operators on one edge."""
     return [(operator.cell, tuple(operator.edge)) for operator in Candidates().operators()]
 
 
 def stability_findings(settings: Settings, records: list[Record]) -> StabilityFindings:
-    """Everything that is read off the repeats."""
+    """The statistics of the repeats."""
     columns: dict[Name, list] = {}
     seconds: dict[Name, list] = {}
     infinite = 0
@@ -90,7 +89,7 @@ def stability_findings(settings: Settings, records: list[Record]) -> StabilityFi
 
 
 def _alike(settings: Settings, columns: Mapping[Name, list]) -> dict[str, Difference]:
-    """Whether the two measures of a kernel say the same of the operators, but for their noise."""
+    """The correlation of the two measures of a kernel, corrected for noise."""
     found = {}
     for estimator, tasks, measure in columns:
         other = (estimator, tasks, "condition")
@@ -99,14 +98,14 @@ def _alike(settings: Settings, columns: Mapping[Name, list]) -> dict[str, Differ
             if pair[0].shape[1] >= LEAST_REPEATS:
                 random = numpy_generator(settings.seed, "study correlation")
                 where = f"{ESTIMATORS[estimator]}, T = {tasks}"
-                found[where] = corrected_correlation(*pair, edges(), random, settings.draws)
+                found[where] = corrected_correlation(pair[0], pair[1], edges(), random, settings.draws)
     return found
 
 
 def _comparisons(settings: Settings, columns: Mapping[Name, list]) -> tuple[dict, dict, dict, dict]:
     """Paired differences of r₁: harmonic less condition, most less fewest tasks, gradient less one by one.
 
-    Those with too few common repeats are left out.
+    Comparisons with too few common repeats are omitted.
     """
 
     def paired(first: Name, second: Name) -> Difference | None:
@@ -116,7 +115,7 @@ def _comparisons(settings: Settings, columns: Mapping[Name, list]) -> tuple[dict
         if pair[0].shape[1] < LEAST_REPEATS:
             return None
         seed = derived_seed(settings.seed, "study differences")
-        return reliability_difference(*pair, edges(), seed, settings.draws)
+        return reliability_difference(pair[0], pair[1], edges(), seed, settings.draws)
 
     harmonic, more, gradient, agreement = {}, {}, {}, {}
     for estimator, tasks, measure in columns:
@@ -127,17 +126,18 @@ def _comparisons(settings: Settings, columns: Mapping[Name, list]) -> tuple[dict
             pair = (("gradient", tasks, measure), ("exact", tasks, measure))
             gradient[measure] = paired(*pair)
             if gradient[measure] is not None:
-                agreement[measure] = repeat_correlation(*_common(columns, *pair), edges())
+                first, second = _common(columns, *pair)
+                agreement[measure] = repeat_correlation(first, second, edges())
     fewest, most = settings.gradient_tasks[0], settings.gradient_tasks[-1]
     if most > fewest:
         for measure in MEASURE_NAMES:
             more[measure] = paired(("gradient", most, measure), ("gradient", fewest, measure))
-    found = [{key: d for key, d in each.items() if d is not None} for each in (harmonic, more, gradient)]
-    return *found, agreement
+    kept = [{key: d for key, d in each.items() if d is not None} for each in (harmonic, more, gradient)]
+    return kept[0], kept[1], kept[2], agreement
 
 
 def _common(columns: Mapping[Name, list], *names: Name) -> list[np.ndarray]:
-    """The scores of these names on the repeats that all of them have."""
+    """The scores of these names on their common repeats."""
     by_repeat = [dict(columns[name]) for name in names]
     shared = sorted(set.intersection(*map(set, by_repeat)))
     return [
@@ -146,7 +146,7 @@ def _common(columns: Mapping[Name, list], *names: Name) -> list[np.ndarray]:
 
 
 def _evaluations(records: list[Record]) -> dict[str, float]:
-    """CPU seconds of the gradient in those of one score of the supernet, by joint tasks: the median over repeats."""
+    """CPU seconds of the gradient over those of one score of the supernet, by joint tasks: the median over repeats."""
     found: dict[str, list[float]] = {}
     for record in records:
         if record["estimator"] == "gradient":
@@ -156,7 +156,7 @@ def _evaluations(records: list[Record]) -> dict[str, float]:
 
 
 def label(name: Name) -> str:
-    """A score in words."""
+    """The name of a score in the table."""
     estimator, tasks, measure = name
     if estimator == "regions":
         return "linear regions, one by one"
@@ -164,7 +164,7 @@ def label(name: Name) -> str:
 
 
 def style(name: Name, settings: Settings) -> dict[str, Any]:
-    """Colour by estimator and tasks, full lines for the harmonic number, broken ones for the condition number."""
+    """Colour by estimator and tasks; solid lines for the harmonic number, dashed ones for the condition number."""
     estimator, tasks, measure = name
     if estimator == "gradient":
         place = settings.gradient_tasks.index(tasks)
@@ -179,7 +179,7 @@ def style(name: Name, settings: Settings) -> dict[str, Any]:
 
 
 def draw_stability(settings: Settings, found: StabilityFindings) -> None:
-    """Reliability against repeats, with what independent halves show, and against CPU seconds."""
+    """Draw reliability against repeats, with measurements from independent halves, and against CPU seconds."""
     with figure("page", 4.3, columns=2, sharey=True) as (drawing, axes):
         against_repeats(axes[0, 0], settings, found)
         against_seconds(axes[0, 1], settings, found)
@@ -189,15 +189,19 @@ def draw_stability(settings: Settings, found: StabilityFindings) -> None:
             f"Reliability of operator scores: {settings.kernel.upper()}, first round, {settings.channels} channels, "
             f"{settings.cells} cells"
         )
-        config = {key: value for key, value in without_paths(settings).items() if key != "runs"}
         paths = save_figure(
-            drawing, "stability", stability_numbers(found), settings.out, config, settings.seed
+            drawing,
+            "stability",
+            stability_numbers(found),
+            settings.out,
+            figure_settings(settings),
+            settings.seed,
         )
     print(f"wrote {paths[0]} (and .pdf, .json)")
 
 
 def against_repeats(axes: Axes, settings: Settings, found: StabilityFindings) -> None:
-    """Predicted curves from one repeat on, the interval at one repeat, and correlations between disjoint halves."""
+    """Draw predicted curves, the interval at one repeat, and correlations between disjoint halves."""
     grid = np.geomspace(1, MOST_REPEATS, 60)
     null = max(each.null[1] for name, each in found.stability.items() if name[0] == "gradient")
     band = predicted_reliability(null, grid)
@@ -220,7 +224,7 @@ def against_repeats(axes: Axes, settings: Settings, found: StabilityFindings) ->
 
 
 def against_seconds(axes: Axes, settings: Settings, found: StabilityFindings) -> None:
-    """The same curves over what the repeats cost."""
+    """Draw the predicted curves against CPU seconds."""
     seconds = [each.seconds for each in found.stability.values()]
     most = max(600, 10 * max(seconds))
     for name, each in found.stability.items():
@@ -233,7 +237,7 @@ def against_seconds(axes: Axes, settings: Settings, found: StabilityFindings) ->
 
 
 def stability_numbers(found: StabilityFindings) -> dict[str, Any]:
-    """Every number, for the JSON."""
+    """The numbers for the JSON."""
     keys = {name: " ".join(map(str, name)) for name in found.stability}
     return {
         "stability": {keys[name]: each for name, each in found.stability.items()},
@@ -250,7 +254,7 @@ def stability_numbers(found: StabilityFindings) -> dict[str, Any]:
 
 
 def stability_table(settings: Settings, found: StabilityFindings) -> str:
-    """The table, what was measured, and which claims hold."""
+    """The table with notes and claims."""
     lines = [
         "| score | repeats | r₁ | null | halves: measured (predicted) | τ of halves | same operator out | "
         "repeats for 0.9 | CPU s a repeat | CPU s for 0.9 |",
@@ -286,14 +290,14 @@ def whole(value: float) -> str:
 
 
 def gain_verdict(difference: Difference) -> str:
-    """What an interval says of a claimed gain."""
+    """The verdict of an interval on a claimed gain."""
     low, high = difference.interval
     said = "confirmed" if low > 0 else "contradicted" if high < 0 else "not resolved"
     return f"{said}, {number(difference.value)} {span(difference.interval)}"
 
 
 def claim_lines(found: StabilityFindings) -> list[str]:
-    """What was claimed of these scores beforehand, and what is seen here."""
+    """Claims about the scores, with their verdicts."""
     harmonic = "; ".join(f"{where}: {gain_verdict(d)}" for where, d in found.harmonic_gain.items())
     lines = [f"- The harmonic number has a higher r₁ than the condition number: {harmonic}."]
     alike = "; ".join(f"{where}: {number(d.value)} {span(d.interval)}" for where, d in found.alike.items())
