@@ -143,11 +143,7 @@ def _stopped(stop: "Interrupted", name: str, flags: list[str]) -> int:
 
 
 def resolve(name: str, flags: Sequence[str]) -> object:
-    """The settings of command ``name`` from presets < ``--config`` < flags; a wrong flag exits with code 2.
-
-    Raises:
-        ConfigurationError: The configuration file is broken, or settings do not fit together.
-    """
+    """The settings from presets < ``--config`` < flags; raises ConfigurationError, a wrong flag exits with code 2."""
     command = COMMANDS[name]
     early = argparse.ArgumentParser(prog=f"{PROGRAM} {name}", add_help=False, allow_abbrev=False)
     early.add_argument("--preset")

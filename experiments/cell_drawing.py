@@ -44,9 +44,6 @@ def draw_genotype(axes: Axes, edges: Sequence[tuple[int, int, str]], title: str 
             intermediate nodes, labelled 0, 1, ..., which the output c_k concatenates. Several operations on one
             edge share one label.
         title: Title of the axes.
-
-    Raises:
-        GenotypeError: An edge cannot exist, or there is none.
     """
     operations = _operations(edges)
     last = max(target for _, target in operations)
@@ -81,11 +78,9 @@ def _operations(edges: Sequence[tuple[int, int, str]]) -> dict[tuple[int, int], 
 
 
 def _lanes(edges: list[tuple[int, int]], last: int) -> dict[tuple[int, int], int]:
-    """Signed lane of every edge, those to the output included; 0 is the centre line.
-
-    The sides are those with the fewest crossings of operations, then of what goes to the output as well, then with the
-    fewest lanes, then the first: above for edges between nodes, below for the output.
-    """
+    """The signed lane of every edge, including those to the output; 0 is the centre line."""
+    # The sides have the fewest crossings of operations, then of all edges, then the fewest lanes; otherwise edges
+    # between nodes run above and those to the output below.
     lanes = {edge: 0 for edge in edges if edge[0] >= 2 and edge[1] == edge[0] + 1}
     fixed = {edge: -1 if edge[0] == 1 else 1 for edge in edges if edge[0] < 2}
     free = [edge for edge in edges if edge[0] >= 2 and edge not in lanes]

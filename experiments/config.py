@@ -19,11 +19,7 @@ S = TypeVar("S", bound="DataclassInstance")
 
 
 def read_config(path: Path, command: str) -> dict[str, Any]:
-    """The settings in ``path``: a ``run.json`` of this command, its folder, or a JSON object of settings.
-
-    Raises:
-        ConfigurationError: The file holds anything else.
-    """
+    """The settings in ``path``: a ``run.json`` of this command, its folder, or a JSON object of settings."""
     from mamltheory.files import read_regular, reason, shown
     from mamltheory.strict_json import MOST_BYTES, unsealed
 
@@ -51,12 +47,7 @@ def read_config(path: Path, command: str) -> dict[str, Any]:
 
 
 def settings_from(kind: type[S], content: Mapping[str, Any], base: S | None = None) -> S:
-    """Settings of class ``kind`` with the values of ``content``; the others are those of ``base`` or the defaults.
-
-    Raises:
-        ConfigurationError: A key is unknown, a value has another type than its setting, or a retired setting
-            (``kind.RETIRED``) has a value that this version does not compute.
-    """
+    """Settings of class ``kind`` with these values, others from ``base``; raises ConfigurationError."""
     content, hints = _without_retired(kind, content), typing.get_type_hints(kind)
     hints = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
     for key in content:

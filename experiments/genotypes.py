@@ -58,12 +58,7 @@ def network_size(settings: ExperimentSettings, classes: int) -> NetworkSettings:
 
 
 def read_genotype(path: Path) -> Genotype:
-    """The genotype in a JSON file.
-
-    Raises:
-        GenotypeError: The file is missing or holds no genotype.
-        CheckpointError: The search that finished in the same folder recorded another genotype.
-    """
+    """The genotype in a JSON file; raises GenotypeError, or CheckpointError if the search there found another one."""
     try:
         content = read_json(path, MOST_GENOTYPE)
     except OSError as error:

@@ -62,7 +62,8 @@ def opened_run(
 ) -> Iterator[RunLog]:
     """The record of a run in its folder, to be closed with the results within the block.
 
-    A block that is stopped or fails is recorded as interrupted or failed.
+    A block that is stopped or fails is recorded as interrupted or failed. Raises ConfigurationError if the folder
+    holds another run or other files, or if another process writes there.
 
     Args:
         command: The command that is recorded.
@@ -78,11 +79,6 @@ def opened_run(
 
     Yields:
         The open record.
-
-    Raises:
-        ConfigurationError: The folder holds another run or other files, or another process writes there.
-        CheckpointError: The record in the folder is broken.
-        Interrupted: A stop was requested within the block; it names ``again``.
     """
     where = environment(device) | ({"processes": processes} if processes > 1 else {})
     place, kept = folder or settings.out, settings if config is None else config

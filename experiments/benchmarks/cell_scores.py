@@ -247,11 +247,9 @@ def _candidates(count: int) -> tuple[Candidates, ...]:
 
 
 def scoring_flop(sizes: Sizes) -> float:
-    """FLOP of a score's products, 2 for each: Σ over candidates of 6 n M + n² P.
-
-    n images with M multiply-accumulates each: one forward pass, one backward pass, the gradients of the P weights, and
-    half of the n² inner products of these. It counts work that candidates share and the gradients of the images.
-    """
+    """FLOP of the matrix products of a score: Σ over candidates of 6 n M + n² P."""
+    # n images with M multiply-accumulates each: one forward pass, one backward pass, the gradients of the P weights,
+    # and half of the n² inner products of these. Work that candidates share and gradients of the images count too.
     size = NetworkSettings(channels=sizes["channels"], cells=sizes["cells"]).for_search(sizes["ways"])
     image = torch.zeros(1, size.input_channels, sizes["image"], sizes["image"])
     count, total = 2 * sizes["ways"] * sizes["tasks"], 0

@@ -87,10 +87,7 @@ def measure_method(
 
 
 def _measured(
-    request: Mapping[str, Any],
-    prepare: Prepare,
-    clock: ProcessClock,
-    rate: Callable[[str], float] | None,
+    request: Mapping[str, Any], prepare: Prepare, clock: ProcessClock, rate: Callable[[str], float] | None
 ) -> Answer:
     if request["save"]:
         call, arrays = prepare(request["job"])

@@ -260,12 +260,5 @@ CASES = (
     kernel_case(1024, STRUCTURED, check={"samples": 10}),
     kernel_case(2048, STRUCTURED, check={"samples": 4}, tuned=True),
     kernel_case(4096, STRUCTURED, check={"samples": 2}),
-    Case(
-        "ntk-conv32s",
-        "NTK, five convolutions, 32 × 32",
-        CONVOLUTIONAL,
-        CONV,
-        ALL,
-        tuned=True,
-    ),
+    Case("ntk-conv32s", "NTK, five convolutions, 32 × 32", CONVOLUTIONAL, CONV, ALL, tuned=True),
 )

@@ -18,11 +18,7 @@ VERSION_CODE = "from importlib.metadata import version; print(version('neural-ta
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """Processor, memory, C library (its allocator), BLAS and CPU capability of torch, versions, and load.
-
-    The load average is that of the last 15 minutes. Above the number of cores, CPU times are too long, because
-    processes share caches and memory.
-    """
+    """Processor, memory, C library (its allocator), BLAS and CPU capability of torch, versions, and load."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -32,6 +28,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         **environment(choose_device(device).device),
         "threads": 1,
+        # Above the number of cores, CPU times are too long, because processes share caches and memory.
         "load_average": round(os.getloadavg()[2], 1),
     }
 

@@ -250,10 +250,5 @@ CASES = (
     meta_gradient_case(1024),
     meta_gradient_case(2048, tuned=True),
     meta_gradient_case(4096, check={"tasks": 2}),
-    meta_gradient_case(
-        8192,
-        methods=(OURS, FUSED, LOOP),
-        check={"tasks": 2},
-        tuned=True,
-    ),
+    meta_gradient_case(8192, methods=(OURS, FUSED, LOOP), check={"tasks": 2}, tuned=True),
 )

@@ -244,10 +244,7 @@ def measure_scaling(group: Group, plan: Plan, ask: Ask) -> dict[str, Any]:
                 raise failure(f"{axis} {value}", answer)
             seconds[axis, value].append(answer["seconds"])
     medians = {point: statistics.median(times) for point, times in seconds.items()}
-    return {
-        "base": dict(base),
-        "axes": {axis: _fits(group, axis, medians, sizes) for axis in group.scaling},
-    }
+    return {"base": dict(base), "axes": {axis: _fits(group, axis, medians, sizes) for axis in group.scaling}}
 
 
 def _fits(group: Group, axis: str, medians: dict, sizes: dict) -> dict[str, Any]:

@@ -147,11 +147,7 @@ def sequential(net: FullyConnected, params: Parameters) -> nn.Sequential:
 def fully_connected_network(sizes: Sizes) -> FullyConnected:
     """The fully connected network of these sizes."""
     return FullyConnected(
-        sizes["dimension"],
-        sizes["width"],
-        sizes["depth"],
-        sizes["outputs"],
-        sizes["activation"],
+        sizes["dimension"], sizes["width"], sizes["depth"], sizes["outputs"], sizes["activation"]
     )
 
 

@@ -126,7 +126,7 @@ ALLOCATORS = {
 
 
 def ask_process(settings: Benchmark, allocator: str, method: Method, request: Mapping[str, Any]) -> Answer:
-    """Measure a method in a fresh process; where the settings are quick, in this one.
+    """Measure a method in a fresh process, or for quick settings in this one; raises Interrupted after a stop.
 
     Args:
         settings: Settings with the device, the folder of the log, and the Python of neural-tangents.
@@ -136,9 +136,6 @@ def ask_process(settings: Benchmark, allocator: str, method: Method, request: Ma
 
     Returns:
         The answer; {"error": ...} when the method failed or the process ended without one. The log says more.
-
-    Raises:
-        Interrupted: The process received a stop.
     """
     request = {**request, "device": settings.device}
     log = settings.runs / BENCHMARK_LOG

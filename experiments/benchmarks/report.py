@@ -17,7 +17,7 @@ HEAD = (
 
 def benchmark_tables(data: Mapping[str, Any]) -> str:
     """Machine, exponents, and a table for every case."""
-    parts = ["# Ours beside what a user would pick"]
+    parts = ["# Ours against the alternatives"]
     parts += (
         ["**Tiny sizes, to show that everything runs: the numbers mean nothing.**"] if data["quick"] else []
     )
@@ -49,16 +49,16 @@ def how_measured(data: Mapping[str, Any]) -> str:
     clock = "CPU time of one thread" if data["device"] == "cpu" else "time on the device between events"
     return (
         f"Float32; {clock}, medians of up to {data['rounds']} rounds in which every method has its turn in a "
-        "process of its own. Ratios are to the first row. Peak memory is that of the first call at full size "
-        "above what the process held before (parameters and samples, and a few MB that it may use again). "
+        "fresh process. Ratios are to the first row. Peak memory is the rise in the first call at full size "
+        "(parameters and samples are not included, nor a few MB of free memory). "
         "Differences are "
         "relative to the largest entry of each tensor. "
-        "Part of what methods with a copy of the weights per task cost is the system's, for fresh pages: the "
+        "Methods with a copy of the weights per task spend part of their time on fresh pages of the system: the "
         "tuned column has glibc's allocator keep freed memory (MALLOC_MMAP_THRESHOLD_=33554432 "
         "MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456), which is fairer to them. Ours asks for "
-        "up to 62 MiB of that by itself, once in a process. "
-        "The NTK of ours is float32 throughout, as the peers'; the row with float64 sums is what "
-        "``empirical_ntk`` does by default, for condition numbers need it."
+        "up to 62 MiB of that, once per process. "
+        "Our NTK is float32 throughout, as those of the peers; the row with float64 sums is what "
+        "``empirical_ntk`` does by default, because condition numbers need it."
     )
 
 

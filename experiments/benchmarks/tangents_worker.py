@@ -38,10 +38,8 @@ def convolutional(strides: tuple[int, ...]) -> Callable[[list, jax.Array], jax.A
 
 
 def in_jax_order(array: np.ndarray) -> jax.Array:
-    """An array of torch with the axes where jax has them: channels last, fan_out last.
-
-    This happens outside of the network, because the package finds no structure behind a transposition.
-    """
+    """An array of torch in the order of axes of jax: channels last, fan_out last."""
+    # This happens outside of the network, because the package finds no structure behind a transposition.
     axes = {2: (1, 0), 4: (2, 3, 1, 0)}.get(array.ndim)
     return jnp.asarray(np.ascontiguousarray(array if axes is None else array.transpose(axes)))
 

@@ -27,9 +27,15 @@ from mamltheory.fewshot.inspection import Overlap, channel_order, copies, image_
 
 
 def check_data(settings: Data) -> int:
-    """Print the report, draw the contact sheet and prepare the data on request; returns 0.
+    """Print the report, draw the contact sheet and prepare the data on request.
 
     Encoded images need N·H·W·3 bytes of memory; with --prepare they are written to their file one by one.
+
+    Args:
+        settings: The settings.
+
+    Returns:
+        The exit code 0.
 
     Raises:
         DataError: The data are damaged, incomplete or not split by class; the report is printed first.
@@ -173,11 +179,7 @@ def class_label(class_name: str) -> str:
 
 
 def claim_folder(folder: Path) -> None:
-    """Make the folder for prepared data; files of a stopped preparation are overwritten.
-
-    Raises:
-        ConfigurationError: The folder holds other files.
-    """
+    """Make the folder for prepared data; raises ConfigurationError if it holds files other than prepared ones."""
     unfinished = {pattern.format(split) for pattern in (IMAGES, LABELS) for split in SPLITS} | {UNFINISHED}
     free = not folder.exists() or (folder.is_dir() and {each.name for each in folder.iterdir()} <= unfinished)
     require(free, f"{folder} is in use: name a new folder with --prepare")

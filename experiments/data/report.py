@@ -50,10 +50,7 @@ def size_lines(report: Report) -> Iterator[str]:
 
 
 def _public_set(report: Report) -> str | None:
-    """The public set with the same numbers of classes: that of the layout, or one with this image size.
-
-    Without such a set, that of the layout.
-    """
+    """The public set with the same numbers of classes and this image size; by default that of the layout."""
     found = [
         name
         for name, expected in PUBLISHED.items()

@@ -48,7 +48,7 @@ def _rounds(found: Mapping) -> list[str]:
         ties = zip(each["summary"]["ties"], each["summary"]["searches"], strict=True)
         rows = {
             "same operator pruned": [or_dash(v, ".0%") for v in each["summary"]["rounds"]],
-            "r₁ of a repeat": [_mean(r, "single", ".2f") for r in rounds],
+            "r₁ of one repeat": [_mean(r, "single", ".2f") for r in rounds],
             "noise up to": [
                 or_dash(_average([x["null"][1] for x in r if "null" in x]), ".2f") for r in rounds
             ],

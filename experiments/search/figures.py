@@ -58,11 +58,7 @@ def draw_trace(
 
 
 def trace_data(state: SearchState) -> dict[str, list]:
-    """The numbers of the figure: ``rounds``, ``fields`` (pruned operators) and ``survivors``.
-
-    In ``fields``, "score" is ΔC, or ΔR for a search by regions alone, and None for a random search. "probability" is
-    that of the same choice in bootstrap draws of the repeats; None without two repeats, or if the size decided.
-    """
+    """The numbers of the figure: ``rounds``, ``fields`` (pruned operators) and ``survivors``."""
     rounds, fields = [], []
     for k, report in enumerate(state.reports):
         decisions = [d for d in state.trace if d.round_index == k]
@@ -116,6 +112,7 @@ def _scored(decisions: Sequence[Decision]) -> bool:
 
 
 def _field(decision: Decision, probability: float | None) -> dict[str, Any]:
+    # The score is ΔC, or ΔR for regions alone. The probability is that of the same choice in bootstrap draws.
     score = decision.delta_condition or decision.delta_regions
     return _place(decision.operator) | {
         "round": decision.round_index + 1,

@@ -102,7 +102,7 @@ METHODS: Mapping[Method, Mapping[str, Any]] = {
 """Changes of the protocol by a method; flags override each of them."""
 
 KERNELS: Mapping[Method, Mapping[str, Any]] = {
-    "te-nas": {"kernel": "ntk", "inner_time": math.inf, "ridge": 1e-3},
+    "te-nas": {"kernel": "ntk", "inner_time": math.inf, "ridge": 1e-3}
 }
 """The kernel of a method, which replaces the kernel of a preset or a flag."""
 

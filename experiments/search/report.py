@@ -118,17 +118,14 @@ def failures_of(state: SearchState) -> dict[str, int]:
 
 
 def search_record(state: SearchState, settings: dict[str, Any]) -> dict[str, Any]:
-    """The content of ``search.json``: settings, a report for every round, and the trace.
-
-    The trace has a row for every decision:
-    [round, [cell, [node, source], operation], ΔC, ΔR, rank, pruned, tied, undecided].
-    """
+    """The content of ``search.json``: settings, a report for every round, and the trace."""
     return {
         "settings": settings,
         "genotype": state.candidates.genotype().to_json(),
         "rounds": [report.to_json() for report in state.reports],
         "undecided": {str(k): list(r.undecided) for k, r in enumerate(state.reports)},
         "failures": failures_of(state),
+        # Rows: [round, [cell, [node, source], operation], ΔC, ΔR, rank, pruned, tied, undecided].
         "trace": [decision_to_json(decision) for decision in state.trace],
     }
 

@@ -250,10 +250,7 @@ def scorer_of(settings: Search, device: str) -> CellScorer:
         tasks=partial(draw_tasks, source, counts) if "condition" in settings.criteria else None,
         patches=partial(draw_patches, source) if "regions" in settings.criteria else None,
         settings=ScoreSettings(
-            settings.kernel,
-            settings.outputs,
-            measure=settings.metric,
-            dynamics=dynamics_of(settings),
+            settings.kernel, settings.outputs, measure=settings.metric, dynamics=dynamics_of(settings)
         ),
         device=device,
     )

@@ -110,10 +110,7 @@ class Search(ExperimentSettings):
         return dataclasses.replace(self, **filled, **KERNELS.get(self.method, {}))
 
     def before(self) -> dict[str, Any]:
-        """Values of the settings that a record of another version lacks.
-
-        They are the defaults, what the protocol and the method stand for, and the values of retired settings.
-        """
+        """Values of settings that a record of another version lacks: defaults, the protocol's, and retired ones."""
         usual = Search(protocol=self.protocol, method=self.method).resolved()
         usual = dataclasses.replace(usual, protocol=Search.protocol, method=Search.method)
         return {**self.RETIRED, **vars(usual)}
@@ -181,13 +178,7 @@ SEARCH = {
         least_repeats=4,
         out=Path("runs/glyph-smoke/search"),
     ),
-    "glyph-5": Search(
-        protocol="stable",
-        channels=8,
-        cells=5,
-        stem_stride=2,
-        out=Path("runs/glyph-5/search"),
-    ),
+    "glyph-5": Search(protocol="stable", channels=8, cells=5, stem_stride=2, out=Path("runs/glyph-5/search")),
     "mini-5": _search("mini-5", MINI, 5, kernel="maml", inner_time=math.inf, ridge=1e-3),
     "mini-8": _search("mini-8", MINI, 8, kernel="anil", inner_time=1.0, ridge=1e-5),
     "tiered-5": _search("tiered-5", TIERED, 5, kernel="maml", inner_time=math.inf, ridge=1e-3),

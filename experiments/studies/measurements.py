@@ -48,7 +48,7 @@ def check_networks(
     scores: Collection[str],
     shape: tuple[int, int],
 ) -> None:
-    """Check that every record is of a network's training, each once.
+    """Raise CheckpointError with the file unless every record is of a network's training, each once.
 
     Args:
         records: The records by name of their file.
@@ -56,9 +56,6 @@ def check_networks(
         shots: Numbers of shots that need an accuracy.
         scores: Names of the scores of a first training.
         shape: Numbers of pools and initialisations.
-
-    Raises:
-        CheckpointError: A record is none; the message names its file.
     """
     seen: set[tuple] = set()
     for name, record in records.items():

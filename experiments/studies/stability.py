@@ -111,10 +111,7 @@ def gradient_differences(scorer: CellScorer, chunk: int, repeat: int) -> list[fl
 
 
 def exact_differences(scorer: CellScorer, repeat: int) -> dict[str, list[float]]:
-    """Log C of the supernet less log C without each operator, for both measures of one kernel.
-
-    Weights and tasks are those of this repeat in the first round.
-    """
+    """Log C of the supernet less log C without each operator, for both measures of one kernel in the first round."""
     assert scorer.tasks is not None, "the scorer is of a kernel"
     seed = derived_seed(scorer.seed, "score-weights", 0, repeat)
     tasks = scorer.tasks(generator(scorer.seed, "score-tasks", 0, repeat))

@@ -103,10 +103,7 @@ def _alike(settings: Settings, columns: Mapping[Name, list]) -> dict[str, Differ
 
 
 def _comparisons(settings: Settings, columns: Mapping[Name, list]) -> tuple[dict, dict, dict, dict]:
-    """Paired differences of r₁: harmonic less condition, most less fewest tasks, gradient less one by one.
-
-    Comparisons with too few common repeats are omitted.
-    """
+    """Paired differences of r₁ for measures, numbers of tasks and estimators, if there are enough common repeats."""
 
     def paired(first: Name, second: Name) -> Difference | None:
         if {first, second} - set(columns):

@@ -10,10 +10,7 @@ from experiments.tables.sheets import NAMES
 
 
 def draw_sizes(results: Results, experiment: Experiment) -> str:
-    """Draw a panel for each number of shots and a point for each run with its interval over tasks; returns the name.
-
-    Random cells of a search's size have the marker of the search, without filling.
-    """
+    """Draw a panel for each number of shots and a point for each run with its interval over tasks; returns the name."""
     settings = results.settings
     marked = [method for method in settings.methods if method not in SIZED]
     points = {method: _points(results, experiment, method) for method in settings.methods}

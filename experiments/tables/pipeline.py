@@ -98,10 +98,7 @@ def evaluate_settings(settings: Table, run: Run, shots: int) -> Evaluate:
 
 
 def finished_run(settings: Search | Train | Evaluate, command: str) -> dict[str, Any] | None:
-    """The record of the finished run with these settings in their folder; None if there is none.
-
-    A setting that is newer than the record counts as its earlier value, as for a run that continues.
-    """
+    """The record of the finished run with these settings, apart from newer ones, in their folder; None if absent."""
     if not (settings.out / RUN_FILE).exists():
         return None
     record: dict[str, Any] = read_run(settings.out)

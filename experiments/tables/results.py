@@ -93,7 +93,15 @@ class Results:
         return over_runs(times) if times else None
 
     def comparison(self, experiment: Experiment, other: Method, shots: int) -> Comparison | None:
-        """A method minus another one on common tasks, as of :func:`compared_with`; None below two common runs.
+        """A method minus another one on common tasks.
+
+        Args:
+            experiment: Data and size.
+            other: The method that is subtracted, see :func:`compared_with`.
+            shots: Support images per class.
+
+        Returns:
+            The comparison; None below two common runs.
 
         Raises:
             ConfigurationError: Two runs with the same seed were evaluated on different tasks.

@@ -123,10 +123,7 @@ def ablation(results: Results, experiment: Experiment) -> Sheet:
 
 
 def comparisons(results: Results, experiment: Experiment) -> Sheet:
-    """MetaNTK-NAS minus every other method, and each search minus random cells of its size.
-
-    Runs are the unit; each difference is over common tasks.
-    """
+    """MetaNTK-NAS minus every other method, and each search minus random cells of its size, over runs."""
     rows, found = [], {}
     for method in _others(results):
         for shots in SHOTS:

@@ -62,13 +62,11 @@ def kink_pair(params: Parameters, sample: torch.Tensor, distance: float) -> tupl
 
 
 def ratios_across_kink(settings: Lipschitz, activation: str) -> list[float]:
-    """‖J(θ) − J(θ̄)‖_F/(√l ‖θ − θ̄‖) of Eq. (25) at every distance, for the first of the widest networks.
-
-    The kink is at a support sample: at a query the inner loop would move the neuron away from it.
-    """
+    """‖J(θ) − J(θ̄)‖_F/(√l ‖θ − θ̄‖) of Eq. (25) at every distance, for the first of the widest networks."""
     chosen = sweep_settings(settings, activation=activation)
     problem = make_problem(chosen)
     net, params = initialised(chosen, (settings.widths[-1], 0))
+    # The kink is at a support sample: the inner loop would move the neuron away from a kink at a query.
     pairs = [kink_pair(params, problem.tasks[0].support_x[0], distance) for distance in DISTANCES]
     return [lipschitz_ratio(net.model, *pair, problem.tasks, problem.inner) for pair in pairs]
 

@@ -148,10 +148,7 @@ class InterruptibleNetwork(torch.nn.Module):
 
 
 def evaluate_on_tasks(
-    network: torch.nn.Module,
-    data: ImageData,
-    settings: Evaluate,
-    advance: Callable[[], None] | None = None,
+    network: torch.nn.Module, data: ImageData, settings: Evaluate, advance: Callable[[], None] | None = None
 ) -> Evaluation:
     """The accuracy on tasks that depend on seed and data, but not on the network.
 

@@ -75,12 +75,7 @@ def write_predictions(settings: Predict) -> int:
 
 
 def find_images(folder: Path) -> UserTask:
-    """The image files below support/CLASS and query, sorted by name.
-
-    Raises:
-        DataError: A folder is missing, a class is empty, there are fewer than two classes, or a link leads out of
-            the folder.
-    """
+    """The image files below support/CLASS and query, sorted by name; raises DataError for another layout."""
     layout = f"expected {folder}/support/CLASS/*.png for every class and {folder}/query/*.png (or {kinds()})"
     for part in ("support", "query"):
         if not (folder / part).is_dir():

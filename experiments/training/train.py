@@ -80,9 +80,6 @@ def train_network(settings: Train, genotype: Genotype | None, crew: Team | None 
 
     Returns:
         The trained network.
-
-    Raises:
-        CheckpointError: The saved state is of another genotype, or metrics are missing.
     """
     crew = crew or Team()
     device = choose_device(crew.device_name(settings.device)).device

@@ -34,13 +34,7 @@ class Trained:
     """The numbers that were saved with the weights."""
 
     def data(self, place: str) -> ImageData:
-        """The images at a place, with the statistics and mirroring of the training.
-
-        The layout there may have other ones for the same pixels.
-
-        Raises:
-            DataError: The training images there are not those of the training.
-        """
+        """The images at a place with the statistics of the training; raises DataError for other training images."""
         data = data_of(dataclasses.replace(self.settings, data=place))
         if not same_images(self.state, data):
             raise DataError(
@@ -52,12 +46,7 @@ class Trained:
 
 
 def read_training(folder: Path) -> Trained:
-    """The training in a run folder; its data are needed only for folders of earlier versions.
-
-    Raises:
-        ConfigurationError: The folder is none of a training.
-        CheckpointError: The training has not finished, or its state is broken.
-    """
+    """The finished training in a run folder; raises ConfigurationError for other folders, else CheckpointError."""
     require(
         (folder / "run.json").is_file(), f"{folder} is no run folder: train first, or name another folder"
     )
