@@ -28,29 +28,13 @@ WIDTHS = {"column": 3.4, "page": 7.0}
 """Widths in inches of one column and of the full page of a two-column article."""
 
 STYLE: dict[Any, Any] = {
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.labelsize": 9,
-    "axes.linewidth": 0.7,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 9,
-    "figure.dpi": 200,
-    "figure.titlesize": 10,
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "grid.alpha": 0.35,
-    "grid.linewidth": 0.5,
-    "legend.fontsize": 8,
-    "legend.framealpha": 0.9,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 4,
-    "mathtext.fontset": "dejavusans",
-    "pdf.fonttype": 42,
-    "savefig.dpi": 200,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-}
+    "axes.axisbelow": True, "axes.grid": True, "axes.labelsize": 9, "axes.linewidth": 0.7,
+    "axes.spines.right": False, "axes.spines.top": False, "axes.titlesize": 9, "figure.dpi": 200,
+    "figure.titlesize": 10, "font.family": "DejaVu Sans", "font.size": 8, "grid.alpha": 0.35,
+    "grid.linewidth": 0.5, "legend.fontsize": 8, "legend.framealpha": 0.9, "lines.linewidth": 1.3,
+    "lines.markersize": 4, "mathtext.fontset": "dejavusans", "pdf.fonttype": 42, "savefig.dpi": 200,
+    "xtick.labelsize": 8, "ytick.labelsize": 8,
+}  # fmt: skip
 
 
 def curve(index: int) -> dict[str, Any]:

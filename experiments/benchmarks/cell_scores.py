@@ -41,17 +41,7 @@ class LayerProblem:
 
 
 def build_layer_problem(sizes: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> LayerProblem:
-    """A depthwise 3 × 3 convolution with normal inputs and cotangents.
-
-    Args:
-        sizes: Number of samples and channels, side of the images.
-        dtype: Dtype of the problem.
-        device: Device of the problem.
-        seed: Seed of all draws.
-
-    Returns:
-        The problem.
-    """
+    """A depthwise 3 × 3 convolution of ``sizes`` in ``dtype`` on ``device``, with normal draws from ``seed``."""
     random, channels = generator(seed, "benchmark depthwise"), sizes["channels"]
     shape = (sizes["samples"], channels, sizes["image"], sizes["image"])
     layer = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
@@ -122,17 +112,7 @@ class ScoreProblem:
 
 
 def build_score_problem(sizes: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> ScoreProblem:
-    """The supernet of all operations, and tasks of random images (one support and one query per class).
-
-    Args:
-        sizes: Sizes of the network, ways, number of tasks and side of the images.
-        dtype: Dtype of the problem.
-        device: Device of the problem.
-        seed: Seed of all draws.
-
-    Returns:
-        The problem.
-    """
+    """The supernet and tasks of random images of ``sizes``, in ``dtype`` on ``device``, with draws from ``seed``."""
     ways, side = sizes["ways"], sizes["image"]
     settings = NetworkSettings(channels=sizes["channels"], cells=sizes["cells"]).for_search(ways)
     random = generator(seed, "benchmark score")
@@ -263,17 +243,7 @@ def scoring_flop(sizes: Sizes) -> float:
 def build_scoring_problem(
     sizes: Sizes, dtype: torch.dtype, device: torch.device, seed: int
 ) -> ScoringProblem:
-    """Supernet, tasks and candidates; patches of random numbers, float32.
-
-    Args:
-        sizes: As in :func:`build_score_problem`, and the numbers of candidates and patches.
-        dtype: Dtype of network and tasks.
-        device: Device of the problem.
-        seed: Seed of all draws.
-
-    Returns:
-        The problem.
-    """
+    """Supernet, tasks and candidates of ``sizes`` in ``dtype`` on ``device``, and patches; draws are from ``seed``."""
     repeat, candidates = build_score_problem(sizes, dtype, device, seed), _candidates(sizes["candidates"])
     patches = torch.randn(sizes["patches"], 1, 3, 3, generator=generator(seed, "benchmark patches"))
     return ScoringProblem(repeat, patches.to(device), candidates, seed)

@@ -49,17 +49,7 @@ class KernelProblem:
 
 
 def build_kernel_problem(sizes: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> KernelProblem:
-    """A fully connected network on the sphere, or (with "channels") convolutions on random images.
-
-    Args:
-        sizes: Sizes of the network and number of samples.
-        dtype: Dtype of the problem.
-        device: Device of the problem.
-        seed: Seed of all draws.
-
-    Returns:
-        The problem.
-    """
+    """Network and samples of these ``sizes`` in ``dtype`` on ``device``; the draws depend on ``seed`` alone."""
     random = generator(seed, "benchmark kernel")
     if "channels" in sizes:
         module = convolutional_network(sizes, random)

@@ -197,16 +197,9 @@ PEERS = (
     Method("TorchOpt", gradient_by_torchopt, "torchopt"),
 )
 BASE: Sizes = {
-    "width": 1024,
-    "depth": 2,
-    "outputs": 1,
-    "activation": "erf",
-    "dimension": 16,
-    "tasks": 16,
-    "queries": 10,
-    "supports": 10,
-    "tau": 1,
-}
+    "width": 1024, "depth": 2, "outputs": 1, "activation": "erf", "dimension": 16,
+    "tasks": 16, "queries": 10, "supports": 10, "tau": 1,
+}  # fmt: skip
 GROUP = Group(
     "meta-gradient",
     meta_problem,

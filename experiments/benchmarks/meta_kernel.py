@@ -100,16 +100,9 @@ def metantk_by_jacrev(problem: MetaProblem) -> Callable[[], Tensor]:
 
 
 BASE: Sizes = {
-    "width": 1024,
-    "depth": 2,
-    "outputs": 5,
-    "activation": "relu",
-    "dimension": 64,
-    "tasks": 4,
-    "queries": 5,
-    "supports": 5,
-    "tau": 1,
-}
+    "width": 1024, "depth": 2, "outputs": 5, "activation": "relu", "dimension": 64,
+    "tasks": 4, "queries": 5, "supports": 5, "tau": 1,
+}  # fmt: skip
 GROUP = Group(
     "MetaNTK",
     meta_problem,

@@ -158,17 +158,7 @@ def points(random: torch.Generator, *shape: int) -> Tensor:
 
 
 def meta_problem(sizes: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> MetaProblem:
-    """Tasks of points on the sphere with normal labels; the numbers differ between dtypes by rounding alone.
-
-    Args:
-        sizes: Sizes of the network, the tasks and the inner loop.
-        dtype: Dtype of the problem.
-        device: Device of the problem.
-        seed: Seed of all draws.
-
-    Returns:
-        The problem.
-    """
+    """Tasks on the sphere with normal labels, of ``sizes``, in ``dtype`` on ``device``, with draws from ``seed``."""
     net = fully_connected_network(sizes)
     params = net.initialise(generator(seed, "benchmark init", sizes["width"]))
     random = generator(seed, "benchmark tasks")

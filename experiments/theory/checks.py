@@ -76,17 +76,7 @@ def relative(got: Tensor, expected: Tensor) -> float:
 
 
 def zero_residual(net: FullyConnected, params: dict, tasks: tuple[Task, ...], inner: InnerLoop) -> Check:
-    """With Y' = f(X') the MetaNTK of the real inner loop is the composite kernel, at any width.
-
-    Args:
-        net: The network.
-        params: Its parameters.
-        tasks: Tasks whose support labels are replaced.
-        inner: The inner loop.
-
-    Returns:
-        The check.
-    """
+    """With Y' = f(X') for ``tasks``, the MetaNTK of ``inner`` at ``net``'s ``params`` is the composite kernel."""
     silent = [Task(t.query_x, t.query_y, t.support_x, net.model(params, t.support_x)) for t in tasks]
     real = empirical_meta_ntk(net.model, silent, inner, params=params)
     flow = GradientFlow(inner.lam0 * inner.tau)
@@ -104,17 +94,7 @@ def zero_residual(net: FullyConnected, params: dict, tasks: tuple[Task, ...], in
 
 
 def anil_output(net: FullyConnected, params: dict, tasks: tuple[Task, ...], inner: InnerLoop) -> Check:
-    """ANIL's adapted output is Eq. (58) with its last-layer kernel; Eq. (84) has the other sign.
-
-    Args:
-        net: The network.
-        params: Its parameters.
-        tasks: Tasks, of which the first is used.
-        inner: The inner loop of ANIL.
-
-    Returns:
-        The check.
-    """
+    """ANIL's output on the first of ``tasks`` (``net``, ``params``, ``inner``) is Eq. (58), not (84)."""
     task, model = tasks[0], net.model
     kernels = (
         empirical_last_layer_ntk(model, task.query_x, task.support_x, params=params),
@@ -132,18 +112,7 @@ def anil_output(net: FullyConnected, params: dict, tasks: tuple[Task, ...], inne
 def linear_training(
     net: FullyConnected, params: dict, tasks: tuple[Task, ...], inner: InnerLoop, steps: int
 ) -> Check:
-    """The linearised network's output on held-out tasks after t steps is the closed form (96).
-
-    Args:
-        net: The network.
-        params: Its initial parameters.
-        tasks: Two training tasks, then the held-out ones.
-        inner: The inner loop of MAML.
-        steps: Meta-training steps t.
-
-    Returns:
-        The check.
-    """
+    """After ``steps`` on two ``tasks`` with ``inner``, the linearisation of ``net`` at ``params`` is the form (96)."""
     model, seen, held_out = net.model, tasks[:2], tasks[2:]
     x = joint_inputs(tasks)
     theta, f0 = empirical_ntk(model, x, params=params), model(params, x).reshape(-1)

@@ -143,17 +143,12 @@ def _train(name: str, data: str, cells: int, batch_size: int) -> Train:
     )  # fmt: skip
 
 
+# fmt: off
 # [E] batch size 64 for 5 cells; 40 (miniImageNet) and 56 (tieredImageNet) for 8 cells.
 TRAIN = {
     "glyph-smoke": Train(
-        genotype=Path("runs/glyph-smoke/search/genotype.json"),
-        channels=8,
-        cells=3,
-        stem_stride=2,
-        epochs=3,
-        milestones=(2,),
-        drop_path=0.0,
-        out=Path("runs/glyph-smoke/train"),
+        genotype=Path("runs/glyph-smoke/search/genotype.json"), channels=8, cells=3, stem_stride=2, epochs=3,
+        milestones=(2,), drop_path=0.0, out=Path("runs/glyph-smoke/train"),
     ),
     "glyph-84": _train("glyph-84", GLYPHS_MINI, 5, 64),
     "mini-5": _train("mini-5", MINI, 5, 64),
@@ -161,6 +156,7 @@ TRAIN = {
     "tiered-5": _train("tiered-5", TIERED, 5, 64),
     "tiered-8": _train("tiered-8", TIERED, 8, 56),
 }
+# fmt: on
 
 
 META_TRAIN = {
