@@ -61,7 +61,7 @@ def shown(tiny_demo):
     """The folder, and how often the demonstration trained what, when it was stopped twice and went on."""
     plant_search(tiny_demo)
     stops = []
-    for module, name, call in ((sweep, "measure", 3), (train, "train_epoch", 6)):
+    for module, name, call in ((sweep, "measure_training", 3), (train, "train_epoch", 6)):
         with ctrl_c_during(module, name, call) as stopped:
             demo.run_demo(tiny_demo)
         stops.append(stopped.value.continue_with)

@@ -38,7 +38,7 @@ def test_short_reading_is_silent_and_long_reading_says_how_to_do_it_once(monkeyp
     loading.cached_data("glyphs-tiny", 8)
     assert capsys.readouterr().err == ""
     loading.cached_data.cache_clear()
-    monkeypatch.setattr(loading, "watched", partial(runs.image_stage, patience=0.0))
+    monkeypatch.setattr(loading, "image_stage", partial(runs.image_stage, patience=0.0))
     loading.cached_data("glyphs-tiny", 8)
     told = capsys.readouterr().err
     assert told.startswith("draw glyphs-tiny (`data glyphs-tiny --image-size 8 --prepare READY`")

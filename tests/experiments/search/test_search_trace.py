@@ -74,8 +74,8 @@ def test_a_search_at_random_has_neither_scores_nor_certainty():
 
 
 def test_nothing_in_the_figure_overlaps(state, tmp_path, monkeypatch):
-    drawn, save = [], figures.save
-    monkeypatch.setattr(figures, "save", lambda *a: (drawn.append(a[0]), save(*a))[1])
+    drawn, save = [], figures.save_figure
+    monkeypatch.setattr(figures, "save_figure", lambda *a: (drawn.append(a[0]), save(*a))[1])
     paths = draw_trace(state, "trace", tmp_path, {"channels": 4}, 0)
     assert json.loads(paths[2].read_text())["data"] == trace_data(state)
     [drawing] = drawn

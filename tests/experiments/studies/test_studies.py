@@ -123,7 +123,7 @@ def test_networks_are_measured_once_and_a_stopped_study_goes_on(tmp_path, monkey
         return {"item": list(item), "seed": settings.seed, "device": device}
 
     reported = []
-    monkeypatch.setattr(correlation, "report", lambda _, records: reported.append(records))
+    monkeypatch.setattr(correlation, "report_correlation", lambda _, records: reported.append(records))
     monkeypatch.setattr(correlation, "measure_network", record)
     settings = correlation_settings(tmp_path)
     with ctrl_c_during(measurements, "to_json", 3) as stopped:
@@ -242,7 +242,7 @@ def test_operators_taken_out_one_by_one_change_the_score_as_the_search_sees_it(t
         assert rounding < 0.1
         assert values == pytest.approx([logs[0] - each for each in logs[1:]], abs=rounding)
     regions = stability.measure_repeat(settings, "cpu", ("regions", 0, 3))["differences"]["regions"]
-    scorer = stability.repeat_scorer(settings, "cpu", 1, "regions")
+    scorer = stability.repeat_scorer(settings, "cpu", 0)
     logs = [math.log(scorer(candidates, 0, 3).regions) for candidates in thinned(2)]
     assert regions == pytest.approx([each - logs[0] for each in logs[1:]])
 

@@ -71,7 +71,7 @@ def study(few_images, tmp_path_factory):  # noqa: ARG001
         patch.setitem(RECIPES, "glyphs", tiny)
         patch.setattr(search, "search_cells", instant_search)
         patch.setattr(pipeline, "SIZE_DRAWS", 150)
-        with ctrl_c_during(pipeline, "evaluate_run", 3) as stopped:
+        with ctrl_c_during(pipeline, "record_evaluation", 3) as stopped:
             table.make_table(settings)
         with counted(train, "train_epoch") as epochs:
             assert table.make_table(settings) == 0
@@ -98,7 +98,7 @@ def test_a_stopped_table_goes_on_and_trains_nothing_twice(study):
     settings, stopped, epochs = study
     assert stopped.continue_with.startswith("the same command")
     assert epochs == len(METHODS) * RUNS - 2
-    with counted(train, "train_epoch") as again, counted(pipeline, "evaluate_run") as evaluations:
+    with counted(train, "train_epoch") as again, counted(pipeline, "record_evaluation") as evaluations:
         table.make_table(settings)
     assert (again, evaluations) == ([], [])
 
@@ -326,7 +326,7 @@ def test_without_runs_the_papers_numbers_stand_beside_gaps(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["paper", "tiny"])
 def test_the_latex_has_as_many_cells_in_every_row_as_columns(name, study, tmp_path):
     settings = study[0] if name == "tiny" else Table(work=tmp_path, out=tmp_path)
-    table.write_files(table.collect(settings))
+    table.write_files(table.collect_results(settings))
     text = (settings.out / f"table_{name}.tex").read_text()
     assert text.isascii()
     tables = re.findall(r"\\begin\{tabular\}\{(\w+)\}\n(.*?)\\end\{tabular\}", text, flags=re.DOTALL)
