@@ -1,4 +1,4 @@
-"""The demonstration from end to end on tiny settings: what it names is there, and a stop goes on."""
+"""The demonstration from end to end on tiny settings: its files exist, and it continues after a stop."""
 
 import dataclasses
 import json

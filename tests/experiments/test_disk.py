@@ -1,4 +1,4 @@
-"""Disks that refuse: one line and code 2 wherever it happens, and the same command goes on when there is room."""
+"""Errors of the disk: one line and exit code 2, and the same command continues when there is room."""
 
 import errno
 import itertools

@@ -273,7 +273,7 @@ def test_scores_in_float32_are_those_of_networks_one_by_one_in_float64():
 
 
 def touched_pages(size):
-    """Pages that the system hands out anew, whatever the allocator has kept of earlier tests."""
+    """Fresh pages of the system, independent of memory that the allocator kept."""
     with mmap.mmap(-1, size) as pages:
         for place in range(0, size, mmap.PAGESIZE):
             pages[place] = 1

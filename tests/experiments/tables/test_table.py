@@ -1,4 +1,4 @@
-"""The tables: made from run folders alone, every number traceable, gaps shown, beside the paper's numbers."""
+"""The tables: made from run folders alone, every number traceable, with gaps, next to the numbers of the paper."""
 
 import csv
 import dataclasses

@@ -1,4 +1,4 @@
-"""Every number of the training presets beside the paper's sentence, or the reason why it is ours."""
+"""Every number of the training presets against the paper's sentence, or the reason for another one."""
 
 import dataclasses
 import math
