@@ -28,7 +28,7 @@ class ExperimentSettings:
     split: str | None = None
     """For folders CLASS/* without splits: shares of the classes for training, validation and test, as in 60/20/20."""
     split_seed: int = 0
-    """Seed of this split. It does not depend on the seed of the run and must be the same in every command."""
+    """Seed for this split, the same in every command whatever the seed of the run."""
     image_size: int = 32
     """Side of the square images in pixels."""
     channels: int = 48
