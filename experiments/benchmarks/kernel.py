@@ -11,7 +11,6 @@ products (convolution); symmetric Gram matrices cost half:
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,9 +22,9 @@ from experiments.benchmarks.problems import (
     Method,
     Sizes,
     fully_connected_network,
-    fully_connected_parameters,
     points,
     sequential,
+    weight_shapes,
 )
 from mamltheory import empirical_ntk, generator
 
@@ -96,8 +95,7 @@ def kernel_flop(sizes: Sizes) -> float:
 def layer_shapes(sizes: Sizes) -> list[tuple[int, int, int]]:
     """(J, o, P) of every layer."""
     if "channels" not in sizes:
-        ends = [sizes["dimension"], *[sizes["width"]] * sizes["depth"], sizes["outputs"]]
-        return [(a, b, 1) for a, b in pairwise(ends)]
+        return [(inputs, outputs, 1) for inputs, outputs in weight_shapes(sizes)]
     shapes, side, inputs = [], sizes["image"], 3
     for stride in STRIDES:
         side = -(-side // stride)
@@ -219,7 +217,7 @@ GROUP = Group(
     REFERENCE,
     quick={"width": 12, "samples": 3, "outputs": 2},
     floor=kernel_flop,
-    parameters=fully_connected_parameters,
+    parameters=kernel_parameters,
     export=export_problem,
     scaling={"width": (1024, 2048, 4096), "samples": (25, 50, 100), "outputs": (2, 5, 10)},
     scaling_base=FC,

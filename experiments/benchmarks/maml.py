@@ -9,17 +9,17 @@ The inner steps use a weight 2τ times on the m support samples of a task, the o
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from experiments.benchmarks.problems import (
-    Case,
     Group,
     MetaProblem,
     Method,
     Sizes,
+    case_of_width,
     fully_connected_parameters,
     meta_problem,
     weight_shapes,
@@ -223,25 +223,15 @@ GROUP = Group(
 )
 
 
-def meta_gradient_case(width: int, tau: int = 1, **others: Any) -> Case:
-    """The meta-gradient at one width: L = 2, erf, N = 16, n = m = 10, k = 1."""
-    methods = (OURS, FUSED, *(method.name for method in PEERS))
-    steps = f"-tau{tau}" if tau > 1 else ""
-    return Case(
-        f"meta-gradient-l{width}{steps}",
-        f"meta-gradient, l = {width}, τ = {tau}",
-        GROUP,
-        {**BASE, "width": width, "tau": tau},
-        **{"methods": methods} | others,
-    )
-
-
+_case = partial(
+    case_of_width, "meta-gradient", GROUP, methods=(OURS, FUSED, *(method.name for method in PEERS))
+)
 CASES = (
-    meta_gradient_case(256),
-    meta_gradient_case(512, tuned=True),
-    meta_gradient_case(512, 5, tuned=True),
-    meta_gradient_case(1024),
-    meta_gradient_case(2048, tuned=True),
-    meta_gradient_case(4096, check={"tasks": 2}),
-    meta_gradient_case(8192, methods=(OURS, FUSED, LOOP), check={"tasks": 2}, tuned=True),
+    _case(256),
+    _case(512, tuned=True),
+    _case(512, 5, tuned=True),
+    _case(1024),
+    _case(2048, tuned=True),
+    _case(4096, check={"tasks": 2}),
+    _case(8192, methods=(OURS, FUSED, LOOP), check={"tasks": 2}, tuned=True),
 )

@@ -8,17 +8,17 @@ factors are shared by the rows of a task:
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from experiments.benchmarks.problems import (
-    Case,
     Group,
     MetaProblem,
     Method,
     Sizes,
+    case_of_width,
     fully_connected_parameters,
     meta_problem,
     weight_shapes,
@@ -126,24 +126,13 @@ GROUP = Group(
 )
 
 
-def metantk_case(width: int, tau: int = 1, **others: Any) -> Case:
-    """The MetaNTK at one width: L = 2, relu, N = 4, n = m = 5, k = 5."""
-    steps = f"-tau{tau}" if tau > 1 else ""
-    return Case(
-        f"metantk-l{width}{steps}",
-        f"MetaNTK, l = {width}, τ = {tau}",
-        GROUP,
-        {**BASE, "width": width, "tau": tau},
-        **{"methods": (OURS, ROWS, JACREV)} | others,
-    )
-
-
+_case = partial(case_of_width, "metantk", GROUP, methods=(OURS, ROWS, JACREV))
 CASES = (
-    metantk_case(256),
-    metantk_case(512),
-    metantk_case(1024, tuned=True),
-    metantk_case(1024, 5, tuned=True),
-    metantk_case(2048, methods=(OURS, ROWS), check={"tasks": 2, "queries": 2}),
-    metantk_case(4096, methods=(OURS,), check={"tasks": 2, "queries": 2, "outputs": 1}),
-    metantk_case(8192, methods=(OURS,), check={"tasks": 2, "queries": 2, "outputs": 1}),
+    _case(256),
+    _case(512),
+    _case(1024, tuned=True),
+    _case(1024, 5, tuned=True),
+    _case(2048, methods=(OURS, ROWS), check={"tasks": 2, "queries": 2}),
+    _case(4096, methods=(OURS,), check={"tasks": 2, "queries": 2, "outputs": 1}),
+    _case(8192, methods=(OURS,), check={"tasks": 2, "queries": 2, "outputs": 1}),
 )

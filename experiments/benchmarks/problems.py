@@ -98,6 +98,14 @@ class Case:
         return {**self.sizes, **self.check}
 
 
+def case_of_width(name: str, group: Group, width: int, tau: int = 1, **others: Any) -> Case:
+    """The case ``name`` of a meta-learning ``group`` at one ``width`` with ``tau`` inner steps; ``others``: fields."""
+    sizes = {**group.scaling_base, "width": width, "tau": tau}
+    steps = f"-tau{tau}" if tau > 1 else ""
+    title = f"{group.name}, l = {width}, τ = {tau}"
+    return Case(f"{name}-l{width}{steps}", title, group, sizes, **others)
+
+
 LAM0 = 0.1
 """λ0 of all inner loops: small enough for every width and number of steps here."""
 
