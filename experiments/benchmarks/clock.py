@@ -82,8 +82,8 @@ def measure_method(
     try:
         return _measured(request, prepare, clock, rate)
     except Exception as error:  # a peer that fails is a result too
-        said = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        return {"error": said, "traceback": traceback.format_exc()}
+        message = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        return {"error": message, "traceback": traceback.format_exc()}
 
 
 def _measured(

@@ -90,8 +90,8 @@ def read_splits(settings: Data) -> Report:
 
 
 def _refuse_as_stored(settings: Data, found: str) -> None:
-    told = f"--as-stored is for tieredImageNet arrays, and {settings.path} holds {found}: drop the flag"
-    require(not settings.as_stored, told)
+    message = f"--as-stored is for tieredImageNet arrays, and {settings.path} holds {found}: drop the flag"
+    require(not settings.as_stored, message)
 
 
 def options_of(settings: Data, advance: Callable[[int], None], left_out: list[str]) -> Options:

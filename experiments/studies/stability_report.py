@@ -289,8 +289,8 @@ def whole(value: float) -> str:
 def gain_verdict(difference: Difference) -> str:
     """The verdict of an interval on a claimed gain."""
     low, high = difference.interval
-    said = "confirmed" if low > 0 else "contradicted" if high < 0 else "not resolved"
-    return f"{said}, {number(difference.value)} {span(difference.interval)}"
+    verdict = "confirmed" if low > 0 else "contradicted" if high < 0 else "not resolved"
+    return f"{verdict}, {number(difference.value)} {span(difference.interval)}"
 
 
 def claim_lines(found: StabilityFindings) -> list[str]:
