@@ -1,20 +1,20 @@
 """``python -m experiments COMMAND [flags]``: presets < configuration file < flags, then the command.
 
-Exit codes: 0 done, 2 a mistake in settings or data, or a disk that refuses (one line on standard error;
-``--debug`` adds the traceback), 130 and 143 stopped by Ctrl-C or SIGTERM after the current step, 141 the reader of
-the output has left.
+Exit codes: 0 success; 2 a mistake in settings or data, or an error of the disk (one line on standard error;
+``--debug`` adds the traceback); 130 and 143 a stop by Ctrl-C or SIGTERM after the current step; 141 a closed pipe.
 """
 
 import argparse
 import dataclasses
 import difflib
+import io
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from experiments.commands import COMMANDS, Command
 from experiments.requirements import require
@@ -27,11 +27,14 @@ from experiments.terminal import (
     reader_has_left,
 )
 
+if TYPE_CHECKING:
+    from mamltheory.runtime.interrupt import Interrupted
+
 PROGRAM = "python -m experiments"
 EXAMPLES = (
     ("demo", "everything on the embedded data, within ten minutes"),
     ("search --preset glyph-smoke --seed 1", "a small search; flags override presets"),
-    ("search --config runs/search/run.json", "the same search again, or on from where it stopped"),
+    ("search --config runs/search/run.json", "the same search again, or continued after a stop"),
     ("search --help", "all settings of one command"),
 )
 
@@ -96,7 +99,7 @@ def _run(name: str, flags: list[str]) -> int:
 
 
 def _answered(error: Exception, debug: bool) -> int:
-    """The exit code for an error that a user can meet, told in a line; others are mistakes in the program."""
+    """Report an error that a user can cause in one line and return the exit code; raise any other error."""
     if isinstance(error, BrokenPipeError) and reader_has_left():
         return BROKEN_PIPE
     from mamltheory.errors import MamlTheoryError
@@ -109,7 +112,7 @@ def _answered(error: Exception, debug: bool) -> int:
 
 
 def _take_folders(name: str, settings: object) -> None:
-    """Before any work: can the folders be written to, and do those for results hold nothing else?"""
+    """Check before any work that folders are writable and that folders for results hold nothing else."""
     from mamltheory.runtime.folders import check_results_folder, check_writable
 
     folders = {key: getattr(settings, key, None) for key in COMMANDS[name].folders}
@@ -117,22 +120,22 @@ def _take_folders(name: str, settings: object) -> None:
         if isinstance(folder, Path):
             check_writable(folder)
     for key in COMMANDS[name].results:
-        check_results_folder(folders[key], name)
+        check_results_folder(getattr(settings, key), name)
 
 
 def _refused(error: OSError) -> str:
-    """What the disk, or another part of the system, refused to do."""
+    """The message for an error of the operating system."""
     what = f"{error.filename}: " if error.filename is not None else ""
     return (
-        f"{what}{error.strerror or error}; make room or name another folder: the same command goes on from what has "
-        "been saved"
+        f"{what}{error.strerror or error}; make room or name another folder: the same command continues from what "
+        "has been saved"
     )
 
 
-def _stopped(stop: BaseException, name: str, flags: list[str]) -> int:
+def _stopped(stop: "Interrupted", name: str, flags: list[str]) -> int:
     if stop.continue_with is None:
         sys.stderr.write(
-            f"{stop}; nothing to go on from: start again with: {PROGRAM} {shlex.join([name, *flags])}\n"
+            f"{stop}; nothing is saved: start again with: {PROGRAM} {shlex.join([name, *flags])}\n"
         )
     else:
         sys.stderr.write(f"{stop}; saved; continue with: {stop.continue_with}\n")
@@ -140,11 +143,7 @@ def _stopped(stop: BaseException, name: str, flags: list[str]) -> int:
 
 
 def resolve(name: str, flags: Sequence[str]) -> object:
-    """The settings of command ``name`` from presets < ``--config`` < flags.
-
-    Raises ConfigurationError for a broken configuration file or settings that do not fit together; exits
-    with code 2 for a flag that does not parse, as command lines do.
-    """
+    """The settings from presets < ``--config`` < flags; raises ConfigurationError, a wrong flag exits with code 2."""
     command = COMMANDS[name]
     early = argparse.ArgumentParser(prog=f"{PROGRAM} {name}", add_help=False, allow_abbrev=False)
     early.add_argument("--preset")
@@ -165,9 +164,9 @@ def resolve(name: str, flags: Sequence[str]) -> object:
 
 
 def _parse(name: str, command: Command, base: object, flags: Sequence[str]) -> object:
-    import tyro  # a tenth of a second that the overview does without
+    import tyro  # only here, because the import takes a tenth of a second
 
-    fields = [
+    fields: list[tuple[str, Any, Any]] = [
         ("settings", Annotated[command.settings, tyro.conf.arg(name="")], dataclasses.field(default=base))
     ]
     if command.presets:
@@ -192,7 +191,7 @@ def _parse(name: str, command: Command, base: object, flags: Sequence[str]) -> o
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load: no traceback, nothing to save
-    if sys.stdout is not None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # results and progress keep their order in a log file
     try:
         sys.exit(main())

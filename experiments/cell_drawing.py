@@ -10,6 +10,7 @@ nine edges cannot be drawn from left to right without a crossing: there the late
 import itertools
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
@@ -29,7 +30,7 @@ LABELS = {
     "avg_pool_3x3BN": "avg pool 3×3",
     "skip_connect": "skip",
 }
-"""What a reader sees of an operation's name; any other name is shown as it is."""
+"""Labels of operations; any other name is shown unchanged."""
 HALF_WIDTH, HALF_HEIGHT = 0.15, 0.36
 TURN = 0.24  # where a lane begins and ends, in columns from the node's centre
 
@@ -37,10 +38,12 @@ TURN = 0.24  # where a lane begins and ends, in columns from the node's centre
 def draw_genotype(axes: Axes, edges: Sequence[tuple[int, int, str]], title: str | None = None) -> None:
     """Draw a cell as in Figure 2: inputs green, intermediate nodes blue, output yellow, operations on edges.
 
-    edges: (source, target, operation). Nodes 0 and 1 are the inputs c_{k−2} and c_{k−1}; 2, 3, ... are the
-    intermediate nodes, labelled 0, 1, ..., which the output c_k concatenates. Several operations on one
-    edge share one label. It needs about the full page's width and 0.3 inch of height per lane (2.3 inches
-    for three intermediate nodes). Raises GenotypeError for an edge that cannot exist.
+    Args:
+        axes: Axes of about the full page's width and 0.3 inch of height per lane.
+        edges: (source, target, operation). Nodes 0 and 1 are the inputs c_{k−2} and c_{k−1}; 2, 3, ... are the
+            intermediate nodes, labelled 0, 1, ..., which the output c_k concatenates. Several operations on one
+            edge share one label.
+        title: Title of the axes.
     """
     operations = _operations(edges)
     last = max(target for _, target in operations)
@@ -75,16 +78,14 @@ def _operations(edges: Sequence[tuple[int, int, str]]) -> dict[tuple[int, int], 
 
 
 def _lanes(edges: list[tuple[int, int]], last: int) -> dict[tuple[int, int], int]:
-    """Signed lane of every edge, those to the output included; 0 is the centre line.
-
-    The sides are those with the fewest crossings of operations, then of what goes to the output as well, then with the
-    fewest lanes, then the first: above for edges between nodes, below for the output.
-    """
+    """The signed lane of every edge, including those to the output; 0 is the centre line."""
+    # The sides have the fewest crossings of operations, then of all edges, then the fewest lanes; otherwise edges
+    # between nodes run above and those to the output below.
     lanes = {edge: 0 for edge in edges if edge[0] >= 2 and edge[1] == edge[0] + 1}
     fixed = {edge: -1 if edge[0] == 1 else 1 for edge in edges if edge[0] < 2}
     free = [edge for edge in edges if edge[0] >= 2 and edge not in lanes]
     outputs = [(node, last + 1) for node in range(2, last)]
-    best = None
+    best: tuple[tuple[int, int, int], dict[tuple[int, int], int]] | None = None
     for *sides, down in itertools.product((1, -1), repeat=len(free) + 1):
         chosen = fixed | dict(zip(free, sides, strict=True)) | dict.fromkeys(outputs, -down)
         found = _one_layout(chosen, set(outputs))
@@ -92,6 +93,7 @@ def _lanes(edges: list[tuple[int, int]], last: int) -> dict[tuple[int, int], int
         cost = (_crossings(between), _crossings(found), max(map(abs, found.values()), default=0))
         if best is None or cost < best[0]:
             best = cost, found
+    assert best is not None  # the loop has at least two passes
     return lanes | best[1]
 
 
@@ -99,7 +101,7 @@ def _one_layout(
     sides: dict[tuple[int, int], int], outputs: set[tuple[int, int]]
 ) -> dict[tuple[int, int], int]:
     """Short edges first, each on the innermost free lane of its side; the edges to the output share one."""
-    taken = {+1: defaultdict(list), -1: defaultdict(list)}
+    taken: dict[int, dict[int, list[tuple[int, int]]]] = {+1: defaultdict(list), -1: defaultdict(list)}
     lanes = {}
     for edge in sorted(sides, key=lambda edge: (edge not in outputs, edge[1] - max(edge[0], 1), edge)):
         side, span, lane = sides[edge], (max(edge[0], 1), edge[1]), 1
@@ -134,14 +136,19 @@ def _edge(axes: Axes, source: Point, target: Point, lane: int, label: str) -> No
     points += [(x1 - TURN, lane), (end[0] if lane != y1 else x1 - TURN, lane), end_bend, end]
     codes = [Path.MOVETO, *[Path.CURVE4] * 3, Path.LINETO, *[Path.CURVE4] * 3]
     colour, width, above = ("0.2", 1.0, 2) if label else ("0.62", 0.9, 1)
-    look = {"arrowstyle": "-|>", "mutation_scale": 8, "lw": width, "color": colour, "zorder": above}
+    look: dict[str, Any] = {
+        "arrowstyle": "-|>",
+        "mutation_scale": 8,
+        "lw": width,
+        "color": colour,
+        "zorder": above,
+    }
     if label:  # a white rim lets the edge drawn later pass over the earlier one like a bridge
         look["path_effects"] = [Stroke(linewidth=width + 3, foreground="white"), Normal()]
     axes.add_patch(FancyArrowPatch(path=Path(points, codes), **look))
     if label:
-        box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
-        place = {"ha": "center", "va": "center", "fontsize": 8.5, "zorder": 3}
-        axes.text(x1 - 0.5, lane, label, bbox=box, **place)
+        box: dict[str, Any] = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
+        axes.text(x1 - 0.5, lane, label, bbox=box, ha="center", va="center", fontsize=8.5, zorder=3)
 
 
 def _attachment(centre: Point, lane: int, direction: int) -> tuple[Point, Point]:

@@ -6,6 +6,7 @@ Nothing here imports torch, so that help and mistakes answer at once.
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from experiments.benchmarks.settings import Benchmark
 from experiments.data.settings import Data, Glyphs
@@ -24,25 +25,30 @@ from experiments.theory.settings import (
     Lipschitz,
     Plateau,
 )
-from experiments.training.evaluation_settings import EVALUATE, Evaluate, Predict
-from experiments.training.settings import META_TRAIN, TRAIN, MetaTrain, Train
+from experiments.training.settings import EVALUATE, META_TRAIN, TRAIN, Evaluate, MetaTrain, Predict, Train
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its settings, the function "module:name" that runs them, and its named settings.
+    """A command of the command line.
 
-    The function takes the settings and returns an exit code or None; its module is imported only when the
-    command runs. ranks: it spreads over the processes of torchrun, where rank 0 alone calls the function.
-    positional: the setting that the first word after the command may give without its flag.
-    verb: a word that may stand before it. folders: settings that name what it writes to. results: those of them in
-    which it has no run, but figures and tables that it may share with other commands.
+    Attributes:
+        settings: The dataclass of its settings.
+        function: "module:name" of the function that takes the settings and returns an exit code or None; the module
+            is imported only when the command runs.
+        group: The heading in the overview.
+        presets: Settings by name.
+        ranks: Whether the command uses the processes of torchrun; rank 0 alone calls the function.
+        positional: The setting that the first word after the command gives without a flag.
+        verb: A word that is allowed before it.
+        folders: The settings that name folders that the command writes to.
+        results: Those of ``folders`` that hold figures and tables and no run; commands may share them.
     """
 
     settings: type
     function: str
     group: str
-    presets: Mapping[str, object] = field(default_factory=dict)
+    presets: Mapping[str, Any] = field(default_factory=dict)
     ranks: bool = False
     positional: str | None = None
     verb: str | None = None
@@ -65,31 +71,39 @@ SPEED = "How fast"
 OUT = ("out",)
 
 COMMANDS = {
-    "demo": Command(Demo, "experiments.demo:run", START, results=OUT),
-    "doctor": Command(Doctor, "experiments.doctor:run", START),
+    "demo": Command(Demo, "experiments.demo:run_demo", START, results=OUT),
+    "doctor": Command(Doctor, "experiments.doctor:print_environment", START),
     "convergence": Command(
-        Convergence, "experiments.theory.convergence:run", THEORY, CONVERGENCE, results=OUT
+        Convergence, "experiments.theory.convergence:plot_convergence", THEORY, CONVERGENCE, results=OUT
     ),
-    "bounds": Command(Bounds, "experiments.theory.bounds:run", THEORY, results=OUT),
-    "drift": Command(Drift, "experiments.theory.drift:run", THEORY, DRIFT, results=OUT),
-    "lipschitz": Command(Lipschitz, "experiments.theory.lipschitz:run", THEORY, results=OUT),
+    "bounds": Command(Bounds, "experiments.theory.bounds:plot_bounds", THEORY, results=OUT),
+    "drift": Command(Drift, "experiments.theory.drift:plot_drift", THEORY, DRIFT, results=OUT),
+    "lipschitz": Command(Lipschitz, "experiments.theory.lipschitz:plot_lipschitz", THEORY, results=OUT),
     "equivalence": Command(
-        Equivalence, "experiments.theory.equivalence:run", THEORY, EQUIVALENCE, results=OUT
+        Equivalence, "experiments.theory.equivalence:plot_equivalence", THEORY, EQUIVALENCE, results=OUT
     ),
-    "plateau": Command(Plateau, "experiments.theory.plateau:run", THEORY, results=OUT),
-    "benchmark": Command(Benchmark, "experiments.benchmarks.run:run", SPEED, results=("out", "runs")),
-    "search": Command(Search, "experiments.search.run:run", CELLS, SEARCH, ranks=True),
-    "protocols": Command(Protocols, "experiments.search.comparison:run", CELLS, results=OUT),
-    "cell": Command(PublishedCells, "experiments.genotypes:run", CELLS, positional="name", folders=()),
-    "train": Command(Train, "experiments.training.train:run", CELLS, TRAIN),
-    "meta-train": Command(MetaTrain, "experiments.training.meta_train:run", CELLS, META_TRAIN),
-    "evaluate": Command(Evaluate, "experiments.training.evaluate:run", CELLS, EVALUATE),
-    "predict": Command(Predict, "experiments.training.predict:run", CELLS),
-    "table": Command(Table, "experiments.tables.table:run", CELLS, TABLE, results=OUT),
+    "plateau": Command(Plateau, "experiments.theory.plateau:plot_plateau", THEORY, results=OUT),
+    "benchmark": Command(
+        Benchmark, "experiments.benchmarks.benchmark:run_benchmark", SPEED, results=("out", "runs")
+    ),
+    "search": Command(Search, "experiments.search.search:search_and_draw", CELLS, SEARCH, ranks=True),
+    "protocols": Command(Protocols, "experiments.search.comparison:compare_protocols", CELLS, results=OUT),
+    "cell": Command(
+        PublishedCells, "experiments.genotypes:write_published_cell", CELLS, positional="name", folders=()
+    ),
+    "train": Command(Train, "experiments.training.train:train_and_draw", CELLS, TRAIN),
+    "meta-train": Command(MetaTrain, "experiments.training.meta_train:meta_train", CELLS, META_TRAIN),
+    "evaluate": Command(Evaluate, "experiments.training.evaluate:print_evaluation", CELLS, EVALUATE),
+    "predict": Command(Predict, "experiments.training.predict:write_predictions", CELLS),
+    "table": Command(Table, "experiments.tables.table:make_table", CELLS, TABLE, results=OUT),
     "correlation": Command(
-        Correlation, "experiments.studies.correlation:run", CELLS, CORRELATION, results=OUT
+        Correlation, "experiments.studies.correlation:study_correlation", CELLS, CORRELATION, results=OUT
     ),
-    "stability": Command(Stability, "experiments.studies.stability:run", CELLS, STABILITY, results=OUT),
-    "data": Command(Data, "experiments.data.check:run", CELLS, positional="path", verb="check", results=OUT),
-    "glyphs": Command(Glyphs, "experiments.data.glyph_sheet:run", CELLS, results=OUT),
+    "stability": Command(
+        Stability, "experiments.studies.stability:study_stability", CELLS, STABILITY, results=OUT
+    ),
+    "data": Command(
+        Data, "experiments.data.check:check_data", CELLS, positional="path", verb="check", results=OUT
+    ),
+    "glyphs": Command(Glyphs, "experiments.data.check:draw_glyphs", CELLS, results=OUT),
 }

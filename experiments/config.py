@@ -6,21 +6,20 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from experiments.requirements import require
-from experiments.search.settings import Search
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MOST_NUMBER, MOST_WHOLE = 1e308, 2**63
-"""What settings stay below: the numbers that tensors can hold."""
-RETIRED: Mapping[type, Mapping[str, object]] = {Search: {"heads": 1, "precision": "fp32", "shard": None}}
-"""Settings that earlier versions recorded and this one lacks, each with the only value that it still takes."""
+"""Bounds of floats and whole numbers in settings; tensors hold no larger ones."""
+S = TypeVar("S", bound="DataclassInstance")
 
 
-def read_config(path: Path, command: str) -> dict[str, object]:
-    """The settings in ``path``: a ``run.json`` of this command, its folder, or a JSON object of settings.
-
-    Raises ConfigurationError for anything else.
-    """
+def read_config(path: Path, command: str) -> dict[str, Any]:
+    """The settings in ``path``: a ``run.json`` of this command, its folder, or a JSON object of settings."""
     from mamltheory.files import read_regular, reason, shown
     from mamltheory.strict_json import MOST_BYTES, unsealed
 
@@ -43,16 +42,14 @@ def read_config(path: Path, command: str) -> dict[str, object]:
         isinstance(content.get("config"), dict),
         f"{path} holds no settings: expected an object under 'config'",
     )
-    return content["config"]
+    settings: Any = content["config"]
+    return settings
 
 
-def settings_from(kind: type, content: Mapping[str, object], base: object | None = None) -> object:
-    """Settings of class ``kind`` with the values of ``content``; the others from ``base`` or the defaults.
-
-    Raises ConfigurationError for unknown keys, for values that do not have the setting's type, and for a setting in
-    RETIRED with a value that this version does not compute.
-    """
+def settings_from(kind: type[S], content: Mapping[str, Any], base: S | None = None) -> S:
+    """Settings of class ``kind`` with these values, others from ``base``; raises ConfigurationError."""
     content, hints = _without_retired(kind, content), typing.get_type_hints(kind)
+    hints = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
     for key in content:
         near = difflib.get_close_matches(key[:100], hints, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(hints)}"
@@ -61,9 +58,9 @@ def settings_from(kind: type, content: Mapping[str, object], base: object | None
     return kind(**values) if base is None else dataclasses.replace(base, **values)
 
 
-def _without_retired(kind: type, content: Mapping[str, object]) -> dict[str, object]:
-    """The content without retired settings; raises ConfigurationError for one of another value than the retired."""
-    retired = RETIRED.get(kind, {})
+def _without_retired(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content without retired settings; raises ConfigurationError if one has another value."""
+    retired = getattr(kind, "RETIRED", {})
     for key, only in retired.items():
         if content.get(key, only) != only:
             from mamltheory.files import shown
@@ -76,21 +73,7 @@ def _without_retired(kind: type, content: Mapping[str, object]) -> dict[str, obj
     return {key: value for key, value in content.items() if key not in retired}
 
 
-def settings_before(settings: object) -> dict[str, object] | None:
-    """The settings of a search where one of two records lacks them, having been written by another version.
-
-    A setting that is newer than the record has its default, and what a search leaves to its protocol and method has
-    their value. A setting in RETIRED has its only value. None for settings of other commands, which have defaults
-    alone.
-    """
-    if isinstance(settings, Search):
-        usual = Search(protocol=settings.protocol, method=settings.method).resolved()
-        usual = dataclasses.replace(usual, protocol=Search.protocol, method=Search.method)
-        return {**RETIRED[Search], **vars(usual)}
-    return None
-
-
-def _convert(key: str, value: object, hint: object) -> object:
+def _convert(key: str, value: Any, hint: Any) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         inner = [each for each in arguments if each is not type(None)]
@@ -112,7 +95,7 @@ def _convert(key: str, value: object, hint: object) -> object:
     return converted
 
 
-def _convert_plain(value: object, hint: object) -> tuple[bool, object]:
+def _convert_plain(value: Any, hint: Any) -> tuple[bool, Any]:
     if hint is float:
         infinite = value in ("inf", "-inf", "nan")  # JSON has no such numbers: run records write them as text
         number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST_NUMBER

@@ -1,57 +1,57 @@
-"""``demo``: the whole path on embedded data: theory figures, then search, train, evaluate, and a table."""
+"""``demo``: theory figures, search, training, evaluation and a table on embedded data."""
 
 import dataclasses
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from experiments.data import glyph_sheet as glyphs
+from experiments.data import check
+from experiments.data.loading import data_of
 from experiments.data.settings import Glyphs
-from experiments.data.source import data_of
 from experiments.genotypes import network_size, write_genotype
-from experiments.runs import quoted
-from experiments.search import run as search
+from experiments.runs import continued_by, quoted
+from experiments.search import figures, search
 from experiments.search.settings import Search
 from experiments.settings import Demo
-from experiments.theory import checks, convergence, drift, equivalence
+from experiments.theory import checks
+from experiments.theory.convergence import draw_convergence
+from experiments.theory.drift import draw_drift
+from experiments.theory.equivalence import draw_equivalence
 from experiments.theory.settings import Theory
-from experiments.theory.sweep import sweep
+from experiments.theory.sweep import run_sweep
 from experiments.training import train
-from experiments.training.evaluate import evaluate
-from experiments.training.evaluation_settings import Evaluate
-from experiments.training.settings import Train
+from experiments.training.evaluate import evaluate_on_tasks
+from experiments.training.settings import Evaluate, Train
 from mamltheory.fewshot.evaluate import Evaluation, paired_difference
 from mamltheory.fewshot.statistics import Interval
 from mamltheory.nas.genotype import Genotype, random_genotype
 from mamltheory.nas.network import parameter_count
 from mamltheory.nas.sizes import random_genotype_like
 from mamltheory.rng import generator
-from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.progress import duration, stage
 from mamltheory.runtime.records import replace_file, to_json
 from mamltheory.runtime.workers import workers
 
 RANDOM_CELLS = 2
-"""Random cells of any size, and as many of the searched one's size."""
+"""Random cells of any size; there are equally many of the searched cell's size."""
 SIZE_DRAWS, SIZE_TOLERANCE = 1000, 0.05
 JOBS = 2
 
 
-def run(settings: Demo) -> int:
-    """Everything, with the time it took; a demonstration that was stopped goes on where it was. Returns 0."""
-    try:
+def run_demo(settings: Demo) -> int:
+    """Run all parts and print the time; a stopped demonstration continues from its run folders. Returns 0."""
+    again = f"python -m experiments demo --seed {settings.seed} --budget {settings.budget:g}"
+    with continued_by(f"{again} --out {quoted(settings.out)}"):
         demonstrate(settings)
-    except Interrupted as stop:
-        again = f"python -m experiments demo --seed {settings.seed} --budget {settings.budget:g}"
-        raise stop.saved(f"{again} --out {quoted(settings.out)}") from None
     return 0
 
 
 def demonstrate(settings: Demo) -> None:
-    """The four parts in their order."""
+    """Run the four parts."""
     begun = time.monotonic()
     print("1. The theory, checked exactly: identities in float64 at finite width")
-    checks.report(settings.seed)
+    checks.print_checks(settings.seed)
     print("2. The theory, checked in the limit: training runs over widths")
     theory_figures(settings)
     print("3. A cell, searched without training (Algorithm 1) on glyph images")
@@ -61,52 +61,52 @@ def demonstrate(settings: Demo) -> None:
     print(f"done in {duration(time.monotonic() - begun)}; figures and the table are in {settings.out}")
 
 
-def work(settings: Demo) -> Path:
-    """The folder of all runs of the demonstration; another budget is other work."""
+def work_folder(settings: Demo) -> Path:
+    """The folder of all runs, by seed and budget."""
     return Path("runs") / f"demo-seed{settings.seed}-budget{settings.budget:g}"
 
 
-def scale(settings: Demo, amount: int, least: int) -> int:
-    """An amount of work that was fitted to ten minutes, for the budget at hand."""
+def scaled(settings: Demo, amount: int, least: int) -> int:
+    """An amount of work for ten minutes, scaled to the budget, and at least ``least``."""
     return max(least, round(amount * settings.budget / 10))
 
 
 def theory_figures(settings: Demo) -> None:
-    """Convergence, drift and equivalence, on the sphere and on glyph images; each training run serves all."""
+    """Draw convergence, drift and equivalence, on the sphere and on glyph images, from the same runs."""
     for tasks in ("sphere", "glyphs"):
         theory = dataclasses.replace(
             DEMO_THEORY,
             tasks=tasks,
-            seeds=scale(settings, DEMO_THEORY.seeds, 2),
+            seeds=scaled(settings, DEMO_THEORY.seeds, 2),
             seed=settings.seed,
             out=settings.out,
-            runs=work(settings) / "theory",
+            runs=work_folder(settings) / "theory",
             jobs=JOBS,
         )
-        measured = sweep(theory, "train over widths")
-        for experiment in (convergence, drift, equivalence):
-            experiment.draw(measured)
+        measured = run_sweep(theory, "train over widths")
+        for draw in (draw_convergence, draw_drift, draw_equivalence):
+            draw(measured)
 
 
 def find_cell(settings: Demo) -> Genotype:
-    """The contact sheet, and the search with its two cells drawn."""
+    """Draw the contact sheets, search, and draw the two cells."""
     for split in ("train", "test"):
-        glyphs.run(Glyphs(split=split, seed=settings.seed, out=settings.out))
+        check.draw_glyphs(Glyphs(split=split, seed=settings.seed, out=settings.out))
     chosen: Search = dataclasses.replace(
         DEMO_SEARCH,
-        repeats=scale(settings, DEMO_SEARCH.repeats, 1),
+        repeats=scaled(settings, DEMO_SEARCH.value("repeats"), 1),
         seed=settings.seed,
         jobs=JOBS,
-        out=work(settings) / "search",
+        out=work_folder(settings) / "search",
     )
-    genotype = search.search(chosen)
-    search.draw_cells(genotype, chosen, "searched_cells", settings.out)
+    genotype = search.search_cells(chosen)
+    figures.draw_cells(genotype, chosen, "searched_cells", settings.out)
     return genotype
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of the table: a trained cell, its size, and its accuracy at every number of shots."""
+    """A line of the table: a trained cell, its size, and its evaluations by number of shots."""
 
     name: str
     parameters: int
@@ -114,15 +114,15 @@ class Row:
 
 
 def compare(settings: Demo, found: Genotype) -> list[Row]:
-    """Train the searched cell and random ones by the same recipe and evaluate them on the same tasks."""
+    """Train the searched cell and random ones with one recipe and evaluate them on the same tasks."""
     cells = cells_to_compare(settings, found)
     trainings: list[tuple[str, Genotype, Train]] = []
     for name, genotype in cells.items():
-        folder = work(settings) / name.replace(" ", "-")
+        folder = work_folder(settings) / name.replace(" ", "-")
         write_genotype(folder / "genotype.json", genotype)
         recipe = dataclasses.replace(
             DEMO_TRAIN,
-            epochs=(epochs := scale(settings, DEMO_TRAIN.epochs, 2)),
+            epochs=(epochs := scaled(settings, DEMO_TRAIN.epochs, 2)),
             milestones=tuple(
                 sorted({max(1, epochs * m // DEMO_TRAIN.epochs) for m in DEMO_TRAIN.milestones})
             ),
@@ -132,7 +132,7 @@ def compare(settings: Demo, found: Genotype) -> list[Row]:
         )
         trainings.append((name, genotype, recipe))
     evaluation = dataclasses.replace(
-        DEMO_EVALUATE, tasks=scale(settings, DEMO_EVALUATE.tasks, 20), seed=settings.seed
+        DEMO_EVALUATE, tasks=scaled(settings, DEMO_EVALUATE.tasks, 20), seed=settings.seed
     )
     rows = {}
     with workers(JOBS) as spread, stage("cells trained", len(trainings)) as advance:
@@ -143,7 +143,7 @@ def compare(settings: Demo, found: Genotype) -> list[Row]:
 
 
 def cells_to_compare(settings: Demo, found: Genotype) -> dict[str, Genotype]:
-    """The searched cell, random ones, and random ones whose networks have as many parameters, within 5 %."""
+    """The searched cell, random ones, and random ones with as many parameters, within 5 %."""
     size = network_size(DEMO_TRAIN, len(data_of(DEMO_TRAIN).train.class_names))
     cells = {"searched": found}
     for i in range(RANDOM_CELLS):
@@ -155,18 +155,19 @@ def cells_to_compare(settings: Demo, found: Genotype) -> dict[str, Genotype]:
 
 
 def train_and_evaluate(evaluation: Evaluate, training: tuple[str, Genotype, Train]) -> Row:
-    """One row of the table, in whatever process it is asked for."""
+    """One row of the table; it runs in any process."""
     name, genotype, recipe = training
-    network = train.train(recipe, genotype)
+    network = train.train_network(recipe, genotype)
     data = data_of(recipe)
     results = {
-        shots: evaluate(network, data, dataclasses.replace(evaluation, shots=shots)) for shots in (1, 5)
+        shots: evaluate_on_tasks(network, data, dataclasses.replace(evaluation, shots=shots))
+        for shots in (1, 5)
     }
     return Row(name, parameter_count(network), results)
 
 
 def write_table(settings: Demo, rows: list[Row]) -> None:
-    """The table as Markdown and JSON, and on the screen; the difference is over common tasks."""
+    """Write the table as Markdown and JSON and print it; differences are over common tasks."""
     lines = [
         "| cell | parameters | 5-way 1-shot (%) | 5-way 5-shot (%) | 5-shot: searched − this, same tasks |",
         "|---|---|---|---|---|",
@@ -197,7 +198,7 @@ def percent(interval: Interval) -> str:
 
 
 def caption(settings: Demo, rows: list[Row]) -> str:
-    """What the numbers are, and what they are not."""
+    """The meaning of the numbers, and its limits."""
     return (
         f"Glyph images of unseen scripts, {rows[0].results[5].config.tasks} tasks, seed {settings.seed}; ± is "
         "the 95 % interval over tasks of one trained network. Cells of the same size are random ones with the "
@@ -208,7 +209,7 @@ def caption(settings: Demo, rows: list[Row]) -> str:
 
 # The demonstration: fitted to ten minutes on two cores, everything on embedded data.
 DEMO_THEORY = Theory(widths=(64, 128, 256, 512), seeds=4, steps=50)
-_DEMO_SIZE = {"channels": 8, "cells": 3, "stem_stride": 2, "image_size": 32, "device": "cpu"}
+_DEMO_SIZE: dict[str, Any] = {"channels": 8, "cells": 3, "stem_stride": 2, "image_size": 32, "device": "cpu"}
 DEMO_SEARCH = Search(**_DEMO_SIZE, outputs="sum", tasks=3, repeats=2)
 DEMO_TRAIN = Train(**_DEMO_SIZE, epochs=6, learning_rate=0.1, milestones=(4, 5), drop_path=0.0)
 DEMO_EVALUATE = Evaluate(tasks=200)

@@ -10,8 +10,8 @@ from mamltheory.fewshot.formats.common import SPLITS
 from mamltheory.runtime.device import choose_device, environment
 
 
-def run(settings: Doctor) -> int:
-    """Print what a question about a result needs; raises DataError for a data folder that is not there."""
+def print_environment(settings: Doctor) -> int:
+    """Print versions, device, threads and data; returns 0. Raises DataError for a missing data folder."""
     device = choose_device(settings.device)
     rows = environment(device.device) | {"device reason": device.reason}
     rows |= dict(_data(settings.data))
@@ -33,7 +33,7 @@ def _data(folder: Path | None) -> Iterator[tuple[str, str]]:
 
 
 def _found(folder: Path) -> str:
-    """The layout and the splits that are there, by the files' names alone: ``data`` looks into them."""
+    """The layout and the splits of a folder, from the names of its files alone."""
     try:
         layout, place = recognise(folder)
     except DataError as error:

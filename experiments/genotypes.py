@@ -3,10 +3,11 @@
 import difflib
 import os
 from pathlib import Path
+from typing import Any
 
 from experiments.requirements import require
 from experiments.runs import quoted
-from experiments.settings import Network, PublishedCells
+from experiments.settings import ExperimentSettings, PublishedCells
 from mamltheory.errors import CheckpointError, GenotypeError
 from mamltheory.files import reason
 from mamltheory.nas.genotype import Genotype, PublishedCell, published_genotypes
@@ -18,20 +19,20 @@ from mamltheory.strict_json import read_json_file
 COLUMNS = "{:18} {:>5} {:>8} {:>12}"
 
 
-def run(settings: PublishedCells) -> int:
-    """Write the named cell, or list all of them; returns 0."""
+def write_published_cell(settings: PublishedCells) -> int:
+    """Write the named cell, or print the list of cells; returns 0."""
     if settings.name:
-        cell = named(settings.name)
+        cell = published_cell(settings.name)
         write_genotype(settings.out, cell.genotype)
         print(f"wrote {settings.out}: {cell.name}, {cell.parameters} parameters with 48 channels")
         print(f"train it: python -m experiments train --genotype {quoted(settings.out)} --cells {cell.cells}")
     else:
-        print(listing())
+        print(cell_list())
     return 0
 
 
-def named(name: str) -> PublishedCell:
-    """The cell of this name; raises ConfigurationError with the names that there are."""
+def published_cell(name: str) -> PublishedCell:
+    """The published cell of this name; raises ConfigurationError for an unknown name."""
     cells = {cell.name: cell for cell in published_genotypes()}
     near = difflib.get_close_matches(name, cells, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(cells)}"
@@ -39,8 +40,8 @@ def named(name: str) -> PublishedCell:
     return cells[name]
 
 
-def listing() -> str:
-    """A line for every cell: name, stacked cells, classes and parameters of its network with 48 channels."""
+def cell_list() -> str:
+    """One line per cell: name, stacked cells, classes and parameters of its network with 48 channels."""
     lines = [COLUMNS.format("name", "cells", "classes", "parameters")]
     lines += [
         COLUMNS.format(cell.name, cell.cells, cell.classes, cell.parameters) for cell in published_genotypes()
@@ -51,16 +52,13 @@ def listing() -> str:
 GENOTYPE_FILE, MOST_GENOTYPE = "genotype.json", 2**20
 
 
-def network_size(settings: Network, classes: int) -> NetworkSettings:
-    """The stacked network that the settings describe, with BatchNorm, for so many classes."""
+def network_size(settings: ExperimentSettings, classes: int) -> NetworkSettings:
+    """The size of the stacked network, with BatchNorm, for a number of classes."""
     return NetworkSettings(settings.channels, settings.cells, classes, settings.stem_stride)
 
 
 def read_genotype(path: Path) -> Genotype:
-    """A genotype from its JSON file; raises GenotypeError for a missing file or anything else in it.
-
-    Raises CheckpointError where the search that has finished in the same folder recorded another one.
-    """
+    """The genotype in a JSON file; raises GenotypeError, or CheckpointError if the search there found another one."""
     try:
         content = read_json_file(path, MOST_GENOTYPE)
     except OSError as error:
@@ -84,7 +82,7 @@ def read_genotype(path: Path) -> Genotype:
 def _check_as_found(path: Path, genotype: Genotype) -> None:
     if path.name != GENOTYPE_FILE or not (path.parent / RUN_FILE).exists():
         return
-    record = read_run(path.parent)
+    record: dict[str, Any] = read_run(path.parent)
     found = record.get("results", {}).get("genotype")
     if record["command"] == "search" and found is not None and found != genotype.to_json():
         raise CheckpointError(
@@ -94,7 +92,7 @@ def _check_as_found(path: Path, genotype: Genotype) -> None:
 
 
 def write_genotype(path: Path, genotype: Genotype) -> None:
-    """Put the genotype's JSON in place; raises ConfigurationError where something else is there already."""
+    """Write the genotype as JSON; raises ConfigurationError if the file exists with other content."""
     text = to_json(genotype.to_json()).encode()
     same = path.is_file() and path.stat().st_size == len(text) and path.read_bytes() == text
     free = same or not os.path.lexists(path)

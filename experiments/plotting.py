@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,7 +17,7 @@ from experiments.cell_drawing import draw_genotype
 from mamltheory.errors import ConfigurationError
 from mamltheory.runtime.records import plain, replace_file, to_json
 
-__all__ = ["COLOURS", "WIDTHS", "curve", "draw_genotype", "figure", "save", "ticks_at"]
+__all__ = ["COLOURS", "WIDTHS", "curve", "draw_genotype", "figure", "save_figure", "ticks_at"]
 
 # Okabe and Ito's colours, readable with every common colour blindness; black first, yellow (too pale for
 # lines on white) left out.
@@ -26,33 +27,17 @@ LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (
 WIDTHS = {"column": 3.4, "page": 7.0}
 """Widths in inches of one column and of the full page of a two-column article."""
 
-STYLE = {
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.labelsize": 9,
-    "axes.linewidth": 0.7,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 9,
-    "figure.dpi": 200,
-    "figure.titlesize": 10,
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "grid.alpha": 0.35,
-    "grid.linewidth": 0.5,
-    "legend.fontsize": 8,
-    "legend.framealpha": 0.9,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 4,
-    "mathtext.fontset": "dejavusans",
-    "pdf.fonttype": 42,
-    "savefig.dpi": 200,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-}
+STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True, "axes.grid": True, "axes.labelsize": 9, "axes.linewidth": 0.7,
+    "axes.spines.right": False, "axes.spines.top": False, "axes.titlesize": 9, "figure.dpi": 200,
+    "figure.titlesize": 10, "font.family": "DejaVu Sans", "font.size": 8, "grid.alpha": 0.35,
+    "grid.linewidth": 0.5, "legend.fontsize": 8, "legend.framealpha": 0.9, "lines.linewidth": 1.3,
+    "lines.markersize": 4, "mathtext.fontset": "dejavusans", "pdf.fonttype": 42, "savefig.dpi": 200,
+    "xtick.labelsize": 8, "ytick.labelsize": 8,
+}  # fmt: skip
 
 
-def curve(index: int) -> dict[str, object]:
+def curve(index: int) -> dict[str, Any]:
     """Colour, marker and line style of the ``index``-th curve, so that no two differ by colour alone."""
     pick = index % len(COLOURS)
     return {"color": COLOURS[pick], "marker": MARKERS[pick], "linestyle": LINE_STYLES[pick]}
@@ -67,38 +52,57 @@ def ticks_at(axis: Axis, values: Sequence[int | float]) -> None:
 
 @contextmanager
 def figure(
-    width: str = "column", height: int | float = 2.5, rows: int = 1, columns: int = 1, **subplots: object
+    width: str = "column", height: int | float = 2.5, rows: int = 1, columns: int = 1, **subplots: Any
 ) -> Iterator[tuple[Figure, np.ndarray]]:
-    """A figure and its rows × columns axes; draw and :func:`save` inside the block, where the style holds.
+    """A figure in the common style, which holds inside the block; it needs no display.
 
-    width: "column" or "page"; height: inches; subplots: further arguments of ``Figure.subplots``, for
-    example ``sharey=True``. It needs no display and leaves pyplot and the reader's settings alone.
-    Raises ConfigurationError for an unknown width.
+    Args:
+        width: "column" or "page".
+        height: Height in inches.
+        rows: Rows of axes.
+        columns: Columns of axes.
+        **subplots: Further arguments of ``Figure.subplots``, for example ``sharey=True``.
+
+    Yields:
+        The figure and its axes (rows × columns).
+
+    Raises:
+        ConfigurationError: The width is unknown.
     """
     if width not in WIDTHS:
         raise ConfigurationError(f"figure width is {width!r}: expected one of {sorted(WIDTHS)}")
     with matplotlib.rc_context():
         # From the defaults, not from the reader's matplotlibrc: figures would differ between machines.
         matplotlib.rcParams.update(
-            matplotlib.rcParamsDefault | STYLE | {"backend": matplotlib.rcParams["backend"]}
+            dict(matplotlib.rcParamsDefault) | {**STYLE, "backend": matplotlib.rcParams["backend"]}
         )
         drawing = Figure(figsize=(WIDTHS[width], height), layout="constrained")
         yield drawing, drawing.subplots(rows, columns, squeeze=False, **subplots)
 
 
-def save(
+def save_figure(
     drawing: Figure,
     name: str,
-    data: Mapping[str, object],
+    data: Mapping[str, Any],
     directory: Path | str,
     config: object = None,
     seed: int | None = None,
 ) -> tuple[Path, Path, Path]:
-    """Write NAME.png, NAME.pdf and NAME.json into ``directory``; returns the three paths.
+    """Write NAME.png, NAME.pdf and NAME.json; the same numbers give the same bytes on the same machine.
 
-    data: the numbers drawn (arrays and tensors welcome); config: the settings that made them. The files
-    carry no dates and no absolute paths: the same numbers give the same bytes on the same machine.
-    Raises ConfigurationError for a name with a folder in it or an empty ``data``.
+    Args:
+        drawing: The figure.
+        name: Name of the files, without a folder.
+        data: The numbers that are drawn; arrays and tensors are allowed.
+        directory: Folder of the files.
+        config: The settings behind the numbers.
+        seed: Seed behind the numbers.
+
+    Returns:
+        The three paths.
+
+    Raises:
+        ConfigurationError: ``name`` contains a folder, or ``data`` is empty.
     """
     if not name or Path(name).name != name:
         raise ConfigurationError(
@@ -114,13 +118,13 @@ def save(
         "versions": {package: version(package) for package in ("mamltheory", "matplotlib", "numpy", "torch")},
     }
     undated = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
-    paths = tuple(Path(directory) / f"{name}.{ending}" for ending in ("png", "pdf", "json"))
-    for path, (kind, metadata) in zip(paths, undated.items(), strict=False):
+    png, pdf, numbers = (Path(directory) / f"{name}.{ending}" for ending in ("png", "pdf", "json"))
+    for path, (kind, metadata) in zip((png, pdf), undated.items(), strict=True):
         buffer = io.BytesIO()
         drawing.savefig(buffer, format=kind, metadata=metadata)
         replace_file(path, buffer.getvalue())
-    replace_file(paths[2], to_json(record).encode())
-    return paths
+    replace_file(numbers, to_json(record).encode())
+    return png, pdf, numbers
 
 
 def _without_absolute_paths(value: object) -> object:

@@ -1,4 +1,4 @@
-"""What settings require of their values; a wrong one is refused with a message that says what to change."""
+"""Checks of settings; the message of an error says what to change."""
 
 import itertools
 from collections.abc import Collection

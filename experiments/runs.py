@@ -1,4 +1,4 @@
-"""What search, training and evaluation share: data, network sizes, genotypes on disk, run folders."""
+"""Run folders: opening and closing them, progress, and stops between the steps of long runs."""
 
 import dataclasses
 import multiprocessing
@@ -6,36 +6,99 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from experiments.config import settings_before
-from experiments.settings import Network
+import torch
+
 from mamltheory.errors import printable
 from mamltheory.runtime.device import environment
 from mamltheory.runtime.distributed import world
 from mamltheory.runtime.interrupt import Interrupted, check_interrupted
 from mamltheory.runtime.progress import Advance, stage
-from mamltheory.runtime.runlog import RunLog, open_run
-from mamltheory.runtime.workers import ON_ONE_THREAD
+from mamltheory.runtime.runlog import RunLog, open_run, recorded
 from mamltheory.strict_json import INFINITE
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 FREE = ("out", "jobs", "device")
-"""Settings that do not change the numbers: a run goes on with other ones."""
+"""Settings that do not change the numbers: a run may continue with other values of them."""
+
+
+class RunSettings(Protocol):
+    """The settings that every command with a run folder has."""
+
+    @property
+    def out(self) -> Path:
+        """The run folder."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of every random draw."""
 
 
 def warn(text: str) -> None:
-    """Say on standard error, in one process of a command, what a result should be read with."""
+    """Write a warning on standard error, from one process of a command."""
     if alone_or_leading():
         sys.stderr.write(f"warning: {printable(text)}\n")
 
 
-def begin(settings: Network, command: str, device: str) -> RunLog:
-    """Open the run folder of a search; raises ConfigurationError when it holds a run with other settings."""
-    before, free = settings_before(settings), (*FREE, *ON_ONE_THREAD)
-    where = environment(device)
-    return open_run(settings.out, command, settings, settings.seed, where, free, before)
+@contextmanager
+def opened_run(
+    command: str,
+    settings: RunSettings,
+    device: torch.device | str = "cpu",
+    *,
+    folder: Path | None = None,
+    config: Mapping[str, Any] | None = None,
+    free: Collection[str] = FREE,
+    before: Mapping[str, Any] | None = None,
+    known: Collection[str] = (),
+    processes: int = 1,
+    again: str | None = None,
+) -> Iterator[RunLog]:
+    """The record of a run in its folder, to be closed with the results within the block.
+
+    A block that is stopped or fails is recorded as interrupted or failed. Raises ConfigurationError if the folder
+    holds another run or other files, or if another process writes there.
+
+    Args:
+        command: The command that is recorded.
+        settings: The resolved settings of the command.
+        device: Where the run computes; recorded.
+        folder: The run folder; None for ``settings.out``.
+        config: What is recorded of the settings; None for all of them.
+        free: Settings and entries of the environment with which a run may continue when they differ.
+        before: Values of settings that the record or this version lacks; None for the defaults.
+        known: Names of files that a new run folder may already hold.
+        processes: Processes of the run; recorded when there are several.
+        again: The command that continues a stopped run; None if nothing is saved before the end.
+
+    Yields:
+        The open record.
+    """
+    where = environment(device) | ({"processes": processes} if processes > 1 else {})
+    place, kept = folder or settings.out, settings if config is None else config
+    log = open_run(place, command, kept, settings.seed, where, free, before, known)
+    with recorded(log, again):
+        yield log
+
+
+@contextmanager
+def continued_by(command: str) -> Iterator[None]:
+    """A block with saved work: a stop within it names the command that continues."""
+    try:
+        yield
+    except Interrupted as stop:
+        raise stop.saved(command) from None
+
+
+def continue_with(command: str, settings: RunSettings) -> str:
+    """The command line that continues a run in its folder."""
+    return f"python -m experiments {command} --config {quoted(settings.out)}"
 
 
 def quoted(path: Path) -> str:
@@ -43,12 +106,12 @@ def quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def numbers_of(line: Mapping[str, object]) -> dict[str, object]:
-    """The same with infinite numbers for the words that JSON has for them."""
+def numbers_of(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The line with infinite numbers in place of the words that stand for them in JSON."""
     return {key: float(value) if value in INFINITE else value for key, value in line.items()}
 
 
-def without_paths(settings: object) -> dict[str, object]:
+def without_paths(settings: "DataclassInstance") -> dict[str, Any]:
     """The settings that decide a figure's numbers, for its JSON."""
     return {key: value for key, value in dataclasses.asdict(settings).items() if key not in FREE}
 
@@ -57,23 +120,31 @@ PATIENCE = 3.0
 """Seconds after which reading or drawing images is shown."""
 
 
-class Pauses:
-    """Called after every step: shows it, and says whether to leave the steps there and save.
+class CheckpointTimer:
+    """Decides after every step of a training whether to pause it and save the state.
 
-    That is at a stop that some process was asked for, and ``minutes`` after the last saving. ``anywhere`` tells
-    whether a flag is up in some process; ``batch_size`` is for the rate that is shown beside ``note``.
+    A pause is due when a process received a stop, and ``minutes`` after the last checkpoint.
+
+    Attributes:
+        minutes: Time between checkpoints.
+        anywhere: Returns whether a flag is set in any process; every process must call it.
+        advance: Shows the progress of a step.
+        batch_size: Images per step, for the rate that is shown.
+        note: Text that is shown with the rate.
+        stop: The stop that this process received.
     """
 
     def __init__(
         self, minutes: float, anywhere: Callable[[bool], bool], advance: Advance, batch_size: int
     ) -> None:
         self.minutes, self.anywhere, self.advance, self.batch_size = minutes, anywhere, advance, batch_size
-        self.note, self.stop = "", None
+        self.note = ""
+        self.stop: Interrupted | None = None
         self.begun = self.saved_at = time.monotonic()
         self.done = 0
 
     def __call__(self, *_: int) -> bool:
-        """Whether to pause after this step; every process has to ask."""
+        """Whether to pause after this step; every process must call it."""
         now = time.monotonic()
         self.done += 1
         rate = self.done * self.batch_size / max(now - self.begun, 1e-9)
@@ -81,7 +152,7 @@ class Pauses:
         return self.anywhere(self._asked_to_stop() or now - self.saved_at > 60 * self.minutes)
 
     def saved(self) -> None:
-        """To be called when the state is on disk; raises Interrupted if a stop was asked for anywhere."""
+        """Note that the state is on disk; raises Interrupted if any process received a stop."""
         self.saved_at = time.monotonic()
         stopped = self._asked_to_stop()
         if self.anywhere(stopped):
@@ -97,7 +168,7 @@ class Pauses:
 
 @contextmanager
 def leading_stage(description: str, total: int, leads: bool) -> Iterator[Advance]:
-    """The progress of the process that leads; the others show nothing."""
+    """The progress display of the leading process; other processes show nothing."""
     if not leads:
         yield lambda *_, **__: None
         return
@@ -106,17 +177,23 @@ def leading_stage(description: str, total: int, leads: bool) -> Iterator[Advance
 
 
 def alone_or_leading() -> bool:
-    """Whether this process is the one of a command that speaks to the user."""
+    """Whether this is the process of a command that writes to the user."""
     return multiprocessing.parent_process() is None and world().leads
 
 
 @contextmanager
-def watched(
+def image_stage(
     description: str, total: int | None = None, patience: float = PATIENCE
 ) -> Iterator[Callable[[int], None]]:
-    """A stage of work on many images, which can be stopped between two lots of them.
+    """A stage of work on many images, shown once it has taken ``patience`` seconds; it can be stopped.
 
-    It is shown once it has taken ``patience`` seconds, and only by the process that leads.
+    Args:
+        description: What the progress display says.
+        total: Number of images, if known.
+        patience: Seconds before the stage is shown.
+
+    Yields:
+        A function that takes the number of images that were processed.
     """
     leads = alone_or_leading()
     with ExitStack() as stack:

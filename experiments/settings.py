@@ -1,4 +1,4 @@
-"""What search, training and their studies share: data, size of the network, seed, device."""
+"""The settings that search, training and studies share, and those of the small commands."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ EMBEDDED_DATA = "glyphs"
 
 
 def shares_of(split: str | None) -> tuple[int, ...] | None:
-    """The three numbers of "60/20/20"; None for None. Raises ConfigurationError for anything else."""
+    """The three numbers of "60/20/20", or None; raises ConfigurationError for any other text."""
     if split is None:
         return None
     words = split.split("/")
@@ -20,15 +20,15 @@ def shares_of(split: str | None) -> tuple[int, ...] | None:
 
 
 @dataclass(frozen=True)
-class Network:
-    """Where images come from and how the cells are stacked; search and training share it."""
+class ExperimentSettings:
+    """The images and the size of the network; search and training share these settings."""
 
     data: str = EMBEDDED_DATA
     """"glyphs" or "glyphs-mini" (embedded, no download), or the folder of mini- or tieredImageNet."""
     split: str | None = None
     """For folders CLASS/* without splits: shares of the classes for training, validation and test, as in 60/20/20."""
     split_seed: int = 0
-    """Seed that draws this split, whatever the seed of the run: the same in every command."""
+    """Seed for this split, the same in every command whatever the seed of the run."""
     image_size: int = 32
     """Side of the square images in pixels."""
     channels: int = 48
@@ -53,6 +53,18 @@ class Network:
 
 
 @dataclass(frozen=True)
+class SmallNetworkSettings(ExperimentSettings):
+    """The same with a network that is small enough for one CPU."""
+
+    channels: int = 8
+    """Channels C of the first cells; doubled at each reduction."""
+    cells: int = 3
+    """Number of stacked cells; reductions at one and two thirds."""
+    stem_stride: int = 2
+    """Stride of the stem convolution; 2 halves the image first and costs a quarter."""
+
+
+@dataclass(frozen=True)
 class Demo:
     """Everything on the embedded data: theory figures, then search, train and evaluate."""
 
@@ -70,7 +82,7 @@ class Demo:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Versions, device with its reason, threads and data found: what to send with a question."""
+    """Versions, device with its reason, threads and data: the information for a report of a problem."""
 
     device: str = "auto"
     """Device to look for: auto, cpu, cuda or cuda:N."""
@@ -80,10 +92,10 @@ class Doctor:
 
 @dataclass(frozen=True)
 class PublishedCells:
-    """A published cell of MetaNTK-NAS or MetaNAS as a genotype file; all of them are listed without a name."""
+    """A published cell of MetaNTK-NAS or MetaNAS as a genotype file, or the list of all cells."""
 
     name: str = ""
-    """Which cell; see the list. The flag may be left out: cell NAME."""
+    """Name of the cell; the list names all. The flag is optional: cell NAME."""
     out: Path = Path("genotype.json")
     """The file to write, for ``train --genotype``."""
 

@@ -1,4 +1,4 @@
-"""What a process is started in: streams of any encoding, a reader who leaves, and a backend for windows."""
+"""The environment of a process: encodings of its streams, closed pipes, and the backend of matplotlib."""
 
 import os
 import select
@@ -12,9 +12,9 @@ BROKEN_PIPE = 141
 
 
 def accept_everything() -> None:
-    """Let standard output and error take any text: what their encoding lacks is written as an escape.
+    """Let standard output and error take any text: characters outside their encoding are written as escapes.
 
-    A stream that is closed is one that nobody reads.
+    A closed stream is replaced by the null device.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -25,7 +25,7 @@ def accept_everything() -> None:
 
 
 def reader_has_left() -> bool:
-    """Whether standard output or error is a pipe that nobody reads any more; there are other pipes as well."""
+    """Whether standard output or error is a pipe without a reader."""
     return any(_is_broken(stream) for stream in (sys.stdout, sys.stderr))
 
 
@@ -44,7 +44,7 @@ def _is_broken(stream: TextIO) -> bool:
 
 
 def end_output() -> None:
-    """To be called last: what cannot be written is dropped, where Python would end with a message about it."""
+    """Drop output that cannot be written, so that Python ends without a message about it; call it last."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -57,9 +57,9 @@ def end_output() -> None:
 
 @contextmanager
 def figures_in_files() -> Iterator[None]:
-    """Within the block, and in processes begun there, matplotlib loads without a display.
+    """Within the block, and in its child processes, matplotlib uses a backend without a display.
 
-    It refuses to load at all for a backend that is not there, such as a notebook's.
+    A backend that is not installed, such as a notebook's, would stop matplotlib from loading.
     """
     before = os.environ.get("MPLBACKEND")
     os.environ["MPLBACKEND"] = "agg"
@@ -73,5 +73,5 @@ def figures_in_files() -> Iterator[None]:
 
 
 def one_line(text: str) -> str:
-    """The text with line breaks and other control characters, as names of files may have them, as escapes."""
+    """The text with line breaks and other control characters as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

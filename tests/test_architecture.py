@@ -45,7 +45,20 @@ LAYER_FUNCTIONS = {
     *("unfold", "max_pool2d", "avg_pool2d", "convolution_backward"),
 }
 
-SETTINGS = {"settings", "evaluation_settings", "protocols", "__init__"}
+SETTINGS = {"settings", "protocols", "__init__"}
+# The same for experiments: a folder per family of commands. Settings may be imported from everywhere.
+FAMILIES = (
+    {"requirements"},
+    {"cell_drawing"},
+    {"config", "plotting", "runs", "terminal"},
+    {"genotypes", "doctor"},
+    {"data"},
+    {"theory", "training", "benchmarks"},
+    {"search"},
+    {"studies", "tables"},
+    {"demo", "commands"},
+    {"__main__"},
+)
 
 GLOBAL_RANDOMNESS = {"torch.manual_seed", "torch.seed", "np.random.seed", "numpy.random.seed", "random.seed"}
 TORCH_DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"}
@@ -98,6 +111,14 @@ def layer_violations(part: str, tree: ast.Module) -> list[str]:
     return wrong + [
         other for other in sorted(parts) if other != part and not LEVEL.get(other, len(LAYERS)) < LEVEL[part]
     ]
+
+
+def family_violations(family: str, tree: ast.Module) -> list[str]:
+    """Imports in a module of ``family`` that point upwards or sideways among the families of commands."""
+    level = {name: level for level, row in enumerate(FAMILIES) for name in row}
+    modules = [name.split(".") for name in sorted(_imported(tree)) if name.startswith("experiments.")]
+    others = [parts for parts in modules if parts[1] != family and parts[-1] not in SETTINGS]
+    return [".".join(parts) for parts in others if not level[parts[1]] < level[family]]
 
 
 def calls_of_global_randomness(tree: ast.Module) -> list[str]:
@@ -170,6 +191,19 @@ def test_formulas_of_layers_stand_with_the_kernels(path):
 def test_torch_is_used_through_its_public_functions(path):
     names = {ast.unparse(node) for node in ast.walk(_tree(path)) if isinstance(node, ast.Attribute)}
     assert "torch.ops" not in names
+
+
+@pytest.mark.parametrize("path", _sources("experiments"), ids=_name)
+def test_families_of_commands_import_downwards_only(path):
+    family = path.relative_to(ROOT / "experiments").with_suffix("").parts[0]
+    if path.stem not in SETTINGS:
+        assert family_violations(family, _tree(path)) == []
+
+
+def test_the_check_of_families_finds_what_it_forbids():
+    assert family_violations("runs", _tree("from experiments.search.search import search_cells"))
+    assert family_violations("tables", _tree("from experiments.studies.stability import timed"))
+    assert not family_violations("runs", _tree("from experiments.search.settings import Search"))
 
 
 @EVERYTHING

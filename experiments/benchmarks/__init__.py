@@ -1,1 +1,1 @@
-"""The fast routines beside what a user would pick instead: CPU time, memory and exactness, in one run."""
+"""The fast routines against the alternatives: CPU time, memory and exactness."""

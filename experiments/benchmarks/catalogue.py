@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 
-from experiments.benchmarks import kernel, maml, meta_kernel, sample_gradients, scoring
-from experiments.benchmarks.cases import Case
+from experiments.benchmarks import cell_scores, kernel, maml, meta_kernel
+from experiments.benchmarks.problems import Case
 from experiments.requirements import require
 
-MODULES = maml, meta_kernel, kernel, sample_gradients, scoring
+MODULES = maml, meta_kernel, kernel, cell_scores
 CASES = {case.name: case for module in MODULES for case in module.CASES}
 GROUPS = {case.group.name: case.group for case in CASES.values()}
 
 
-def chosen(names: Sequence[str]) -> tuple[Case, ...]:
-    """The cases that begin with one of these names, all for none; ConfigurationError for a name that fits none."""
+def chosen_cases(names: Sequence[str]) -> tuple[Case, ...]:
+    """The cases whose names begin with one of these, or all; raises ConfigurationError for an unknown name."""
     for name in names:
         fits = any(case.startswith(name) for case in CASES)
         require(fits, f"no case is called {name!r}: expected the beginning of one of {', '.join(CASES)}")

@@ -1,6 +1,6 @@
-"""What a measured process does: it prepares a call, runs it once for its peak memory, and then for its time.
+"""The work of a measured process: it prepares a call, runs it once for its peak memory, and then for its time.
 
-Needs the standard library and numpy alone, so that a peer in another Python environment can use it.
+It needs the standard library and numpy alone, so that another Python environment can use it.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +21,13 @@ MOST_CALLS = 50
 
 Call = Callable[[], object]
 Arrays = list[np.ndarray]
-Job = Mapping[str, object]
+Job = Mapping[str, Any]
 Prepare = Callable[[Job], tuple[Call, Callable[[object], Arrays]]]
-Answer = dict[str, object]
+Answer = dict[str, Any]
 
 
 class ProcessClock:
-    """CPU seconds of this process (all of its threads), and its peak memory above what it held before."""
+    """CPU seconds of this process (all threads), and the rise of its peak memory."""
 
     def seconds(self, call: Call, number: int = 1) -> float:
         """CPU seconds of one of ``number`` calls."""
@@ -36,7 +37,7 @@ class ProcessClock:
         return (time.process_time() - start) / number
 
     def first(self, call: Call) -> tuple[object, float, float | None]:
-        """What a call returns, its CPU seconds, and the bytes by which it raised the peak (None: unknown)."""
+        """The result of a call, its CPU seconds, and the rise of the peak memory in bytes (None: unknown)."""
         before = self._resident()
         start = time.process_time()
         result = call()
@@ -44,7 +45,7 @@ class ProcessClock:
 
     def _resident(self) -> int | None:
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # sets the peak VmHWM back to the present
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak VmHWM
             return _status("VmRSS")
         except (OSError, KeyError):
             return None  # only Linux tells
@@ -58,8 +59,8 @@ def _status(name: str) -> int:
     return 1024 * int(dict(line.split(":", 1) for line in lines)[name].split()[0])
 
 
-def measured(
-    request: Mapping[str, object],
+def measure_method(
+    request: Mapping[str, Any],
     prepare: Prepare,
     clock: ProcessClock,
     rate: Callable[[str], float] | None = None,
@@ -67,12 +68,12 @@ def measured(
     """Measure one method on one problem.
 
     Args:
-        request: "job" says which problem and method. Where "save" is a file, the call's result is written there and
-            nothing is measured. Otherwise "warm_up" is the job at tiny sizes, which is done before, and "quick" says
-            whether one timed call is enough.
-        prepare: takes a job and returns the call to measure, and the function that turns its result into arrays.
-        clock: takes the times and the peak memory.
-        rate: takes a dtype and returns the FLOP per second of a matrix product; None where it is not measured.
+        request: "job" names the problem and the method. If "save" is a file, the result is written there and nothing
+            is measured. Otherwise "warm_up" is the job at tiny sizes, which runs first, and "quick" limits the timed
+            calls to one.
+        prepare: Takes a job and returns the call to measure, and the function that converts its result to arrays.
+        clock: Measures times and peak memory.
+        rate: Takes a dtype and returns the FLOP per second of a matrix product; None if it is not measured.
 
     Returns:
         "first_seconds" and "peak_bytes" of the first call at full size, "seconds" of one later call, the number of
@@ -81,21 +82,18 @@ def measured(
     try:
         return _measured(request, prepare, clock, rate)
     except Exception as error:  # a peer that fails is a result too
-        said = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        return {"error": said, "traceback": traceback.format_exc()}
+        message = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        return {"error": message, "traceback": traceback.format_exc()}
 
 
 def _measured(
-    request: Mapping[str, object],
-    prepare: Prepare,
-    clock: ProcessClock,
-    rate: Callable[[str], float] | None,
+    request: Mapping[str, Any], prepare: Prepare, clock: ProcessClock, rate: Callable[[str], float] | None
 ) -> Answer:
     if request["save"]:
         call, arrays = prepare(request["job"])
         np.savez(request["save"], *arrays(call()))
         return {}
-    prepare(request["warm_up"])[0]()  # loads what the libraries load at their first call
+    prepare(request["warm_up"])[0]()  # the first call of a library loads further parts
     call, _ = prepare(request["job"])
     seconds, peak = clock.first(call)[1:]
     answer: Answer = {"first_seconds": seconds, "peak_bytes": peak}
@@ -107,8 +105,8 @@ def _measured(
     return answer
 
 
-def answer_request(answered: Callable[[Mapping[str, object]], Answer]) -> None:
+def answer_request(answered: Callable[[Mapping[str, Any]], Answer]) -> None:
     """Read the request in the program's last argument and print the answer as one JSON line."""
-    with contextlib.redirect_stdout(sys.stderr):  # what libraries print is no part of the answer
+    with contextlib.redirect_stdout(sys.stderr):  # libraries may print
         answer = answered(json.loads(sys.argv[-1]))
     print(json.dumps(answer))

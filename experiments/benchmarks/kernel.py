@@ -1,22 +1,31 @@
 """The empirical NTK Θ̂ of modules: ours, and the packages for it or for per-sample gradients.
 
-Floor, for a layer that maps J numbers to o at P places (P = 1 when it is linear): a forward pass, one way back
-for each output below the layers, and then either the layer's factors contracted (linear) or the per-sample
-gradients and their products (convolution); symmetric Gram matrices at half price:
+Floor, for a layer that maps J numbers to o at P positions (P = 1 for a linear layer): a forward pass, a backward pass
+for each output, and then the contraction of the layer's factors (linear) or the per-sample gradients and their
+products (convolution); symmetric Gram matrices cost half:
 
     2 n P J o  +  2 k n P J o (not for the first layer)  +  n² J + (k n)² o          linear
                                                          +  2 k n P J o + (k n)² J o  convolution
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from experiments.benchmarks.cases import Case, Group, Method, Sizes
-from experiments.benchmarks.problems import network, parameter_count, points, sequential
+from experiments.benchmarks.problems import (
+    Case,
+    Group,
+    Method,
+    Sizes,
+    fully_connected_network,
+    points,
+    sequential,
+    weight_shapes,
+)
 from mamltheory import empirical_ntk, generator
 
 OURS, WIDE, FUNC, OPACUS = "ours", "ours, float64 sums", "torch.func", "opacus"
@@ -29,36 +38,36 @@ STRIDES = (1, 2, 1, 2, 1)
 class KernelProblem:
     """A network and samples."""
 
-    module: nn.Module
+    module: nn.Sequential
     x: Tensor
 
     @property
     def outputs(self) -> int:
         """Number of outputs k."""
-        return self.module[-1].out_features
+        return len(self.module(self.x[:1])[0])
 
 
-def build(sizes: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> KernelProblem:
-    """A fully connected network on the sphere, or (with "channels") convolutions on random images."""
+def build_kernel_problem(sizes: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> KernelProblem:
+    """Network and samples of these ``sizes`` in ``dtype`` on ``device``; the draws depend on ``seed`` alone."""
     random = generator(seed, "benchmark kernel")
     if "channels" in sizes:
-        module = convolutional(sizes, random)
+        module = convolutional_network(sizes, random)
         x = torch.randn(
             sizes["samples"], 3, sizes["image"], sizes["image"], generator=random, dtype=torch.float64
         )
     else:
-        net = network(sizes)
+        net = fully_connected_network(sizes)
         module = sequential(net, net.initialise(random))
         x = points(random, sizes["samples"], sizes["dimension"])
     return KernelProblem(module.to(device=device, dtype=dtype), x.to(device=device, dtype=dtype))
 
 
-def convolutional(sizes: Sizes, random: torch.Generator) -> nn.Sequential:
+def convolutional_network(sizes: Sizes, random: torch.Generator) -> nn.Sequential:
     """Five convolutions 3 × 3 with bias and relu, then the mean over space and a linear layer."""
     layers: list[nn.Module] = []
     for i, stride in enumerate(STRIDES):
-        entering = 3 if i == 0 else sizes["channels"]
-        layers += [nn.Conv2d(entering, sizes["channels"], 3, stride, 1), nn.ReLU()]
+        inputs = 3 if i == 0 else sizes["channels"]
+        layers += [nn.Conv2d(inputs, sizes["channels"], 3, stride, 1), nn.ReLU()]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(sizes["channels"], sizes["outputs"])]
     module = nn.Sequential(*layers).double()
     with torch.no_grad():
@@ -69,16 +78,16 @@ def convolutional(sizes: Sizes, random: torch.Generator) -> nn.Sequential:
     return module
 
 
-def floor(sizes: Sizes) -> float:
+def kernel_flop(sizes: Sizes) -> float:
     """FLOP of layer-wise contraction; the formula is the module's."""
     n, rows = sizes["samples"], sizes["samples"] * sizes["outputs"]
     total, first = 0, True
-    for entering, leaving, places in layer_shapes(sizes):
-        product = places * entering * leaving
+    for inputs, outputs, places in layer_shapes(sizes):
+        product = places * inputs * outputs
         total += 2 * n * product + (0 if first else 2 * rows * product)
         linear = places == 1
-        total += n**2 * entering + rows**2 * leaving if linear else 2 * rows * product
-        total += 0 if linear else rows**2 * entering * leaving
+        total += n**2 * inputs + rows**2 * outputs if linear else 2 * rows * product
+        total += 0 if linear else rows**2 * inputs * outputs
         first = False
     return float(total)
 
@@ -86,32 +95,31 @@ def floor(sizes: Sizes) -> float:
 def layer_shapes(sizes: Sizes) -> list[tuple[int, int, int]]:
     """(J, o, P) of every layer."""
     if "channels" not in sizes:
-        ends = [sizes["dimension"], *[sizes["width"]] * sizes["depth"], sizes["outputs"]]
-        return [(a, b, 1) for a, b in pairwise(ends)]
-    shapes, side, entering = [], sizes["image"], 3
+        return [(inputs, outputs, 1) for inputs, outputs in weight_shapes(sizes)]
+    shapes, side, inputs = [], sizes["image"], 3
     for stride in STRIDES:
         side = -(-side // stride)
-        shapes.append((9 * entering, sizes["channels"], side**2))
-        entering = sizes["channels"]
-    return [*shapes, (entering, sizes["outputs"], 1)]
+        shapes.append((9 * inputs, sizes["channels"], side**2))
+        inputs = sizes["channels"]
+    return [*shapes, (inputs, sizes["outputs"], 1)]
 
 
-def parameters(sizes: Sizes) -> int:
+def kernel_parameters(sizes: Sizes) -> int:
     """Number of weights and biases."""
-    return sum(entering * leaving + leaving for entering, leaving, _ in layer_shapes(sizes))
+    return sum(inputs * outputs + outputs for inputs, outputs, _ in layer_shapes(sizes))
 
 
-def ours(problem: KernelProblem) -> Callable[[], Tensor]:
+def our_kernel(problem: KernelProblem) -> Callable[[], Tensor]:
     """The package's empirical NTK of any module, in the network's dtype throughout as the peers'."""
     return lambda: empirical_ntk(problem.module, problem.x, dtype=problem.x.dtype)
 
 
-def ours_wide(problem: KernelProblem) -> Callable[[], Tensor]:
+def our_kernel_in_float64(problem: KernelProblem) -> Callable[[], Tensor]:
     """The package's empirical NTK as it is by default: the gradients' products are accumulated in float64."""
     return lambda: empirical_ntk(problem.module, problem.x)
 
 
-def torch_func(problem: KernelProblem) -> Callable[[], Tensor]:
+def kernel_by_torch_func(problem: KernelProblem) -> Callable[[], Tensor]:
     """The tutorial of ``torch.func``: ``vmap(jacrev)`` of both arguments and one contraction a parameter."""
     module = problem.module
     params = {name: value.detach() for name, value in module.named_parameters()}
@@ -126,12 +134,12 @@ def torch_func(problem: KernelProblem) -> Callable[[], Tensor]:
     def call() -> Tensor:
         left, right = jacobian(problem.x), jacobian(problem.x)
         blocks = [torch.einsum("Naf,Mbf->NaMb", a, b) for a, b in zip(left, right, strict=True)]
-        return sum(blocks).flatten(2).flatten(0, 1)
+        return functools.reduce(torch.add, blocks).flatten(2).flatten(0, 1)
 
     return call
 
 
-def autograd_rows(problem: KernelProblem) -> Callable[[], Tensor]:
+def kernel_by_backward_passes(problem: KernelProblem) -> Callable[[], Tensor]:
     """One backward pass for each output of each sample, and the rows' products."""
     params = tuple(problem.module.parameters())
 
@@ -147,7 +155,7 @@ def autograd_rows(problem: KernelProblem) -> Callable[[], Tensor]:
     return call
 
 
-def opacus(problem: KernelProblem) -> Callable[[], Tensor]:
+def kernel_by_opacus(problem: KernelProblem) -> Callable[[], Tensor]:
     """opacus: per-sample gradients of every output by ``GradSampleModule``, and their products."""
     from opacus import GradSampleModule
 
@@ -166,7 +174,7 @@ def opacus(problem: KernelProblem) -> Callable[[], Tensor]:
     return call
 
 
-def nngeometry(problem: KernelProblem) -> Callable[[], Tensor]:
+def kernel_by_nngeometry(problem: KernelProblem) -> Callable[[], Tensor]:
     """nngeometry: ``GramMatrix`` of the dense representation, its rows brought into our order."""
     from nngeometry import GramMatrix
     from nngeometry.object.fspace import FMatDense
@@ -183,7 +191,7 @@ def nngeometry(problem: KernelProblem) -> Callable[[], Tensor]:
     return call
 
 
-def export(problem: KernelProblem) -> dict[str, object]:
+def export_problem(problem: KernelProblem) -> dict[str, Any]:
     """Weights and samples as arrays, for a peer in another Python."""
     arrays = {
         f"p{i:02d}": value.detach().cpu().numpy() for i, value in enumerate(problem.module.parameters())
@@ -192,60 +200,53 @@ def export(problem: KernelProblem) -> dict[str, object]:
 
 
 METHODS = (
-    Method(OURS, ours, ours=True),
-    Method(WIDE, ours_wide, ours=True),
-    Method(FUNC, torch_func),
-    Method(OPACUS, opacus, "opacus"),
-    Method(NNGEOMETRY, nngeometry, "nngeometry"),
+    Method(OURS, our_kernel, ours=True),
+    Method(WIDE, our_kernel_in_float64, ours=True),
+    Method(FUNC, kernel_by_torch_func),
+    Method(OPACUS, kernel_by_opacus, "opacus"),
+    Method(NNGEOMETRY, kernel_by_nngeometry, "nngeometry"),
     Method(TANGENTS, interpreter="neural-tangents"),
 )
-REFERENCE = Method("autograd rows in float64", autograd_rows)
-FC = {"width": 2048, "depth": 3, "outputs": 5, "activation": "relu", "dimension": 64, "samples": 50}
-CONV = {"channels": 48, "image": 32, "outputs": 5, "samples": 25}
+REFERENCE = Method("autograd rows in float64", kernel_by_backward_passes)
+FC: Sizes = {"width": 2048, "depth": 3, "outputs": 5, "activation": "relu", "dimension": 64, "samples": 50}
+CONV: Sizes = {"channels": 48, "image": 32, "outputs": 5, "samples": 25}
 GROUP = Group(
     "NTK",
-    build,
+    build_kernel_problem,
     METHODS,
     REFERENCE,
     quick={"width": 12, "samples": 3, "outputs": 2},
-    floor=floor,
-    parameters=parameter_count,
-    export=export,
+    floor=kernel_flop,
+    parameters=kernel_parameters,
+    export=export_problem,
     scaling={"width": (1024, 2048, 4096), "samples": (25, 50, 100), "outputs": (2, 5, 10)},
     scaling_base=FC,
 )
 CONVOLUTIONAL = Group(
     "NTK of a conv net",
-    build,
+    build_kernel_problem,
     METHODS,
     REFERENCE,
     quick={"channels": 4, "image": 8, "samples": 3, "outputs": 2},
-    floor=floor,
-    parameters=parameters,
-    export=export,
+    floor=kernel_flop,
+    parameters=kernel_parameters,
+    export=export_problem,
 )
 STRUCTURED = (OURS, WIDE, NNGEOMETRY, TANGENTS)
 ALL = tuple(method.name for method in METHODS)
 
 
-def case(width: int, methods: tuple[str, ...], **others: object) -> Case:
+def kernel_case(width: int, methods: tuple[str, ...], **others: Any) -> Case:
     """The kernel of a fully connected network, L = 3: n = 50, k = 5."""
     title = f"NTK, fully connected, l = {width}"
-    return Case(f"ntk-fc-l{width}", title, GROUP, FC | {"width": width}, methods, **others)
+    return Case(f"ntk-fc-l{width}", title, GROUP, {**FC, "width": width}, methods, **others)
 
 
 CASES = (
-    case(256, ALL),
-    case(512, ALL),
-    case(1024, STRUCTURED, check={"samples": 10}),
-    case(2048, STRUCTURED, check={"samples": 4}, tuned=True),
-    case(4096, STRUCTURED, check={"samples": 2}),
-    Case(
-        "ntk-conv32s",
-        "NTK, five convolutions, 32 × 32",
-        CONVOLUTIONAL,
-        CONV,
-        ALL,
-        tuned=True,
-    ),
+    kernel_case(256, ALL),
+    kernel_case(512, ALL),
+    kernel_case(1024, STRUCTURED, check={"samples": 10}),
+    kernel_case(2048, STRUCTURED, check={"samples": 4}, tuned=True),
+    kernel_case(4096, STRUCTURED, check={"samples": 2}),
+    Case("ntk-conv32s", "NTK, five convolutions, 32 × 32", CONVOLUTIONAL, CONV, ALL, tuned=True),
 )

@@ -1,4 +1,4 @@
-"""What the numbers depend on besides the code: processor, memory, libraries, and who was there to compare with."""
+"""The machine behind the numbers: processor, memory, libraries, and the versions of the peers."""
 
 import os
 import platform
@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,12 +17,8 @@ from mamltheory.runtime.device import choose_device, environment
 VERSION_CODE = "from importlib.metadata import version; print(version('neural-tangents'), version('jax'))"
 
 
-def describe(device: str) -> dict[str, object]:
-    """Processor, memory, C library (its allocator), BLAS and CPU capability of torch, versions, and how busy it was.
-
-    load_average: of the last quarter of an hour; above the number of cores, CPU times are some way too long, for
-    caches and memory are shared.
-    """
+def describe_machine(device: str) -> dict[str, Any]:
+    """Processor, memory, C library (its allocator), BLAS and CPU capability of torch, versions, and load."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -31,12 +28,13 @@ def describe(device: str) -> dict[str, object]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         **environment(choose_device(device).device),
         "threads": 1,
+        # Above the number of cores, CPU times are too long, because processes share caches and memory.
         "load_average": round(os.getloadavg()[2], 1),
     }
 
 
 def peer_versions(tangents_python: Path | None) -> dict[str, str | None]:
-    """Version of every peer that a method needs; None for one that is not installed."""
+    """The version of every peer; None if it is not installed."""
     methods = {method.name: method for group in GROUPS.values() for method in group.methods}
     versions: dict[str, str | None] = {}
     for method in methods.values():
@@ -77,6 +75,6 @@ def _blas() -> str:
     return found[1] if found else "unknown"
 
 
-def absent(versions: Mapping[str, str | None]) -> list[str]:
-    """Names of the methods that cannot run here."""
+def missing_peers(versions: Mapping[str, str | None]) -> list[str]:
+    """Names of the methods whose peer is not installed."""
     return [name for name, found in versions.items() if found is None]

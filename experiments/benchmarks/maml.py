@@ -8,13 +8,22 @@ The inner steps use a weight 2τ times on the m support samples of a task, the o
 (the input layer needs its value and its gradient only). For n = m and τ = 1 that is 9 products of N m × l × l.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from experiments.benchmarks.cases import Case, Group, Method, Sizes
-from experiments.benchmarks.problems import MetaProblem, meta_problem, parameter_count, weight_shapes
+from experiments.benchmarks.problems import (
+    Group,
+    MetaProblem,
+    Method,
+    Sizes,
+    case_of_width,
+    fully_connected_parameters,
+    meta_problem,
+    weight_shapes,
+)
 from mamltheory import meta_gradient
 from mamltheory.factored.fast_weights import stack_tasks
 from mamltheory.factored.meta_gradient import FactoredGradient, factored_meta_gradient
@@ -27,7 +36,7 @@ STEP = 1e-3
 Gradient = tuple[Tensor, ...]
 
 
-def floor(sizes: Sizes) -> float:
+def meta_gradient_flop(sizes: Sizes) -> float:
     """FLOP of the matrix products that the exact meta-gradient needs; the formula is the module's."""
     shapes = weight_shapes(sizes)
     tasks, inner = sizes["tasks"], 2 * sizes["tau"] * sizes["supports"]
@@ -36,7 +45,7 @@ def floor(sizes: Sizes) -> float:
     return float(6 * tasks * (inner + sizes["queries"]) * hidden + first)
 
 
-def ours(problem: MetaProblem) -> Callable[[], Gradient]:
+def our_gradient(problem: MetaProblem) -> Callable[[], Gradient]:
     """The package's meta-gradient."""
     model = problem.net.model
 
@@ -61,18 +70,18 @@ def fused_step(problem: MetaProblem) -> Callable[[], FactoredGradient]:
     return call
 
 
-def applied(problem: MetaProblem, gradient: FactoredGradient) -> Gradient:
+def applied_gradient(problem: MetaProblem, gradient: FactoredGradient) -> Gradient:
     """The gradient that a fused step has applied."""
     dense = gradient.dense()
     return tuple(dense[name] for name in problem.params)
 
 
-def pytorch_loop(problem: MetaProblem) -> Callable[[], Gradient]:
+def gradient_by_loop(problem: MetaProblem) -> Callable[[], Gradient]:
     """What people write by hand: ``create_graph`` through the inner steps, one task after the other."""
     module = problem.module
-    activation, params = module[1], list(module.parameters())
+    activation, params = module[1], tuple(module.parameters())
 
-    def forward(weights: list[Tensor], x: Tensor) -> Tensor:
+    def forward(weights: Sequence[Tensor], x: Tensor) -> Tensor:
         for i in range(0, len(weights), 2):
             x = nn.functional.linear(activation(x) if i else x, weights[i], weights[i + 1])
         return x
@@ -80,7 +89,7 @@ def pytorch_loop(problem: MetaProblem) -> Callable[[], Gradient]:
     def call() -> Gradient:
         total = [torch.zeros_like(value) for value in params]
         for task in problem.tasks:
-            weights = params
+            weights: Sequence[Tensor] = params
             for _ in range(problem.inner.tau):
                 loss = square_loss(forward(weights, task.support_x), task.support_y)
                 step = torch.autograd.grad(loss, weights, create_graph=True)
@@ -93,7 +102,7 @@ def pytorch_loop(problem: MetaProblem) -> Callable[[], Gradient]:
     return call
 
 
-def torch_func(problem: MetaProblem) -> Callable[[], Gradient]:
+def gradient_by_torch_func(problem: MetaProblem) -> Callable[[], Gradient]:
     """``torch.func``: gradients of gradients, all tasks at once by ``vmap``, as in its MAML example."""
     module = problem.module
     params = {name: value.detach() for name, value in module.named_parameters()}
@@ -116,8 +125,12 @@ def torch_func(problem: MetaProblem) -> Callable[[], Gradient]:
     return lambda: tuple(torch.func.grad(total)(params).values())
 
 
-def higher(problem: MetaProblem) -> Callable[[], Gradient]:
-    """higher: ``innerloop_ctx`` with differentiable SGD, a task at a time."""
+def _gradients(params: Iterable[Tensor]) -> Gradient:
+    return tuple(value.grad.clone() for value in params if value.grad is not None)
+
+
+def gradient_by_higher(problem: MetaProblem) -> Callable[[], Gradient]:
+    """higher: ``innerloop_ctx`` with differentiable SGD, one task after the other."""
     from higher import innerloop_ctx
 
     module = problem.module
@@ -130,13 +143,13 @@ def higher(problem: MetaProblem) -> Callable[[], Gradient]:
                 for _ in range(problem.inner.tau):
                     steps.step(square_loss(copy(task.support_x), task.support_y))
                 square_loss(copy(task.query_x), task.query_y).backward()
-        return tuple(value.grad.clone() for value in module.parameters())
+        return _gradients(module.parameters())
 
     return call
 
 
-def learn2learn(problem: MetaProblem) -> Callable[[], Gradient]:
-    """learn2learn: ``MAML(...).clone().adapt(loss)``, a task at a time."""
+def gradient_by_learn2learn(problem: MetaProblem) -> Callable[[], Gradient]:
+    """learn2learn: ``MAML(...).clone().adapt(loss)``, one task after the other."""
     from learn2learn.algorithms import MAML
 
     learner = MAML(problem.module, lr=problem.rate, first_order=False)
@@ -148,12 +161,12 @@ def learn2learn(problem: MetaProblem) -> Callable[[], Gradient]:
             for _ in range(problem.inner.tau):
                 copy.adapt(square_loss(copy(task.support_x), task.support_y))
             square_loss(copy(task.query_x), task.query_y).backward()
-        return tuple(value.grad.clone() for value in learner.parameters())
+        return _gradients(learner.parameters())
 
     return call
 
 
-def torchopt(problem: MetaProblem) -> Callable[[], Gradient]:
+def gradient_by_torchopt(problem: MetaProblem) -> Callable[[], Gradient]:
     """TorchOpt: ``MetaSGD`` with the network's state taken and put back, as in its MAML example."""
     from torchopt import MetaSGD, extract_state_dict, recover_state_dict
 
@@ -171,41 +184,34 @@ def torchopt(problem: MetaProblem) -> Callable[[], Gradient]:
             square_loss(module(task.query_x), task.query_y).backward()
             recover_state_dict(module, start[0])
             recover_state_dict(optimiser, start[1])
-        return tuple(value.grad.clone() for value in params)
+        return _gradients(params)
 
     return call
 
 
 PEERS = (
-    Method(LOOP, pytorch_loop),
-    Method("torch.func", torch_func),
-    Method("higher", higher, "higher"),
-    Method("learn2learn", learn2learn, "learn2learn"),
-    Method("TorchOpt", torchopt, "torchopt"),
+    Method(LOOP, gradient_by_loop),
+    Method("torch.func", gradient_by_torch_func),
+    Method("higher", gradient_by_higher, "higher"),
+    Method("learn2learn", gradient_by_learn2learn, "learn2learn"),
+    Method("TorchOpt", gradient_by_torchopt, "torchopt"),
 )
-BASE = {
-    "width": 1024,
-    "depth": 2,
-    "outputs": 1,
-    "activation": "erf",
-    "dimension": 16,
-    "tasks": 16,
-    "queries": 10,
-    "supports": 10,
-    "tau": 1,
-}
+BASE: Sizes = {
+    "width": 1024, "depth": 2, "outputs": 1, "activation": "erf", "dimension": 16,
+    "tasks": 16, "queries": 10, "supports": 10, "tau": 1,
+}  # fmt: skip
 GROUP = Group(
     "meta-gradient",
     meta_problem,
     (
-        Method(OURS, ours, ours=True),
-        Method(FUSED, fused_step, ours=True, read=applied),
+        Method(OURS, our_gradient, ours=True),
+        Method(FUSED, fused_step, ours=True, read=applied_gradient),
         *PEERS,
     ),
-    Method("plain loop in float64", pytorch_loop),
+    Method("plain loop in float64", gradient_by_loop),
     quick={"width": 12, "tasks": 2, "queries": 3, "supports": 3},
-    floor=floor,
-    parameters=parameter_count,
+    floor=meta_gradient_flop,
+    parameters=fully_connected_parameters,
     scaling={
         "width": (1024, 2048, 4096),
         "tasks": (8, 16, 32),
@@ -213,34 +219,19 @@ GROUP = Group(
         "outputs": (1, 4, 16),
         "tau": (1, 2, 4),
     },
-    scaling_base=BASE | {"width": 2048},
+    scaling_base={**BASE, "width": 2048},
 )
 
 
-def case(width: int, tau: int = 1, **others: object) -> Case:
-    """The meta-gradient at one width: L = 2, erf, N = 16, n = m = 10, k = 1."""
-    methods = (OURS, FUSED, *(method.name for method in PEERS))
-    steps = f"-tau{tau}" if tau > 1 else ""
-    return Case(
-        f"meta-gradient-l{width}{steps}",
-        f"meta-gradient, l = {width}, τ = {tau}",
-        GROUP,
-        BASE | {"width": width, "tau": tau},
-        **{"methods": methods} | others,
-    )
-
-
+_case = partial(
+    case_of_width, "meta-gradient", GROUP, methods=(OURS, FUSED, *(method.name for method in PEERS))
+)
 CASES = (
-    case(256),
-    case(512, tuned=True),
-    case(512, 5, tuned=True),
-    case(1024),
-    case(2048, tuned=True),
-    case(4096, check={"tasks": 2}),
-    case(
-        8192,
-        methods=(OURS, FUSED, LOOP),
-        check={"tasks": 2},
-        tuned=True,
-    ),
+    _case(256),
+    _case(512, tuned=True),
+    _case(512, 5, tuned=True),
+    _case(1024),
+    _case(2048, tuned=True),
+    _case(4096, check={"tasks": 2}),
+    _case(8192, methods=(OURS, FUSED, LOOP), check={"tasks": 2}, tuned=True),
 )

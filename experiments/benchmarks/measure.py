@@ -1,30 +1,32 @@
-"""One case measured: rounds over all methods, and results against the reference.
+"""Measures one case: rounds over all methods, results against the reference, and the growth of cost with each size.
 
-In every round each method has its turn in a fresh process. It does its problem once at tiny sizes, so that what
-libraries load is loaded; the next call, the first at full size, gives the peak memory (that of the first round is
-reported), and further ones give the time. Short calls are repeated until they take a tenth of a second, and a method
-that has used up its seconds sits out.
+Each method runs in a fresh process in every round. A call at tiny sizes loads the libraries; the first call at full
+size gives the peak memory (the report has that of the first round), and further calls give the time. Short calls are
+repeated until they take a tenth of a second. A method that has used its seconds skips the remaining rounds.
 """
 
+import dataclasses
 import os
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from experiments.benchmarks.cases import Case, Group, Method, Sizes
 from experiments.benchmarks.clock import Answer
 from experiments.benchmarks.kernel import STRIDES
+from experiments.benchmarks.problems import Case, Group, Method, Sizes
 from experiments.benchmarks.processes import Ask
+from mamltheory.asymptotics import fit_power_law
 from mamltheory.errors import MamlTheoryError
 from mamltheory.runtime.folders import BENCHMARK_LOG
 
-Request = Mapping[str, object]
-Record = dict[str, object]
+Request = Mapping[str, Any]
+Record = dict[str, Any]
 
 
 class MeasurementError(MamlTheoryError):
@@ -33,7 +35,15 @@ class MeasurementError(MamlTheoryError):
 
 @dataclass(frozen=True)
 class Plan:
-    """How to measure: rounds, CPU seconds after which a method sits out, tiny sizes, and the seed of all draws."""
+    """How to measure.
+
+    Attributes:
+        rounds: Rounds over all methods.
+        seconds: CPU seconds after which a method skips the remaining rounds.
+        quick: Whether sizes are tiny.
+        seed: Seed of all draws.
+        folder: Folder of temporary files.
+    """
 
     rounds: int
     seconds: float
@@ -42,11 +52,21 @@ class Plan:
     folder: Path
 
     def sizes(self, group: Group, sizes: Sizes) -> Sizes:
-        """The sizes to use: tiny ones where the plan is quick."""
+        """The sizes, or tiny ones for a quick plan."""
         return {**sizes, **group.quick} if self.quick else sizes
 
     def request(self, group: Group, method: Method, sizes: Sizes, dtype: str = "float32") -> Request:
-        """The request to time a method on one problem; see :func:`experiments.benchmarks.clock.measured`."""
+        """The request to time a method on one problem; see :func:`experiments.benchmarks.clock.measure_method`.
+
+        Args:
+            group: The group of the problem.
+            method: The method to time.
+            sizes: Sizes of the problem.
+            dtype: Name of the dtype.
+
+        Returns:
+            The request.
+        """
         same = {"group": group.name, "method": method.name, "dtype": dtype, "seed": self.seed}
         return {
             "warm_up": {**same, "sizes": {**sizes, **group.quick}},
@@ -57,7 +77,17 @@ class Plan:
 
 
 def measure_case(case: Case, plan: Plan, ask: Ask, absent: Sequence[str]) -> Record:
-    """All that the report says of a case; ``absent`` names the methods whose package is not there."""
+    """The measurements of a case, as the report needs them.
+
+    Args:
+        case: The case.
+        plan: How to measure.
+        ask: Measures a method, for example in a process.
+        absent: Names of the methods whose package is not installed.
+
+    Returns:
+        The record of the case.
+    """
     sizes, checked = (plan.sizes(case.group, each) for each in (case.sizes, case.checked_sizes))
     records = {name: {"status": "not installed" if name in absent else "measured"} for name in case.methods}
     with tempfile.TemporaryDirectory(dir=plan.folder) as folder:
@@ -77,7 +107,7 @@ def measure_case(case: Case, plan: Plan, ask: Ask, absent: Sequence[str]) -> Rec
 
 @dataclass(frozen=True)
 class _Work:
-    """A case, how to measure it, who answers, and the folder for arrays that go from one process to another."""
+    """A case, its plan, the function that measures, and the folder for arrays that processes exchange."""
 
     case: Case
     plan: Plan
@@ -85,15 +115,15 @@ class _Work:
     folder: Path
 
     def request(self, method: Method, sizes: Sizes, dtype: str = "float32") -> Request:
-        """The request to time a method; another Python gets the problem as a file."""
+        """The request to time a method; for another Python it names a file with the problem."""
         group = self.case.group
         request = self.plan.request(group, method, sizes, dtype)
         if method.interpreter is None:
             return request
-        return request | {key: _exported(group, request[key], self.folder) for key in ("warm_up", "job")}
+        return {**request, **{key: _exported(group, request[key], self.folder) for key in ("warm_up", "job")}}
 
     def answer(self, method: Method, request: Request) -> Answer:
-        """The answer; an error of the package's own methods is raised, a peer's is an answer."""
+        """The answer of a method; raises MeasurementError for an error of this package."""
         answer = self.ask(method, request)
         if "error" in answer and (method.ours or method == self.case.group.reference):
             raise failure(f"{method.name} failed on {self.case.name}", answer)
@@ -106,7 +136,8 @@ def failure(what: str, answer: Answer) -> MeasurementError:
 
 
 def _exported(group: Group, job: Request, folder: Path) -> Request:
-    """The job with its weights and samples in a file, for a Python without this package's requirements."""
+    """The job with its weights and samples in a file, for another Python."""
+    assert group.export is not None, f"{group.name} has no export"
     sizes = job["sizes"]
     problem = group.build(sizes, getattr(torch, job["dtype"]), torch.device("cpu"), job["seed"])
     handle, file = tempfile.mkstemp(".npz", dir=folder)
@@ -116,7 +147,7 @@ def _exported(group: Group, job: Request, folder: Path) -> Request:
 
 
 def _measure_rounds(work: _Work, sizes: Sizes, records: Mapping[str, Record]) -> None:
-    """Write into the records the first round's peak, and the seconds of every round and the product rate with them."""
+    """Add the peak of the first round, and seconds and product rate of every round, to the records."""
     methods = [work.case.group.method(name) for name, each in records.items() if each["status"] == "measured"]
     requests = {method.name: work.request(method, sizes) for method in methods}
     for _ in range(work.plan.rounds):
@@ -137,9 +168,10 @@ def _measure_rounds(work: _Work, sizes: Sizes, records: Mapping[str, Record]) ->
 
 
 def _compare(work: _Work, sizes: Sizes, records: Mapping[str, Record]) -> None:
-    """Write into the records how far the results at these sizes lie from those of the reference in float64."""
+    """Add the difference from the reference in float64 at these sizes to the records."""
     group = work.case.group
     reference = _result(work, group.reference, sizes, "float64", {})
+    assert reference is not None, "an error of the reference is raised"
     for name, record in records.items():
         method = group.method(name)
         agreements = {"agreement": "float32"} | ({"agreement_float64": "float64"} if method.ours else {})
@@ -151,7 +183,7 @@ def _compare(work: _Work, sizes: Sizes, records: Mapping[str, Record]) -> None:
 
 
 def _result(work: _Work, method: Method, sizes: Sizes, dtype: str, record: Record) -> list[np.ndarray] | None:
-    """The result of one call; None where a peer fails, which is written into the record."""
+    """The result of one call; None if a peer fails, which is added to the record."""
     file = work.folder / "result.npz"
     answer = work.answer(method, {**work.request(method, sizes, dtype), "save": str(file)})
     if "error" in answer:
@@ -184,3 +216,47 @@ def _summary(record: Record, case: Case, sizes: Sizes) -> Record:
             "fraction": case.group.floor(sizes) / record["median_seconds"] / rate,
         }
     return record
+
+
+SYMBOLS = {"width": "l", "tasks": "N", "samples": "n", "outputs": "k", "tau": "τ"}
+QUICK_VALUES = (2, 4, 8)
+
+
+def resized(sizes: Sizes, axis: str, value: int) -> Sizes:
+    """The sizes with another value for ``axis``; "samples" of a task are its queries and supports."""
+    both = axis == "samples" and "samples" not in sizes
+    return {**sizes, **(dict.fromkeys(("queries", "supports"), value) if both else {axis: value})}
+
+
+def measure_scaling(group: Group, plan: Plan, ask: Ask) -> dict[str, Any]:
+    """Median seconds for each value of each size of the group, with the fitted exponents of cost and floor."""
+    base = plan.sizes(group, group.scaling_base)
+    method = next(method for method in group.methods if method.ours)
+    sizes = {}
+    for axis, values in group.scaling.items():
+        for value in QUICK_VALUES if plan.quick else values:
+            sizes[axis, value] = resized(base, axis, value)
+    seconds: dict[tuple[str, int], list[float]] = {point: [] for point in sizes}
+    for _ in range(plan.rounds):
+        for (axis, value), each in sizes.items():
+            answer = ask(method, plan.request(group, method, each))
+            if "error" in answer:
+                raise failure(f"{axis} {value}", answer)
+            seconds[axis, value].append(answer["seconds"])
+    medians = {point: statistics.median(times) for point, times in seconds.items()}
+    return {"base": dict(base), "axes": {axis: _fits(group, axis, medians, sizes) for axis in group.scaling}}
+
+
+def _fits(group: Group, axis: str, medians: dict, sizes: dict) -> dict[str, Any]:
+    points = [point for point in sizes if point[0] == axis]
+    values, times = [value for _, value in points], [medians[point] for point in points]
+    assert group.floor is not None, f"{group.name} has no floor"
+    floors = [group.floor(sizes[point]) for point in points]
+    return {
+        "symbol": SYMBOLS[axis],
+        "values": values,
+        "seconds": times,
+        "floor": floors,
+        "exponent": dataclasses.asdict(fit_power_law(values, np.array(times))),
+        "floor_exponent": fit_power_law(values, np.array(floors)).slope,
+    }

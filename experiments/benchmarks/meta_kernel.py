@@ -8,19 +8,28 @@ factors are shared by the rows of a task:
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from experiments.benchmarks.cases import Case, Group, Method, Sizes
-from experiments.benchmarks.problems import MetaProblem, meta_problem, parameter_count, weight_shapes
-from mamltheory import empirical_meta_ntk
+from experiments.benchmarks.problems import (
+    Group,
+    MetaProblem,
+    Method,
+    Sizes,
+    case_of_width,
+    fully_connected_parameters,
+    meta_problem,
+    weight_shapes,
+)
+from mamltheory import Task, empirical_meta_ntk
 from mamltheory.inner_loop import square_loss
 
 OURS, ROWS, JACREV = "ours", "autograd rows", "torch.func jacrev"
 
 
-def floor(sizes: Sizes) -> float:
+def metantk_flop(sizes: Sizes) -> float:
     """FLOP of the structured rows and their Gram matrix; the formula is the module's."""
     shapes = weight_shapes(sizes)
     above = sum(a * b for a, b in shapes[1:])
@@ -31,18 +40,18 @@ def floor(sizes: Sizes) -> float:
     return float(rows + passes + gram)
 
 
-def ours(problem: MetaProblem) -> Callable[[], Tensor]:
+def our_metantk(problem: MetaProblem) -> Callable[[], Tensor]:
     """The package's MetaNTK."""
     model = problem.net.model
     return lambda: empirical_meta_ntk(model, problem.tasks, problem.inner, params=problem.params)
 
 
-def autograd_rows(problem: MetaProblem) -> Callable[[], Tensor]:
+def metantk_by_backward_passes(problem: MetaProblem) -> Callable[[], Tensor]:
     """``create_graph`` through the inner steps and a backward pass for each row, as MAML code does."""
     module = problem.module
     names, params = [list(part) for part in zip(*module.named_parameters(), strict=True)]
 
-    def outputs(task: object) -> Tensor:
+    def outputs(task: Task) -> Tensor:
         weights = params
         for _ in range(problem.inner.tau):
             predicted = torch.func.functional_call(
@@ -64,15 +73,15 @@ def autograd_rows(problem: MetaProblem) -> Callable[[], Tensor]:
     return call
 
 
-def jacrev(problem: MetaProblem) -> Callable[[], Tensor]:
+def metantk_by_jacrev(problem: MetaProblem) -> Callable[[], Tensor]:
     """``torch.func.jacrev`` of the meta-outputs of each task, and the rows' products."""
     module = problem.module
     start = {name: value.detach() for name, value in module.named_parameters()}
 
-    def loss(weights: dict[str, Tensor], task: object) -> Tensor:
+    def loss(weights: dict[str, Tensor], task: Task) -> Tensor:
         return square_loss(torch.func.functional_call(module, weights, (task.support_x,)), task.support_y)
 
-    def outputs(theta: dict[str, Tensor], task: object) -> Tensor:
+    def outputs(theta: dict[str, Tensor], task: Task) -> Tensor:
         weights = theta
         for _ in range(problem.inner.tau):
             step = torch.func.grad(loss)(weights, task)
@@ -90,25 +99,22 @@ def jacrev(problem: MetaProblem) -> Callable[[], Tensor]:
     return call
 
 
-BASE = {
-    "width": 1024,
-    "depth": 2,
-    "outputs": 5,
-    "activation": "relu",
-    "dimension": 64,
-    "tasks": 4,
-    "queries": 5,
-    "supports": 5,
-    "tau": 1,
-}
+BASE: Sizes = {
+    "width": 1024, "depth": 2, "outputs": 5, "activation": "relu", "dimension": 64,
+    "tasks": 4, "queries": 5, "supports": 5, "tau": 1,
+}  # fmt: skip
 GROUP = Group(
     "MetaNTK",
     meta_problem,
-    (Method(OURS, ours, ours=True), Method(ROWS, autograd_rows), Method(JACREV, jacrev)),
-    Method("autograd rows in float64", autograd_rows),
+    (
+        Method(OURS, our_metantk, ours=True),
+        Method(ROWS, metantk_by_backward_passes),
+        Method(JACREV, metantk_by_jacrev),
+    ),
+    Method("autograd rows in float64", metantk_by_backward_passes),
     quick={"width": 12, "tasks": 2, "queries": 2, "supports": 2, "outputs": 2},
-    floor=floor,
-    parameters=parameter_count,
+    floor=metantk_flop,
+    parameters=fully_connected_parameters,
     scaling={
         "width": (512, 1024, 2048, 4096),
         "tasks": (2, 4, 8),
@@ -120,24 +126,13 @@ GROUP = Group(
 )
 
 
-def case(width: int, tau: int = 1, **others: object) -> Case:
-    """The MetaNTK at one width: L = 2, relu, N = 4, n = m = 5, k = 5."""
-    steps = f"-tau{tau}" if tau > 1 else ""
-    return Case(
-        f"metantk-l{width}{steps}",
-        f"MetaNTK, l = {width}, τ = {tau}",
-        GROUP,
-        BASE | {"width": width, "tau": tau},
-        **{"methods": (OURS, ROWS, JACREV)} | others,
-    )
-
-
+_case = partial(case_of_width, "metantk", GROUP, methods=(OURS, ROWS, JACREV))
 CASES = (
-    case(256),
-    case(512),
-    case(1024, tuned=True),
-    case(1024, 5, tuned=True),
-    case(2048, methods=(OURS, ROWS), check={"tasks": 2, "queries": 2}),
-    case(4096, methods=(OURS,), check={"tasks": 2, "queries": 2, "outputs": 1}),
-    case(8192, methods=(OURS,), check={"tasks": 2, "queries": 2, "outputs": 1}),
+    _case(256),
+    _case(512),
+    _case(1024, tuned=True),
+    _case(1024, 5, tuned=True),
+    _case(2048, methods=(OURS, ROWS), check={"tasks": 2, "queries": 2}),
+    _case(4096, methods=(OURS,), check={"tasks": 2, "queries": 2, "outputs": 1}),
+    _case(8192, methods=(OURS,), check={"tasks": 2, "queries": 2, "outputs": 1}),
 )

@@ -1,15 +1,110 @@
-"""Few-shot problems for fully connected networks, as ours and as the peers take them."""
+"""What is compared: problems of some sizes, and the methods that solve them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from experiments.benchmarks.cases import Sizes
 from mamltheory import FullyConnected, InnerLoop, Task, generator
 from mamltheory.tasks import Parameters
+
+Sizes = Mapping[str, Any]
+Result = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to solve a group's problem.
+
+    Attributes:
+        name: Name in tables and figures.
+        make: Takes the problem and returns the call that is measured; it does the work that does not depend on the
+            numbers. None for a method with an ``interpreter``.
+        package: The distribution that it needs; None for torch alone and for ours.
+        ours: Whether it belongs to this package.
+        interpreter: The setting's name of the other Python in which it runs.
+        read: Takes the problem and the call's result and returns the group's result; None where both are equal.
+    """
+
+    name: str
+    make: Callable[[Any], Callable[[], Any]] | None = None
+    package: str | None = None
+    ours: bool = False
+    interpreter: str | None = None
+    read: Callable[[Any, Any], Result] | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Problems of one kind, and everything that can be measured on them.
+
+    Attributes:
+        name: Name in tables and figures.
+        build: Takes sizes, dtype, device and seed, and returns the problem.
+        methods: The methods that are compared.
+        reference: Plain PyTorch, which is obviously right.
+        quick: Sizes that take no time.
+        floor: FLOP that any method of this kind needs; None if the cost is not that of matrix products.
+        parameters: Number of the network's parameters.
+        export: Weights and samples of a problem as arrays, for another Python.
+        scaling: Values of each size for which the cost is measured.
+        scaling_base: The other sizes in these measurements.
+    """
+
+    name: str
+    build: Callable[[Sizes, torch.dtype, torch.device, int], Any]
+    methods: tuple[Method, ...]
+    reference: Method
+    quick: Sizes
+    floor: Callable[[Sizes], float] | None = None
+    parameters: Callable[[Sizes], int] | None = None
+    export: Callable[[Any], Mapping[str, Any]] | None = None
+    scaling: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    scaling_base: Sizes = field(default_factory=dict)
+
+    def method(self, name: str) -> Method:
+        """The method of that name, or the reference."""
+        return next(method for method in (*self.methods, self.reference) if method.name == name)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem, measured in float32.
+
+    Attributes:
+        name: Name on the command line.
+        title: Title of the table.
+        group: The kind of problem.
+        sizes: Sizes of the problem.
+        methods: Names of the methods, ours first.
+        check: Sizes that differ when results are compared with the reference, which is too slow at full size.
+        tuned: Whether it is measured with the tuned allocator as well.
+    """
+
+    name: str
+    title: str
+    group: Group
+    sizes: Sizes
+    methods: tuple[str, ...]
+    check: Sizes = field(default_factory=dict)
+    tuned: bool = False
+
+    @property
+    def checked_sizes(self) -> Sizes:
+        """Sizes at which results are compared."""
+        return {**self.sizes, **self.check}
+
+
+def case_of_width(name: str, group: Group, width: int, tau: int = 1, **others: Any) -> Case:
+    """The case ``name`` of a meta-learning ``group`` at one ``width`` with ``tau`` inner steps; ``others``: fields."""
+    sizes = {**group.scaling_base, "width": width, "tau": tau}
+    steps = f"-tau{tau}" if tau > 1 else ""
+    title = f"{group.name}, l = {width}, τ = {tau}"
+    return Case(f"{name}-l{width}{steps}", title, group, sizes, **others)
+
 
 LAM0 = 0.1
 """λ0 of all inner loops: small enough for every width and number of steps here."""
@@ -47,7 +142,7 @@ class MetaProblem:
 
 
 def sequential(net: FullyConnected, params: Parameters) -> nn.Sequential:
-    """A network of Eq. (16) as linear layers and activations that hold ``params`` themselves."""
+    """A network of Eq. (16) as linear layers and activations that share ``params``."""
     layers: list[nn.Module] = []
     for i in range(1, net.depth + 2):
         weight = params[f"weight{i}"]
@@ -57,14 +152,10 @@ def sequential(net: FullyConnected, params: Parameters) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def network(sizes: Sizes) -> FullyConnected:
+def fully_connected_network(sizes: Sizes) -> FullyConnected:
     """The fully connected network of these sizes."""
     return FullyConnected(
-        sizes["dimension"],
-        sizes["width"],
-        sizes["depth"],
-        sizes["outputs"],
-        sizes["activation"],
+        sizes["dimension"], sizes["width"], sizes["depth"], sizes["outputs"], sizes["activation"]
     )
 
 
@@ -75,8 +166,8 @@ def points(random: torch.Generator, *shape: int) -> Tensor:
 
 
 def meta_problem(sizes: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> MetaProblem:
-    """Tasks of points on the sphere with normal labels; the same numbers in every dtype, up to rounding."""
-    net = network(sizes)
+    """Tasks on the sphere with normal labels, of ``sizes``, in ``dtype`` on ``device``, with draws from ``seed``."""
+    net = fully_connected_network(sizes)
     params = net.initialise(generator(seed, "benchmark init", sizes["width"]))
     random = generator(seed, "benchmark tasks")
 
@@ -100,6 +191,6 @@ def weight_shapes(sizes: Sizes) -> list[tuple[int, int]]:
     return list(pairwise(ends))
 
 
-def parameter_count(sizes: Sizes) -> int:
+def fully_connected_parameters(sizes: Sizes) -> int:
     """Number of weights and biases of a fully connected network."""
     return sum(fan_in * fan_out + fan_out for fan_in, fan_out in weight_shapes(sizes))

@@ -10,20 +10,20 @@ from experiments.requirements import require, require_at_least
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Time, memory and exactness of the fast routines, beside what a user would pick instead."""
+    """Time, memory and exactness of the fast routines against the alternatives."""
 
     cases: tuple[str, ...] = ()
-    """Beginnings of the names of the cases to measure; all if none is given."""
+    """Beginnings of the names of the cases to measure; all without it."""
     rounds: int = 5
-    """Rounds in which every method has its turn; medians are reported."""
+    """Rounds over all methods; medians are reported."""
     seconds: float = 8.0
-    """CPU seconds of a method's rounds after which it sits out the rest."""
+    """CPU seconds after which a method skips the remaining rounds."""
     quick: bool = False
-    """Tiny problems in one process: shows that everything runs, its numbers mean nothing."""
+    """Tiny problems in one process: a test that everything runs, without meaningful numbers."""
     allocator: Literal["default", "tuned", "both"] = "default"
     """Settings of the C library's allocator; "both" repeats the cases in which it matters."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where to compute; time is the CPU's or that between events on the device."""
+    """Where to compute; time is CPU time or the time between events on the device."""
     neural_tangents_python: Path | None = None
     """Python in whose environment neural-tangents is installed."""
     again: bool = False
@@ -31,11 +31,11 @@ class Benchmark:
     seed: int = 0
     """Seed of every random draw."""
     name: str = "benchmark"
-    """Name of the table, the figure and its numbers; the device's name is put behind it."""
+    """Name of the table, the figure and its numbers; the device's name is appended."""
     out: Path = Path("runs/benchmark")
     """Folder for the table, the figure and its numbers."""
     runs: Path = Path("runs/benchmark")
-    """Folder for the measurements of every case; a run stopped there goes on by itself."""
+    """Folder for the measurements of every case; a stopped run continues from there."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, ("rounds",))

@@ -1,4 +1,4 @@
-"""The measured process of neural-tangents, in another Python: weights and samples come as a file.
+"""The measured process of neural-tangents, in another Python; it reads weights and samples from a file.
 
 ``PYTHON -m experiments.benchmarks.tangents_worker REQUEST`` prints one JSON line. That Python needs jax and
 neural-tangents, and nothing of this package. Structured derivatives (its third way), compiled.
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import neural_tangents as nt
 import numpy as np
 
-from experiments.benchmarks.clock import Arrays, Call, Job, ProcessClock, answer_request, measured
+from experiments.benchmarks.clock import Arrays, Call, Job, ProcessClock, answer_request, measure_method
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -38,15 +38,13 @@ def convolutional(strides: tuple[int, ...]) -> Callable[[list, jax.Array], jax.A
 
 
 def in_jax_order(array: np.ndarray) -> jax.Array:
-    """An array of torch with the axes where jax has them: channels last, fan_out last.
-
-    Done before and not within the network: the package finds no structure behind a transposition.
-    """
+    """An array of torch in the order of axes of jax: channels last, fan_out last."""
+    # This happens outside of the network, because the package finds no structure behind a transposition.
     axes = {2: (1, 0), 4: (2, 3, 1, 0)}.get(array.ndim)
     return jnp.asarray(np.ascontiguousarray(array if axes is None else array.transpose(axes)))
 
 
-def prepare(job: Job) -> tuple[Call, Callable[[object], Arrays]]:
+def prepare_kernel(job: Job) -> tuple[Call, Callable[[object], Arrays]]:
     """The compiled kernel of the network in the job's file."""
     with np.load(job["file"]) as file:
         params = [in_jax_order(file[name]) for name in sorted(file.files) if name != "x"]
@@ -67,4 +65,4 @@ def prepare(job: Job) -> tuple[Call, Callable[[object], Arrays]]:
 
 if __name__ == "__main__":
     # The rate of matrix products is measured in torch's processes.
-    answer_request(lambda request: measured(request, prepare, ProcessClock()))
+    answer_request(lambda request: measure_method(request, prepare_kernel, ProcessClock()))

@@ -11,31 +11,29 @@ from mamltheory.fewshot.inspection import PUBLISHED, ChannelOrder
 
 @dataclass(frozen=True)
 class Report:
-    """What was found: the layout, where, the splits that could be read, and what is wrong with the others.
-
-    `published`: the public set that the layout belongs to, None when any data can have it.
-    """
+    """A data set: layout, folder, the splits that could be read, and the problems of the others."""
 
     layout: str
     place: str
     splits: Mapping[str, ImageSplit]
     problems: list[str]
     published: str | None
+    """The public set with this layout; None for a general layout."""
     photographs: bool
     complete: Callable[[], ImageData]
-    """All of it as one, once nothing is wrong."""
-    turned: bool | None = None
-    """Whether the channels were turned round while reading; None for layouts that keep them in their order."""
+    """The whole data set; to be called if there are no problems."""
+    reversed_channels: bool | None = None
+    """Whether BGR was converted to RGB; None for layouts that keep the order of the channels."""
     left_out: list[str] = field(default_factory=list)
-    """What the reader did not take, by split and reason."""
+    """Files that were not read, by split and reason."""
 
 
-def sizes(report: Report) -> Iterator[str]:
-    """Layout, and for each split classes and images against those of the public set."""
+def size_lines(report: Report) -> Iterator[str]:
+    """Lines on the layout, and for each split on classes and images against those of the public set."""
     yield f"{'layout':10} {report.layout}"
     yield f"{'folder':10} {report.place}"
     name = _public_set(report)
-    expected = PUBLISHED.get(name, {})
+    expected = PUBLISHED.get(name or "", {})
     for split, content in report.splits.items():
         counts = np.bincount(content.labels)
         each = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
@@ -52,9 +50,7 @@ def sizes(report: Report) -> Iterator[str]:
 
 
 def _public_set(report: Report) -> str | None:
-    """The public set with as many classes in every split that is there: the layout's own if it has; of others
-    that have, by image size. Else the layout's own.
-    """
+    """The public set with the same numbers of classes and this image size; by default that of the layout."""
     found = [
         name
         for name, expected in PUBLISHED.items()
@@ -67,27 +63,27 @@ def _public_set(report: Report) -> str | None:
     return next(of_this_size, report.published)
 
 
-def storage(report: Report) -> Iterator[str]:
-    """Size of the images, and whether they are mapped or fill memory."""
+def storage_lines(report: Report) -> Iterator[str]:
+    """Lines on the size of the images, and on memory: mapped files or arrays."""
     for shape in sorted({content.images.shape[1:3] for content in report.splits.values()}):
         yield f"{'images':10} {shape[1]} × {shape[0]} pixels"
     loaded = [content.images.nbytes for content in report.splits.values() if not _mapped(content)]
     if loaded:
         made = "decoded" if report.photographs else "drawn"
         yield (
-            f"{'memory':10} {sum(loaded) / 1e9:.2f} GB, {made} anew by every command: --prepare FOLDER writes "
-            "them to where they are mapped"
+            f"{'memory':10} {sum(loaded) / 1e9:.2f} GB, {made} again by every command: --prepare FOLDER writes "
+            "files that are memory-mapped"
         )
     elif report.splits:
-        yield f"{'memory':10} none: the images are mapped in their files"
+        yield f"{'memory':10} none: the files of the images are memory-mapped"
 
 
 def _mapped(content: ImageSplit) -> bool:
     return isinstance(content.images, np.memmap)
 
 
-def channels(order: ChannelOrder, report: Report) -> str:
-    """The guess at the order of the channels, with its evidence."""
+def channel_line(order: ChannelOrder, report: Report) -> str:
+    """The estimated order of the channels, with its evidence."""
     means = ", ".join(f"{value:.1f}" for value in order.means)
     evidence = f"means {means}; first − third {order.difference:+.1f} ± {order.error:.1f} over classes"
     verdict = f"{order.verdict} ({evidence}; photographs are warmer than grey: ImageNet has +15.9)"
@@ -99,12 +95,12 @@ def channels(order: ChannelOrder, report: Report) -> str:
 
 
 def _advice(report: Report) -> str:
-    """What to do where photographs came out blue first."""
-    if report.turned is None:
-        return "files of this layout are read in their order, so turn the channels round in the files"
-    if not report.turned:
-        return "leave out --as-stored, and they are turned round"
+    """The advice for photographs in BGR order."""
+    if report.reversed_channels is None:
+        return "this layout keeps the order of the channels, so convert the files from BGR to RGB"
+    if not report.reversed_channels:
+        return "without --as-stored they are converted to RGB"
     return (
-        "these arrays were red first before they were turned round, unlike the published ones. Write them as they "
-        f"are with `data check {report.place} --as-stored --prepare READY`, and give --data READY to every command"
+        "these arrays were in RGB order before the conversion, unlike the published ones. Write them unchanged "
+        f"with `data check {report.place} --as-stored --prepare READY`, and give --data READY to every command"
     )

@@ -10,21 +10,21 @@ from experiments.settings import EMBEDDED_DATA, shares_of
 
 @dataclass(frozen=True)
 class Data:
-    """Look into a data set: layout, sizes against the published ones, channels, shared images, a sheet."""
+    """Check a data set: layout, sizes against the published ones, channels, shared images, contact sheet."""
 
     path: str = EMBEDDED_DATA
     """One of the embedded sets ("glyphs", "glyphs-mini"), or the folder of a data set in any known layout. The
-    flag may be left out: data check PATH."""
+    flag is optional: data check PATH."""
     image_size: int | None = None
-    """Bring the images to squares of so many pixels; as they are stored unless given."""
+    """Side of the square images in pixels; without it, the stored size."""
     split: str | None = None
     """For folders CLASS/* without splits: shares of the classes for training, validation and test, as in 60/20/20."""
     split_seed: int = 0
     """Seed that draws this split."""
     as_stored: bool = False
-    """Leave the channels of tieredImageNet arrays in their order: for a copy that is red first already."""
+    """Keep the order of the channels of tieredImageNet arrays: for a copy that is RGB already."""
     prepare: Path | None = None
-    """Write the images, decoded and resized, to this folder, from where they are mapped at once."""
+    """Write the decoded and resized images to this folder, from which they are memory-mapped."""
     classes: int = 6
     """Rows of the contact sheet for each split."""
     samples: int = 5

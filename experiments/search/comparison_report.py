@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 
-from experiments.plotting import curve, figure, save
+from experiments.plotting import curve, figure, save_figure
 from experiments.search.report import SHORT
 from experiments.search.settings import Protocols
 
 ROUNDS = range(1, 7)
 
 
-def table(found: Mapping) -> str:
-    """Markdown: agreement and cost, then every round, then what the numbers are."""
+def comparison_table(found: Mapping) -> str:
+    """Markdown tables of agreement and cost, of every round and of the cells, with notes."""
     lines = ["# Do independent searches find the same cell?", "", *_agreement(found), "", *_rounds(found)]
     return "\n".join([*lines, "", *_cells(found), "", *_notes(found), ""])
 
@@ -26,12 +26,12 @@ def _agreement(found: Mapping) -> list[str]:
         finals = "{}–{}".format(*s["final_range"]) if s["final_range"] else "unfinished"
         cells = [
             f"{len(each['searches'])}, {len(each['pairs'])}",
-            f"{number(s['final'], '.1f')} ({finals})",
-            f"{number(s['first_two'], '.0%')}",
-            number(s["cpu_seconds"], ".0f"),
-            number(s["reliability_early"], ".2f"),
-            number(s["reliability_late"], ".2f"),
-            number(s["reliability_per_minute"], ".2f"),
+            f"{or_dash(s['final'], '.1f')} ({finals})",
+            f"{or_dash(s['first_two'], '.0%')}",
+            or_dash(s["cpu_seconds"], ".0f"),
+            or_dash(s["reliability_early"], ".2f"),
+            or_dash(s["reliability_late"], ".2f"),
+            or_dash(s["reliability_per_minute"], ".2f"),
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
@@ -47,14 +47,14 @@ def _rounds(found: Mapping) -> list[str]:
         rounds = [[s["rounds"][k - 1] for s in searches if len(s["rounds"]) >= k] for k in ROUNDS]
         ties = zip(each["summary"]["ties"], each["summary"]["searches"], strict=True)
         rows = {
-            "same operator pruned": [number(v, ".0%") for v in each["summary"]["rounds"]],
-            "r₁ of a repeat": [_mean(r, "single", ".2f") for r in rounds],
+            "same operator pruned": [or_dash(v, ".0%") for v in each["summary"]["rounds"]],
+            "r₁ of one repeat": [_mean(r, "single", ".2f") for r in rounds],
             "noise up to": [
-                number(_average([x["null"][1] for x in r if "null" in x]), ".2f") for r in rounds
+                or_dash(_average([x["null"][1] for x in r if "null" in x]), ".2f") for r in rounds
             ],
             "reliability": [_mean(r, "reliability", ".2f") for r in rounds],
             "repeats": [_mean(r, "repeats", ".1f") for r in rounds],
-            "undecided edges": [number(v, ".1f") for v in each["summary"]["undecided"]],
+            "undecided edges": [or_dash(v, ".1f") for v in each["summary"]["undecided"]],
             "ties, of searches": [f"{count} of {of}" if of else "–" for count, of in ties],
         }
         lines += [f"| {name} | {title} | " + " | ".join(cells) + " |" for title, cells in rows.items()]
@@ -62,7 +62,7 @@ def _rounds(found: Mapping) -> list[str]:
 
 
 def _cells(found: Mapping) -> list[str]:
-    """The operations of the found cells: how much of the agreement is one choice for a whole cell."""
+    """The operations of the found cells; one frequent operation explains much agreement."""
     lines = ["| search | normal cell | reduction cell |", "|---|---|---|"]
     for name, each in found["protocols"].items():
         for seed, one in each["searches"].items():
@@ -75,8 +75,8 @@ def _cells(found: Mapping) -> list[str]:
     return lines
 
 
-def number(value: float | None, form: str) -> str:
-    """The number, or a dash for none."""
+def or_dash(value: float | None, form: str) -> str:
+    """The number, or a dash for None."""
     return "–" if value is None else format(value, form)
 
 
@@ -111,15 +111,15 @@ def _budget(settings: Mapping) -> str:
 
 
 def _mean(rounds: list[Mapping], key: str, form: str) -> str:
-    return number(_average([each[key] for each in rounds if key in each]), form)
+    return or_dash(_average([each[key] for each in rounds if key in each]), form)
 
 
 def _average(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def draw(found: Mapping, settings: Protocols) -> None:
-    """Left, how often two searches prune alike, by round; right, equal final operators against the cost."""
+def draw_comparison(found: Mapping, settings: Protocols) -> None:
+    """Draw the share of equal prunings by round, and equal final operators against the cost."""
     with figure("page", 2.7, columns=2) as (drawing, axes):
         left, right = axes[0]
         for i, (name, each) in enumerate(found["protocols"].items()):
@@ -136,4 +136,4 @@ def draw(found: Mapping, settings: Protocols) -> None:
         right.set_xlim(0, 1.1 * max(right.dataLim.x1, 1))
         left.legend()
         numbers = {name: each["summary"] for name, each in found["protocols"].items()}
-        save(drawing, "protocols_figure", numbers, settings.out, {}, settings.seed)
+        save_figure(drawing, "protocols_figure", numbers, settings.out, {}, settings.seed)

@@ -1,48 +1,44 @@
-"""The protocols of the search: which settings "paper", "released" and "stable" stand for.
-
-Every setting that a protocol names can still be given by itself.
+"""The settings of the protocols "paper", "released" and "stable"; flags override each of them.
 
 paper
-    Algorithm 1 as printed: every operator is taken out in turn, C_N and R_N before and after are subtracted, ranked,
-    and the ranks added. Where the printed form cannot be meant, the obvious reading is taken: Kaiming weights, which
-    the paper states; the same weights, head and tasks for all networks of a repeat, so that a difference is one of
-    networks; equal values share their rank. 3 tasks and 3 repeats are the released code's, for the paper is silent. The
-    presets of the paper's data sets and ``glyphs`` of the table take ``outputs="sum"`` in its place, as its code does.
+    Algorithm 1 as printed: leave-one-out differences of C_N and R_N for every operator are ranked, and the ranks are
+    added. Some details are not in the paper: all networks in one repeat share weights, head and tasks, so that
+    differences are between networks alone; equal values share their rank; 3 tasks and 3 repeats are those of the
+    released code. Weights are Kaiming normal, as the paper states. The presets of the paper's data sets, and
+    ``glyphs`` of the table, use ``outputs="sum"``, as its code does.
 
 released
-    What the authors' program computes in effect. Reproduced, each with a setting of its own:
-    - weights are PyTorch's default ones, for the program's names of initialisations do not match
-      (``initialisation="default"``), and stay the same in all repeats of a round;
-    - every candidate has its own batch of tasks and its own thin networks and patches, and the supernet beside it is
-      scored anew, under another random head (``common_random_numbers=False``), which also doubles the cost;
+    The computation of the authors' program. Reproduced, each by a setting:
+    - weights have PyTorch's default initialisation, because the program's names of initialisations do not match
+      (``initialisation="default"``), and are the same in all repeats in one round;
+    - every candidate has independent tasks, thin networks and patches, and the supernet is scored again with each
+      candidate under another random head (``common_random_numbers=False``), which doubles the cost;
     - the difference of C_N is divided by C of the supernet (``difference="relative"``);
-    - ranks leave no gap after equal values, so that C_N, which rarely has any, outweighs R_N (``ties="dense"``);
+    - ranks have no gap after equal values, so that C_N, which rarely has any, outweighs R_N (``ties="dense"``);
     - the kernel is that of the sum of the outputs (``outputs="sum"``);
-    - two inputs a node are kept at the end (``two_inputs=True``).
-    As in every protocol here, and as there: networks are scored with GroupNorm, a final norm and ReLU, kernels
-    leave out norms and biases, and regions are counted in thin networks of one channel and two cells.
-    Not reproduced: at a finite inner time, a time operator of the kernel without its ridge; a negative least
-    eigenvalue there gives a negative condition number, which counts as the best, and here +∞; NaN there counts as
-    1e5, and here as +∞; differences rounded to three decimals and sorted by three digits of them; the supernet that
-    is not updated between the nodes of the last stage; thin networks are drawn by Kaiming's rule, for BatchNorm
-    removes the scale; support and query images that are augmented in different ways, and CIFAR's colour statistics;
-    tasks from a pool of 1000 seeds.
+    - two inputs per node are kept at the end (``two_inputs=True``).
+    As in every protocol here: networks are scored with GroupNorm, a final norm and ReLU, kernels omit norms and
+    biases, and regions are counted in thin networks of one channel and two cells.
+    Not reproduced: the time operator at a finite inner time, which uses the kernel without its ridge; negative
+    condition numbers from negative eigenvalues, which count as the best (+∞ here); NaN as 1e5 (+∞ here); differences
+    rounded to three decimals and sorted by three digits of them; a supernet without updates between the nodes in the
+    last stage; default weights of thin networks (Kaiming here, since BatchNorm removes the scale); different
+    augmentation of support and query images, and CIFAR's colour statistics; tasks from a pool of 1000 seeds.
 
 stable
-    The same question asked so that independent searches agree: tr Φ · tr Φ⁻¹/n² in place of σ_max/σ_min, all
-    operators from one gradient, many tasks in one kernel, scores shrunken towards the mean of (cell type × operation),
-    repeats until the choice is settled, and rounds without signal and edges without a clear choice decided by a rule
-    that is written down (:mod:`mamltheory.nas.search.stopping`). Linear regions are left out: what they say reliably is
-    the type of operation.
+    A search whose independent runs agree: tr Φ · tr Φ⁻¹/n² replaces σ_max/σ_min, one gradient scores all operators,
+    a kernel has many tasks, scores are shrunken towards the mean of (cell type × operation), repeats continue until
+    the choice is settled, and a fixed rule (:mod:`mamltheory.nas.search.stopping`) decides rounds without signal and
+    edges without a clear choice. Linear regions are not used, because they reliably tell the type of operation alone.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 Protocol = Literal["paper", "released", "stable"]
 
-_PAPER: Mapping[str, object] = {
+_PAPER: Mapping[str, Any] = {
     "metric": "condition",
     "estimator": "leave-one-out",
     "regions": True,
@@ -59,7 +55,7 @@ _PAPER: Mapping[str, object] = {
     "two_inputs": False,
 }
 
-PROTOCOLS: Mapping[str, Mapping[str, object]] = {
+PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
     "paper": _PAPER,
     "released": {
         **_PAPER,
@@ -89,9 +85,9 @@ PROTOCOLS: Mapping[str, Mapping[str, object]] = {
 Method = Literal["metantk-nas", "te-nas", "regions", "random"]
 Criteria = tuple[Literal["condition", "regions"], ...]
 
-_ONE_BY_ONE: Mapping[str, object] = {"estimator": "leave-one-out", "shrinkage": False}
+_ONE_BY_ONE: Mapping[str, Any] = {"estimator": "leave-one-out", "shrinkage": False}
 
-METHODS: Mapping[Method, Mapping[str, object]] = {
+METHODS: Mapping[Method, Mapping[str, Any]] = {
     "metantk-nas": {},
     "te-nas": {
         **_ONE_BY_ONE,
@@ -103,16 +99,16 @@ METHODS: Mapping[Method, Mapping[str, object]] = {
     "regions": {**_ONE_BY_ONE, "regions": True},
     "random": {**_ONE_BY_ONE, "regions": False, "stopping": False},
 }
-"""What a method changes of the protocol; each can still be given by itself."""
+"""Changes of the protocol by a method; flags override each of them."""
 
-KERNELS: Mapping[Method, Mapping[str, object]] = {
-    "te-nas": {"kernel": "ntk", "inner_time": math.inf, "ridge": 1e-3},
+KERNELS: Mapping[Method, Mapping[str, Any]] = {
+    "te-nas": {"kernel": "ntk", "inner_time": math.inf, "ridge": 1e-3}
 }
-"""The kernel of a method that has one of its own: a kernel that is given, as by a preset, does not apply to it."""
+"""The kernel of a method, which replaces the kernel of a preset or a flag."""
 
 
 def criteria(method: Method, regions: bool) -> Criteria:
-    """What operators are ranked by."""
+    """The criteria of the ranking."""
     if method == "random":
         return ()
     if method == "regions":

@@ -1,7 +1,8 @@
-"""What a search says: a line on every round, how things stand on every edge, and what stayed open at the end."""
+"""The lines that a search prints: every round, the operations on every edge, and undecided edges at the end."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Operator
 from mamltheory.nas.operations import OPERATIONS
@@ -26,8 +27,8 @@ LEGEND = (
 RULES = {"types": "the means of (cell type × operation)", "parameters": "size: the smaller goes"}
 
 
-def goes_first(now: Round) -> str:
-    """The operations with the worst mean so far on their edges, for the progress line; empty before a repeat."""
+def worst_so_far(now: Round) -> str:
+    """The worst operations on the edges so far, for the progress line; empty before the first repeat."""
     if not now.settings.criteria or now.complete == 0:
         return ""
     draws = now.draws(now.complete)
@@ -39,8 +40,8 @@ def goes_first(now: Round) -> str:
     return "worst: " + ", ".join(f"{name} {count}" for name, count in counts.most_common())
 
 
-def standing(candidates: Candidates, worst: Collection[Operator]) -> list[str]:
-    """Both cells in a line each: the live operations of every edge by their letters, the worst one in capitals."""
+def edge_lines(candidates: Candidates, worst: Collection[Operator]) -> list[str]:
+    """One line per cell: the letters of the live operations on every edge, the worst one as a capital."""
     lines = []
     for cell in CELL_TYPES:
         words = []
@@ -55,15 +56,15 @@ def standing(candidates: Candidates, worst: Collection[Operator]) -> list[str]:
 
 
 def round_lines(before: SearchState, after: SearchState) -> list[str]:
-    """What a finished round found, and how things stood on every edge when it ended."""
+    """The result of a finished round, and the operations on every edge at its end."""
     report, count = after.reports[-1], sum(d.round_index == before.round_index for d in after.trace)
     pruned = {d.operator for d in after.trace if d.pruned and d.round_index == before.round_index}
-    title = f"round {before.round_index + 1}: {count} operators, {describe(report)}"
-    return [title, *standing(before.candidates, pruned)]
+    title = f"round {before.round_index + 1}: {count} operators, {describe_round(report)}"
+    return [title, *edge_lines(before.candidates, pruned)]
 
 
-def describe(report: RoundReport) -> str:
-    """A round's report in a line."""
+def describe_round(report: RoundReport) -> str:
+    """The report of a round in one line."""
     parts = [f"{report.repeats} repeats ({report.stopped})"]
     found = report.reliability
     if found is None:
@@ -85,7 +86,7 @@ def describe(report: RoundReport) -> str:
 
 
 def closing_lines(state: SearchState) -> list[str]:
-    """What stayed open: undecided edges and ties round by round, and the scores that were infinite."""
+    """Undecided edges and ties in each round, and the number of infinite scores."""
     lines = []
     for k, report in enumerate(state.reports, 1):
         if report.undecided:
@@ -104,24 +105,22 @@ def closing_lines(state: SearchState) -> list[str]:
 
 
 def failures_of(state: SearchState) -> dict[str, int]:
-    """Number of infinite scores of the whole search, by reason."""
+    """Number of infinite scores in the whole search, by reason."""
     total: Counter[str] = Counter()
     for report in state.reports:
         total.update(report.failures)
     return dict(total)
 
 
-def search_record(state: SearchState, settings: dict[str, object]) -> dict[str, object]:
-    """``search.json``: settings, a report for every round, and the trace with a row for every decision.
-
-    A row is [round, [cell, [node, source], operation], ΔC, ΔR, rank, pruned, tied, undecided].
-    """
+def search_record(state: SearchState, settings: dict[str, Any]) -> dict[str, Any]:
+    """The content of ``search.json``: settings, a report for every round, and the trace."""
     return {
         "settings": settings,
         "genotype": state.candidates.genotype().to_json(),
         "rounds": [report.to_json() for report in state.reports],
         "undecided": {str(k): list(r.undecided) for k, r in enumerate(state.reports)},
         "failures": failures_of(state),
+        # Rows: [round, [cell, [node, source], operation], ΔC, ΔR, rank, pruned, tied, undecided].
         "trace": [decision_to_json(decision) for decision in state.trace],
     }
 
@@ -130,5 +129,5 @@ def _interval(bounds: tuple[float, float]) -> str:
     return f"{bounds[0]:.2f}, {bounds[1]:.2f}"
 
 
-def _counts(counts: dict[str, int]) -> str:
+def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.items())

@@ -2,25 +2,29 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from experiments.requirements import require, require_at_least
 from experiments.search.protocols import KERNELS, METHODS, PROTOCOLS, Criteria, Method, Protocol, criteria
-from experiments.settings import GLYPHS_MINI, MINI, TIERED, Network
+from experiments.settings import GLYPHS_MINI, MINI, TIERED, ExperimentSettings, SmallNetworkSettings
 
 
 @dataclass(frozen=True)
-class Search(Network):
+class Search(ExperimentSettings):
     """MetaNTK-NAS: search a cell without training, by condition number and linear regions (Algorithm 1)."""
 
+    RETIRED: ClassVar[Mapping[str, Any]] = {"heads": 1, "precision": "fp32", "shard": None}
+    """Settings that earlier versions recorded and this one lacks, each with the only value that it still takes."""
+
     protocol: Protocol = "paper"
-    """Algorithm 1 as printed, what the released code computes, or the reproducible one; it gives a value to every
-    setting below that is None (see experiments/search/protocols.py), and each can still be given by itself."""
+    """Algorithm 1 as printed, the computation of the released code, or the reproducible variant. It sets every
+    setting below that is None (see experiments/search/protocols.py); a flag overrides it."""
     method: Method = "metantk-nas"
-    """What decides: MetaNTK and linear regions, the plain NTK and linear regions (TE-NAS), linear regions alone, or
-    chance; like a protocol, it gives values to settings below that are None (see experiments/search/protocols.py)."""
+    """The criteria: MetaNTK and linear regions, the plain NTK and linear regions (TE-NAS), linear regions alone, or
+    chance. Like a protocol, it sets settings below that are None (see experiments/search/protocols.py)."""
     kernel: Literal["maml", "anil", "ntk"] = "maml"
     """Kernel whose condition number ranks the cells: MetaNTK of MAML or ANIL, or the plain NTK (TE-NAS)."""
     ways: int = 5
@@ -36,44 +40,43 @@ class Search(Network):
     metric: Literal["condition", "harmonic"] | None = None
     """σ_max/σ_min of the kernel, or tr · tr of the inverse / n², which is less noisy; None: the protocol's."""
     estimator: Literal["leave-one-out", "gradient"] | None = None
-    """A kernel for every operator taken out, or all from one gradient a repeat; None: the protocol's."""
+    """One kernel per left-out operator, or one gradient per repeat for all operators; None: the protocol's."""
     regions: bool | None = None
-    """Count linear regions as well, and add the ranks; None: the protocol's."""
+    """Add the ranks of the number of linear regions; None: the protocol's."""
     outputs: Literal["full", "sum"] | None = None
     """Kernel of all outputs (kn × kn), or of their sum (n × n), about four times cheaper; None: the protocol's."""
     tasks: int | None = None
     """Tasks per kernel; None: the protocol's."""
     repeats: int | None = None
-    """Independent draws of weights, head and tasks that are averaged, with stopping at most; None: the protocol's."""
+    """Independent draws of weights, head and tasks to average (the most, with stopping); None: the protocol's."""
     stopping: bool | None = None
-    """End a round once its repeats agree on who goes, or a wrong choice costs little; None: the protocol's."""
+    """End a round once its repeats agree on the operators to prune, or an error costs little; None: the protocol's."""
     least_repeats: int | None = None
     """Repeats before a round may stop; None: the protocol's."""
     shrinkage: bool | None = None
-    """Shrink scores towards the mean of (cell type × operation), and decide edges without a clear choice and rounds
-    without signal by that mean, or by size; None: the protocol's."""
+    """Shrink scores towards the mean of (cell type × operation); that mean, or the size, decides edges without a
+    clear choice and rounds without signal; None: the protocol's."""
     difference: Literal["log", "relative", "absolute"] | None = None
     """How condition numbers are compared: difference of logarithms, relative, or absolute; None: the protocol's."""
     ties: Literal["min", "dense", "index"] | None = None
-    """Equal scores share the better rank, share it and leave no gap behind it, or are told apart by their position;
-    None: the protocol's."""
+    """Ranks of equal scores: the better rank, the same without gaps after it, or by position; None: the protocol's."""
     initialisation: Literal["kaiming", "default"] | None = None
     """Kaiming-normal weights, or PyTorch's default ones; None: the protocol's."""
     common_random_numbers: bool | None = None
-    """All networks of a repeat share weights, head and tasks; None: the protocol's."""
+    """All networks in one repeat share weights, head and tasks; None: the protocol's."""
     two_inputs: bool | None = None
-    """Keep the best two inputs per node at the end, which is not in Algorithm 1; None: the protocol's."""
+    """Keep the best two inputs per node at the end (not in Algorithm 1); None: the protocol's."""
     jobs: int = 1
     """Worker processes; the result does not depend on it."""
     out: Path = Path("runs/search")
-    """Run folder; a run stopped there goes on by itself."""
+    """Run folder; a stopped run continues from there."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(self, 2, ("ways",))
         require_at_least(self, 1, ("shots", "queries", "jobs"))
         require_at_least(self, 0, ("inner_time", "ridge"))
-        require(self.value("least_repeats") >= 2, "least_repeats is below 2: what repeats agree on takes two")
+        require(self.value("least_repeats") >= 2, "least_repeats is below 2: agreement needs two repeats")
         require_at_least(self, 1, [name for name in ("tasks", "repeats") if getattr(self, name) is not None])
         require(math.isfinite(self.ridge), f"ridge is {self.ridge}: expected a finite number")
         plain = self.kernel == "ntk" and not (self.inner_time == math.inf and self.ridge == 1e-3)
@@ -88,35 +91,35 @@ class Search(Network):
         )
         require(
             not (gradient and not self.value("common_random_numbers")),
-            "one gradient serves all networks of a repeat: give --common-random-numbers True with it",
+            "one gradient serves all networks in one repeat: give --common-random-numbers True with it",
         )
 
-    def value(self, name: str) -> object:
-        """A setting, or where it is None the method's or the protocol's value."""
+    def value(self, name: str) -> Any:
+        """The value of a setting; for None that of the method or the protocol."""
         given, usual = getattr(self, name), {**PROTOCOLS[self.protocol], **METHODS[self.method]}
         return usual.get(name) if given is None else given
 
     @property
     def criteria(self) -> Criteria:
-        """What operators are ranked by; none for the random cell."""
+        """The criteria of the ranking; none for the random cell."""
         return criteria(self.method, bool(self.value("regions")))
 
     def resolved(self) -> "Search":
-        """The same settings with the protocol's and the method's values filled in: what a run records."""
+        """The settings with the values of the protocol and the method, as a run records them."""
         filled = {name: self.value(name) for name in PROTOCOLS[self.protocol]}
         return dataclasses.replace(self, **filled, **KERNELS.get(self.method, {}))
 
+    def before(self) -> dict[str, Any]:
+        """Values of settings that a record of another version lacks: defaults, the protocol's, and retired ones."""
+        usual = Search(protocol=self.protocol, method=self.method).resolved()
+        usual = dataclasses.replace(usual, protocol=Search.protocol, method=Search.method)
+        return {**self.RETIRED, **vars(usual)}
+
 
 @dataclass(frozen=True)
-class Protocols(Network):
+class Protocols(SmallNetworkSettings):
     """Do independent searches find the same cell? Whole searches by every protocol, and what they cost."""
 
-    channels: int = 8
-    """Channels C of the first cells; doubled at each reduction."""
-    cells: int = 3
-    """Number of stacked cells; reductions at one and two thirds."""
-    stem_stride: int = 2
-    """Stride of the stem convolution; 2 halves the image first and costs a quarter."""
     seed: int = 1
     """Seed of the first search of each protocol; the others follow."""
     paper: int = 2
@@ -126,7 +129,7 @@ class Protocols(Network):
     stable: int = 4
     """Searches by the protocol stable."""
     measure: bool = True
-    """Run the searches that are missing; without, report on the rounds that lie in the run folders."""
+    """Run missing searches; otherwise report the rounds that are in the run folders."""
     jobs: int = 1
     """Worker processes of a search; CPU time is best measured with one."""
     runs: Path = Path("runs/protocols")
@@ -142,36 +145,24 @@ class Protocols(Network):
         require(max(counts) > 1, "nothing to compare: give a protocol at least 2 searches")
 
     def searches(self) -> dict[str, list[Search]]:
-        """The searches of every protocol that has some; they differ in their seeds alone."""
-        size = {
-            name: getattr(self, name)
-            for name in (
-                "data",
-                "split",
-                "split_seed",
-                "image_size",
-                "channels",
-                "cells",
-                "stem_stride",
-                "device",
-                "jobs",
-            )
-        }
+        """The searches of every protocol with at least one; they differ only in their seeds."""
+        names = {field.name for field in dataclasses.fields(ExperimentSettings)} - {"seed"} | {"jobs"}
+        size = {name: getattr(self, name) for name in names}
         return {
             name: [
                 Search(protocol=name, outputs="sum", seed=seed, out=self.runs / f"{name}-{seed}", **size)
                 for seed in range(self.seed, self.seed + getattr(self, name))
             ]
-            for name in ("paper", "released", "stable")
+            for name in get_args(Protocol)
             if getattr(self, name)
         }
 
 
-def _search(name: str, data: str, cells: int, **kernel: object) -> Search:
+def _search(name: str, data: str, cells: int, **kernel: Any) -> Search:
     # [code] 48 channels, tasks of 5 ways, 1 shot and 1 query at 32 × 32 pixels, and summed outputs; with the
     # protocol paper also 3 tasks and 3 repeats.
-    paper = {"protocol": "paper", "channels": 48, "image_size": 32, "outputs": "sum"}
-    return Search(data=data, cells=cells, out=Path(f"runs/{name}/search"), **paper, **kernel)
+    out = Path(f"runs/{name}/search")
+    return Search(data, cells=cells, channels=48, image_size=32, outputs="sum", out=out, **kernel)
 
 
 # [E] λτ and ridge: ∞ and 1e-3, except 1 and 1e-5 for 8 cells on miniImageNet.
@@ -187,13 +178,7 @@ SEARCH = {
         least_repeats=4,
         out=Path("runs/glyph-smoke/search"),
     ),
-    "glyph-5": Search(
-        protocol="stable",
-        channels=8,
-        cells=5,
-        stem_stride=2,
-        out=Path("runs/glyph-5/search"),
-    ),
+    "glyph-5": Search(protocol="stable", channels=8, cells=5, stem_stride=2, out=Path("runs/glyph-5/search")),
     "mini-5": _search("mini-5", MINI, 5, kernel="maml", inner_time=math.inf, ridge=1e-3),
     "mini-8": _search("mini-8", MINI, 8, kernel="anil", inner_time=1.0, ridge=1e-5),
     "tiered-5": _search("tiered-5", TIERED, 5, kernel="maml", inner_time=math.inf, ridge=1e-3),

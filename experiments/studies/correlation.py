@@ -6,13 +6,12 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 
-from experiments.data.source import cached_data, data_of, source_in
+from experiments.data.loading import cached_data, data_of, source_in
 from experiments.genotypes import network_size
 from experiments.requirements import require
-from experiments.studies.correlation_report import report
-from experiments.studies.measurements import Record
+from experiments.studies.correlation_report import report_correlation
+from experiments.studies.measurements import Record, measure_missing
 from experiments.studies.settings import WAYS, Correlation
-from experiments.studies.study import measured
 from mamltheory.fewshot.episodes import sample_episode, sample_episodes
 from mamltheory.fewshot.evaluate import EvaluationConfig, evaluate_network
 from mamltheory.fewshot.images import ImageData, normalise, take
@@ -33,47 +32,66 @@ Item = tuple[int, int]
 """Number of the genotype, and of its training: 0, or 1 for the noise ceiling."""
 
 
-def run(settings: Correlation) -> int:
-    """Train and score what is still missing, then draw the figure and write the table; returns 0."""
+def study_correlation(settings: Correlation) -> int:
+    """Measure the missing networks, draw the figure and write the table; returns 0."""
     device = str(choose_device(settings.device).device)
-    draw_pool(settings, 0)  # a mistake in the counts should show before anything is trained
-    records = measured(
-        settings, "correlation", items_of(settings), partial(measure, settings, device), COUNTS, device
+    draw_pool(settings, 0)  # finds a mistake in the counts before anything is trained
+    records = measure_missing(
+        settings,
+        "correlation",
+        trainings_of(settings),
+        partial(measure_network, settings, device),
+        COUNTS,
+        device,
     )
-    report(settings, records)
+    report_correlation(settings, records)
     return 0
 
 
-def items_of(settings: Correlation) -> dict[str, Item]:
-    """All trainings by name; the second ones lie among the first, so that a study cut short has some of them."""
+def trainings_of(settings: Correlation) -> dict[str, Item]:
+    """All trainings by name; second trainings are spread over the first, so that a stopped study has some."""
     pairs = [(i, 0) for i in range(settings.networks)] + [(i, 1) for i in range(settings.repeated)]
     spacing = settings.networks // settings.repeated
     pairs.sort(key=lambda pair: (pair[0] * (spacing if pair[1] else 1), pair[1]))
     return {f"network-{i:03d}-training-{training}": (i, training) for i, training in pairs}
 
 
-def measure(settings: Correlation, device: str, item: Item) -> Record:
-    """Size, accuracies and (with the first training) all scores of one network, in whatever process."""
+def measure_network(settings: Correlation, device: str, item: Item) -> Record:
+    """Size, accuracies and (with the first training) all scores of one network."""
     torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa would drown the least eigenvalues
     index, training = item
     data, begun = data_of(settings), time.process_time()
     random = generator(settings.seed, "study genotype", index)
     genotype = random_genotype(random, inputs=settings.inputs)
     record = {"network": index, "training": training, "genotype": genotype.to_json()}
-    record |= trained(settings, device, genotype, data, training)
+    record |= train_and_test(settings, device, genotype, data, training)
     if training == 0:
-        record |= scored(settings, device, genotype)
+        record |= score_network(settings, device, genotype)
     return record | {"cpu_seconds": time.process_time() - begun}
 
 
-def trained(settings: Correlation, device: str, genotype: Genotype, data: ImageData, training: int) -> Record:
-    """Size and accuracies of the trained network; weights, order and augmentation are common to all networks."""
+def train_and_test(
+    settings: Correlation, device: str, genotype: Genotype, data: ImageData, training: int
+) -> Record:
+    """Size and accuracies of a trained network; all networks share weights, order and augmentation.
+
+    Args:
+        settings: Settings of the study.
+        device: Where to compute.
+        genotype: The cells.
+        data: The images.
+        training: Number of the training.
+
+    Returns:
+        The entries of the record.
+    """
     seed, size = (
         derived_seed(settings.seed, "study training", training),
         network_size(settings, len(data.train.class_names)),
     )
     # Depthwise convolutions are half again as fast with channels last.
-    network = derived_network(genotype, size, seed).to(memory_format=torch.channels_last)
+    network = derived_network(genotype, size, seed)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     names = ("batch_size", "learning_rate", "epochs", "milestones")
     config = TrainConfig(
         **{name: getattr(settings, name) for name in names}, drop_path=0.0, flip=data.mirrors, seed=seed
@@ -82,6 +100,7 @@ def trained(settings: Correlation, device: str, genotype: Genotype, data: ImageD
     for _ in range(settings.epochs):
         state, metrics = train_epoch(state)
         check_interrupted()
+    assert metrics is not None, "an epoch without a pause has metrics"
     image = torch.zeros(1, 3, settings.image_size, settings.image_size, device=device)
     return {
         "parameters": parameter_count(network),
@@ -92,7 +111,18 @@ def trained(settings: Correlation, device: str, genotype: Genotype, data: ImageD
 
 
 def accuracy(settings: Correlation, network: Network, data: ImageData, shots: int, device: str) -> float:
-    """Mean accuracy of a logistic head on unseen classes; the same tasks for all networks."""
+    """Mean accuracy of a logistic head on unseen classes.
+
+    Args:
+        settings: Settings of the study.
+        network: The trained network.
+        data: The images.
+        shots: Support images per class.
+        device: Where to compute.
+
+    Returns:
+        The accuracy on tasks that are the same for all networks.
+    """
     config = EvaluationConfig(
         WAYS, shots, QUERIES, settings.test_tasks, copies=0, head="logistic", flip=data.mirrors
     )
@@ -100,8 +130,8 @@ def accuracy(settings: Correlation, network: Network, data: ImageData, shots: in
     return result.interval.mean
 
 
-def scored(settings: Correlation, device: str, genotype: Genotype) -> Record:
-    """Every score for every pool and initialisation, pools × initialisations; larger is better."""
+def score_network(settings: Correlation, device: str, genotype: Genotype) -> Record:
+    """All scores, each pools × initialisations; larger is better."""
     begun = time.process_time()
     candidates = genotype.candidates()
     rows = []
@@ -110,7 +140,7 @@ def scored(settings: Correlation, device: str, genotype: Genotype) -> Record:
         for init in range(settings.initialisations):
             seed = derived_seed(settings.seed, "study weights", pool, init)
             network = supernet(candidates, network_size(settings, WAYS), seed).to(device)
-            tasks = draw_tasks(settings, len(images) // settings.pool_images, pool, init)
+            tasks = draw_pool_tasks(settings, len(images) // settings.pool_images, pool, init)
             scores = pooled_scores(network, images, tasks, PoolSettings(settings.outputs))
             random = generator(settings.seed, "study patches", pool, init)
             drawn = random_patches(patches, settings.patches, random).to(device)
@@ -118,13 +148,13 @@ def scored(settings: Correlation, device: str, genotype: Genotype) -> Record:
             rows.append(scores)
             check_interrupted()
     shape = (settings.pools, settings.initialisations)
-    scores = {name: np.array([row[name] for row in rows]).reshape(shape) for name in rows[0]}
-    return {"scores": scores, "scoring_cpu_seconds": time.process_time() - begun}
+    arrays = {name: np.array([row[name] for row in rows]).reshape(shape) for name in rows[0]}
+    return {"scores": arrays, "scoring_cpu_seconds": time.process_time() - begun}
 
 
 @lru_cache(maxsize=8)
 def draw_pool(settings: Correlation, pool: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images of one class pool, class by class, and all images of its classes (for patches)."""
+    """The images of one class pool by class, and all images of its classes (for patches)."""
     data = cached_data(*source_in(settings))
     members, size = data.train.members, len(data.train.members) // settings.pools
     require(
@@ -140,11 +170,24 @@ def draw_pool(settings: Correlation, pool: int) -> tuple[torch.Tensor, torch.Ten
     random = numpy_generator(settings.seed, "study pool images", pool)
     rows = np.concatenate([random.permutation(members[c])[: settings.pool_images] for c in classes])
     every = np.concatenate([members[c] for c in classes])[:: max(1, len(members[0]) // 10)]
-    return tuple(normalise(take(data.train.images, part), data.mean, data.std) for part in (rows, every))
+    pool_images, patches = (
+        normalise(take(data.train.images, part), data.mean, data.std) for part in (rows, every)
+    )
+    return pool_images, patches
 
 
-def draw_tasks(settings: Correlation, classes: int, pool: int, init: int) -> PoolTasks:
-    """The tasks cut from a pool; common to all networks."""
+def draw_pool_tasks(settings: Correlation, classes: int, pool: int, init: int) -> PoolTasks:
+    """The tasks of a pool, which are the same for all networks.
+
+    Args:
+        settings: Settings of the study.
+        classes: Number of classes in the pool.
+        pool: Number of the pool.
+        init: Number of the initialisation.
+
+    Returns:
+        The tasks.
+    """
     members = np.arange(classes * settings.pool_images).reshape(classes, -1)
     seed = derived_seed(settings.seed, "study tasks", pool, init)
     batches = []
@@ -153,6 +196,6 @@ def draw_tasks(settings: Correlation, classes: int, pool: int, init: int) -> Poo
         parts = [np.stack([getattr(e, name).ravel() for e in episodes]) for name in ("query", "support")]
         batches.append(Batch(*map(torch.from_numpy, parts)))
     counts = (WAYS, 1, settings.pool_images - 1, seed)
-    episodes = [sample_episode(list(members), *counts, i) for i in range(settings.regression_tasks)]
-    query, support = (np.stack([getattr(e, name) for e in episodes]) for name in ("query", "support"))
+    single = [sample_episode(list(members), *counts, i) for i in range(settings.regression_tasks)]
+    query, support = (np.stack([getattr(e, name) for e in single]) for name in ("query", "support"))
     return PoolTasks(batches, torch.from_numpy(query), torch.from_numpy(support))

@@ -1,19 +1,21 @@
-"""What the study of scores against accuracy found: a forest plot, two scatter plots, every number, and a table."""
+"""The results of the study of scores against accuracy: a forest plot, two scatter plots, the numbers, and a table."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from scipy.stats import rankdata
 
-from experiments.plotting import COLOURS, figure, save, ticks_at
+from experiments.plotting import COLOURS, figure, save_figure, ticks_at
 from experiments.runs import without_paths
 from experiments.studies.measurements import Record, check_networks
-from experiments.studies.settings import Correlation
+from experiments.studies.settings import Correlation, Stability
 from mamltheory.nas.statistics.rank_correlation import (
     Ceiling,
+    Estimate,
     ScoreReliability,
     Validity,
     finite_scores,
@@ -26,7 +28,7 @@ from mamltheory.rng import numpy_generator
 from mamltheory.runtime.records import replace_file
 
 BARS = ("parameters", "macs")
-"""What is known of a network without any score: the bar to beat."""
+"""Properties of a network that need no score; scores are compared with them."""
 COMPONENTS = {
     "parameters": ("parameters",),
     "macs": ("macs",),
@@ -62,8 +64,8 @@ THOUSANDS = [first * 10**power for power in range(5) for first in (1, 2, 5)]
 
 
 @dataclass(frozen=True, eq=False)
-class Findings:
-    """All numbers of the study; by number of shots where accuracies enter, by score otherwise."""
+class CorrelationFindings:
+    """The numbers of the study, by number of shots or by score."""
 
     networks: list[Record]
     accuracy: Mapping[str, np.ndarray]
@@ -75,19 +77,19 @@ class Findings:
     seconds: Mapping[str, float]
 
 
-def report(settings: Correlation, records: Mapping[str, Record]) -> None:
-    """Write ``correlation.{png,pdf,json,md}`` into the output folder and print the table."""
+def report_correlation(settings: Correlation, records: Mapping[str, Record]) -> None:
+    """Write ``correlation.{png,pdf,json,md}`` and print the table."""
     scores = {part for parts in COMPONENTS.values() for part in parts} - {*BARS}
     check_networks(records, settings.runs, SHOTS, scores, (settings.pools, settings.initialisations))
-    found = findings(settings, list(records.values()))
-    text = table(settings, found)
-    draw(settings, found)
+    found = correlation_findings(settings, list(records.values()))
+    text = correlation_table(settings, found)
+    draw_correlation(settings, found)
     replace_file(settings.out / "correlation.md", text.encode())
     print(f"{text}wrote {settings.out / 'correlation.md'}")
 
 
-def findings(settings: Correlation, records: list[Record]) -> Findings:
-    """The statistics of all records; networks are those of the first training, by number."""
+def correlation_findings(settings: Correlation, records: list[Record]) -> CorrelationFindings:
+    """The statistics of all records; networks are those of the first training."""
     networks = sorted((r for r in records if r["training"] == 0), key=lambda r: r["network"])
     again = sorted((r for r in records if r["training"] == 1), key=lambda r: r["network"])
     rows = np.array([r["network"] for r in again])
@@ -102,7 +104,7 @@ def findings(settings: Correlation, records: list[Record]) -> Findings:
     accuracy = {k: np.array([r["accuracy"][k] for r in networks]) for k in SHOTS}
     random = numpy_generator(settings.seed, "study bootstrap")
     size = arrays["parameters"][:, 0, 0]
-    return Findings(
+    return CorrelationFindings(
         networks=networks,
         accuracy=accuracy,
         components=components,
@@ -125,32 +127,39 @@ def findings(settings: Correlation, records: list[Record]) -> Findings:
 
 
 def _single_draws(parts: list[np.ndarray]) -> np.ndarray:
-    """The score of every pool and initialisation by itself: a sum of ranks where it is one."""
+    """The score of every single pool and initialisation; a score with several parts is a sum of ranks."""
     return parts[0] if len(parts) == 1 else np.sum([rankdata(each, axis=0) for each in parts], 0)
 
 
-def _mean(values: object) -> float:
+def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
-def draw(settings: Correlation, found: Findings) -> None:
-    """The forest plot, and beside it the paper's score and the parameters against accuracy."""
+def draw_correlation(settings: Correlation, found: CorrelationFindings) -> None:
+    """Draw the forest plot, and the paper's score and the parameters against accuracy."""
     with figure("page", 4.6, rows=2, columns=2, width_ratios=(1.7, 1)) as (drawing, axes):
         grid = axes[0, 0].get_gridspec()
         for axis in axes[:, 0]:
             axis.remove()
-        forest(drawing.add_subplot(grid[:, 0]), found)
-        scatter(axes[0, 1], found, "paper", "the paper's rank sum")
-        scatter(axes[1, 1], found, "parameters", "thousand parameters")
+        draw_forest(drawing.add_subplot(grid[:, 0]), found)
+        draw_scatter(axes[0, 1], found, "paper", "the paper's rank sum")
+        draw_scatter(axes[1, 1], found, "parameters", "thousand parameters")
         drawing.suptitle(
             f"Scores at initialisation against accuracy after training: {len(found.networks)} random networks"
         )
-        paths = save(drawing, "correlation", record(found), settings.out, config(settings), settings.seed)
+        paths = save_figure(
+            drawing,
+            "correlation",
+            correlation_numbers(found),
+            settings.out,
+            figure_settings(settings),
+            settings.seed,
+        )
     print(f"wrote {paths[0]} (and .pdf, .json)")
 
 
-def forest(axes: Axes, found: Findings) -> None:
-    """τ of every score with its intervals; parameters and MACs on top."""
+def draw_forest(axes: Axes, found: CorrelationFindings) -> None:
+    """Draw τ of every score with its intervals; parameters and MACs are on top."""
     names = list(COMPONENTS)
     axes.axhspan(-0.5, len(BARS) - 0.5, color="0.92", zorder=0)
     for k, colour, marker, shift in zip(SHOTS, COLOURS, "os", (-0.14, 0.14), strict=False):
@@ -173,8 +182,15 @@ def forest(axes: Axes, found: Findings) -> None:
     axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, frameon=False)
 
 
-def scatter(axes: Axes, found: Findings, name: str, label: str) -> None:
-    """One quantity against 1-shot accuracy."""
+def draw_scatter(axes: Axes, found: CorrelationFindings, name: str, label: str) -> None:
+    """Draw one quantity against 1-shot accuracy.
+
+    Args:
+        axes: The panel.
+        found: The results.
+        name: Name of the quantity.
+        label: Label of the axis.
+    """
     values = score_values(found.components[name])
     values = np.exp(values) / 1000 if name in BARS else values
     axes.plot(values, 100 * found.accuracy["1"], linestyle="None", marker="o", color=COLOURS[0], alpha=0.7)
@@ -187,25 +203,25 @@ def scatter(axes: Axes, found: Findings, name: str, label: str) -> None:
     axes.set_ylabel("1-shot accuracy (%)")
 
 
-def config(settings: Correlation) -> dict[str, object]:
+def figure_settings(settings: Correlation | Stability) -> dict[str, Any]:
     """The settings that decide the numbers."""
     return {key: value for key, value in without_paths(settings).items() if key != "runs"}
 
 
-def record(found: Findings) -> dict[str, object]:
-    """Every number, for the JSON."""
+def correlation_numbers(found: CorrelationFindings) -> dict[str, Any]:
+    """The numbers for the JSON."""
     return {
         "validity": found.validity,
         "reliability": found.reliability,
         "noise_ceiling": found.ceiling,
-        "accuracy": {k: summary(values) for k, values in found.accuracy.items()},
+        "accuracy": {k: spread_of(values) for k, values in found.accuracy.items()},
         "singular_kernels": found.singular,
         "cpu_seconds": found.seconds,
         "networks": found.networks,
     }
 
 
-def summary(values: np.ndarray) -> dict[str, float]:
+def spread_of(values: np.ndarray) -> dict[str, float]:
     """Mean, standard deviation and range over the networks."""
     return {
         "mean": values.mean(),
@@ -225,8 +241,8 @@ def span(interval: tuple[float, float]) -> str:
     return "" if math.isnan(interval[0]) else f"[{number(interval[0])}, {number(interval[1])}]"
 
 
-def table(settings: Correlation, found: Findings) -> str:
-    """The table, and below it what it says."""
+def correlation_table(settings: Correlation, found: CorrelationFindings) -> str:
+    """The table with notes and conclusions."""
     pools = settings.pools
     lines = [
         "| score | τ 1-shot | less τ of parameters | ρ 1-shot | ρ given log parameters | τ 5-shot | "
@@ -249,16 +265,16 @@ def table(settings: Correlation, found: Findings) -> str:
         )
         ends = (by_pool, number(alphas.initialisations), number(alphas.pools))
         lines.append(f"| {' | '.join((*cells, *ends))} |")
-    return "\n".join([*lines, "", *notes(settings, found), "", *conclusions(found)]) + "\n"
+    return "\n".join([*lines, "", *correlation_notes(settings, found), "", *conclusions(found)]) + "\n"
 
 
-def cell(estimate: object) -> str:
+def cell(estimate: Estimate) -> str:
     """A value with its interval over networks and pools."""
     return f"{number(estimate.value)} {span(estimate.interval)}".strip()
 
 
-def notes(settings: Correlation, found: Findings) -> list[str]:
-    """What was measured, on what, at which price."""
+def correlation_notes(settings: Correlation, found: CorrelationFindings) -> list[str]:
+    """Notes on the networks, the data, the noise ceiling and the cost."""
     ceilings = "; ".join(
         f"{k}-shot: {number(c.tau)} between two trainings of {c.pairs} networks, deviation of a training "
         f"{100 * c.deviation:.1f} points, reliability {number(c.reliability)}, highest τ to be expected "
@@ -289,8 +305,8 @@ def notes(settings: Correlation, found: Findings) -> list[str]:
     ]
 
 
-def conclusions(found: Findings) -> list[str]:
-    """Which intervals exclude zero, in words."""
+def conclusions(found: CorrelationFindings) -> list[str]:
+    """Sentences on the intervals that exclude zero."""
     scores = [name for name in COMPONENTS if name not in BARS]
     lines = []
     for k in SHOTS:

@@ -1,19 +1,24 @@
-"""What the measurement files of studies hold: checked before anything is read off them."""
+"""The measurements of a study: independent JSON files in the run folder, checked before they are read."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+from experiments.runs import FREE, opened_run
+from experiments.studies.settings import Correlation, Stability
 from mamltheory.errors import CheckpointError
-from mamltheory.runtime.records import plain
-from mamltheory.strict_json import misfit
+from mamltheory.runtime.progress import stage
+from mamltheory.runtime.records import plain, read_record, replace_file, to_json
+from mamltheory.runtime.temporary import remove_stale
+from mamltheory.runtime.workers import ON_ONE_THREAD, workers
+from mamltheory.strict_json import misfit, sealed
 
-Record = dict[str, object]
+Record = dict[str, Any]
 MEASUREMENTS, AGAIN = "measurements", "remove it, and it is measured again"
 
 
-class Network(TypedDict):
-    """Of one training of a network; ``scores`` and what they took belong to its first."""
+class NetworkRecord(TypedDict):
+    """One training of a network; the first training holds the scores and their CPU seconds."""
 
     network: Annotated[int, 0]
     training: Literal[0, 1]
@@ -25,8 +30,8 @@ class Network(TypedDict):
     scoring_cpu_seconds: NotRequired[Annotated[float, 0]]
 
 
-class Repeat(TypedDict):
-    """Of one repeat of an estimator; differences by measure, one an operator."""
+class RepeatRecord(TypedDict):
+    """One repeat of an estimator; differences by measure, one per operator."""
 
     estimator: Literal["gradient", "exact", "regions"]
     tasks: Annotated[int, 0]
@@ -43,13 +48,18 @@ def check_networks(
     scores: Collection[str],
     shape: tuple[int, int],
 ) -> None:
-    """Raise CheckpointError, naming the file, unless every record is of a network's training, each once.
+    """Raise CheckpointError with the file unless every record is of a network's training, each once.
 
-    shots: of which there must be accuracies. scores: that every first training must have, in this shape.
+    Args:
+        records: The records by name of their file.
+        runs: The run folder.
+        shots: Numbers of shots that need an accuracy.
+        scores: Names of the scores of a first training.
+        shape: Numbers of pools and initialisations.
     """
-    seen = set()
+    seen: set[tuple] = set()
     for name, record in records.items():
-        wrong = misfit(plain(record), Network, "it")
+        wrong = misfit(plain(record), NetworkRecord, "it")
         if wrong is None and record["training"] == 0:
             wrong = _misfit_of_scores(record, scores, shape)
         if wrong is None and not set(shots) <= record["accuracy"].keys():
@@ -68,10 +78,10 @@ def _misfit_of_scores(record: Record, scores: Collection[str], shape: tuple[int,
 
 
 def check_repeats(records: Mapping[str, Record], runs: Path, operators: int) -> None:
-    """Raise CheckpointError, naming the file, unless every record is a repeat of all operators, each once."""
-    seen = set()
+    """Raise CheckpointError with the file unless every record is a repeat over all operators, each once."""
+    seen: set[tuple] = set()
     for name, record in records.items():
-        wrong = misfit(plain(record), Repeat, "it")
+        wrong = misfit(plain(record), RepeatRecord, "it")
         if wrong is None and {len(values) for values in record["differences"].values()} != {operators}:
             wrong = f"it does not have the differences of {operators} operators"
         if wrong is None and record["differences"].keys() != record["cpu_seconds"].keys():
@@ -90,3 +100,53 @@ def _refuse(
     if wrong:
         raise CheckpointError(f"{runs / MEASUREMENTS / name}.json holds something else ({wrong}): {AGAIN}")
     seen.add(item)
+
+
+STUDY_FREE = (*FREE, "runs", "draws")
+"""Settings that do not change a measurement."""
+
+
+def measure_missing(
+    settings: Correlation | Stability,
+    command: str,
+    items: Mapping[str, Any],
+    function: Callable[[Any], Record],
+    counts: tuple[str, ...],
+    device: str,
+) -> dict[str, Record]:
+    """The records of all items by name; only those that the run folder lacks are measured.
+
+    Args:
+        settings: Settings of the study.
+        command: Name of the command.
+        items: The items by name.
+        function: Takes an item and returns its record, in any process.
+        counts: Settings with the numbers of items; they may change when a study continues.
+        device: Where the study computes.
+
+    Returns:
+        The records.
+    """
+    folder = settings.runs / MEASUREMENTS
+    with opened_run(
+        command,
+        settings,
+        device,
+        folder=settings.runs,
+        free=(*STUDY_FREE, *counts, *ON_ONE_THREAD),
+        known=(MEASUREMENTS,),
+        again=f"the same command; finished measurements lie in {settings.runs}",
+    ) as log:
+        remove_stale(folder, alone=True)
+        files = {name: folder / f"{name}.json" for name in items}
+        found = {name: read_record(path, dict, AGAIN) for name, path in files.items() if path.exists()}
+        names = {items[name]: name for name in items if name not in found}
+        with workers(settings.jobs) as spread, stage(command, len(names)) as advance:
+            for item, record in spread(function, names):
+                name = names[item]
+                measured: Any = plain(record)
+                found[name] = measured
+                replace_file(files[name], sealed(to_json(record)))
+                advance(note=name)
+        log.close(measurements=len(found))
+    return {name: found[name] for name in items}

@@ -1,27 +1,21 @@
-"""The settings of the studies of scores: do they predict accuracy, and do they come out the same twice?"""
+"""The settings of the studies of scores: do they predict accuracy, and are they reproducible?"""
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from experiments.requirements import require, require_at_least
-from experiments.settings import Network
+from experiments.settings import SmallNetworkSettings
 
 WAYS = 5
 """Classes per task, in scores and in accuracies."""
 
 
 @dataclass(frozen=True)
-class Correlation(Network):
-    """Do the training-free scores predict accuracy? Random networks trained and scored, beside their size."""
+class Correlation(SmallNetworkSettings):
+    """Do the training-free scores predict accuracy? Random networks, trained and scored, against their size."""
 
-    channels: int = 8
-    """Channels C of the first cells; doubled at each reduction."""
-    cells: int = 3
-    """Number of stacked cells; reductions at one and two thirds."""
-    stem_stride: int = 2
-    """Stride of the stem convolution; 2 halves the image first and costs a quarter."""
     networks: int = 40
     """Random genotypes; differences of tau below 0.2 need about 100."""
     repeated: int = 10
@@ -61,7 +55,7 @@ class Correlation(Network):
     out: Path = Path("runs/correlation")
     """Folder for the figure, its numbers and the table."""
     runs: Path = Path("runs/correlation")
-    """Folder for the networks that are done; a study stopped there goes on by itself."""
+    """Folder for the networks that are done; a stopped study continues from there."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,33 +73,27 @@ class Correlation(Network):
 
 
 @dataclass(frozen=True)
-class Stability(Network):
+class Stability(SmallNetworkSettings):
     """Do two searches get the same scores? Reliability of operator scores against repeats and CPU seconds."""
 
-    channels: int = 8
-    """Channels C of the first cells; doubled at each reduction."""
-    cells: int = 3
-    """Number of stacked cells; reductions at one and two thirds."""
-    stem_stride: int = 2
-    """Stride of the stem convolution; 2 halves the image first and costs a quarter."""
     kernel: Literal["maml", "anil", "ntk"] = "maml"
     """Kernel that is scored: MetaNTK of MAML or ANIL, or the plain NTK (TE-NAS)."""
     outputs: Literal["full", "sum"] = "sum"
     """Kernel of all outputs (kn × kn), or of their sum (n × n; the released code)."""
     gradient_tasks: tuple[int, ...] = (3, 6, 12)
-    """Joint tasks T per kernel at which all operators are scored by one gradient."""
+    """Joint tasks T per kernel for scores of all operators by one gradient."""
     gradient_repeats: int = 12
     """Repeats of the gradient at every T: new weights, new tasks."""
     exact_tasks: int = 3
-    """Joint tasks T per kernel at which operators are taken out one by one."""
+    """Joint tasks T per kernel for leave-one-out scores."""
     exact_repeats: int = 4
-    """Repeats of taking out one by one, or 0; draws are those of the gradient."""
+    """Repeats of the leave-one-out scores, or 0; they use the draws of the gradient."""
     region_repeats: int = 12
     """Repeats of the count of linear regions, or 0."""
     patches: int = 3000
     """Inputs of the count of linear regions."""
     chunk: int = 0
-    """Most samples in a graph of the gradient, for networks that fill the memory; 0: as many as fit in about 2 GB."""
+    """Most samples in one graph of the gradient, against a lack of memory; 0: as many as fit in about 2 GB."""
     draws: int = 200
     """Draws for intervals, null and halves."""
     jobs: int = 1
@@ -113,7 +101,7 @@ class Stability(Network):
     out: Path = Path("runs/stability")
     """Folder for the figure, its numbers and the table."""
     runs: Path = Path("runs/stability")
-    """Folder for the repeats that are done; a study stopped there goes on by itself."""
+    """Folder for the repeats that are done; a stopped study continues from there."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,83 +118,42 @@ class Stability(Network):
         )
 
 
+def _correlation(name: str, **values: Any) -> Correlation:
+    folder = Path(f"runs/correlation-{name}")
+    return Correlation(out=folder, runs=folder, **values)
+
+
+def _stability(name: str, **values: Any) -> Stability:
+    folder = Path(f"runs/stability-{name}")
+    return Stability(out=folder, runs=folder, **values)
+
+
+# fmt: off
 CORRELATION = {
-    "glyph": Correlation(out=Path("runs/correlation-glyph"), runs=Path("runs/correlation-glyph")),
+    "glyph": _correlation("glyph"),
     # A fifth of the computation: images of half the side, small batches; the same number of steps.
-    "glyph-quick": Correlation(
-        image_size=16,
-        epochs=6,
-        batch_size=32,
-        milestones=(4,),
-        repeated=16,
-        test_tasks=150,
-        initialisations=2,
-        batches=16,
-        out=Path("runs/correlation-glyph-quick"),
-        runs=Path("runs/correlation-glyph-quick"),
+    "glyph-quick": _correlation(
+        "glyph-quick", image_size=16, epochs=6, batch_size=32, milestones=(4,), repeated=16, test_tasks=150,
+        initialisations=2, batches=16,
     ),
-    "glyph-smoke": Correlation(
-        image_size=16,
-        channels=4,
-        networks=6,
-        repeated=3,
-        epochs=1,
-        batch_size=32,
-        milestones=(),
-        test_tasks=10,
-        pools=2,
-        pool_images=3,
-        initialisations=2,
-        batches=2,
-        regression_tasks=10,
-        patches=200,
-        draws=50,
-        out=Path("runs/correlation-smoke"),
-        runs=Path("runs/correlation-smoke"),
+    "glyph-smoke": _correlation(
+        "smoke", image_size=16, channels=4, networks=6, repeated=3, epochs=1, batch_size=32, milestones=(),
+        test_tasks=10, pools=2, pool_images=3, initialisations=2, batches=2, regression_tasks=10, patches=200, draws=50,
     ),
-    "wide": Correlation(
-        channels=16,
-        cells=5,
-        stem_stride=1,
-        networks=150,
-        repeated=40,
-        epochs=30,
-        milestones=(18, 26),
-        test_tasks=600,
-        initialisations=6,
-        jobs=4,
-        out=Path("runs/correlation-wide"),
-        runs=Path("runs/correlation-wide"),
+    "wide": _correlation(
+        "wide", channels=16, cells=5, stem_stride=1, networks=150, repeated=40, epochs=30, milestones=(18, 26),
+        test_tasks=600, initialisations=6, jobs=4,
     ),
 }
 STABILITY = {
-    "glyph": Stability(
-        gradient_tasks=(3, 6, 12, 24),
-        exact_repeats=12,
-        out=Path("runs/stability-glyph"),
-        runs=Path("runs/stability-glyph"),
-    ),
-    # The network of the search of that name.
-    "glyph-5": Stability(
-        cells=5, exact_repeats=0, out=Path("runs/stability-glyph-5"), runs=Path("runs/stability-glyph-5")
-    ),
-    # The paper's width; thin networks, in which regions are counted, do not have it.
-    "glyph-48": Stability(
-        channels=48,
-        gradient_repeats=4,
-        region_repeats=0,
-        out=Path("runs/stability-glyph-48"),
-        runs=Path("runs/stability-glyph-48"),
-    ),
-    "wide": Stability(
-        channels=48,
-        cells=5,
-        stem_stride=1,
-        gradient_tasks=(3, 6, 12, 24),
-        gradient_repeats=16,
-        exact_repeats=8,
-        chunk=60,
-        out=Path("runs/stability-wide"),
-        runs=Path("runs/stability-wide"),
+    "glyph": _stability("glyph", gradient_tasks=(3, 6, 12, 24), exact_repeats=12),
+    # The network of the search with the same name.
+    "glyph-5": _stability("glyph-5", cells=5, exact_repeats=0),
+    # The width of the paper; the region count has a thin network instead.
+    "glyph-48": _stability("glyph-48", channels=48, gradient_repeats=4, region_repeats=0),
+    "wide": _stability(
+        "wide", channels=48, cells=5, stem_stride=1, gradient_tasks=(3, 6, 12, 24), gradient_repeats=16,
+        exact_repeats=8, chunk=60,
     ),
 }
+# fmt: on

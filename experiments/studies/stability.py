@@ -1,18 +1,18 @@
-"""``stability``: how often scores of operators must be repeated before two searches agree, and what that costs."""
+"""``stability``: the number of repeats at which the operator scores of two searches agree, and its cost."""
 
 import math
 import time
 from functools import partial
+from typing import Any, Literal
 
 import torch
 
-from experiments.data.source import data_of, source_in
+from experiments.data.loading import data_of, source_in
 from experiments.genotypes import network_size
-from experiments.search.run import draw_patches, draw_tasks
-from experiments.studies.measurements import Record
+from experiments.search.search import draw_patches, draw_tasks
+from experiments.studies.measurements import Record, measure_missing
 from experiments.studies.settings import WAYS, Stability
-from experiments.studies.stability_report import report
-from experiments.studies.study import measured
+from experiments.studies.stability_report import report_stability
 from mamltheory.linalg import conditioning
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import supernet
@@ -25,25 +25,26 @@ from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.interrupt import check_interrupted
 
 COUNTS = ("gradient_tasks", "gradient_repeats", "exact_tasks", "exact_repeats", "region_repeats")
-MEASURES = ("condition", "harmonic")
+Measure = Literal["condition", "harmonic"]
+MEASURES: tuple[Measure, ...] = ("condition", "harmonic")
 Item = tuple[str, int, int]
 """Estimator, joint tasks, and number of the repeat."""
 
 
-def run(settings: Stability) -> int:
-    """Score what is still missing, then draw the figure and write the table; returns 0."""
+def study_stability(settings: Stability) -> int:
+    """Measure the missing repeats, draw the figure and write the table; returns 0."""
     device = str(choose_device(settings.device).device)
     for tasks in (*settings.gradient_tasks, settings.exact_tasks):
-        scorer_of(settings, device, tasks).tasks(generator(settings.seed, "trial"))
-    records = measured(
-        settings, "stability", items_of(settings), partial(measure, settings, device), COUNTS, device
+        draw_tasks(source_in(settings), (tasks, WAYS, 1, 1), generator(settings.seed, "trial"))
+    records = measure_missing(
+        settings, "stability", repeats_of(settings), partial(measure_repeat, settings, device), COUNTS, device
     )
-    report(settings, records)
+    report_stability(settings, records)
     return 0
 
 
-def items_of(settings: Stability) -> dict[str, Item]:
-    """All repeats by name, one of every kind before the next of any."""
+def repeats_of(settings: Stability) -> dict[str, Item]:
+    """All repeats by name; the first repeats of all estimators come before the second ones."""
     counts = {("gradient", tasks): settings.gradient_repeats for tasks in settings.gradient_tasks}
     counts |= {
         ("exact", settings.exact_tasks): settings.exact_repeats,
@@ -54,36 +55,49 @@ def items_of(settings: Stability) -> dict[str, Item]:
     return {f"{kind}-T{tasks}-{repeat:03d}": (kind, tasks, repeat) for kind, tasks, repeat in items}
 
 
-def scorer_of(settings: Stability, device: str, tasks: int, score: str = "condition") -> CellScorer:
-    """The scorer of the search, for one measure of the kernel or for the regions; the same draws for all."""
+def repeat_scorer(settings: Stability, device: str, tasks: int, score: Measure = "condition") -> CellScorer:
+    """The scorer of the search for one measure of the kernel, or for the regions; all have the same draws.
+
+    Args:
+        settings: Settings of the study.
+        device: Where to compute.
+        tasks: Joint tasks T per kernel; 0 for the regions.
+        score: The measure of the kernel.
+
+    Returns:
+        The scorer.
+    """
     source = source_in(settings)
-    drawn = {"patches": partial(patches_of, source, settings.patches)}
-    if score != "regions":
-        read = ScoreSettings(settings.kernel, settings.outputs, measure=score)
-        drawn = {"tasks": partial(draw_tasks, source, (tasks, WAYS, 1, 1)), "settings": read}
-    return CellScorer(network_size(settings, WAYS), settings.seed, device=device, **drawn)
+    return CellScorer(
+        network_size(settings, WAYS),
+        settings.seed,
+        tasks=partial(draw_tasks, source, (tasks, WAYS, 1, 1)) if tasks else None,
+        patches=None if tasks else partial(patches_of, source, settings.patches),
+        settings=ScoreSettings(settings.kernel, settings.outputs, measure=score),
+        device=device,
+    )
 
 
 def patches_of(source: tuple, count: int, random: torch.Generator) -> torch.Tensor:
-    """The first patches of a repeat of the search."""
+    """The first patches in one repeat of the search."""
     return draw_patches(source, random)[:count]
 
 
-def measure(settings: Stability, device: str, item: Item) -> Record:
-    """What taking out every operator of the whole supernet changes in one repeat, and the CPU seconds it took."""
+def measure_repeat(settings: Stability, device: str, item: Item) -> Record:
+    """The score differences of all operators of the supernet in one repeat, and their CPU seconds."""
     torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa would drown the least eigenvalues
     estimator, tasks, repeat = item
     data_of(settings)
-    record = {"estimator": estimator, "tasks": tasks, "repeat": repeat}
+    record: Record = {"estimator": estimator, "tasks": tasks, "repeat": repeat}
     if estimator == "gradient":
         found, seconds = {}, {}
         for name in MEASURES:
-            scorer = scorer_of(settings, device, tasks, name)
+            scorer = repeat_scorer(settings, device, tasks, name)
             found[name], seconds[name] = timed(partial(gradient_differences, scorer, settings.chunk, repeat))
-        # Builds the network as the gradient does, and scores it once.
-        record["evaluation_seconds"] = timed(partial(scorer.scores, [Candidates()], 0, repeat))[1]
+        # This builds the network as the gradient does, and scores it once.
+        record["evaluation_seconds"] = timed(partial(scorer, Candidates(), 0, repeat))[1]
     else:
-        scorer = scorer_of(settings, device, tasks, "regions" if estimator == "regions" else "condition")
+        scorer = repeat_scorer(settings, device, tasks)
         function = region_differences if estimator == "regions" else exact_differences
         found, whole = timed(partial(function, scorer, repeat))
         seconds = dict.fromkeys(found, whole)
@@ -98,10 +112,8 @@ def gradient_differences(scorer: CellScorer, chunk: int, repeat: int) -> list[fl
 
 
 def exact_differences(scorer: CellScorer, repeat: int) -> dict[str, list[float]]:
-    """Log C of the supernet less log C without each operator, for both measures of one kernel.
-
-    Weights and tasks are those that the scorer draws for this repeat of the first round.
-    """
+    """Log C of the supernet less log C without each operator, for both measures of one kernel in the first round."""
+    assert scorer.tasks is not None, "the scorer is of a kernel"
     seed = derived_seed(scorer.seed, "score-weights", 0, repeat)
     tasks = scorer.tasks(generator(scorer.seed, "score-tasks", 0, repeat))
     network = supernet(Candidates(), scorer.network, seed).to(scorer.device)
@@ -120,12 +132,12 @@ def region_differences(scorer: CellScorer, repeat: int) -> dict[str, list[float]
 
 
 def without_each() -> list[Candidates]:
-    """The whole supernet, and the supernets without one of its operators."""
+    """The supernet, and the supernet without each of its operators."""
     whole = Candidates()
     return [whole, *(whole.without(operator) for operator in whole.operators())]
 
 
-def timed(function: partial) -> tuple[object, float]:
-    """The result, and the CPU seconds of this process."""
+def timed(function: partial) -> tuple[Any, float]:
+    """The result of a call, and its CPU seconds in this process."""
     begun = time.process_time()
     return function(), time.process_time() - begun

@@ -1,15 +1,15 @@
-"""What the study of repeated scores found: reliability against repeats and against CPU seconds, and a table."""
+"""The results of the study of repeated scores: reliability against repeats and against CPU seconds, and a table."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.plotting import COLOURS, LINE_STYLES, MARKERS, figure, save, ticks_at
-from experiments.runs import without_paths
-from experiments.studies.correlation_report import number, span
+from experiments.plotting import COLOURS, LINE_STYLES, MARKERS, figure, save_figure, ticks_at
+from experiments.studies.correlation_report import figure_settings, number, span
 from experiments.studies.measurements import Record, check_repeats
 from experiments.studies.settings import Stability as Settings
 from mamltheory.nas.genotype import Candidates
@@ -34,7 +34,7 @@ MEASURE_NAMES = {"condition": "condition number", "harmonic": "harmonic"}
 
 
 @dataclass(frozen=True, eq=False)
-class Findings:
+class StabilityFindings:
     """Scores (operators × repeats) and their stability by name, and comparisons on common repeats."""
 
     scores: Mapping[Name, np.ndarray]
@@ -48,23 +48,23 @@ class Findings:
     infinite: int
 
 
-def report(settings: Settings, records: Mapping[str, Record]) -> None:
-    """Write ``stability.{png,pdf,json,md}`` into the output folder and print the table."""
+def report_stability(settings: Settings, records: Mapping[str, Record]) -> None:
+    """Write ``stability.{png,pdf,json,md}`` and print the table."""
     check_repeats(records, settings.runs, len(edges()))
-    found = findings(settings, list(records.values()))
-    text = table(settings, found)
-    draw(settings, found)
+    found = stability_findings(settings, list(records.values()))
+    text = stability_table(settings, found)
+    draw_stability(settings, found)
     replace_file(settings.out / "stability.md", text.encode())
     print(f"{text}wrote {settings.out / 'stability.md'}")
 
 
 def edges() -> list[tuple]:
-    """The edge of every operator of the whole supernet; contrasts on an edge are what a search goes by."""
+    """The edge of every operator of the supernet; a search compares operators on one edge."""
     return [(operator.cell, tuple(operator.edge)) for operator in Candidates().operators()]
 
 
-def findings(settings: Settings, records: list[Record]) -> Findings:
-    """Everything that is read off the repeats."""
+def stability_findings(settings: Settings, records: list[Record]) -> StabilityFindings:
+    """The statistics of the repeats."""
     columns: dict[Name, list] = {}
     seconds: dict[Name, list] = {}
     infinite = 0
@@ -83,11 +83,13 @@ def findings(settings: Settings, records: list[Record]) -> Findings:
         random = numpy_generator(settings.seed, "study stability", i)
         found[name] = repeatability(values, edges(), float(np.mean(seconds[name])), random, settings.draws)
     alike = _alike(settings, columns)
-    return Findings(scores, found, *_comparisons(settings, columns), alike, _evaluations(records), infinite)
+    return StabilityFindings(
+        scores, found, *_comparisons(settings, columns), alike, _evaluations(records), infinite
+    )
 
 
 def _alike(settings: Settings, columns: Mapping[Name, list]) -> dict[str, Difference]:
-    """Whether the two measures of a kernel say the same of the operators, but for their noise."""
+    """The correlation of the two measures of a kernel, corrected for noise."""
     found = {}
     for estimator, tasks, measure in columns:
         other = (estimator, tasks, "condition")
@@ -96,15 +98,12 @@ def _alike(settings: Settings, columns: Mapping[Name, list]) -> dict[str, Differ
             if pair[0].shape[1] >= LEAST_REPEATS:
                 random = numpy_generator(settings.seed, "study correlation")
                 where = f"{ESTIMATORS[estimator]}, T = {tasks}"
-                found[where] = corrected_correlation(*pair, edges(), random, settings.draws)
+                found[where] = corrected_correlation(pair[0], pair[1], edges(), random, settings.draws)
     return found
 
 
 def _comparisons(settings: Settings, columns: Mapping[Name, list]) -> tuple[dict, dict, dict, dict]:
-    """Paired differences of r₁: harmonic less condition, most less fewest tasks, gradient less one by one.
-
-    Those with too few common repeats are left out.
-    """
+    """Paired differences of r₁ for measures, numbers of tasks and estimators, if there are enough common repeats."""
 
     def paired(first: Name, second: Name) -> Difference | None:
         if {first, second} - set(columns):
@@ -113,7 +112,7 @@ def _comparisons(settings: Settings, columns: Mapping[Name, list]) -> tuple[dict
         if pair[0].shape[1] < LEAST_REPEATS:
             return None
         seed = derived_seed(settings.seed, "study differences")
-        return reliability_difference(*pair, edges(), seed, settings.draws)
+        return reliability_difference(pair[0], pair[1], edges(), seed, settings.draws)
 
     harmonic, more, gradient, agreement = {}, {}, {}, {}
     for estimator, tasks, measure in columns:
@@ -124,17 +123,18 @@ def _comparisons(settings: Settings, columns: Mapping[Name, list]) -> tuple[dict
             pair = (("gradient", tasks, measure), ("exact", tasks, measure))
             gradient[measure] = paired(*pair)
             if gradient[measure] is not None:
-                agreement[measure] = repeat_correlation(*_common(columns, *pair), edges())
+                first, second = _common(columns, *pair)
+                agreement[measure] = repeat_correlation(first, second, edges())
     fewest, most = settings.gradient_tasks[0], settings.gradient_tasks[-1]
     if most > fewest:
         for measure in MEASURE_NAMES:
             more[measure] = paired(("gradient", most, measure), ("gradient", fewest, measure))
-    found = [{key: d for key, d in each.items() if d is not None} for each in (harmonic, more, gradient)]
-    return *found, agreement
+    kept = [{key: d for key, d in each.items() if d is not None} for each in (harmonic, more, gradient)]
+    return kept[0], kept[1], kept[2], agreement
 
 
 def _common(columns: Mapping[Name, list], *names: Name) -> list[np.ndarray]:
-    """The scores of these names on the repeats that all of them have."""
+    """The scores of these names on their common repeats."""
     by_repeat = [dict(columns[name]) for name in names]
     shared = sorted(set.intersection(*map(set, by_repeat)))
     return [
@@ -143,7 +143,7 @@ def _common(columns: Mapping[Name, list], *names: Name) -> list[np.ndarray]:
 
 
 def _evaluations(records: list[Record]) -> dict[str, float]:
-    """CPU seconds of the gradient in those of one score of the supernet, by joint tasks: the median over repeats."""
+    """CPU seconds of the gradient over those of one score of the supernet, by joint tasks: the median over repeats."""
     found: dict[str, list[float]] = {}
     for record in records:
         if record["estimator"] == "gradient":
@@ -153,15 +153,15 @@ def _evaluations(records: list[Record]) -> dict[str, float]:
 
 
 def label(name: Name) -> str:
-    """A score in words."""
+    """The name of a score in the table."""
     estimator, tasks, measure = name
     if estimator == "regions":
         return "linear regions, one by one"
     return f"{MEASURE_NAMES[measure]}, {ESTIMATORS[estimator]}, T = {tasks}"
 
 
-def style(name: Name, settings: Settings) -> dict[str, object]:
-    """Colour by estimator and tasks, full lines for the harmonic number, broken ones for the condition number."""
+def style(name: Name, settings: Settings) -> dict[str, Any]:
+    """Colour by estimator and tasks; solid lines for the harmonic number, dashed ones for the condition number."""
     estimator, tasks, measure = name
     if estimator == "gradient":
         place = settings.gradient_tasks.index(tasks)
@@ -175,8 +175,8 @@ def style(name: Name, settings: Settings) -> dict[str, object]:
     }
 
 
-def draw(settings: Settings, found: Findings) -> None:
-    """Reliability against repeats, with what independent halves show, and against CPU seconds."""
+def draw_stability(settings: Settings, found: StabilityFindings) -> None:
+    """Draw reliability against repeats, with measurements from independent halves, and against CPU seconds."""
     with figure("page", 4.3, columns=2, sharey=True) as (drawing, axes):
         against_repeats(axes[0, 0], settings, found)
         against_seconds(axes[0, 1], settings, found)
@@ -186,13 +186,19 @@ def draw(settings: Settings, found: Findings) -> None:
             f"Reliability of operator scores: {settings.kernel.upper()}, first round, {settings.channels} channels, "
             f"{settings.cells} cells"
         )
-        config = {key: value for key, value in without_paths(settings).items() if key != "runs"}
-        paths = save(drawing, "stability", record(found), settings.out, config, settings.seed)
+        paths = save_figure(
+            drawing,
+            "stability",
+            stability_numbers(found),
+            settings.out,
+            figure_settings(settings),
+            settings.seed,
+        )
     print(f"wrote {paths[0]} (and .pdf, .json)")
 
 
-def against_repeats(axes: Axes, settings: Settings, found: Findings) -> None:
-    """Predicted curves from one repeat on, the interval at one repeat, and correlations between disjoint halves."""
+def against_repeats(axes: Axes, settings: Settings, found: StabilityFindings) -> None:
+    """Draw predicted curves, the interval at one repeat, and correlations between disjoint halves."""
     grid = np.geomspace(1, MOST_REPEATS, 60)
     null = max(each.null[1] for name, each in found.stability.items() if name[0] == "gradient")
     band = predicted_reliability(null, grid)
@@ -214,8 +220,8 @@ def against_repeats(axes: Axes, settings: Settings, found: Findings) -> None:
     axes.set_ylabel("reliability; points: between independent means")
 
 
-def against_seconds(axes: Axes, settings: Settings, found: Findings) -> None:
-    """The same curves over what the repeats cost."""
+def against_seconds(axes: Axes, settings: Settings, found: StabilityFindings) -> None:
+    """Draw the predicted curves against CPU seconds."""
     seconds = [each.seconds for each in found.stability.values()]
     most = max(600, 10 * max(seconds))
     for name, each in found.stability.items():
@@ -227,8 +233,8 @@ def against_seconds(axes: Axes, settings: Settings, found: Findings) -> None:
     axes.set_xlabel("CPU seconds")
 
 
-def record(found: Findings) -> dict[str, object]:
-    """Every number, for the JSON."""
+def stability_numbers(found: StabilityFindings) -> dict[str, Any]:
+    """The numbers for the JSON."""
     keys = {name: " ".join(map(str, name)) for name in found.stability}
     return {
         "stability": {keys[name]: each for name, each in found.stability.items()},
@@ -244,8 +250,8 @@ def record(found: Findings) -> dict[str, object]:
     }
 
 
-def table(settings: Settings, found: Findings) -> str:
-    """The table, what was measured, and which claims hold."""
+def stability_table(settings: Settings, found: StabilityFindings) -> str:
+    """The table with notes and claims."""
     lines = [
         "| score | repeats | r₁ | null | halves: measured (predicted) | τ of halves | same operator out | "
         "repeats for 0.9 | CPU s a repeat | CPU s for 0.9 |",
@@ -270,7 +276,7 @@ def table(settings: Settings, found: Findings) -> str:
         f"operator out: share of edges on which two independent halves remove the same one; chance {number(chance)}. "
         f"CPU seconds of one thread on a shared machine. {found.infinite} repeats were infinite and are left out.",
         "",
-        *claims(found),
+        *claim_lines(found),
     ]
     return "\n".join(lines) + "\n"
 
@@ -280,16 +286,16 @@ def whole(value: float) -> str:
     return "∞" if math.isinf(value) else f"{value:.0f}"
 
 
-def verdict(difference: Difference) -> str:
-    """What an interval says of a claimed gain."""
+def gain_verdict(difference: Difference) -> str:
+    """The verdict of an interval on a claimed gain."""
     low, high = difference.interval
-    said = "confirmed" if low > 0 else "contradicted" if high < 0 else "not resolved"
-    return f"{said}, {number(difference.value)} {span(difference.interval)}"
+    verdict = "confirmed" if low > 0 else "contradicted" if high < 0 else "not resolved"
+    return f"{verdict}, {number(difference.value)} {span(difference.interval)}"
 
 
-def claims(found: Findings) -> list[str]:
-    """What was claimed of these scores beforehand, and what is seen here."""
-    harmonic = "; ".join(f"{where}: {verdict(d)}" for where, d in found.harmonic_gain.items())
+def claim_lines(found: StabilityFindings) -> list[str]:
+    """Claims about the scores, with their verdicts."""
+    harmonic = "; ".join(f"{where}: {gain_verdict(d)}" for where, d in found.harmonic_gain.items())
     lines = [f"- The harmonic number has a higher r₁ than the condition number: {harmonic}."]
     alike = "; ".join(f"{where}: {number(d.value)} {span(d.interval)}" for where, d in found.alike.items())
     if alike:
@@ -298,13 +304,13 @@ def claims(found: Findings) -> list[str]:
         )
     if found.task_gain:
         tasks = [t for e, t, _ in found.stability if e == "gradient"]
-        more = "; ".join(f"{MEASURE_NAMES[m]}: {verdict(d)}" for m, d in found.task_gain.items())
+        more = "; ".join(f"{MEASURE_NAMES[m]}: {gain_verdict(d)}" for m, d in found.task_gain.items())
         lines.append(f"- r₁ grows from T = {min(tasks)} to T = {max(tasks)}: {more}.")
     ratios = ", ".join(f"{ratio:.1f} at T = {tasks}" for tasks, ratio in found.evaluations.items())
     lines.append(f"- A gradient costs about four evaluations of the supernet: {ratios} (median).")
     gradient = "; ".join(
         f"{MEASURE_NAMES[m]}: correlation {number(found.agreement[m])} repeat by repeat; higher r₁ on the same "
-        f"repeats {verdict(d)}"
+        f"repeats {gain_verdict(d)}"
         for m, d in found.gradient_gain.items()
     )
     if gradient:

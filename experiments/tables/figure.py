@@ -1,17 +1,16 @@
-"""Accuracy of every trained network against its size: what a difference between methods has to be seen beside."""
+"""Accuracy of every trained network against its size."""
 
-from experiments.plotting import curve, figure, save
+from typing import Any
+
+from experiments.plotting import curve, figure, save_figure
 from experiments.runs import without_paths
 from experiments.tables.results import Results
 from experiments.tables.settings import RECIPES, SHOTS, SIZED, Experiment, Method
 from experiments.tables.sheets import NAMES
 
 
-def draw(results: Results, experiment: Experiment) -> str:
-    """A panel for each number of shots, a point for each run with its 95 % interval over tasks; returns the name.
-
-    Random cells of a search's size have its mark, hollow.
-    """
+def draw_sizes(results: Results, experiment: Experiment) -> str:
+    """Draw a panel for each number of shots and a point for each run with its interval over tasks; returns the name."""
     settings = results.settings
     marked = [method for method in settings.methods if method not in SIZED]
     points = {method: _points(results, experiment, method) for method in settings.methods}
@@ -34,11 +33,11 @@ def draw(results: Results, experiment: Experiment) -> str:
         parts = dict.fromkeys(("table", settings.name, experiment.replace("-", "_"), "sizes"))
         name = "_".join(parts)  # the experiment once, where the table is named after it
         data = {"data": RECIPES[experiment].data, "methods": points}
-        save(drawing, name, data, settings.out, without_paths(settings), settings.seed)
+        save_figure(drawing, name, data, settings.out, without_paths(settings), settings.seed)
     return name
 
 
-def _points(results: Results, experiment: Experiment, method: Method) -> list[dict[str, object]]:
+def _points(results: Results, experiment: Experiment, method: Method) -> list[dict[str, Any]]:
     return [
         {
             "seed": measured.run.seed,

@@ -2,9 +2,10 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -26,14 +27,19 @@ LATEX = {
 
 
 WIDE = 8
-"""Columns beyond which a LaTeX table takes both columns of a page."""
+"""Most columns of a LaTeX table in one column of a page."""
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """One table: a title, columns as (group, name), where neighbours of one group share a heading, and rows.
+    """One table.
 
-    blocks: numbers of the rows before which a line is drawn. notes: sentences below the table.
+    Attributes:
+        title: Title or caption.
+        columns: (group, name) of each column; neighbours in one group share a heading.
+        rows: The cells.
+        notes: Sentences below the table.
+        blocks: Numbers of the rows with a line above.
     """
 
     title: str
@@ -44,7 +50,7 @@ class Sheet:
 
 
 def markdown(sheet: Sheet) -> str:
-    """A GitHub table; a group stands before the name of each of its columns."""
+    """A GitHub table; the name of a column begins with its group."""
     names = [f"{group}: {name}" if group else name for group, name in sheet.columns]
     lines = [f"**{sheet.title}**", "", _bar(names), _bar(["---"] * len(names))]
     lines += [_bar([cell.replace("|", "\\|") for cell in row]) for row in sheet.rows]
@@ -58,7 +64,7 @@ def _bar(cells: Sequence[str]) -> str:
 
 
 def latex(sheet: Sheet) -> str:
-    """A table environment that needs the packages booktabs and amssymb."""
+    """A LaTeX table; it needs the packages booktabs and amssymb."""
     count = len(sheet.columns)
     kind = "table*" if count > WIDE else "table"
     lines = [
@@ -93,17 +99,17 @@ def _headings(groups: list[tuple[str, int]]) -> list[str]:
     return [" & ".join(cells) + r" \\", " ".join(rules)]
 
 
-def _latex_row(cells: Sequence[str]) -> str:
+def _latex_row(cells: Iterable[str]) -> str:
     return " & ".join(map(escaped, cells)) + r" \\"
 
 
 def escaped(text: str) -> str:
-    """The text with LaTeX's special characters and our signs as commands."""
+    """The text with special characters as LaTeX commands."""
     return "".join(LATEX.get(character, character) for character in text)
 
 
-def csv_text(records: Sequence[dict[str, object]]) -> str:
-    """Records of the same keys, a line each; None is an empty field."""
+def csv_text(records: Sequence[dict[str, Any]]) -> str:
+    """Records with the same keys as CSV; None is an empty field."""
     file = io.StringIO()
     writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
     writer.writeheader()

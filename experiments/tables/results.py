@@ -1,13 +1,20 @@
-"""What the finished runs of a table measured, each number with the run folders that it comes from."""
+"""The measurements in the finished runs of a table, with their run folders."""
 
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 
-from experiments.tables.runs import Run, evaluated, finished, runs_of, search_settings, train_settings
+from experiments.tables.pipeline import (
+    Run,
+    finished_evaluation,
+    finished_run,
+    runs_of,
+    search_settings,
+    train_settings,
+)
 from experiments.tables.settings import SIZED, Experiment, Method, Table
 from experiments.training.evaluate import accuracies_of
 from mamltheory.errors import CheckpointError, ConfigurationError
@@ -22,7 +29,7 @@ class _Spent(TypedDict):
 
 
 class _Search(TypedDict):
-    """What is read of the record of a search."""
+    """The keys of the record of a search that are read."""
 
     environment: dict[str, object]
     results: _Spent
@@ -33,13 +40,18 @@ class _Search(TypedDict):
 
 @dataclass(frozen=True)
 class Measured:
-    """The evaluations of one run: {shots: record}; its size and the search's seconds where they are known.
+    """The measurements of one run.
 
-    sources: the run folders with the SHA-256 of their records, by stage.
+    Attributes:
+        run: The run.
+        evaluations: Results of the evaluation by number of shots.
+        parameters: Number of parameters, if known.
+        search_seconds: Duration of the search, if known.
+        sources: Run folders and the SHA-256 of their records, by stage.
     """
 
     run: Run
-    evaluations: dict[int, dict[str, object]]
+    evaluations: dict[int, dict[str, Any]]
     parameters: int | None
     search_seconds: float | None
     sources: dict[str, dict[str, str]]
@@ -51,13 +63,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Results:
-    """All that the run folders hold for a table."""
+    """The measurements in the run folders of a table."""
 
     settings: Table
     measured: tuple[Measured, ...]
 
     def of(self, experiment: Experiment, method: Method, shots: int | None = None) -> list[Measured]:
-        """The runs of a method, by seed; with shots only those that were evaluated on so many."""
+        """The runs of a method by seed; with ``shots``, those that were evaluated on that number."""
         return [
             m
             for m in self.measured
@@ -76,15 +88,23 @@ class Results:
         return over_runs(sizes) if sizes else None
 
     def search_seconds(self, experiment: Experiment, method: Method) -> Spread | None:
-        """What the searches took, of those of which it is known."""
+        """Mean and standard deviation of the known durations of the searches."""
         times = [m.search_seconds for m in self.of(experiment, method) if m.search_seconds is not None]
         return over_runs(times) if times else None
 
     def comparison(self, experiment: Experiment, other: Method, shots: int) -> Comparison | None:
-        """MetaNTK-NAS minus another method on the tasks that both met, or the search whose size random cells have
-        minus those; None below two common runs.
+        """A method minus another one on common tasks.
 
-        Raises ConfigurationError when runs of one seed were evaluated on different tasks.
+        Args:
+            experiment: Data and size.
+            other: The method that is subtracted, see :func:`compared_with`.
+            shots: Support images per class.
+
+        Returns:
+            The comparison; None below two common runs.
+
+        Raises:
+            ConfigurationError: Two runs with the same seed were evaluated on different tasks.
         """
         ours = {m.run.seed: m for m in self.of(experiment, compared_with(other), shots)}
         pairs = [(ours[m.run.seed], m) for m in self.of(experiment, other, shots) if m.run.seed in ours]
@@ -100,20 +120,20 @@ class Results:
 
 
 def compared_with(method: Method) -> Method:
-    """What a method is subtracted from."""
+    """The method that another one is subtracted from: MetaNTK-NAS, or the search whose size random cells have."""
     return SIZED.get(method, "metantk")
 
 
-def collect(settings: Table) -> Results:
-    """What is there; a run that is missing or unfinished has no evaluations."""
+def collect_results(settings: Table) -> Results:
+    """The measurements in the run folders; missing and unfinished runs have no evaluations."""
     return Results(settings, tuple(_measured(settings, run) for run in runs_of(settings)))
 
 
 def _measured(settings: Table, run: Run) -> Measured:
-    records = {shots: evaluated(settings, run, shots) for shots in run.recipe.evaluate}
+    records = {shots: finished_evaluation(settings, run, shots) for shots in run.recipe.evaluate}
     evaluations = {shots: record["results"] for shots, record in records.items() if record is not None}
     searching, sources = search_settings(settings, run), {}
-    searched = finished(searching, "search") if searching is not None else None
+    searched = finished_run(searching, "search") if searching is not None else None
     if searched is not None:
         sources["search"] = _source(run.folder / "search")
     if evaluations:
@@ -129,8 +149,8 @@ def _source(folder: Path) -> dict[str, str]:
     return {"folder": folder.as_posix(), "sha256": sha256((folder / RUN_FILE).read_bytes())}
 
 
-def _seconds(record: dict[str, object] | None, folder: Path) -> float | None:
-    """CPU time of a search on a CPU, in however many sittings; on a GPU the time from beginning to end."""
+def _seconds(record: dict[str, Any] | None, folder: Path) -> float | None:
+    """The CPU time of a search on a CPU; on a GPU the time from beginning to end."""
     if record is None:
         return None
     if wrong := misfit(record, _Search, "it"):
@@ -141,6 +161,6 @@ def _seconds(record: dict[str, object] | None, folder: Path) -> float | None:
         seconds = record["results"].get("cpu_seconds")
         return None if seconds is None else float(seconds)
     if record["starts"] != 1:
-        return None  # it rested in between
+        return None  # the time includes a pause
     begun, ended = (datetime.fromisoformat(record[key]) for key in ("started", "ended"))
     return (ended - begun).total_seconds()

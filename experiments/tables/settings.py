@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from experiments.requirements import require, require_at_least
 from experiments.search.settings import SEARCH, Search
-from experiments.training.evaluation_settings import EVALUATE, Evaluate
-from experiments.training.settings import TRAIN, Train
+from experiments.training.settings import EVALUATE, TRAIN, Evaluate, Train
 
 Experiment = Literal["glyphs", "mini-5", "mini-8", "tiered-5", "tiered-8"]
 Method = Literal[
@@ -28,7 +27,7 @@ SIZED: Mapping[Method, Method] = {
     "random-te-nas-size": "te-nas",
     "random-regions-size": "regions",
 }
-"""Random cells, and the search whose cell of the same run has as many parameters."""
+"""Random cells, and the search whose cell under the same seed has as many parameters."""
 EXPERIMENTS: tuple[Experiment, ...] = ("mini-5", "mini-8", "tiered-5", "tiered-8")
 METHODS: tuple[Method, ...] = ("metantk", "te-nas", "regions", "random", "random-same-size")
 """The ablation of Table 2 and the random cells that it lacks."""
@@ -36,22 +35,22 @@ METHODS: tuple[Method, ...] = ("metantk", "te-nas", "regions", "random", "random
 
 @dataclass(frozen=True)
 class Table:
-    """Tables 1 and 2: what the run folders hold, runs compared, beside the numbers that the paper prints."""
+    """Tables 1 and 2 from the run folders, with comparisons over runs, next to the numbers of the paper."""
 
     name: str = "paper"
     """Last part of the files' names: table_NAME.md, .tex, .csv and .json."""
     experiments: tuple[Experiment, ...] = EXPERIMENTS
     """Data and sizes; all but glyphs are the paper's, by its recipes."""
     methods: tuple[Method, ...] = METHODS
-    """Where the cells come from: searches (metantk-stable: by the protocol stable), the published cells of the paper
-    (metantk-published, one a run) and of MetaNAS (metanas), random cells, random cells with as many parameters as
-    the one that metantk, te-nas or regions found."""
+    """Origin of the cells: searches (metantk-stable: with the protocol stable), the published cells of the paper
+    (metantk-published, one per run) and of MetaNAS (metanas), random cells, and random cells with as many parameters
+    as the cell that metantk, te-nas or regions found."""
     runs: int = 3
     """Independent runs (search, training, evaluation) of every method."""
     seed: int = 0
     """Seed of the first run; the others follow."""
     missing: Literal["show", "make"] = "show"
-    """What to do about runs that are not there or not finished: show the gap, or make them now."""
+    """Missing and unfinished runs: show the gap, or make them now."""
     mini: str = "data/mini-imagenet"
     """Folder of miniImageNet."""
     tiered: str = "data/tiered-imagenet"
@@ -86,14 +85,19 @@ SHOTS = (1, 5)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of the three stages; folders, seeds and the method are put in for every run.
+    """Settings of the three stages, without folders, seeds and the method of a run.
 
-    methods: what each search changes of the settings. inputs: of a random cell's nodes, as the search derives
-    them. published: for what data and size the published cells are, by name.
+    Attributes:
+        search: Settings of the search.
+        methods: Changes of these settings by method.
+        train: Settings of the training.
+        evaluate: Settings of the evaluation by number of shots.
+        inputs: Inputs of a random cell's nodes, as the search derives them.
+        published: Data and size of the published cells, by name.
     """
 
     search: Search
-    methods: dict[str, dict[str, object]]
+    methods: dict[str, dict[str, Any]]
     train: Train
     evaluate: dict[int, Evaluate]
     inputs: Literal["all", "two"]
@@ -101,7 +105,7 @@ class Recipe:
 
     @property
     def data(self) -> str:
-        """What the images are called in a table."""
+        """Name of the data in a table."""
         name = self.train.data
         return next((known for word, known in DATA_NAMES.items() if word in name), name)
 
@@ -110,7 +114,7 @@ DATA_NAMES = {"mini": "mini-ImageNet", "tiered": "tiered-ImageNet", "glyphs": "g
 
 
 # [6.3] the ablation: MetaNTK and regions; NTK and regions, on as many samples (footnote 11); regions alone.
-_METHODS = {
+_METHODS: dict[str, dict[str, Any]] = {
     "metantk": {"method": "metantk-nas"},
     "metantk-stable": {"method": "metantk-nas", "protocol": "stable"},
     "te-nas": {"method": "te-nas"},
@@ -124,9 +128,9 @@ def _paper(name: str) -> Recipe:
 
 
 # Small enough for one CPU: a minute or two for a search, a minute for a training and its evaluations. The searches
-# take three tasks and three repeats and, as in the released code, smaller images than the training; by stable there is
-# no signal at 16 pixels, so that it takes 32.
-_SIZE = {"channels": 8, "cells": 3, "stem_stride": 2}
+# use three tasks and three repeats and, as in the released code, smaller images than the training. The protocol stable
+# uses 32 pixels, because it finds no signal at 16.
+_SIZE: dict[str, Any] = {"channels": 8, "cells": 3, "stem_stride": 2}
 _GLYPHS = Recipe(
     search=Search(**_SIZE, image_size=16, protocol="paper", outputs="sum"),
     methods=_METHODS | {"metantk-stable": _METHODS["metantk-stable"] | {"image_size": 32}},
@@ -136,7 +140,7 @@ _GLYPHS = Recipe(
     published="mini-5",
 )
 
-RECIPES: dict[Experiment, Recipe] = {"glyphs": _GLYPHS} | {name: _paper(name) for name in EXPERIMENTS}
+RECIPES: dict[Experiment, Recipe] = {"glyphs": _GLYPHS, **{name: _paper(name) for name in EXPERIMENTS}}
 
 TABLE = {
     # Three runs as in the paper; six are the fewest with which a sign test can fall below 0.05.

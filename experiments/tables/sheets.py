@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from experiments.tables.markup import Sheet
 from experiments.tables.paper_results import MINI, PAPER_RESULTS, TIERED, PaperResult
+from experiments.tables.pipeline import SEARCHED
 from experiments.tables.results import Measured, Results, compared_with
-from experiments.tables.runs import SEARCHED
-from experiments.tables.settings import RECIPES, SHOTS, SIZED, Experiment, Method
+from experiments.tables.settings import EXPERIMENTS, RECIPES, SHOTS, SIZED, Experiment, Method
 from mamltheory.fewshot.statistics import Comparison, Spread
 
 NAMES: dict[Method, str] = {
@@ -29,13 +29,13 @@ INGREDIENTS: dict[str, tuple[str, str, str]] = {
     "Linear regions": ("", "", "✓"),
 }
 MADE: dict[str, Method] = {"MetaNTK-NAS": "metantk", "MetaNAS (retrained)": "metanas"}
-"""Models of Table 1 and the methods that stand for them here."""
+"""Models of Table 1 and the methods for them here."""
 OUTPUTS = {"full": "all outputs", "sum": "summed outputs"}
 MISSING, NOTHING = "missing", "–"
 ABLATED: dict[Experiment, int] = {"mini-5": 5, "mini-8": 8}
 DEVIATION = (
     "± after an accuracy in per cent is the standard deviation over runs; a run is a search, a training and an "
-    "evaluation under a seed of its own."
+    "evaluation under one seed."
 )
 SEARCH_TIME = "CPU time on a CPU, time from beginning to end on a GPU"
 PRINTED = "Rows marked paper are printed there and were not measured by this code; ± is theirs, a deviation over runs."
@@ -43,7 +43,7 @@ QUOTED = f"{PRINTED} In the rows from MAML to MetaNAS it is what their authors g
 
 
 def sheets(results: Results) -> list[Sheet]:
-    """The sheets that the table's experiments and methods call for."""
+    """The sheets for the experiments and methods of the table."""
     chosen, found = results.settings, []
     paper = [name for name in chosen.experiments if name != "glyphs"]
     if paper and "metantk" in chosen.methods:
@@ -58,7 +58,7 @@ def sheets(results: Results) -> list[Sheet]:
 
 
 def table_1(results: Results) -> Sheet:
-    """Table 1: the paper's rows, and below each of those that this code can make the same measured here."""
+    """Table 1: the rows of the paper, each followed by the measurements here, if any."""
     rows = []
     for printed in _models(1):
         model = next(iter(printed.values()))
@@ -66,7 +66,8 @@ def table_1(results: Results) -> Sheet:
         row = [f"{model.model} (paper)", model.architecture, cells, model.training]
         rows.append((*row, *_printed_half(printed.get(MINI)), *_printed_half(printed.get(TIERED))))
         if (method := MADE.get(model.model)) in results.settings.methods:
-            halves = [_own_half(results, f"{data}-{model.cells}", method) for data in ("mini", "tiered")]
+            made: list[Experiment] = [name for name in EXPERIMENTS if name.endswith(f"-{model.cells}")]
+            halves = [_own_half(results, name, method) for name in made]
             rows.append((f"{model.model} (this code)", "Cells", cells, "RFS", *halves[0], *halves[1]))
     half = ("parameters", "search", "1-shot", "5-shot")
     columns = [("", name) for name in ("Model", "Arch.", "Cells", "Training")]
@@ -79,7 +80,7 @@ def table_1(results: Results) -> Sheet:
 
 
 def table_2(results: Results) -> Sheet:
-    """Table 2: the ablation on mini-ImageNet, the paper's rows above those measured here."""
+    """Table 2: the ablation on mini-ImageNet, with the rows of the paper above the measurements here."""
     rows = []
     for printed in _models(2, by="model"):
         cells = {result.cells: result for result in printed}
@@ -98,7 +99,7 @@ def table_2(results: Results) -> Sheet:
 
 
 def ablation(results: Results, experiment: Experiment) -> Sheet:
-    """An experiment that is not the paper's, in the form of Table 2, with sizes and search times."""
+    """An experiment that is not in the paper, in the form of Table 2, with sizes and search times."""
     rows = []
     for method in results.settings.methods:
         name, sizes = NAMES[method], results.parameters(experiment, method)
@@ -122,9 +123,7 @@ def ablation(results: Results, experiment: Experiment) -> Sheet:
 
 
 def comparisons(results: Results, experiment: Experiment) -> Sheet:
-    """MetaNTK-NAS minus every other method, and each search minus random cells of its size: runs are the unit, each
-    difference is over common tasks.
-    """
+    """MetaNTK-NAS minus every other method, and each search minus random cells of its size, over runs."""
     rows, found = [], {}
     for method in _others(results):
         for shots in SHOTS:
@@ -156,11 +155,11 @@ def comparisons(results: Results, experiment: Experiment) -> Sheet:
         if asked
     )
     columns = tuple(("", name) for name in names)
-    return Sheet(title, columns, tuple(rows), (_method_note(), verdict(list(found.values()))))
+    return Sheet(title, columns, tuple(rows), (_method_note(), comparison_verdict(list(found.values()))))
 
 
-def verdict(found: Sequence[Comparison]) -> str:
-    """What the comparisons allow to say, and what they do not."""
+def comparison_verdict(found: Sequence[Comparison]) -> str:
+    """The conclusion from the comparisons, with its power."""
     runs = min(len(comparison.differences) for comparison in found)
     shown = [comparison for comparison in found if comparison.shown]
     better = sum(comparison.interval.mean > 0 for comparison in shown)
@@ -179,7 +178,7 @@ def verdict(found: Sequence[Comparison]) -> str:
 
 
 def single_runs(results: Results, experiment: Experiment) -> Sheet:
-    """Every trained network by itself: its interval over tasks says nothing of another search or training."""
+    """Every trained network with its interval over tasks, which does not cover other searches or trainings."""
     rows = [
         (
             NAMES[measured.run.method],
@@ -240,7 +239,7 @@ def _protocol(results: Results, experiment: Experiment) -> str:
 
 
 def _models(table: int, by: str = "stack") -> list:
-    """The paper's rows in their order: {data: result} for Table 1, the results of a model for Table 2."""
+    """The rows of the paper: {data: result} for Table 1, the results of a model for Table 2."""
     rows: dict[tuple, list[PaperResult]] = {}
     for result in PAPER_RESULTS:
         if result.table == table:
@@ -251,7 +250,7 @@ def _models(table: int, by: str = "stack") -> list:
     return [{result.data: result for result in row} for row in rows.values()]
 
 
-def _printed_half(result: PaperResult | None) -> tuple[str, str, str, str]:
+def _printed_half(result: PaperResult | None) -> tuple[str, ...]:
     if result is None:
         return (NOTHING,) * 4
     hours = NOTHING if result.hours is None else f"{result.hours} h"
@@ -262,7 +261,7 @@ def _printed(result: PaperResult, shots: int) -> str:
     return " ± ".join(result.accuracy[shots])
 
 
-def _own_half(results: Results, experiment: Experiment, method: Method) -> tuple[str, str, str, str]:
+def _own_half(results: Results, experiment: Experiment, method: Method) -> tuple[str, ...]:
     if experiment not in results.settings.experiments:
         return (NOTHING,) * 4
     sizes, seconds = results.parameters(experiment, method), results.search_seconds(experiment, method)
@@ -282,7 +281,7 @@ def _own(results: Results, experiment: Experiment, method: Method, shots: int) -
 
 
 def _spread(spread: Spread, digits: int, wanted: int) -> str:
-    """Mean ± deviation, with the number of runs where it is not the one that was asked for."""
+    """Mean ± deviation, with the number of runs if it is not ``wanted``."""
     text = f"{spread.mean:.{digits}f}"
     if spread.deviation is not None:
         text += f" ± {spread.deviation:.{digits}f}"

@@ -1,34 +1,30 @@
-"""``table``: Tables 1 and 2 and the like from finished runs, beside the numbers that the paper prints."""
+"""``table``: Tables 1 and 2 and similar ones from finished runs, next to the numbers of the paper."""
 
 from dataclasses import asdict
 from itertools import chain
+from typing import Any
 
-from experiments.runs import without_paths
-from experiments.tables.figure import draw
+from experiments.runs import continued_by, without_paths
+from experiments.tables.figure import draw_sizes
 from experiments.tables.markup import csv_text, latex, markdown
 from experiments.tables.paper_results import PAPER_RESULTS, SOURCE, PaperResult
-from experiments.tables.results import Measured, Results, collect, compared_with
-from experiments.tables.runs import make
-from experiments.tables.settings import RECIPES, Table
+from experiments.tables.pipeline import make_missing_runs
+from experiments.tables.results import Measured, Results, collect_results, compared_with
+from experiments.tables.settings import RECIPES, Experiment, Method, Table
 from experiments.tables.sheets import NAMES, sheets
-from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.records import replace_file, to_json
 
-AGAIN = "the same command; every run goes on where it was"
 
-
-def run(settings: Table) -> int:
-    """Make the missing runs if asked to, write the table in four forms and print it; returns 0."""
+def make_table(settings: Table) -> int:
+    """Make the missing runs on request, write the table in four formats and print it; returns 0."""
     if settings.missing == "make":
-        try:
-            make(settings)
-        except Interrupted as stop:
-            raise stop.saved(AGAIN) from None
-    results = collect(settings)
-    print(write(results))
+        with continued_by("the same command; every run continues in its folder"):
+            make_missing_runs(settings)
+    results = collect_results(settings)
+    print(write_files(results))
     for experiment in settings.experiments:
         if any(m.evaluations for m in results.measured if m.run.experiment == experiment):
-            print(f"wrote {settings.out}/{draw(results, experiment)}.png (and .pdf, .json)")
+            print(f"wrote {settings.out}/{draw_sizes(results, experiment)}.png (and .pdf, .json)")
     lacking = [m.run for m in results.measured if set(m.evaluations) != set(m.run.recipe.evaluate)]
     if lacking:
         print(
@@ -38,23 +34,23 @@ def run(settings: Table) -> int:
     return 0
 
 
-def write(results: Results) -> str:
-    """Put the four files in place; returns the Markdown."""
+def write_files(results: Results) -> str:
+    """Write the four files; returns the Markdown."""
     settings, parts = results.settings, sheets(results)
     text = "\n".join(map(markdown, parts))
     contents = {
         "md": text,
         "tex": "% Needs the packages booktabs and amssymb.\n" + "\n".join(map(latex, parts)),
         "csv": csv_text([*_paper_lines(settings), *chain(*map(_own_lines, results.measured))]),
-        "json": to_json(record(results)),
+        "json": to_json(table_record(results)),
     }
     for end, content in contents.items():
         replace_file(settings.out / f"table_{settings.name}.{end}", content.encode())
     return text
 
 
-def record(results: Results) -> dict[str, object]:
-    """Everything that the table says, every number with the run folders and digests that it comes from."""
+def table_record(results: Results) -> dict[str, Any]:
+    """The numbers of the table with their run folders and digests."""
     return {
         "settings": without_paths(results.settings),
         "recipes": {name: asdict(RECIPES[name]) for name in results.settings.experiments},
@@ -65,7 +61,7 @@ def record(results: Results) -> dict[str, object]:
     }
 
 
-def _cells(results: Results) -> list[tuple]:
+def _cells(results: Results) -> list[tuple[Experiment, Method, int]]:
     settings = results.settings
     return [
         (experiment, method, shots)
@@ -75,7 +71,7 @@ def _cells(results: Results) -> list[tuple]:
     ]
 
 
-def _run_record(measured: Measured) -> dict[str, object]:
+def _run_record(measured: Measured) -> dict[str, Any]:
     kept = ("accuracy", "half_width", "description", "tasks_digest", "weights")
     accuracy = {
         f"{shots}-shot": {key: results[key] for key in kept}
@@ -93,14 +89,14 @@ def _run_record(measured: Measured) -> dict[str, object]:
     }
 
 
-def _mean(results: Results, experiment: str, method: str, shots: int) -> dict[str, object]:
+def _mean(results: Results, experiment: Experiment, method: Method, shots: int) -> dict[str, Any]:
     spread = results.accuracy(experiment, method, shots)
     folders = [m.sources[f"evaluate-{shots}-shot"] for m in results.of(experiment, method, shots)]
     named = {"experiment": experiment, "method": method, "shots": shots}
     return {**named, "per_cent": None if spread is None else asdict(spread), "sources": folders}
 
 
-def _comparison(results: Results, experiment: str, method: str, shots: int) -> dict[str, object]:
+def _comparison(results: Results, experiment: Experiment, method: Method, shots: int) -> dict[str, Any]:
     found = results.comparison(experiment, method, shots)
     named = {"experiment": experiment, "of": compared_with(method), "minus": method, "shots": shots}
     if found is None:
@@ -110,11 +106,11 @@ def _comparison(results: Results, experiment: str, method: str, shots: int) -> d
 
 
 def _printed(settings: Table) -> list[PaperResult]:
-    """The paper's rows, where the table has experiments of the paper."""
+    """The rows of the paper, if the table has experiments of the paper."""
     return list(PAPER_RESULTS) if set(settings.experiments) != {"glyphs"} else []
 
 
-def _paper_lines(settings: Table) -> list[dict[str, object]]:
+def _paper_lines(settings: Table) -> list[dict[str, Any]]:
     return [
         _csv_line(
             source="paper",
@@ -134,8 +130,8 @@ def _paper_lines(settings: Table) -> list[dict[str, object]]:
     ]
 
 
-def _own_lines(measured: Measured) -> list[dict[str, object]]:
-    """A line for every number of shots; without accuracy where the run is missing."""
+def _own_lines(measured: Measured) -> list[dict[str, Any]]:
+    """A line for every number of shots; without accuracy if the run is missing."""
     run, lines = measured.run, []
     hours = None if measured.search_seconds is None else measured.search_seconds / 3600
     for shots in run.recipe.evaluate:
@@ -165,5 +161,5 @@ CSV_COLUMNS = (
 )
 
 
-def _csv_line(**values: object) -> dict[str, object]:
+def _csv_line(**values: object) -> dict[str, Any]:
     return {key: values.get(key) for key in CSV_COLUMNS}

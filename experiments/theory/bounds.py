@@ -1,36 +1,133 @@
-"""``bounds``: how far the bounds of Theorem 3 lie above what networks of 1, 2 and 3 hidden layers do."""
+"""``bounds``: the bounds of Theorem 3 against networks of 1, 2 and 3 hidden layers.
+
+The probability in Theorem 3 is the share of initialisations that satisfy the bound (31) at every step. Many narrow
+networks are trained for it as one batch, of which only the residuals are kept.
+"""
+
+import dataclasses
+from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from matplotlib.axes import Axes
+from scipy.stats import binomtest
+from torch import Tensor
+from torch.func import grad_and_value, vmap
 
 from experiments.plotting import curve, figure, ticks_at
 from experiments.theory import convergence
-from experiments.theory.constants import constants, drift_bounds, lemma1_constant, path_bounds, theory
-from experiments.theory.report import draw_power_law, finish, legend_room, power_law_record, subtitle
-from experiments.theory.settings import Bounds
-from experiments.theory.share import share_record, shares
-from experiments.theory.sweep import Sweep, sweep
+from experiments.theory.constants import constants, drift_bounds, lemma1_constant, path_bounds, sweep_settings
+from experiments.theory.report import (
+    draw_power_law,
+    legend_room,
+    power_law_record,
+    save_theory_figure,
+    subtitle,
+)
+from experiments.theory.settings import Bounds, Theory
+from experiments.theory.sweep import Measurement, Problem, Sweep, network_of_width, run_sweep
+from mamltheory import FullyConnected, generator
 from mamltheory.asymptotics import root_mean_square
+from mamltheory.bounds import theorem3_residual_bound
+from mamltheory.inner_loop import meta_output, square_loss
+from mamltheory.tasks import Parameters, query_labels
+
+BATCH = 25
+"""Networks in a batch."""
+
+
+def batch_of_starts(settings: Theory, net: FullyConnected, batch: int) -> Parameters:
+    """θ_0 of the networks in a batch, stacked along a first dimension."""
+    starts = [
+        net.initialise(generator(settings.seed, "share init", net.width, BATCH * batch + i))
+        for i in range(BATCH)
+    ]
+    return {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
+
+
+def batch_residuals(
+    net: FullyConnected, starts: Parameters, problem: Problem, steps: int
+) -> Float[Tensor, "networks t"]:
+    """‖g(θ_t)‖ for t = 0 … steps of every network; infinity or NaN for a network that diverges.
+
+    Args:
+        net: The network.
+        starts: θ_0 of all networks, stacked along a first dimension.
+        problem: Tasks and learning rates.
+        steps: Meta-training steps.
+
+    Returns:
+        The residuals.
+    """
+    labels, rate = query_labels(problem.tasks), problem.eta0 / net.model.scale
+    params, residuals = starts, []
+
+    def loss(theta: Parameters) -> tuple[Tensor, Tensor]:
+        outputs = torch.cat([meta_output(net.model, theta, task, problem.inner) for task in problem.tasks])
+        return square_loss(outputs, labels), outputs
+
+    slopes = vmap(grad_and_value(loss, has_aux=True))
+    for _ in range(steps + 1):
+        gradient, (_, outputs) = slopes(params)
+        residuals.append((outputs - labels).norm(dim=1))
+        params = {name: theta - rate * gradient[name] for name, theta in params.items()}
+    return torch.stack(residuals, dim=1).detach()
+
+
+def measure_share(settings: Theory, problem: Problem, pair: tuple[int, int]) -> dict[str, Any]:
+    """For every network in a batch, whether its residual is below the bound (31) at all steps."""
+    width, batch = pair
+    net = network_of_width(settings, width)
+    residuals = batch_residuals(net, batch_of_starts(settings, net, batch), problem, settings.steps)
+    bound = theorem3_residual_bound(problem.eta0, problem.sigma_min, 1.0, settings.steps)
+    held = (residuals <= residuals[:, :1] * bound * (1 + 1e-12)).all(dim=1)
+    return {"width": width, "seed": batch, "held": [int(one) for one in held]}
+
+
+def shares(settings: Theory, widths: tuple[int, ...], batches: int) -> Sweep:
+    """Measurements of :func:`measure_share` for a number of batches at every width."""
+    narrow = dataclasses.replace(settings, widths=widths, seeds=batches)
+    return run_sweep(narrow, "networks within the bound", Measurement(f"share-of-{BATCH}", measure_share))
+
+
+def share_record(result: Sweep) -> dict[str, Any]:
+    """The share of networks within the bound, with the exact (Clopper–Pearson) 95 % interval of the probability."""
+    held = result.values("held")
+    networks = held.shape[1] * held.shape[2]
+    counts = held.sum(axis=(1, 2)).astype(int)
+    intervals = [binomtest(int(count), networks).proportion_ci(0.95, "exact") for count in counts]
+    return {
+        "widths": result.settings.widths,
+        "networks": networks,
+        "within_bound": counts,
+        "share": counts / networks,
+        "low": np.array([interval.low for interval in intervals]),
+        "high": np.array([interval.high for interval in intervals]),
+    }
+
 
 HEIGHTS = (1.0, 1.25, 0.8)
 
 
-def run(settings: Bounds) -> int:
+def plot_bounds(settings: Bounds) -> int:
     """Measure and draw; returns 0."""
-    draw(settings, {f"L = {depth}": column(settings, depth) for depth in range(1, settings.depth + 1)})
+    draw_bounds(
+        settings, {f"L = {depth}": bounds_at_depth(settings, depth) for depth in range(1, settings.depth + 1)}
+    )
     return 0
 
 
-def column(settings: Bounds, depth: int) -> dict[str, object]:
+def bounds_at_depth(settings: Bounds, depth: int) -> dict[str, Any]:
     """All numbers of one depth."""
-    chosen = theory(settings, depth=depth)
-    result = sweep(chosen, "bounds")
-    data = numbers(result, constants(chosen))
+    chosen = sweep_settings(settings, depth=depth)
+    result = run_sweep(chosen, "bounds")
+    data = bounds_numbers(result, constants(chosen))
     return data | {"share": share_record(shares(chosen, settings.share_widths, settings.batches))}
 
 
-def numbers(result: Sweep, measured: Sweep) -> dict[str, object]:
-    """Residuals, path and drift with their bounds, and by how much they keep below them."""
+def bounds_numbers(result: Sweep, measured: Sweep) -> dict[str, Any]:
+    """Residuals, path and drift with their bounds and the ratios to them."""
     widths = result.settings.widths
     bounds = {"path_length": path_bounds(result, measured), "kernel_drift": drift_bounds(result, measured)}
     sides = {
@@ -43,7 +140,7 @@ def numbers(result: Sweep, measured: Sweep) -> dict[str, object]:
         for name, bound in bounds.items()
     }
     return {
-        "residual": convergence.numbers(result),
+        "residual": convergence.convergence_numbers(result),
         **sides,
         "K": lemma1_constant(measured),
         "R0": result.values("residuals")[..., 0],
@@ -52,14 +149,14 @@ def numbers(result: Sweep, measured: Sweep) -> dict[str, object]:
     }
 
 
-def draw(settings: Bounds, columns: dict[str, dict[str, object]]) -> None:
-    """Residual, movement and probability, a column for every depth."""
+def draw_bounds(settings: Bounds, columns: dict[str, dict[str, Any]]) -> None:
+    """Draw residual, movement and probability, with a column for every depth."""
     with figure("page", 6.8, 3, len(columns), sharey="row", height_ratios=HEIGHTS) as (drawing, axes):
         where = subtitle("The bounds of Theorem 3 hold from small widths on, with much to spare", settings)
         drawing.suptitle(where.replace(f"$L$ = {settings.depth}; ", ""))
         for i, (title, data) in enumerate(columns.items()):
             axes[0, i].set_title(f"${title}$")
-            draw_residuals(axes[0, i], data["residual"])
+            draw_residuals_with_limit(axes[0, i], data["residual"])
             draw_movement(axes[1, i], data)
             draw_share(axes[2, i], data["share"])
             if i > 0:
@@ -67,18 +164,19 @@ def draw(settings: Bounds, columns: dict[str, dict[str, object]]) -> None:
                     panel.set_ylabel("")
         axes[0, 0].legend(fontsize=6.5, loc="lower left", handlelength=2.6)
         legend_room(axes[1, 0], 0.5)
-        finish(drawing, "bounds", columns, settings)
+        save_theory_figure(drawing, "bounds", columns, settings)
 
 
-def draw_residuals(axes: Axes, data: dict[str, object]) -> None:
-    """The residual with the bound (31), and the rate of the limit kernel, to which wide networks tend."""
+def draw_residuals_with_limit(axes: Axes, data: dict[str, Any]) -> None:
+    """Draw the residual with the bound (31) and the rate of the limit kernel."""
     convergence.draw_residuals(axes, data)
     axes.semilogy(data["limit_rate"] ** np.arange(len(data["bound"])), "k:", label="wide limit")
-    axes.get_legend().remove()
+    if legend := axes.get_legend():
+        legend.remove()
 
 
-def draw_movement(axes: Axes, data: dict[str, object]) -> None:
-    """Path length and kernel drift against width, and (29) and (30) above them in the same colours."""
+def draw_movement(axes: Axes, data: dict[str, Any]) -> None:
+    """Draw path length and kernel drift against width, with (29) and (30) in the same colours."""
     widths = data["residual"]["widths"]
     for i, (name, label, bound) in enumerate(
         (("path_length", "path", "bound (29)"), ("kernel_drift", "drift", "bound (30)"))
@@ -92,8 +190,8 @@ def draw_movement(axes: Axes, data: dict[str, object]) -> None:
     axes.legend(fontsize=6, loc="lower left", handlelength=2.6)
 
 
-def draw_share(axes: Axes, data: dict[str, object]) -> None:
-    """The share of networks within the bound at every step, with its interval."""
+def draw_share(axes: Axes, data: dict[str, Any]) -> None:
+    """Draw the share of networks within the bound at every step, with its interval."""
     share = np.asarray(data["share"])
     errors = np.array([share - data["low"], data["high"] - share])
     axes.errorbar(data["widths"], share, errors, capsize=2.5, **curve(2) | {"linestyle": "-"})

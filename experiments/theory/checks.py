@@ -1,6 +1,7 @@
-"""Exact identities as lines on the screen: what is claimed, its error, and a wrong formula beside it."""
+"""Exact identities as lines on the screen: the claim, its error, and the error of a wrong formula."""
 
 import dataclasses
+from typing import Any
 
 from torch import Tensor
 
@@ -31,7 +32,7 @@ TOLERANCE = 1e-10
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One identity: relative error of the right formula, and of a wrong one that must be told from it."""
+    """One identity: the relative errors of the right formula and of a wrong one, which must be large."""
 
     statement: str
     error: float
@@ -44,8 +45,8 @@ class Check:
         return self.error < TOLERANCE < 1e-4 < self.wrong_error
 
 
-def report(seed: int) -> None:
-    """Run the checks and print a line each; raises AssertionError if one fails."""
+def print_checks(seed: int) -> None:
+    """Run the checks and print one line for each; raises AssertionError if one fails."""
     for check in run_checks(seed):
         mark = "holds" if check.holds else "FAILS"
         wrong = f"{check.wrong_formula}: {check.wrong_error:.0e}"
@@ -70,12 +71,12 @@ def run_checks(seed: int) -> list[Check]:
 
 
 def relative(got: Tensor, expected: Tensor) -> float:
-    """Error relative to the norm of what is expected."""
+    """Error relative to the norm of the expected tensor."""
     return float((got - expected).norm() / expected.norm())
 
 
 def zero_residual(net: FullyConnected, params: dict, tasks: tuple[Task, ...], inner: InnerLoop) -> Check:
-    """With Y' = f(X') the MetaNTK of the real inner loop is the composite kernel, at any width."""
+    """With Y' = f(X') for ``tasks``, the MetaNTK of ``inner`` at ``net``'s ``params`` is the composite kernel."""
     silent = [Task(t.query_x, t.query_y, t.support_x, net.model(params, t.support_x)) for t in tasks]
     real = empirical_meta_ntk(net.model, silent, inner, params=params)
     flow = GradientFlow(inner.lam0 * inner.tau)
@@ -93,7 +94,7 @@ def zero_residual(net: FullyConnected, params: dict, tasks: tuple[Task, ...], in
 
 
 def anil_output(net: FullyConnected, params: dict, tasks: tuple[Task, ...], inner: InnerLoop) -> Check:
-    """ANIL's adapted output is Eq. (58) with its last-layer kernel; Eq. (84) has the other sign."""
+    """ANIL's output on the first of ``tasks`` (``net``, ``params``, ``inner``) is Eq. (58), not (84)."""
     task, model = tasks[0], net.model
     kernels = (
         empirical_last_layer_ntk(model, task.query_x, task.support_x, params=params),
@@ -111,13 +112,13 @@ def anil_output(net: FullyConnected, params: dict, tasks: tuple[Task, ...], inne
 def linear_training(
     net: FullyConnected, params: dict, tasks: tuple[Task, ...], inner: InnerLoop, steps: int
 ) -> Check:
-    """The linearised network's output on held-out tasks after t steps is the closed form (96)."""
+    """After ``steps`` on two ``tasks`` with ``inner``, the linearisation of ``net`` at ``params`` is the form (96)."""
     model, seen, held_out = net.model, tasks[:2], tasks[2:]
     x = joint_inputs(tasks)
     theta, f0 = empirical_ntk(model, x, params=params), model(params, x).reshape(-1)
     eta0 = 0.9 * largest_rate(meta_ntk(model, seen, "maml", inner.dynamics, params=params))
     trained = train(linearised(model, params), params, seen, inner, eta0, steps, held_out)
-    real = trained.observations[-1].test_outputs
+    real: Any = trained.observations[-1].test_outputs
     right, printed = (
         kernel_regression(theta, seen, held_out, inner.dynamics, outer, f0=f0).test
         for outer in (GradientDescent(eta0, steps), GradientFlow(eta0 * steps))

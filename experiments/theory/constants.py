@@ -1,36 +1,37 @@
-"""The constants K and R0 with which Lemma 1 and Theorem 3 are stated, measured on the networks of the sweep.
+"""The constants K and R0 of Lemma 1 and Theorem 3, measured on the networks of the sweep.
 
-K = max{1, ‖J(θ_0)‖_F/√l, the worst rate of change of J/√l at θ_0}: the least that Eq. (25) allows at θ_0, and
+K = max{1, ‖J(θ_0)‖_F/√l, the worst rate of change of J/√l at θ_0} is the least value that Eq. (25) allows at θ_0;
 Theorem 3 needs K ≥ 1. R0 = ‖g(θ_0)‖, the residual at the start.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from experiments.theory.settings import Theory, Widths
-from experiments.theory.sweep import Measurement, Problem, Sweep, initialised, sweep
+from experiments.theory.sweep import Measurement, Problem, Sweep, initialised, run_sweep
 from mamltheory import generator
 from mamltheory.bounds import theorem3_drift_bound, theorem3_path_bound
 from mamltheory.lipschitz import jacobian_size, lipschitz_constant
 
 TOLERANCE = 1e-2
-"""Relative error allowed to the rate of change; the seeds scatter by ten times as much."""
+"""Relative tolerance of the rate of change; the scatter between seeds is ten times larger."""
 
 WIDEST = 1024
-"""Widest network whose constants are measured: the rate of change is sought with rows of all D parameters."""
+"""Widest network whose constants are measured: the search for the rate of change needs rows of all D parameters."""
 
 
-def theory(settings: Widths, **changes: object) -> Theory:
-    """The settings of a sweep alone, of those of a figure, with some of them changed."""
+def sweep_settings(settings: Widths, **changes: Any) -> Theory:
+    """The settings of a sweep among those of a figure, with some changes."""
     names = {field.name for field in dataclasses.fields(Theory)}
     own = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name in names}
     return Theory(**own | changes)
 
 
-def measure_constants(settings: Theory, problem: Problem, pair: tuple[int, int]) -> dict[str, object]:
-    """Both lines of Eq. (25) at θ_0: how fast J/√l changes in the worst direction, and its size."""
+def measure_constants(settings: Theory, problem: Problem, pair: tuple[int, int]) -> dict[str, Any]:
+    """Both lines of Eq. (25) at θ_0: the rate of change of J/√l in the worst direction, and its size."""
     net, params = initialised(settings, pair)
     parts = (net.model, params, problem.tasks, problem.inner)
     start_vector = generator(settings.seed, "lipschitz start vector", *pair)
@@ -45,8 +46,8 @@ def measure_constants(settings: Theory, problem: Problem, pair: tuple[int, int])
 def constants(settings: Theory) -> Sweep:
     """The constants of every network of a sweep up to ``WIDEST``; they do not depend on how long it is trained."""
     count = max(2, sum(width <= WIDEST for width in settings.widths))
-    return sweep(
-        theory(settings, widths=settings.widths[:count]),
+    return run_sweep(
+        sweep_settings(settings, widths=settings.widths[:count]),
         "Lipschitz constants",
         Measurement("constants", measure_constants, free_of=("steps",)),
     )

@@ -1,23 +1,25 @@
 """``convergence``: the residual decays linearly, below the bound of Theorem 3, at every width."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.plotting import curve, figure, ticks_at
-from experiments.theory.report import finish, subtitle
+from experiments.theory.report import save_theory_figure, subtitle
 from experiments.theory.settings import Convergence
-from experiments.theory.sweep import Sweep, sweep
+from experiments.theory.sweep import Sweep, run_sweep
 from mamltheory.bounds import theorem3_residual_bound
 
 
-def run(settings: Convergence) -> int:
+def plot_convergence(settings: Convergence) -> int:
     """Measure and draw; returns 0."""
-    draw(sweep(settings, "convergence"))
+    draw_convergence(run_sweep(settings, "convergence"))
     return 0
 
 
-def numbers(result: Sweep) -> dict[str, object]:
-    """What the figure shows: relative residuals, the bound, and the rate of every run against the bound's."""
+def convergence_numbers(result: Sweep) -> dict[str, Any]:
+    """The numbers of the figure: relative residuals, the bound, and the rates of the runs and of the bound."""
     residuals = result.values("residuals")
     relative = residuals / residuals[..., :1]
     problem, steps = result.problem, result.settings.steps
@@ -36,18 +38,18 @@ def numbers(result: Sweep) -> dict[str, object]:
     }
 
 
-def draw(result: Sweep) -> None:
-    """Residuals against steps with the bound; rates against width."""
-    data = numbers(result)
+def draw_convergence(result: Sweep) -> None:
+    """Draw residuals against steps with the bound, and rates against width."""
+    data = convergence_numbers(result)
     with figure("page", 3.0, columns=2) as (drawing, axes):
         drawing.suptitle(subtitle("MAML converges linearly, as Theorem 3 bounds it", result.settings))
         draw_residuals(axes[0, 0], data)
         draw_rates(axes[0, 1], data)
-        finish(drawing, "convergence", data, result.settings)
+        save_theory_figure(drawing, "convergence", data, result.settings)
 
 
-def draw_residuals(axes: Axes, data: dict[str, object]) -> None:
-    """‖F_t − 𝒴‖ relative to its start; the median over seeds, shaded up to the largest."""
+def draw_residuals(axes: Axes, data: dict[str, Any]) -> None:
+    """Draw ‖F_t − 𝒴‖ relative to its start: the median over seeds, shaded up to the largest."""
     for i, width in enumerate(data["widths"]):
         style = curve(i) | {"marker": "None"}
         median, largest = data["median_relative_residual"][i], data["largest_relative_residual"][i]
@@ -59,8 +61,8 @@ def draw_residuals(axes: Axes, data: dict[str, object]) -> None:
     axes.legend()
 
 
-def draw_rates(axes: Axes, data: dict[str, object]) -> None:
-    """The factor per step in the second half of the training, every seed a point."""
+def draw_rates(axes: Axes, data: dict[str, Any]) -> None:
+    """Draw the factor per step in the second half of the training, one point per seed."""
     for i, width in enumerate(data["widths"]):
         rates = data["rates"][i]
         axes.semilogx(

@@ -1,4 +1,6 @@
-"""``drift``: the wider a network, the less parameters and kernel move, and the nearer the limit it begins."""
+"""``drift``: in wider networks parameters and kernel move less, and the initial kernel is nearer to the limit."""
+
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -7,13 +9,13 @@ from experiments.plotting import curve, figure, ticks_at
 from experiments.theory.constants import constants, drift_bounds, path_bounds
 from experiments.theory.report import (
     draw_power_law,
-    finish,
     legend_room,
     power_law_record,
+    save_theory_figure,
     subtitle,
 )
 from experiments.theory.settings import Drift
-from experiments.theory.sweep import Sweep, sweep
+from experiments.theory.sweep import Sweep, run_sweep
 from mamltheory.asymptotics import root_mean_square
 
 MOVEMENTS = {
@@ -26,14 +28,14 @@ KERNELS = {
 }
 
 
-def run(settings: Drift) -> int:
+def plot_drift(settings: Drift) -> int:
     """Measure and draw; returns 0."""
-    draw(sweep(settings, "drift"))
+    draw_drift(run_sweep(settings, "drift"))
     return 0
 
 
-def numbers(result: Sweep, measured: Sweep) -> dict[str, object]:
-    """Every measurement with its fitted slope, and the bounds (29) and (30) with the measured constants."""
+def drift_numbers(result: Sweep, measured: Sweep) -> dict[str, Any]:
+    """The measurements with fitted slopes, and the bounds (29) and (30) with the measured constants."""
     widths = result.settings.widths
     fits = {name: power_law_record(widths, result.values(name)) for name in MOVEMENTS | KERNELS}
     bounds = {"bound (29)": path_bounds(result, measured), "bound (30)": drift_bounds(result, measured)}
@@ -41,10 +43,10 @@ def numbers(result: Sweep, measured: Sweep) -> dict[str, object]:
     return {"widths": widths, "bound widths": measured.settings.widths, **fits, **records}
 
 
-def draw(result: Sweep) -> None:
-    """Parameter movement against width, and kernel drift and distance from the limit against width."""
+def draw_drift(result: Sweep) -> None:
+    """Draw parameter movement, and kernel drift and distance from the limit, against width."""
     widths = result.settings.widths
-    data = numbers(result, constants(result.settings))
+    data = drift_numbers(result, constants(result.settings))
     panels = {"(29)": ("Parameters", MOVEMENTS), "(30)": ("MetaNTK", KERNELS)}
     with figure("page", 3.4, columns=2) as (drawing, axes):
         drawing.suptitle(
@@ -59,11 +61,18 @@ def draw(result: Sweep) -> None:
             panel.legend(fontsize=6.5, loc="lower left", handlelength=2.6)
         axes[0, 0].set_ylabel("movement of $\\theta$ (norm)")
         axes[0, 1].set_ylabel("change of the kernel (norm)")
-        finish(drawing, "drift", data, result.settings)
+        save_theory_figure(drawing, "drift", data, result.settings)
 
 
 def draw_bound(axes: Axes, widths: tuple[int, ...], bound: np.ndarray, equation: str) -> None:
-    """The paper's bound on the first measurement, in its colour, and room under the data for the legend."""
+    """Draw the bound on the first measurement in its colour, and make room for the legend.
+
+    Args:
+        axes: The panel.
+        widths: The widths.
+        bound: The bound at the first of them.
+        equation: Its number in the paper.
+    """
     style = curve(0) | {"linestyle": "--", "markerfacecolor": "white"}
     axes.loglog(widths[: len(bound)], bound, label=f"bound {equation} with the measured $K$, $R_0$", **style)
     low, _ = axes.get_ylim()

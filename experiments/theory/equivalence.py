@@ -1,9 +1,17 @@
-"""``equivalence``: trained networks against the closed forms of Theorem 2, on held-out tasks, over widths."""
+"""``equivalence``: trained networks against the closed forms of Theorem 2 on held-out tasks."""
+
+from typing import Any
 
 from experiments.plotting import figure
-from experiments.theory.report import draw_power_law, draw_reference, finish, power_law_record, subtitle
+from experiments.theory.report import (
+    draw_power_law,
+    draw_reference,
+    power_law_record,
+    save_theory_figure,
+    subtitle,
+)
 from experiments.theory.settings import Equivalence
-from experiments.theory.sweep import CLOSED_FORMS, Sweep, sweep
+from experiments.theory.sweep import CLOSED_FORMS, Sweep, run_sweep
 
 LABELS = {
     "empirical kernel": r"$\hat\Theta_0$ of the network",
@@ -13,21 +21,21 @@ LABELS = {
 }
 
 
-def run(settings: Equivalence) -> int:
+def plot_equivalence(settings: Equivalence) -> int:
     """Measure and draw; returns 0."""
-    draw(sweep(settings, "equivalence"))
+    draw_equivalence(run_sweep(settings, "equivalence"))
     return 0
 
 
-def numbers(result: Sweep) -> dict[str, object]:
+def equivalence_numbers(result: Sweep) -> dict[str, Any]:
     """The relative deviations from every closed form, each with its fitted slope."""
     widths = result.settings.widths
     values = {name: result.values(f"test_deviations/{name}") for name in CLOSED_FORMS}
     return {"widths": widths, **{name: power_law_record(widths, value) for name, value in values.items()}}
 
 
-def draw(result: Sweep) -> None:
-    """Relative deviation on the held-out tasks against width."""
+def draw_equivalence(result: Sweep) -> None:
+    """Draw the relative deviation on the held-out tasks against width."""
     with figure("page", 3.6) as (drawing, axes):
         drawing.suptitle(
             subtitle("Trained MAML becomes kernel regression with the MetaNTK (Theorem 2)", result.settings)
@@ -39,4 +47,4 @@ def draw(result: Sweep) -> None:
         axes[0, 0].set_xlabel("width $l$")
         axes[0, 0].set_ylabel(f"relative deviation on held-out tasks,\nafter {result.settings.steps} steps")
         axes[0, 0].legend(fontsize=7, loc="lower left")
-        finish(drawing, "equivalence", numbers(result), result.settings)
+        save_theory_figure(drawing, "equivalence", equivalence_numbers(result), result.settings)

@@ -1,12 +1,20 @@
-"""``lipschitz``: MAML's Jacobian changes no faster in wide networks than in narrow ones, except across a kink."""
+"""``lipschitz``: the Lipschitz constant of MAML's Jacobian does not grow with the width, except across a kink."""
+
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 
 from experiments.plotting import curve, figure, ticks_at
-from experiments.theory.constants import constants, theory
-from experiments.theory.report import draw_power_law, finish, legend_room, power_law_record, subtitle
+from experiments.theory.constants import constants, sweep_settings
+from experiments.theory.report import (
+    draw_power_law,
+    legend_room,
+    power_law_record,
+    save_theory_figure,
+    subtitle,
+)
 from experiments.theory.settings import Lipschitz
 from experiments.theory.sweep import Sweep, initialised, make_problem
 from mamltheory.asymptotics import root_mean_square
@@ -18,23 +26,23 @@ DISTANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 NAMES = {"erf": "erf", "tanh": "tanh", "relu": "ReLU"}
 
 
-def run(settings: Lipschitz) -> int:
+def plot_lipschitz(settings: Lipschitz) -> int:
     """Measure and draw; returns 0."""
     depths = range(1, settings.depth + 1)
-    data = {f"L = {depth}": column(settings, depth) for depth in depths}
+    data = {f"L = {depth}": constants_at_depth(settings, depth) for depth in depths}
     kinks = {name: ratios_across_kink(settings, name) for name in settings.activations}
     kink = {"depth": settings.depth, "width": settings.widths[-1], "distances": DISTANCES, "ratios": kinks}
-    draw(settings, data, kink)
+    draw_lipschitz(settings, data, kink)
     return 0
 
 
-def column(settings: Lipschitz, depth: int) -> dict[str, object]:
+def constants_at_depth(settings: Lipschitz, depth: int) -> dict[str, Any]:
     """The constants of every activation at one depth."""
-    chosen = {name: theory(settings, depth=depth, activation=name) for name in settings.activations}
-    return {name: numbers(constants(one)) for name, one in chosen.items()}
+    chosen = {name: sweep_settings(settings, depth=depth, activation=name) for name in settings.activations}
+    return {name: lipschitz_numbers(constants(one)) for name, one in chosen.items()}
 
 
-def numbers(measured: Sweep) -> dict[str, object]:
+def lipschitz_numbers(measured: Sweep) -> dict[str, Any]:
     """Both lines of Eq. (25) over widths, each with its fitted slope."""
     widths = measured.settings.widths
     names = ("rate_of_change", "jacobian_size")
@@ -42,7 +50,7 @@ def numbers(measured: Sweep) -> dict[str, object]:
 
 
 def kink_pair(params: Parameters, sample: torch.Tensor, distance: float) -> tuple[Parameters, Parameters]:
-    """θ and θ̄ at a distance, between which the first-layer neuron nearest to its kink at ``sample`` crosses it."""
+    """θ and θ̄ at a distance, on two sides of the kink of the first-layer neuron that is nearest to it at ``sample``."""
     preactivation = params["weight1"] @ sample + params["bias1"]
     neuron = int(preactivation.abs().argmin())
     sides = []
@@ -54,19 +62,17 @@ def kink_pair(params: Parameters, sample: torch.Tensor, distance: float) -> tupl
 
 
 def ratios_across_kink(settings: Lipschitz, activation: str) -> list[float]:
-    """‖J(θ) − J(θ̄)‖_F/(√l ‖θ − θ̄‖) of Eq. (25) at every distance, for the first of the widest networks.
-
-    The kink is at a support sample: at a query the inner loop would move the neuron away from it.
-    """
-    chosen = theory(settings, activation=activation)
+    """‖J(θ) − J(θ̄)‖_F/(√l ‖θ − θ̄‖) of Eq. (25) at every distance, for the first of the widest networks."""
+    chosen = sweep_settings(settings, activation=activation)
     problem = make_problem(chosen)
     net, params = initialised(chosen, (settings.widths[-1], 0))
+    # The kink is at a support sample: the inner loop would move the neuron away from a kink at a query.
     pairs = [kink_pair(params, problem.tasks[0].support_x[0], distance) for distance in DISTANCES]
     return [lipschitz_ratio(net.model, *pair, problem.tasks, problem.inner) for pair in pairs]
 
 
-def draw(settings: Lipschitz, data: dict[str, object], kink: dict[str, object]) -> None:
-    """The constant over widths, a panel for every depth, and the ratio across a kink over its distance."""
+def draw_lipschitz(settings: Lipschitz, data: dict[str, Any], kink: dict[str, Any]) -> None:
+    """Draw the constant over widths, with a panel for every depth, and the ratio across a kink over its distance."""
     with figure("page", 3.3, columns=settings.depth + 1) as (drawing, axes):
         claim = "Lemma 1: the Lipschitz constant $K$ of MAML's Jacobian does not grow with the width"
         drawing.suptitle(subtitle(claim, settings))
@@ -79,11 +85,11 @@ def draw(settings: Lipschitz, data: dict[str, object], kink: dict[str, object]) 
             legend_room(panel, 0.45)
         axes[0, 0].set_ylabel("worst rate of change of $J/\\sqrt{l}$")
         draw_kink(axes[0, -1], kink)
-        finish(drawing, "lipschitz", {**data, "kink": kink}, settings)
+        save_theory_figure(drawing, "lipschitz", {**data, "kink": kink}, settings)
 
 
-def draw_constants(axes: Axes, settings: Lipschitz, data: dict[str, object]) -> None:
-    """The worst rate of change of J/√l for every activation, and its size as dotted lines."""
+def draw_constants(axes: Axes, settings: Lipschitz, data: dict[str, Any]) -> None:
+    """Draw the worst rate of change of J/√l for every activation, and its size as dotted lines."""
     for i, (activation, record) in enumerate(data.items()):
         values, size = record["rate_of_change"]["values"], record["jacobian_size"]["values"]
         draw_power_law(axes, i, settings.widths, values, NAMES[activation], brief=True)
@@ -94,7 +100,7 @@ def draw_constants(axes: Axes, settings: Lipschitz, data: dict[str, object]) -> 
     axes.legend(fontsize=6, loc="lower left")
 
 
-def draw_kink(axes: Axes, kink: dict[str, object]) -> None:
+def draw_kink(axes: Axes, kink: dict[str, Any]) -> None:
     """The ratio of Eq. (25) across a kink of ReLU grows as 1/ε; smooth activations have none."""
     for i, (activation, ratios) in enumerate(kink["ratios"].items()):
         axes.loglog(kink["distances"], np.asarray(ratios), label=NAMES[activation], **curve(i))

@@ -1,17 +1,25 @@
-"""``plateau``: against the printed closed form (12)–(13) wide networks stop approaching; against discrete time not.
+"""``plateau``: wide networks do not approach the printed closed form (12)–(13), but that of discrete time.
 
 The centred network f_θ − f_{θ0} is trained, so that both closed forms are exactly defined without f_0.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
 from experiments.plotting import curve, figure, ticks_at
-from experiments.theory.constants import theory
-from experiments.theory.report import draw_power_law, finish, legend_room, power_law_record, signed, subtitle
+from experiments.theory.constants import sweep_settings
+from experiments.theory.report import (
+    draw_power_law,
+    legend_room,
+    power_law_record,
+    save_theory_figure,
+    signed,
+    subtitle,
+)
 from experiments.theory.settings import Plateau
 from experiments.theory.sweep import (
     Measurement,
@@ -20,8 +28,8 @@ from experiments.theory.sweep import (
     initialised,
     kernel_prediction,
     make_problem,
-    network,
-    sweep,
+    network_of_width,
+    run_sweep,
 )
 from mamltheory import (
     Converged,
@@ -39,20 +47,31 @@ from mamltheory.asymptotics import root_mean_square
 from mamltheory.linalg import Dynamics
 
 DEPTHS = (1, 2, 3)
-"""Hidden layers for which the two limits are compared over the number of inner steps."""
+"""Hidden layers for the comparison of the two limits over the number of inner steps."""
 
 
-def run(settings: Plateau) -> int:
+def plot_plateau(settings: Plateau) -> int:
     """Measure and draw; returns 0."""
-    result = sweep(theory(settings), "plateau", Measurement("plateau", measure_deviations))
-    draw(settings, numbers(settings, result))
+    result = run_sweep(sweep_settings(settings), "plateau", Measurement("plateau", measure_deviations))
+    draw_plateau(settings, plateau_numbers(settings, result))
     return 0
 
 
 def limits(
     net: FullyConnected, problem: Problem, inner: InnerLoop, descent: Dynamics, flow: Dynamics
 ) -> tuple[Tensor, Tensor]:
-    """(discrete, printed) outputs on the held-out tasks at infinite width, after the given outer dynamics."""
+    """The outputs on the held-out tasks at infinite width, of discrete steps and as printed.
+
+    Args:
+        net: The network.
+        problem: Tasks and learning rates.
+        inner: The inner loop.
+        descent: Outer dynamics in discrete time.
+        flow: Outer dynamics as printed.
+
+    Returns:
+        The outputs of discrete steps, and those of the printed form.
+    """
     x = joint_inputs((*problem.tasks, *problem.test_tasks))
     kernels = analytic_ntk(net, x), analytic_last_layer_ntk(net, x) if inner.algorithm == "anil" else None
     printed = GradientFlow(inner.lam0 * inner.tau)
@@ -69,33 +88,37 @@ def limits_in_time(net: FullyConnected, problem: Problem, steps: int) -> tuple[T
 
 
 def gap(closed_forms: tuple[Tensor, Tensor]) -> float:
-    """‖printed − discrete‖/‖discrete‖: how far a network that tends to the one stays from the other."""
+    """‖printed − discrete‖/‖discrete‖: the distance between the two limits."""
     discrete, printed = closed_forms
     return float((printed - discrete).norm() / discrete.norm())
 
 
-def measure_deviations(settings: Plateau, problem: Problem, pair: tuple[int, int]) -> dict[str, object]:
+def measure_deviations(settings: Plateau, problem: Problem, pair: tuple[int, int]) -> dict[str, Any]:
     """‖trained − closed form‖ on the held-out tasks for both forms, in units of the discrete one's norm."""
     net, params = initialised(settings, pair)
     parts = (problem.tasks, problem.inner, problem.eta0, settings.steps, problem.test_tasks)
     trained = train(centred(net.model, params), params, *parts).observations[-1].test_outputs
+    assert trained is not None, "the training has held-out tasks"
     forms = limits_in_time(net, problem, settings.steps)
     discrete, printed = (float((trained - form).norm() / forms[0].norm()) for form in forms)
     return {"width": pair[0], "seed": pair[1], "discrete": discrete, "printed": printed}
 
 
 def gap_over_steps(settings: Plateau, depth: int) -> list[float]:
-    """The gap for every number of inner steps at one λ0τ, fully trained, so that the inner loop alone makes it."""
-    problem, net = make_problem(theory(settings, depth=depth)), network(theory(settings, depth=depth), 1)
+    """The gap for every number of inner steps at one λ0τ after full training, which leaves the inner loop alone."""
+    problem, net = (
+        make_problem(sweep_settings(settings, depth=depth)),
+        network_of_width(sweep_settings(settings, depth=depth), 1),
+    )
     time = problem.inner.lam0 * settings.tau
     loops = [dataclasses.replace(problem.inner, lam0=time / tau, tau=tau) for tau in settings.taus]
     return [gap(limits(net, problem, loop, Converged(), Converged())) for loop in loops]
 
 
-def numbers(settings: Plateau, result: Sweep) -> dict[str, object]:
+def plateau_numbers(settings: Plateau, result: Sweep) -> dict[str, Any]:
     """Deviations from both forms over widths, the plateau, and the plateau over the number of inner steps."""
     gaps = {f"L = {depth}": np.array(gap_over_steps(settings, depth)) for depth in DEPTHS}
-    net, printed = network(result.settings, 1), result.values("printed")
+    net, printed = network_of_width(result.settings, 1), result.values("printed")
     return {
         "widths": settings.widths,
         "discrete": power_law_record(settings.widths, result.values("discrete")),
@@ -107,17 +130,17 @@ def numbers(settings: Plateau, result: Sweep) -> dict[str, object]:
     }
 
 
-def draw(settings: Plateau, data: dict[str, object]) -> None:
+def draw_plateau(settings: Plateau, data: dict[str, Any]) -> None:
     """Deviation against width with the plateau, and the plateau against the number of inner steps."""
     with figure("page", 3.3, columns=2) as (drawing, axes):
         claim = "At finite $\\tau$ the printed form of Theorem 2 stops short, the discrete one does not"
         drawing.suptitle(subtitle(claim, settings))
         draw_deviations(axes[0, 0], settings, data)
         draw_gaps(axes[0, 1], settings, data)
-        finish(drawing, "plateau", data, settings)
+        save_theory_figure(drawing, "plateau", data, settings)
 
 
-def draw_deviations(axes: Axes, settings: Plateau, data: dict[str, object]) -> None:
+def draw_deviations(axes: Axes, settings: Plateau, data: dict[str, Any]) -> None:
     """Both deviations over widths, every seed a faint point, and the gap of the two limits as a line."""
     widths, printed = settings.widths, data["printed"]
     draw_power_law(axes, 0, widths, data["discrete"]["values"], "discrete time", solid=True)
@@ -134,7 +157,7 @@ def draw_deviations(axes: Axes, settings: Plateau, data: dict[str, object]) -> N
     axes.legend(fontsize=7, loc="lower left")
 
 
-def draw_gaps(axes: Axes, settings: Plateau, data: dict[str, object]) -> None:
+def draw_gaps(axes: Axes, settings: Plateau, data: dict[str, Any]) -> None:
     """The gap over the number of inner steps: it falls as 1/τ, and is never 0."""
     taus = np.asarray(settings.taus)
     for i, (name, record) in enumerate(data["gaps"].items()):

@@ -1,19 +1,20 @@
-"""What the theory figures have in common: subtitles, slopes with intervals, files and the lines on screen."""
+"""Shared parts of the theory figures: subtitles, slopes with intervals, and files."""
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.plotting import curve, save, ticks_at
+from experiments.plotting import curve, save_figure, ticks_at
 from experiments.theory.settings import Widths
 from mamltheory.asymptotics import PowerLaw, fit_power_law, root_mean_square
 
 
 def subtitle(claim: str, settings: Widths) -> str:
-    """The claim, and below it the setting in which it is seen."""
+    """The claim, and below it the setting of the measurements."""
     where = {"sphere": "points on the sphere", "glyphs": "glyph images"}[settings.tasks]
     activation = getattr(settings, "activation", None)
     net = f" {activation}, $L$ = {settings.depth};" if activation else ""
@@ -21,10 +22,17 @@ def subtitle(claim: str, settings: Widths) -> str:
     return f"{claim}\n{loop}{net} {settings.task_count} tasks of {where}; {settings.seeds} seeds"
 
 
-def finish(drawing: Figure, name: str, data: Mapping[str, object], settings: Widths) -> None:
-    """Save the figure as NAME_TASKS.{png,pdf,json} and say so."""
+def save_theory_figure(drawing: Figure, name: str, data: Mapping[str, Any], settings: Widths) -> None:
+    """Save the figure as NAME_TASKS.{png,pdf,json} and print the path.
+
+    Args:
+        drawing: The figure.
+        name: NAME.
+        data: The numbers that are drawn.
+        settings: Settings of the measurements, with TASKS and the folder.
+    """
     config = {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("out", "runs", "jobs")}
-    paths = save(drawing, f"{name}_{settings.tasks}", data, settings.out, config, settings.seed)
+    paths = save_figure(drawing, f"{name}_{settings.tasks}", data, settings.out, config, settings.seed)
     print(f"wrote {paths[0]} (and .pdf, .json)")
 
 
@@ -37,9 +45,19 @@ def draw_power_law(
     solid: bool = False,
     brief: bool = False,
 ) -> PowerLaw:
-    """Root mean square over seeds against width, every seed a faint point, and the fitted power law.
+    """Draw the root mean square over seeds against width, every seed as a faint point, and the fitted power law.
 
-    solid: a plain line, where dashes mean something else. brief: a label for narrow panels.
+    Args:
+        axes: The panel.
+        index: Number of the curve, which decides its style.
+        widths: The widths.
+        values: Measurements, widths × seeds.
+        label: Name of the curve.
+        solid: Whether the line is solid, in panels where dashes have another meaning.
+        brief: Whether the label is short, for narrow panels.
+
+    Returns:
+        The fitted power law.
     """
     law, style = fit_power_law(widths, values), curve(index)
     slope, low, high = map(signed, (law.slope, law.low, law.high))
@@ -59,13 +77,13 @@ def signed(value: float) -> str:
 
 
 def legend_room(axes: Axes, share: float) -> None:
-    """Lengthen a logarithmic y-axis downwards by a share of its length, for a legend under the data."""
+    """Extend a logarithmic y-axis downwards by a share of its length, for a legend below the data."""
     low, high = axes.get_ylim()
     axes.set_ylim(low / (high / low) ** share, high)
 
 
 def draw_reference(axes: Axes, widths: tuple[int, ...], slope: float = -0.5) -> None:
-    """A line of the slope that the paper proves, below the data, and room for the legend under it."""
+    """Draw a line with the slope of the paper below the data, and make room for the legend."""
     low, high = axes.get_ylim()
     line = 0.8 * low * (np.asarray(widths) / widths[-1]) ** slope
     axes.loglog(
@@ -75,8 +93,8 @@ def draw_reference(axes: Axes, widths: tuple[int, ...], slope: float = -0.5) -> 
     ticks_at(axes.xaxis, widths)
 
 
-def power_law_record(widths: tuple[int, ...], values: np.ndarray) -> dict[str, object]:
-    """A measurement with its fit, for the JSON beside the figure."""
+def power_law_record(widths: tuple[int, ...], values: np.ndarray) -> dict[str, Any]:
+    """A measurement with its fit, for the JSON of the figure."""
     return {
         "values": values,
         "rms": root_mean_square(values),

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from experiments.requirements import require, require_at_least, require_widths
 
 
 @dataclass(frozen=True)
 class Widths:
-    """What all measurements over widths have in common."""
+    """The settings of all measurements over widths."""
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
     """Widths l of the hidden layers, increasing."""
@@ -30,7 +30,7 @@ class Widths:
     out: Path = Path("runs/theory")
     """Folder for the figures and their numbers."""
     runs: Path = Path("runs/theory")
-    """Folder for the measurements of every width and seed; a run stopped there goes on by itself."""
+    """Folder for the measurements of every width and seed; a stopped run continues from there."""
     jobs: int = 2
     """Worker processes of one thread each; the result does not depend on it."""
     seed: int = 0
@@ -45,7 +45,7 @@ class Widths:
 
 @dataclass(frozen=True)
 class Theory(Widths):
-    """What the numerical checks of Sections 4 and 5 on trained networks have in common."""
+    """The settings of the checks of Sections 4 and 5 on trained networks."""
 
     activation: Literal["relu", "erf", "tanh"] = "erf"
     """Activation of the fully connected network (16)."""
@@ -67,7 +67,7 @@ class Convergence(Theory):
 
 @dataclass(frozen=True)
 class Bounds(Theory):
-    """Rate, path and kernel drift of networks of 1, 2 and 3 hidden layers beside the bounds of Theorem 3."""
+    """Rate, path and kernel drift of networks of 1, 2 and 3 hidden layers against the bounds of Theorem 3."""
 
     out: Path = Path("runs/bounds")
     """Folder for the figures and their numbers."""
@@ -154,8 +154,8 @@ class Plateau(Theory):
         require_widths("taus", self.taus)
 
 
-# Wide networks: the factored fast weights hold one copy of the parameters, 0.5 GB at l = 8192, whatever the tasks.
-_WIDE = {"widths": (64, 256, 1024, 4096, 8192), "seeds": 3, "steps": 50}
+# Wide networks: the factored fast weights need one copy of the parameters for all tasks, 0.5 GB at l = 8192.
+_WIDE: dict[str, Any] = {"widths": (64, 256, 1024, 4096, 8192), "seeds": 3, "steps": 50}
 CONVERGENCE = {"wide": Convergence(**_WIDE, out=Path("runs/convergence-wide"))}
 DRIFT = {"wide": Drift(**_WIDE, out=Path("runs/drift-wide"))}
 EQUIVALENCE = {"wide": Equivalence(**_WIDE, out=Path("runs/equivalence-wide"))}

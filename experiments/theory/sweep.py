@@ -1,6 +1,6 @@
-"""One measurement per width and seed; most often a training run, and everything that the figures need to know of it.
+"""One measurement per width and seed, in most cases a training run with everything that the figures need.
 
-Convergence, bounds, drift and equivalence look at the same runs: full-batch MAML (or ANIL) on the raw network of
+Convergence, bounds, drift and equivalence share their runs: full-batch MAML (or ANIL) on the raw network of
 Eq. (16), with η0 = 1/(σ_max + σ_min) of the limit kernel Φ, half of what Theorem 3 allows, and λ0 =
 1/(2 σ_max(Θ)), that largest eigenvalue being of the support samples of any task.
 """
@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 
+from experiments.runs import opened_run
 from experiments.theory.settings import Theory
 from experiments.theory.tasks import theory_tasks
 from mamltheory import (
@@ -36,18 +37,18 @@ from mamltheory import (
 from mamltheory.bounds import extreme_eigenvalues
 from mamltheory.errors import CheckpointError
 from mamltheory.files import reason
+from mamltheory.linalg import Dynamics
 from mamltheory.maml import TrainingRecord
-from mamltheory.runtime.device import environment
 from mamltheory.runtime.progress import stage
-from mamltheory.runtime.runlog import open_run, read_metrics, recorded
+from mamltheory.runtime.runlog import read_metrics
 from mamltheory.runtime.workers import ON_ONE_THREAD, workers
 from mamltheory.tasks import Parameters, query_labels
 
 CLOSED_FORMS = ("empirical kernel", "limit kernel", "limit kernel, printed time", "limit kernel, no f_0")
-"""What the trained network is compared with on held-out tasks.
+"""The closed forms that the trained network is compared with on held-out tasks.
 
-The first two keep f_0 (109) and use discrete time; "printed time" has the exponentials of Eqs. (12)–(13) in
-their place; "no f_0" is Eq. (12) with discrete time but without the initial outputs, as Theorem 2 prints it.
+The first two keep f_0 (109) and use discrete time; "printed time" uses the exponentials of Eqs. (12)–(13);
+"no f_0" is Eq. (12) with discrete time and without the initial outputs, as Theorem 2 prints it.
 """
 
 
@@ -63,15 +64,15 @@ class Problem:
     sigma_max: float
 
 
-def network(settings: Theory, width: int) -> FullyConnected:
+def network_of_width(settings: Theory, width: int) -> FullyConnected:
     """The network of Eq. (16) at one width; σ_w = 1.5, σ_b = 0.1."""
     return FullyConnected(settings.dimension, width, settings.depth, activation=settings.activation)
 
 
 def make_problem(settings: Theory) -> Problem:
-    """Tasks and learning rates; they depend on the limit kernels alone, so that all widths share them."""
+    """Tasks and learning rates; they depend on the limit kernels alone and are the same for all widths."""
     tasks, test_tasks = theory_tasks(settings)
-    net = network(settings, 1)
+    net = network_of_width(settings, 1)
     top = max(extreme_eigenvalues(analytic_ntk(net, task.support_x))[1] for task in (*tasks, *test_tasks))
     inner = InnerLoop(0.5 / top, settings.tau, settings.algorithm)
     low, high = extreme_eigenvalues(analytic_meta_ntk(net, tasks, settings.algorithm, inner.dynamics))
@@ -81,12 +82,12 @@ def make_problem(settings: Theory) -> Problem:
 def initialised(settings: Theory, pair: tuple[int, int]) -> tuple[FullyConnected, Parameters]:
     """The network of one (width, seed), the same for every measurement."""
     width, seed = pair
-    net = network(settings, width)
+    net = network_of_width(settings, width)
     return net, net.initialise(generator(settings.seed, "theory init", width, seed))
 
 
-def measure(settings: Theory, problem: Problem, pair: tuple[int, int]) -> dict[str, object]:
-    """Train one network, of one (width, seed), and measure all that the figures need."""
+def measure_training(settings: Theory, problem: Problem, pair: tuple[int, int]) -> dict[str, Any]:
+    """Train the network of one (width, seed) and measure everything that the figures need."""
     width, seed = pair
     net, params = initialised(settings, pair)
     every = max(1, settings.steps // 5)
@@ -120,19 +121,34 @@ def measure(settings: Theory, problem: Problem, pair: tuple[int, int]) -> dict[s
 def held_out_deviations(
     net: FullyConnected, params: Parameters, problem: Problem, record: TrainingRecord
 ) -> dict[str, float]:
-    """‖trained − closed form‖/‖trained‖ on the held-out tasks at the last step, for every closed form."""
+    """‖trained − closed form‖/‖trained‖ on the held-out tasks at the last step, for every closed form.
+
+    Args:
+        net: The network.
+        params: Its initial parameters.
+        problem: Tasks and learning rates.
+        record: The training.
+
+    Returns:
+        The relative deviation by name of the closed form.
+    """
     model, inner, steps = net.model, problem.inner, len(record.observations) - 1
     x = joint_inputs((*problem.tasks, *problem.test_tasks))
     f0 = model(params, x).reshape(-1)
     anil = inner.algorithm == "anil"
-    empirical = (empirical_ntk(model, x, params=params), None)
+    empirical = (
+        empirical_ntk(model, x, params=params),
+        empirical_last_layer_ntk(model, x, params=params) if anil else None,
+    )
     limit = (analytic_ntk(net, x), analytic_last_layer_ntk(net, x) if anil else None)
-    if anil:
-        empirical = (empirical[0], empirical_last_layer_ntk(model, x, params=params))
-    descent = (inner.dynamics, GradientDescent(problem.eta0, steps))
-    flow = (GradientFlow(inner.lam0 * inner.tau), GradientFlow(problem.eta0 * steps))
+    descent: tuple[Dynamics, Dynamics] = (inner.dynamics, GradientDescent(problem.eta0, steps))
+    flow: tuple[Dynamics, Dynamics] = (
+        GradientFlow(inner.lam0 * inner.tau),
+        GradientFlow(problem.eta0 * steps),
+    )
     forms = [(*empirical, descent, f0), (*limit, descent, f0), (*limit, flow, f0), (*limit, descent, None)]
     trained = record.observations[-1].test_outputs
+    assert trained is not None, "the training has held-out tasks"
     return {
         name: float((kernel_prediction(problem, *form) - trained).norm() / trained.norm())
         for name, form in zip(CLOSED_FORMS, forms, strict=True)
@@ -143,20 +159,33 @@ def kernel_prediction(
     problem: Problem,
     theta: torch.Tensor,
     last: torch.Tensor | None,
-    dynamics: tuple,
+    dynamics: tuple[Dynamics, Dynamics],
     f0: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The closed form's outputs on the held-out tasks."""
-    return kernel_regression(theta, problem.tasks, problem.test_tasks, *dynamics, last, f0).test
+    """The outputs of the closed form on the held-out tasks.
+
+    Args:
+        problem: Tasks and learning rates.
+        theta: NTK of all tasks.
+        last: NTK of the last layer for ANIL, None for MAML.
+        dynamics: Dynamics of the inner and of the outer loop.
+        f0: Initial outputs on all tasks, or None to drop them.
+
+    Returns:
+        The outputs, flat.
+    """
+    predicted = kernel_regression(theta, problem.tasks, problem.test_tasks, *dynamics, last, f0).test
+    assert predicted is not None, "the problem has held-out tasks"
+    return predicted
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """All runs: ``rows`` as :func:`measure` gives them, width by width and seed by seed."""
+    """All runs; ``rows`` are measurements as of :func:`measure_training`, by width and then by seed."""
 
     settings: Theory
     problem: Problem
-    rows: tuple[dict[str, object], ...]
+    rows: tuple[dict[str, Any], ...]
 
     def values(self, name: str) -> np.ndarray:
         """One measurement as widths × seeds; "test_deviations/NAME" for a closed form."""
@@ -168,12 +197,12 @@ class Sweep:
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the runs in {self.settings.runs} hold no {name} of every width and seed ({reason(error)}): remove "
-                "the folder of this command there, and they are run again"
+                "the folder of this command there to run them again"
             ) from None
 
 
 class _Row(TypedDict):
-    """What every line of a sweep has; the rest is the measurement's own."""
+    """The keys of every line of a sweep; further ones depend on the measurement."""
 
     width: int
     seed: int
@@ -185,44 +214,55 @@ def _shape(picked: list[object]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Another function of (settings, problem, (width, seed)) than :func:`measure`, under a name of its own.
+    """A measurement of one network.
 
-    free_of: settings that its results do not depend on.
+    Attributes:
+        name: Name in the run folder.
+        function: Takes settings, problem and (width, seed), and returns the measurement.
+        free_of: Settings that the results do not depend on.
     """
 
     name: str
-    function: Callable[[Theory, Problem, tuple[int, int]], dict[str, object]]
+    function: Callable[[Any, Problem, tuple[int, int]], dict[str, Any]]
     free_of: tuple[str, ...] = ()
 
 
-def sweep(settings: Theory, command: str, measurement: Measurement | None = None) -> Sweep:
-    """Run or take up the sweep; every finished run lies in the run folder, and is not done again."""
-    chosen = measurement or Measurement("sweep", measure)
+def run_sweep(settings: Theory, command: str, measurement: Measurement | None = None) -> Sweep:
+    """Measure the networks that the run folder lacks.
+
+    Args:
+        settings: Settings of the sweep.
+        command: Name in the progress display.
+        measurement: What is measured; None for :func:`measure_training`.
+
+    Returns:
+        The measurements of all widths and seeds.
+    """
+    chosen = measurement or Measurement("sweep", measure_training)
     problem = make_problem(settings)
-    folder = run_folder(settings, measurement)
-    log = open_run(
-        folder,
-        f"theory {chosen.name}",
-        _identity(settings, chosen.free_of),
-        settings.seed,
-        environment(),
-        may_differ=("widths", "seeds", *ON_ONE_THREAD),
-    )
-    done = {(row["width"], row["seed"]): row for row in read_metrics(folder, _Row)}
-    todo = [pair for pair in _pairs(settings) if pair not in done]
+    folder = sweep_folder(settings, measurement)
     title = f"{command} ({settings.tasks}, L = {settings.depth}, {settings.activation})"
-    go_on = f"the same command; finished runs lie in {folder}"
-    with recorded(log, go_on), workers(settings.jobs) as spread, stage(title, len(todo)) as advance:
-        for pair, row in spread(partial(chosen.function, settings, problem), todo):
-            done[pair] = row
-            log.log(**row)
-            advance()
-    log.close(runs=len(done))
+    with opened_run(
+        f"theory {chosen.name}",
+        settings,
+        folder=folder,
+        config=_identity(settings, chosen.free_of),
+        free=("widths", "seeds", *ON_ONE_THREAD),
+        again=f"the same command; finished runs lie in {folder}",
+    ) as log:
+        done = {(row["width"], row["seed"]): row for row in read_metrics(folder, _Row)}
+        todo = [pair for pair in _pairs(settings) if pair not in done]
+        with workers(settings.jobs) as spread, stage(title, len(todo)) as advance:
+            for pair, row in spread(partial(chosen.function, settings, problem), todo):
+                done[pair] = row
+                log.log(**row)
+                advance()
+        log.close(runs=len(done))
     return Sweep(settings, problem, tuple(done[pair] for pair in _pairs(settings)))
 
 
-def run_folder(settings: Theory, measurement: Measurement | None = None) -> Path:
-    """Where the runs of these settings lie: settings that give other numbers have another folder."""
+def sweep_folder(settings: Theory, measurement: Measurement | None = None) -> Path:
+    """The run folder of these settings; settings that change the numbers change the folder."""
     s, free_of = settings, measurement.free_of if measurement else ()
     steps = "" if "steps" in free_of else f"-t{s.steps}"
     net = f"{s.tasks}-{s.activation}-L{s.depth}-d{s.dimension}"
@@ -230,7 +270,7 @@ def run_folder(settings: Theory, measurement: Measurement | None = None) -> Path
     return s.runs / (f"{name}-{measurement.name}" if measurement else name)
 
 
-def _identity(settings: Theory, free_of: tuple[str, ...]) -> dict[str, object]:
+def _identity(settings: Theory, free_of: tuple[str, ...]) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(Theory)} - {"out", "runs", "jobs", *free_of}
     return {name: getattr(settings, name) for name in sorted(names)}
 

@@ -1,62 +1,64 @@
-"""``evaluate``: the accuracy of a trained network on few-shot tasks of classes that it has never seen."""
+"""``evaluate``: the accuracy of a trained network on few-shot tasks of unseen classes."""
 
 import hashlib
 import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.runs import FREE
-from experiments.training.evaluation_settings import Evaluate
+from experiments.runs import opened_run
+from experiments.training.settings import Evaluate
 from experiments.training.trained import read_training
 from mamltheory.errors import CheckpointError
 from mamltheory.fewshot.evaluate import Evaluation, EvaluationConfig, batches, evaluate_network
 from mamltheory.fewshot.images import ImageData, ImageSplit
 from mamltheory.files import shown
-from mamltheory.nas.network import Network, parameter_count
-from mamltheory.runtime.device import choose_device, environment
+from mamltheory.nas.network import parameter_count
+from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.interrupt import check_interrupted
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import sha256, to_json
-from mamltheory.runtime.runlog import RUN_FILE, open_run, read_run, recorded
+from mamltheory.runtime.runlog import RUN_FILE, read_run
 from mamltheory.strict_json import misfit
 
 
-def run(settings: Evaluate) -> int:
-    """Print the result line and leave it in the run folder; returns 0."""
-    print(evaluate_run(settings)["description"])
+def print_evaluation(settings: Evaluate) -> int:
+    """Evaluate and print the result; returns 0."""
+    print(record_evaluation(settings)["description"])
     return 0
 
 
-def evaluate_run(settings: Evaluate) -> dict[str, object]:
-    """Evaluate a finished training and record it; returns the results as the run's record holds them.
+def record_evaluation(settings: Evaluate) -> dict[str, Any]:
+    """Evaluate a finished training and record it.
 
-    They name every task's number of recognised images, so that methods can be compared task by task.
+    Returns:
+        The results in the record; they hold the number of correct images of every task, for paired comparisons.
     """
     training = read_training(settings.checkpoint)
     device, data = choose_device(settings.device), training.data(settings.data)
     network = training.network.to(device.device)
-    # A mistake in the counts shows here, before the run folder stands for these settings.
-    total = batches(split_of(data, settings), config_of(settings, data), settings.seed)
-    log = open_run(settings.out, "evaluate", settings, settings.seed, environment(device.device), FREE)
+    # A mistake in the counts is found here, before the run folder is opened.
+    total = batches(split_of(data, settings), evaluation_config(settings, data), settings.seed)
     title = f"evaluate on {settings.tasks} tasks, batches of images"
-    with recorded(log, None), stage(title, total) as advance:
-        try:
-            result = evaluate(network, data, settings, advance)
-        except Exception:
-            check_interrupted()  # Ctrl-C reaches joblib's processes as well, and they break under it
-            raise
-    trained = {"training": identity(read_run(settings.checkpoint))}
-    return log.close(**results_of(result, network), **trained).record["results"]
+    with opened_run("evaluate", settings, device.device) as log:
+        with stage(title, total) as advance:
+            try:
+                result = evaluate_on_tasks(network, data, settings, advance)
+            except Exception:
+                check_interrupted()  # Ctrl-C reaches joblib's processes as well, and they break under it
+                raise
+        training_run = identity(read_run(settings.checkpoint))
+        closed: dict[str, Any] = log.close(**results_of(result, network), training=training_run).record
+        return closed["results"]
 
 
-def results_of(result: Evaluation, network: Network) -> dict[str, object]:
-    """What the record of an evaluation holds: interval over tasks, size of the network, every task's count."""
+def results_of(result: Evaluation, network: torch.nn.Module) -> dict[str, Any]:
+    """The results in the record: interval over tasks, size of the network, and the count of every task."""
     interval = result.interval
     return {
         "accuracy": interval.mean,
@@ -70,8 +72,8 @@ def results_of(result: Evaluation, network: Network) -> dict[str, object]:
     }
 
 
-class Results(TypedDict):
-    """What :func:`results_of` gives, as a table reads it from a run's record."""
+class EvaluationResults(TypedDict):
+    """The results that a table reads from a record; see :func:`results_of`."""
 
     accuracy: float
     half_width: float
@@ -82,9 +84,9 @@ class Results(TypedDict):
     training: str
 
 
-def check_results(folder: Path, results: object) -> None:
-    """Raise CheckpointError unless these are the results of an evaluation, which the run folder holds."""
-    wrong = misfit(results, Results, "results")
+def check_results(folder: Path, results: Any) -> None:
+    """Raise CheckpointError unless these results of a run folder are those of an evaluation."""
+    wrong = misfit(results, EvaluationResults, "results")
     if wrong is None and not re.fullmatch(r"\d{1,9}( \d{1,9})*", results["correct"]):
         wrong = f"results['correct'] is {shown(results['correct'])}: expected a count for every task"
     if wrong is None and not abs(accuracies_of(results).mean() - float(results["accuracy"])) < 1e-6:
@@ -95,19 +97,19 @@ def check_results(folder: Path, results: object) -> None:
         )
 
 
-def identity(record: dict[str, object]) -> str:
-    """What makes a recorded run this one: its settings and when it began, however often it was taken up."""
+def identity(record: dict[str, Any]) -> str:
+    """A digest of the settings and the start of a run; it stays the same when the run continues."""
     content = {key: record.get(key) for key in ("command", "config", "started")}
     return sha256(to_json(content).encode())
 
 
-def accuracies_of(results: dict[str, object]) -> np.ndarray:
+def accuracies_of(results: dict[str, Any]) -> np.ndarray:
     """The accuracy on every task, from the record of an evaluation."""
     return np.array([int(word) for word in results["correct"].split()]) / results["queries_per_task"]
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of named tensors: tells whether an evaluation is of the weights that a folder holds now."""
+    """SHA-256 of named tensors, for the question whether an evaluation is of the weights in a folder."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
@@ -120,17 +122,17 @@ def split_of(data: ImageData, settings: Evaluate) -> ImageSplit:
     return {"val": data.val, "test": data.test}[settings.split]
 
 
-def config_of(settings: Evaluate, data: ImageData) -> EvaluationConfig:
-    """The procedure; images are mirrored where a mirrored image shows the same class (not so for characters)."""
+def evaluation_config(settings: Evaluate, data: ImageData) -> EvaluationConfig:
+    """The procedure; images are mirrored unless the data are characters."""
     names = ("ways", "shots", "queries", "tasks", "head", "C")
-    same = {name: getattr(settings, name) for name in names}
+    same: dict[str, Any] = {name: getattr(settings, name) for name in names}
     return EvaluationConfig(**same, copies=settings.augment, flip=data.mirrors)
 
 
-class Watched(torch.nn.Module):
-    """The network, looking after every batch of images whether the user wants to stop."""
+class InterruptibleNetwork(torch.nn.Module):
+    """The network; it checks for a stop after every batch of images."""
 
-    def __init__(self, network: Network, advance: Callable[[], None] | None):
+    def __init__(self, network: torch.nn.Module, advance: Callable[[], None] | None):
         super().__init__()
         self.network, self.advance = network, advance
 
@@ -141,23 +143,30 @@ class Watched(torch.nn.Module):
             check_interrupted()
         if self.advance is not None:
             self.advance()
-        return self.network.features(x)
+        return self.network.features(x)  # type: ignore[operator]
 
 
-def evaluate(
-    network: Network, data: ImageData, settings: Evaluate, advance: Callable[[], None] | None = None
+def evaluate_on_tasks(
+    network: torch.nn.Module, data: ImageData, settings: Evaluate, advance: Callable[[], None] | None = None
 ) -> Evaluation:
-    """Accuracy on the tasks of the settings, where the network is; ``advance`` is called before every batch.
+    """The accuracy on tasks that depend on seed and data, but not on the network.
 
-    The tasks depend on seed and data, not on the network.
+    Args:
+        network: The trained network, which stays on its device.
+        data: The images.
+        settings: Settings of the evaluation.
+        advance: Called before every batch of images.
+
+    Returns:
+        The evaluation.
     """
-    device = network.classifier.weight.device
+    device = next(network.parameters()).device
     return evaluate_network(
-        Watched(network, advance),
+        InterruptibleNetwork(network, advance),
         split_of(data, settings),
         data.mean,
         data.std,
-        config_of(settings, data),
+        evaluation_config(settings, data),
         settings.seed,
         device=device,
         jobs=settings.jobs,

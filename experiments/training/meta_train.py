@@ -1,11 +1,11 @@
-"""``meta-train``: Conv4 by second-order MAML or ANIL on few-shot tasks, resumable after every step."""
+"""``meta-train``: Conv4 by second-order MAML or ANIL on few-shot tasks; it can stop after every step."""
 
 import dataclasses
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, TypedDict
 
-from experiments.data.source import cached_data, source_in
-from experiments.plotting import curve, figure, save
-from experiments.runs import FREE, Pauses, numbers_of, quoted, without_paths
+from experiments.data.loading import cached_data, source_in
+from experiments.plotting import curve, figure, save_figure
+from experiments.runs import FREE, CheckpointTimer, continue_with, numbers_of, opened_run, without_paths
 from experiments.training.settings import MetaTrain
 from mamltheory.fewshot.conv4 import conv4
 from mamltheory.fewshot.evaluate import mean_interval
@@ -21,14 +21,14 @@ from mamltheory.fewshot.meta_train import (
 )
 from mamltheory.rng import derived_seed
 from mamltheory.runtime.checkpoint import load_state, save_state
-from mamltheory.runtime.device import choose_device, environment
+from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.progress import stage
-from mamltheory.runtime.runlog import RunLog, check_complete, open_run, read_metrics, recorded
+from mamltheory.runtime.runlog import RunLog, check_complete, read_metrics
 
 QUERIES = 15  # per class in evaluations
 
 
-class Line(TypedDict):
+class MetaTrainLine(TypedDict):
     """A line of a meta-training's ``metrics.jsonl``."""
 
     step: Annotated[int, 1]
@@ -41,41 +41,40 @@ class Line(TypedDict):
 NAMES = {"val": "validation", "test": "test"}
 
 
-def run(settings: MetaTrain) -> int:
+def meta_train(settings: MetaTrain) -> int:
     """Meta-train, print the accuracy on unseen classes before and after, and draw the curves; returns 0."""
     device = choose_device(settings.device).device
     data = cached_data(*source_in(settings))
     network = conv4(
         settings.ways, settings.image_size, derived_seed(settings.seed, "meta weights"), settings.channels
     )
-    state = start_meta_training(network, data, config_of(settings), device)
-    where = environment(device)
-    log = open_run(settings.out, "meta-train", settings, settings.seed, where, (*FREE, "save_minutes"))
-    with recorded(log, f"python -m experiments meta-train --config {quoted(settings.out)}"):
-        before = evaluate(state, settings)
+    state = start_meta_training(network, data, meta_train_config(settings), device)
+    free, again = (*FREE, "save_minutes"), continue_with("meta-train", settings)
+    with opened_run("meta-train", settings, device, free=free, again=again) as log:
+        before = accuracy_on_new_classes(state, settings)
         checkpoint = load_state(settings.out / "state", report=print)
         if checkpoint is not None:
             state = restore_meta_training(state, checkpoint.tensors, checkpoint.state)
-            lines_of(settings, state.step)
+            curve_points(settings, state.step)
         state = remaining_steps(state, settings, log)
-        after = evaluate(state, settings)
-    log.close(before=before, accuracy=after[0], half_width=after[1])
-    print(describe(settings, before, after))
-    draw_curves(settings, before, after)
+        after = accuracy_on_new_classes(state, settings)
+        log.close(before=before, accuracy=after[0], half_width=after[1])
+    print(describe_result(settings, before, after))
+    draw_meta_curves(settings, before, after)
     return 0
 
 
-def config_of(settings: MetaTrain) -> MetaTrainConfig:
+def meta_train_config(settings: MetaTrain) -> MetaTrainConfig:
     """The settings of the steps."""
     names = (field.name for field in dataclasses.fields(MetaTrainConfig))
     return MetaTrainConfig(**{name: getattr(settings, name) for name in names})
 
 
 def remaining_steps(state: MetaTrainState, settings: MetaTrain, log: RunLog) -> MetaTrainState:
-    """All steps that are left. A line of the curve speaks of one step, so that a resumed run repeats it exactly."""
+    """Take the remaining steps; a line of the curve is of one step, so that a continued run repeats it exactly."""
     with stage(f"meta-train ({settings.out.name})", settings.steps - state.step) as advance:
         images = settings.tasks * settings.ways * (settings.shots + settings.queries)
-        pauses = Pauses(settings.save_minutes, bool, advance, images)
+        pauses = CheckpointTimer(settings.save_minutes, bool, advance, images)
         while state.step < settings.steps:
             state, metrics = meta_train_step(state)
             pauses.note = f"loss {metrics.loss:.3f}"
@@ -90,7 +89,7 @@ def remaining_steps(state: MetaTrainState, settings: MetaTrain, log: RunLog) -> 
     return state
 
 
-def evaluate(state: MetaTrainState, settings: MetaTrain) -> tuple[float, float]:
+def accuracy_on_new_classes(state: MetaTrainState, settings: MetaTrain) -> tuple[float, float]:
     """Mean accuracy on tasks of the test (or validation) classes, and the half-width of its 95 % interval."""
     split = {"val": state.data.val, "test": state.data.test}[settings.split]
     return _accuracy(state, split, settings.test_tasks, settings.seed)
@@ -105,7 +104,7 @@ def _queries(split: ImageSplit, state: MetaTrainState) -> int:
     return max(1, min(QUERIES, min(len(members) for members in split.members) - state.config.shots))
 
 
-def describe(settings: MetaTrain, before: tuple[float, float], after: tuple[float, float]) -> str:
+def describe_result(settings: MetaTrain, before: tuple[float, float], after: tuple[float, float]) -> str:
     """The result in one line."""
     percent = [f"{100 * mean:.2f} ± {100 * half_width:.2f} %" for mean, half_width in (after, before)]
     tasks = f"{settings.test_tasks} tasks of unseen {NAMES[settings.split]} classes"
@@ -121,19 +120,19 @@ def is_due(step: int, settings: MetaTrain) -> bool:
     return step % settings.report_every == 0 or step == settings.steps
 
 
-def lines_of(settings: MetaTrain, steps: int) -> dict[int, dict[str, float]]:
-    """The points of the curve by step; raises CheckpointError unless all up to ``steps`` are there."""
-    lines = read_metrics(settings.out, Line)
+def curve_points(settings: MetaTrain, steps: int) -> dict[int, dict[str, Any]]:
+    """The points of the curve by step; raises CheckpointError unless all up to ``steps`` exist."""
+    lines = read_metrics(settings.out, MetaTrainLine)
     due = (step for step in range(1, steps + 1) if is_due(step, settings))
     check_complete(settings.out, lines, "step", due)
-    return {line["step"]: numbers_of(line) for line in lines}
+    return {row["step"]: row for row in map(numbers_of, lines)}
 
 
-def draw_curves(settings: MetaTrain, before: tuple[float, float], after: tuple[float, float]) -> None:
-    """Meta-loss and accuracies against outer steps, with chance and the accuracy on the test classes."""
-    rows = lines_of(settings, settings.steps)
+def draw_meta_curves(settings: MetaTrain, before: tuple[float, float], after: tuple[float, float]) -> None:
+    """Draw meta-loss and accuracies against outer steps, with chance and the accuracy on the test classes."""
+    rows = curve_points(settings, settings.steps)
     names = ("step", "loss", "accuracy", "val_accuracy", "val_half_width")
-    data = {name: [row[name] for row in rows.values()] for name in names}
+    data: dict[str, Any] = {name: [row[name] for row in rows.values()] for name in names}
     data |= {"test_before": list(before), "test_after": list(after), "chance": 1 / settings.ways}
     with figure("page", 2.6, columns=2) as (drawing, axes):
         left, right = axes[0]
@@ -155,5 +154,7 @@ def draw_curves(settings: MetaTrain, before: tuple[float, float], after: tuple[f
         right.legend()
         for panel in (left, right):
             panel.set_xlabel("outer steps")
-        paths = save(drawing, "meta_curves", data, settings.out, without_paths(settings), settings.seed)
+        paths = save_figure(
+            drawing, "meta_curves", data, settings.out, without_paths(settings), settings.seed
+        )
     print(f"wrote {paths[0]} (and .pdf, .json)")

@@ -1,15 +1,16 @@
-"""``predict``: classes of a user's own images, from a few labelled ones, by a trained network."""
+"""``predict``: classes of a user's images from a few labelled ones, by a trained network."""
 
 import csv
 import io
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from experiments.runs import FREE, warn
-from experiments.training.evaluation_settings import Predict
+from experiments.runs import opened_run, warn
+from experiments.training.settings import Predict
 from experiments.training.trained import read_training
 from mamltheory.errors import DataError, printable
 from mamltheory.fewshot.augment import Augmentation
@@ -18,26 +19,25 @@ from mamltheory.fewshot.formats.common import Options
 from mamltheory.fewshot.formats.folders import usual_suffixes
 from mamltheory.fewshot.formats.listing import class_folders, image_files, in_words, total
 from mamltheory.fewshot.formats.pixels import decoded
-from mamltheory.runtime.device import choose_device, environment
+from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.records import replace_file
-from mamltheory.runtime.runlog import open_run, recorded
 
 UNSURE = 5
-"""Images named in the summary as the least certain ones."""
+"""Number of least certain images in the summary."""
 FORMULAS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
-"""What a spreadsheet takes a cell for a formula by."""
+"""First characters of a formula in a spreadsheet."""
 
 
 @dataclass(frozen=True)
 class UserTask:
-    """The files of one few-shot task: labelled ones by class, and those whose class is asked for."""
+    """The files of one few-shot task: labelled ones by class, and unlabelled ones."""
 
     support: dict[str, tuple[Path, ...]]
     query: tuple[Path, ...]
     place: Path
-    """The folder of the query images, by which they are named."""
+    """The folder of the query images."""
     left_out: Counter[str]
-    """Entries that are not read: reason → how many."""
+    """Number of files that are not read, by reason."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -45,14 +45,13 @@ class UserTask:
         return np.repeat(np.arange(len(self.support)), [len(files) for files in self.support.values()])
 
 
-def run(settings: Predict) -> int:
+def write_predictions(settings: Predict) -> int:
     """Write ``predictions.csv`` and print a summary; returns 0."""
     task = find_images(settings.images)
     training, device = read_training(settings.checkpoint), choose_device(settings.device)
     network, inputs = training.network.to(device.device), training.inputs
     support, query = read_images(task, inputs.image_size)
-    log = open_run(settings.out, "predict", settings, settings.seed, environment(device.device), FREE)
-    with recorded(log, None):
+    with opened_run("predict", settings, device.device) as log:
         predictions = predict(
             network,
             support,
@@ -67,26 +66,22 @@ def run(settings: Predict) -> int:
             seed=settings.seed,
             device=device.device,
         )
-        text = table_of(task, predictions, settings)
+        text = predictions_csv(task, predictions, settings)
         replace_file(settings.out / "predictions.csv", text.encode())
-    lines = [*summary(task, predictions, settings), *repeated(support, query)]
-    log.close(summary=lines)
+        lines = [*prediction_summary(task, predictions, settings), *repeated_image_lines(support, query)]
+        log.close(summary=lines)
     print("\n".join([*lines, printable(f"wrote {settings.out / 'predictions.csv'}")]))
     return 0
 
 
 def find_images(folder: Path) -> UserTask:
-    """The image files at and below support/CLASS and in and below query, sorted by name.
-
-    Raises DataError when a folder is missing, a class is empty, there are fewer than two classes, or a link
-    leads out of the folder.
-    """
+    """The image files below support/CLASS and query, sorted by name; raises DataError for another layout."""
     layout = f"expected {folder}/support/CLASS/*.png for every class and {folder}/query/*.png (or {usual_suffixes()})"
     for part in ("support", "query"):
         if not (folder / part).is_dir():
             raise DataError(f"there is no folder {folder / part}: {layout}")
     try:
-        classes, beside = class_folders(folder / "support")
+        classes, others = class_folders(folder / "support")
         support = {entry.name: image_files(entry, folder) for entry in classes}
         query = image_files(folder / "query", folder)
     except DataError:
@@ -100,33 +95,28 @@ def find_images(folder: Path) -> UserTask:
             raise DataError(f"{folder / name} holds no image{but}: {layout}")
     if len(support) < 2:
         raise DataError(f"{folder}/support has {len(support)} classes, a choice needs at least 2: {layout}")
-    left_out = total([beside, *(found.left_out for found in lists.values())])
+    left_out = total([others, *(found.left_out for found in lists.values())])
     files = {name: found.files for name, found in support.items()}
     return UserTask(files, query.files, folder / "query", left_out)
 
 
 def read_images(task: UserTask, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Support and query images (uint8 N×size×size×3) at the side that the network was trained on.
+    """Support and query images (uint8 N×size×size×3); raises DataError naming a file that cannot be read."""
 
-    Raises DataError naming the file that cannot be read; files are decoded as what they are, whatever they say.
-    """
-    groups = {"support": [file for files in task.support.values() for file in files], "query": task.query}
-    return tuple(
-        decoded([(str(file), file) for file in files], len(files), name, Options(size, notice=warn))
-        for name, files in groups.items()
-    )
+    def read(name: str, files: Sequence[Path]) -> np.ndarray:
+        return decoded([(str(file), file) for file in files], len(files), name, Options(size, notice=warn))
+
+    support = [file for files in task.support.values() for file in files]
+    return read("support", support), read("query", task.query)
 
 
 def confidence_name(settings: Predict) -> str:
-    """What the head's certainty is: only logistic regression has probabilities."""
+    """The name of the head's certainty; only logistic regression has probabilities."""
     return "probability" if settings.head == "logistic" else "margin"
 
 
-def table_of(task: UserTask, predictions: Predictions, settings: Predict) -> str:
-    """The CSV: file, class, and the probability or margin.
-
-    Names are :func:`printable`, and none begins a formula of a spreadsheet.
-    """
+def predictions_csv(task: UserTask, predictions: Predictions, settings: Predict) -> str:
+    """The CSV: file, class, and the probability or margin; names are printable and no formulas."""
     names, file = list(task.support), io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["file", "class", confidence_name(settings)])
@@ -138,20 +128,20 @@ def table_of(task: UserTask, predictions: Predictions, settings: Predict) -> str
 
 
 def no_formula(word: str) -> str:
-    """The word on one line, with an apostrophe before what a spreadsheet would compute."""
+    """The word on one line, with an apostrophe before a formula."""
     word = printable(word)
     return f"'{word}" if word.lstrip()[:1] in FORMULAS else word
 
 
-def repeated(support: np.ndarray, query: np.ndarray) -> list[str]:
-    """A line on query images that are among the labelled ones, if there are any."""
+def repeated_image_lines(support: np.ndarray, query: np.ndarray) -> list[str]:
+    """A line about query images that equal labelled ones, if there are any."""
     known = {image.tobytes() for image in support}
     count = sum(image.tobytes() in known for image in query)
     return [f"{count} query images are identical to labelled ones"] if count else []
 
 
-def summary(task: UserTask, predictions: Predictions, settings: Predict) -> list[str]:
-    """What was asked, how often each class was found, and which images are the least certain."""
+def prediction_summary(task: UserTask, predictions: Predictions, settings: Predict) -> list[str]:
+    """The task, the number of images in each class, and the least certain images."""
     names, counts = list(task.support), Counter(predictions.labels.tolist())
     shots = sorted({len(files) for files in task.support.values()})
     head = settings.head if settings.head == "nearest-centroid" else f"{settings.head} (C={settings.C:g})"

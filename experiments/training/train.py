@@ -1,17 +1,26 @@
-"""``train``: RFS pre-training of a network, alone or under torchrun, resumable after every step."""
+"""``train``: RFS pre-training of a network, in one process or under torchrun; it can stop after every step."""
 
 import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
 
-from experiments.data.source import data_of
+from experiments.data.loading import data_of
 from experiments.genotypes import network_size, read_genotype
-from experiments.plotting import curve, figure, save
-from experiments.runs import FREE, Pauses, leading_stage, numbers_of, quoted, without_paths
+from experiments.plotting import curve, figure, save_figure
+from experiments.runs import (
+    FREE,
+    CheckpointTimer,
+    continue_with,
+    continued_by,
+    leading_stage,
+    numbers_of,
+    opened_run,
+    without_paths,
+)
 from experiments.training.settings import Train
 from mamltheory.errors import CheckpointError
 from mamltheory.fewshot.evaluate import EvaluationConfig, evaluate_network
@@ -24,14 +33,13 @@ from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import derived_network, parameter_count
 from mamltheory.rng import derived_seed
 from mamltheory.runtime.checkpoint import check_state, load_state, save_state
-from mamltheory.runtime.device import choose_device, environment
+from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.distributed import World, data_parallel
-from mamltheory.runtime.interrupt import Interrupted
-from mamltheory.runtime.runlog import RunLog, check_complete, open_run, read_metrics, recorded
+from mamltheory.runtime.runlog import RunLog, check_complete, read_metrics
 
 
-class Line(TypedDict):
-    """A line of a training's ``metrics.jsonl``, as far as it is read."""
+class EpochLine(TypedDict):
+    """The keys of a line of a training's ``metrics.jsonl`` that are read."""
 
     epoch: Annotated[int, 1]
     loss: float
@@ -41,77 +49,85 @@ class Line(TypedDict):
     val_half_width: NotRequired[float]
 
 
-class Kept(TypedDict):
-    """What every saved training holds, as far as commands read it themselves."""
+class TrainingContent(TypedDict):
+    """The keys of a saved training that commands read."""
 
     epoch: Annotated[int, 0]
     step: Annotated[int, 0]
     genotype: dict[str, object] | None
 
 
-def run(settings: Train) -> int:
-    """Train the network of the settings and draw the learning curve; returns 0."""
+def train_and_draw(settings: Train) -> int:
+    """Train the network and draw the learning curve; returns 0."""
     genotype = read_genotype(settings.genotype) if settings.network == "cells" else None
     with data_parallel() as world:
-        train(settings, genotype, world)
+        train_network(settings, genotype, world)
         if world.leads:
-            draw_curves(settings)
+            draw_learning_curves(settings)
     return 0
 
 
-def train(settings: Train, genotype: Genotype | None, world: World | None = None) -> torch.nn.Module:
-    """Run or take up the training in its run folder; on a CPU interruptions change no bit of the result."""
+def train_network(settings: Train, genotype: Genotype | None, world: World | None = None) -> torch.nn.Module:
+    """Run or continue the training in its run folder; on a CPU interruptions change no bit of the result.
+
+    Args:
+        settings: The settings.
+        genotype: The cell; None for ResNet-12.
+        world: The processes that train together; None for this one alone.
+
+    Returns:
+        The trained network.
+    """
     world = world or World()
     device = choose_device(world.device_name(settings.device)).device
     data = data_of(settings)
     network = new_network(settings, genotype, inputs_of(data).classes)
     execution = Execution(settings.channels_last, settings.compile, world.rank, world.size)
-    state = start_training(network, data, config_of(settings, data), device, execution)
+    state = start_training(network, data, train_config(settings, data), device, execution)
     with _record(settings, world, device) as log:
         checkpoint = load_state(settings.out / "state", report=print)
         if checkpoint is not None:
-            check_state(checkpoint, Kept)
+            check_state(checkpoint, TrainingContent)
             _check_genotype(checkpoint.state["genotype"], genotype, settings)
             state = restore(state, checkpoint.tensors, checkpoint.state)
             if log is not None:
-                lines_of(settings, state.epoch)
+                epoch_lines(settings, state.epoch)
         world.check_same((state.epoch, state.step), "epoch and step")
         state = _remaining_steps(state, genotype, settings, world, log)
-    if log is not None:
-        log.close(epochs=state.epoch, parameters=parameter_count(network))
-    # What is evaluated now and what is loaded later should agree to the last bit.
-    return state.network.to(memory_format=torch.contiguous_format)
+        if log is not None:
+            log.close(epochs=state.epoch, parameters=parameter_count(network))
+    # A network that is loaded later has this format, and results should agree to the last bit.
+    return state.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 @contextmanager
 def _record(settings: Train, world: World, device: torch.device) -> Iterator[RunLog | None]:
-    """The run's record, for the process that writes; the others have none."""
-    again = continue_with(settings, world.size)
+    """The record of the run in the leading process; None in the others."""
+    again = continue_with("train", settings)
+    if world.size > 1:
+        again = again.replace("python", f"torchrun --nproc-per-node {world.size}", 1)
     if not world.leads:
-        try:
+        with continued_by(again):
             yield None
-        except Interrupted as stop:
-            raise stop.saved(again) from None
         return
-    where = environment(device) | ({"processes": world.size} if world.size > 1 else {})
-    log = open_run(settings.out, "train", settings, settings.seed, where, (*FREE, "save_minutes"))
-    with recorded(log, again):
+    free = (*FREE, "save_minutes")
+    with opened_run("train", settings, device, free=free, processes=world.size, again=again) as log:
         yield log
 
 
 def _remaining_steps(
     state: TrainState, genotype: Genotype | None, settings: Train, world: World, log: RunLog | None
 ) -> TrainState:
-    """All steps that are left; the state is saved after every epoch, after so many minutes, and at a stop."""
+    """Take the remaining steps; save the state after every epoch, after some minutes, and at a stop."""
     name = json.loads(json.dumps(genotype.to_json())) if genotype is not None else None
     left = (settings.epochs - state.epoch) * state.steps - state.step
     with leading_stage(f"train ({settings.out.name})", left, world.leads) as advance:
-        pauses = Pauses(settings.save_minutes, world.any, advance, settings.batch_size)
+        pauses = CheckpointTimer(settings.save_minutes, world.any, advance, settings.batch_size)
         while state.epoch < settings.epochs:
             pauses.note = f"epoch {state.epoch + 1}/{settings.epochs}"
             state, metrics = train_epoch(state, pauses)
             if log is not None:
-                # Logged first: a crash in between repeats the line, and never leaves out an epoch.
+                # A crash between the two repeats the line; the other order would lose an epoch.
                 if metrics is not None:
                     log.log(**dataclasses.asdict(metrics), **_validated(state, settings))
                 tensors, numbers = state_tensors(state)
@@ -121,7 +137,7 @@ def _remaining_steps(
 
 
 def _validated(state: TrainState, settings: Train) -> dict[str, float]:
-    """Few-shot accuracy on the validation classes, where it is due after this epoch."""
+    """Few-shot accuracy on the validation classes, if it is due after this epoch."""
     if not settings.validate_every or state.epoch % settings.validate_every:
         return {}
     split = state.data.val
@@ -140,8 +156,8 @@ def _validated(state: TrainState, settings: Train) -> dict[str, float]:
     return {"val_accuracy": result.mean, "val_half_width": result.half_width}
 
 
-def config_of(settings: Train, data: ImageData) -> TrainConfig:
-    """The recipe; images are mirrored where a mirrored image shows the same class (not so for characters)."""
+def train_config(settings: Train, data: ImageData) -> TrainConfig:
+    """The recipe; images are mirrored unless the data are characters."""
     names = (
         *("batch_size", "learning_rate", "momentum", "weight_decay", "epochs", "milestones", "drop_path"),
         *("precision", "seed"),
@@ -150,17 +166,12 @@ def config_of(settings: Train, data: ImageData) -> TrainConfig:
 
 
 def new_network(settings: Train, genotype: Genotype | None, classes: int) -> torch.nn.Module:
-    """The untrained network for so many classes; its weights depend on the seed alone."""
+    """The untrained network for a number of classes; its weights depend on the seed alone."""
     seed = derived_seed(settings.seed, "training weights")
     if settings.network == "resnet12":
         return resnet12(classes, seed)
+    assert genotype is not None, "a stack of cells needs a genotype"
     return derived_network(genotype, network_size(settings, classes), seed)
-
-
-def continue_with(settings: Train, processes: int = 1) -> str:
-    """The command that goes on with a training."""
-    program = "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
-    return f"{program} -m experiments train --config {quoted(settings.out)}"
 
 
 def _check_genotype(saved: object, genotype: Genotype | None, settings: Train) -> None:
@@ -169,16 +180,16 @@ def _check_genotype(saved: object, genotype: Genotype | None, settings: Train) -
         raise CheckpointError(f"{settings.out} trains another genotype: choose another --out")
 
 
-def lines_of(settings: Train, epochs: int) -> dict[int, dict[str, float]]:
-    """What was measured in every epoch; raises CheckpointError unless all of the first ``epochs`` are there."""
-    lines = read_metrics(settings.out, Line)
+def epoch_lines(settings: Train, epochs: int) -> dict[int, dict[str, Any]]:
+    """The metrics of every epoch; raises CheckpointError unless all of the first ``epochs`` are there."""
+    lines = read_metrics(settings.out, EpochLine)
     check_complete(settings.out, lines, "epoch", range(1, epochs + 1))
-    return {line["epoch"]: numbers_of(line) for line in lines}
+    return {row["epoch"]: row for row in map(numbers_of, lines)}
 
 
-def draw_curves(settings: Train) -> None:
-    """Training loss and accuracy against epochs, validation accuracy where it was taken, falls of the rate."""
-    rows = lines_of(settings, settings.epochs)
+def draw_learning_curves(settings: Train) -> None:
+    """Draw training loss and accuracy, and validation accuracy if any, with the milestones of the learning rate."""
+    rows = epoch_lines(settings, settings.epochs)
     data = {
         name: [row[name] for row in rows.values()] for name in ("epoch", "loss", "accuracy", "learning_rate")
     }
@@ -199,5 +210,7 @@ def draw_curves(settings: Train) -> None:
             axes[0, 1].errorbar(**bars, label="validation, few-shot", capsize=2, **curve(2))
             axes[0, 1].set_ylabel("accuracy")
             axes[0, 1].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-        paths = save(drawing, "learning_curves", data, settings.out, without_paths(settings), settings.seed)
+        paths = save_figure(
+            drawing, "learning_curves", data, settings.out, without_paths(settings), settings.seed
+        )
     print(f"wrote {paths[0]} (and .pdf, .json)")

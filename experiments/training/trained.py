@@ -1,17 +1,19 @@
-"""A finished training as its run folder holds it: the network, and what it expects of images."""
+"""A finished training in its run folder: the network, and the images that it expects."""
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from experiments.config import read_config, settings_from
-from experiments.data.source import data_of
+from experiments.data.loading import data_of
 from experiments.requirements import require
+from experiments.runs import continue_with
 from experiments.training.settings import Train
-from experiments.training.train import Kept, continue_with, new_network
+from experiments.training.train import TrainingContent, new_network
 from mamltheory.errors import CheckpointError, DataError, GenotypeError
 from mamltheory.fewshot.images import ImageData
 from mamltheory.fewshot.training_state import Inputs, inputs_of, load_weights, recorded_inputs, same_images
@@ -21,21 +23,17 @@ from mamltheory.runtime.checkpoint import Checkpoint, check_state, load_state
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained network with the settings of its training and its cell, which ResNet-12 has not."""
+    """A trained network, the settings of its training, and its cell (None for ResNet-12)."""
 
     settings: Train
     genotype: Genotype | None
     network: torch.nn.Module
     inputs: Inputs
-    state: Mapping[str, object]
+    state: Mapping[str, Any]
     """The numbers that were saved with the weights."""
 
     def data(self, place: str) -> ImageData:
-        """The images at a place, as the network expects them: statistics and mirroring are those of its training.
-
-        A layout may come with other ones for the same pixels. Raises DataError when the training images are not
-        those of the training; the classes of validation and test may be others.
-        """
+        """The images at a place with the statistics of the training; raises DataError for other training images."""
         data = data_of(dataclasses.replace(self.settings, data=place))
         if not same_images(self.state, data):
             raise DataError(
@@ -47,42 +45,39 @@ class Trained:
 
 
 def read_training(folder: Path) -> Trained:
-    """The training in a run folder, which needs nothing else: its data may be gone.
-
-    Raises ConfigurationError for what is no folder of a training, and CheckpointError for one that has not
-    finished. Folders of earlier versions do not say what the network expects; then the data have to be there.
-    """
+    """The finished training in a run folder; raises ConfigurationError for other folders, else CheckpointError."""
     require(
         (folder / "run.json").is_file(), f"{folder} is no run folder: train first, or name another folder"
     )
     settings = dataclasses.replace(settings_from(Train, read_config(folder, "train")), out=folder)
     checkpoint = load_state(folder / "state", report=print)
     if checkpoint is not None:
-        check_state(checkpoint, Kept)
-    if checkpoint is None or checkpoint.state["epoch"] < settings.epochs:
-        done = 0 if checkpoint is None else checkpoint.state["epoch"]
+        check_state(checkpoint, TrainingContent)
+    state: Mapping[str, Any] = {"epoch": 0} if checkpoint is None else checkpoint.state
+    if checkpoint is None or state["epoch"] < settings.epochs:
         raise CheckpointError(
-            f"{folder} holds {done} of {settings.epochs} epochs: finish it with {continue_with(settings)}"
+            f"{folder} holds {state['epoch']} of {settings.epochs} epochs: finish it with "
+            f"{continue_with('train', settings)}"
         )
     genotype = saved_genotype(checkpoint)
     if (genotype is None) != (settings.network == "resnet12"):
         raise CheckpointError(f"{checkpoint.path} does not hold a network of the kind that {folder} trains")
-    inputs = _inputs(checkpoint.state, settings)
+    inputs = _inputs(state, settings)
     network = new_network(settings, genotype, inputs.classes)
     load_weights(network, checkpoint.tensors)
     return Trained(settings, genotype, network, inputs, checkpoint.state)
 
 
 def saved_genotype(checkpoint: Checkpoint) -> Genotype | None:
-    """The cell of a saved training, None for ResNet-12; raises CheckpointError, naming the state, for what is none."""
-    saved = checkpoint.state["genotype"]
+    """The cell of a saved training, None for ResNet-12; raises CheckpointError if the state holds neither."""
+    saved: Any = checkpoint.state["genotype"]
     try:
         return None if saved is None else Genotype.from_json(saved)
     except GenotypeError as error:
         raise CheckpointError(f"{checkpoint.path} holds no genotype: {error}") from None
 
 
-def _inputs(state: Mapping[str, object], settings: Train) -> Inputs:
+def _inputs(state: Mapping[str, Any], settings: Train) -> Inputs:
     if "inputs" in state:
         return recorded_inputs(state["inputs"])
     lacking = f"{settings.out} does not say what images its network expects, as trainings of today do"
@@ -92,6 +87,6 @@ def _inputs(state: Mapping[str, object], settings: Train) -> Inputs:
         raise DataError(f"{lacking}, and the data that it was trained on are not there: {error}") from None
     if not same_images(state, data):
         raise DataError(
-            f"{lacking}, and {settings.data} holds other images than it was trained on: train anew"
+            f"{lacking}, and {settings.data} holds other images than it was trained on: train again"
         )
     return inputs_of(data)

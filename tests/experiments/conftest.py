@@ -3,8 +3,8 @@
 import pytest
 
 from experiments import genotypes
-from experiments.data import source as data_source
-from experiments.search import run as search
+from experiments.data import loading
+from experiments.search import search
 from experiments.training import train
 from mamltheory.fewshot.glyphs import glyph_data
 from tests.experiments.tiny import GENOTYPE, begun, train_settings
@@ -13,13 +13,13 @@ from tests.experiments.tiny import GENOTYPE, begun, train_settings
 @pytest.fixture(scope="module")
 def few_images():
     """Glyphs of a few classes in the place of the usual ones, for 16 pixels."""
-    data, usual = glyph_data(16, 6, 6, 6, samples_per_class=8), data_source.cached_data
+    data, usual = glyph_data(16, 6, 6, 6, samples_per_class=8), loading.cached_data
 
     def few(*source):
         return data if source == ("glyphs", 16) else usual(*source)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (data_source, search):
+        for module in (loading, search):
             patch.setattr(module, "cached_data", few)
         yield data
 
@@ -28,7 +28,7 @@ def few_images():
 def searched(tmp_path_factory, few_images):  # noqa: ARG001
     """Settings of a search that has finished in its folder."""
     settings = begun(tmp_path_factory.mktemp("searched") / "search")
-    assert search.run(settings) == 0
+    assert search.search_and_draw(settings) == 0
     return settings
 
 
@@ -38,5 +38,5 @@ def trained(tmp_path_factory, few_images):  # noqa: ARG001
     folder = tmp_path_factory.mktemp("trained")
     genotypes.write_genotype(folder / "cell.json", GENOTYPE)
     settings = train_settings(folder / "train", genotype=folder / "cell.json")
-    assert train.run(settings) == 0
+    assert train.train_and_draw(settings) == 0
     return settings

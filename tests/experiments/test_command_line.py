@@ -14,12 +14,11 @@ import pytest
 
 from experiments import __main__ as shell
 from experiments.commands import COMMANDS, Command
-from experiments.config import RETIRED, settings_from
+from experiments.config import settings_from
 from experiments.search.settings import SEARCH, Search
 from experiments.settings import Doctor
 from experiments.theory.settings import Drift
-from experiments.training.evaluation_settings import EVALUATE, Evaluate
-from experiments.training.settings import TRAIN, Train
+from experiments.training.settings import EVALUATE, TRAIN, Evaluate, Train
 from mamltheory.errors import ConfigurationError, DataError
 from mamltheory.runtime.interrupt import Interrupted, check_interrupted
 from mamltheory.runtime.runlog import open_run
@@ -131,7 +130,7 @@ def test_a_wrong_configuration_file_is_refused_with_a_hint(tmp_path, content, me
         shell.resolve("search", ["--config", str(file)])
 
 
-@pytest.mark.parametrize(("name", "only"), RETIRED[Search].items())
+@pytest.mark.parametrize(("name", "only"), Search.RETIRED.items())
 def test_a_retired_setting_is_read_with_its_only_value_and_refused_with_others(tmp_path, name, only):
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"shots": 3, name: only}))

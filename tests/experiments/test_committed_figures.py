@@ -8,7 +8,6 @@ import pytest
 
 from experiments import __main__ as shell
 from experiments.commands import COMMANDS
-from experiments.config import RETIRED
 from experiments.demo import DEMO_SEARCH, DEMO_THEORY
 from experiments.runs import without_paths
 from experiments.search.settings import Search
@@ -79,7 +78,7 @@ def test_the_figures_of_the_studies_are_those_of_the_presets(name, out, file):
 
 
 def test_the_search_the_table_and_the_benchmarks_are_those_of_the_commands():
-    searched = {**RETIRED[Search], **recorded(settings_of("search", "runs/glyph-5/search").resolved())}
+    searched = {**Search.RETIRED, **recorded(settings_of("search", "runs/glyph-5/search").resolved())}
     found = config("glyph-5/cells.json")
     assert {k: v for k, v in searched.items() if k in found} == found
     assert {k: v for k, v in recorded(DEMO_SEARCH.resolved()).items() if k in ("channels", "cells")} == {

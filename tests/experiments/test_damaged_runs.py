@@ -9,9 +9,7 @@ import safetensors.torch
 
 from experiments import __main__ as shell
 from experiments import genotypes
-from experiments import runs as common
-from experiments.search import comparison as protocols
-from experiments.search import run as search
+from experiments.search import comparison, search
 from experiments.training import evaluate, meta_train, train
 from experiments.training.trained import read_training
 from mamltheory.nas.search.state import RoundReport
@@ -101,19 +99,19 @@ def test_curves_are_not_redrawn_from_damaged_measurements(own):
         [lines[0], lines[1].replace("0.", "1.", 1), lines[2]],
     ):
         file.write_text("".join(damaged))
-        refused(train.run, own, match=r"line \d of .*metrics\.jsonl")
+        refused(train.train_and_draw, own, match=r"line \d of .*metrics\.jsonl")
     for damaged in (lines[:2], lines[:1], []):
         file.write_text("".join(damaged))
-        refused(train.run, own, match=r"metrics\.jsonl has no line for epoch")
+        refused(train.train_and_draw, own, match=r"metrics\.jsonl has no line for epoch")
     file.unlink()
-    refused(train.run, own, match=r"metrics\.jsonl has no line for epoch 1, 2, 3")
+    refused(train.train_and_draw, own, match=r"metrics\.jsonl has no line for epoch 1, 2, 3")
 
 
 def test_a_training_of_an_earlier_version_still_opens(own):
     rows = read_metrics(own.out)
     (own.out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (own.out / "run.json").write_text(to_json(read_run(own.out)))
-    assert train.run(own) == 0
+    assert train.train_and_draw(own) == 0
     assert read_metrics(own.out) == rows
     assert read_training(own.out).settings == own
 
@@ -133,7 +131,7 @@ def test_measurements_of_another_type_are_refused(own, name, value):
     if value == "missing":
         rows = [{key: each for key, each in row.items() if key != name} for row in rows]
     (own.out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    refused(train.draw_curves, own, match=r"line 1 of .*metrics\.jsonl")
+    refused(train.draw_learning_curves, own, match=r"line 1 of .*metrics\.jsonl")
 
 
 def with_state(folder, change):
@@ -161,7 +159,7 @@ def test_a_saved_training_of_another_type_is_refused(own, name, value):
         refused(read_training, own.out, match=r".")
     if name != "inputs":
         cell = genotypes.read_genotype(own.genotype)
-        refused(train.train, own, cell, match=".")
+        refused(train.train_network, own, cell, match=".")
 
 
 FITS = {"scores": [[]], "reports": [[]], "history": [[]], "trace": [[]], "cpu_seconds": [1.5, -1, "missing"]}
@@ -193,7 +191,7 @@ def test_numbers_inside_a_saved_search_are_looked_at(found):
     assert state.trace
     for place in range(8):
         shutil.rmtree(found.out / "state")
-        search.write_state(found, search.Saved(state))
+        search.write_state(found, search.SavedSearch(state))
 
         def change(content, place=place):
             content["search"]["trace"][0][place] = {"a": []}
@@ -238,10 +236,10 @@ def test_the_genotype_of_a_search_is_the_one_that_it_recorded(found, capsys):
 
 def test_rounds_that_are_not_logged_have_no_invented_seconds(found):
     state = search.saved_search(found).state
-    assert len(protocols.searched(found, state)["rounds"]) == len(state.reports)
+    assert len(comparison.search_numbers(found, state)["rounds"]) == len(state.reports)
     lines = (found.out / "metrics.jsonl").read_text().splitlines(keepends=True)
     (found.out / "metrics.jsonl").write_text(lines[0])
-    refused(protocols.searched, found, state, match=r"metrics\.jsonl has no line for round 2")
+    refused(comparison.search_numbers, found, state, match=r"metrics\.jsonl has no line for round 2")
 
 
 def test_a_round_is_logged_before_its_state_counts(found, monkeypatch):
@@ -259,23 +257,21 @@ def test_a_round_is_logged_before_its_state_counts(found, monkeypatch):
         search, "prune", lambda *_: dataclasses.replace(state, reports=(RoundReport(1, "fixed"),))
     )
     monkeypatch.setattr(search, "write_state", dies)
-    log = common.begin(found.resolved(), "search", "cpu")
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OSError, match="no space"), search.opened_search(found.resolved(), "cpu") as log:
         search.finish_round(
-            search.Saved(state),
+            search.SavedSearch(state),
             search.rules_of(found),
             search.scorer_of(found, "cpu"),
             found,
             lambda *_: (),
             log,
         )
-    log.close("failed")
     assert len(read_metrics(found.out)) == logged + 1
 
 
 def test_results_of_an_evaluation_are_looked_at(own, tmp_path):
     settings = evaluate_settings(own, tmp_path / "evaluate")
-    evaluate.run(settings)
+    evaluate.print_evaluation(settings)
     results = read_run(settings.out)["results"]
     evaluate.check_results(settings.out, results)
     wrong = {
@@ -301,5 +297,5 @@ def test_points_of_a_meta_training_are_all_there(tmp_path):
     tmp_path.mkdir(exist_ok=True)
     (settings.out).mkdir(parents=True, exist_ok=True)
     (settings.out / "metrics.jsonl").write_text(json.dumps({"step": 2, **common_fields}) + "\n")
-    assert list(meta_train.lines_of(settings, 3)) == [2]
-    refused(meta_train.lines_of, settings, 4, match=r"metrics\.jsonl has no line for step 4")
+    assert list(meta_train.curve_points(settings, 3)) == [2]
+    refused(meta_train.curve_points, settings, 4, match=r"metrics\.jsonl has no line for step 4")

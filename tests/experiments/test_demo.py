@@ -1,4 +1,4 @@
-"""The demonstration from end to end on tiny settings: what it names is there, and a stop goes on."""
+"""The demonstration from end to end on tiny settings: its files exist, and it continues after a stop."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ import pytest
 
 from experiments import demo, genotypes
 from experiments.settings import Demo
-from experiments.theory import sweep as sweeps
+from experiments.theory import sweep
 from experiments.training import train
 from experiments.training.settings import Train
 from experiments.training.trained import read_training
@@ -50,7 +50,9 @@ def tiny_demo(few_images, tmp_path_factory):  # noqa: ARG001
 
 def plant_search(settings):
     """A search that has nearly come to its end: the whole one takes minutes."""
-    recipe = dataclasses.replace(demo.DEMO_SEARCH, seed=settings.seed, out=demo.work(settings) / "search")
+    recipe = dataclasses.replace(
+        demo.DEMO_SEARCH, seed=settings.seed, out=demo.work_folder(settings) / "search"
+    )
     begun(recipe.out, **{k: getattr(recipe, k) for k in ("ways", "tasks", "repeats", "seed", "outputs")})
 
 
@@ -59,12 +61,12 @@ def shown(tiny_demo):
     """The folder, and how often the demonstration trained what, when it was stopped twice and went on."""
     plant_search(tiny_demo)
     stops = []
-    for module, name, call in ((sweeps, "measure", 3), (train, "train_epoch", 6)):
+    for module, name, call in ((sweep, "measure_training", 3), (train, "train_epoch", 6)):
         with ctrl_c_during(module, name, call) as stopped:
-            demo.run(tiny_demo)
+            demo.run_demo(tiny_demo)
         stops.append(stopped.value.continue_with)
-    with counted(train, "train_epoch") as epochs, counted(sweeps, "measure") as measured:
-        assert demo.run(tiny_demo) == 0
+    with counted(train, "train_epoch") as epochs, counted(sweep, "measure_training") as measured:
+        assert demo.run_demo(tiny_demo) == 0
     return stops, len(epochs), len(measured)
 
 
@@ -110,7 +112,7 @@ def test_a_stopped_demonstration_goes_on_by_its_own_command_and_repeats_nothing(
 @pytest.mark.slow
 def test_every_training_of_the_demonstration_can_be_taken_up_alone(shown, tiny_demo):  # noqa: ARG001
     for name in CELLS:
-        folder = demo.work(tiny_demo) / name.replace(" ", "-")
+        folder = demo.work_folder(tiny_demo) / name.replace(" ", "-")
         record = read_run(folder)
         assert record["status"] == "finished"
         assert record["config"]["genotype"] == str(folder / "genotype.json")
@@ -119,9 +121,13 @@ def test_every_training_of_the_demonstration_can_be_taken_up_alone(shown, tiny_d
 
 
 def test_another_budget_is_other_work_in_another_folder():
-    assert demo.work(Demo(budget=10)) != demo.work(Demo(budget=5)) != demo.work(Demo(seed=1, budget=5))
-    assert demo.scale(Demo(budget=5), 8, 2) == 4
-    assert demo.scale(Demo(budget=0.1), 8, 2) == 2
+    assert (
+        demo.work_folder(Demo(budget=10))
+        != demo.work_folder(Demo(budget=5))
+        != demo.work_folder(Demo(seed=1, budget=5))
+    )
+    assert demo.scaled(Demo(budget=5), 8, 2) == 4
+    assert demo.scaled(Demo(budget=0.1), 8, 2) == 2
 
 
 def test_random_cells_of_the_same_size_are_compared_as_well(few_images, monkeypatch):  # noqa: ARG001

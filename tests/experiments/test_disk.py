@@ -1,4 +1,4 @@
-"""Disks that refuse: one line and code 2 wherever it happens, and the same command goes on when there is room."""
+"""Errors of the disk: one line and exit code 2, and the same command continues when there is room."""
 
 import errno
 import itertools
@@ -10,8 +10,8 @@ import pytest
 from experiments import __main__ as shell
 from experiments import genotypes
 from experiments.commands import COMMANDS
-from experiments.search import run as search
-from experiments.studies import study
+from experiments.search import search
+from experiments.studies import measurements
 from experiments.studies.settings import Correlation
 from mamltheory.runtime.checkpoint import load_state
 from mamltheory.runtime.runlog import open_run, read_metrics, read_run
@@ -126,9 +126,9 @@ def test_a_study_measures_only_what_could_not_be_written(tmp_path):
         return {"value": item}
 
     with refusing("b.json", errno.EDQUOT), pytest.raises(OSError, match="quota"):
-        study.measured(settings, "correlation", items, measure, (), "cpu")
+        measurements.measure_missing(settings, "correlation", items, measure, (), "cpu")
     assert read_run(tmp_path / "runs")["status"] == "failed"
-    found = study.measured(settings, "correlation", items, measure, (), "cpu")
+    found = measurements.measure_missing(settings, "correlation", items, measure, (), "cpu")
     assert found == {name: {"value": item} for name, item in items.items()}
     assert calls == [1, 2, 2, 3]
 

@@ -39,7 +39,7 @@ def write(directory):
         axes[0, 0].legend()
         plotting.draw_genotype(axes[0, 1], FULL, "Normal cell")
         config = {"out": Path("/somewhere/figures"), "data": "data/mini"}
-        return plotting.save(
+        return plotting.save_figure(
             drawing, "both", {"widths": torch.tensor(widths)}, directory, config=config, seed=3
         )
 
@@ -93,12 +93,12 @@ def test_curves_differ_by_more_than_colour():
 @pytest.mark.parametrize("name", ["", "a/b", "../a"])
 def test_a_name_with_a_folder_is_refused(tmp_path, name):
     with plotting.figure() as (drawing, _), pytest.raises(ConfigurationError, match="plain file name"):
-        plotting.save(drawing, name, {"a": 1}, tmp_path)
+        plotting.save_figure(drawing, name, {"a": 1}, tmp_path)
 
 
 def test_a_figure_without_numbers_or_of_unknown_width_is_refused(tmp_path):
     with plotting.figure() as (drawing, _), pytest.raises(ConfigurationError, match="without data"):
-        plotting.save(drawing, "a", {}, tmp_path)
+        plotting.save_figure(drawing, "a", {}, tmp_path)
     with pytest.raises(ConfigurationError, match="page"):
         plotting.figure("wide").__enter__()
 

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments import __main__ as shell
-from experiments.genotypes import named, read_genotype
+from experiments.genotypes import published_cell, read_genotype
 from mamltheory.errors import ConfigurationError
 from mamltheory.nas.genotype import published_genotypes
 
@@ -26,4 +26,4 @@ def test_a_named_cell_becomes_a_genotype_file(tmp_path, capsys):
 @pytest.mark.parametrize(("name", "hint"), [("mini-82", "did you mean 'mini-8-2'"), ("x", "expected one of")])
 def test_an_unknown_name_is_refused_with_the_nearest_or_all(name, hint):
     with pytest.raises(ConfigurationError, match=hint):
-        named(name)
+        published_cell(name)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.theory import sweep as sweeps
+from experiments.theory import sweep
 from experiments.theory.settings import Theory
 from mamltheory.errors import ConfigurationError
 from mamltheory.runtime.interrupt import Interrupted, check_interrupted, interruptible
@@ -130,7 +130,7 @@ def test_a_signal_leaves_no_process_behind_and_every_finished_run_on_disk(tmp_pa
     settings = Theory(
         widths=(8, 16, 32), seeds=40, steps=40, dimension=4, task_count=2, runs=tmp_path / "runs"
     )
-    folder = sweeps.run_folder(settings)
+    folder = sweep.sweep_folder(settings)
     while process.poll() is None and len(read_metrics(folder)) < 3:
         time.sleep(0.05)
     (os.killpg if to_group else os.kill)(process.pid, number)

@@ -1,10 +1,8 @@
 """Tiny settings of search, training and evaluation, and what their tests share."""
 
-from experiments import runs as common
-from experiments.search import run as search
+from experiments.search import search
 from experiments.search.settings import Search
-from experiments.training.evaluation_settings import Evaluate
-from experiments.training.settings import Train
+from experiments.training.settings import Evaluate, Train
 from mamltheory.nas.genotype import Candidates, random_genotype
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.search.state import SearchState
@@ -35,11 +33,17 @@ def nearly_done():
     return SearchState(Candidates(**{kind: tuple(names) for kind, names in live.items()}))
 
 
+def recorded_search(settings, status="finished"):
+    """A run folder with the record of a search that has ended; returns the record."""
+    with search.opened_search(settings, "cpu") as log:
+        return log.close(status).record
+
+
 def begun(folder, **others):
     """A search that has come to :func:`nearly_done` in its folder."""
     settings = search_settings(folder, **others)
-    common.begin(settings.resolved(), "search", "cpu").close("interrupted")
-    search.write_state(settings, search.Saved(nearly_done()))
+    recorded_search(settings.resolved(), "interrupted")
+    search.write_state(settings, search.SavedSearch(nearly_done()))
     return settings
 
 

@@ -143,13 +143,13 @@ def is_stale(text):
 
 def draw(statements, outcomes):
     # here alone: every test process would wait a second for matplotlib
-    from experiments.plotting import figure, save
+    from experiments.plotting import figure, save_figure
     from tests.ledger.graph import draw_verdicts
 
     verdicts = {one.id: verdict(one, of(one.id, outcomes)) for one in statements}
     with figure("page", 8.5) as (drawing, axes):
         draw_verdicts(axes[0, 0], statements, verdicts)
-        save(drawing, "verdicts", {"verdicts": verdicts}, ROOT / "figures")
+        save_figure(drawing, "verdicts", {"verdicts": verdicts}, ROOT / "figures")
 
 
 def tested_code():

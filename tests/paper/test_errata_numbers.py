@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from experiments.search.settings import SEARCH
-from experiments.training.evaluation_settings import EVALUATE, Evaluate
-from experiments.training.settings import TRAIN, Train
+from experiments.training.settings import EVALUATE, TRAIN, Evaluate, Train
 from mamltheory import FullyConnected, Task, generator
 from mamltheory.errors import ShapeError
 from mamltheory.fewshot.episodes import sample_episode

@@ -12,12 +12,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
 from experiments.genotypes import network_size
-from experiments.search.run import rules_of, scorer_of
+from experiments.search.search import rules_of, scorer_of
 from experiments.search.settings import SEARCH
-from experiments.training import evaluate as evaluation
-from experiments.training.evaluation_settings import EVALUATE
-from experiments.training.settings import TRAIN
-from experiments.training.train import config_of, new_network
+from experiments.training import evaluate
+from experiments.training.settings import EVALUATE, TRAIN
+from experiments.training.train import new_network, train_config
 from mamltheory import Converged, GradientFlow, generator
 from mamltheory.errors import ConfigurationError, UnsupportedModelError
 from mamltheory.fewshot.evaluate import EvaluationConfig
@@ -145,7 +144,7 @@ def test_the_search_takes_group_norm_of_16_groups_and_training_takes_batch_norm(
 @pytest.mark.parametrize("name", PAPER)
 def test_training_is_sgd_on_all_training_classes_with_the_papers_schedule(name):
     settings = TRAIN[name]
-    config = config_of(settings, DATA)
+    config = train_config(settings, DATA)
     mini = name.startswith("mini")
     epochs, rate, falls = (100, 0.02, [61, 81]) if mini else (60, 0.01, [31, 41, 51])
     rates = [config.learning_rate_in(epoch) for epoch in range(1, epochs + 1)]
@@ -168,7 +167,7 @@ def test_the_trained_network_has_one_output_for_each_training_class():
     network = new_network(settings, CELL, inputs_of(DATA).classes)
     assert network.classifier.out_features == len(DATA.train.class_names) == 6
     with pytest.raises(ConfigurationError, match="logits"):
-        start_training(new_network(settings, CELL, 5), DATA, config_of(settings, DATA))
+        start_training(new_network(settings, CELL, 5), DATA, train_config(settings, DATA))
 
 
 @pytest.mark.paper("Sec. 6.1: MetaNAS retrained")
@@ -186,7 +185,7 @@ def test_the_cells_of_metanas_make_networks_of_the_sizes_of_table_1_in_the_same_
 @pytest.mark.paper("App. E: dropout")
 @pytest.mark.parametrize("name", PAPER)
 def test_dropout_rises_in_every_epoch_to_the_papers_rate(name):
-    config = config_of(TRAIN[name], DATA)
+    config = train_config(TRAIN[name], DATA)
     ramp = [config.drop_path_in(epoch) for epoch in range(1, config.epochs + 1)]
     assert all(a < b for a, b in pairwise(ramp))
     assert ramp[0] < 0.01
@@ -195,7 +194,7 @@ def test_dropout_rises_in_every_epoch_to_the_papers_rate(name):
 
 @pytest.mark.paper("App. E: augmentation")
 def test_training_and_the_supports_of_evaluation_share_crop_jitter_and_flip():
-    transform = config_of(TRAIN["mini-5"], DATA).augmentation()
+    transform = train_config(TRAIN["mini-5"], DATA).augmentation()
     assert transform.jitter > 0
     assert transform.flip
     assert transform.padding is None  # the rule, 8 pixels of 84
@@ -252,6 +251,8 @@ def test_three_seeds_are_three_runs_on_tasks_of_their_own():
     settings = EVALUATE["glyph-smoke"]
     small = {"tasks": 4, "ways": 3, "shots": 1, "queries": 2, "augment": 0}
     network = new_network(TRAIN["glyph-smoke"], CELL, 6)
-    runs = [evaluation.evaluate(network, DATA, type(settings)(**small, seed=seed)) for seed in range(3)]
+    runs = [
+        evaluate.evaluate_on_tasks(network, DATA, type(settings)(**small, seed=seed)) for seed in range(3)
+    ]
     assert len({run.tasks_digest for run in runs}) == 3
     assert len({run.accuracies.tobytes() for run in runs}) == 3

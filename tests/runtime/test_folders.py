@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.plotting import figure, save
+from experiments.plotting import figure, save_figure
 from mamltheory.errors import ConfigurationError
 from mamltheory.runtime.checkpoint import save_state
 from mamltheory.runtime.folders import check_results_folder, check_run_folder, check_writable
@@ -54,7 +54,7 @@ def test_hidden_files_inputs_named_by_the_settings_and_what_a_crash_left_are_no_
 def draw(folder, name):
     with figure() as (drawing, axes):
         axes[0, 0].plot(np.arange(3))
-        return save(drawing, name, {"x": [1]}, folder)
+        return save_figure(drawing, name, {"x": [1]}, folder)
 
 
 def test_figures_and_tables_share_a_folder_and_no_file_beside_them_is_overwritten(tmp_path):

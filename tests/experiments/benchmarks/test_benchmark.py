@@ -11,14 +11,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.benchmarks import kernel, maml, measure, meta_kernel, run, scoring, tables
-from experiments.benchmarks.cases import Case
-from experiments.benchmarks.catalogue import CASES, chosen
-from experiments.benchmarks.clock import ProcessClock, measured
-from experiments.benchmarks.machine import absent, peer_versions
-from experiments.benchmarks.measure import relative_difference
+from experiments.benchmarks import benchmark, cell_scores, kernel, maml, measure, meta_kernel, report
+from experiments.benchmarks.catalogue import CASES, chosen_cases
+from experiments.benchmarks.clock import ProcessClock, measure_method
+from experiments.benchmarks.machine import missing_peers, peer_versions
+from experiments.benchmarks.measure import relative_difference, resized
+from experiments.benchmarks.problems import Case
 from experiments.benchmarks.processes import ask_process
-from experiments.benchmarks.scaling import resized
 from experiments.benchmarks.settings import Benchmark
 from mamltheory.errors import ConfigurationError
 from mamltheory.nas.network import supernet
@@ -38,7 +37,7 @@ def settings(folder, **others):
 def benchmarked(tmp_path_factory):
     """A quick benchmark of one case a kind, in the environment of the tests."""
     folder = tmp_path_factory.mktemp("benchmark")
-    assert run.run(settings(folder)) == 0
+    assert benchmark.run_benchmark(settings(folder)) == 0
     return folder, json.loads((folder / "out" / "benchmark_cpu_quick.json").read_text())["data"]
 
 
@@ -61,7 +60,7 @@ def test_every_case_has_a_record_with_times_and_a_row_for_every_method(benchmark
 def test_the_numbers_of_the_table_are_those_of_the_json(benchmarked):
     folder, data = benchmarked
     text = (folder / "out" / "benchmark_cpu_quick.md").read_text()
-    assert text == tables.document(data)
+    assert text == report.benchmark_tables(data)
     record = data["cases"]["meta-gradient-l256"]
     section = text.split(f"## {record['title']}\n")[1].split("## ")[0]
     for name, cells in rows_of(section).items():
@@ -82,10 +81,10 @@ def test_every_method_present_agrees_with_the_slow_way(benchmarked):
 
 def test_a_peer_that_is_not_there_is_said_to_be_absent(benchmarked):
     data = benchmarked[1]
-    missing = absent(data["peers"])
+    missing = missing_peers(data["peers"])
     assert "neural-tangents" in missing  # no Python was named for it
     assert data["cases"]["ntk-fc-l256"]["methods"]["neural-tangents"] == {"status": "not installed"}
-    table = rows_of(tables.case(data["cases"]["ntk-fc-l256"], None, "cpu"))
+    table = rows_of(report.case_table(data["cases"]["ntk-fc-l256"], None, "cpu"))
     assert table["neural-tangents"][0] == "not installed"
 
 
@@ -115,7 +114,7 @@ def test_a_method_that_raises_is_an_answer_with_its_error():
     def prepare(job):
         return {}[job], None
 
-    answer = measured({"save": None, "warm_up": "none"}, prepare, ProcessClock())
+    answer = measure_method({"save": None, "warm_up": "none"}, prepare, ProcessClock())
     assert answer["error"] == "KeyError: 'none'"
     assert "in prepare" in answer["traceback"]
 
@@ -153,29 +152,29 @@ def test_finished_cases_are_not_measured_again_unless_their_settings_change(benc
         again.append((case.name, plan.rounds))
         return data["cases"][case.name]
 
-    monkeypatch.setattr(run, "measure_case", measured)
-    with counted(run, "measure_scaling") as grown:
-        found = run.measure(settings(folder), chosen(FEW), data["peers"])
+    monkeypatch.setattr(benchmark, "measure_case", measured)
+    with counted(benchmark, "measure_scaling") as grown:
+        found = benchmark.measure_pieces(settings(folder), chosen_cases(FEW), data["peers"])
     assert (again, list(grown)) == ([], [])
     assert found["cases"] == data["cases"]
     for others in ({"rounds": 1}, {"rounds": 1}, {"rounds": 1, "again": True}):
-        run.measure(settings(folder, **others), chosen(["depthwise"]), data["peers"])
+        benchmark.measure_pieces(settings(folder, **others), chosen_cases(["depthwise"]), data["peers"])
     assert again == [("depthwise", 1)] * 2
     newer = data["peers"] | {"opacus": "another version"}
-    run.measure(settings(folder, rounds=1), chosen(["depthwise"]), newer)
+    benchmark.measure_pieces(settings(folder, rounds=1), chosen_cases(["depthwise"]), newer)
     assert len(again) == 3
 
 
 def test_a_broken_or_foreign_record_does_not_count_as_finished(tmp_path, capsys):
     path = tmp_path / "case.json"
-    assert run.finished(path, {"rounds": 1}) is None
+    assert benchmark.finished_record(path, {"rounds": 1}) is None
     path.write_text('{"identity": {"rounds": 1}, "record": {"a": 2}}')
-    assert run.finished(path, {"rounds": 1}) == {"a": 2}
-    assert run.finished(path, {"rounds": 2}) is None
+    assert benchmark.finished_record(path, {"rounds": 1}) == {"a": 2}
+    assert benchmark.finished_record(path, {"rounds": 2}) is None
     path.write_text('{"identity": {"rou')
-    assert run.finished(path, {"rounds": 1}) is None
+    assert benchmark.finished_record(path, {"rounds": 1}) is None
     path.write_bytes(sealed('{"identity": {"rounds": 1}, "record": {"a": 2}}').replace(b"2}", b"3}"))
-    assert run.finished(path, {"rounds": 1}) is None
+    assert benchmark.finished_record(path, {"rounds": 1}) is None
     assert f"{path} is damaged" in capsys.readouterr().out
 
 
@@ -185,8 +184,8 @@ def test_the_floor_of_the_meta_gradient_is_nine_products_and_those_of_the_thin_l
     product = 2 * tall * 2048 * 2048
     head = 9 * 2 * tall * 2048 * 1
     first = 2 * (2 * 2 * tall * 16 * 2048)  # value and gradient, for support and query
-    assert maml.floor(sizes) == 9 * product + head + first
-    assert 33 * product < maml.floor(sizes | {"tau": 5}) < 33.5 * product
+    assert maml.meta_gradient_flop(sizes) == 9 * product + head + first
+    assert 33 * product < maml.meta_gradient_flop(sizes | {"tau": 5}) < 33.5 * product
 
 
 def test_the_floor_of_the_metantk_counts_tangents_of_support_passes():
@@ -201,19 +200,19 @@ def test_the_floor_of_the_metantk_counts_tangents_of_support_passes():
         "tau": 1,
     }
     # one tangent pass and its way back, forward and one row, one inner step; one pair of rows through two layers
-    assert meta_kernel.floor(sizes) == 4 * 3 + 2 * 2 * 3 + 4 * 3 + (2 + 3 + 3 + 1)
+    assert meta_kernel.metantk_flop(sizes) == 4 * 3 + 2 * 2 * 3 + 4 * 3 + (2 + 3 + 3 + 1)
 
 
 def test_the_floor_of_the_ntk_counts_forward_backward_and_symmetric_grams():
     sizes = {"width": 3, "depth": 1, "outputs": 2, "dimension": 5, "samples": 4}
     forward, backward = 2 * 4 * (5 * 3 + 3 * 2), 2 * 8 * 3 * 2
-    assert kernel.floor(sizes) == forward + backward + 4**2 * (5 + 3) + 8**2 * (3 + 2)
+    assert kernel.kernel_flop(sizes) == forward + backward + 4**2 * (5 + 3) + 8**2 * (3 + 2)
     conv = kernel.CONV | {"samples": 1, "outputs": 1}
     places = [32**2, 16**2, 16**2, 8**2, 8**2]
     maps = [9 * 3 * 48] + [9 * 48 * 48] * 4
     products = [p * m for p, m in zip(places, maps, strict=True)]
     layers = 4 * sum(products) + 2 * sum(products[1:]) + sum(maps)
-    assert kernel.floor(conv) == layers + 4 * 48 + 48 + 1
+    assert kernel.kernel_flop(conv) == layers + 4 * 48 + 48 + 1
 
 
 def test_parameters_are_those_of_the_networks():
@@ -247,8 +246,8 @@ def test_resizing_samples_of_tasks_changes_queries_and_supports():
 
 @pytest.mark.parametrize("candidates", [1, 3])
 def test_the_floor_of_scores_is_what_torch_counts(candidates):
-    sizes = {**scoring.SCORING.quick, "candidates": candidates}
-    problem = scoring.build_scoring(sizes, torch.float32, torch.device("cpu"), 0)
+    sizes = {**cell_scores.SCORING.quick, "candidates": candidates}
+    problem = cell_scores.build_scoring_problem(sizes, torch.float32, torch.device("cpu"), 0)
     images, total = torch.cat([x for task in problem.repeat.tasks for x in (task.query_x, task.support_x)]), 0
     for each in problem.candidates:
         network = supernet(each, problem.repeat.network.settings, 0)
@@ -258,23 +257,23 @@ def test_the_floor_of_scores_is_what_torch_counts(candidates):
             layer.weight.numel() for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)
         )
         total += 3 * counted.get_total_flops() + len(images) ** 2 * weights
-    assert scoring.floor(sizes) == total
+    assert cell_scores.scoring_flop(sizes) == total
 
 
 def test_scores_in_float32_are_those_of_networks_one_by_one_in_float64():
-    sizes = {**scoring.SCORING.quick, "channels": 8, "image": 12, "ways": 3}
+    sizes = {**cell_scores.SCORING.quick, "channels": 8, "image": 12, "ways": 3}
     exact, single = (
-        torch.stack(make(scoring.build_scoring(sizes, dtype, torch.device("cpu"), 0))())
+        torch.stack(make(cell_scores.build_scoring_problem(sizes, dtype, torch.device("cpu"), 0))())
         for make, dtype in (
-            (scoring.single_scoring, torch.float64),
-            (scoring.SCORING.method(scoring.OURS).make, torch.float32),
+            (cell_scores.scores_one_by_one, torch.float64),
+            (cell_scores.SCORING.method(cell_scores.OURS).make, torch.float32),
         )
     )
     torch.testing.assert_close(single, exact, rtol=1e-3, atol=0)
 
 
 def touched_pages(size):
-    """Pages that the system hands out anew, whatever the allocator has kept of earlier tests."""
+    """Fresh pages of the system, independent of memory that the allocator kept."""
     with mmap.mmap(-1, size) as pages:
         for place in range(0, size, mmap.PAGESIZE):
             pages[place] = 1
@@ -291,9 +290,9 @@ def test_the_clock_sees_memory_that_was_freed_before_the_end():
 
 
 def test_unknown_cases_are_refused_and_names_match_by_their_beginning():
-    assert {case.group.name for case in chosen(["metantk"])} == {"MetaNTK"}
+    assert {case.group.name for case in chosen_cases(["metantk"])} == {"MetaNTK"}
     with pytest.raises(ConfigurationError, match="no case is called 'mentantk'"):
-        chosen(["mentantk"])
+        chosen_cases(["mentantk"])
     with pytest.raises(ConfigurationError, match="expected the program of a Python"):
         Benchmark(neural_tangents_python=Path("no", "such", "python"))
 
@@ -305,7 +304,7 @@ def test_peers_are_looked_up_and_never_needed():
 
 
 def test_cases_that_do_not_grow_with_the_width_leave_numbers_and_no_figure(tmp_path):
-    assert run.run(settings(tmp_path, cases=("depthwise",), rounds=1)) == 0
+    assert benchmark.run_benchmark(settings(tmp_path, cases=("depthwise",), rounds=1)) == 0
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".md"}
     assert (
         "depthwise"

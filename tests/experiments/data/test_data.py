@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as shell
-from experiments.data import check as data
+from experiments.data import check
 from experiments.data.settings import Data
-from experiments.doctor import run as doctor
+from experiments.doctor import print_environment as doctor
 from experiments.settings import Doctor
 from mamltheory.errors import ConfigurationError
 from mamltheory.fewshot.datasets import load_data
@@ -27,7 +27,7 @@ def drawn(monkeypatch, request):
     """The splits of which a sheet was asked for; it is really drawn only in the test of the sheet."""
     calls = []
     if "sheet" not in request.node.name:
-        monkeypatch.setattr(data, "draw", lambda splits, _: calls.append(set(splits)))
+        monkeypatch.setattr(check, "draw_splits", lambda splits, _: calls.append(set(splits)))
     return calls
 
 
@@ -82,8 +82,8 @@ def test_a_set_with_the_classes_of_two_public_ones_is_the_one_of_its_layout_at_a
 
 def test_the_embedded_characters_are_looked_into_without_a_guess_at_their_colours(monkeypatch, capsys):
     few = noise_data(8, 4, 5)
-    monkeypatch.setattr(data, "load_data", lambda *_, **__: few)
-    assert data.run(Data(image_size=8)) == 0
+    monkeypatch.setattr(check, "load_data", lambda *_, **__: few)
+    assert check.check_data(Data(image_size=8)) == 0
     report = capsys.readouterr().out
     assert "4 classes, 20 images (5 a class)" in report
     assert "drawn images, of any colour" in report
@@ -152,7 +152,7 @@ def test_prepared_data_are_mapped_and_the_same_and_their_folder_is_not_written_o
     assert code == 2
     assert "in use" in error[0]
     with pytest.raises(ConfigurationError):
-        data.claim(tmp_path / "tiered")
+        check.claim_folder(tmp_path / "tiered")
 
 
 def warm_tiered(folder, red_first):
@@ -185,30 +185,30 @@ def test_a_needless_as_stored_is_noticed_and_that_of_another_layout_refused(tmp_
     assert look(tmp_path / "tiered", capsys)[1]["channels"].startswith("red first")
     told = look(tmp_path / "tiered", capsys, "--as-stored")[1]["channels"]
     assert told.startswith("blue first")
-    assert told.endswith("leave out --as-stored, and they are turned round")
+    assert told.endswith("without --as-stored they are converted to RGB")
     layouts.write_folders(tmp_path / "birds", splits)
     code, _, error = look(tmp_path / "birds", capsys, "--as-stored")
     assert code == 2
     assert "--as-stored is for tieredImageNet arrays" in error[0]
     turned = {name: dataclasses.replace(s, images=s.images[..., ::-1]) for name, s in splits.items()}
     layouts.write_folders(tmp_path / "cold", turned)
-    assert "turn the channels round in the files" in look(tmp_path / "cold", capsys)[1]["channels"]
+    assert "convert the files from BGR to RGB" in look(tmp_path / "cold", capsys)[1]["channels"]
 
 
 def test_a_stopped_preparation_is_begun_again(tmp_path):
     (tmp_path / "train_images.npy").write_bytes(b"half")
-    data.claim(tmp_path)
+    check.claim_folder(tmp_path)
 
 
 def test_images_that_are_resized_fill_memory_and_the_report_says_so(tmp_path, capsys):
     layouts.write_folders(tmp_path / "birds", tiny_splits())
     _, report, _ = look(tmp_path / "birds", capsys)
-    assert "decoded anew by every command: --prepare FOLDER" in report["memory"]
+    assert "decoded again by every command: --prepare FOLDER" in report["memory"]
     assert "no public set is known" in report["expected"]
 
 
 def test_evenly_spaced_classes_are_shown():
-    chosen = data.some_classes(noise_split(7, 5), 3, 2)
+    chosen = check.some_classes(noise_split(7, 5), 3, 2)
     assert chosen.class_names == ("c0", "c3", "c6")
     assert len(chosen) == 6
 

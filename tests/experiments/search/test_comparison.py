@@ -5,9 +5,8 @@ import json
 
 import pytest
 
-from experiments.search import comparison as protocols
-from experiments.search import run as search
-from experiments.search.comparison_report import table
+from experiments.search import comparison, search
+from experiments.search.comparison_report import comparison_table
 from experiments.search.settings import Protocols
 from mamltheory.nas.search.algorithm1 import step
 from mamltheory.nas.search.rounds import Round
@@ -36,7 +35,7 @@ def leave(settings, noise, rounds=6):
             metrics.write(
                 to_json({"round": state.round_index, "cpu_seconds": 10.0 * state.round_index}, None)
             )
-    search.write_state(settings, search.Saved(state, 10.0 * rounds))
+    search.write_state(settings, search.SavedSearch(state, 10.0 * rounds))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def reported(tmp_path_factory):
     for name, noise, rounds in (("stable", 0.1, 6), ("paper", 30.0, 6), ("released", 1.0, 2)):
         for each in settings.searches()[name]:
             leave(each, noise, rounds)
-    assert protocols.run(settings) == 0
+    assert comparison.compare_protocols(settings) == 0
     return settings
 
 
@@ -72,7 +71,7 @@ def test_unfinished_searches_are_compared_as_far_as_they_have_come(reported):
 
 def test_the_table_says_what_chance_gives_and_on_what_it_was_measured(reported):
     found = json.loads((reported.out / "protocols.json").read_text())
-    text = table(found)
+    text = comparison_table(found)
     assert "2.6 of 18" in text
     assert found["machine"]["processor"] in text
     assert {path.name for path in reported.out.iterdir()} >= {"protocols_figure.png", "protocols.md"}

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from experiments.search import run as search
+from experiments.search import search
 from experiments.search.protocols import METHODS
 from experiments.search.settings import SEARCH, Search
 from mamltheory.errors import ConfigurationError

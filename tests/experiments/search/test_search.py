@@ -6,10 +6,8 @@ import json
 import pytest
 
 from experiments import genotypes
-from experiments import runs as common
-from experiments.data import source as data_source
-from experiments.search import report as search_report
-from experiments.search import run as search
+from experiments.data import loading
+from experiments.search import report, search
 from experiments.training import train
 from mamltheory.errors import ConfigurationError, DataError
 from mamltheory.nas.genotype import Edge
@@ -27,13 +25,14 @@ from tests.experiments.tiny import (
     begun,
     files,
     nearly_done,
+    recorded_search,
     search_settings,
     train_settings,
 )
 from tests.reference.nas_toy import THREE, network_by_network, noisy_scorer
 
 pytestmark = pytest.mark.usefixtures("few_images")
-USUAL_DATA = data_source.cached_data
+USUAL_DATA = loading.cached_data
 
 
 @pytest.fixture
@@ -74,16 +73,16 @@ def test_the_course_of_a_search_has_every_decision_and_every_rounds_report(searc
 @pytest.mark.usefixtures("small_chunks")
 def test_a_search_stopped_twice_goes_on_with_what_it_lacks_to_the_same_end(tmp_path):
     whole, settings = begun(tmp_path / "whole"), begun(tmp_path / "a b")
-    search.search(whole)
+    search.search_cells(whole)
     with ctrl_c_during(search, "score_chunk", 2) as stopped:
-        search.search(settings)
+        search.search_cells(settings)
     assert stopped.value.continue_with.endswith(f"search --config '{settings.out}'")
     assert read_run(settings.out)["status"] == "interrupted"
     assert len(state_of(settings)["scores"]) == 6
     with ctrl_c_during(search, "score_chunk", 1):
-        search.search(settings)
+        search.search_cells(settings)
     with counted(search, "score_chunk") as scored:
-        search.search(settings)
+        search.search_cells(settings)
     assert len(scored) == 1
     assert state_of(settings) == state_of(whole)
     assert (settings.out / "genotype.json").read_bytes() == (whole.out / "genotype.json").read_bytes()
@@ -92,7 +91,7 @@ def test_a_search_stopped_twice_goes_on_with_what_it_lacks_to_the_same_end(tmp_p
 def test_a_finished_search_scores_nothing_again(searched):
     before = (searched.out / "genotype.json").read_bytes()
     with counted(search, "score_chunk") as scored:
-        search.search(searched)
+        search.search_cells(searched)
     assert scored == []
     assert (searched.out / "genotype.json").read_bytes() == before
 
@@ -118,9 +117,9 @@ def test_neither_the_order_of_chunks_nor_their_size_matters(searched, tmp_path, 
 def test_every_protocol_searches_to_the_end_and_is_recorded(tmp_path, protocol, capsys):
     few = {"tasks": 2, "repeats": 2, "two_inputs": False, "regions": False}
     settings = search_settings(tmp_path, protocol=protocol, **few)
-    common.begin(settings.resolved(), "search", "cpu").close("interrupted")
-    search.write_state(settings, search.Saved(nearly_done()))
-    search.search(settings)
+    recorded_search(settings.resolved(), "interrupted")
+    search.write_state(settings, search.SavedSearch(nearly_done()))
+    search.search_cells(settings)
     config = read_run(tmp_path)["config"]
     assert {config[name] for name in ("metric", "estimator")} == {
         "released": {"condition", "leave-one-out"},
@@ -146,12 +145,12 @@ def test_a_protocol_gives_the_values_that_are_not_given(tmp_path):
 @pytest.mark.slow
 def test_two_processes_search_as_one(tmp_path, monkeypatch):
     # Worker processes draw the usual images, so this one has to as well.
-    for module in (data_source, search):
+    for module in (loading, search):
         monkeypatch.setattr(module, "cached_data", USUAL_DATA)
     states = []
     for jobs in (1, 2):
         settings = begun(tmp_path / str(jobs), jobs=jobs)
-        search.search(settings)
+        search.search_cells(settings)
         states.append(state_of(settings))
     assert states[0] == states[1]
 
@@ -159,11 +158,11 @@ def test_two_processes_search_as_one(tmp_path, monkeypatch):
 def test_other_settings_in_the_same_folder_are_one_error_and_change_nothing(searched):
     before = read_run(searched.out)
     with pytest.raises(ConfigurationError, match=r"ways \(2 there, 3 now\); choose another --out"):
-        search.run(dataclasses.replace(searched, ways=3))
+        search.search_and_draw(dataclasses.replace(searched, ways=3))
     assert read_run(searched.out) == before
     with pytest.raises(ConfigurationError, match=r"repeats \(1 there, 2 now\)"):
-        search.search(dataclasses.replace(searched, repeats=2))
-    search.search(dataclasses.replace(searched, jobs=1))
+        search.search_cells(dataclasses.replace(searched, repeats=2))
+    search.search_cells(dataclasses.replace(searched, jobs=1))
 
 
 @pytest.mark.parametrize(
@@ -176,19 +175,21 @@ def test_other_settings_in_the_same_folder_are_one_error_and_change_nothing(sear
 )
 def test_wrong_data_and_devices_are_refused_before_anything_is_written(tmp_path, others, error, message):
     with pytest.raises(error, match=message):
-        search.run(search_settings(tmp_path / "run", **others))
+        search.search_and_draw(search_settings(tmp_path / "run", **others))
     genotypes.write_genotype(tmp_path / "cell.json", GENOTYPE)
     with pytest.raises(error, match=message):
-        train.run(train_settings(tmp_path / "run", genotype=tmp_path / "cell.json", **others))
+        train.train_and_draw(train_settings(tmp_path / "run", genotype=tmp_path / "cell.json", **others))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_mistake_in_the_counts_does_not_occupy_the_run_folder(tmp_path):
     with pytest.raises(ConfigurationError, match="ways"):
-        search.run(search_settings(tmp_path / "run", ways=50))
+        search.search_and_draw(search_settings(tmp_path / "run", ways=50))
     genotypes.write_genotype(tmp_path / "cell.json", GENOTYPE)
     with pytest.raises(ConfigurationError, match="batch_size 9999 exceeds"):
-        train.run(train_settings(tmp_path / "run", genotype=tmp_path / "cell.json", batch_size=9999))
+        train.train_and_draw(
+            train_settings(tmp_path / "run", genotype=tmp_path / "cell.json", batch_size=9999)
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -199,7 +200,7 @@ def test_a_finite_inner_time_and_infinity_give_their_dynamics(tmp_path):
 
 def test_a_batch_that_did_not_fit_the_memory_is_said_once(capsys):
     job = Job(0, 0, None)
-    first = search.Saved(nearly_done()).with_scores({job: Score(2.0, 1.0, halvings=2)}, 1.0)
+    first = search.SavedSearch(nearly_done()).with_scores({job: Score(2.0, 1.0, halvings=2)}, 1.0)
     assert capsys.readouterr().out.count("did not fit") == 1
     again = first.with_scores({job._replace(repeat=1): Score(2.0, 1.0, halvings=1)}, 1.0)
     assert (again.halvings, again.cpu_seconds, capsys.readouterr().out) == (3, 2.0, "")
@@ -208,12 +209,10 @@ def test_a_batch_that_did_not_fit_the_memory_is_said_once(capsys):
 def test_a_search_ends_with_what_its_scores_could_not_decide():
     scored, once = SearchSettings(repeats=2), SearchSettings(repeats=1)
     drawn = run_search(None, SearchSettings(criteria=()), THREE)
-    assert search_report.closing_lines(drawn) == ["nothing was scored: every choice was drawn at random"]
-    alone = search_report.closing_lines(run_search(noisy_scorer, once, THREE))
+    assert report.closing_lines(drawn) == ["nothing was scored: every choice was drawn at random"]
+    alone = report.closing_lines(run_search(noisy_scorer, once, THREE))
     assert alone == ["rounds in which no two repeats could be compared: 1, 2"]
-    equal = search_report.closing_lines(
-        run_search(network_by_network(lambda *_: Score(1.0, 1.0)), scored, THREE)
-    )
+    equal = report.closing_lines(run_search(network_by_network(lambda *_: Score(1.0, 1.0)), scored, THREE))
     assert [line.split(":")[0] for line in equal] == [
         "undecided edges in round 1",
         "undecided edges in round 2",

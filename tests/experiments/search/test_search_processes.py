@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.search import run as search
+from experiments.search import search
 from mamltheory.runtime.checkpoint import load_state
 from tests.experiments.tiny import nearly_done, search_settings
 from tests.runtime.ranks import run_ranks
@@ -12,7 +12,7 @@ FLAGS = "--ways 2 --tasks 1 --device cpu --regions False --outputs sum --channel
 
 def found_by(ranks, folder, protocol, repeats):
     """State and genotype of a search from :func:`nearly_done` on, computed by this many ranks."""
-    search.write_state(search_settings(folder), search.Saved(nearly_done()))
+    search.write_state(search_settings(folder), search.SavedSearch(nearly_done()))
     flags = [*FLAGS.split(), "--image-size", "16", "--repeats", str(repeats), "--protocol", protocol]
     ends = run_ranks(ranks, ["-m", "experiments", "search", "--out", str(folder), *flags], timeout=500)
     assert [code for code, _, _ in ends] == [0] * ranks, ends

@@ -7,8 +7,8 @@ import math
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from experiments.search import trace as search_trace
-from experiments.search.trace import certainties, draw_trace, trace_data
+from experiments.search import figures
+from experiments.search.figures import certainties, draw_trace, trace_data
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.scoring.score import Score
 from mamltheory.nas.search.algorithm1 import run_search
@@ -45,7 +45,7 @@ def test_the_numbers_drawn_are_the_decisions_of_the_search(state):
     assert [(f["round"] - 1, f["operation"], f["score"]) for f in data["fields"]] == [
         (d.round_index, d.operator.operation, d.delta_condition) for d in pruned
     ]
-    for row in search_trace.rows():
+    for row in figures.rows():
         gone = [f for f in data["fields"] if (f["cell"], f["node"], f["source"]) == row]
         left = [s for s in data["survivors"] if (s["cell"], s["node"], s["source"]) == row]
         assert len(gone) + len(left) == len(OPERATIONS)
@@ -62,7 +62,7 @@ def test_how_surely_is_the_probability_of_the_edge_even_where_a_score_is_infinit
         sure = certainties(decisions, report)
         assert list(sure) == list(contests([d.operator for d in decisions]))
         assert tuple(sure.values()) == report.reliability.certainty.by_edge
-        assert {name for name, p in sure.items() if p < search_trace.SEPARATED} == set(report.undecided)
+        assert {name for name, p in sure.items() if p < figures.SEPARATED} == set(report.undecided)
     whole = {(f["round"], f["undecided"]) for f in trace_data(state)["fields"] if f["probability"] < 0.9}
     assert all(undecided for _, undecided in whole)
 
@@ -76,8 +76,8 @@ def test_a_search_at_random_has_neither_scores_nor_certainty():
 
 
 def test_nothing_in_the_figure_overlaps(state, tmp_path, monkeypatch):
-    drawn, save = [], search_trace.save
-    monkeypatch.setattr(search_trace, "save", lambda *a: (drawn.append(a[0]), save(*a))[1])
+    drawn, save = [], figures.save_figure
+    monkeypatch.setattr(figures, "save_figure", lambda *a: (drawn.append(a[0]), save(*a))[1])
     paths = draw_trace(state, "trace", tmp_path, {"channels": 4}, 0)
     assert json.loads(paths[2].read_text())["data"] == trace_data(state)
     [drawing] = drawn

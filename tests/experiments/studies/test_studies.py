@@ -8,8 +8,8 @@ from functools import lru_cache, partial
 import numpy as np
 import pytest
 
-from experiments.data import source as data_source
-from experiments.studies import correlation, correlation_report, stability, stability_report, study
+from experiments.data import loading
+from experiments.studies import correlation, correlation_report, measurements, stability, stability_report
 from experiments.studies.settings import CORRELATION, STABILITY, Correlation, Stability
 from mamltheory.errors import CheckpointError, ConfigurationError
 from mamltheory.fewshot.glyphs import glyph_data
@@ -30,9 +30,9 @@ def few_images():
 
 @pytest.fixture(autouse=True)
 def _few_images(monkeypatch):
-    for module in (data_source, correlation):
+    for module in (loading, correlation):
         monkeypatch.setattr(module, "cached_data", lambda *_: few_images())
-    monkeypatch.setattr("experiments.search.run.cached_data", lambda *_: few_images())
+    monkeypatch.setattr("experiments.search.search.cached_data", lambda *_: few_images())
     correlation.draw_pool.cache_clear()
 
 
@@ -85,7 +85,7 @@ def correlation_scores():
 
 def test_the_report_finds_the_planted_relations_and_says_them(tmp_path):
     settings = correlation_settings(tmp_path, networks=12, repeated=4, draws=60)
-    correlation_report.report(settings, planted_records())
+    correlation_report.report_correlation(settings, planted_records())
     data = json.loads((settings.out / "correlation.json").read_text())["data"]
     one = data["validity"]["1"]
     assert one["regions"]["tau"]["value"] == pytest.approx(1)
@@ -107,7 +107,9 @@ def test_the_report_finds_the_planted_relations_and_says_them(tmp_path):
 def test_a_singular_kernel_ranks_its_network_last_and_is_reported(tmp_path):
     records = planted_records()
     records["3-0"]["scores"]["regions"][0][0] = "-inf"
-    found = correlation_report.findings(correlation_settings(tmp_path, draws=10), list(records.values()))
+    found = correlation_report.correlation_findings(
+        correlation_settings(tmp_path, draws=10), list(records.values())
+    )
     assert found.singular["regions"] == 1
     values = found.components["regions"][0][:, 0, 0]
     assert values[3] == values.min()
@@ -121,39 +123,39 @@ def test_networks_are_measured_once_and_a_stopped_study_goes_on(tmp_path, monkey
         return {"item": list(item), "seed": settings.seed, "device": device}
 
     reported = []
-    monkeypatch.setattr(correlation, "report", lambda _, records: reported.append(records))
-    monkeypatch.setattr(correlation, "measure", record)
+    monkeypatch.setattr(correlation, "report_correlation", lambda _, records: reported.append(records))
+    monkeypatch.setattr(correlation, "measure_network", record)
     settings = correlation_settings(tmp_path)
-    with ctrl_c_during(study, "to_json", 3) as stopped:
-        correlation.run(settings)
+    with ctrl_c_during(measurements, "to_json", 3) as stopped:
+        correlation.study_correlation(settings)
     assert "the same command" in stopped.value.continue_with
     assert read_run(settings.runs)["status"] == "interrupted"
     first = list(made)
     assert 0 < len(first) < 7
-    correlation.run(settings)
+    correlation.study_correlation(settings)
     assert sorted(made) == sorted([(i, 0) for i in range(4)] + [(i, 1) for i in range(3)])
     assert set(first).isdisjoint(made[len(first) :])
-    correlation.run(dataclasses.replace(settings, networks=5, draws=20))
+    correlation.study_correlation(dataclasses.replace(settings, networks=5, draws=20))
     assert made[7:] == [(4, 0)]
     assert [record["item"] for record in reported[-1].values()] == [
-        list(item) for item in correlation.items_of(dataclasses.replace(settings, networks=5)).values()
+        list(item) for item in correlation.trainings_of(dataclasses.replace(settings, networks=5)).values()
     ]
     with pytest.raises(ConfigurationError, match=r"epochs \(1 there, 2 now\)"):
-        correlation.run(dataclasses.replace(settings, epochs=2))
+        correlation.study_correlation(dataclasses.replace(settings, epochs=2))
     (settings.runs / "measurements" / "network-000-training-0.json").write_text("{")
     with pytest.raises(CheckpointError, match="remove it, and it is measured again"):
-        correlation.run(settings)
+        correlation.study_correlation(settings)
 
 
 def test_a_study_cut_short_has_some_second_trainings():
-    items = list(correlation.items_of(CORRELATION["glyph"]).values())
+    items = list(correlation.trainings_of(CORRELATION["glyph"]).values())
     assert sorted(items) == sorted({*items})
     assert 3 <= sum(training for _, training in items[:20]) <= 6
 
 
 def test_a_network_is_trained_and_scored_on_draws_that_it_shares_with_all_others(tmp_path):
     settings = correlation_settings(tmp_path)
-    record = correlation.measure(settings, "cpu", (0, 0))
+    record = correlation.measure_network(settings, "cpu", (0, 0))
     assert set(record["scores"]) == set(correlation_scores())
     for values in record["scores"].values():
         assert values.shape == (2, 2)
@@ -162,7 +164,7 @@ def test_a_network_is_trained_and_scored_on_draws_that_it_shares_with_all_others
     assert len({*record["scores"]["regression loss"].flatten()}) == 4
     assert set(record["accuracy"]) == {"1", "5"}
     assert record["parameters"] > 0 < record["macs"]
-    again = correlation.scored(settings, "cpu", random_genotype(generator(0, "study genotype", 0)))
+    again = correlation.score_network(settings, "cpu", random_genotype(generator(0, "study genotype", 0)))
     for name, values in record["scores"].items():
         np.testing.assert_array_equal(values, again["scores"][name])
 
@@ -172,7 +174,7 @@ def test_pools_share_no_class_and_batches_no_image(tmp_path):
     pools = [correlation.draw_pool(settings, pool)[0] for pool in range(2)]
     assert all(pool.shape == (18, 3, 16, 16) for pool in pools)
     assert not any((image == other).all() for image in pools[0] for other in pools[1])
-    drawn = correlation.draw_tasks(settings, 6, 0, 0)
+    drawn = correlation.draw_pool_tasks(settings, 6, 0, 0)
     assert all(isinstance(batch, Batch) for batch in drawn.batches)
     assert drawn.query.shape == (5, 5, 2)
     assert drawn.support.shape == (5, 5, 1)
@@ -180,7 +182,7 @@ def test_pools_share_no_class_and_batches_no_image(tmp_path):
     classes = drawn.support[..., 0] // settings.pool_images
     assert (drawn.query // settings.pool_images == classes[..., None]).all()
     assert all(len(row.unique()) == 5 for row in classes)
-    others = correlation.draw_tasks(settings, 6, 0, 1)
+    others = correlation.draw_pool_tasks(settings, 6, 0, 1)
     assert not bool((drawn.query == others.query).all())
 
 
@@ -193,7 +195,7 @@ def test_pools_share_no_class_and_batches_no_image(tmp_path):
 )
 def test_pools_that_the_data_cannot_fill_are_refused_before_anything_is_written(tmp_path, others, message):
     with pytest.raises(ConfigurationError, match=message):
-        correlation.run(correlation_settings(tmp_path, **others))
+        correlation.study_correlation(correlation_settings(tmp_path, **others))
     assert not (tmp_path / "runs").exists()
 
 
@@ -230,17 +232,17 @@ def thinned(count):
 def test_operators_taken_out_one_by_one_change_the_score_as_the_search_sees_it(tmp_path, monkeypatch):
     monkeypatch.setattr(stability, "without_each", partial(thinned, 2))
     settings = stability_settings(tmp_path)
-    found = stability.measure(settings, "cpu", ("exact", 1, 3))["differences"]
+    found = stability.measure_repeat(settings, "cpu", ("exact", 1, 3))["differences"]
     for measure, values in found.items():
-        scorer = stability.scorer_of(settings, "cpu", 1, measure)
+        scorer = stability.repeat_scorer(settings, "cpu", 1, measure)
         assert isinstance(scorer, CellScorer)
         logs = [math.log(scorer(candidates, 0, 3).condition) for candidates in thinned(2)]
         # Gradients are rounded to float32, which moves the least eigenvalue by that times the condition number.
         rounding = 1e-3 + 1e-6 * math.exp(max(logs))
         assert rounding < 0.1
         assert values == pytest.approx([logs[0] - each for each in logs[1:]], abs=rounding)
-    regions = stability.measure(settings, "cpu", ("regions", 0, 3))["differences"]["regions"]
-    scorer = stability.scorer_of(settings, "cpu", 1, "regions")
+    regions = stability.measure_repeat(settings, "cpu", ("regions", 0, 3))["differences"]["regions"]
+    scorer = stability.repeat_scorer(settings, "cpu", 0)
     logs = [math.log(scorer(candidates, 0, 3).regions) for candidates in thinned(2)]
     assert regions == pytest.approx([each - logs[0] for each in logs[1:]])
 
@@ -250,7 +252,7 @@ def planted_repeats(settings):
     random = numpy_generator(0, "planted")
     signal = random.standard_normal(126)
     records = {}
-    for name, (estimator, tasks, repeat) in stability.items_of(settings).items():
+    for name, (estimator, tasks, repeat) in stability.repeats_of(settings).items():
         own = numpy_generator(1, "repeat", repeat)
         measures = ("regions",) if estimator == "regions" else stability.MEASURES
         share = 0.0 if estimator == "regions" else 1.0
@@ -268,7 +270,7 @@ def planted_repeats(settings):
 
 def test_the_report_of_repeats_finds_the_planted_reliability(tmp_path):
     settings = stability_settings(tmp_path, gradient_repeats=12, exact_repeats=6, draws=40)
-    stability_report.report(settings, planted_repeats(settings))
+    stability_report.report_stability(settings, planted_repeats(settings))
     data = json.loads((settings.out / "stability.json").read_text())["data"]
     row = data["stability"]["gradient 1 harmonic"]
     assert row["interval"][0] < 0.5 < row["interval"][1]
@@ -288,14 +290,14 @@ def test_a_repeat_that_is_infinite_is_left_out_and_counted(tmp_path):
     settings = stability_settings(tmp_path, gradient_repeats=6, draws=10)
     records = planted_repeats(settings)
     records["gradient-T1-000"]["differences"]["condition"][3] = "inf"
-    found = stability_report.findings(settings, list(records.values()))
+    found = stability_report.stability_findings(settings, list(records.values()))
     assert found.infinite == 1
     assert found.scores["gradient", 1, "condition"].shape == (126, 5)
     assert found.scores["gradient", 1, "harmonic"].shape == (126, 6)
 
 
 def test_a_stability_study_measures_one_of_every_kind_first(tmp_path):
-    items = list(stability.items_of(stability_settings(tmp_path)).values())
+    items = list(stability.repeats_of(stability_settings(tmp_path)).values())
     assert [item[:2] for item in items[:4]] == [
         ("gradient", 1),
         ("gradient", 2),
@@ -308,7 +310,7 @@ def test_a_stability_study_measures_one_of_every_kind_first(tmp_path):
 @pytest.mark.slow
 def test_gradient_repeats_are_timed_beside_one_evaluation(tmp_path):
     with counted(stability, "gradient_differences") as calls:
-        record = stability.measure(stability_settings(tmp_path), "cpu", ("gradient", 1, 0))
+        record = stability.measure_repeat(stability_settings(tmp_path), "cpu", ("gradient", 1, 0))
     assert len(calls) == 2
     assert {len(values) for values in record["differences"].values()} == {126}
     assert record["evaluation_seconds"] > 0
@@ -317,4 +319,4 @@ def test_gradient_repeats_are_timed_beside_one_evaluation(tmp_path):
 
 def test_a_stability_study_may_leave_out_what_is_taken_out_one_by_one(tmp_path):
     settings = stability_settings(tmp_path, exact_repeats=0, region_repeats=0)
-    assert {kind for kind, _, _ in stability.items_of(settings).values()} == {"gradient"}
+    assert {kind for kind, _, _ in stability.repeats_of(settings).values()} == {"gradient"}

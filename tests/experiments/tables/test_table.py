@@ -1,4 +1,4 @@
-"""The tables: made from run folders alone, every number traceable, gaps shown, beside the paper's numbers."""
+"""The tables: made from run folders alone, every number traceable, with gaps, next to the numbers of the paper."""
 
 import csv
 import dataclasses
@@ -11,22 +11,16 @@ import numpy as np
 import pytest
 
 from experiments import genotypes
-from experiments import genotypes as published
-from experiments import runs as common
-from experiments.config import RETIRED, settings_before
-from experiments.search import run as search
+from experiments.search import search
 from experiments.search.protocols import METHODS as METHODS_OF_SEARCH
 from experiments.search.protocols import PROTOCOLS
 from experiments.search.settings import Search
-from experiments.tables import markup as rendering
-from experiments.tables import runs as table_runs
-from experiments.tables import sheets as table_sheets
-from experiments.tables import table
+from experiments.tables import markup, pipeline, sheets, table
 from experiments.tables.settings import METHODS as ALL_METHODS
 from experiments.tables.settings import RECIPES, Recipe, Table
 from experiments.training import train
 from experiments.training.evaluate import accuracies_of
-from experiments.training.evaluation_settings import Evaluate
+from experiments.training.settings import Evaluate
 from mamltheory.errors import ConfigurationError
 from mamltheory.fewshot.statistics import compare_runs
 from mamltheory.nas.genotype import random_genotype
@@ -34,7 +28,7 @@ from mamltheory.rng import generator
 from mamltheory.runtime.records import sha256
 from mamltheory.runtime.runlog import read_run
 from tests.experiments.stops import counted, ctrl_c_during
-from tests.experiments.tiny import SIZE, evaluate_settings, files, train_settings
+from tests.experiments.tiny import SIZE, evaluate_settings, files, recorded_search, train_settings
 
 RUNS = 2
 METHODS = ("metantk", "te-nas", "metanas", "random", "random-same-size", "random-te-nas-size")
@@ -42,10 +36,10 @@ METHODS = ("metantk", "te-nas", "metanas", "random", "random-same-size", "random
 
 def instant_search(settings):
     """In the place of a search: a cell by the seed and the kernel, and the record of a finished run."""
-    log = common.begin(settings, "search", "cpu")
-    cell = random_genotype(generator(settings.seed, f"found by {settings.kernel}"), "all")
-    genotypes.write_genotype(settings.out / "genotype.json", cell)
-    log.close()
+    with search.opened_search(settings, "cpu") as log:
+        cell = random_genotype(generator(settings.seed, f"found by {settings.kernel}"), "all")
+        genotypes.write_genotype(settings.out / "genotype.json", cell)
+        log.close()
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +69,12 @@ def study(few_images, tmp_path_factory):  # noqa: ARG001
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RECIPES, "glyphs", tiny)
-        patch.setattr(search, "search", instant_search)
-        patch.setattr(table_runs, "SIZE_DRAWS", 150)
-        with ctrl_c_during(table_runs, "evaluate_run", 3) as stopped:
-            table.run(settings)
+        patch.setattr(search, "search_cells", instant_search)
+        patch.setattr(pipeline, "SIZE_DRAWS", 150)
+        with ctrl_c_during(pipeline, "record_evaluation", 3) as stopped:
+            table.make_table(settings)
         with counted(train, "train_epoch") as epochs:
-            assert table.run(settings) == 0
+            assert table.make_table(settings) == 0
         yield settings, stopped.value, len(epochs)
 
 
@@ -104,8 +98,8 @@ def test_a_stopped_table_goes_on_and_trains_nothing_twice(study):
     settings, stopped, epochs = study
     assert stopped.continue_with.startswith("the same command")
     assert epochs == len(METHODS) * RUNS - 2
-    with counted(train, "train_epoch") as again, counted(table_runs, "evaluate_run") as evaluations:
-        table.run(settings)
+    with counted(train, "train_epoch") as again, counted(pipeline, "record_evaluation") as evaluations:
+        table.make_table(settings)
     assert (again, evaluations) == ([], [])
 
 
@@ -117,15 +111,15 @@ def test_every_cell_is_the_mean_over_the_runs_that_its_record_names(study):
     for mean in record["means"]:
         accuracies = []
         for source in mean["sources"]:
-            path = table_runs.Path(source["folder"]) / "run.json"
+            path = pipeline.Path(source["folder"]) / "run.json"
             assert sha256(path.read_bytes()) == source["sha256"]
             accuracies.append(100 * accuracies_of(read_run(path)["results"]).mean())
         assert len(accuracies) == RUNS
         text = f"{np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f}"
-        assert shown[table_sheets.NAMES[mean["method"]]][6 if mean["shots"] == 1 else 7] == text
+        assert shown[sheets.NAMES[mean["method"]]][6 if mean["shots"] == 1 else 7] == text
     for run in record["runs"]:
         stages = {"train", "evaluate-1-shot", "evaluate-5-shot"}
-        searched = {"search"} if run["method"] in table_runs.SEARCHED else set()
+        searched = {"search"} if run["method"] in pipeline.SEARCHED else set()
         assert set(run["sources"]) == stages | searched
 
 
@@ -148,10 +142,10 @@ def test_the_random_cell_of_the_same_size_has_the_searched_cells_parameters(stud
         for searched, random in (("metantk", "random-same-size"), ("te-nas", "random-te-nas-size")):
             found, like = sizes[searched, seed], sizes[random, seed]
             assert abs(like - found) <= 0.02 * found
-    folders = {run.method: run for run in table_runs.runs_of(study[0]) if run.seed == 0}
+    folders = {run.method: run for run in pipeline.runs_of(study[0]) if run.seed == 0}
     cells = {method: genotypes.read_genotype(run.genotype) for method, run in folders.items()}
     assert cells["random-same-size"] != cells["metantk"]
-    assert cells["metanas"] == published.named("metanas-mini-5").genotype
+    assert cells["metanas"] == genotypes.published_cell("metanas-mini-5").genotype
 
 
 def test_differences_are_taken_task_by_task_and_run_by_run(study):
@@ -184,13 +178,13 @@ def test_runs_of_one_seed_on_different_tasks_are_not_compared(own):
     record["results"]["tasks_digest"] = "another"
     path.write_text(json.dumps(record))
     with pytest.raises(ConfigurationError, match="evaluated on different tasks"):
-        table.run(own)
+        table.make_table(own)
 
 
 def test_missing_runs_are_shown_as_missing_and_never_filled_in(own, capsys):
     shutil.rmtree(own.work / "glyphs/te-nas")
     shutil.rmtree(own.work / "glyphs/random/seed-1/evaluate-5-shot")
-    assert table.run(own) == 0
+    assert table.make_table(own) == 0
     shown = {row[0]: row for row in rows_of(own, "Ablation on glyphs")}
     assert shown["TE-NAS"][4:] == ["missing", "–", "missing", "missing"]
     assert shown["Random cell"][7].endswith("(1 of 2 runs)")
@@ -221,7 +215,7 @@ def test_an_evaluation_of_something_else_counts_as_missing(own, what):
         if what == "the training":
             record = read_run(path) | {"started": "2020-01-01T00:00:00+00:00"}
         path.write_text(json.dumps(record))
-    table.run(own)
+    table.make_table(own)
     shown = {row[0]: row for row in rows_of(own, "Ablation on glyphs")}
     assert shown["Random cell"][6].endswith("(1 of 2 runs)")
 
@@ -238,7 +232,7 @@ def test_a_run_from_before_a_setting_existed_counts_where_the_table_takes_its_de
     recipe = RECIPES["glyphs"].evaluate[1]
     assert (getattr(recipe, setting) == getattr(Evaluate(), setting)) is counts
     without(own.work / "glyphs/random/seed-0/evaluate-1-shot", setting)
-    table.run(own)
+    table.make_table(own)
     shown = {row[0]: row for row in rows_of(own, "Ablation on glyphs")}
     assert shown["Random cell"][6].endswith("(1 of 2 runs)") is not counts
 
@@ -261,44 +255,44 @@ def test_a_search_from_before_a_setting_existed_goes_on_with_its_default_or_the_
     tmp_path, name, others, change
 ):
     settings = Search(out=tmp_path, **others).resolved()
-    common.begin(settings, "search", "cpu").close()
-    assert table_runs.finished(settings, "search") is not None
+    recorded_search(settings)
+    assert pipeline.finished_run(settings, "search") is not None
     without(tmp_path, name)
     if change is None:
-        assert table_runs.finished(settings, "search") is not None
-        assert common.begin(settings, "search", "cpu").record["starts"] == 2
+        assert pipeline.finished_run(settings, "search") is not None
+        assert recorded_search(settings)["starts"] == 2
     else:
-        assert table_runs.finished(settings, "search") is None
+        assert pipeline.finished_run(settings, "search") is None
         with pytest.raises(ConfigurationError, match=f"holds a run with other settings: {change}"):
-            common.begin(settings, "search", "cpu")
+            recorded_search(settings)
 
 
-@pytest.mark.parametrize("name", RETIRED[Search])
+@pytest.mark.parametrize("name", Search.RETIRED)
 def test_a_search_that_recorded_a_retired_setting_goes_on_with_its_only_value_alone(tmp_path, name):
-    settings, only = Search(out=tmp_path).resolved(), RETIRED[Search][name]
-    common.begin(settings, "search", "cpu").close()
+    settings, only = Search(out=tmp_path).resolved(), Search.RETIRED[name]
+    recorded_search(settings)
     record = read_run(tmp_path)
     for value, change in ((only, None), ("other", rf"{name} \('other' there, {only!r} now\);")):
         (tmp_path / "run.json").write_text(json.dumps(record | {"config": record["config"] | {name: value}}))
-        assert (table_runs.finished(settings, "search") is None) is (change is not None)
+        assert (pipeline.finished_run(settings, "search") is None) is (change is not None)
         if change is not None:
             with pytest.raises(ConfigurationError, match=f"holds a run with other settings: {change}"):
-                common.begin(settings, "search", "cpu")
+                recorded_search(settings)
     (tmp_path / "run.json").write_text(json.dumps(record | {"config": record["config"] | {name: only}}))
-    assert name not in common.begin(settings, "search", "cpu").record["config"]
+    assert name not in recorded_search(settings)["config"]
 
 
 @pytest.mark.parametrize("method", METHODS_OF_SEARCH)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_search_has_a_value_of_every_setting_from_before(protocol, method):
     settings = Search(protocol=protocol, method=method).resolved()
-    before = settings_before(dataclasses.replace(settings, shots=3, ties="index"))
-    assert before == {**RETIRED[Search], **vars(settings), "protocol": "paper", "method": "metantk-nas"}
+    before = dataclasses.replace(settings, shots=3, ties="index").before()
+    assert before == {**Search.RETIRED, **vars(settings), "protocol": "paper", "method": "metantk-nas"}
 
 
 def test_without_runs_the_papers_numbers_stand_beside_gaps(tmp_path, capsys):
     settings = Table(work=tmp_path, out=tmp_path)
-    assert table.run(settings) == 0
+    assert table.make_table(settings) == 0
     assert "60 of 60 runs are missing" in capsys.readouterr().out
     first, second = rows_of(settings, "Table 1"), rows_of(settings, "Table 2")
     assert (tmp_path / "table_paper.md").read_text().count("were not measured by this code") == 2
@@ -332,7 +326,7 @@ def test_without_runs_the_papers_numbers_stand_beside_gaps(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["paper", "tiny"])
 def test_the_latex_has_as_many_cells_in_every_row_as_columns(name, study, tmp_path):
     settings = study[0] if name == "tiny" else Table(work=tmp_path, out=tmp_path)
-    table.write(table.collect(settings))
+    table.write_files(table.collect_results(settings))
     text = (settings.out / f"table_{name}.tex").read_text()
     assert text.isascii()
     tables = re.findall(r"\\begin\{tabular\}\{(\w+)\}\n(.*?)\\end\{tabular\}", text, flags=re.DOTALL)
@@ -365,8 +359,8 @@ def test_the_latex_has_as_many_cells_in_every_row_as_columns(name, study, tmp_pa
 
 
 def test_special_characters_reach_latex_as_themselves_and_markdown_keeps_its_bars():
-    sheet = rendering.Sheet("50 % of a_b", (("", "a|b"), ("", "c")), (("x & y", "{z}"),))
-    assert r"50 \% of a\_b" in rendering.latex(sheet)
-    assert r"x \& y & \{z\} \\" in rendering.latex(sheet)
-    row = rendering.Sheet("t", (("", "a"),), (("x|y",),))
-    assert r"| x\|y |" in rendering.markdown(row)
+    sheet = markup.Sheet("50 % of a_b", (("", "a|b"), ("", "c")), (("x & y", "{z}"),))
+    assert r"50 \% of a\_b" in markup.latex(sheet)
+    assert r"x \& y & \{z\} \\" in markup.latex(sheet)
+    row = markup.Sheet("t", (("", "a"),), (("x|y",),))
+    assert r"| x\|y |" in markup.markdown(row)

@@ -4,9 +4,8 @@ import dataclasses
 
 import pytest
 
-from experiments import genotypes as published
-from experiments.tables import paper_results
-from experiments.tables import runs as table_runs
+from experiments import genotypes
+from experiments.tables import paper_results, pipeline
 from experiments.tables.settings import RECIPES, TABLE, Table
 from mamltheory.errors import ConfigurationError
 
@@ -26,26 +25,26 @@ from mamltheory.errors import ConfigurationError
 )
 def test_every_experiment_is_evaluated_as_appendix_e_has_it(experiment, shots, head, C, tmp_path):
     settings = Table(work=tmp_path, mini="M", tiered="T")
-    run = next(run for run in table_runs.runs_of(settings) if run.experiment == experiment)
-    chosen = table_runs.evaluate_settings(settings, run, shots)
+    run = next(run for run in pipeline.runs_of(settings) if run.experiment == experiment)
+    chosen = pipeline.evaluate_settings(settings, run, shots)
     assert (chosen.head, chosen.C, chosen.shots) == (head, C, shots)
     assert (chosen.ways, chosen.tasks, chosen.augment, chosen.split) == (5, 1000, 5, "test")
-    training = table_runs.train_settings(settings, run)
+    training = pipeline.train_settings(settings, run)
     assert training.data == chosen.data == experiment[0].upper()
     assert chosen.checkpoint == training.out
-    assert training.genotype == table_runs.search_settings(settings, run).out / "genotype.json"
+    assert training.genotype == pipeline.search_settings(settings, run).out / "genotype.json"
 
 
 def test_methods_of_the_ablation_differ_in_the_search_alone(tmp_path):
     settings = Table(work=tmp_path)
-    runs = [run for run in table_runs.runs_of(settings) if (run.experiment, run.seed) == ("mini-5", 0)]
-    searches = {run.method: table_runs.search_settings(settings, run) for run in runs}
-    assert [method for method, found in searches.items() if found is None] == ["random", "random-same-size"]
+    found = [run for run in pipeline.runs_of(settings) if (run.experiment, run.seed) == ("mini-5", 0)]
+    searches = {run.method: pipeline.search_settings(settings, run) for run in found}
+    assert [method for method, one in searches.items() if one is None] == ["random", "random-same-size"]
     assert (searches["metantk"].kernel, searches["te-nas"].kernel) == ("maml", "ntk")
-    stable = table_runs.search_settings(settings, dataclasses.replace(runs[0], method="metantk-stable"))
+    stable = pipeline.search_settings(settings, dataclasses.replace(found[0], method="metantk-stable"))
     assert (stable.protocol, stable.metric, searches["metantk"].metric) == ("stable", "harmonic", "condition")
     free = {"out", "genotype"}
-    trainings = [dataclasses.asdict(table_runs.train_settings(settings, run)) for run in runs]
+    trainings = [dataclasses.asdict(pipeline.train_settings(settings, run)) for run in found]
     assert all({k for k in t if t[k] != trainings[0][k]} <= free for t in trainings)
 
 
@@ -84,9 +83,9 @@ def test_the_presets_name_their_files_apart():
 
 def test_every_run_of_the_published_method_has_a_published_cell_of_its_own():
     settings = Table(experiments=("glyphs",), methods=("metantk-published",), runs=4, seed=5)
-    runs = table_runs.runs_of(settings)
+    found = pipeline.runs_of(settings)
     names = ["mini-5-1", "mini-5-2", "mini-5-3", "mini-5-1"]
-    expected = [published.named(name).genotype for name in names]
-    assert [table_runs.cell_without_search(settings, run) for run in runs] == expected
+    expected = [genotypes.published_cell(name).genotype for name in names]
+    assert [pipeline.cell_without_search(settings, run) for run in found] == expected
     for name, recipe in RECIPES.items():
-        assert published.named(f"{recipe.published}-{table_runs.PUBLISHED}").cells in (5, 8), name
+        assert genotypes.published_cell(f"{recipe.published}-{pipeline.PUBLISHED}").cells in (5, 8), name

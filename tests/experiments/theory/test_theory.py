@@ -6,8 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.theory import checks, constants, convergence, drift, equivalence
-from experiments.theory import sweep as sweeps
+from experiments.theory import checks, constants, convergence, drift, equivalence, sweep
 from experiments.theory.settings import Convergence, Drift, Equivalence, Theory
 from experiments.theory.tasks import SAMPLES, theory_tasks
 from mamltheory.errors import ConfigurationError
@@ -15,7 +14,11 @@ from mamltheory.runtime.runlog import read_metrics, read_run
 from tests.experiments.stops import counted, ctrl_c_during
 
 SMALL = {"widths": (8, 16, 32), "seeds": 2, "steps": 6, "dimension": 4, "task_count": 2, "jobs": 1}
-COMMANDS = {"convergence": convergence, "drift": drift, "equivalence": equivalence}
+COMMANDS = {
+    "convergence": (convergence.plot_convergence, convergence.draw_convergence),
+    "drift": (drift.plot_drift, drift.draw_drift),
+    "equivalence": (equivalence.plot_equivalence, equivalence.draw_equivalence),
+}
 
 
 def small(folder, kind=Theory, **others):
@@ -31,10 +34,10 @@ def swept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("theory")
     calls = {}
     for name, kind in {"convergence": Convergence, "drift": Drift, "equivalence": Equivalence}.items():
-        with counted(sweeps, "measure") as measured:
-            assert COMMANDS[name].run(small(folder, kind)) == 0
+        with counted(sweep, "measure_training") as measured:
+            assert COMMANDS[name][0](small(folder, kind)) == 0
         calls[name] = len(measured)
-    rows = sweeps.sweep(small(folder), "drift").rows
+    rows = sweep.run_sweep(small(folder), "drift").rows
     return folder, calls, rows
 
 
@@ -51,7 +54,7 @@ def test_every_command_leaves_its_figure_in_three_formats_and_writes_nowhere_els
     figures = {
         folder / "figures" / f"{name}_sphere.{end}" for name in COMMANDS for end in ("png", "pdf", "json")
     }
-    run = sweeps.run_folder(small(folder))
+    run = sweep.sweep_folder(small(folder))
     runs = [run, run.parent / (run.name.replace("-t6", "") + "-constants")]
     assert files(folder) == figures | {one / name for one in runs for name in ("run.json", "metrics.jsonl")}
     assert all(path.stat().st_size > 0 for path in figures)
@@ -61,7 +64,7 @@ def test_every_command_leaves_its_figure_in_three_formats_and_writes_nowhere_els
 def test_the_residuals_drawn_are_those_measured_and_lie_below_the_bound(swept):
     folder = swept[0]
     data = figure_json(folder, "convergence")
-    rows = read_metrics(sweeps.run_folder(small(folder)))
+    rows = read_metrics(sweep.sweep_folder(small(folder)))
     for width, median, largest in zip(
         data["widths"], data["median_relative_residual"], data["largest_relative_residual"], strict=True
     ):
@@ -80,7 +83,7 @@ def test_the_residuals_drawn_are_those_measured_and_lie_below_the_bound(swept):
 
 def test_drift_and_equivalence_record_every_value_with_its_slope(swept):
     folder = swept[0]
-    rows = {(row["width"], row["seed"]): row for row in read_metrics(sweeps.run_folder(small(folder)))}
+    rows = {(row["width"], row["seed"]): row for row in read_metrics(sweep.sweep_folder(small(folder)))}
     pairs = [[(width, seed) for seed in range(2)] for width in SMALL["widths"]]
     data = figure_json(folder, "drift")
     assert set(data) == {
@@ -96,8 +99,8 @@ def test_drift_and_equivalence_record_every_value_with_its_slope(swept):
         assert data[name]["low"] <= data[name]["slope"] <= data[name]["high"]
     assert (np.array(data["path_length"]["values"]) >= np.array(data["movement"]["values"])).all()
     data = figure_json(folder, "equivalence")
-    assert set(data) == {"widths", *sweeps.CLOSED_FORMS}
-    for name in sweeps.CLOSED_FORMS:
+    assert set(data) == {"widths", *sweep.CLOSED_FORMS}
+    for name in sweep.CLOSED_FORMS:
         assert data[name]["values"] == [
             [rows[pair]["test_deviations"][name] for pair in line] for line in pairs
         ]
@@ -115,14 +118,14 @@ def test_a_figure_records_what_decides_its_numbers_and_not_where_they_lie(swept)
 @pytest.mark.parametrize("call", [1, 4])
 def test_an_interrupted_sweep_goes_on_and_equals_the_uninterrupted_one(swept, tmp_path, call):
     settings = small(tmp_path)
-    with ctrl_c_during(sweeps, "measure", call) as stopped:
-        sweeps.sweep(settings, "drift")
-    folder = sweeps.run_folder(settings)
+    with ctrl_c_during(sweep, "measure_training", call) as stopped:
+        sweep.run_sweep(settings, "drift")
+    folder = sweep.sweep_folder(settings)
     assert str(folder) in stopped.value.continue_with
     assert read_run(folder)["status"] == "interrupted"
     assert len(read_metrics(folder)) == call, "the run in which the signal came is kept"
-    with counted(sweeps, "measure") as measured:
-        again = sweeps.sweep(settings, "drift")
+    with counted(sweep, "measure_training") as measured:
+        again = sweep.run_sweep(settings, "drift")
     assert len(measured) == 6 - call
     assert again.rows == swept[2]
     assert read_run(folder)["status"] == "finished"
@@ -130,19 +133,19 @@ def test_an_interrupted_sweep_goes_on_and_equals_the_uninterrupted_one(swept, tm
 
 def test_a_line_cut_short_by_a_crash_is_measured_again(swept, tmp_path):
     settings = small(tmp_path, widths=(8, 16))
-    first = sweeps.sweep(settings, "drift").rows
-    file = sweeps.run_folder(settings) / "metrics.jsonl"
+    first = sweep.run_sweep(settings, "drift").rows
+    file = sweep.sweep_folder(settings) / "metrics.jsonl"
     file.write_bytes(file.read_bytes()[:-40])
-    with counted(sweeps, "measure") as measured:
-        assert sweeps.sweep(settings, "drift").rows == first
+    with counted(sweep, "measure_training") as measured:
+        assert sweep.run_sweep(settings, "drift").rows == first
     assert len(measured) == 1
     assert first == swept[2][:4]
 
 
 def test_more_seeds_and_widths_add_to_a_sweep_and_change_none_of_it(swept, tmp_path):
-    narrow = sweeps.sweep(small(tmp_path, widths=(16, 32)), "drift").rows
-    with counted(sweeps, "measure") as measured:
-        rows = sweeps.sweep(small(tmp_path, widths=(8, 16, 32)), "drift").rows
+    narrow = sweep.run_sweep(small(tmp_path, widths=(16, 32)), "drift").rows
+    with counted(sweep, "measure_training") as measured:
+        rows = sweep.run_sweep(small(tmp_path, widths=(8, 16, 32)), "drift").rows
     assert len(measured) == 2
     assert rows == swept[2]
     assert rows[2:] == narrow
@@ -150,10 +153,10 @@ def test_more_seeds_and_widths_add_to_a_sweep_and_change_none_of_it(swept, tmp_p
 
 def test_a_failed_run_is_recorded_as_failed(tmp_path, monkeypatch):
     settings = small(tmp_path)
-    monkeypatch.setattr(sweeps, "measure", lambda *_: 1 / 0)
+    monkeypatch.setattr(sweep, "measure_training", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        sweeps.sweep(settings, "drift")
-    assert read_run(sweeps.run_folder(settings))["status"] == "failed"
+        sweep.run_sweep(settings, "drift")
+    assert read_run(sweep.sweep_folder(settings))["status"] == "failed"
 
 
 def test_settings_that_give_other_numbers_have_another_run_folder():
@@ -171,23 +174,25 @@ def test_settings_that_give_other_numbers_have_another_run_folder():
     same = {"widths": (8, 9), "seeds": 3, "jobs": 7, "out": Theory().runs}
     assert set(other) | set(same) | {"runs"} == {field.name for field in dataclasses.fields(Theory)}
     folders = [
-        sweeps.run_folder(dataclasses.replace(Theory(), **{key: value})) for key, value in other.items()
+        sweep.sweep_folder(dataclasses.replace(Theory(), **{key: value})) for key, value in other.items()
     ]
-    assert len({*folders, sweeps.run_folder(Theory())}) == len(other) + 1
+    assert len({*folders, sweep.sweep_folder(Theory())}) == len(other) + 1
     for key, value in same.items():
-        assert sweeps.run_folder(dataclasses.replace(Theory(), **{key: value})) == sweeps.run_folder(Theory())
+        assert sweep.sweep_folder(dataclasses.replace(Theory(), **{key: value})) == sweep.sweep_folder(
+            Theory()
+        )
 
 
 @pytest.mark.parametrize("others", [{"tasks": "glyphs"}, {"algorithm": "anil", "activation": "relu"}])
 def test_glyph_tasks_and_anil_are_measured_and_drawn(tmp_path, others):
     settings = small(tmp_path, widths=(8, 16), steps=3, **others)
-    result = sweeps.sweep(settings, "drift")
-    for experiment in COMMANDS.values():
-        experiment.draw(result)
+    result = sweep.run_sweep(settings, "drift")
+    for _, draw in COMMANDS.values():
+        draw(result)
     assert len(list((tmp_path / "figures").glob(f"*_{settings.tasks}.png"))) == 3
-    data = convergence.numbers(result)
+    data = convergence.convergence_numbers(result)
     assert (data["median_relative_residual"][:, 1:] < 1).all()
-    drifts = drift.numbers(result, constants.constants(settings))
+    drifts = drift.drift_numbers(result, constants.constants(settings))
     assert (drifts["kernel_drift"]["rms"] > 0).all()
     assert (drifts["kernel_drift"]["values"] < drifts["bound (30)"]["values"]).all()
 
@@ -208,17 +213,17 @@ def test_tasks_lie_on_the_sphere_and_held_out_ones_share_no_input(kind):
 
 def test_a_run_folder_with_another_kind_of_run_is_refused(swept, tmp_path):
     settings = small(tmp_path)
-    folder = sweeps.run_folder(settings)
+    folder = sweep.sweep_folder(settings)
     folder.mkdir(parents=True)
-    record = read_run(sweeps.run_folder(small(swept[0])))
+    record = read_run(sweep.sweep_folder(small(swept[0])))
     (folder / "run.json").write_text(json.dumps(record | {"command": "search"}))
     with pytest.raises(ConfigurationError, match="run of 'search'"):
-        sweeps.sweep(settings, "drift")
+        sweep.run_sweep(settings, "drift")
 
 
 @pytest.mark.slow
 def test_two_processes_measure_the_same_bits_as_one(swept, tmp_path):
-    rows = sweeps.sweep(small(tmp_path, jobs=2), "drift").rows
+    rows = sweep.run_sweep(small(tmp_path, jobs=2), "drift").rows
     assert rows == swept[2]
 
 
@@ -237,7 +242,7 @@ def test_every_identity_holds_to_rounding_and_its_wrong_form_does_not(identities
 
 def test_the_report_has_a_line_for_every_identity(identities, monkeypatch, capsys):
     monkeypatch.setattr(checks, "run_checks", lambda _: identities)
-    checks.report(0)
+    checks.print_checks(0)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(identities)
     assert all("holds" in line for line in lines)
@@ -255,5 +260,5 @@ def test_a_sabotaged_formula_fails_the_report(monkeypatch, capsys, name, stateme
     right = getattr(checks, name)
     monkeypatch.setattr(checks, name, lambda *a, **k: right(*a, **k) * (1 + 1e-6))
     with pytest.raises(AssertionError, match=statement):
-        checks.report(0)
+        checks.print_checks(0)
     assert "FAILS" in capsys.readouterr().out

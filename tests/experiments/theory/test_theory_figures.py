@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.theory import bounds, constants, drift, lipschitz, plateau, share
-from experiments.theory import sweep as sweeps
+from experiments.theory import bounds, constants, drift, lipschitz, plateau, sweep
 from experiments.theory.settings import Bounds, Drift, Lipschitz, Plateau, Theory
 from mamltheory import (
     GradientDescent,
@@ -39,22 +38,22 @@ def figure_json(folder, name):
 def one_network(width, seed, **others):
     """The network and problem of one (width, seed) of the small sweep, made without it."""
     settings = Theory(**SMALL | others)
-    net = sweeps.network(settings, width)
-    return net, net.initialise(generator(0, "theory init", width, seed)), sweeps.make_problem(settings)
+    net = sweep.network_of_width(settings, width)
+    return net, net.initialise(generator(0, "theory init", width, seed)), sweep.make_problem(settings)
 
 
 @pytest.fixture(scope="module")
 def drifted(tmp_path_factory):
     """The folder of a small drift figure."""
     folder = tmp_path_factory.mktemp("drift")
-    assert drift.run(small(folder, Drift)) == 0
+    assert drift.plot_drift(small(folder, Drift)) == 0
     return folder
 
 
 def test_of_wide_networks_no_constant_is_measured_and_no_bound_drawn(drifted, monkeypatch):
     monkeypatch.setattr(constants, "WIDEST", SMALL["widths"][1])
     settings = small(drifted, Drift, widths=(*SMALL["widths"], 64), out=drifted / "wide")
-    assert drift.run(settings) == 0
+    assert drift.plot_drift(settings) == 0
     data = json.loads((settings.out / "drift_sphere.json").read_text())["data"]
     whole = figure_json(drifted, "drift")
     assert data["bound widths"] == list(SMALL["widths"])
@@ -98,7 +97,7 @@ def bounded(tmp_path_factory):
     """The figure of the bounds for L = 1, 2 on few and tiny networks."""
     folder = tmp_path_factory.mktemp("bounds")
     settings = small(folder, Bounds, depth=2, share_widths=(2, 32), batches=2)
-    assert bounds.run(settings) == 0
+    assert bounds.plot_bounds(settings) == 0
     return settings, figure_json(folder, "bounds")
 
 
@@ -106,8 +105,8 @@ def test_the_figure_of_the_bounds_has_a_column_for_every_depth_and_the_numbers_o
     settings, data = bounded
     assert set(data) == {"L = 1", "L = 2"}
     for depth, column in enumerate(data.values(), start=1):
-        chosen = constants.theory(settings, depth=depth)
-        result, measured = sweeps.sweep(chosen, "test"), constants.constants(chosen)
+        chosen = constants.sweep_settings(settings, depth=depth)
+        result, measured = sweep.run_sweep(chosen, "test"), constants.constants(chosen)
         assert column["path_length"]["values"] == result.values("path_length").tolist()
         assert column["kernel_drift"]["values"] == result.values("kernel_drift").tolist()
         assert column["path_length"]["bound"] == constants.path_bounds(result, measured).tolist()
@@ -121,12 +120,12 @@ def test_the_figure_of_the_bounds_has_a_column_for_every_depth_and_the_numbers_o
 
 def test_networks_trained_in_a_batch_have_the_residuals_of_each_trained_alone():
     settings = Theory(**SMALL)
-    problem, net = sweeps.make_problem(settings), sweeps.network(settings, 8)
-    starts = share.batch_of_starts(settings, net, 1)
-    residuals = share.batch_residuals(net, starts, problem, 3)
-    assert residuals.shape == (share.BATCH, 4)
+    problem, net = sweep.make_problem(settings), sweep.network_of_width(settings, 8)
+    starts = bounds.batch_of_starts(settings, net, 1)
+    residuals = bounds.batch_residuals(net, starts, problem, 3)
+    assert residuals.shape == (bounds.BATCH, 4)
     for i in (0, 7, 24):
-        params = net.initialise(generator(0, "share init", 8, share.BATCH + i))
+        params = net.initialise(generator(0, "share init", 8, bounds.BATCH + i))
         alone = (2 * train(net.model, params, problem.tasks, problem.inner, problem.eta0, 3).losses()).sqrt()
         torch.testing.assert_close(residuals[i], alone, rtol=1e-10, atol=1e-12)
 
@@ -134,20 +133,20 @@ def test_networks_trained_in_a_batch_have_the_residuals_of_each_trained_alone():
 def test_the_share_counts_the_networks_below_the_bound_and_a_diverging_one_is_not(bounded, monkeypatch):
     settings, data = bounded
     counted_ = data["L = 2"]["share"]
-    assert counted_["networks"] == 2 * share.BATCH
+    assert counted_["networks"] == 2 * bounds.BATCH
     for low, part, high, count in zip(
         *(counted_[name] for name in ("low", "share", "high", "within_bound")), strict=True
     ):
-        assert 0 <= low <= part == count / (2 * share.BATCH) <= high <= 1
+        assert 0 <= low <= part == count / (2 * bounds.BATCH) <= high <= 1
         assert high - low > 0.03
     assert counted_["share"][0] < counted_["share"][1]
-    chosen = constants.theory(settings)
-    problem = sweeps.make_problem(chosen)
-    rows = torch.ones(share.BATCH, settings.steps + 1, dtype=torch.float64) * 0.1
+    chosen = constants.sweep_settings(settings)
+    problem = sweep.make_problem(chosen)
+    rows = torch.ones(bounds.BATCH, settings.steps + 1, dtype=torch.float64) * 0.1
     rows[:, 0] = 1
     rows[3, 2], rows[4, 4] = float("nan"), 0.9999
-    monkeypatch.setattr(share, "batch_residuals", lambda *_: rows)
-    held = share.measure_share(chosen, problem, (4, 0))["held"]
+    monkeypatch.setattr(bounds, "batch_residuals", lambda *_: rows)
+    held = bounds.measure_share(chosen, problem, (4, 0))["held"]
     assert [i for i, one in enumerate(held) if not one] == [3, 4]
 
 
@@ -156,7 +155,7 @@ def plateaued(tmp_path_factory):
     """The figure of the plateau on tiny networks."""
     folder = tmp_path_factory.mktemp("plateau")
     settings = small(folder, Plateau, widths=(16, 1024), steps=10, taus=(1, 2, 32, 64))
-    assert plateau.run(settings) == 0
+    assert plateau.plot_plateau(settings) == 0
     return settings, figure_json(folder, "plateau")
 
 
@@ -201,7 +200,7 @@ def lipschitz_drawn(tmp_path_factory):
     sizes = {key: value for key, value in SMALL.items() if key != "steps"}
     places = {"out": folder / "figures", "runs": folder / "runs"}
     settings = Lipschitz(**sizes | places, activations=("erf", "relu"))
-    assert lipschitz.run(settings) == 0
+    assert lipschitz.plot_lipschitz(settings) == 0
     return settings, figure_json(folder, "lipschitz")
 
 

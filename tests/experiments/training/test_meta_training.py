@@ -45,7 +45,7 @@ def small(folder, **others):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     settings = small(tmp_path_factory.mktemp("meta") / "run")
-    assert meta_train.run(settings) == 0
+    assert meta_train.meta_train(settings) == 0
     return settings
 
 
@@ -66,11 +66,11 @@ def test_a_meta_training_leaves_its_curves_and_its_result(whole):
 def test_a_meta_training_stopped_after_any_step_goes_on_bit_for_bit(whole, tmp_path, call, capsys):
     settings = small(tmp_path / "run")
     with ctrl_c_during(meta_train, "meta_train_step", call) as stopped:
-        meta_train.run(settings)
+        meta_train.meta_train(settings)
     assert stopped.value.continue_with == f"python -m experiments meta-train --config {settings.out}"
     assert load_state(settings.out / "state", print).state["step"] == call
     capsys.readouterr()
-    assert meta_train.run(settings) == 0
+    assert meta_train.meta_train(settings) == 0
     assert re.match(r"\d+\.\d\d ± \d+\.\d\d % \(95 % interval over 3 tasks", capsys.readouterr().out)
     ours, theirs = (load_state(each.out / "state", print).tensors for each in (settings, whole))
     assert ours.keys() == theirs.keys()
@@ -91,7 +91,7 @@ def test_settings_can_be_chosen_on_validation_classes_without_a_look_at_the_test
         lambda state, split, *rest: seen.append(split) or tried(state, split, *rest),
     )
     settings = small(tmp_path / "run", split="val")
-    assert meta_train.run(settings) == 0
+    assert meta_train.meta_train(settings) == 0
     assert all(split is data.val for split in seen)
     assert "3 tasks of unseen validation classes" in capsys.readouterr().out
     assert read_run(settings.out)["results"] != read_run(whole.out)["results"]
@@ -111,7 +111,7 @@ def test_the_inner_loop_of_a_preset_does_not_explode_on_its_first_task(name, alg
     settings = dataclasses.replace(META_TRAIN[name], algorithm=algorithm, tasks=1, queries=1)
     network = conv4(5, settings.image_size, 0, settings.channels)
     data = noise_data(settings.image_size, per_class=2)
-    _, metrics = meta_train_step(start_meta_training(network, data, meta_train.config_of(settings)))
+    _, metrics = meta_train_step(start_meta_training(network, data, meta_train.meta_train_config(settings)))
     assert metrics.loss < 4  # zero outputs have 0.4, half of 0.8² + 4 · 0.2²
 
 
@@ -121,7 +121,7 @@ def test_the_smoke_preset_learns_to_adapt_to_unseen_classes(tmp_path, monkeypatc
     monkeypatch.setattr(meta_train, "cached_data", lambda _, size: glyph_data(size))
     settings = META_TRAIN["glyph-smoke"]
     settings = type(settings)(**{**vars(settings), "out": tmp_path, "device": "cpu"})
-    assert meta_train.run(settings) == 0
+    assert meta_train.meta_train(settings) == 0
     results = read_run(tmp_path)["results"]
     assert results["accuracy"] - results["half_width"] > 0.35
     assert results["before"][0] + results["before"][1] < results["accuracy"] - results["half_width"]

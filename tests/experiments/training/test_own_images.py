@@ -12,13 +12,11 @@ from PIL import Image
 
 from experiments import __main__ as shell
 from experiments import genotypes
-from experiments.data import check as data
-from experiments.data import source as data_source
+from experiments.data import check, loading
+from experiments.data.loading import cached_data
 from experiments.data.settings import Data
-from experiments.data.source import cached_data
 from experiments.training import evaluate, predict, train
-from experiments.training.evaluation_settings import Predict
-from experiments.training.settings import MetaTrain, Train
+from experiments.training.settings import MetaTrain, Predict, Train
 from mamltheory.errors import ConfigurationError, DataError
 from mamltheory.fewshot.images import ImageSplit
 from mamltheory.runtime.records import to_json
@@ -50,19 +48,19 @@ def test_a_flat_folder_is_split_alike_in_every_command_and_the_split_is_recorded
     genotypes.write_genotype(tmp_path / "cell.json", GENOTYPE)
     usual = {"genotype": tmp_path / "cell.json", "data": str(flat)}
     with pytest.raises(DataError, match="give --split 60/20/20"):
-        train.run(train_settings(tmp_path / "no", **usual))
+        train.train_and_draw(train_settings(tmp_path / "no", **usual))
     settings = train_settings(
         tmp_path / "train", **usual, split="50/25/25", split_seed=3, seed=5, epochs=1, milestones=()
     )
-    train.run(settings)
+    train.train_and_draw(settings)
     record = read_run(settings.out)["config"]
     assert (record["split"], record["split_seed"]) == ("50/25/25", 3)
     test = dataclasses.replace(evaluate_settings(settings, tmp_path / "evaluate"), data=str(flat))
-    assert evaluate.run(test) == 0
-    here = data_source.data_of(settings)
+    assert evaluate.print_evaluation(test) == 0
+    here = loading.data_of(settings)
     assert [len(getattr(here, split).class_names) for split in SPLITS] == [6, 3, 3]
     meta = MetaTrain(data=str(flat), class_split="50/25/25", split_seed=3, image_size=16)
-    assert cached_data(*data_source.source_in(meta)) is here
+    assert cached_data(*loading.source_in(meta)) is here
     flags = ["--split", "50/25/25", "--split-seed", "3", "--prepare", str(tmp_path / "READY")]
     assert shell.main(["data", "check", str(flat), "--out", str(tmp_path / "sheet"), *flags]) == 0
     assert cached_data(str(tmp_path / "READY"), 16).test.class_names == here.test.class_names
@@ -93,7 +91,7 @@ def with_copies(split):
 def test_copies_within_a_split_are_said_by_the_check_and_once_by_commands(
     tmp_path, capsys, monkeypatch, write
 ):
-    monkeypatch.setattr(data, "draw", lambda *_: None)
+    monkeypatch.setattr(check, "draw_splits", lambda *_: None)
     splits = tiny_splits()
     write(tmp_path / "set", splits | {"test": with_copies(splits["test"])})
     assert shell.main(["data", "check", str(tmp_path / "set")]) == 0
@@ -108,7 +106,7 @@ def test_copies_within_a_split_are_said_by_the_check_and_once_by_commands(
 
 
 def test_what_is_left_out_is_in_the_report_and_warned_of(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(data, "draw", lambda *_: None)
+    monkeypatch.setattr(check, "draw_splits", lambda *_: None)
     layouts.write_folders(tmp_path / "birds", tiny_splits())
     layouts.put(tmp_path / "birds" / "train" / "n00000010" / "notes.txt", b"")
     layouts.put(tmp_path / "birds" / "train" / ".ipynb_checkpoints" / "a.png", b"")
@@ -125,7 +123,7 @@ ODD = ["esc \x1b[31m.png", "line\nend.png", "tab\t.png", "right\u202eto left.png
 
 
 def test_names_never_reach_the_terminal_raw(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(data, "draw", lambda *_: None)
+    monkeypatch.setattr(check, "draw_splits", lambda *_: None)
     layouts.write_folders(tmp_path / "birds", tiny_splits())
     place = tmp_path / "birds" / "val" / "n00000020"
     for name in ODD:
@@ -151,7 +149,7 @@ def test_a_sheet_of_classes_with_odd_names_is_drawn(tmp_path):
     ):
         old.rename(old.with_name(os.fsdecode(new)))
     settings = Data(path=str(tmp_path / "birds"), out=tmp_path / "sheet")
-    assert data.run(settings) == 0
+    assert check.check_data(settings) == 0
     classes = json.loads((tmp_path / "sheet" / "contact_sheet.json").read_text())["data"]["classes"]["val"]
     assert classes == ["\x1b[1m", "$\\x$ 1", "\\udce9"]
 
@@ -184,10 +182,10 @@ def table(settings):
 
 
 def test_predictions_of_phone_photos_are_those_of_upright_ones(trained, folder):
-    predict.run(settings_of(trained, folder))
+    predict.write_predictions(settings_of(trained, folder))
     for number, file in enumerate(sorted((folder / "query").iterdir())):
         file.write_bytes(phone_photo(np.asarray(Image.open(file).convert("RGB")), number % 8 + 1))
-    predict.run(settings_of(trained, folder, "again"))
+    predict.write_predictions(settings_of(trained, folder, "again"))
     assert table(settings_of(trained, folder)) == table(settings_of(trained, folder, "again"))
 
 
@@ -199,7 +197,7 @@ def test_odd_names_end_no_prediction_and_begin_no_formula(trained, folder, capsy
     (folder / "query" / ODD[1]).rename(folder / "query" / os.fsdecode(ODD[4]))
     (folder / "support" / "c0").rename(folder / "support" / os.fsdecode(b"=\xe9\x1b[0m"))
     settings = settings_of(trained, folder)
-    assert predict.run(settings) == 0
+    assert predict.write_predictions(settings) == 0
     rows = table(settings)[1:]
     assert len(rows) == 12
     assert not any(cell.lstrip()[:1] in tuple("=+-@\t\r＝") for row in rows for cell in row[:2])
@@ -215,7 +213,7 @@ def test_images_at_a_path_that_is_no_text_are_predicted(trained, folder):
     odd.mkdir()
     for part in ("support", "query"):
         (folder / part).rename(odd / part)
-    assert predict.run(settings_of(trained, odd)) == 0
+    assert predict.write_predictions(settings_of(trained, odd)) == 0
 
 
 @pytest.mark.timeout(60)
@@ -235,7 +233,7 @@ def test_nested_images_are_read_others_counted_and_repeated_ones_named(trained, 
     first = sorted((folder / "support" / "c0").glob("*.png"))[0]
     (query / "zz.png").write_bytes(first.read_bytes())
     settings = settings_of(trained, folder)
-    predict.run(settings)
+    predict.write_predictions(settings)
     assert f"more/{moved.name}" in {row[0] for row in table(settings)}
     told = capsys.readouterr().out
     assert "5 other files were left out: 1 .heic, 1 hidden or system: .DS_Store, " in told
@@ -248,4 +246,4 @@ def test_a_link_out_of_the_images_is_refused(trained, folder, tmp_path_factory):
     layouts.put(place / "secret.png", encoded(np.zeros((9, 9, 3), np.uint8)))
     (folder / "query" / "z.png").symlink_to(place / "secret.png")
     with pytest.raises(DataError, match="leads out of"):
-        predict.run(settings_of(trained, folder))
+        predict.write_predictions(settings_of(trained, folder))

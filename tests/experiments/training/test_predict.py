@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.data import source as data_source
+from experiments.data import loading
 from experiments.training import evaluate, predict
-from experiments.training.evaluation_settings import Predict
+from experiments.training.settings import Predict
 from experiments.training.trained import read_training
 from mamltheory.errors import CheckpointError, ConfigurationError, DataError
 from mamltheory.fewshot.datasets import load_data
@@ -63,7 +63,7 @@ def test_the_predictions_are_those_of_the_evaluations_head_on_the_same_images(
     trained, folder, few_images, head
 ):
     settings = settings_of(trained, folder, head=head)
-    assert predict.run(settings) == 0
+    assert predict.write_predictions(settings) == 0
     network = read_training(trained.out).network.eval()
     rows = [few_images.test.members[number] for number in range(3)]
 
@@ -81,7 +81,7 @@ def test_the_predictions_are_those_of_the_evaluations_head_on_the_same_images(
 def test_a_table_and_a_summary_are_left(trained, folder, capsys):
     (folder / "query" / "notes.txt").write_text("mine")
     settings = settings_of(trained, folder, augment=2)
-    predict.run(settings)
+    predict.write_predictions(settings)
     lines = table(settings)
     assert len(lines) == 3 * QUERIES
     assert list(lines[0]) == ["file", "class", "probability"]
@@ -104,7 +104,7 @@ def test_a_prediction_repeats_exactly_and_depends_on_the_seed_of_the_augmentatio
     texts = []
     for number, seed in enumerate((0, 0, 1)):
         settings = settings_of(trained, folder, augment=3, seed=seed, out=folder / f"run {number}")
-        predict.run(settings)
+        predict.write_predictions(settings)
         texts.append((settings.out / "predictions.csv").read_text())
     assert texts[0] == texts[1] != texts[2]
 
@@ -114,7 +114,7 @@ def test_images_of_another_size_and_in_grey_are_fitted_to_the_network(trained, f
         Image.open(file).convert("L").resize((40, 33)).save(file.with_suffix(".jpg"))
         file.unlink()
     settings = settings_of(trained, folder)
-    predict.run(settings)
+    predict.write_predictions(settings)
     assert all(line["file"].endswith(".jpg") for line in table(settings))
 
 
@@ -138,23 +138,23 @@ def test_images_of_another_size_and_in_grey_are_fitted_to_the_network(trained, f
 def test_a_folder_that_is_no_task_is_one_clear_error_and_occupies_nothing(trained, folder, spoil, message):
     spoil(folder)
     with pytest.raises(DataError, match=message):
-        predict.run(settings_of(trained, folder))
+        predict.write_predictions(settings_of(trained, folder))
     assert not (folder / "run").exists()
 
 
 def test_a_folder_without_a_training_is_refused(trained, folder):
     with pytest.raises(ConfigurationError, match="no run folder: train first"):
-        predict.run(settings_of(dataclasses.replace(trained, out=folder), folder))
+        predict.write_predictions(settings_of(dataclasses.replace(trained, out=folder), folder))
 
 
 def test_a_prediction_needs_the_run_folder_and_the_images_alone(trained, folder, monkeypatch):
-    predict.run(settings_of(trained, folder, augment=2))
+    predict.write_predictions(settings_of(trained, folder, augment=2))
     shutil.move(trained.out, folder / "elsewhere")
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(data_source, "cached_data", lambda *_: pytest.fail("the data set was asked for"))
+            patch.setattr(loading, "cached_data", lambda *_: pytest.fail("the data set was asked for"))
             moved = dataclasses.replace(trained, out=folder / "elsewhere")
-            predict.run(settings_of(moved, folder, augment=2, out=folder / "again"))
+            predict.write_predictions(settings_of(moved, folder, augment=2, out=folder / "again"))
     finally:
         shutil.move(folder / "elsewhere", trained.out)
     texts = [(place / "predictions.csv").read_text() for place in (folder / "run", folder / "again")]
@@ -177,7 +177,7 @@ def without(state, name):
 
 def test_a_training_of_an_earlier_version_takes_the_record_from_its_data(trained, earlier, folder):
     for number, training in enumerate((trained, earlier)):
-        predict.run(settings_of(training, folder, out=folder / f"run {number}"))
+        predict.write_predictions(settings_of(training, folder, out=folder / f"run {number}"))
     texts = [(folder / f"run {number}" / "predictions.csv").read_text() for number in range(2)]
     assert texts[0] == texts[1]
 
@@ -193,9 +193,9 @@ def test_a_training_of_an_earlier_version_takes_the_record_from_its_data(trained
 def test_a_training_of_an_earlier_version_without_its_data_is_one_clear_error(
     earlier, folder, monkeypatch, read, message
 ):
-    monkeypatch.setattr(data_source, "cached_data", read)
+    monkeypatch.setattr(loading, "cached_data", read)
     with pytest.raises(DataError, match=f"earlier does not say what images .*{message}"):
-        predict.run(settings_of(earlier, folder))
+        predict.write_predictions(settings_of(earlier, folder))
     assert not (folder / "run").exists()
 
 
@@ -223,10 +223,10 @@ def test_a_damaged_record_of_the_images_is_refused(earlier, few_images, wrong):
 
 
 def test_an_evaluation_records_every_task_and_the_weights_that_it_is_of(trained, tmp_path, few_images):
-    results = evaluate.evaluate_run(evaluate_settings(trained, tmp_path / "evaluate"))
+    results = evaluate.record_evaluation(evaluate_settings(trained, tmp_path / "evaluate"))
     assert read_run(tmp_path / "evaluate")["results"] == results
     network = read_training(trained.out).network
-    again = evaluate.evaluate(network, few_images, evaluate_settings(trained, tmp_path))
+    again = evaluate.evaluate_on_tasks(network, few_images, evaluate_settings(trained, tmp_path))
     np.testing.assert_array_equal(evaluate.accuracies_of(results), again.accuracies)
     assert results["accuracy"] == pytest.approx(again.accuracies.mean())
     assert results["weights"] == evaluate.digest_of(network.state_dict())

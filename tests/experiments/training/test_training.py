@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.data import source as data_source
+from experiments.data import loading
 from experiments.training import evaluate, train
 from experiments.training.trained import read_training
 from mamltheory.errors import CheckpointError, ConfigurationError, DataError, GenotypeError
@@ -52,12 +52,12 @@ def test_a_training_interrupted_in_an_epoch_stops_after_its_step_and_goes_on_bit
 ):
     settings = dataclasses.replace(trained, out=tmp_path / "train")
     with ctrl_c_during(train, "train_epoch", call) as stopped:
-        train.train(settings, GENOTYPE)
+        train.train_network(settings, GENOTYPE)
     assert stopped.value.continue_with == f"python -m experiments train --config {settings.out}"
     numbers = load_state(settings.out / "state", print).state
     assert (numbers["epoch"], numbers["step"]) == (call - 1, 1)
     with counted(train, "train_epoch") as epochs:
-        train.run(settings)
+        train.train_and_draw(settings)
     assert len(epochs) == 4 - call
     assert_same_end(settings, trained)
 
@@ -77,10 +77,10 @@ def test_a_crash_after_any_saved_step_loses_that_step_at_most(trained, tmp_path,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "save_state", dies)
         with pytest.raises(OSError, match="no space"):
-            train.train(settings, GENOTYPE)
+            train.train_network(settings, GENOTYPE)
     numbers = load_state(settings.out / "state", print).state
     assert numbers["epoch"] * 3 + numbers["step"] == saved
-    train.train(dataclasses.replace(settings, save_minutes=10.0), GENOTYPE)
+    train.train_network(dataclasses.replace(settings, save_minutes=10.0), GENOTYPE)
     ours, theirs = weights(settings), weights(trained)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     curve = {row["epoch"]: row for row in read_metrics(settings.out)}
@@ -89,7 +89,7 @@ def test_a_crash_after_any_saved_step_loses_that_step_at_most(trained, tmp_path,
 
 def test_validation_classes_are_tried_when_they_are_due_and_change_no_weight(trained, tmp_path):
     settings = dataclasses.replace(trained, out=tmp_path / "train", validate_every=2, validation_tasks=5)
-    assert train.run(settings) == 0
+    assert train.train_and_draw(settings) == 0
     rows = read_metrics(settings.out)
     assert ["val_accuracy" in row for row in rows] == [False, True, False]
     assert 0 < rows[1]["val_accuracy"] <= 1
@@ -103,12 +103,12 @@ def test_resnet12_is_trained_and_evaluated_by_the_same_commands(tmp_path, monkey
     settings = train_settings(
         tmp_path / "train", network="resnet12", genotype=tmp_path / "absent.json", epochs=3
     )
-    assert train.run(settings) == 0
+    assert train.train_and_draw(settings) == 0
     training = read_training(settings.out)
     assert (training.settings, training.genotype) == (settings, None)
     assert training.network.blocks[3].path[0].out_channels == 10
     capsys.readouterr()
-    assert evaluate.run(evaluate_settings(settings, tmp_path / "evaluate")) == 0
+    assert evaluate.print_evaluation(evaluate_settings(settings, tmp_path / "evaluate")) == 0
     assert "3-way 1-shot" in capsys.readouterr().out
 
 
@@ -121,9 +121,9 @@ def test_a_crash_between_log_and_state_repeats_a_line_but_no_point_of_the_curve(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "save_state", crash)
         with pytest.raises(OSError, match="no space"):
-            train.run(settings)
+            train.train_and_draw(settings)
     assert read_run(settings.out)["status"] == "failed"
-    train.run(settings)
+    train.train_and_draw(settings)
     assert len(read_metrics(settings.out)) == 4
     curves = [
         json.loads((each.out / "learning_curves.json").read_text())["data"] for each in (settings, trained)
@@ -133,15 +133,15 @@ def test_a_crash_between_log_and_state_repeats_a_line_but_no_point_of_the_curve(
 
 def test_a_finished_training_is_not_trained_again(trained):
     with counted(train, "train_epoch") as epochs:
-        train.run(trained)
+        train.train_and_draw(trained)
     assert epochs == []
 
 
 def test_another_genotype_under_the_same_name_is_refused(trained):
     other = random_genotype(generator(1, "test cell"), inputs="all")
     with pytest.raises(CheckpointError, match="trains another genotype: choose another --out"):
-        train.train(trained, other)
-    train.train(trained, GENOTYPE)
+        train.train_network(trained, other)
+    train.train_network(trained, GENOTYPE)
 
 
 @pytest.mark.parametrize(
@@ -160,14 +160,14 @@ def test_a_file_that_is_no_genotype_is_a_genotype_error(tmp_path, content, messa
     if content is not None:
         file.write_text(content)
     with pytest.raises(GenotypeError, match=message):
-        train.run(train_settings(tmp_path / "run", genotype=file))
+        train.train_and_draw(train_settings(tmp_path / "run", genotype=file))
     assert not (tmp_path / "run").exists()
 
 
 def test_an_evaluation_prints_its_line_and_records_it_and_repeats_exactly(trained, tmp_path, capsys):
     lines = []
     for _ in range(2):
-        assert evaluate.run(evaluate_settings(trained, tmp_path / "evaluate")) == 0
+        assert evaluate.print_evaluation(evaluate_settings(trained, tmp_path / "evaluate")) == 0
         lines.append(capsys.readouterr().out)
     assert lines[0] == lines[1]
     assert re.match(r"\d+\.\d\d ± \d+\.\d\d % \(95 % interval over 4 tasks\): 3-way 1-shot", lines[0])
@@ -191,7 +191,7 @@ def test_the_evaluated_weights_are_the_trained_ones(trained, few_images):
 def test_classes_of_a_validation_and_of_a_test_evaluation_differ(trained, few_images):
     network = read_training(trained.out).network
     digests = {
-        split: evaluate.evaluate(
+        split: evaluate.evaluate_on_tasks(
             network, few_images, evaluate_settings(trained, trained.out, split=split)
         ).tasks_digest
         for split in ("val", "test")
@@ -203,14 +203,14 @@ def test_a_network_is_evaluated_on_the_device_where_it_is(trained, few_images, m
     network = read_training(trained.out).network.to("meta")
     asked = []
     monkeypatch.setattr(evaluate, "evaluate_network", lambda *_, device, **__: asked.append(device.type))
-    evaluate.evaluate(network, few_images, evaluate_settings(trained, trained.out))
+    evaluate.evaluate_on_tasks(network, few_images, evaluate_settings(trained, trained.out))
     assert asked == ["meta"]
 
 
 def test_an_interrupted_evaluation_stops_at_the_next_batch(trained, tmp_path):
     settings = evaluate_settings(trained, tmp_path)
     with ctrl_c_during(evaluate, "evaluate_network", 1) as stopped:
-        evaluate.run(settings)
+        evaluate.print_evaluation(settings)
     assert stopped.value.continue_with is None
     assert read_run(tmp_path)["status"] == "interrupted"
 
@@ -219,23 +219,23 @@ def test_a_stop_that_breaks_the_processes_of_an_evaluation_is_still_a_stop(train
     def broken(*_):
         raise RuntimeError("a process died")
 
-    monkeypatch.setattr(evaluate, "evaluate", broken)
+    monkeypatch.setattr(evaluate, "evaluate_on_tasks", broken)
     with pytest.raises(RuntimeError, match="died"):
-        evaluate.run(evaluate_settings(trained, tmp_path))
+        evaluate.print_evaluation(evaluate_settings(trained, tmp_path))
     assert read_run(tmp_path)["status"] == "failed"
-    with ctrl_c_during(evaluate, "evaluate", 1):
-        evaluate.run(evaluate_settings(trained, tmp_path))
+    with ctrl_c_during(evaluate, "evaluate_on_tasks", 1):
+        evaluate.print_evaluation(evaluate_settings(trained, tmp_path))
     assert read_run(tmp_path)["status"] == "interrupted"
 
 
 def test_an_unfinished_training_is_refused_with_the_command_that_finishes_it(trained, tmp_path):
     settings = dataclasses.replace(trained, out=tmp_path / "train")
     with ctrl_c_during(train, "train_epoch", 1):
-        train.train(settings, GENOTYPE)
+        train.train_network(settings, GENOTYPE)
     with pytest.raises(
         CheckpointError, match="holds 0 of 3 epochs: finish it with python -m experiments train"
     ):
-        evaluate.run(evaluate_settings(settings, tmp_path / "evaluate"))
+        evaluate.print_evaluation(evaluate_settings(settings, tmp_path / "evaluate"))
     assert not (tmp_path / "evaluate").exists()
 
 
@@ -250,22 +250,26 @@ def test_an_unfinished_training_is_refused_with_the_command_that_finishes_it(tra
 )
 def test_wrong_settings_of_an_evaluation_are_one_clear_error(trained, tmp_path, others, error, message):
     with pytest.raises(error, match=message):
-        evaluate.run(evaluate_settings(trained, tmp_path / "evaluate", **others))
+        evaluate.print_evaluation(evaluate_settings(trained, tmp_path / "evaluate", **others))
     assert not (tmp_path / "evaluate").exists(), "a mistake must not occupy the folder"
 
 
 def test_an_evaluation_takes_the_training_data_from_wherever_they_lie_and_no_others(
     trained, tmp_path, few_images, capsys
 ):
-    evaluate.run(evaluate_settings(trained, tmp_path / "evaluate"))
+    evaluate.print_evaluation(evaluate_settings(trained, tmp_path / "evaluate"))
     for name, data in (("moved", few_images), ("other", noise_data(16, 6, 8))):
         (tmp_path / name).mkdir()
         write_prepared(data, tmp_path / name, Options())
-    evaluate.run(evaluate_settings(trained, tmp_path / "moved run", data=str(tmp_path / "moved")))
+    evaluate.print_evaluation(
+        evaluate_settings(trained, tmp_path / "moved run", data=str(tmp_path / "moved"))
+    )
     usual, moved = capsys.readouterr().out.splitlines()
     assert usual == moved
     with pytest.raises(DataError, match=r"trained on glyphs, and .*other holds other training images"):
-        evaluate.run(evaluate_settings(trained, tmp_path / "other run", data=str(tmp_path / "other")))
+        evaluate.print_evaluation(
+            evaluate_settings(trained, tmp_path / "other run", data=str(tmp_path / "other"))
+        )
     assert not (tmp_path / "other run").exists()
 
 
@@ -295,26 +299,28 @@ def test_an_evaluation_on_an_image_folder_keeps_statistics_and_mirroring_of_the_
     write_folder(data, tmp_path / "images")
     moved = load_data(tmp_path / "images", image_size=16)
     assert (moved.mirrors, data.mirrors) == (True, False)
-    monkeypatch.setattr(data_source, "cached_data", lambda source, _: data if source == "glyphs" else moved)
+    monkeypatch.setattr(loading, "cached_data", lambda source, _: data if source == "glyphs" else moved)
     settings = train_settings(tmp_path / "train", epochs=1, milestones=())
-    train.train(settings, GENOTYPE)
+    train.train_network(settings, GENOTYPE)
     several = {"tasks": 8, "augment": 3}
-    usual = evaluate.evaluate_run(evaluate_settings(settings, tmp_path / "usual", **several))
+    usual = evaluate.record_evaluation(evaluate_settings(settings, tmp_path / "usual", **several))
     folder = evaluate_settings(settings, tmp_path / "moved", data=str(tmp_path / "images"), **several)
-    assert evaluate.evaluate_run(folder) == usual
+    assert evaluate.record_evaluation(folder) == usual
     read = read_training(settings.out)
     assert inputs_of(read.data(folder.data)) == inputs_of(data) != inputs_of(moved)
-    own = evaluate.evaluate(read.network, moved, folder)
+    own = evaluate.evaluate_on_tasks(read.network, moved, folder)
     assert " ".join(map(str, own.correct)) != usual["correct"], "the folder's own would give another result"
 
 
 def test_a_folder_without_a_training_is_refused(tmp_path, searched):
     with pytest.raises(ConfigurationError, match="no run folder: train first, or name another"):
-        evaluate.run(evaluate_settings(train_settings(tmp_path / "absent"), tmp_path / "evaluate"))
+        evaluate.print_evaluation(
+            evaluate_settings(train_settings(tmp_path / "absent"), tmp_path / "evaluate")
+        )
     with pytest.raises(ConfigurationError, match="run of 'search', not of 'train'"):
-        evaluate.run(evaluate_settings(searched, tmp_path / "evaluate"))
+        evaluate.print_evaluation(evaluate_settings(searched, tmp_path / "evaluate"))
 
 
 def test_spellings_of_a_folder_are_one_data_set():
-    assert data_source.source_of("data/mini/") == data_source.source_of("data//mini") == "data/mini"
-    assert data_source.source_of("glyphs") == "glyphs"
+    assert loading.source_of("data/mini/") == loading.source_of("data//mini") == "data/mini"
+    assert loading.source_of("glyphs") == "glyphs"

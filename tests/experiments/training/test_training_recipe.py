@@ -1,4 +1,4 @@
-"""Every number of the training presets beside the paper's sentence, or the reason why it is ours."""
+"""Every number of the training presets against the paper's sentence, or the reason for another one."""
 
 import dataclasses
 import math
@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.training.evaluation_settings import EVALUATE, Evaluate
-from experiments.training.settings import TRAIN, Train
-from experiments.training.train import config_of
+from experiments.training.settings import EVALUATE, TRAIN, Evaluate, Train
+from experiments.training.train import train_config
 from mamltheory.fewshot.augment import default_padding
 from mamltheory.fewshot.glyphs import GLYPH_SETS
 from tests.fewshot.small import noise_data
@@ -74,7 +73,7 @@ def test_every_setting_of_a_preset_is_the_papers_or_has_a_reason():
 
 @pytest.mark.paper("Sec. 6.1: optimisation")
 def test_what_the_settings_leave_to_the_recipe_is_the_papers_too():
-    config = config_of(TRAIN["mini-5"], noise_data())
+    config = train_config(TRAIN["mini-5"], noise_data())
     # [6.1] "decayed by 10x"; [E] "random cropping, color jittering, and random horizontal flip", RFS: 8 pixels, 0.4.
     assert (config.decay, config.jitter, config.flip, config.padding) == (0.1, 0.4, True, None)
     assert default_padding(84) == 8

@@ -1,7 +1,10 @@
-"""The course of a search in one figure: which operator left which edge in which round, by what score, how surely."""
+"""The figures of a search: which operator left which edge in which round, and the cells that it found."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -10,12 +13,18 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from experiments.plotting import figure, save
+from experiments.data.loading import data_of
+from experiments.genotypes import network_size
+from experiments.plotting import draw_genotype, figure, save_figure
+from experiments.runs import without_paths
 from experiments.search.report import SHORT
-from mamltheory.nas.genotype import CELL_TYPES, EDGES
+from experiments.search.settings import Search
+from mamltheory.nas.genotype import CELL_TYPES, EDGES, Genotype, Operator
+from mamltheory.nas.scoring.score import Score
 from mamltheory.nas.search.ranking import contests
 from mamltheory.nas.search.state import Decision, RoundReport, SearchState
 from mamltheory.nas.search.stopping import SEPARATED
+from mamltheory.nas.sizes import genotype_parameters
 
 ROW, GAP, HEAD, LEFT = 1.0, 0.45, 2.4, 1.15
 """Heights of a field, of the space between nodes and of the rounds' heads, and the width of the labels, in fields."""
@@ -26,22 +35,29 @@ SURE = LinearSegmentedColormap.from_list("sure", colormaps["Blues"]([0.02, 0.2, 
 
 
 def draw_trace(
-    state: SearchState, name: str, directory: Path, settings: Mapping[str, object], seed: int
+    state: SearchState, name: str, directory: Path, settings: Mapping[str, Any], seed: int
 ) -> tuple[Path, Path, Path]:
-    """Draw a finished search into ``directory``; returns the paths of PNG, PDF and numbers."""
+    """Draw a finished search.
+
+    Args:
+        state: The search.
+        name: Name of the files.
+        directory: Folder of the files.
+        settings: Settings of the search, for the JSON.
+        seed: Seed of the search, for the JSON.
+
+    Returns:
+        The paths of PNG, PDF and numbers.
+    """
     data = trace_data(state)
     height = 0.2 * (len(rows()) + 4 * GAP + HEAD) + 0.75
     with figure("page", height) as (drawing, axes):
         _draw(drawing, axes[0, 0], data)
-        return save(drawing, name, data, directory, settings, seed)
+        return save_figure(drawing, name, data, directory, settings, seed)
 
 
 def trace_data(state: SearchState) -> dict[str, list]:
-    """The numbers that are drawn: ``rounds``, ``fields`` (an operator that went) and ``survivors``, as plain values.
-
-    score: ΔC, or ΔR where only regions were in use; None for a search at random. probability: that bootstrap draws of
-    the round's repeats take out the same operator; None where it had no two repeats to compare, or size decided.
-    """
+    """The numbers of the figure: ``rounds``, ``fields`` (pruned operators) and ``survivors``."""
     rounds, fields = [], []
     for k, report in enumerate(state.reports):
         decisions = [d for d in state.trace if d.round_index == k]
@@ -54,11 +70,11 @@ def trace_data(state: SearchState) -> dict[str, list]:
 
 
 def certainties(decisions: Sequence[Decision], report: RoundReport) -> dict[str, float]:
-    """Probability that the same operator goes, for every competition of a round; none where size decides."""
+    """Probability that the same operator is pruned, for every competition in a round; empty if the size decides."""
     if report.reliability is None or report.reliability.basis == "parameters":
         return {}
     known = report.reliability.certainty.by_edge
-    # Operators with an infinite score were not compared; a competition can consist of them alone.
+    # Operators with infinite scores were not compared; some competitions have no others.
     finite = [d for d in decisions if abs(d.delta_condition) < float("inf")]
     for compared in (decisions, finite):
         names = list(_contests(compared))
@@ -76,7 +92,7 @@ def _contests(decisions: Sequence[Decision]) -> dict[str, list]:
     return contests([d.operator for d in decisions])
 
 
-def _round(index: int, decisions: Sequence[Decision], report: RoundReport) -> dict[str, object]:
+def _round(index: int, decisions: Sequence[Decision], report: RoundReport) -> dict[str, Any]:
     found = report.reliability
     return {
         "round": index + 1,
@@ -94,7 +110,8 @@ def _scored(decisions: Sequence[Decision]) -> bool:
     return any(d.delta_condition or d.delta_regions or d.rank for d in decisions)
 
 
-def _field(decision: Decision, probability: float | None) -> dict[str, object]:
+def _field(decision: Decision, probability: float | None) -> dict[str, Any]:
+    # The score is ΔC, or ΔR for regions alone. The probability is that of the same choice in bootstrap draws.
     score = decision.delta_condition or decision.delta_regions
     return _place(decision.operator) | {
         "round": decision.round_index + 1,
@@ -107,7 +124,7 @@ def _field(decision: Decision, probability: float | None) -> dict[str, object]:
     }
 
 
-def _place(operator: object) -> dict[str, object]:
+def _place(operator: Operator) -> dict[str, Any]:
     return {"cell": operator.cell, "node": operator.edge.node, "source": operator.edge.source}
 
 
@@ -135,7 +152,7 @@ def _draw(drawing: Figure, axes: Axes, data: dict[str, list]) -> None:
 
 
 def _heights() -> dict[tuple[str, int, int], float]:
-    """Top of every row, with a gap before a node and a wider one before a cell."""
+    """The top of every row, with a gap before each node and a wider one before each cell."""
     heights, y, before = {}, 0.0, None
     for row in rows():
         if before is not None and row[:2] != before[:2]:
@@ -160,19 +177,19 @@ def _head(axes: Axes, column: int, title: str, remark: str) -> None:
     axes.text(column + 0.5, -1.45, remark, ha="center", va="top", fontsize=6.5, color="0.35", linespacing=1.1)
 
 
-def _remark(found: Mapping[str, object]) -> str:
+def _remark(found: Mapping[str, Any]) -> str:
     if not found["repeats"]:
         return "at random"
     rule = RULES[found["basis"]]
     return f"{found['repeats']} repeats\n{rule}"
 
 
-def _draw_field(axes: Axes, at: tuple[float, float], found: Mapping[str, object]) -> None:
+def _draw_field(axes: Axes, at: tuple[float, float], found: Mapping[str, Any]) -> None:
     (x, y), sure = at, found["probability"]
     colour = UNKNOWN if sure is None else SURE(sure)
     axes.add_patch(Rectangle((x + 0.02, y + 0.05), 0.96, 0.9, facecolor=colour, edgecolor="none"))
     if found["undecided"]:
-        frame = {"edgecolor": WARNING, "linewidth": 1.0, "linestyle": (0, (2.5, 1.2))}
+        frame: dict[str, Any] = {"edgecolor": WARNING, "linewidth": 1.0, "linestyle": (0, (2.5, 1.2))}
         axes.add_patch(Rectangle((x + 0.04, y + 0.11), 0.92, 0.78, fill=False, **frame))
     name = SHORT[found["operation"]] + ("⁼" if found["tied"] else "")
     axes.text(x + 0.09, y + 0.52, name, ha="left", va="center", fontsize=7.5)
@@ -182,7 +199,7 @@ def _draw_field(axes: Axes, at: tuple[float, float], found: Mapping[str, object]
 
 
 def _number(score: float) -> str:
-    """Three digits at most, with a sign that is as wide as the other."""
+    """At most three digits, with a sign of constant width."""
     if abs(score) == float("inf"):
         return "+∞" if score > 0 else "−∞"
     digits = 2 if abs(score) < 9.995 else 1 if abs(score) < 99.95 else 0
@@ -204,5 +221,63 @@ def _legend(drawing: Figure, axes: Axes) -> None:
     bar.set_label(f"{colour}\nnumber: score of the operator; {marks}", fontsize=7)
 
 
-def _middle(size: float) -> dict[str, object]:
+def _middle(size: float) -> dict[str, Any]:
     return {"ha": "center", "va": "center", "fontsize": size}
+
+
+NAMES = {
+    "metantk-nas": "MetaNTK-NAS",
+    "te-nas": "TE-NAS",
+    "regions": "linear regions alone",
+    "random": "random cell",
+}
+
+
+def draw_cells(
+    genotype: Genotype,
+    settings: Search,
+    name: str = "cells",
+    directory: Path | None = None,
+    scores: Sequence[Score] = (),
+) -> None:
+    """Draw the two cells with method, number of parameters and scores as the title.
+
+    Args:
+        genotype: The cells.
+        settings: Settings of the search.
+        name: Name of the files.
+        directory: Folder of the files; None for the run folder.
+        scores: Scores on new draws.
+    """
+    settings = settings.resolved()
+    size = network_size(settings, len(data_of(settings).train.class_names))
+    parameters, edges = genotype_parameters(genotype, size), genotype.edges()
+    parts = [NAMES[settings.method], f"{parameters:,} parameters", *score_words(settings, scores)]
+    data = {
+        "genotype": genotype.to_json(),
+        "parameters": parameters,
+        "scores": [{"condition": score.condition, "regions": score.regions} for score in scores],
+    }
+    with figure("page", 5.4, rows=2) as (drawing, axes):
+        drawing.suptitle(", ".join(parts))
+        for panel, kind in zip(axes[:, 0], CELL_TYPES, strict=True):
+            draw_genotype(panel, edges[kind], f"{kind} cell")
+        paths = save_figure(
+            drawing, name, data, directory or settings.out, without_paths(settings), settings.seed
+        )
+    print(f"wrote {paths[0]} (and .pdf, .json)")
+
+
+def score_words(settings: Search, scores: Sequence[Score]) -> list[str]:
+    """Mean ± standard error over the draws of log C_N, or of R_N if that alone decides; empty without criteria."""
+    if not scores or not settings.criteria:
+        return []
+    if settings.criteria == ("regions",):
+        name, values = "$R_{\\mathcal{N}}$", [score.regions for score in scores]
+    else:
+        name, values = "$\\log C_{\\mathcal{N}}$", [math.log(score.condition) for score in scores]
+        name += " (harmonic)" if settings.metric == "harmonic" else ""
+    if not all(map(math.isfinite, values)):
+        return [f"{name} = ∞"]
+    error = f" ± {stdev(values) / math.sqrt(len(values)):.2g}" if len(values) > 1 else ""
+    return [f"{name} = {fmean(values):.4g}{error}"]

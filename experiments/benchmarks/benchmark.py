@@ -4,25 +4,24 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
-from experiments.benchmarks import drawing, tables
-from experiments.benchmarks.cases import Case
-from experiments.benchmarks.catalogue import GROUPS, chosen
-from experiments.benchmarks.machine import absent, describe, peer_versions
-from experiments.benchmarks.measure import Plan, measure_case
+from experiments.benchmarks import report
+from experiments.benchmarks.catalogue import GROUPS, chosen_cases
+from experiments.benchmarks.machine import describe_machine, missing_peers, peer_versions
+from experiments.benchmarks.measure import Plan, measure_case, measure_scaling
+from experiments.benchmarks.problems import Case, Group
 from experiments.benchmarks.processes import Ask, ask_process
-from experiments.benchmarks.scaling import measure_scaling
 from experiments.benchmarks.settings import Benchmark
-from experiments.plotting import figure, save
+from experiments.plotting import figure, save_figure
+from experiments.runs import continued_by
 from mamltheory.errors import CheckpointError
 from mamltheory.runtime.device import choose_device
-from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, read_record, replace_file, to_json
 from mamltheory.strict_json import sealed
 
-Record = dict[str, object]
+Record = dict[str, Any]
 
 
 class _Content(TypedDict):
@@ -32,25 +31,27 @@ class _Content(TypedDict):
     record: dict[str, object]
 
 
-def run(settings: Benchmark) -> int:
+def run_benchmark(settings: Benchmark) -> int:
     """Measure and report; returns 0."""
     choose_device(settings.device)
-    cases = chosen(settings.cases)
-    # the other Python's peer computes on the CPU alone
+    cases = chosen_cases(settings.cases)
+    # The peer in the other Python runs on the CPU alone.
     versions = peer_versions(settings.neural_tangents_python if settings.device == "cpu" else None)
-    try:
-        measured = measure(settings, cases, versions)
-    except Interrupted as stop:
-        raise stop.saved(f"the same command; finished cases lie in {settings.runs}") from None
-    report(settings, versions, measured)
+    with continued_by(f"the same command; finished cases lie in {settings.runs}"):
+        measured = measure_pieces(settings, cases, versions)
+    write_report(settings, versions, measured)
     return 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A part of the work with a file of its own: a case, or the growth of a group's cost.
+    """A part of the work with a file: a case, or the growth of a group's cost.
 
-    place: ("cases" | "tuned" | "scaling", its name there).  identity: what must be the same for the file to count.
+    Attributes:
+        place: ("cases" | "tuned" | "scaling", name).
+        allocator: Settings of the allocator.
+        identity: Settings that must equal those in the file for the file to count.
+        job: Measures the part.
     """
 
     place: tuple[str, str]
@@ -60,7 +61,7 @@ class Piece:
 
 
 def pieces(settings: Benchmark, cases: Sequence[Case], versions: dict[str, str | None]) -> Iterator[Piece]:
-    """All parts of the work, in the order in which they are done."""
+    """All parts of the work, in their order."""
     plan = Plan(settings.rounds, settings.seconds, settings.quick, settings.seed, settings.runs)
     common = {name: getattr(settings, name) for name in ("rounds", "seconds", "quick", "seed")}
     allocators = {"both": ("default", "tuned")}.get(settings.allocator, (settings.allocator,))
@@ -75,7 +76,9 @@ def pieces(settings: Benchmark, cases: Sequence[Case], versions: dict[str, str |
                     "methods": case.methods,
                     "peers": used,
                 }
-                yield Piece((kind, case.name), allocator, identity, _case_job(case, plan, absent(versions)))
+                yield Piece(
+                    (kind, case.name), allocator, identity, _case_job(case, plan, missing_peers(versions))
+                )
     for group in GROUPS.values():
         if group.scaling and any(case.group == group for case in cases):
             identity = common | {"sizes": group.scaling_base, "values": group.scaling}
@@ -86,31 +89,32 @@ def _case_job(case: Case, plan: Plan, missing: Sequence[str]) -> Callable[[Ask],
     return lambda ask: measure_case(case, plan, ask, missing)
 
 
-def _scaling_job(group: object, plan: Plan) -> Callable[[Ask], Record]:
+def _scaling_job(group: Group, plan: Plan) -> Callable[[Ask], Record]:
     return lambda ask: measure_scaling(group, plan, ask)
 
 
-def measure(
+def measure_pieces(
     settings: Benchmark, cases: Sequence[Case], versions: dict[str, str | None]
 ) -> dict[str, dict[str, Record]]:
-    """Records of all pieces by place; those that lie in the run folder are taken from there."""
+    """Records of all pieces by place; those in the run folder are not measured again."""
     settings.runs.mkdir(parents=True, exist_ok=True)
-    work, found = list(pieces(settings, cases, versions)), {"cases": {}, "tuned": {}, "scaling": {}}
+    work = list(pieces(settings, cases, versions))
+    found: dict[str, dict[str, Record]] = {"cases": {}, "tuned": {}, "scaling": {}}
     with stage("benchmark", len(work)) as advance:
         for piece in work:
             kind, name = piece.place
             path = settings.runs / f"{kind}-{name}-{settings.device}-{piece.allocator}.json".replace(" ", "-")
-            record = None if settings.again else finished(path, piece.identity)
+            record = None if settings.again else finished_record(path, piece.identity)
             if record is None:
-                record = plain(piece.job(partial(ask_process, settings, piece.allocator)))
+                record = _plain(piece.job(partial(ask_process, settings, piece.allocator)))
                 replace_file(path, sealed(to_json({"identity": piece.identity, "record": record})))
             found[kind][name] = record
             advance(note=name)
     return found
 
 
-def finished(path: Path, identity: Record) -> Record | None:
-    """The record in the file, if it is of the same settings, sizes and peers; None otherwise."""
+def finished_record(path: Path, identity: Record) -> Record | None:
+    """The record in the file if it has the same identity; None otherwise."""
     if not path.exists():
         return None
     try:
@@ -118,15 +122,19 @@ def finished(path: Path, identity: Record) -> Record | None:
     except CheckpointError as error:
         print(error)
         return None
-    return content["record"] if content["identity"] == plain(identity) else None
+    return _plain(content["record"]) if content["identity"] == plain(identity) else None
 
 
-def report(
+def _plain(record: object) -> Any:
+    return plain(record)
+
+
+def write_report(
     settings: Benchmark, versions: dict[str, str | None], measured: dict[str, dict[str, Record]]
 ) -> None:
-    """Write the figure, its numbers and the tables, and say so."""
+    """Write the figure, its numbers and the tables, and print their names."""
     data = measured | {
-        "machine": describe(settings.device),
+        "machine": describe_machine(settings.device),
         "peers": versions,
         "device": settings.device,
         "rounds": settings.rounds,
@@ -137,11 +145,11 @@ def report(
         k: v for k, v in dataclasses.asdict(settings).items() if k in ("rounds", "seconds", "quick", "cases")
     }
     table = settings.out / f"{name}.md"
-    replace_file(table, tables.document(plain(data)).encode())
-    if found := drawing.panels(measured["cases"]):
+    replace_file(table, report.benchmark_tables(_plain(data)).encode())
+    if found := report.points_by_group(measured["cases"]):
         with figure("page", 4.6, rows=2, columns=len(found), sharex="col") as (sheet, axes):
-            drawing.draw(sheet, axes, found, "CPU" if settings.device == "cpu" else "device")
-            paths = save(sheet, name, data, settings.out, kept, settings.seed)
+            report.draw_panels(sheet, axes, found, "CPU" if settings.device == "cpu" else "device")
+            paths = save_figure(sheet, name, data, settings.out, kept, settings.seed)
         print(f"wrote {paths[0]} (and .pdf, .json) and {table}")
     else:
         numbers = settings.out / f"{name}.json"

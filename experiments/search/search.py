@@ -1,22 +1,22 @@
-"""``search``: Algorithm 1 on a supernet, resumable after every chunk of scores."""
+"""``search``: Algorithm 1 on a supernet; it can stop after every chunk of scores."""
 
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
-from experiments.data.source import cached_data, data_of, source_in
+from experiments.data.loading import cached_data, data_of, source_in
 from experiments.genotypes import network_size
-from experiments.runs import begin, quoted, without_paths
-from experiments.search.cell_figure import draw_cells
-from experiments.search.report import LEGEND, closing_lines, goes_first, round_lines, search_record
+from experiments.runs import FREE, continue_with, opened_run, without_paths
+from experiments.search.figures import draw_cells, draw_trace
+from experiments.search.report import LEGEND, closing_lines, round_lines, search_record, worst_so_far
 from experiments.search.settings import Search
-from experiments.search.trace import draw_trace
 from mamltheory.errors import CheckpointError
 from mamltheory.fewshot.episodes import episode_tasks
 from mamltheory.fewshot.images import normalise, take
@@ -36,91 +36,101 @@ from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.distributed import processes, spread_over
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, replace_file, to_json
-from mamltheory.runtime.runlog import RunLog, recorded
-from mamltheory.runtime.workers import Mapper
+from mamltheory.runtime.runlog import RunLog
+from mamltheory.runtime.workers import ON_ONE_THREAD, Mapper
 from mamltheory.tasks import Task
 
 CHUNK = 16
-"""Scores that are computed together and then saved."""
+"""Scores between checkpoints."""
 FINAL_DRAWS = 4
-"""Draws, other than those of the search, on which the found network is scored in the end."""
+"""New draws for the scores of the found network."""
 PATCHES, PATCH_IMAGES = 3000, 300
-"""Inputs of the region count (released code), cut from so many images."""
+"""Inputs of the region count (released code), and the images that they are cut from."""
 
 
-def run(settings: Search) -> int:
-    """Search, write ``genotype.json`` and ``search.json``, and draw the cells and the course; returns 0."""
-    search(settings)
+def search_and_draw(settings: Search) -> int:
+    """Search, write ``genotype.json`` and ``search.json``, and draw the cells and the trace; returns 0."""
+    search_cells(settings)
     draw_found(settings)
     print(f"genotype: {settings.out / 'genotype.json'}")
     return 0
 
 
 def draw_found(settings: Search) -> None:
-    """Draw a finished search: its cells, with the score of their network, and who left which edge when."""
+    """Draw the cells of a finished search with the score of their network, and the trace."""
     settings = settings.resolved()
     state = saved_search(settings).state
     draw_cells(state.candidates.genotype(), settings, scores=final_scores(state, settings))
-    course = draw_trace(state, "trace", settings.out, without_paths(settings), settings.seed)
-    print(f"wrote {course[0]} (and .pdf, .json)")
+    figure = draw_trace(state, "trace", settings.out, without_paths(settings), settings.seed)
+    print(f"wrote {figure[0]} (and .pdf, .json)")
 
 
 def final_scores(state: SearchState, settings: Search) -> list[Score]:
-    """The found network's scores on fresh draws; none where the search had no criterion."""
+    """The scores of the found network on new draws; none for a search without criteria."""
     if not settings.criteria:
         return []
     scorer = scorer_of(settings, str(choose_device(settings.device).device))
     return [scorer.scores([state.candidates], state.round_index, draw)[0] for draw in range(FINAL_DRAWS)]
 
 
-class Kept(TypedDict):
-    """What the state of a search holds."""
+class SearchContent(TypedDict):
+    """The keys of a saved search."""
 
     search: dict[str, object]
     cpu_seconds: NotRequired[float]
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A search as it lies in its run folder: its state, and the CPU seconds that its scores have taken.
+class SavedSearch:
+    """A search in its run folder.
 
-    halvings: how often this process saw a batch of candidates that did not fit the memory; not in the folder.
+    Attributes:
+        state: The state of Algorithm 1.
+        cpu_seconds: CPU seconds of the scores so far.
+        halvings: How often a batch of candidates did not fit the memory in this process; it is not saved.
     """
 
     state: SearchState
     cpu_seconds: float = 0.0
     halvings: int = 0
 
-    def with_scores(self, found: Mapping[Job, Score], seconds: float) -> "Saved":
-        """The same with a chunk's scores recorded; says so when for the first time a batch did not fit."""
+    def with_scores(self, found: Mapping[Job, Score], seconds: float) -> "SavedSearch":
+        """The search with the scores of a chunk; prints a line when a batch first does not fit the memory."""
         halved = halvings(found.values())
         if halved and not self.halvings:
-            print("a batch did not fit the memory: going on with half as many at a time")
-        return Saved(record_scores(self.state, found), self.cpu_seconds + seconds, self.halvings + halved)
+            print("a batch did not fit the memory: continuing with half of the batch size")
+        return SavedSearch(
+            record_scores(self.state, found), self.cpu_seconds + seconds, self.halvings + halved
+        )
 
 
-def search(settings: Search) -> Genotype:
-    """Run or take up the search in its run folder; the genotype is the same whatever the interruptions."""
+def search_cells(settings: Search) -> Genotype:
+    """Run or continue the search in its run folder; interruptions do not change the genotype."""
     settings = settings.resolved()
     device = choose_device(settings.device)
     data_of(settings)
     scorer, rules = scorer_of(settings, str(device.device)), rules_of(settings)
-    # A mistake in the data or the counts should show before the run folder stands for these settings.
+    # A mistake in the data or the counts is found here, before the run folder is opened.
     if scorer.tasks is not None:
         scorer.tasks(generator(settings.seed, "trial"))
-    log = begin(settings, "search", device.device)
-    with recorded(log, f"python -m experiments search --config {quoted(settings.out)}"):
+    with opened_search(settings, device.device) as log:
         saved = saved_search(settings)
         print(LEGEND)
         with spread_over(settings.jobs) as spread:
             while not Round.of(saved.state, rules).is_finished:
                 before, saved = saved.state, finish_round(saved, rules, scorer, settings, spread, log)
                 print("\n".join(round_lines(before, saved.state)), flush=True)
-        return finish(saved, settings, log)
+        return write_results(saved, settings, log)
 
 
-def finish(saved: Saved, settings: Search, log: RunLog) -> Genotype:
-    """Write what was found, and say what stayed open."""
+def opened_search(settings: Search, device: torch.device | str) -> AbstractContextManager[RunLog]:
+    """The record of a search in its run folder."""
+    free, again = (*FREE, *ON_ONE_THREAD), continue_with("search", settings)
+    return opened_run("search", settings, device, free=free, before=settings.before(), again=again)
+
+
+def write_results(saved: SavedSearch, settings: Search, log: RunLog) -> Genotype:
+    """Write the genotype and the trace, and print the undecided edges."""
     result = search_record(saved.state, without_paths(settings))
     genotype = saved.state.candidates.genotype()
     replace_file(settings.out / "genotype.json", to_json(genotype.to_json()).encode())
@@ -132,16 +142,28 @@ def finish(saved: Saved, settings: Search, log: RunLog) -> Genotype:
 
 
 def finish_round(
-    saved: Saved,
+    saved: SavedSearch,
     rules: SearchSettings,
     scorer: CellScorer,
     settings: Search,
     spread: Mapper,
     log: RunLog | None = None,
-) -> Saved:
-    """Score what the round still lacks, saving after every chunk, prune, and log the round."""
+) -> SavedSearch:
+    """Compute the missing scores of a round, with a checkpoint after every chunk, prune, and log the round.
+
+    Args:
+        saved: The search before the round.
+        rules: How Algorithm 1 decides.
+        scorer: Scores supernet and candidates.
+        settings: Settings of the command.
+        spread: Distributes chunks over processes.
+        log: The record of the run; None to log nothing.
+
+    Returns:
+        The search after the round.
+    """
     score = partial(score_chunk, saved.state.candidates, scorer_by(rules, scorer))
-    # One gradient gives all scores of a repeat; other processes then compute repeats in advance.
+    # One gradient gives all scores of a repeat, so that other processes work on further repeats in advance.
     by_gradient = rules.estimator == "gradient"
     size, ahead = (None, processes(settings.jobs) - 1) if by_gradient else (CHUNK, 0)
     most = "at most " if rules.stopping else ""
@@ -154,10 +176,10 @@ def finish_round(
                 saved = saved.with_scores(found, seconds)
                 write_state(settings, saved)
                 now = Round.of(saved.state, rules)
-                advance(note=goes_first(now))
+                advance(note=worst_so_far(now))
     saved = replace(saved, state=prune(now))
     if log is not None:
-        # Logged first: a crash in between repeats the line, and never leaves out a round.
+        # A crash between the two repeats the line; the other order would lose a round.
         report = saved.state.reports[-1].to_json()
         log.log(round=saved.state.round_index, cpu_seconds=saved.cpu_seconds, **report)
     write_state(settings, saved)
@@ -167,53 +189,59 @@ def finish_round(
 def score_chunk(
     candidates: Candidates, scorer: Scorer, chunk: Sequence[Job]
 ) -> tuple[dict[Job, Score], float]:
-    """The scores of a chunk, and the CPU seconds they took, in whatever process it is asked for."""
+    """The scores of a chunk, and their CPU seconds; it runs in any process.
+
+    Args:
+        candidates: The supernet.
+        scorer: Scores supernet and candidates.
+        chunk: The jobs.
+
+    Returns:
+        The scores by job, and the CPU seconds.
+    """
     torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa would drown the least eigenvalues
     begun = time.process_time()
     found = dict(scorer(candidates, chunk))
     return found, time.process_time() - begun
 
 
-def write_state(settings: Search, saved: Saved) -> None:
-    """Put the state in the run folder, from where :func:`saved_search` takes it up."""
+def write_state(settings: Search, saved: SavedSearch) -> None:
+    """Save the state in the run folder, where :func:`saved_search` finds it."""
     content = {"search": state_to_json(saved.state), "cpu_seconds": saved.cpu_seconds}
-    save_state(settings.out / "state", {}, plain(content))
+    numbers: Any = plain(content)
+    save_state(settings.out / "state", {}, numbers)
 
 
-def saved_search(settings: Search) -> Saved:
-    """The newest good state of the run folder, or the full supernet."""
+def saved_search(settings: Search) -> SavedSearch:
+    """The newest valid state in the run folder, or the full supernet."""
     checkpoint = load_state(settings.out / "state", report=print)
     if checkpoint is None:
-        return Saved(SearchState())
-    check_state(checkpoint, Kept)
-    content = checkpoint.state
+        return SavedSearch(SearchState())
+    check_state(checkpoint, SearchContent)
+    content: Mapping[str, Any] = checkpoint.state
     try:
         state = state_from_json(content["search"])
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from None
-    return Saved(state, float(content.get("cpu_seconds", 0.0)))
+    return SavedSearch(state, float(content.get("cpu_seconds", 0.0)))
 
 
 def rules_of(settings: Search) -> SearchSettings:
-    """How Algorithm 1 decides, from the command's settings."""
-    settings = settings.resolved()
+    """How Algorithm 1 decides, by the settings of the command."""
+    names = (
+        *("repeats", "ties", "difference", "estimator", "shrinkage", "stopping", "least_repeats"),
+        "common_random_numbers",
+    )
     return SearchSettings(
         seed=settings.seed,
-        repeats=settings.repeats,
         criteria=settings.criteria,
-        ties=settings.ties,
-        difference=settings.difference,
-        inputs="two" if settings.two_inputs else "all",
-        estimator=settings.estimator,
-        shrinkage=settings.shrinkage,
-        stopping=settings.stopping,
-        least_repeats=settings.least_repeats,
-        common_random_numbers=settings.common_random_numbers,
+        inputs="two" if settings.value("two_inputs") else "all",
+        **{name: settings.value(name) for name in names},
     )
 
 
 def scorer_of(settings: Search, device: str) -> CellScorer:
-    """The scorer that supernet and candidates go through."""
+    """The scorer of supernet and candidates."""
     settings = settings.resolved()
     source = source_in(settings)
     counts = (settings.tasks, settings.ways, settings.shots, settings.queries)
@@ -224,10 +252,7 @@ def scorer_of(settings: Search, device: str) -> CellScorer:
         tasks=partial(draw_tasks, source, counts) if "condition" in settings.criteria else None,
         patches=partial(draw_patches, source) if "regions" in settings.criteria else None,
         settings=ScoreSettings(
-            settings.kernel,
-            settings.outputs,
-            measure=settings.metric,
-            dynamics=dynamics_of(settings),
+            settings.kernel, settings.outputs, measure=settings.metric, dynamics=dynamics_of(settings)
         ),
         device=device,
     )
@@ -241,13 +266,13 @@ def scorer_by(rules: SearchSettings, scorer: CellScorer) -> Scorer:
 
 
 def dynamics_of(settings: Search) -> Dynamics:
-    """λτ = ∞ with the ridge inside the support inverse, or gradient flow for a finite λτ, without."""
+    """λτ = ∞ with the ridge in the support inverse, or gradient flow for a finite λτ without ridge."""
     endless = math.isinf(settings.inner_time)
     return Converged(settings.ridge) if endless else GradientFlow(settings.inner_time)
 
 
 def draw_tasks(source: tuple, counts: tuple[int, int, int, int], random: torch.Generator) -> tuple[Task, ...]:
-    """The tasks of one repeat, from the training classes; no image occurs twice."""
+    """The tasks of one repeat from the training classes, without repeated images."""
     data, (tasks, ways, shots, queries) = cached_data(*source), counts
     seed = int(torch.randint(2**62, (1,), generator=random))
     return episode_tasks(data.train, tasks, ways, shots, queries, seed, mean=data.mean, std=data.std)

@@ -1,7 +1,7 @@
-"""The runs behind a table: where each lies, what its settings are, which are finished, and making the others.
+"""The runs behind a table: their folders and settings, which are finished, and making the others.
 
 A run is a method under a seed: a cell (searched or random), its training, and an evaluation for each number of
-shots. Methods of the same seed share tasks, augmentation and, layer by layer, initial weights.
+shots. Methods under the same seed share tasks, augmentation and the initial weights of each layer.
 """
 
 import dataclasses
@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
-from experiments.config import settings_before
-from experiments.data.source import data_of
-from experiments.genotypes import named, network_size, read_genotype, write_genotype
+from experiments.data.loading import data_of
+from experiments.genotypes import network_size, published_cell, read_genotype, write_genotype
 from experiments.runs import FREE
-from experiments.search import run as search
+from experiments.search import search
 from experiments.search.settings import Search
 from experiments.tables.settings import RECIPES, SIZED, Experiment, Method, Recipe, Table
 from experiments.training import train
-from experiments.training.evaluate import check_results, evaluate_run, identity
-from experiments.training.evaluation_settings import Evaluate
-from experiments.training.settings import Train
+from experiments.training.evaluate import check_results, identity, record_evaluation
+from experiments.training.settings import Evaluate, Train
 from experiments.training.trained import saved_genotype
 from mamltheory.nas.genotype import Genotype, random_genotype
 from mamltheory.nas.sizes import random_genotype_like
@@ -33,11 +32,11 @@ from mamltheory.runtime.workers import workers
 
 SEARCHED: tuple[Method, ...] = ("metantk", "metantk-stable", "te-nas", "regions")
 PLACES = (*FREE, "checkpoint", "genotype")
-"""Settings that differ when run folders are moved; records and cells are compared themselves instead."""
+"""Settings that change when run folders are moved; records and cells are compared instead."""
 SIZE_DRAWS, SIZE_TOLERANCE = 2000, 0.02
-"""Random cells drawn to find one of the searched cell's size, and how far it may be off."""
+"""Draws in the search for a random cell of a given size, and the tolerance of the size."""
 PUBLISHED = 3
-"""Cells that were published for each of the paper's data and sizes, one a run; further runs take them again."""
+"""Published cells for each data set and size of the paper; runs take them in turn."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Run:
 
     @property
     def genotype(self) -> Path:
-        """Where the cell is written."""
+        """The file of the cell."""
         return self.folder / ("search" if self.method in SEARCHED else "") / "genotype.json"
 
 
@@ -70,14 +69,14 @@ def runs_of(settings: Table) -> tuple[Run, ...]:
     )
 
 
-def _common(settings: Table, run: Run) -> dict[str, object]:
+def _common(settings: Table, run: Run) -> dict[str, Any]:
     data = {"mini-ImageNet": settings.mini, "tiered-ImageNet": settings.tiered}
     place = data.get(run.recipe.data, run.recipe.train.data)
     return {"data": place, "seed": run.seed, "device": settings.device}
 
 
 def search_settings(settings: Table, run: Run) -> Search | None:
-    """The search of a run, as its record holds it; None for random and published cells."""
+    """The settings of a run's search, as its record holds them; None for random and published cells."""
     if run.method not in SEARCHED:
         return None
     changes = {**_common(settings, run), **run.recipe.methods[run.method], "out": run.folder / "search"}
@@ -86,56 +85,56 @@ def search_settings(settings: Table, run: Run) -> Search | None:
 
 def train_settings(settings: Table, run: Run) -> Train:
     """The training of a run."""
-    files = {"genotype": run.genotype, "out": run.folder / "train"}
-    return dataclasses.replace(run.recipe.train, **_common(settings, run), **files)
+    out = run.folder / "train"
+    return dataclasses.replace(run.recipe.train, **_common(settings, run), genotype=run.genotype, out=out)
 
 
 def evaluate_settings(settings: Table, run: Run, shots: int) -> Evaluate:
     """An evaluation of a run."""
-    files = {"checkpoint": run.folder / "train", "out": run.folder / f"evaluate-{shots}-shot"}
-    return dataclasses.replace(run.recipe.evaluate[shots], **_common(settings, run), **files)
+    train, out = run.folder / "train", run.folder / f"evaluate-{shots}-shot"
+    return dataclasses.replace(
+        run.recipe.evaluate[shots], **_common(settings, run), checkpoint=train, out=out
+    )
 
 
-def finished(settings: object, command: str) -> dict[str, object] | None:
-    """The record of the run that these settings describe, when it lies finished in their folder.
-
-    A setting that did not exist when the run was recorded counts as its value from before, as when a run goes on.
-    """
+def finished_run(settings: Search | Train | Evaluate, command: str) -> dict[str, Any] | None:
+    """The record of the finished run with these settings, apart from newer ones, in their folder; None if absent."""
     if not (settings.out / RUN_FILE).exists():
         return None
-    record = read_run(settings.out)
-    same = not differences(record["config"], settings, PLACES, settings_before(settings))
+    record: dict[str, Any] = read_run(settings.out)
+    before = settings.before() if isinstance(settings, Search) else None
+    same = not differences(record["config"], settings, PLACES, before)
     return record if same and record["command"] == command and record.get("status") == "finished" else None
 
 
-def trained(settings: Table, run: Run) -> dict[str, object] | None:
-    """The record of a finished training of the cell that now lies in the run's folder."""
+def finished_training(settings: Table, run: Run) -> dict[str, Any] | None:
+    """The record of a finished training of the cell that is in the run's folder now."""
     training = train_settings(settings, run)
-    record = finished(training, "train")
+    record = finished_run(training, "train")
     if record is None or not run.genotype.exists():
         return None
     checkpoint = load_state(training.out / "state", report=print)
     if checkpoint is None:
-        return record  # the weights were removed; the record stays true
-    check_state(checkpoint, train.Kept)
+        return record  # without the weights the record is still valid
+    check_state(checkpoint, train.TrainingContent)
     return record if saved_genotype(checkpoint) == read_genotype(run.genotype) else None
 
 
-def evaluated(settings: Table, run: Run, shots: int) -> dict[str, object] | None:
-    """The record of a finished evaluation of the training that now lies in the run's folder."""
-    record = finished(evaluate_settings(settings, run, shots), "evaluate")
-    training = trained(settings, run)
+def finished_evaluation(settings: Table, run: Run, shots: int) -> dict[str, Any] | None:
+    """The record of a finished evaluation of the training that is in the run's folder now."""
+    record = finished_run(evaluate_settings(settings, run, shots), "evaluate")
+    training = finished_training(settings, run)
     if record is None or training is None:
         return None
     check_results(run.folder / f"evaluate-{shots}-shot", record.get("results"))
     return record if record["results"]["training"] == identity(training) else None
 
 
-def make(settings: Table) -> None:
-    """Make what is missing, seed by seed: the searches, then cells of their size, trainings and evaluations."""
+def make_missing_runs(settings: Table) -> None:
+    """Make the missing runs of each seed: searches, then cells of their size, trainings and evaluations."""
     with workers(settings.jobs) as spread:
-        for seed, runs in groupby(sorted(runs_of(settings), key=_seed), key=_seed):
-            runs = list(runs)
+        for seed, group in groupby(sorted(runs_of(settings), key=_seed), key=_seed):
+            runs = list(group)
             for title, work, lacking in (
                 ("cells searched", _search, _lacking_a_search),
                 ("networks trained and evaluated", _train_and_evaluate, _lacking_a_result),
@@ -155,42 +154,48 @@ def _seed(run: Run) -> int:
 
 def _lacking_a_search(settings: Table, runs: Iterable[Run]) -> list[Run]:
     pairs = ((run, search_settings(settings, run)) for run in runs)
-    return [run for run, search in pairs if search is not None and finished(search, "search") is None]
+    return [
+        run for run, search in pairs if search is not None and finished_run(search, "search_cells") is None
+    ]
 
 
 def _lacking_a_result(settings: Table, runs: Iterable[Run]) -> list[Run]:
     return [
-        run for run in runs if any(evaluated(settings, run, shots) is None for shots in run.recipe.evaluate)
+        run
+        for run in runs
+        if any(finished_evaluation(settings, run, shots) is None for shots in run.recipe.evaluate)
     ]
 
 
 def _prepare_data(settings: Table, runs: Iterable[Run]) -> None:
-    """Read or draw the images once here, so that a mistake shows before the work is spread."""
+    """Read or draw the images once here, so that a mistake is found before processes start."""
     for training in {run.experiment: train_settings(settings, run) for run in runs}.values():
         data_of(training)
 
 
 def _search(settings: Table, run: Run) -> None:
-    search.search(search_settings(settings, run))
+    chosen = search_settings(settings, run)
+    assert chosen is not None, f"{run.method} has no search"
+    search.search_cells(chosen)
 
 
 def _train_and_evaluate(settings: Table, run: Run) -> None:
     if run.method not in SEARCHED and not run.genotype.exists():
         write_genotype(run.genotype, cell_without_search(settings, run))
     training = train_settings(settings, run)
-    if trained(settings, run) is None:
-        train.train(training, read_genotype(run.genotype))
+    if finished_training(settings, run) is None:
+        train.train_network(training, read_genotype(run.genotype))
     for shots in run.recipe.evaluate:
-        if evaluated(settings, run, shots) is None:
-            evaluate_run(evaluate_settings(settings, run, shots))
+        if finished_evaluation(settings, run, shots) is None:
+            record_evaluation(evaluate_settings(settings, run, shots))
 
 
 def cell_without_search(settings: Table, run: Run) -> Genotype:
-    """A published cell, or a random one of the form that the search derives, also as large as the searched one."""
+    """A published cell, or a random one in the form that the search derives, of any size or of the searched cell's."""
     if run.method == "metanas":
-        return named(f"metanas-{run.recipe.published}").genotype
+        return published_cell(f"metanas-{run.recipe.published}").genotype
     if run.method == "metantk-published":
-        return named(f"{run.recipe.published}-{(run.seed - settings.seed) % PUBLISHED + 1}").genotype
+        return published_cell(f"{run.recipe.published}-{(run.seed - settings.seed) % PUBLISHED + 1}").genotype
     if run.method == "random":
         return random_genotype(generator(run.seed, "random cell of a table"), run.recipe.inputs)
     searched = SIZED[run.method]
