@@ -8,6 +8,12 @@ import pytest
 import torch
 
 from tests.ledger import plugin as ledger_plugin
+from tests.ledger.plugin import (  # noqa: F401 - hooks and a fixture
+    measured,
+    pytest_configure,
+    pytest_runtest_setup,
+    pytest_sessionfinish,
+)
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("exploring", deadline=None)

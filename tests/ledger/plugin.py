@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from experiments.plotting import figure, save
-from tests.ledger.graph import draw_verdicts
 from tests.ledger.ledger import Measured, Outcome, load, merged, of, verdict
 from tests.ledger.text import number_text, numbers_of, render, skeleton
 
@@ -144,6 +142,10 @@ def is_stale(text):
 
 
 def draw(statements, outcomes):
+    # here alone: every test process would wait a second for matplotlib
+    from experiments.plotting import figure, save
+    from tests.ledger.graph import draw_verdicts
+
     verdicts = {one.id: verdict(one, of(one.id, outcomes)) for one in statements}
     with figure("page", 8.5) as (drawing, axes):
         draw_verdicts(axes[0, 0], statements, verdicts)
@@ -154,21 +156,11 @@ def tested_code():
     """Digest of the modules that the slow tests run: their numbers belong to this code and no other."""
     digest = hashlib.sha256()
     package = ROOT / "mamltheory"
-    names = [
-        "linalg",
-        "networks",
-        "inner",
-        "maml",
-        "fast_weights",
-        "meta_step",
-        "predictors",
-        "bounds",
-        "asymptotics",
-        "lipschitz",
-    ]
-    theory = [package / f"{name}.py" for name in names if (package / f"{name}.py").exists()]
-    kernels = [one for one in (package / "kernels").glob("*.py") if not one.name.startswith("layer")]
-    for module in sorted(theory + kernels):  # the layers of modules are no part of Eq. (16)'s networks
+    names = ["linalg", "networks", "inner_loop", "maml", "predictors", "bounds", "asymptotics", "lipschitz"]
+    theory = [package / f"{name}.py" for name in names]
+    # kernels/layers serves modules that are no networks of Eq. (16)
+    kernels = [one for folder in ("factored", "kernels") for one in (package / folder).glob("*.py")]
+    for module in sorted(theory + kernels):
         digest.update(module.read_bytes())
     return digest.hexdigest()[:16]
 

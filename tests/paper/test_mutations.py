@@ -38,9 +38,14 @@ MUTANTS = [
         "start[support] += task.support_y",
     ),
     Mutant("sigma-for-sigma-squared", "linalg.py", "z = rate * s", "z = rate * s.clamp(min=0).sqrt()"),
-    Mutant("lambda-missing-in-the-inner-step", "inner.py", "rate = inner.lam0 / model.scale", "rate = 1.0"),
     Mutant(
-        "lambda-not-divided-by-the-width", "inner.py", "rate = inner.lam0 / model.scale", "rate = inner.lam0"
+        "lambda-missing-in-the-inner-step", "inner_loop.py", "rate = inner.lam0 / model.scale", "rate = 1.0"
+    ),
+    Mutant(
+        "lambda-not-divided-by-the-width",
+        "inner_loop.py",
+        "rate = inner.lam0 / model.scale",
+        "rate = inner.lam0",
     ),
     Mutant(
         "lambda-missing-before-the-hessian",
@@ -48,7 +53,7 @@ MUTANTS = [
         "rate = inner.lam0 / model.scale",
         "rate = 1.0",
     ),
-    Mutant("hessian-left-out", "inner.py", "if inner.first_order:", "if True:"),
+    Mutant("hessian-left-out", "inner_loop.py", "if inner.first_order:", "if True:"),
     Mutant(
         "hessian-with-the-wrong-sign",
         "kernels/empirical_meta.py",
@@ -75,7 +80,7 @@ MUTANTS = [
     ),
     Mutant(
         "query-and-support-exchanged-in-the-inner-loop",
-        "inner.py",
+        "inner_loop.py",
         "task.support_x), task.support_y)",
         "task.query_x), task.query_y)",
     ),
@@ -98,7 +103,7 @@ MUTANTS = [
         "rows = composition(theta if adaptation is None else adaptation, sizes, dynamics)",
         "theta = theta if adaptation is None else adaptation; rows = composition(theta, sizes, dynamics)",
     ),
-    Mutant("full-kernel-for-the-last-layer", "inner.py", "return model.head & moving", "return moving"),
+    Mutant("full-kernel-for-the-last-layer", "inner_loop.py", "return model.head & moving", "return moving"),
     Mutant(
         "width-missing-in-the-kernel",
         "kernels/empirical.py",
@@ -119,61 +124,61 @@ MUTANTS = [
     ),
     Mutant(
         "ascent-for-descent-in-the-fused-step",
-        "meta_step.py",
+        "factored/meta_gradient.py",
         "weight.sub_(change, alpha=rate * c)",
         "weight.add_(change, alpha=rate * c)",
     ),
     Mutant(
         "lambda-not-divided-by-the-width-in-the-factors",
-        "fast_weights.py",
+        "factored/fast_weights.py",
         "rate, first = inner.lam0 / net.model.scale",
         "rate, first = inner.lam0",
     ),
     Mutant(
         "fast-weights-with-the-wrong-sign",
-        "fast_weights.py",
+        "factored/fast_weights.py",
         "factors.flowing, alpha=-rate)",
         "factors.flowing, alpha=rate)",
     ),
     Mutant(
         "factors-left-out-of-the-flow-back",
-        "fast_weights.py",
+        "factored/fast_weights.py",
         "factors.entering, alpha=-rate * layer.c**2)",
         "factors.entering, alpha=0)",
     ),
     Mutant(
         "bias-left-out-of-the-factors",
-        "fast_weights.py",
+        "factored/fast_weights.py",
         "return inside + layer.c_b**2 if bias else inside",
         "return inside",
     ),
     Mutant(
         "only-the-last-step-remembered",
-        "fast_weights.py",
+        "factored/fast_weights.py",
         "Factors(before.entering, before.flowing + g)",
         "Factors(before.entering, g)",
     ),
     Mutant(
         "curvature-of-the-activation-left-out",
-        "meta_step.py",
+        "factored/meta_gradient.py",
         "if bend is not None:",
         "if False:",
     ),
     Mutant(
         "hessian-left-out-of-the-factored-gradient",
-        "meta_step.py",
+        "factored/meta_gradient.py",
         "if first_order or not path.steps:",
         "if True:",
     ),
     Mutant(
         "rows-of-the-past-exchanged",
-        "meta_step.py",
+        "factored/meta_gradient.py",
         "p == 0 else u @ factors.flowing.mT",
         "p == 0 else u @ factors.flowing.flip(1).mT",
     ),
     Mutant(
         "flow-reached-by-the-forward-pass-alone",
-        "meta_step.py",
+        "factored/meta_gradient.py",
         "reverse.use(p, g[p], onto_z, told, path.inside[s][p], affine=False)",
         "reverse.use(p, g[p], onto_z, *(told if told is None else told * 0,) * 2, affine=False)",
     ),
@@ -192,43 +197,43 @@ MUTANTS = [
     Mutant("initial-output-dropped", "predictors.py", "f0.double().clone()", "torch.zeros_like(f0.double())"),
     Mutant(
         "lambda-missing-in-the-factored-rows",
-        "kernels/factored.py",
+        "factored/meta_jacobian.py",
         "delta_dot * -path.rate, flowing[p], e)",
         "-delta_dot, flowing[p], e)",
     ),
     Mutant(
         "factored-hessian-with-the-wrong-sign",
-        "kernels/factored.py",
+        "factored/meta_jacobian.py",
         "e = z_dot[p] * (-path.rate * path.layers[p].c)",
         "e = z_dot[p] * (path.rate * path.layers[p].c)",
     ),
     Mutant(
         "derivative-of-the-inputs-left-out-of-the-factored-rows",
-        "kernels/factored.py",
+        "factored/meta_jacobian.py",
         "rows[p].put(a[p], delta_dot * -path.rate, flowing[p], e)",
         "rows[p].put(a[p], delta_dot * -path.rate, flowing[p], None if e is None else 0 * e)",
     ),
     Mutant(
         "curvature-of-the-activation-left-out-of-the-factored-rows",
-        "kernels/factored.py",
+        "factored/meta_jacobian.py",
         "if step.bends[p - 1] is None:",
         "if True:",
     ),
     Mutant(
         "query-and-support-exchanged-in-the-factored-rows",
-        "kernels/factored.py",
+        "factored/meta_jacobian.py",
         "query = adapted_pass(path, stack.query_x)",
         "query = adapted_pass(path, stack.support_x[:, : stack.query_x.shape[1]])",
     ),
     Mutant(
         "steps-of-the-head-forgotten",
-        "kernels/factored.py",
+        "factored/meta_jacobian.py",
         "total = total + _r_dot(",
         "total = _r_dot(",
     ),
     Mutant(
         "bias-left-out-of-the-factored-rows",
-        "kernels/factored_rows.py",
+        "factored/rows.py",
         "baddbmm_(x @ a.mT + self.beta**2, d.flatten(2))",
         "baddbmm_(x @ a.mT, d.flatten(2))",
     ),
@@ -260,9 +265,9 @@ def exact_layer():
 def copy_package(folder: Path) -> None:
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "mamltheory", folder / "mamltheory", ignore=ignore)
-    for part in ("paper", "reference"):
+    for part in ("paper", "reference", "ledger"):
         shutil.copytree(ROOT / "tests" / part, folder / "tests" / part, ignore=ignore)
-    for part in ("__init__.py", "conftest.py", "ledger/__init__.py", "ledger/plugin.py"):
+    for part in ("__init__.py", "conftest.py"):
         shutil.copy(ROOT / "tests" / part, folder / "tests")
 
 
