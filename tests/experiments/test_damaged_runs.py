@@ -19,8 +19,7 @@ from mamltheory.runtime import checkpoint
 from mamltheory.runtime.records import to_json
 from mamltheory.runtime.runlog import read_metrics, read_run
 from tests.experiments.refusals import refused
-from tests.experiments.tiny import evaluate_settings
-from tests.experiments.training.test_meta_training import small
+from tests.experiments.tiny import evaluate_settings, meta_train_settings
 
 pytestmark = pytest.mark.usefixtures("few_images")
 DEEP = "[" * 100_000
@@ -296,7 +295,7 @@ def test_results_of_an_evaluation_are_looked_at(own, tmp_path):
 
 
 def test_points_of_a_meta_training_are_all_there(tmp_path):
-    settings = small(tmp_path, steps=4, report_every=2)
+    settings = meta_train_settings(tmp_path, steps=4, report_every=2)
     common_fields = {"loss": 0.5, "accuracy": 0.2, "val_accuracy": 0.2, "val_half_width": 0.1}
     tmp_path.mkdir(exist_ok=True)
     (settings.out).mkdir(parents=True, exist_ok=True)

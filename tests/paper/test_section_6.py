@@ -19,13 +19,13 @@ from mamltheory.errors import ConfigurationError
 from mamltheory.fewshot.inputs import inputs_of
 from mamltheory.fewshot.train import start_training
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, NODES, Candidates, published_genotypes
-from mamltheory.nas.network import NetworkSettings, derived_network, layout, parameter_count
+from mamltheory.nas.network import NetworkSettings, derived_network, layout, parameter_count, supernet
 from mamltheory.nas.operations import OPERATIONS, group_count
-from mamltheory.nas.scoring.score import Score
+from mamltheory.nas.scoring.condition_number import score_kernel
+from mamltheory.nas.scoring.score import Score, ScoreSettings
 from mamltheory.nas.search.algorithm1 import SearchSettings, run_search
-from tests.nas.scoring.test_condition_number import SMALL as SMALL_NETWORK
-from tests.nas.scoring.test_condition_number import ScoreSettings, score_kernel, supernet
-from tests.nas.scoring.test_condition_number import tasks as image_tasks
+from tests.nas.cases import SMALL as SMALL_NETWORK
+from tests.nas.cases import tasks as image_tasks
 from tests.paper.recipe import CELL, DATA, PAPER
 
 RUNS = [(data, cells) for data in ("mini", "tiered") for cells in (5, 8)]
