@@ -1,6 +1,8 @@
-"""The rules of the source tree, checked on its syntax trees: layers, sizes, randomness, docstrings."""
+"""The rules of the source tree, checked on its syntax trees: layers, sizes, randomness, docstrings, tests."""
 
 import ast
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,22 +41,27 @@ GLOBAL_RANDOMNESS = {"torch.manual_seed", "torch.seed", "np.random.seed", "numpy
 TORCH_DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"}
 SEEDED_NUMPY = {"default_rng", "Generator", "SeedSequence", "PCG64"}
 
+Violations = Callable[[ast.Module], list[str]]
+
+
+@cache
+def _tree(source: str | Path) -> ast.Module:
+    return ast.parse(source.read_text(encoding="utf-8") if isinstance(source, Path) else source)
+
 
 def _sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
-def _tree(source: str | Path) -> ast.Module:
-    return ast.parse(source.read_text(encoding="utf-8") if isinstance(source, Path) else source)
+PACKAGE = _sources("mamltheory")
+PRODUCT = _sources("mamltheory", "experiments")
+TESTS = _sources("tests")
 
 
-def _name(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
-PACKAGE = pytest.mark.parametrize("path", _sources("mamltheory"), ids=_name)
-PRODUCT = pytest.mark.parametrize("path", _sources("mamltheory", "experiments"), ids=_name)
-EVERYTHING = pytest.mark.parametrize("path", _sources("mamltheory", "experiments", "tests"), ids=_name)
+def _by_file(violations: Violations, paths: Iterable[Path]) -> dict[str, list[str]]:
+    """The violations of every file that has some."""
+    found = {path.relative_to(ROOT).as_posix(): violations(_tree(path)) for path in paths}
+    return {name: wrong for name, wrong in found.items() if wrong}
 
 
 def _part(module: str) -> str | None:
@@ -63,6 +70,10 @@ def _part(module: str) -> str | None:
     if parts[0] != "mamltheory" or len(parts) < 2:
         return None
     return ".".join(parts[1:3]) if ".".join(parts[1:3]) in LEVEL else parts[1]
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
 def _imported(tree: ast.Module) -> set[str]:
@@ -108,17 +119,14 @@ def _is_global_draw(call: ast.Call) -> bool:
     )
 
 
-def _functions(tree: ast.Module) -> list[ast.FunctionDef]:
-    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-
-
 def public_without_docstring(tree: ast.Module) -> list[str]:
-    """Public functions and classes of a module, and public methods of public classes, that say nothing."""
+    """Public functions and classes of a module, and public methods of public classes, without a docstring."""
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     public = [node for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
     for holder in [node for node in public if isinstance(node, ast.ClassDef)]:
         public += [node for node in holder.body if isinstance(node, kinds) and not node.name.startswith("_")]
-    return [node.name for node in public if not ast.get_docstring(node) and not _is_override(node)]
+    module = ["the module"] if tree.body and not ast.get_docstring(tree) else []
+    return module + [node.name for node in public if not ast.get_docstring(node) and not _is_override(node)]
 
 
 def _is_override(node: ast.AST) -> bool:
@@ -126,47 +134,62 @@ def _is_override(node: ast.AST) -> bool:
     return isinstance(node, ast.FunctionDef) and node.name in ("forward", "extra_repr")
 
 
-@PACKAGE
-def test_imports_point_downwards_only(path):
-    part = _part(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    if part == "__init__":
-        assert not {_part(name) for name in _imported(_tree(path))} & set(SIDE)
-        return
-    assert part in LEVEL or part in SIDE, f"{part} stands in no layer: add it to LAYERS"
-    assert layer_violations(part, _tree(path)) == []
+def too_long(tree: ast.Module) -> list[str]:
+    """Functions above the limit, and the file where its last statement ends beyond the limit of files."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    long = [node.name for node in functions if node.end_lineno - node.lineno >= MOST_LINES_PER_FUNCTION]
+    return long + (["the file"] if tree.body and tree.body[-1].end_lineno > MOST_LINES_PER_FILE else [])
 
 
-@EVERYTHING
-def test_files_and_functions_stay_small(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES_PER_FILE
-    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in _functions(_tree(path))}
-    assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES_PER_FUNCTION} == {}
+def prints_and_asserts(tree: ast.Module) -> list[str]:
+    """Assertions and calls of print, by line."""
+    calls = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
+    asserts = [f"assert (line {node.lineno})" for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    return asserts + [f"print (line {call.lineno})" for call in calls if call.func.id == "print"]
 
 
-@PACKAGE
-def test_the_package_neither_prints_nor_asserts(path):
-    nodes = list(ast.walk(_tree(path)))
-    assert [node.lineno for node in nodes if isinstance(node, ast.Assert)] == []
-    calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    assert [node.lineno for node in calls if node.func.id == "print"] == []
+def imports_of_test_modules(tree: ast.Module) -> list[str]:
+    """Imports from modules that hold tests: what tests share belongs to a module without tests."""
+    return [name for name in _imported(tree) if name.rpartition(".")[2].startswith("test_")]
 
 
-@EVERYTHING
-def test_annotations_are_evaluated_so_that_shapes_are_checked(path):
-    futures = [node for node in ast.walk(_tree(path)) if isinstance(node, ast.ImportFrom)]
-    assert [node.lineno for node in futures if node.module == "__future__"] == []
+def test_imports_point_downwards_only():
+    parts = {path: _part(_module(path)) for path in PACKAGE}
+    strangers = {part for part in parts.values() if part not in (*LEVEL, *SIDE, "__init__")}
+    assert strangers == set(), "these stand in no layer: add them to LAYERS"
+    wrong = {
+        _module(path): layer_violations(part, _tree(path))
+        for path, part in parts.items()
+        if part != "__init__"
+    }
+    assert {name: imports for name, imports in wrong.items() if imports} == {}
+    assert not {_part(name) for name in _imported(_tree(ROOT / "mamltheory" / "__init__.py"))} & set(SIDE)
 
 
-@PRODUCT
-def test_every_public_name_says_what_it_computes(path):
-    tree = _tree(path)
-    assert ast.get_docstring(tree) or not tree.body, "the module has no docstring"
-    assert public_without_docstring(tree) == []
+def test_files_and_functions_stay_small():
+    assert _by_file(too_long, [*PRODUCT, *TESTS]) == {}
 
 
-@PRODUCT
-def test_randomness_comes_from_explicit_generators(path):
-    assert calls_of_global_randomness(_tree(path)) == []
+def test_the_package_neither_prints_nor_asserts():
+    assert _by_file(prints_and_asserts, PACKAGE) == {}
+
+
+def test_annotations_are_evaluated_so_that_shapes_are_checked():
+    assert _by_file(lambda tree: [n for n in _imported(tree) if n == "__future__"], [*PRODUCT, *TESTS]) == {}
+
+
+def test_every_public_name_says_what_it_computes():
+    assert _by_file(public_without_docstring, PRODUCT) == {}
+
+
+def test_randomness_comes_from_explicit_generators():
+    assert _by_file(calls_of_global_randomness, PRODUCT) == {}
+
+
+def test_no_test_module_is_imported_by_another():
+    assert _by_file(imports_of_test_modules, TESTS) == {}
 
 
 def test_settings_and_commands_load_neither_torch_nor_the_package():
@@ -188,6 +211,7 @@ def test_settings_and_commands_load_neither_torch_nor_the_package():
     [
         ("kernels", "from mamltheory.maml import meta_output"),
         ("nas", "from mamltheory import fewshot"),
+        ("nas", "from mamltheory.nas.search.ranking import ranks"),
         ("fewshot", "import mamltheory.runtime.progress"),
         ("linalg", "from .errors import ShapeError"),
         ("rng", "def f():\n    import mamltheory.linalg"),
@@ -199,18 +223,29 @@ def test_the_layer_check_finds_what_it_forbids(part, source):
     assert layer_violations(part, _tree(source))
 
 
+LONG = "def f():\n" + "    pass\n" * MOST_LINES_PER_FUNCTION
+
+
 @pytest.mark.parametrize(
-    "source",
+    ("check", "source"),
     [
-        "torch.manual_seed(0)",
-        "torch.randn(3)",
-        "np.random.rand(3)",
-        "np.random.default_rng()",
-        "import random\nrandom.shuffle(x)",
+        (calls_of_global_randomness, "torch.manual_seed(0)"),
+        (calls_of_global_randomness, "torch.randn(3)"),
+        (calls_of_global_randomness, "np.random.rand(3)"),
+        (calls_of_global_randomness, "np.random.default_rng()"),
+        (calls_of_global_randomness, "import random\nrandom.shuffle(x)"),
+        (too_long, LONG),
+        (too_long, "\n" * MOST_LINES_PER_FILE + "x = 1"),
+        (prints_and_asserts, "def f():\n    assert x"),
+        (prints_and_asserts, "print(1)"),
+        (public_without_docstring, "x = 1"),
+        (public_without_docstring, '"""A module."""\ndef f(): pass'),
+        (public_without_docstring, '"""A module."""\nclass A:\n    """A."""\n    def f(self): pass'),
+        (imports_of_test_modules, "from tests.nas.test_network import small"),
     ],
 )
-def test_the_randomness_check_finds_what_it_forbids(source):
-    assert calls_of_global_randomness(_tree(source))
+def test_each_check_finds_what_it_forbids(check, source):
+    assert check(_tree(source))
 
 
 @pytest.mark.parametrize(
