@@ -37,7 +37,7 @@ def failures(docstring: str, names: Mapping[str, object]) -> str:
     return "".join(report)
 
 
-@pytest.mark.parametrize(("module", "docstring"), examples())
+@pytest.mark.parametrize(("module", "docstring"), list(examples()))
 def test_an_example_prints_what_it_says(module, docstring):
     found = failures(docstring, vars(importlib.import_module(module)))
     assert not found, found
