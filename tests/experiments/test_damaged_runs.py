@@ -135,6 +135,12 @@ def test_measurements_of_another_type_are_refused(own, name, value):
     refused(train.draw_curves, own, match=r"line 1 of .*metrics\.jsonl")
 
 
+def every_third(cases):
+    """The cases, of which one in three is not slow."""
+    slow = pytest.mark.slow
+    return [case if i % 3 == 0 else pytest.param(*case, marks=slow) for i, case in enumerate(cases)]
+
+
 def with_state(folder, change):
     """Change what the states of a folder hold, with digests that fit."""
     for path in (folder / "state").iterdir():
@@ -153,7 +159,7 @@ OTHER_TYPES = [
 """What a field of a saved training may not be; what is left out the tests of its readers have."""
 
 
-@pytest.mark.parametrize(("name", "value"), OTHER_TYPES)
+@pytest.mark.parametrize(("name", "value"), every_third(OTHER_TYPES))
 def test_a_saved_training_of_another_type_is_refused(own, name, value):
     with_state(own.out, lambda state: {k: v for k, v in {**state, name: value}.items() if v != "missing"})
     if name in ("epoch", "step", "genotype", "inputs") and value != "missing":
@@ -173,7 +179,7 @@ OTHER_FIELDS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), OTHER_FIELDS)
+@pytest.mark.parametrize(("name", "value"), every_third(OTHER_FIELDS))
 def test_a_saved_search_of_another_type_is_refused(found, name, value):
     def change(state):
         inner = state if name == "cpu_seconds" else state["search"]
