@@ -14,8 +14,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN = $(BIN)/python -m experiments
 STAMP := $(VENV)/.installed
-# Two test processes with one thread each: more threads only wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+# Two test processes with one thread each: more threads only wait for each other. Bytecode is kept whatever the
+# environment says, for collection takes twice as long without it.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 .PHONY: help demo figures test ledger slow explore cuda lint clean install
 help:
