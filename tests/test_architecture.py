@@ -1,6 +1,8 @@
-"""The rules of the source tree, checked on its syntax trees: layers, sizes, randomness, docstrings."""
+"""The rules of the source tree, checked on its syntax trees: layers, sizes, randomness, docstrings, tests."""
 
 import ast
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,20 +35,20 @@ LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
 # What runs need; it knows no mathematics, and only experiments may import it.
 SIDE = {"runtime": {"errors", "files", "strict_json", "runtime"}}
 
-# One algebra of kernels: the modules of the package that may call these functions.
-ALGEBRA = {
-    **dict.fromkeys(("eigh", "eigvalsh", "svdvals", "cond", "rounding_level"), ("linalg.py",)),
-    "block_diag": ("kernels/meta.py",),
-    "adaptation_matrix": ("kernels/meta.py", "predictors.py"),
-}
-# Formulas of layers, which belong to mamltheory.kernels.layers; networks are made of modules.
+# Formulas of layers belong to kernels/layers; cells are made of modules.
 LAYER_FUNCTIONS = {
     *(f"conv{axes}d{end}" for axes in (1, 2, 3) for end in ("", "_weight", "_input")),
     *("unfold", "max_pool2d", "avg_pool2d", "convolution_backward"),
 }
+# The modules of the package that may call these functions: there is one algebra of kernels.
+CALLERS = {
+    **dict.fromkeys(("eigh", "eigvalsh", "svdvals", "cond", "rounding_level"), ("linalg.py",)),
+    "block_diag": ("kernels/meta.py",),
+    "adaptation_matrix": ("kernels/meta.py", "predictors.py"),
+    **dict.fromkeys(LAYER_FUNCTIONS, ("kernels/layers/", "fewshot/")),
+}
 
-SETTINGS = {"settings", "protocols", "__init__"}
-# The same for experiments: a folder per family of commands. Settings may be imported from everywhere.
+# The same for experiments: a folder a family of commands. Settings may be imported from everywhere.
 FAMILIES = (
     {"requirements"},
     {"cell_drawing"},
@@ -59,27 +61,33 @@ FAMILIES = (
     {"demo", "commands"},
     {"__main__"},
 )
+SETTINGS = {"settings", "protocols", "__init__"}
 
 GLOBAL_RANDOMNESS = {"torch.manual_seed", "torch.seed", "np.random.seed", "numpy.random.seed", "random.seed"}
 TORCH_DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"}
 SEEDED_NUMPY = {"default_rng", "Generator", "SeedSequence", "PCG64"}
+
+Violations = Callable[[ast.Module], list[str]]
+
+
+@cache
+def _tree(source: str | Path) -> ast.Module:
+    return ast.parse(source.read_text(encoding="utf-8") if isinstance(source, Path) else source)
 
 
 def _sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
-def _tree(source: str | Path) -> ast.Module:
-    return ast.parse(source.read_text(encoding="utf-8") if isinstance(source, Path) else source)
+PACKAGE = _sources("mamltheory")
+PRODUCT = _sources("mamltheory", "experiments")
+TESTS = _sources("tests")
 
 
-def _name(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
-PACKAGE = pytest.mark.parametrize("path", _sources("mamltheory"), ids=_name)
-PRODUCT = pytest.mark.parametrize("path", _sources("mamltheory", "experiments"), ids=_name)
-EVERYTHING = pytest.mark.parametrize("path", _sources("mamltheory", "experiments", "tests"), ids=_name)
+def _by_file(violations: Violations, paths: Iterable[Path]) -> dict[str, list[str]]:
+    """The violations of every file that has some."""
+    found = {path.relative_to(ROOT).as_posix(): violations(_tree(path)) for path in paths}
+    return {name: wrong for name, wrong in found.items() if wrong}
 
 
 def _part(module: str) -> str | None:
@@ -88,6 +96,10 @@ def _part(module: str) -> str | None:
     if parts[0] != "mamltheory" or len(parts) < 2:
         return None
     return ".".join(parts[1:3]) if ".".join(parts[1:3]) in LEVEL else parts[1]
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
 def _imported(tree: ast.Module) -> set[str]:
@@ -141,24 +153,14 @@ def _is_global_draw(call: ast.Call) -> bool:
     )
 
 
-def algebra_elsewhere(file: str, tree: ast.Module) -> list[str]:
-    """Functions of ALGEBRA that a module of the package calls though their place is another."""
-    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    called = {ast.unparse(function).rpartition(".")[2] for function in calls}
-    return sorted(name for name in called & ALGEBRA.keys() if file not in ALGEBRA[name])
-
-
-def _functions(tree: ast.Module) -> list[ast.FunctionDef]:
-    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-
-
 def public_without_docstring(tree: ast.Module) -> list[str]:
-    """Public functions and classes of a module, and public methods of public classes, that say nothing."""
+    """Public functions and classes of a module, and public methods of public classes, without a docstring."""
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     public = [node for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
     for holder in [node for node in public if isinstance(node, ast.ClassDef)]:
         public += [node for node in holder.body if isinstance(node, kinds) and not node.name.startswith("_")]
-    return [node.name for node in public if not ast.get_docstring(node) and not _is_override(node)]
+    module = ["the module"] if tree.body and not ast.get_docstring(tree) else []
+    return module + [node.name for node in public if not ast.get_docstring(node) and not _is_override(node)]
 
 
 def _is_override(node: ast.AST) -> bool:
@@ -166,85 +168,96 @@ def _is_override(node: ast.AST) -> bool:
     return isinstance(node, ast.FunctionDef) and node.name in ("forward", "extra_repr")
 
 
-@PACKAGE
-def test_imports_point_downwards_only(path):
-    part = _part(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    if part == "__init__":
-        assert not {_part(name) for name in _imported(_tree(path))} & set(SIDE)
-        return
-    assert part in LEVEL or part in SIDE, f"{part} stands in no layer: add it to LAYERS"
-    assert layer_violations(part, _tree(path)) == []
+def too_long(tree: ast.Module) -> list[str]:
+    """Functions above the limit, and the file where its last statement ends beyond the limit of files."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    long = [node.name for node in functions if node.end_lineno - node.lineno >= MOST_LINES_PER_FUNCTION]
+    return long + (["the file"] if tree.body and tree.body[-1].end_lineno > MOST_LINES_PER_FILE else [])
 
 
-def calls_of_layer_functions(tree: ast.Module) -> list[str]:
-    """Calls of torch's functions of convolutions and poolings."""
-    calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    return [call for call in calls if call.rpartition(".")[2] in LAYER_FUNCTIONS]
+def prints_and_asserts(tree: ast.Module) -> list[str]:
+    """Assertions and calls of print, by line."""
+    calls = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
+    asserts = [f"assert (line {node.lineno})" for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    return asserts + [f"print (line {call.lineno})" for call in calls if call.func.id == "print"]
 
 
-@pytest.mark.parametrize("path", _sources("mamltheory/nas"), ids=_name)
-def test_formulas_of_layers_stand_with_the_kernels(path):
-    assert calls_of_layer_functions(_tree(path)) == []
+def calls_elsewhere(file: str, tree: ast.Module) -> list[str]:
+    """Functions that a module of the package calls although it may not.
+
+    Those of CALLERS, those of torch.ops, which are not public, and hasattr in the search: its scorers are of one
+    protocol, and none is asked what it can do.
+    """
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    called = {ast.unparse(function).rpartition(".")[2] for function in calls}
+    private = {"torch.ops" for function in calls if ast.unparse(function).startswith("torch.ops.")}
+    wrong = {name for name in called & CALLERS.keys() if not file.startswith(CALLERS[name])}
+    return sorted(wrong | private | (called & {"hasattr"} if file.startswith("nas/") else set()))
 
 
-@PACKAGE
-def test_torch_is_used_through_its_public_functions(path):
-    names = {ast.unparse(node) for node in ast.walk(_tree(path)) if isinstance(node, ast.Attribute)}
-    assert "torch.ops" not in names
+def imports_of_test_modules(tree: ast.Module) -> list[str]:
+    """Imports from modules that hold tests: what tests share belongs to a module without tests."""
+    return [name for name in _imported(tree) if name.rpartition(".")[2].startswith("test_")]
 
 
-@pytest.mark.parametrize("path", _sources("experiments"), ids=_name)
-def test_families_of_commands_import_downwards_only(path):
-    family = path.relative_to(ROOT / "experiments").with_suffix("").parts[0]
-    if path.stem not in SETTINGS:
-        assert family_violations(family, _tree(path)) == []
+def test_imports_point_downwards_only():
+    parts = {path: _part(_module(path)) for path in PACKAGE}
+    strangers = {part for part in parts.values() if part not in (*LEVEL, *SIDE, "__init__")}
+    assert strangers == set(), "these stand in no layer: add them to LAYERS"
+    wrong = {
+        _module(path): layer_violations(part, _tree(path))
+        for path, part in parts.items()
+        if part != "__init__"
+    }
+    assert {name: imports for name, imports in wrong.items() if imports} == {}
+    assert not {_part(name) for name in _imported(_tree(ROOT / "mamltheory" / "__init__.py"))} & set(SIDE)
 
 
-def test_the_check_of_families_finds_what_it_forbids():
+def test_files_and_functions_stay_small():
+    assert _by_file(too_long, [*PRODUCT, *TESTS]) == {}
+
+
+def test_the_package_neither_prints_nor_asserts():
+    assert _by_file(prints_and_asserts, PACKAGE) == {}
+
+
+def test_annotations_are_evaluated_so_that_shapes_are_checked():
+    assert _by_file(lambda tree: [n for n in _imported(tree) if n == "__future__"], [*PRODUCT, *TESTS]) == {}
+
+
+def test_every_public_name_says_what_it_computes():
+    assert _by_file(public_without_docstring, PRODUCT) == {}
+
+
+def test_randomness_comes_from_explicit_generators():
+    assert _by_file(calls_of_global_randomness, PRODUCT) == {}
+
+
+def test_formulas_of_layers_and_the_algebra_of_kernels_each_have_one_place():
+    package = ROOT / "mamltheory"
+    names = {path.relative_to(package).as_posix(): path for path in PACKAGE}
+    wrong = {name: calls_elsewhere(name, _tree(path)) for name, path in names.items()}
+    assert {name: calls for name, calls in wrong.items() if calls} == {}
+    planted = _tree("hasattr(f.conv2d(x), torch.linalg.eigh(torch.block_diag(torch.ops.a.b(x))))")
+    found = calls_elsewhere("nas/scoring/score.py", planted)
+    assert found == ["block_diag", "conv2d", "eigh", "hasattr", "torch.ops"]
+
+
+def test_families_of_commands_import_downwards_only():
+    folder = ROOT / "experiments"
+    modules = [path for path in folder.rglob("*.py") if path.stem not in SETTINGS]
+    families = {path: path.relative_to(folder).with_suffix("").parts[0] for path in modules}
+    wrong = {_module(path): family_violations(family, _tree(path)) for path, family in families.items()}
+    assert {name: imports for name, imports in wrong.items() if imports} == {}
     assert family_violations("runs", _tree("from experiments.search.search import search_cells"))
     assert family_violations("tables", _tree("from experiments.studies.stability import timed"))
     assert not family_violations("runs", _tree("from experiments.search.settings import Search"))
 
 
-@EVERYTHING
-def test_files_and_functions_stay_small(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES_PER_FILE
-    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in _functions(_tree(path))}
-    assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES_PER_FUNCTION} == {}
-
-
-@PACKAGE
-def test_the_package_neither_prints_nor_asserts(path):
-    nodes = list(ast.walk(_tree(path)))
-    assert [node.lineno for node in nodes if isinstance(node, ast.Assert)] == []
-    calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    assert [node.lineno for node in calls if node.func.id == "print"] == []
-
-
-@EVERYTHING
-def test_annotations_are_evaluated_so_that_shapes_are_checked(path):
-    futures = [node for node in ast.walk(_tree(path)) if isinstance(node, ast.ImportFrom)]
-    assert [node.lineno for node in futures if node.module == "__future__"] == []
-
-
-def test_spectra_are_taken_in_linalg_and_the_meta_ntk_is_composed_in_kernels_meta_alone():
-    package = ROOT / "mamltheory"
-    for path in _sources("mamltheory"):
-        assert algebra_elsewhere(path.relative_to(package).as_posix(), _tree(path)) == [], path
-    planted = _tree("torch.linalg.eigh(torch.block_diag(x))")
-    assert algebra_elsewhere("nas/scoring/score.py", planted) == ["block_diag", "eigh"]
-
-
-@PRODUCT
-def test_every_public_name_says_what_it_computes(path):
-    tree = _tree(path)
-    assert ast.get_docstring(tree) or not tree.body, "the module has no docstring"
-    assert public_without_docstring(tree) == []
-
-
-@PRODUCT
-def test_randomness_comes_from_explicit_generators(path):
-    assert calls_of_global_randomness(_tree(path)) == []
+def test_no_test_module_is_imported_by_another():
+    assert _by_file(imports_of_test_modules, TESTS) == {}
 
 
 def test_settings_and_commands_load_neither_torch_nor_the_package():
@@ -266,6 +279,7 @@ def test_settings_and_commands_load_neither_torch_nor_the_package():
     [
         ("kernels", "from mamltheory.maml import meta_output"),
         ("nas", "from mamltheory import fewshot"),
+        ("nas", "from mamltheory.nas.search.ranking import ranks"),
         ("fewshot", "import mamltheory.runtime.progress"),
         ("linalg", "from .errors import ShapeError"),
         ("rng", "def f():\n    import mamltheory.linalg"),
@@ -277,25 +291,29 @@ def test_the_layer_check_finds_what_it_forbids(part, source):
     assert layer_violations(part, _tree(source))
 
 
-@pytest.mark.parametrize(
-    "source", ["conv2d(x, w)", "nn.functional.unfold(x, 3)", "nn.grad.conv2d_weight(x, s, g)"]
-)
-def test_the_check_of_formulas_finds_what_it_forbids(source):
-    assert calls_of_layer_functions(_tree(source))
+LONG = "def f():\n" + "    pass\n" * MOST_LINES_PER_FUNCTION
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("check", "source"),
     [
-        "torch.manual_seed(0)",
-        "torch.randn(3)",
-        "np.random.rand(3)",
-        "np.random.default_rng()",
-        "import random\nrandom.shuffle(x)",
+        (calls_of_global_randomness, "torch.manual_seed(0)"),
+        (calls_of_global_randomness, "torch.randn(3)"),
+        (calls_of_global_randomness, "np.random.rand(3)"),
+        (calls_of_global_randomness, "np.random.default_rng()"),
+        (calls_of_global_randomness, "import random\nrandom.shuffle(x)"),
+        (too_long, LONG),
+        (too_long, "\n" * MOST_LINES_PER_FILE + "x = 1"),
+        (prints_and_asserts, "def f():\n    assert x"),
+        (prints_and_asserts, "print(1)"),
+        (public_without_docstring, "x = 1"),
+        (public_without_docstring, '"""A module."""\ndef f(): pass'),
+        (public_without_docstring, '"""A module."""\nclass A:\n    """A."""\n    def f(self): pass'),
+        (imports_of_test_modules, "from tests.nas.test_network import small"),
     ],
 )
-def test_the_randomness_check_finds_what_it_forbids(source):
-    assert calls_of_global_randomness(_tree(source))
+def test_each_check_finds_what_it_forbids(check, source):
+    assert check(_tree(source))
 
 
 @pytest.mark.parametrize(

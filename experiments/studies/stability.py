@@ -95,7 +95,7 @@ def measure_repeat(settings: Stability, device: str, item: Item) -> Record:
             scorer = repeat_scorer(settings, device, tasks, name)
             found[name], seconds[name] = timed(partial(gradient_differences, scorer, settings.chunk, repeat))
         # This builds the network as the gradient does, and scores it once.
-        record["evaluation_seconds"] = timed(partial(scorer, Candidates(), 0, repeat))[1]
+        record["evaluation_seconds"] = timed(partial(scorer.scores, [Candidates()], 0, repeat))[1]
     else:
         scorer = repeat_scorer(settings, device, tasks)
         function = region_differences if estimator == "regions" else exact_differences

@@ -17,8 +17,7 @@ from mamltheory.runtime import checkpoint
 from mamltheory.runtime.records import to_json
 from mamltheory.runtime.runlog import read_metrics, read_run
 from tests.experiments.refusals import refused
-from tests.experiments.tiny import evaluate_settings
-from tests.experiments.training.test_meta_training import small
+from tests.experiments.tiny import evaluate_settings, meta_train_settings
 
 pytestmark = pytest.mark.usefixtures("few_images")
 DEEP = "[" * 100_000
@@ -134,6 +133,12 @@ def test_measurements_of_another_type_are_refused(own, name, value):
     refused(train.draw_learning_curves, own, match=r"line 1 of .*metrics\.jsonl")
 
 
+def every_third(cases):
+    """The cases, of which one in three is not slow."""
+    slow = pytest.mark.slow
+    return [case if i % 3 == 0 else pytest.param(*case, marks=slow) for i, case in enumerate(cases)]
+
+
 def with_state(folder, change):
     """Change what the states of a folder hold, with digests that fit."""
     for path in (folder / "state").iterdir():
@@ -152,7 +157,7 @@ OTHER_TYPES = [
 """What a field of a saved training may not be; what is left out the tests of its readers have."""
 
 
-@pytest.mark.parametrize(("name", "value"), OTHER_TYPES)
+@pytest.mark.parametrize(("name", "value"), every_third(OTHER_TYPES))
 def test_a_saved_training_of_another_type_is_refused(own, name, value):
     with_state(own.out, lambda state: {k: v for k, v in {**state, name: value}.items() if v != "missing"})
     if name in ("epoch", "step", "genotype", "inputs") and value != "missing":
@@ -172,7 +177,7 @@ OTHER_FIELDS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), OTHER_FIELDS)
+@pytest.mark.parametrize(("name", "value"), every_third(OTHER_FIELDS))
 def test_a_saved_search_of_another_type_is_refused(found, name, value):
     def change(state):
         inner = state if name == "cpu_seconds" else state["search"]
@@ -292,7 +297,7 @@ def test_results_of_an_evaluation_are_looked_at(own, tmp_path):
 
 
 def test_points_of_a_meta_training_are_all_there(tmp_path):
-    settings = small(tmp_path, steps=4, report_every=2)
+    settings = meta_train_settings(tmp_path, steps=4, report_every=2)
     common_fields = {"loss": 0.5, "accuracy": 0.2, "val_accuracy": 0.2, "val_half_width": 0.1}
     tmp_path.mkdir(exist_ok=True)
     (settings.out).mkdir(parents=True, exist_ok=True)

@@ -95,6 +95,7 @@ def test_a_training_its_evaluation_and_a_table_of_predictions_go_on(trained, tmp
     assert run(EVALUATE, capsys, checkpoint=out, out=tmp_path / "evaluate") == (0, [])
 
 
+@pytest.mark.slow
 def test_files_that_cannot_grow_end_a_training_with_its_saved_state_whole(trained, tmp_path, capsys):
     places = {"genotype": trained.genotype, "out": tmp_path / "train"}
     with files_of_at_most(20_000):

@@ -27,7 +27,14 @@ def started(*arguments, **environment):
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["search", "--help"], ["cell"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        pytest.param(["search", "--help"], marks=pytest.mark.slow),
+        pytest.param(["cell"], marks=pytest.mark.slow),
+    ],
+)
 def test_a_reader_who_has_left_ends_a_command_quietly(arguments):
     with started(*arguments) as process:
         process.stdout.close()
@@ -55,7 +62,7 @@ def test_no_output_or_no_room_for_it_is_no_traceback():
         pytest.param(
             "nonsense", "cp1252", ["cell", "mini-8-2", "--out", "/dev/null"], marks=pytest.mark.slow
         ),
-        ("", "cp1252", ["search", "--help"]),
+        pytest.param("", "cp1252", ["search", "--help"], marks=pytest.mark.slow),
     ],
 )
 def test_any_backend_and_any_encoding_are_taken(backend, encoding, arguments):

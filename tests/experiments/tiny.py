@@ -2,7 +2,7 @@
 
 from experiments.search import search
 from experiments.search.settings import Search
-from experiments.training.settings import Evaluate, Train
+from experiments.training.settings import Evaluate, MetaTrain, Train
 from mamltheory.nas.genotype import Candidates, random_genotype
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.search.state import SearchState
@@ -59,3 +59,17 @@ def weights(settings):
 def evaluate_settings(trained, folder, **others):
     usual = {"ways": 3, "shots": 1, "queries": 2, "tasks": 4, "augment": 1, "device": "cpu"}
     return Evaluate(**usual | {"checkpoint": trained.out, "out": folder} | others)
+
+
+def meta_train_settings(folder, **others):
+    sizes = {
+        "image_size": 16,
+        "channels": 4,
+        "ways": 3,
+        "queries": 2,
+        "tasks": 2,
+        "steps": 5,
+        "report_every": 2,
+    }
+    more = {"validation_tasks": 2, "test_tasks": 3, "algorithm": "anil", "device": "cpu", "out": folder}
+    return MetaTrain(**sizes | more | others)

@@ -158,7 +158,7 @@ def networks(draw_from):
     return make, outputs, seed
 
 
-@hypothesis.settings(max_examples=40)
+@hypothesis.settings(max_examples=15)
 @hypothesis.given(networks(), st.integers(1, 4), st.permutations(range(4)))
 def test_random_networks_have_the_kernels_of_plain_autograd(network, n, order):
     make, k, seed = network
@@ -174,7 +174,7 @@ def test_random_networks_have_the_kernels_of_plain_autograd(network, n, order):
     assert float((moved - unmoved).abs().max()) < 1e-11 * size
 
 
-@hypothesis.settings(max_examples=15)
+@hypothesis.settings(max_examples=6)
 @hypothesis.given(networks(), st.integers(1, 2))
 def test_random_networks_have_the_metantk_of_plain_autograd(network, steps):
     make, k, seed = network

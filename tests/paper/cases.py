@@ -1,10 +1,12 @@
-"""Tasks, networks and tolerances shared by the exact tests."""
+"""Tasks, networks, tolerances and small quantities that several files of these tests share."""
 
 import itertools
 
 import torch
 
-from mamltheory import FullyConnected, Task, generator
+from mamltheory import FullyConnected, InnerLoop, Task, analytic_meta_ntk, analytic_ntk, generator
+from mamltheory.bounds import extreme_eigenvalues, largest_rate
+from mamltheory.kernels.empirical import gram, jacobian
 
 EXACT = 1e-10
 """Relative error allowed to an identity in float64; the true error is near 1e-15, mutants are above 1e-3."""
@@ -66,3 +68,58 @@ def start(net, seed=0):
 def relative(got, expected):
     """Frobenius error relative to the size of what is expected."""
     return float((got - expected).norm() / expected.norm())
+
+
+def rows_of(jacobian):
+    return torch.cat([part.flatten(1) for part in jacobian.values()], dim=1)
+
+
+ROUNDING = 1 + 1e-9
+
+
+def draws(seed, name, *shape):
+    return torch.randn(*shape, generator=generator(seed, name), dtype=torch.float64)
+
+
+def task_of(query_x, support_x):
+    return Task(
+        query_x, torch.ones(len(query_x), 1).double(), support_x, torch.ones(len(support_x), 1).double()
+    )
+
+
+def identity(size):
+    return torch.eye(size, dtype=torch.float64)
+
+
+def setting(activation, depth, width, tau=2, algorithm="maml"):
+    """A network, two training tasks, one test task and an inner loop at half of its largest stable rate."""
+    net = FullyConnected(4, width, depth, 1, activation)
+    tasks = make_tasks(net, 3, seed=11, n=2, m=2)
+    top = max(extreme_eigenvalues(analytic_ntk(net, one.support_x))[1] for one in tasks)
+    return net, tasks[:2], tasks[2:], InnerLoop(0.5 / top, tau, algorithm)
+
+
+def rate_setting(activation, depth, width):
+    """Setting of Theorem 3 with η0 at half of 2/(σ_max + σ_min)."""
+    net, tasks, _, inner = setting(activation, depth, width, tau=1)
+    phi = analytic_meta_ntk(net, tasks, "maml", inner.dynamics)
+    return net, tasks, inner, 0.5 * largest_rate(phi), extreme_eigenvalues(phi)[0]
+
+
+SHALLOW, DEEP = (64, 128, 256, 512, 1024), (64, 128, 256, 512)
+
+
+def named(what, case):
+    return f"{what}, {case[0]} L={case[1]}"
+
+
+def adaptation(net, task, inner):
+    """θ ↦ C_θ = Θ̂(X, X') T(Θ̂(X', X')) for τ steps, differentiable."""
+
+    def matrix(theta):
+        query, support = (jacobian(net.model, theta, x) for x in (task.query_x, task.support_x))
+        mixed, own = gram(query, support) / net.width, gram(support, support) / net.width
+        step = torch.eye(len(own)).double() - inner.lam0 * own
+        return mixed @ (inner.lam0 * sum(torch.linalg.matrix_power(step, s) for s in range(inner.tau)))
+
+    return matrix

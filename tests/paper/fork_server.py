@@ -19,7 +19,7 @@ import scipy.special  # noqa: F401
 import torch
 from beartype import claw  # noqa: F401
 
-OPTIONS = "-q -x -p no:cacheprovider -o addopts= -c /dev/null --import-mode=importlib"
+OPTIONS = "-q -x -p no:cacheprovider -o addopts= -c /dev/null --import-mode=importlib --assert=plain"
 FAST = "erf-L2-l5-k2-maml-3 or erf-L2-l5-k2-anil-3"
 SECONDS = 300
 

@@ -4,6 +4,7 @@ A mutant is one textual change to a copy of the package; the exact tests run on 
 The control, an unchanged copy, must pass: then a failure is the mutant's doing.
 """
 
+import compileall
 import os
 import re
 import shutil
@@ -262,29 +263,33 @@ def exact_layer():
     server.stdout.close()
 
 
-def copy_package(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory):
+    """A compiled copy of the package and of the exact tests; of a mutant only the changed file is compiled again."""
+    folder = tmp_path_factory.mktemp("unchanged")
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "mamltheory", folder / "mamltheory", ignore=ignore)
     for part in ("paper", "reference", "ledger"):
         shutil.copytree(ROOT / "tests" / part, folder / "tests" / part, ignore=ignore)
     for part in ("__init__.py", "conftest.py"):
         shutil.copy(ROOT / "tests" / part, folder / "tests")
+    compileall.compile_dir(folder, quiet=1)
+    return folder
 
 
-def test_the_exact_layer_passes_on_an_unchanged_copy(tmp_path, exact_layer):
-    copy_package(tmp_path)
-    status, output = exact_layer(tmp_path)
+def test_the_exact_layer_passes_on_an_unchanged_copy(unchanged, tmp_path, exact_layer):
+    status, output = exact_layer(shutil.copytree(unchanged, tmp_path / "copy"))
     assert status == 0, output[-2000:]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_the_exact_layer_fails_for(mutant, tmp_path, request, exact_layer):
-    copy_package(tmp_path)
-    path = tmp_path / "mamltheory" / mutant.file
+def test_the_exact_layer_fails_for(mutant, unchanged, tmp_path, request, exact_layer):
+    folder = shutil.copytree(unchanged, tmp_path / "copy")
+    path = folder / "mamltheory" / mutant.file
     source = path.read_text()
     assert source.count(mutant.right) == 1, f"{mutant.right!r} must stand in {mutant.file} exactly once"
     path.write_text(source.replace(mutant.right, mutant.wrong))
-    status, output = exact_layer(tmp_path)
+    status, output = exact_layer(folder)
     # 1: tests ran and one failed; a copy that cannot even be imported would be 2
     assert status == 1, output[-2000:]
     caught_by = re.search(r"^FAILED .*::(\w+)", output, flags=re.MULTILINE).group(1)

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from mamltheory.asymptotics import fit_power_law, root_mean_square
-from tests.paper.cases import start
-from tests.paper.test_finite_width import setting
+from tests.paper.cases import setting, start
 
 
 def at_widths(case, widths, seeds, quantity, tau=2):

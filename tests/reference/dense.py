@@ -49,12 +49,18 @@ class Dense:
         self.scale = float(net.width) if net.parameterisation == "standard" else 1.0
         self.theta0 = flatten(params)
         self.head = head_mask(params, net.depth)
+        self.start_jacobians = {}  # by samples: the kernels of one test need each of them many times
 
     def f(self, theta, x):
         return forward(self.net, unflatten(theta, self.like), x).reshape(-1)
 
     def jacobian(self, theta, x):
         return torch.autograd.functional.jacobian(lambda t: self.f(t, x), theta)
+
+    def start_jacobian(self, x):
+        if x not in self.start_jacobians:
+            self.start_jacobians[x] = self.jacobian(self.theta0, x)
+        return self.start_jacobians[x]
 
     def support_loss(self, theta, task):
         return 0.5 * ((self.f(theta, task.support_x) - task.support_y.reshape(-1)) ** 2).sum()
@@ -93,4 +99,4 @@ class Dense:
 
     def ntk(self, x1, x2, head_only=False):
         mask = self.head if head_only else torch.ones_like(self.head)
-        return self.jacobian(self.theta0, x1) * mask @ self.jacobian(self.theta0, x2).T / self.scale
+        return self.start_jacobian(x1) * mask @ self.start_jacobian(x2).T / self.scale

@@ -14,6 +14,7 @@ def square(value):
     return value * value
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_items_in_order_pass_errors_and_stops_on_and_end_when_one_dies():
     leading, other = run_ranks(2, ["-m", "tests.runtime.ranks_program"])
     results, nothing, error, stop, jobs = leading[1].splitlines()

@@ -9,7 +9,7 @@ from experiments.studies import correlation, stability
 from mamltheory.runtime.records import to_json
 from mamltheory.strict_json import sealed
 from tests.experiments.refusals import refused
-from tests.experiments.studies.test_studies import (
+from tests.experiments.studies.cases import (
     correlation_settings,
     planted_records,
     planted_repeats,

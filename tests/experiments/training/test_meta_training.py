@@ -16,7 +16,7 @@ from mamltheory.fewshot.meta_train import meta_train_step, start_meta_training
 from mamltheory.runtime.checkpoint import load_state
 from mamltheory.runtime.runlog import read_metrics, read_run
 from tests.experiments.stops import ctrl_c_during
-from tests.experiments.tiny import files
+from tests.experiments.tiny import files, meta_train_settings
 from tests.fewshot.small import noise_data
 
 
@@ -28,23 +28,9 @@ def _few_glyphs():
         yield
 
 
-def small(folder, **others):
-    sizes = {
-        "image_size": 16,
-        "channels": 4,
-        "ways": 3,
-        "queries": 2,
-        "tasks": 2,
-        "steps": 5,
-        "report_every": 2,
-    }
-    more = {"validation_tasks": 2, "test_tasks": 3, "algorithm": "anil", "device": "cpu", "out": folder}
-    return MetaTrain(**sizes | more | others)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    settings = small(tmp_path_factory.mktemp("meta") / "run")
+    settings = meta_train_settings(tmp_path_factory.mktemp("meta") / "run")
     assert meta_train.meta_train(settings) == 0
     return settings
 
@@ -64,7 +50,7 @@ def test_a_meta_training_leaves_its_curves_and_its_result(whole):
 
 @pytest.mark.parametrize("call", [1, 4])
 def test_a_meta_training_stopped_after_any_step_goes_on_bit_for_bit(whole, tmp_path, call, capsys):
-    settings = small(tmp_path / "run")
+    settings = meta_train_settings(tmp_path / "run")
     with ctrl_c_during(meta_train, "meta_train_step", call) as stopped:
         meta_train.meta_train(settings)
     assert stopped.value.continue_with == f"python -m experiments meta-train --config {settings.out}"
@@ -90,7 +76,7 @@ def test_settings_can_be_chosen_on_validation_classes_without_a_look_at_the_test
         "adapted_accuracies",
         lambda state, split, *rest: seen.append(split) or tried(state, split, *rest),
     )
-    settings = small(tmp_path / "run", split="val")
+    settings = meta_train_settings(tmp_path / "run", split="val")
     assert meta_train.meta_train(settings) == 0
     assert all(split is data.val for split in seen)
     assert "3 tasks of unseen validation classes" in capsys.readouterr().out

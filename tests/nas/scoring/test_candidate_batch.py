@@ -11,38 +11,14 @@ from hypothesis import strategies as st
 from mamltheory.errors import ConfigurationError, GenotypeError, UnsupportedModelError
 from mamltheory.kernels.meta import joint_inputs
 from mamltheory.nas.genotype import Candidates, Edge, Operator, random_genotype
-from mamltheory.nas.network import NetworkSettings, build, supernet
+from mamltheory.nas.network import build, supernet
 from mamltheory.nas.scoring import candidate_batch as batched
 from mamltheory.nas.scoring.candidate_batch import CandidateBatch, candidate_kernels
 from mamltheory.nas.scoring.checkpointing import row_bytes
 from mamltheory.nas.scoring.condition_number import candidate_conditions, condition_score, network_kernels
 from mamltheory.nas.scoring.score import ScoreSettings
 from mamltheory.rng import generator
-from mamltheory.tasks import Task
-
-WAYS = 3
-SMALL = NetworkSettings(channels=4, cells=3, classes=WAYS, stem_stride=2)
-ALL = Candidates().operators()
-
-
-def tasks(seed=0, count=2, size=12):
-    stream, labels = generator(seed, "tasks"), torch.eye(WAYS)
-    return [
-        Task(
-            *(part for _ in range(2) for part in (torch.randn(WAYS, 3, size, size, generator=stream), labels))
-        )
-        for _ in range(count)
-    ]
-
-
-def shaken(seed=0, dtype=torch.float64, network_settings=SMALL):
-    """A supernet whose norms are away from their initial 1 and 0, which could hide an error."""
-    network, stream = supernet(Candidates(), network_settings, seed).to(dtype), generator(seed, "shift")
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.dim() == 1:
-                parameter += 0.3 * torch.rand(parameter.shape, generator=stream)
-    return network
+from tests.nas.cases import ALL, SMALL, WAYS, shaken, tasks
 
 
 def some_candidates(seed, count=4):

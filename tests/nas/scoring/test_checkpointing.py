@@ -12,7 +12,7 @@ from mamltheory.nas.network import supernet
 from mamltheory.nas.scoring import candidate_batch as batched
 from mamltheory.nas.scoring.candidate_batch import CandidateBatch, candidate_kernels
 from mamltheory.nas.scoring.condition_number import network_kernels
-from tests.nas.scoring.test_candidate_batch import ALL, SMALL, shaken, tasks
+from tests.nas.cases import ALL, SMALL, shaken, tasks
 
 WHOLE = Candidates()
 NORMAL, REDUCE = ([o for o in ALL if o.cell == kind] for kind in ("normal", "reduce"))

@@ -12,7 +12,7 @@ from mamltheory.kernels.empirical import empirical_last_layer_ntk, empirical_ntk
 from mamltheory.kernels.meta import joint_inputs, meta_ntk
 from mamltheory.linalg import Converged, GradientFlow
 from mamltheory.nas.genotype import Candidates, Edge, Operator, random_genotype
-from mamltheory.nas.network import NetworkSettings, build, derived_network, supernet
+from mamltheory.nas.network import build, derived_network, supernet
 from mamltheory.nas.scoring import scorers as scorer
 from mamltheory.nas.scoring.condition_number import (
     candidate_conditions,
@@ -28,26 +28,11 @@ from mamltheory.nas.search.algorithm1 import run_search
 from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task
-
-WAYS = 3
-SMALL = NetworkSettings(channels=4, cells=3, classes=WAYS, stem_stride=2)
-
-
-def draw_tasks(stream, count=2, size=12, ways=WAYS):
-    labels = torch.eye(ways)
-
-    def images():
-        return torch.randn(ways, 3, size, size, generator=stream)
-
-    return [Task(images(), labels, images(), labels) for _ in range(count)]
+from tests.nas.cases import SMALL, WAYS, draw_tasks, tasks
 
 
 def draw_patches(stream, count=100):
     return random_patches(torch.rand(4, 3, 8, 8, generator=stream), count, stream)
-
-
-def tasks(seed=0, count=2):
-    return draw_tasks(generator(seed, "tasks"), count)
 
 
 def is_weight(network, name):

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -9,8 +11,9 @@ from mamltheory.nas.scoring.linear_regions import region_count
 from mamltheory.nas.scoring.score import Job, ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
 from mamltheory.rng import derived_seed, generator
-from tests.nas.search.test_search_by_gradient import draw_tasks
+from tests.nas.cases import draw_tasks as several_tasks
 
+draw_tasks = partial(several_tasks, count=1)
 SIZE = NetworkSettings(channels=4, cells=3, classes=3, stem_stride=2, initialisation="default")
 ALL = Candidates().operators()
 START = Candidates(*((("conv_3x3", "skip_connect"),) * 9,) * 2)

@@ -15,7 +15,7 @@ def uninterrupted():
     return run_search(noisy_scorer, SearchSettings(repeats=2), THREE)
 
 
-@pytest.mark.parametrize("size", [1, 17])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 17])
 def test_a_search_resumed_from_json_after_every_chunk_equals_the_uninterrupted_one(uninterrupted, size):
     search_settings, state = SearchSettings(repeats=2), THREE
     while not Round.of(state, search_settings).is_finished:
@@ -34,7 +34,9 @@ def test_the_order_in_which_scores_arrive_does_not_matter(uninterrupted):
     assert state == uninterrupted
 
 
-@pytest.mark.parametrize("size", [1, 7, 64])
+@pytest.mark.parametrize(
+    "size", [pytest.param(1, marks=pytest.mark.slow), 7, pytest.param(64, marks=pytest.mark.slow)]
+)
 def test_the_size_of_chunks_is_irrelevant_and_a_repeat_is_always_cut_at_the_same_places(uninterrupted, size):
     search_settings, state = SearchSettings(repeats=2), THREE
     while not (now := Round.of(state, search_settings)).is_finished:

@@ -1,4 +1,4 @@
-"""Lemma 1: the Lipschitz constant of the real MAML Jacobian, against dense Hessians and over widths."""
+"""Appendix B, Lemma 1: the Lipschitz constant of the Jacobian of MAML, against dense Hessians and over widths."""
 
 import pytest
 import torch
@@ -6,14 +6,8 @@ import torch
 from mamltheory import FullyConnected, InnerLoop, generator, train
 from mamltheory.bounds import theorem3_drift_bound, theorem3_path_bound
 from mamltheory.errors import ValueRangeError
-from mamltheory.lipschitz import (
-    jacobian_size,
-    lipschitz_along,
-    lipschitz_constant,
-    lipschitz_ratio,
-)
-from tests.paper.cases import make_tasks, start
-from tests.paper.test_finite_width import rate_setting, setting
+from mamltheory.lipschitz import jacobian_size, lipschitz_along, lipschitz_constant, lipschitz_ratio
+from tests.paper.cases import make_tasks, rate_setting, setting, start
 from tests.paper.widths import at_widths, check_level, check_slope, combined, random_direction
 from tests.reference.dense import Dense, flatten
 
@@ -26,9 +20,6 @@ def constant(net, params, tasks, inner):
 
 def moved(params, direction, length):
     return combined(params, direction, length)
-
-
-# --- the constant itself ---
 
 
 def dense_second_derivatives(net, params, tasks, inner):
@@ -89,9 +80,6 @@ def test_a_ratio_needs_two_points_and_a_direction_a_length():
         lipschitz_along(net.model, params, zero, tasks, inner)
     with pytest.raises(ValueRangeError, match="weight1"):
         constant(net, {**params, "weight1": params["weight1"] * float("nan")}, tasks, inner)
-
-
-# --- Lemma 1 over widths ---
 
 
 @pytest.mark.paper("Lemma 1", "Eq. (25)", "Eq. (66)", "Eq. (81)")
@@ -191,9 +179,6 @@ def test_lemma_1_needs_a_smooth_activation(activation, depth, measured):
     else:
         measured("ratio at ε = 1e-6 over that at 1e-4, smooth", ratios[1] / ratios[0], below=1.001)
         assert ratios[1] < constant(net, params, tasks, inner)
-
-
-# --- Theorem 3 with the constants of the lemmas ---
 
 
 @pytest.mark.paper("Theorem 3", "Eq. (29)", "Eq. (30)", "Eq. (93)", "Eq. (99)")

@@ -1,0 +1,107 @@
+"""Section 4.1: Theorem 1 on global convergence, and the ideas of its proof."""
+
+import pytest
+import torch
+
+from mamltheory import FullyConnected, InnerLoop, Task, empirical_meta_ntk, meta_outputs, train
+from mamltheory.bounds import largest_rate
+from mamltheory.kernels.empirical_meta import meta_jacobian, stacked_meta_jacobian
+from mamltheory.tasks import query_labels
+from tests.paper.cases import EXACT, make_tasks, rate_setting, relative, rows_of, setting, start
+from tests.reference.dense import Dense
+
+
+@pytest.mark.paper("Sec. 4.1: main proof ideas")
+@pytest.mark.erratum("E32")
+def test_at_the_origin_the_jacobian_has_rank_one_and_training_cannot_reach_zero_loss(measured):
+    """A global minimum near *any* initialisation: near a random one with high probability, near θ = 0 there is none."""
+    net = FullyConnected(4, 32, 2, 1)
+    tasks, inner, random = make_tasks(net, 2), InnerLoop(0.1, 1), start(net)
+    origin = {name: torch.zeros_like(value) for name, value in random.items()}
+    ranks = [
+        int(torch.linalg.matrix_rank(rows_of(stacked_meta_jacobian(net.model, p, tasks, inner))))
+        for p in (origin, random)
+    ]
+    assert ranks == [1, sum(len(task.query_x) for task in tasks)]
+    measured("rank of J at the origin", ranks[0], below=2)
+    measured("rank of J at random parameters", ranks[1], above=3)
+    eta0 = 0.5 * largest_rate(empirical_meta_ntk(net.model, tasks, inner, params=random))
+    from_origin, from_random = (train(net.model, p, tasks, inner, eta0, 80) for p in (origin, random))
+    fall = from_random.losses()[-1] / from_random.losses()[0]
+    measured("loss after 80 steps from random parameters, of its start", fall, below=0.1)
+    # all networks on the way are constants, and no constant fits the labels of a task
+    floor = sum(float((task.query_y - task.query_y.mean()).square().sum()) / 2 for task in tasks)
+    assert floor > 0.1
+    least = float(from_origin.losses().min())
+    measured("least loss from the origin over that of the best constants", least / floor, above=0.999)
+    trained = meta_outputs(net.model, from_origin.params, (tasks[0],), inner)
+    assert float(trained.max() - trained.min()) == 0.0
+
+
+@pytest.mark.paper("Theorem 1", "Eq. (6)", corrected=True)
+@pytest.mark.erratum("E1")
+def test_with_a_smaller_rate_the_bound_as_printed_in_theorem_1_is_false(measured):
+    """Eq. (6) allows every η < η0/l and keeps η0 in the rate; with η in the rate it holds."""
+    net, tasks, inner, eta0, sigma_min = rate_setting("erf", 1, 64)
+    losses = train(net.model, start(net), tasks, inner, 0.01 * eta0, 300).losses()
+    printed = (1 - eta0 * sigma_min / 3) ** (2 * 300) * losses[0]
+    corrected = (1 - 0.01 * eta0 * sigma_min / 3) ** (2 * 300) * losses[0]
+    measured("loss over the printed bound (6) at t = 300, η = η0/(100 l)", losses[-1] / printed, above=1.5)
+    measured("loss over the bound with η l in place of η0", losses[-1] / corrected, below=1)
+
+
+@pytest.mark.paper("Sec. 4.1: challenges", corrected=True)
+@pytest.mark.erratum("E11")
+def test_the_jacobian_is_a_product_over_hessians_and_an_exponential_only_in_the_limit_of_many_steps(measured):
+    net = FullyConnected(3, 5, 1, 1, "tanh")
+    params = start(net)
+    task, dense = make_tasks(net, 1)[0], Dense(net, params)
+    real = rows_of(meta_jacobian(net.model, params, task, InnerLoop(0.5, 3)))
+    measured(
+        "error of the product", relative(real, dense.meta_jacobian(task, InnerLoop(0.5, 3))), below=EXACT
+    )
+    still = Task(task.query_x, task.query_y, task.support_x, net.model(params, task.support_x))
+    support = dense.jacobian(dense.theta0, task.support_x) / net.width**0.5
+    rows, time = dense.jacobian(dense.theta0, task.query_x), 0.5
+    exponential = rows @ torch.linalg.matrix_exp(-time * support.T @ support)
+    errors = [
+        relative(rows_of(meta_jacobian(net.model, params, still, InnerLoop(time / tau, tau))), exponential)
+        for tau in (1, 16, 64)
+    ]
+    measured("error of the exponential at τ = 1", errors[0], above=0.01)
+    assert errors[1] == pytest.approx(4 * errors[2], rel=0.2)
+
+
+@pytest.mark.paper("Sec. 4.1: main proof ideas")
+def test_up_to_a_minimum_of_zero_loss_near_the_start_the_loss_is_almost_quadratic(measured):
+    """The loss on the way from θ_0 to the trained parameters, against the quadratic of the linearised outputs."""
+    excess, remaining, lengths = [], [], []
+    for width in (64, 1024):
+        net, tasks, _, inner = setting("erf", 1, width)
+        params = start(net)
+        rate = 0.9 * largest_rate(empirical_meta_ntk(net.model, tasks, inner, params=params))
+        record = train(net.model, params, tasks, inner, rate, 200)
+        remaining.append(float(record.losses()[-1] / record.losses()[0]))
+        step = {name: record.params[name] - params[name] for name in params}
+        lengths.append(float(torch.stack([part.square().sum() for part in step.values()]).sum().sqrt()))
+        excess.append(deviation_from_quadratic(net, params, step, tasks, inner))
+    measured("loss of the trained network of 1024 neurons, of its start", remaining[1], below=1e-6)
+    measured("√l ‖θ − θ_0‖, l = 1024 over l = 64", (1024 / 64) ** 0.5 * lengths[1] / lengths[0], below=2)
+    measured("deviation of the loss from the quadratic, l = 1024", excess[1], below=0.02)
+    assert excess[1] < 0.5 * excess[0]
+
+
+def deviation_from_quadratic(net, params, step, tasks, inner):
+    """Largest difference of loss and quadratic model on the segment, of the loss at θ_0."""
+
+    def outputs(s):
+        theta = {name: params[name] + s * step[name] for name in params}
+        return meta_outputs(net.model, theta, tasks, inner)
+
+    labels, zero = query_labels(tasks), torch.zeros((), dtype=torch.float64)
+    first, slope = torch.func.jvp(outputs, (zero,), (torch.ones_like(zero),))
+    gaps = []
+    for s in torch.linspace(0, 1, 6, dtype=torch.float64):
+        loss, model = (float((f - labels).square().sum()) / 2 for f in (outputs(s), first + s * slope))
+        gaps.append(abs(loss - model))
+    return max(gaps) / (float((first - labels).square().sum()) / 2)
