@@ -66,13 +66,8 @@ class NetworkSettings:
             raise ConfigurationError(
                 f"initialisation is {self.initialisation!r}: expected 'kaiming' or 'default'"
             )
-        for name, least in (
-            ("channels", 1),
-            ("cells", 3),
-            ("classes", 1),
-            ("stem_stride", 1),
-            ("input_channels", 1),
-        ):
+        for name in ("channels", "cells", "classes", "stem_stride", "input_channels"):
+            least = 3 if name == "cells" else 1
             if getattr(self, name) < least:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}: expected at least {least}")
 

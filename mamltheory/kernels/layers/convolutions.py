@@ -12,14 +12,14 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, pad, unfold
+from torch.nn.functional import conv2d, pad
 from torch.nn.grad import conv1d_weight, conv2d_input, conv2d_weight, conv3d_weight
 
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
 _WEIGHT_GRADIENT = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
 
-FEW_POSITIONS = 256
-"""Output pixels below which the gradients of a dense convolution are cheaper as one matrix product."""
+FEW_POSITIONS = 128
+"""Positions of the output below which the gradients of a dense convolution are cheaper as one matrix product."""
 LEAST_GRID = 8
 """Rows or columns of an image from which the gradients of a dilated kernel are cheaper grid by grid."""
 BLOCK = 1 << 21
@@ -203,19 +203,27 @@ def weight_gradients(
         The rows, sample-major; each has the numbers of the weight in their order.
     """
     n, k = cotangents.shape[:2]
-    plane = len(size) == 4
-    pointwise = _is_pointwise(size, geometry)
-    if pointwise or (plane and geometry.groups == 1 and cotangents[0, 0, 0].numel() < FEW_POSITIONS):
-        if pointwise:
-            steps = [slice(None, None, step) for step in geometry.stride]
-            patches = inputs[(slice(None), slice(None), *steps)].flatten(2)
-        else:
-            patches = unfold(inputs, tuple(size[2:]), geometry.dilation, geometry.padding, geometry.stride)
-        return (cotangents.flatten(1, 2).flatten(2) @ patches.mT).view(n * k, -1)
-    if plane and _is_depthwise(size, geometry) and geometry.stride == (1, 1):
+    patches = None
+    if _is_pointwise(size, geometry):
+        steps = [slice(None, None, step) for step in geometry.stride]
+        patches = inputs[(slice(None), slice(None), *steps)].flatten(2).mT
+    elif geometry.groups == 1 and cotangents[0, 0, 0].numel() < FEW_POSITIONS:
+        patches = _patches(inputs, size, geometry)
+    if patches is not None:
+        return (cotangents.flatten(1, 2).flatten(2) @ patches).view(n * k, -1)
+    if len(size) == 4 and _is_depthwise(size, geometry) and geometry.stride == (1, 1):
         rows = [_depthwise_gradients(inputs, each, size, geometry) for each in cotangents.unbind(1)]
         return torch.stack(rows, 1).flatten(0, 1)
     return _grouped_gradients(inputs, cotangents, size, geometry)
+
+
+def _patches(inputs: Tensor, size: Sequence[int], geometry: Geometry) -> Float[Tensor, "n positions p"]:
+    """What each position of the output reads of the input."""
+    x = pad(inputs, [width for padding in reversed(geometry.padding) for width in (padding, padding)])
+    axes = zip(size[2:], geometry.dilation, geometry.stride, strict=True)
+    for axis, (length, dilation, stride) in enumerate(axes, 2):
+        x = x.unfold(axis, dilation * (length - 1) + 1, stride)[..., ::dilation]
+    return x.movedim(1, len(size) - 1).flatten(len(size) - 1).flatten(1, -2)
 
 
 def _grouped_gradients(

@@ -304,46 +304,40 @@ def output_gradients(
         For each call one gradient for each column, or None where no column depends on it. It raises NotCovered for
         parameters on which a column depends outside the layers' calls.
     """
-    edges: list[Any] = [call.edge for call in recorder.calls]
-    leaves = recorder.leaves
     passes: list[Sequence[Tensor | None]] = []
-    if not edges and not leaves:
-        return []
     for i, column in enumerate(columns):
-        if not column.requires_grad:
-            passes.append([None] * len(edges))
-            continue
-        gradients = torch.autograd.grad(
-            column.sum(),
-            [*edges, *leaves.values()],
-            retain_graph=differentiable or i + 1 < len(columns),
-            create_graph=differentiable,
-            allow_unused=True,
-        )
-        _check_covered(leaves, gradients[len(edges) :])
-        passes.append(gradients[: len(edges)])
+        keep = differentiable or i + 1 < len(columns)
+        if column.requires_grad and (recorder.calls or recorder.leaves):
+            passes.append(_pass(column.sum(), None, recorder, retain_graph=keep, create_graph=differentiable))
+        else:
+            passes.append([None] * len(recorder.calls))
     return [_filled(list(each)) for each in zip(*passes, strict=True)]
 
 
 def batched_output_gradients(logits: Tensor, recorder: Recorder) -> list[Tensor | None] | None:
     """The same for all outputs in one vectorised pass, outputs first; None if an operation does not allow it."""
-    edges: list[Any] = [call.edge for call in recorder.calls]
-    leaves = recorder.leaves
     n, k = logits.shape
     basis = torch.eye(k, dtype=logits.dtype, device=logits.device)[:, None].expand(k, n, k)
     try:
-        gradients = torch.autograd.grad(
-            logits,
-            [*edges, *leaves.values()],
-            basis,
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=True,
-        )
+        return list(_pass(logits, basis, recorder, retain_graph=True, is_grads_batched=True))
     except RuntimeError:
         return None
-    _check_covered(leaves, gradients[len(edges) :])
-    return list(gradients[: len(edges)])
+
+
+def _pass(
+    output: Tensor, cotangent: Tensor | None, recorder: Recorder, **options: bool
+) -> tuple[Tensor | None, ...]:
+    """One backward pass to the outputs of all calls; raises NotCovered where it reaches a leaf."""
+    edges: list[Any] = [call.edge for call in recorder.calls]
+    wanted = [*edges, *recorder.leaves.values()]
+    gradients = torch.autograd.grad(output, wanted, cotangent, allow_unused=True, **options)
+    pairs = zip(recorder.leaves, gradients[len(edges) :], strict=True)
+    reached = {name for name, gradient in pairs if gradient is not None}
+    if reached:
+        raise NotCovered(
+            reached, f"parameters {sorted(reached)} are used outside a call of the layer they are in"
+        )
+    return gradients[: len(edges)]
 
 
 def stacked(cotangents: Sequence[Tensor] | Tensor) -> Tensor:
@@ -351,14 +345,6 @@ def stacked(cotangents: Sequence[Tensor] | Tensor) -> Tensor:
     if isinstance(cotangents, Tensor):
         return cotangents.transpose(0, 1)
     return cotangents[0][:, None] if len(cotangents) == 1 else torch.stack(list(cotangents), 1)
-
-
-def _check_covered(leaves: Parameters, gradients: Sequence[Tensor | None]) -> None:
-    reached = {name for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
-    if reached:
-        raise NotCovered(
-            reached, f"parameters {sorted(reached)} are used outside a call of the layer they are in"
-        )
 
 
 def _filled(gradients: list[Tensor | None]) -> list[Tensor] | None:
