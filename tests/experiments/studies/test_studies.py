@@ -234,14 +234,14 @@ def test_operators_taken_out_one_by_one_change_the_score_as_the_search_sees_it(t
     for measure, values in found.items():
         scorer = stability.scorer_of(settings, "cpu", 1, measure)
         assert isinstance(scorer, CellScorer)
-        logs = [math.log(score.condition) for score in scorer.scores(thinned(2), 0, 3)]
+        logs = [math.log(scorer.scores([each], 0, 3)[0].condition) for each in thinned(2)]
         # Gradients are rounded to float32, which moves the least eigenvalue by that times the condition number.
         rounding = 1e-3 + 1e-6 * math.exp(max(logs))
         assert rounding < 0.1
         assert values == pytest.approx([logs[0] - each for each in logs[1:]], abs=rounding)
     regions = stability.measure(settings, "cpu", ("regions", 0, 3))["differences"]["regions"]
     scorer = stability.scorer_of(settings, "cpu", 1, "regions")
-    logs = [math.log(score.regions) for score in scorer.scores(thinned(2), 0, 3)]
+    logs = [math.log(scorer.scores([each], 0, 3)[0].regions) for each in thinned(2)]
     assert regions == pytest.approx([each - logs[0] for each in logs[1:]])
 
 
