@@ -194,14 +194,14 @@ def test_operators_taken_out_one_by_one_change_the_score_as_the_search_sees_it(t
     for measure, values in found.items():
         scorer = stability.repeat_scorer(settings, "cpu", 1, measure)
         assert isinstance(scorer, CellScorer)
-        logs = [math.log(scorer(candidates, 0, 3).condition) for candidates in thinned(2)]
+        logs = [math.log(scorer.scores([each], 0, 3)[0].condition) for each in thinned(2)]
         # Gradients are rounded to float32, which moves the least eigenvalue by that times the condition number.
         rounding = 1e-3 + 1e-6 * math.exp(max(logs))
         assert rounding < 0.1
         assert values == pytest.approx([logs[0] - each for each in logs[1:]], abs=rounding)
     regions = stability.measure_repeat(settings, "cpu", ("regions", 0, 3))["differences"]["regions"]
     scorer = stability.repeat_scorer(settings, "cpu", 0)
-    logs = [math.log(scorer(candidates, 0, 3).regions) for candidates in thinned(2)]
+    logs = [math.log(scorer.scores([each], 0, 3)[0].regions) for each in thinned(2)]
     assert regions == pytest.approx([each - logs[0] for each in logs[1:]])
 
 
