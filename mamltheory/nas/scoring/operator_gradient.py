@@ -17,7 +17,7 @@ they are averaged over repeats like exact ones.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -155,8 +155,13 @@ class GradientScorer:
     chunk: int | None = None
 
     def __post_init__(self) -> None:
+        self._sampler()
+
+    def _sampler(self) -> Callable[[torch.Generator], Sequence[Task]]:
+        """The sampler of tasks; raises ConfigurationError when there is none."""
         if self.scorer.tasks is None:
             raise ConfigurationError("the gradient needs tasks: give CellScorer a sampler of them")
+        return self.scorer.tasks
 
     def __call__(self, candidates: Candidates, jobs: Sequence[Job]) -> dict[Job, Score]:
         """The scores of jobs; see :class:`mamltheory.nas.scoring.score.Scorer`. Every repeat takes one gradient."""
@@ -171,7 +176,7 @@ class GradientScorer:
         scorer, index = self.scorer, (round_index, repeat)
         seed = derived_seed(scorer.seed, "score-weights", *index)
         network = supernet(candidates, scorer.network, seed)
-        tasks = scorer.tasks(generator(scorer.seed, "score-tasks", *index))
+        tasks = self._sampler()(generator(scorer.seed, "score-tasks", *index))
         try:
             found, halvings = self._gradients(network.to(scorer.device), candidates, tasks)
         except (SingularKernelError, ValueRangeError) as error:
