@@ -47,8 +47,8 @@ def test_every_usual_kind_of_image_is_read_at_any_depth_and_the_rest_is_counted(
     data, said = read(tmp_path)
     assert len(data.train.members[0]) == 2 + 6
     assert said == [
-        "train: left out 2 .txt, 1 .heic, 1 next to the class folders, 1 hidden files, 1 hidden or system: .hidden, "
-        "1 hidden or system: Thumbs.db, 1 no regular files, 1 without suffix"
+        "train: left out 2 .txt, 1 .heic, 1 hidden files, 1 hidden or system: .hidden, "
+        "1 hidden or system: Thumbs.db, 1 next to the class folders, 1 no regular files, 1 without suffix"
     ]
 
 
