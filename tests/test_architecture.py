@@ -1,6 +1,7 @@
 """The rules of the source tree, checked on its syntax trees: layers, sizes, randomness, docstrings, tests."""
 
 import ast
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_LINES_PER_FILE, MOST_LINES_PER_FUNCTION = 400, 60
+MOST_NAMES_OF_SEVERAL_MODULES = 20
 
 # From the ground up; a module may import from the rows below its own, and a part from itself.
 LAYERS = (
@@ -22,7 +24,7 @@ LAYERS = (
     {"inner_loop"},
     {"kernels.layers"},
     {"factored"},
-    {"kernels"},
+    {"kernels", "objective"},
     {"maml"},
     {"predictors"},
     {"bounds", "asymptotics", "lipschitz"},
@@ -35,7 +37,33 @@ LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
 # What runs need; it knows no mathematics, and only experiments may import it.
 SIDE = {"runtime": {"errors", "files", "strict_json", "runtime"}}
 
-SETTINGS = {"settings", "evaluation_settings", "protocols", "__init__"}
+# Formulas of layers belong to kernels/layers; cells are made of modules.
+LAYER_FUNCTIONS = {
+    *(f"conv{axes}d{end}" for axes in (1, 2, 3) for end in ("", "_weight", "_input")),
+    *("unfold", "max_pool2d", "avg_pool2d", "convolution_backward"),
+}
+# The modules of the package that may call these functions: there is one algebra of kernels.
+CALLERS = {
+    **dict.fromkeys(("eigh", "eigvalsh", "svdvals", "cond", "rounding_level"), ("linalg.py",)),
+    "block_diag": ("kernels/meta.py",),
+    "adaptation_matrix": ("kernels/meta.py", "predictors.py"),
+    **dict.fromkeys(LAYER_FUNCTIONS, ("kernels/layers/", "fewshot/")),
+}
+
+# The same for experiments: a folder a family of commands. Settings may be imported from everywhere.
+FAMILIES = (
+    {"requirements"},
+    {"cell_drawing"},
+    {"config", "plotting", "runs", "terminal"},
+    {"genotypes", "doctor"},
+    {"data"},
+    {"theory", "training", "benchmarks"},
+    {"search"},
+    {"studies", "tables"},
+    {"demo", "commands"},
+    {"__main__"},
+)
+SETTINGS = {"settings", "protocols", "__init__"}
 
 GLOBAL_RANDOMNESS = {"torch.manual_seed", "torch.seed", "np.random.seed", "numpy.random.seed", "random.seed"}
 TORCH_DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"}
@@ -99,6 +127,14 @@ def layer_violations(part: str, tree: ast.Module) -> list[str]:
     ]
 
 
+def family_violations(family: str, tree: ast.Module) -> list[str]:
+    """Imports in a module of ``family`` that point upwards or sideways among the families of commands."""
+    level = {name: level for level, row in enumerate(FAMILIES) for name in row}
+    modules = [name.split(".") for name in sorted(_imported(tree)) if name.startswith("experiments.")]
+    others = [parts for parts in modules if parts[1] != family and parts[-1] not in SETTINGS]
+    return [".".join(parts) for parts in others if not level[parts[1]] < level[family]]
+
+
 def calls_of_global_randomness(tree: ast.Module) -> list[str]:
     """Calls that draw from, or seed, a generator that belongs to the whole process."""
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
@@ -150,6 +186,19 @@ def prints_and_asserts(tree: ast.Module) -> list[str]:
     return asserts + [f"print (line {call.lineno})" for call in calls if call.func.id == "print"]
 
 
+def calls_elsewhere(file: str, tree: ast.Module) -> list[str]:
+    """Functions that a module of the package calls although it may not.
+
+    Those of CALLERS, those of torch.ops, which are not public, and hasattr in the search: its scorers are of one
+    protocol, and none is asked what it can do.
+    """
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    called = {ast.unparse(function).rpartition(".")[2] for function in calls}
+    private = {"torch.ops" for function in calls if ast.unparse(function).startswith("torch.ops.")}
+    wrong = {name for name in called & CALLERS.keys() if not file.startswith(CALLERS[name])}
+    return sorted(wrong | private | (called & {"hasattr"} if file.startswith("nas/") else set()))
+
+
 def imports_of_test_modules(tree: ast.Module) -> list[str]:
     """Imports from modules that hold tests: what tests share belongs to a module without tests."""
     return [name for name in _imported(tree) if name.rpartition(".")[2].startswith("test_")]
@@ -186,6 +235,37 @@ def test_every_public_name_says_what_it_computes():
 
 def test_randomness_comes_from_explicit_generators():
     assert _by_file(calls_of_global_randomness, PRODUCT) == {}
+
+
+def test_formulas_of_layers_and_the_algebra_of_kernels_each_have_one_place():
+    package = ROOT / "mamltheory"
+    names = {path.relative_to(package).as_posix(): path for path in PACKAGE}
+    wrong = {name: calls_elsewhere(name, _tree(path)) for name, path in names.items()}
+    assert {name: calls for name, calls in wrong.items() if calls} == {}
+    planted = _tree("hasattr(f.conv2d(x), torch.linalg.eigh(torch.block_diag(torch.ops.a.b(x))))")
+    found = calls_elsewhere("nas/scoring/score.py", planted)
+    assert found == ["block_diag", "conv2d", "eigh", "hasattr", "torch.ops"]
+
+
+def test_most_public_names_are_defined_in_one_module_alone():
+    modules = defaultdict(list)
+    for path in PRODUCT:
+        for node in _tree(path).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                modules[node.name].append(_module(path))
+    several = {name: places for name, places in modules.items() if len(places) > 1}
+    assert len(several) <= MOST_NAMES_OF_SEVERAL_MODULES, several
+
+
+def test_families_of_commands_import_downwards_only():
+    folder = ROOT / "experiments"
+    modules = [path for path in folder.rglob("*.py") if path.stem not in SETTINGS]
+    families = {path: path.relative_to(folder).with_suffix("").parts[0] for path in modules}
+    wrong = {_module(path): family_violations(family, _tree(path)) for path, family in families.items()}
+    assert {name: imports for name, imports in wrong.items() if imports} == {}
+    assert family_violations("runs", _tree("from experiments.search.search import search_cells"))
+    assert family_violations("tables", _tree("from experiments.studies.stability import timed"))
+    assert not family_violations("runs", _tree("from experiments.search.settings import Search"))
 
 
 def test_no_test_module_is_imported_by_another():
