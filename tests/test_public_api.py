@@ -31,6 +31,11 @@ def test_every_public_name_is_documented_and_annotated(name):
         assert inspect.Signature.empty not in annotations
 
 
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_has_an_example(name):
+    assert ">>>" in getattr(mamltheory, name).__doc__
+
+
 def test_every_error_is_caught_by_the_package_error_and_by_its_builtin():
     kinds = [
         kind for kind in vars(errors).values() if inspect.isclass(kind) and kind is not errors.MamlTheoryError
