@@ -1,11 +1,11 @@
 # Each command makes its own virtual environment in .venv, once; it needs Python 3.11+, pip and git.
 #   make demo    the whole paper on the embedded data: figures and a table in runs/, within ten minutes on two cores
-#   make test    lint, the fast tests, and whether paper_checks.md is what they say
+#   make test    lint, types, the fast tests, and whether paper_checks.md agrees with them
 #   make slow    the tests that take minutes        make cuda   the tests that need a CUDA device
 #   make explore the property tests fifty times, with random examples and in random order
-#   make lint    lint and formatting                make clean  remove what these commands made
+#   make lint    lint, types and formatting         make clean  remove what these commands made
 #   make ledger  write paper_checks.md from the tests' outcomes
-#   make figures make all of figures/ anew, but the map of the verdicts (make ledger): many hours of a CPU
+#   make figures make all of figures/ again, except the map of the verdicts (make ledger): many CPU hours
 # On Linux without a GPU, TORCH_INDEX= (PyTorch's index of CPU builds) saves the download of the CUDA libraries.
 
 PYTHON ?= python3
@@ -36,8 +36,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(RUN) demo
 
-# Every command goes on where it was stopped. Peers of the benchmark are those of the extra "bench"; neural-tangents
-# needs a Python of its own: make figures TANGENTS=env/bin/python
+# A stopped command resumes when it is run again. The extra "bench" installs the peers of the benchmark;
+# neural-tangents needs a separate Python: make figures TANGENTS=env/bin/python
 TANGENTS ?=
 figures: $(STAMP)
 	$(RUN) demo --out figures
@@ -64,6 +64,8 @@ figures: $(STAMP)
 test: $(STAMP)
 	@echo "checking style"
 	@$(BIN)/ruff check -q .
+	@echo "checking types"
+	@$(BIN)/mypy --no-error-summary
 	@echo "running the fast tests, and comparing paper_checks.md with their outcomes"
 	@$(PYTEST) --ledger check
 
@@ -86,7 +88,8 @@ cuda: $(STAMP)
 lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 clean:
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	@find mamltheory experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +
