@@ -1,6 +1,7 @@
 """The rules of the source tree, checked on its syntax trees: layers, sizes, randomness, docstrings, tests."""
 
 import ast
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_LINES_PER_FILE, MOST_LINES_PER_FUNCTION = 400, 60
+MOST_NAMES_OF_SEVERAL_MODULES = 20
 
 # From the ground up; a module may import from the rows below its own, and a part from itself.
 LAYERS = (
@@ -243,6 +245,16 @@ def test_formulas_of_layers_and_the_algebra_of_kernels_each_have_one_place():
     planted = _tree("hasattr(f.conv2d(x), torch.linalg.eigh(torch.block_diag(torch.ops.a.b(x))))")
     found = calls_elsewhere("nas/scoring/score.py", planted)
     assert found == ["block_diag", "conv2d", "eigh", "hasattr", "torch.ops"]
+
+
+def test_most_public_names_are_defined_in_one_module_alone():
+    modules = defaultdict(list)
+    for path in PRODUCT:
+        for node in _tree(path).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                modules[node.name].append(_module(path))
+    several = {name: places for name, places in modules.items() if len(places) > 1}
+    assert len(several) <= MOST_NAMES_OF_SEVERAL_MODULES, several
 
 
 def test_families_of_commands_import_downwards_only():
