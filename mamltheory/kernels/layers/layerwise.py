@@ -144,7 +144,7 @@ class _Layerwise:
         self.general |= found.names
 
     def recorder(self, budget: Budget, watched: Mapping[str, nn.Module] | None = None) -> Recorder:
-        """Of the layers whose parameters move and have not been left out."""
+        """The recorder of the layers whose parameters are differentiated by their formulas."""
         moving = frozenset().union(*self.selections) - self.general
         return Recorder(self.module, self.params, moving, budget, self.own, self.trusted, watched)
 
