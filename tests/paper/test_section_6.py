@@ -288,7 +288,7 @@ def test_three_seeds_are_three_runs_on_tasks_of_their_own():
 @pytest.mark.parametrize("kernel", ["maml", "anil"])
 def test_every_sample_that_enters_one_of_the_kernels_enters_the_other(kernel, measured):
     """A change of any one of a task's 6 samples, queries and supports, changes NTK and MetaNTK."""
-    network = supernet(Candidates(), SMALL_NETWORK, 0).double()
+    network = supernet(CELL.candidates(), SMALL_NETWORK, 0).double()
     tasks = [task.to(torch.float64) for task in image_tasks()]
     used = dict.fromkeys(("ntk", kernel), 0)
     for name in used:

@@ -222,6 +222,7 @@ def test_every_round_and_repeat_draws_afresh():
     assert len(scores) == 4
 
 
+@pytest.mark.slow
 def test_common_random_numbers_make_differences_between_candidates_less_noisy():
     """Compared with drawing the candidate's weights and tasks independently of the supernet's."""
     candidate = Candidates().without(Operator("normal", Edge(0, 0), "conv_3x3"))
