@@ -82,7 +82,7 @@ def test_the_full_kernel_summed_over_outputs_is_the_kernel_of_the_sum():
 @pytest.mark.parametrize("kernel", ["maml", "anil"])
 @pytest.mark.parametrize("outputs", ["full", "sum"])
 def test_the_score_kernel_is_the_meta_ntk_of_the_theory(kernel, outputs):
-    network = supernet(Candidates(), SMALL, 2).double()
+    network = supernet(random_genotype(generator(2, "g")).candidates(), SMALL, 2).double()
     for dynamics in (Converged(1e-3), GradientFlow(0.5)):
         score_settings = ScoreSettings(kernel, outputs, "all", dynamics=dynamics)
         expected = meta_ntk(

@@ -24,6 +24,7 @@ from mamltheory.nas.sizes import operator_parameters
 from mamltheory.rng import generator, numpy_generator
 from mamltheory.tasks import Task
 from tests.reference.nas_toy import (
+    THREE,
     argmin_per_edge,
     noisy_gradient_scorer,
     planted_scorer,
@@ -54,7 +55,7 @@ def test_a_search_by_gradient_decides_like_one_by_leave_one_out_given_the_same_s
 
 def test_a_gradient_that_does_not_fit_goes_on_with_fewer_samples_and_says_how_often(monkeypatch):
     scorer, usual = GradientScorer(CellScorer(SIZE, 0, draw_tasks)), gradient.record
-    plenty = scorer.scores(Candidates(), 0, 0)
+    plenty = scorer.scores(THREE.candidates, 0, 0)
 
     def small_device(most, network, part, *others):
         if len(part) > most:
@@ -62,13 +63,13 @@ def test_a_gradient_that_does_not_fit_goes_on_with_fewer_samples_and_says_how_of
         return usual(network, part, *others)
 
     monkeypatch.setattr(gradient, "record", partial(small_device, 2))
-    found = scorer.scores(Candidates(), 0, 0)
+    found = scorer.scores(THREE.candidates, 0, 0)
     assert [score.halvings for score in (found[None], plenty[None])] == [2, 0]  # 6 samples, 3, 1
     logs = [[math.log(each[o].condition) for o in plenty] for each in (found, plenty)]
     assert logs[0] == pytest.approx(logs[1], rel=1e-3, abs=1e-3)
     monkeypatch.setattr(gradient, "record", partial(small_device, 0))
     with pytest.raises(torch.OutOfMemoryError):
-        scorer.scores(Candidates(), 0, 0)
+        scorer.scores(THREE.candidates, 0, 0)
 
 
 def test_a_search_by_gradient_asks_once_a_repeat():
@@ -85,8 +86,8 @@ def test_a_search_by_gradient_asks_once_a_repeat():
 
 def test_a_search_by_gradient_can_be_stopped_after_each_repeat_and_taken_up():
     scorer = noisy_gradient_scorer({"skip_connect": 0.5}, 0.3)
-    whole = run_search(scorer, BY_GRADIENT)
-    state = SearchState()
+    whole = run_search(scorer, BY_GRADIENT, THREE)
+    state = THREE
     while not Round.of(state, BY_GRADIENT).is_finished:
         state = state_from_json(json.loads(json.dumps(state_to_json(state))))
         state = score_chunk(state, scorer, BY_GRADIENT)
@@ -212,10 +213,10 @@ def step_to_end_of_round(state, scorer, settings=STOPPING):
 
 def test_the_number_of_repeats_follows_from_the_scores_alone():
     """Interrupted after every repeat, or with repeats computed in advance and in another order: the same search."""
-    scorer = noisy_gradient_scorer({**CLEAR, "conv_3x3": 0.3}, 2.5)
-    whole = run_search(scorer, STOPPING)
+    scorer = noisy_gradient_scorer({**CLEAR, "conv_3x3": 0.3}, 4.0)
+    whole = run_search(scorer, STOPPING, THREE)
     assert len({report.repeats for report in whole.reports}) > 1
-    resumed, ahead = SearchState(), SearchState()
+    resumed, ahead = THREE, THREE
     while not Round.of(resumed, STOPPING).is_finished:
         resumed = state_from_json(json.loads(json.dumps(state_to_json(resumed), allow_nan=False)))
         resumed = score_chunk(resumed, scorer, STOPPING)
