@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mamltheory.errors import ConfigurationError, GenotypeError, UnsupportedModelError
-from mamltheory.kernels.layers.gram import LONG, add_grams, symmetric_halves
+from mamltheory.kernels.layers.gram import add_grams, symmetric_halves
 from mamltheory.kernels.layers.jacobian import Outputs
 from mamltheory.kernels.layers.pooling import pooled
 from mamltheory.kernels.layers.recorder import LayerCall, layers_of
@@ -38,9 +38,6 @@ MOST_CANDIDATES = 64
 """Candidates beyond which a batch does not fill a device any better."""
 CACHED = 1 << 28
 """Bytes of a batch beyond which a CPU, whose caches it leaves, scores several candidates faster one after the other."""
-WAITING = 16
-"""Part of the budget, one in so many, that rows may take which wait to be multiplied together."""
-
 SUMS = 32
 """Bytes for each entry of a kernel: two sums in float64, a product, and what symmetrising them takes."""
 
@@ -99,19 +96,14 @@ def candidate_kernels(
             continue
         yield from zip(*kernels, strict=True)
         start, before = start + size, batch
-        fitting = min(room, _for_graphs(memory)) * len(batch.candidates) // batch.chain.needed
+        fitting = room * len(batch.candidates) // batch.chain.needed
         size = max(1, min(most, fitting, len(candidates) - start))
-
-
-def _for_graphs(memory: int) -> int:
-    """What waiting rows leave of the budget."""
-    return memory - memory // WAITING
 
 
 def _too_large(over: Exception, memory: int) -> str:
     needed = "more than the device has"
     if isinstance(over, OverBudget):
-        needed = f"{over.needed * WAITING // (WAITING - 1) + 1} bytes"
+        needed = f"{over.needed} bytes"
     return (
         f"one candidate needs {needed} and memory={memory} was given: raise it, or take fewer channels, tasks or a "
         "lower resolution"
@@ -189,33 +181,17 @@ class CandidateBatch:
         """
         ways = self.network.settings.classes if outputs == "full" else 1
         size = (len(self.candidates), *(2 * (self.count * ways,)))
-        logits = self.chain.forward(self.images, ways, _for_graphs(memory), SUMS * math.prod(size))
+        logits = self.chain.forward(self.images, ways, memory, SUMS * math.prod(size))
         columns = torch.eye(logits.shape[1]).to(logits) if ways > 1 else torch.ones_like(logits[:1])
         theta, last = (torch.zeros(size, dtype=torch.float64, device=logits.device) for _ in range(2))
-        waiting: list[Tensor] = []
-        # a column of rows that wait is held twice while they are multiplied
-        column = 2 * len(self.images) * ways * self.images.element_size()
-        most = min(LONG, memory // WAITING // column)
-
-        def multiply() -> None:
-            if waiting:
-                add_grams(theta, torch.cat(waiting, 1), self.everyone)
-                waiting.clear()
 
         def take(call: LayerCall, rows: Rows) -> None:
-            """Adds the Gram matrices of a layer; short rows wait for others, to be multiplied together."""
             for block in rows:
+                add_grams(theta, block, call.groups)
                 if call.layer.module is self.head:
                     add_grams(last, block, call.groups)
-                if call.groups != self.everyone or block.shape[1] >= most:
-                    add_grams(theta, block, call.groups)
-                    continue
-                if sum(each.shape[1] for each in waiting) + block.shape[1] > most:
-                    multiply()
-                waiting.append(block)
 
         self.chain.backward([column.expand_as(logits) for column in columns], take, kept)
-        multiply()
         return symmetric_halves(theta), symmetric_halves(last)
 
     def _stem(self, record: Record, x: Tensor) -> Tensor:
