@@ -18,7 +18,7 @@ from mamltheory.kernels.layers.convolutions import (
     weight_gradients,
     zero_padded,
 )
-from mamltheory.kernels.layers.gram import Factors
+from mamltheory.kernels.layers.gram import LayerFactors
 from mamltheory.kernels.layers.jacobian import checked_rows
 from mamltheory.modules import call_module
 from mamltheory.tasks import Parameters
@@ -65,10 +65,10 @@ def fits(kind: type[nn.Module] | None, layer: nn.Module, args: Sequence[object],
     return kind is None or (len(args) == 1 and axes >= least)
 
 
-def linear_factors(inputs: Tensor, cotangents: Tensor, bias: bool) -> Factors:
+def linear_factors(inputs: Tensor, cotangents: Tensor, bias: bool) -> LayerFactors:
     """Gradients of a linear layer by its weight, and by its bias if asked, summed over the axes in between."""
     n, k = cotangents.shape[:2]
-    return Factors(
+    return LayerFactors(
         inputs.reshape(n, -1, inputs.shape[-1]),
         cotangents.reshape(n, k, -1, cotangents.shape[-1]),
         float(bias),

@@ -26,7 +26,7 @@ from mamltheory.kernels.layers.recorder import LayerCall, layers_of
 from mamltheory.kernels.layers.tiles import OverBudget
 from mamltheory.nas.genotype import EDGES, Candidates, CellType, Edge
 from mamltheory.nas.network import Network, StackedCell
-from mamltheory.nas.scoring.cell_layers import Activation, run
+from mamltheory.nas.scoring.cell_layers import Activation, run_layer
 from mamltheory.nas.scoring.checkpointing import Chain, Rows, Stage
 
 Record = Callable[..., None]
@@ -195,11 +195,11 @@ class CandidateBatch:
         return symmetric_halves(theta), symmetric_halves(last)
 
     def _stem(self, record: Record, x: Tensor) -> Tensor:
-        return run(self.network.stem, x, partial(record, self.everyone))
+        return run_layer(self.network.stem, x, partial(record, self.everyone))
 
     def _end(self, record: Record, state: Tensor) -> Tensor:
         record = partial(record, self.everyone)
-        return run(self.head, run(self.network.last, state, record).mean(dim=(2, 3)), record)
+        return run_layer(self.head, run_layer(self.network.last, state, record).mean(dim=(2, 3)), record)
 
     def _cell(self, kind: CellType, cell: StackedCell, record: Record, s0: Tensor, s1: Tensor) -> Tensor:
         names = {edge: [each.on(kind, edge) for each in self.candidates] for edge in EDGES}
@@ -209,7 +209,7 @@ class CandidateBatch:
                 case nn.ReLU() | nn.MaxPool2d() | nn.AvgPool2d() | nn.Identity():
                     return Activation(pooled(function, values[0].x))
                 case nn.Module():
-                    return Activation(run(function, values[0], partial(record, self.everyone)))
+                    return Activation(run_layer(function, values[0], partial(record, self.everyone)))
                 case _:
                     return Activation(function(*(value.x for value in values)))
 
@@ -233,17 +233,17 @@ class CandidateBatch:
         if holders != self.everyone:
             images = torch.tensor(holders, device=state.x.device)[:, None] * self.count
             rows = (images + torch.arange(self.count, device=images.device)).flatten()
-            part = run(operation, state.x.index_select(0, rows), partial(record, holders))
+            part = run_layer(operation, state.x.index_select(0, rows), partial(record, holders))
             return part.new_zeros(len(self.images), *part.shape[1:]).index_copy(0, rows, part)
         # A norm of a pooled state runs once for equal scales and shifts: before training all norms are equal. On a
         # GPU the comparison would have to wait for what runs.
         norm = operation[0] if isinstance(operation, nn.Sequential) else None
         if not isinstance(norm, nn.GroupNorm) or norm in self.chain.layers or state.x.is_cuda:
-            return run(operation, state, partial(record, holders))
+            return run_layer(operation, state, partial(record, holders))
         for other, part in state.normed:
             if torch.equal(norm.weight, other.weight) and torch.equal(norm.bias, other.bias):
                 return part
-        state.normed.append((norm, run(operation, state, partial(record, holders))))
+        state.normed.append((norm, run_layer(operation, state, partial(record, holders))))
         return state.normed[-1][1]
 
     def _counts(self, live: Sequence[tuple[str, ...]], like: Tensor) -> Tensor | int:

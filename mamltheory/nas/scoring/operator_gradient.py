@@ -40,7 +40,7 @@ from mamltheory.nas.genotype import Candidates, Operator
 from mamltheory.nas.network import Network, supernet
 from mamltheory.nas.scoring.score import Score, ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer
-from mamltheory.nas.scoring.tape import SampleGradients, Tape, record
+from mamltheory.nas.scoring.tape import SampleGradients, Tape, record_tape
 from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task, check_tasks
 
@@ -93,7 +93,7 @@ def operator_gradients(
     parts = x.split(chunk or fitting_samples(network, operators, x))
 
     def tape(part: Tensor, differentiable: bool) -> Tape:
-        return record(network, part, chosen, settings.outputs == "full", width, differentiable)
+        return record_tape(network, part, chosen, settings.outputs == "full", width, differentiable)
 
     try:
         gradients, graph = SampleGradients(), None
