@@ -137,7 +137,7 @@ class StackedCell(nn.Module):
                 output = operation(state)
                 output = output if drop is None or isinstance(operation, nn.Identity) else drop(output)
                 outputs.append(output if self._mixing is None else self._mixing[edge, name] * output)
-            return total(*outputs) if self._mixing is not None or len(outputs) == 1 else mean(*outputs)
+            return sum_of(*outputs) if self._mixing is not None or len(outputs) == 1 else mean_of(*outputs)
 
         return self.walk(lambda function, *states: function(*states), edge_output, self._live, s0, s1)
 
@@ -152,7 +152,7 @@ class StackedCell(nn.Module):
         """The cell on values of any kind: how its parts are connected is said here alone.
 
         Args:
-            apply: (function, values) -> its value; called with the cell's modules, :func:`total` and
+            apply: (function, values) -> its value; called with the cell's modules, :func:`sum_of` and
                 :func:`concatenated`.
             edge_output: (edge, its live operations) -> the edge's value. Of an operation it is given the name, the
                 module, and the value of the leading step, which is computed once for all edges of a state.
@@ -178,18 +178,18 @@ class StackedCell(nn.Module):
 
         for node in range(NODES):
             edges = [edge for edge in self._strides if edge.node == node and live[edge]]
-            states.append(apply(total, *(edge_output(edge, operations(edge)) for edge in edges)))
+            states.append(apply(sum_of, *(edge_output(edge, operations(edge)) for edge in edges)))
         return apply(concatenated, *states[2:])
 
 
-def total(*terms: Tensor) -> Tensor:
+def sum_of(*terms: Tensor) -> Tensor:
     """The sum of one term or more."""
     return sum(terms[1:], terms[0])
 
 
-def mean(*terms: Tensor) -> Tensor:
+def mean_of(*terms: Tensor) -> Tensor:
     """The mean of one term or more."""
-    return total(*terms) / len(terms)
+    return sum_of(*terms) / len(terms)
 
 
 def concatenated(*nodes: Tensor) -> Tensor:

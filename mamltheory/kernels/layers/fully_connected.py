@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mamltheory.kernels.layers.gram import Factors, Gradients
+from mamltheory.kernels.layers.gram import Gradients, LayerFactors
 from mamltheory.kernels.layers.jacobian import Outputs
 from mamltheory.kernels.layers.tiles import Budget, Pass
 from mamltheory.networks import ACTIVATIONS, FullyConnected, output_of
@@ -66,7 +66,7 @@ def _groups(
             if f"weight{i}" in group:
                 gradients: Gradients
                 bias = shift**2 if f"bias{i}" in group else 0.0
-                gradients = Factors(scale * inputs[i - 1][:, None], cotangent[:, :, None], bias)
+                gradients = LayerFactors(scale * inputs[i - 1][:, None], cotangent[:, :, None], bias)
             else:
                 gradients = shift * cotangent.flatten(0, 1)
             yield group, budget.hold(f"layer {i}", gradients)

@@ -29,7 +29,7 @@ LEAST_SPLIT = 48
 
 
 @dataclass(frozen=True)
-class Factors:
+class LayerFactors:
     """Σ_p g_p a_pᵀ of each output of each sample, and the gradient √c Σ_p g_p by a bias.
 
     Attributes:
@@ -54,7 +54,7 @@ class Factors:
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
-Gradients = Factors | Tensor
+Gradients = LayerFactors | Tensor
 """Gradients of a group of parameters: factors, or rows of shape n·k × d."""
 
 
@@ -99,9 +99,9 @@ def add_contraction(totals: Sequence[Tensor], left: Gradients, right: Gradients)
     Raises:
         TypeError: one side holds factors and the other rows.
     """
-    if isinstance(left, Factors) and isinstance(right, Factors):
+    if isinstance(left, LayerFactors) and isinstance(right, LayerFactors):
         product = _factor_gram(left, right, totals[0].dtype)
-    elif isinstance(left, Factors) or isinstance(right, Factors):
+    elif isinstance(left, LayerFactors) or isinstance(right, LayerFactors):
         raise TypeError("one side holds factors and the other rows: expected both in the same form")
     else:
         product = torch.zeros_like(totals[0]) if len(totals) > 1 else totals[0]
@@ -147,7 +147,7 @@ def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     return total
 
 
-def _factor_gram(left: Factors, right: Factors, dtype: torch.dtype) -> Float[Tensor, "p q"]:
+def _factor_gram(left: LayerFactors, right: LayerFactors, dtype: torch.dtype) -> Float[Tensor, "p q"]:
     n, k, positions, _ = left.cotangents.shape
     m, ways = right.cotangents.shape[:2]
     if positions == 1:
@@ -158,7 +158,7 @@ def _factor_gram(left: Factors, right: Factors, dtype: torch.dtype) -> Float[Ten
     return total.view(n * k, m * ways)
 
 
-def _vector_gram(left: Factors, right: Factors, dtype: torch.dtype) -> Float[Tensor, "p q"]:
+def _vector_gram(left: LayerFactors, right: LayerFactors, dtype: torch.dtype) -> Float[Tensor, "p q"]:
     """(a · a' + c) (g · g'), where a sample uses the weight once."""
     inputs = left.inputs[:, 0]
     inputs = _product(inputs, inputs if right is left else right.inputs[:, 0], dtype)
@@ -177,7 +177,7 @@ def _flat(cotangents: Float[Tensor, "n k o"]) -> tuple[Tensor, bool]:
     return (cotangents.transpose(0, 1) if outputs_first else cotangents).flatten(0, 1), outputs_first
 
 
-def _position_sums(left: Factors, right: Factors, i: slice, j: slice, dtype: torch.dtype) -> Tensor:
+def _position_sums(left: LayerFactors, right: LayerFactors, i: slice, j: slice, dtype: torch.dtype) -> Tensor:
     """Σ_{p,q} (a_p · a'_q + c) (g_p · g'_q) for some samples on either side: n × k × m × k."""
     positions, columns = left.inputs.shape[1], right.inputs.shape[1]
     k, ways = left.cotangents.shape[1], right.cotangents.shape[1]
@@ -247,7 +247,7 @@ def added_up(
     Returns:
         The sums by name.
     """
-    if not isinstance(gradients, Factors):
+    if not isinstance(gradients, LayerFactors):
         ordered = sorted(
             names, key=lambda name: -shapes[name].dim()
         )  # a weight's numbers come before its bias's

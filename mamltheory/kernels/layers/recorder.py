@@ -32,7 +32,7 @@ class NotCovered(Interruption):
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class RecordedLayer:
     """A module with parameters that are differentiated by.
 
     Attributes:
@@ -64,7 +64,7 @@ class LayerCall:
         kept_output: the output, for layers that are differentiated alone.
     """
 
-    layer: Layer
+    layer: RecordedLayer
     inputs: tuple[Any, ...]
     output: InitVar[Tensor]
     geometry: Geometry | None = None
@@ -97,7 +97,9 @@ def own_parameters(module: nn.Module) -> OwnParameters:
     return found
 
 
-def layers_of(module: nn.Module, moving: Collection[str], own: OwnParameters | None = None) -> list[Layer]:
+def layers_of(
+    module: nn.Module, moving: Collection[str], own: OwnParameters | None = None
+) -> list[RecordedLayer]:
     """The submodules that have parameters of these names; ``own`` is the module's :func:`own_parameters`."""
     modules, found = dict(module.named_modules()), []
     for name, keys in (own_parameters(module) if own is None else own).items():
@@ -105,7 +107,7 @@ def layers_of(module: nn.Module, moving: Collection[str], own: OwnParameters | N
         if names and name in modules:  # otherwise another name of a module that is in two places
             part = modules[name]
             numbers = sum(getattr(part, key).numel() for key in names)
-            found.append(Layer(name, part, kind_of(part, keys), names, numbers))
+            found.append(RecordedLayer(name, part, kind_of(part, keys), names, numbers))
     return found
 
 
@@ -215,14 +217,14 @@ class Recorder:
         own = dict(self.module.named_parameters(remove_duplicate=False))
         return {name: value for name, value in self.params.items() if not value.is_set_to(own[name])}
 
-    def _hooked(self, layer: Layer) -> list[RemovableHandle]:
+    def _hooked(self, layer: RecordedLayer) -> list[RemovableHandle]:
         """Hooks before and after the layer's calls; bound methods, for closures would be made for every layer."""
         return [
             layer.module.register_forward_pre_hook(partial(self._before, layer), with_kwargs=True),
             layer.module.register_forward_hook(partial(self._after, layer), prepend=True),
         ]
 
-    def _before(self, layer: Layer, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _before(self, layer: RecordedLayer, module: nn.Module, args: tuple, kwargs: dict) -> None:
         names = layer.names
         if kwargs or module in self._open or not fits(layer.kind, module, args, self._samples):
             raise NotCovered(names.values(), f"module {layer.name!r} is not called with one row a sample")
@@ -235,11 +237,11 @@ class Recorder:
         self._open[module] = _detached(args) if self.detached else args, _versions(args)
         self._set(layer, self.constants)
 
-    def _after(self, layer: Layer, module: nn.Module, _: tuple, output: object) -> Tensor | None:
+    def _after(self, layer: RecordedLayer, module: nn.Module, _: tuple, output: object) -> Tensor | None:
         self._set(layer, self.leaves)
         return self._record(layer, *self._open.pop(module), output)
 
-    def _set(self, layer: Layer, values: Parameters) -> None:
+    def _set(self, layer: RecordedLayer, values: Parameters) -> None:
         """Gives an untrusted layer these values of its parameters."""
         if not self.trusted:
             for key, full in layer.names.items():
@@ -253,7 +255,7 @@ class Recorder:
         self.parts.append(PartCall(name, part, () if kwargs else args, versions, output))
 
     def _record(
-        self, layer: Layer, inputs: tuple[object, ...], versions: list[int], output: object
+        self, layer: RecordedLayer, inputs: tuple[object, ...], versions: list[int], output: object
     ) -> Tensor | None:
         """Records a call; a clone replaces an output that has no graph yet, or that is a view of another."""
         names = layer.names

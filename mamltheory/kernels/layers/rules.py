@@ -18,7 +18,7 @@ from mamltheory.kernels.layers.convolutions import (
     weight_gradients,
     zero_padded,
 )
-from mamltheory.kernels.layers.gram import Factors
+from mamltheory.kernels.layers.gram import LayerFactors
 from mamltheory.kernels.layers.jacobian import checked_rows
 from mamltheory.modules import call_module
 from mamltheory.tasks import Parameters
@@ -65,10 +65,10 @@ def fits(kind: type[nn.Module] | None, layer: nn.Module, args: Sequence[object],
     return kind is None or (len(args) == 1 and axes >= least)
 
 
-def linear_factors(inputs: Tensor, cotangents: Tensor, bias: bool) -> Factors:
+def linear_factors(inputs: Tensor, cotangents: Tensor, bias: bool) -> LayerFactors:
     """Gradients of a linear layer by its weight, and by its bias if asked, summed over the axes in between."""
     n, k = cotangents.shape[:2]
-    return Factors(
+    return LayerFactors(
         inputs.reshape(n, -1, inputs.shape[-1]),
         cotangents.reshape(n, k, -1, cotangents.shape[-1]),
         float(bias),
@@ -192,6 +192,17 @@ def gradient_cotangents(
     return by_inputs, by_cotangents
 
 
+def _check_alone(layer: nn.Module, name: str, alone: Tensor, output: Tensor) -> None:
+    """Raises UnsupportedModelError unless samples alone have the outputs that they have in their batch."""
+    tolerance = 1e3 * torch.finfo(output.dtype).eps * float(output.abs().max())
+    if not bool(((alone - output).abs() <= tolerance).all()):
+        raise UnsupportedModelError(
+            f"module {name!r} ({type(layer).__name__}) gives a sample another output alone than in its batch: it "
+            "uses batch statistics, chance, or hooks that change its output, with which no kernel of single "
+            "samples exists"
+        )
+
+
 def module_gradients(
     layer: nn.Module,
     name: str,
@@ -213,10 +224,8 @@ def module_gradients(
         constants: its other parameters.
 
     Returns:
-        The gradients by name, n·k × (numbers of the parameter).
-
-    Raises:
-        UnsupportedModelError: a sample alone gives another output than in its batch.
+        The gradients by name, n·k × (numbers of the parameter). An UnsupportedModelError says that a sample alone gives
+        another output than in its batch.
     """
     n = len(output)
     mapped = [isinstance(part, Tensor) and part.dim() > 0 and len(part) == n for part in inputs]
@@ -249,13 +258,7 @@ def module_gradients(
         return call_module(layer, {**constants, **own}, *inputs)
 
     rows = checked_rows(vectorised, whole, single, cotangents, values)
-    tolerance = 1e3 * torch.finfo(output.dtype).eps * float(output.abs().max())
-    if not bool(((torch.stack(alone[-n:]) - output).abs() <= tolerance).all()):
-        raise UnsupportedModelError(
-            f"module {name!r} ({type(layer).__name__}) gives a sample another output alone than in its batch: it "
-            "uses batch statistics, chance, or hooks that change its output, with which no kernel of single "
-            "samples exists"
-        )
+    _check_alone(layer, name, torch.stack(alone[-n:]), output)
     return {
         name: value.reshape(cotangents.shape[0] * cotangents.shape[1], -1) for name, value in rows.items()
     }

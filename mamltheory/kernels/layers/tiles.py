@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mamltheory.errors import ConfigurationError
 from mamltheory.kernels.layers.allocator import keep_freed_memory
-from mamltheory.kernels.layers.gram import Factors, Gradients, add_contraction, settled
+from mamltheory.kernels.layers.gram import Gradients, LayerFactors, add_contraction, settled
 from mamltheory.kernels.layers.jacobian import Outputs, jacobian
 from mamltheory.kernels.layers.options import MEMORY, KernelOptions
 from mamltheory.modules import Interruption
@@ -55,7 +55,9 @@ class Budget:
     def hold(self, what: str, gradients: Gradients) -> Gradients:
         """The gradients in the form in which they are contracted, booked."""
         gradients = settled(gradients, self.samples)
-        parts = (gradients.inputs, gradients.cotangents) if isinstance(gradients, Factors) else (gradients,)
+        parts = (
+            (gradients.inputs, gradients.cotangents) if isinstance(gradients, LayerFactors) else (gradients,)
+        )
         self.take(what, sum(part.numel() * part.element_size() for part in parts), self.kept)
         return gradients
 

@@ -19,14 +19,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mamltheory.errors import ConfigurationError, GenotypeError, UnsupportedModelError
-from mamltheory.kernels.layers.gram import LONG, add_grams, symmetric_halves
+from mamltheory.kernels.layers.gram import add_grams, symmetric_halves
 from mamltheory.kernels.layers.jacobian import Outputs
 from mamltheory.kernels.layers.pooling import pooled
 from mamltheory.kernels.layers.recorder import LayerCall, layers_of
 from mamltheory.kernels.layers.tiles import OverBudget
 from mamltheory.nas.genotype import EDGES, Candidates, CellType, Edge
 from mamltheory.nas.network import Network, StackedCell
-from mamltheory.nas.scoring.cell_layers import Activation, run
+from mamltheory.nas.scoring.cell_layers import Activation, run_layer
 from mamltheory.nas.scoring.checkpointing import Chain, Rows, Stage
 
 Record = Callable[..., None]
@@ -38,9 +38,6 @@ MOST_CANDIDATES = 64
 """Candidates beyond which a batch does not fill a device any better."""
 CACHED = 1 << 28
 """Bytes of a batch beyond which a CPU, whose caches it leaves, scores several candidates faster one after the other."""
-WAITING = 16
-"""Part of the budget, one in so many, that rows may take which wait to be multiplied together."""
-
 SUMS = 32
 """Bytes for each entry of a kernel: two sums in float64, a product, and what symmetrising them takes."""
 
@@ -99,19 +96,14 @@ def candidate_kernels(
             continue
         yield from zip(*kernels, strict=True)
         start, before = start + size, batch
-        fitting = min(room, _for_graphs(memory)) * len(batch.candidates) // batch.chain.needed
+        fitting = room * len(batch.candidates) // batch.chain.needed
         size = max(1, min(most, fitting, len(candidates) - start))
-
-
-def _for_graphs(memory: int) -> int:
-    """What waiting rows leave of the budget."""
-    return memory - memory // WAITING
 
 
 def _too_large(over: Exception, memory: int) -> str:
     needed = "more than the device has"
     if isinstance(over, OverBudget):
-        needed = f"{over.needed * WAITING // (WAITING - 1) + 1} bytes"
+        needed = f"{over.needed} bytes"
     return (
         f"one candidate needs {needed} and memory={memory} was given: raise it, or take fewer channels, tasks or a "
         "lower resolution"
@@ -189,41 +181,25 @@ class CandidateBatch:
         """
         ways = self.network.settings.classes if outputs == "full" else 1
         size = (len(self.candidates), *(2 * (self.count * ways,)))
-        logits = self.chain.forward(self.images, ways, _for_graphs(memory), SUMS * math.prod(size))
+        logits = self.chain.forward(self.images, ways, memory, SUMS * math.prod(size))
         columns = torch.eye(logits.shape[1]).to(logits) if ways > 1 else torch.ones_like(logits[:1])
         theta, last = (torch.zeros(size, dtype=torch.float64, device=logits.device) for _ in range(2))
-        waiting: list[Tensor] = []
-        # a column of rows that wait is held twice while they are multiplied
-        column = 2 * len(self.images) * ways * self.images.element_size()
-        most = min(LONG, memory // WAITING // column)
-
-        def multiply() -> None:
-            if waiting:
-                add_grams(theta, torch.cat(waiting, 1), self.everyone)
-                waiting.clear()
 
         def take(call: LayerCall, rows: Rows) -> None:
-            """Adds the Gram matrices of a layer; short rows wait for others, to be multiplied together."""
             for block in rows:
+                add_grams(theta, block, call.groups)
                 if call.layer.module is self.head:
                     add_grams(last, block, call.groups)
-                if call.groups != self.everyone or block.shape[1] >= most:
-                    add_grams(theta, block, call.groups)
-                    continue
-                if sum(each.shape[1] for each in waiting) + block.shape[1] > most:
-                    multiply()
-                waiting.append(block)
 
         self.chain.backward([column.expand_as(logits) for column in columns], take, kept)
-        multiply()
         return symmetric_halves(theta), symmetric_halves(last)
 
     def _stem(self, record: Record, x: Tensor) -> Tensor:
-        return run(self.network.stem, x, partial(record, self.everyone))
+        return run_layer(self.network.stem, x, partial(record, self.everyone))
 
     def _end(self, record: Record, state: Tensor) -> Tensor:
         record = partial(record, self.everyone)
-        return run(self.head, run(self.network.last, state, record).mean(dim=(2, 3)), record)
+        return run_layer(self.head, run_layer(self.network.last, state, record).mean(dim=(2, 3)), record)
 
     def _cell(self, kind: CellType, cell: StackedCell, record: Record, s0: Tensor, s1: Tensor) -> Tensor:
         names = {edge: [each.on(kind, edge) for each in self.candidates] for edge in EDGES}
@@ -233,7 +209,7 @@ class CandidateBatch:
                 case nn.ReLU() | nn.MaxPool2d() | nn.AvgPool2d() | nn.Identity():
                     return Activation(pooled(function, values[0].x))
                 case nn.Module():
-                    return Activation(run(function, values[0], partial(record, self.everyone)))
+                    return Activation(run_layer(function, values[0], partial(record, self.everyone)))
                 case _:
                     return Activation(function(*(value.x for value in values)))
 
@@ -257,17 +233,17 @@ class CandidateBatch:
         if holders != self.everyone:
             images = torch.tensor(holders, device=state.x.device)[:, None] * self.count
             rows = (images + torch.arange(self.count, device=images.device)).flatten()
-            part = run(operation, state.x.index_select(0, rows), partial(record, holders))
+            part = run_layer(operation, state.x.index_select(0, rows), partial(record, holders))
             return part.new_zeros(len(self.images), *part.shape[1:]).index_copy(0, rows, part)
         # A norm of a pooled state runs once for equal scales and shifts: before training all norms are equal. On a
         # GPU the comparison would have to wait for what runs.
         norm = operation[0] if isinstance(operation, nn.Sequential) else None
         if not isinstance(norm, nn.GroupNorm) or norm in self.chain.layers or state.x.is_cuda:
-            return run(operation, state, partial(record, holders))
+            return run_layer(operation, state, partial(record, holders))
         for other, part in state.normed:
             if torch.equal(norm.weight, other.weight) and torch.equal(norm.bias, other.bias):
                 return part
-        state.normed.append((norm, run(operation, state, partial(record, holders))))
+        state.normed.append((norm, run_layer(operation, state, partial(record, holders))))
         return state.normed[-1][1]
 
     def _counts(self, live: Sequence[tuple[str, ...]], like: Tensor) -> Tensor | int:

@@ -50,20 +50,20 @@ class Activation:
         return self.grids[shift]
 
 
-def run(module: nn.Module, state: Tensor | Activation, record: Record) -> Float[Tensor, "m ..."]:
+def run_layer(module: nn.Module, state: Tensor | Activation, record: Record) -> Float[Tensor, "m ..."]:
     """module(state) up to rounding, with a record of each layer on the way."""
     state = state if isinstance(state, Activation) else Activation(state)
     match module:
         case nn.Sequential():
             for layer in module:
-                state = Activation(run(layer, state, record))
+                state = Activation(run_layer(layer, state, record))
             return state.x
         case FactorizedReduce():
             halves = [
                 _convolution(layer, state.grid(shift), True, record)
                 for shift, layer in enumerate((module.even, module.odd))
             ]
-            return run(module.norm, torch.cat(halves, 1), record)
+            return run_layer(module.norm, torch.cat(halves, 1), record)
         case nn.Conv2d() if is_plain(module):
             on_grid = reads_one_grid(module)
             return _convolution(module, state.grid(0) if on_grid else state.x, on_grid, record)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from mamltheory.kernels.layers.convolutions import Geometry
-from mamltheory.kernels.layers.recorder import Layer, LayerCall, stacked
+from mamltheory.kernels.layers.recorder import LayerCall, RecordedLayer, stacked
 from mamltheory.kernels.layers.tiles import OverBudget
 
 Rows = list[Tensor]
@@ -65,7 +65,7 @@ class Chain:
         needed: bytes with which no stage had to run again.
     """
 
-    def __init__(self, stages: Sequence[Stage], layers: Mapping[nn.Module, Layer]) -> None:
+    def __init__(self, stages: Sequence[Stage], layers: Mapping[nn.Module, RecordedLayer]) -> None:
         self.stages, self.layers = list(stages), layers
         self.states: list[Tensor] = []
         self.graphs: list[Graph | None] = [None] * len(stages)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mamltheory.errors import ShapeError, UnsupportedModelError
 from mamltheory.nas.genotype import EDGES, Candidates, Edge
-from mamltheory.nas.network import Network, NetworkSettings, build, initialise_layer, mean
+from mamltheory.nas.network import Network, NetworkSettings, build, initialise_layer, mean_of
 from mamltheory.rng import generator
 
 PATCH = 3
@@ -102,7 +102,7 @@ class PatternCounter:
 
     def _edge_output(self, _edge: Edge, operations: Iterator[tuple[str, nn.Module, Value]]) -> Value:
         parts = [self._value(operation, state) for _, operation, state in operations]
-        return parts[0] if len(parts) == 1 else self._value(mean, *parts)
+        return parts[0] if len(parts) == 1 else self._value(mean_of, *parts)
 
     def _run(self, candidates: Candidates) -> None:
         s0 = s1 = self._value(self.network.stem, Value(-1, self.x, []))

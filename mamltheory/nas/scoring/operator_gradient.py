@@ -32,7 +32,7 @@ from mamltheory.nas.network import Network, supernet
 from mamltheory.nas.scoring.condition_number import scored_kernel, scored_parameters
 from mamltheory.nas.scoring.score import Failure, Job, Score, ScoreSettings, jobs_by_repeat
 from mamltheory.nas.scoring.scorers import CellScorer
-from mamltheory.nas.scoring.tape import SampleGradients, Tape, record
+from mamltheory.nas.scoring.tape import SampleGradients, Tape, record_tape
 from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task, check_tasks
 
@@ -92,7 +92,7 @@ def operator_gradients(
     parts = x.split(chunk or fitting_samples(network, operators, x))
 
     def tape(part: Tensor, differentiable: bool) -> Tape:
-        return record(network, part, selections[0], settings.outputs == "full", width, differentiable)
+        return record_tape(network, part, selections[0], settings.outputs == "full", width, differentiable)
 
     gradients, graph = SampleGradients(), None
     try:

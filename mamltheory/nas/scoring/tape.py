@@ -29,8 +29,8 @@ from mamltheory.errors import UnsupportedModelError, ValueRangeError
 from mamltheory.kernels.layers.convolutions import is_plain, layer_output
 from mamltheory.kernels.layers.gram import add_grams
 from mamltheory.kernels.layers.recorder import (
-    Layer,
     LayerCall,
+    RecordedLayer,
     Recorder,
     layers_of,
     output_gradients,
@@ -147,7 +147,7 @@ def _differentiable_twice(network: nn.Module, width: float) -> Iterator[None]:
             vars(module).pop("forward", None)
 
 
-def record(
+def record_tape(
     network: nn.Module, x: Tensor, names: set[str], full: bool, width: float, differentiable: bool
 ) -> Tape:
     """One forward pass, and one backward pass per output (full) or one for their sum.
@@ -198,7 +198,7 @@ def record(
 class _Part:
     """One layer for all samples: chunk by chunk its rows, or the cotangents of its output where ``factored``."""
 
-    layer: Layer
+    layer: RecordedLayer
     slot: int
     factored: bool
     held: list

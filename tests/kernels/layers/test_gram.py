@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamltheory import generator
-from mamltheory.kernels.layers.gram import COLUMNS, LONG, Factors, add_contraction, add_grams, settled
+from mamltheory.kernels.layers.gram import COLUMNS, LONG, LayerFactors, add_contraction, add_grams, settled
 from tests.paper.cases import relative
 from tests.strategies import seeds
 
@@ -18,7 +18,7 @@ def draw(*shape, seed=0):
 def test_factors_and_rows_have_the_same_gram_matrix(seed, positions, bias, wide):
     n, k, o, j = (100, 2, 3, 2) if wide else (3, 2, 4, 5)
     left, right = (
-        Factors(
+        LayerFactors(
             draw(m, positions, j, seed=seed + i), draw(m, k, positions, o, seed=seed + 2 + i), float(bias)
         )
         for i, m in enumerate((n, 2))
@@ -44,8 +44,8 @@ def test_strips_and_blocks_of_columns_give_the_whole_gram_matrix(rows):
 
 
 def test_many_positions_are_contracted_as_rows_and_few_as_factors():
-    few, many = (Factors(torch.zeros(4, p, 64), torch.zeros(4, 2, p, 64)) for p in (2, 500))
-    assert isinstance(settled(few, 50), Factors)
+    few, many = (LayerFactors(torch.zeros(4, p, 64), torch.zeros(4, 2, p, 64)) for p in (2, 500))
+    assert isinstance(settled(few, 50), LayerFactors)
     assert isinstance(settled(many, 50), torch.Tensor)
 
 

@@ -91,18 +91,6 @@ def test_rows_take_the_bytes_that_are_booked_for_them(ways):
     assert all(row_bytes(call) * ways == taken for call, taken in found)
 
 
-@pytest.mark.parametrize("count", [1, 4])
-def test_rows_that_wait_take_their_part_of_the_budget(count):
-    network, x = shaken(2), joint_inputs(tasks(2, 1, 8)).double()
-    names = {name for name, value in network.named_parameters() if value.dim() > 1}
-    batch = CandidateBatch(network, [Candidates()] * count, x, names)
-    plenty = batch.kernels("full", 1 << 30)
-    memory = batch.chain.needed * 17 // 16
-    runs = images_of_stem_runs(network)
-    torch.testing.assert_close(batch.kernels("full", memory), plenty, rtol=1e-11, atol=1e-12)
-    assert len(runs) == 1 + (memory - memory // batched.WAITING < batch.chain.needed)
-
-
 def test_the_memory_that_a_stage_is_said_to_need_is_enough_for_it():
     network, x = shaken(2), joint_inputs(tasks(2, 1, 8)).double()
 

@@ -7,7 +7,7 @@ from torch import nn
 from mamltheory.kernels.layers.convolutions import weight_gradients
 from mamltheory.nas.network import initialise
 from mamltheory.nas.operations import Convolution, FactorizedReduce
-from mamltheory.nas.scoring.cell_layers import Activation, run
+from mamltheory.nas.scoring.cell_layers import Activation, run_layer
 from mamltheory.rng import generator
 
 
@@ -31,7 +31,7 @@ def test_a_layer_as_it_runs_has_the_values_and_derivatives_of_its_module(
     initialise(layer, 0)
     x, calls = images(sum(space), *space).requires_grad_(), []
     layer = layer.double()
-    found, expected = run(layer, x, lambda *call: calls.append(call)), layer(x)
+    found, expected = run_layer(layer, x, lambda *call: calls.append(call)), layer(x)
     torch.testing.assert_close(found, expected)
     cotangent = torch.randn(expected.shape, generator=generator(1, "cotangent"), dtype=torch.float64)
     back = [torch.autograd.grad(y, x, cotangent, retain_graph=True)[0] for y in (found, expected)]
@@ -57,7 +57,7 @@ def test_factorized_reductions_share_the_grids_of_their_input(space):
     x = images(0, *space)
     state, calls = Activation(x), []
     for module in (first, second):
-        torch.testing.assert_close(run(module, state, lambda *call: calls.append(call)), module(x))
+        torch.testing.assert_close(run_layer(module, state, lambda *call: calls.append(call)), module(x))
     grids = [call[1] for call in calls if isinstance(call[0], nn.Conv2d)]
     assert len(grids) == 4
     assert grids[0] is grids[2]

@@ -20,7 +20,7 @@ from mamltheory.nas.scoring.operator_gradient import (
     operator_gradients,
 )
 from mamltheory.nas.scoring.score import ScoreSettings
-from mamltheory.nas.scoring.tape import SampleGradients, record, relu_with_surrogate
+from mamltheory.nas.scoring.tape import SampleGradients, record_tape, relu_with_surrogate
 from mamltheory.rng import generator
 from mamltheory.tasks import Task
 from tests.reference.nas_gradient import (
@@ -194,7 +194,9 @@ def glyph_case(seed, kept):
 def test_of_every_layer_the_smaller_form_is_held():
     network = supernet(ALL, SMALL, 0)
     names = {name for name, value in network.named_parameters() if value.dim() > 1}
-    tape = record(network, torch.cat([t.query_x for t in draw_tasks()]).float(), names, False, 1.0, False)
+    tape = record_tape(
+        network, torch.cat([t.query_x for t in draw_tasks()]).float(), names, False, 1.0, False
+    )
     gradients = SampleGradients()
     gradients.add(tape)
     assert {part.factored for part in gradients.parts} == {True, False}
@@ -245,7 +247,7 @@ def test_a_network_that_cannot_be_recorded_is_left_as_it_was():
     x = torch.randn(2, 3, 8, 8, generator=generator(0, "x"))
     names = {name for name, _ in network.named_parameters()}
     with pytest.raises(UnsupportedModelError, match="'4' is a PReLU"):
-        record(network, x, names, False, 1.0, False)
+        record_tape(network, x, names, False, 1.0, False)
     assert not any("forward" in vars(module) or module._forward_hooks for module in network.modules())
     network(x).sum().backward()
     assert all(bool(parameter.grad.any()) for parameter in network.parameters())
@@ -254,7 +256,7 @@ def test_a_network_that_cannot_be_recorded_is_left_as_it_was():
 def test_an_input_of_several_layers_is_held_once():
     network, x = supernet(ALL, SMALL, 0), torch.cat([t.query_x for t in draw_tasks()]).float()
     names = {name for name, value in network.named_parameters() if value.dim() > 1}
-    tape = record(network, x, names, False, 1.0, False)
+    tape = record_tape(network, x, names, False, 1.0, False)
     assert sum(len(call.layer.names) for call in tape.calls) == len(names)
     assert len(tape.inputs) < 0.8 * len(tape.calls)
     assert not any(each.requires_grad for each in tape.inputs)
