@@ -49,7 +49,7 @@ class Dense:
         self.scale = float(net.width) if net.parameterisation == "standard" else 1.0
         self.theta0 = flatten(params)
         self.head = head_mask(params, net.depth)
-        self.start_jacobians = {}  # by samples: the kernels of one test need each of them many times
+        self.start_jacobians = {}  # by θ_0 and samples: the kernels of one test need each of them many times
 
     def f(self, theta, x):
         return forward(self.net, unflatten(theta, self.like), x).reshape(-1)
@@ -58,9 +58,10 @@ class Dense:
         return torch.autograd.functional.jacobian(lambda t: self.f(t, x), theta)
 
     def start_jacobian(self, x):
-        if x not in self.start_jacobians:
-            self.start_jacobians[x] = self.jacobian(self.theta0, x)
-        return self.start_jacobians[x]
+        key = self.theta0, x
+        if key not in self.start_jacobians:
+            self.start_jacobians[key] = self.jacobian(*key)
+        return self.start_jacobians[key]
 
     def support_loss(self, theta, task):
         return 0.5 * ((self.f(theta, task.support_x) - task.support_y.reshape(-1)) ** 2).sum()

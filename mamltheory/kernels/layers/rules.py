@@ -192,17 +192,6 @@ def gradient_cotangents(
     return by_inputs, by_cotangents
 
 
-def _check_alone(layer: nn.Module, name: str, alone: Tensor, output: Tensor) -> None:
-    """Raises UnsupportedModelError unless samples alone have the outputs that they have in their batch."""
-    tolerance = 1e3 * torch.finfo(output.dtype).eps * float(output.abs().max())
-    if not bool(((alone - output).abs() <= tolerance).all()):
-        raise UnsupportedModelError(
-            f"module {name!r} ({type(layer).__name__}) gives a sample another output alone than in its batch: it "
-            "uses batch statistics, chance, or hooks that change its output, with which no kernel of single "
-            "samples exists"
-        )
-
-
 def module_gradients(
     layer: nn.Module,
     name: str,
@@ -227,38 +216,42 @@ def module_gradients(
         The gradients by name, n·k × (numbers of the parameter). An UnsupportedModelError says that a sample alone gives
         another output than in its batch.
     """
-    n = len(output)
-    mapped = [isinstance(part, Tensor) and part.dim() > 0 and len(part) == n for part in inputs]
+    mapped = [isinstance(part, Tensor) and part.dim() > 0 and len(part) == len(output) for part in inputs]
     alone: list[Tensor] = []
 
+    def call(own: Parameters, *parts: Any) -> Any:
+        return call_module(layer, {**constants, **own}, *parts)
+
     def run(own: Parameters, parts: Sequence[Any]) -> Tensor:
-        parts = [part[None] if split else part for part, split in zip(parts, mapped, strict=True)]
-        outputs: Any = call_module(layer, {**constants, **own}, *parts)
-        return outputs[0]
+        pairs = zip(parts, mapped, strict=True)
+        return call(own, *(part[None] if split else part for part, split in pairs))[0]
 
     def pulled(ways: Tensor, *parts: Any) -> tuple[Tensor, Parameters]:
         alone_output, pull, *_ = vjp(lambda own: run(own, parts), values)
         return alone_output, vmap(lambda each: pull(each)[0])(ways)
 
     def vectorised() -> Parameters:
-        outputs, rows = vmap(pulled, in_dims=(0, *(0 if split else None for split in mapped)))(
-            cotangents, *inputs
-        )
+        axes = (0 if split else None for split in mapped)
+        outputs, rows = vmap(pulled, in_dims=(0, *axes))(cotangents, *inputs)
         alone.extend(outputs)
         return rows
 
     def single(own: Parameters, i: int) -> Tensor:
-        single_output = run(
-            own, [part[i] if split else part for part, split in zip(inputs, mapped, strict=True)]
+        pairs = zip(inputs, mapped, strict=True)
+        alone_output = run(own, [part[i] if split else part for part, split in pairs])
+        alone.append(alone_output.detach())
+        return alone_output
+
+    rows = checked_rows(vectorised, lambda own: call(own, *inputs), single, cotangents, values)
+    if not _close(torch.stack(alone[-len(output) :]), output):
+        raise UnsupportedModelError(
+            f"module {name!r} ({type(layer).__name__}) gives a sample another output alone than in its batch: it "
+            "uses batch statistics, chance, or hooks that change its output, with which no kernel of single "
+            "samples exists"
         )
-        alone.append(single_output.detach())
-        return single_output
+    return {key: value.reshape(cotangents.shape[:2].numel(), -1) for key, value in rows.items()}
 
-    def whole(own: Parameters) -> Any:
-        return call_module(layer, {**constants, **own}, *inputs)
 
-    rows = checked_rows(vectorised, whole, single, cotangents, values)
-    _check_alone(layer, name, torch.stack(alone[-n:]), output)
-    return {
-        name: value.reshape(cotangents.shape[0] * cotangents.shape[1], -1) for name, value in rows.items()
-    }
+def _close(one: Tensor, other: Tensor) -> bool:
+    tolerance = 1e3 * torch.finfo(other.dtype).eps * float(other.abs().max())
+    return bool(((one - other).abs() <= tolerance).all())

@@ -61,7 +61,7 @@ def planted_repeats(settings):
     random = numpy_generator(0, "planted")
     signal = random.standard_normal(126)
     records = {}
-    for name, (estimator, tasks, repeat) in stability.items_of(settings).items():
+    for name, (estimator, tasks, repeat) in stability.repeats_of(settings).items():
         own = numpy_generator(1, "repeat", repeat)
         measures = ("regions",) if estimator == "regions" else stability.MEASURES
         share = 0.0 if estimator == "regions" else 1.0

@@ -54,7 +54,7 @@ def test_a_search_by_gradient_decides_like_one_by_leave_one_out_given_the_same_s
 
 
 def test_a_gradient_that_does_not_fit_goes_on_with_fewer_samples_and_says_how_often(monkeypatch):
-    scorer, usual = GradientScorer(CellScorer(SIZE, 0, draw_tasks)), gradient.record
+    scorer, usual = GradientScorer(CellScorer(SIZE, 0, draw_tasks)), gradient.record_tape
     plenty = scorer.scores(THREE.candidates, 0, 0)
 
     def small_device(most, network, part, *others):
@@ -62,12 +62,12 @@ def test_a_gradient_that_does_not_fit_goes_on_with_fewer_samples_and_says_how_of
             raise torch.OutOfMemoryError("full")
         return usual(network, part, *others)
 
-    monkeypatch.setattr(gradient, "record", partial(small_device, 2))
+    monkeypatch.setattr(gradient, "record_tape", partial(small_device, 2))
     found = scorer.scores(THREE.candidates, 0, 0)
     assert [score.halvings for score in (found[None], plenty[None])] == [2, 0]  # 6 samples, 3, 1
     logs = [[math.log(each[o].condition) for o in plenty] for each in (found, plenty)]
     assert logs[0] == pytest.approx(logs[1], rel=1e-3, abs=1e-3)
-    monkeypatch.setattr(gradient, "record", partial(small_device, 0))
+    monkeypatch.setattr(gradient, "record_tape", partial(small_device, 0))
     with pytest.raises(torch.OutOfMemoryError):
         scorer.scores(THREE.candidates, 0, 0)
 
