@@ -27,7 +27,7 @@ LAYERS = (
     {"kernels", "objective"},
     {"maml"},
     {"predictors"},
-    {"bounds", "asymptotics", "lipschitz"},
+    {"finite_width"},
     {"nas", "fewshot"},
     {"nas.statistics"},
     {"nas.scoring"},

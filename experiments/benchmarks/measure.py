@@ -21,8 +21,8 @@ from experiments.benchmarks.clock import Answer
 from experiments.benchmarks.kernel import STRIDES
 from experiments.benchmarks.problems import Case, Group, Method, Sizes
 from experiments.benchmarks.processes import Ask
-from mamltheory.asymptotics import fit_power_law
 from mamltheory.errors import MamlTheoryError
+from mamltheory.finite_width.asymptotics import fit_power_law
 from mamltheory.runtime.folders import BENCHMARK_LOG
 
 Request = Mapping[str, Any]

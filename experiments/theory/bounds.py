@@ -28,8 +28,8 @@ from experiments.theory.report import (
 from experiments.theory.settings import Bounds, Theory
 from experiments.theory.sweep import Measurement, Problem, Sweep, network_of_width, run_sweep
 from mamltheory import FullyConnected, generator
-from mamltheory.asymptotics import root_mean_square
-from mamltheory.bounds import theorem3_residual_bound
+from mamltheory.finite_width.asymptotics import root_mean_square
+from mamltheory.finite_width.bounds import theorem3_residual_bound
 from mamltheory.inner_loop import meta_output, square_loss
 from mamltheory.tasks import Parameters, query_labels
 

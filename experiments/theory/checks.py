@@ -24,7 +24,7 @@ from mamltheory import (
     meta_output,
     train,
 )
-from mamltheory.bounds import extreme_eigenvalues, largest_rate
+from mamltheory.finite_width.bounds import extreme_eigenvalues, largest_rate
 from mamltheory.predictors import adapted_output
 
 TOLERANCE = 1e-10

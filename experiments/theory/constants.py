@@ -13,8 +13,8 @@ import numpy as np
 from experiments.theory.settings import Theory, Widths
 from experiments.theory.sweep import Measurement, Problem, Sweep, initialised, run_sweep
 from mamltheory import generator
-from mamltheory.bounds import theorem3_drift_bound, theorem3_path_bound
-from mamltheory.lipschitz import jacobian_size, lipschitz_constant
+from mamltheory.finite_width.bounds import theorem3_drift_bound, theorem3_path_bound
+from mamltheory.finite_width.lipschitz import jacobian_size, lipschitz_constant
 
 TOLERANCE = 1e-2
 """Relative tolerance of the rate of change; the scatter between seeds is ten times larger."""

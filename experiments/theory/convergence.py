@@ -9,7 +9,7 @@ from experiments.plotting import curve, figure, ticks_at
 from experiments.theory.report import save_theory_figure, subtitle
 from experiments.theory.settings import Convergence
 from experiments.theory.sweep import Sweep, run_sweep
-from mamltheory.bounds import theorem3_residual_bound
+from mamltheory.finite_width.bounds import theorem3_residual_bound
 
 
 def plot_convergence(settings: Convergence) -> int:

@@ -16,7 +16,7 @@ from experiments.theory.report import (
 )
 from experiments.theory.settings import Drift
 from experiments.theory.sweep import Sweep, run_sweep
-from mamltheory.asymptotics import root_mean_square
+from mamltheory.finite_width.asymptotics import root_mean_square
 
 MOVEMENTS = {
     "path_length": r"path $\sum_t \|\theta_t - \theta_{t-1}\|$",

@@ -17,8 +17,8 @@ from experiments.theory.report import (
 )
 from experiments.theory.settings import Lipschitz
 from experiments.theory.sweep import Sweep, initialised, make_problem
-from mamltheory.asymptotics import root_mean_square
-from mamltheory.lipschitz import lipschitz_ratio
+from mamltheory.finite_width.asymptotics import root_mean_square
+from mamltheory.finite_width.lipschitz import lipschitz_ratio
 from mamltheory.tasks import Parameters
 
 DISTANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)

@@ -43,7 +43,7 @@ from mamltheory import (
     joint_inputs,
     train,
 )
-from mamltheory.asymptotics import root_mean_square
+from mamltheory.finite_width.asymptotics import root_mean_square
 from mamltheory.linalg import Dynamics
 
 DEPTHS = (1, 2, 3)

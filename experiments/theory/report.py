@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.plotting import curve, save_figure, ticks_at
 from experiments.theory.settings import Widths
-from mamltheory.asymptotics import PowerLaw, fit_power_law, root_mean_square
+from mamltheory.finite_width.asymptotics import PowerLaw, fit_power_law, root_mean_square
 
 
 def subtitle(claim: str, settings: Widths) -> str:

@@ -34,9 +34,9 @@ from mamltheory import (
     kernel_regression,
     train,
 )
-from mamltheory.bounds import extreme_eigenvalues
 from mamltheory.errors import CheckpointError
 from mamltheory.files import reason
+from mamltheory.finite_width.bounds import extreme_eigenvalues
 from mamltheory.linalg import Dynamics
 from mamltheory.maml import TrainingRecord
 from mamltheory.runtime.progress import stage

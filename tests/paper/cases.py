@@ -5,7 +5,7 @@ import itertools
 import torch
 
 from mamltheory import FullyConnected, InnerLoop, Task, analytic_meta_ntk, analytic_ntk, generator
-from mamltheory.bounds import extreme_eigenvalues, largest_rate
+from mamltheory.finite_width.bounds import extreme_eigenvalues, largest_rate
 from mamltheory.kernels.empirical import gram, jacobian
 
 EXACT = 1e-10

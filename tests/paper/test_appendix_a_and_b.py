@@ -29,8 +29,8 @@ from mamltheory import (
     meta_outputs,
     train,
 )
-from mamltheory.asymptotics import fit_power_law, root_mean_square
-from mamltheory.bounds import (
+from mamltheory.finite_width.asymptotics import fit_power_law, root_mean_square
+from mamltheory.finite_width.bounds import (
     extreme_eigenvalues,
     theorem3_drift_bound,
     theorem3_path_bound,

@@ -10,8 +10,8 @@ import torch
 from torch.func import grad, jvp
 
 from mamltheory import FullyConnected, InnerLoop, Task, empirical_ntk, generator
+from mamltheory.finite_width.lipschitz import lipschitz_constant, norm
 from mamltheory.kernels.empirical import jacobian
-from mamltheory.lipschitz import lipschitz_constant, norm
 from tests.paper.cases import DEEP, EXACT, SHALLOW, named, relative, setting, sphere, start
 from tests.paper.widths import at_widths, check_level, check_slope, combined
 from tests.reference.dense import Dense

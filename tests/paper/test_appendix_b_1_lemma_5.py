@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch.func import jacrev
 
 from mamltheory import FullyConnected, generator
-from mamltheory.asymptotics import root_mean_square
+from mamltheory.finite_width.asymptotics import root_mean_square
+from mamltheory.finite_width.lipschitz import norm
 from mamltheory.kernels.empirical import gram, jacobian
 from mamltheory.kernels.empirical_meta import meta_jacobian
-from mamltheory.lipschitz import norm
 from tests.paper.cases import (
     DEEP,
     EXACT,

@@ -24,8 +24,12 @@ from mamltheory import (
     meta_ntk,
     residual_operator,
 )
-from mamltheory.bounds import exponential_lipschitz_constant, extreme_eigenvalues, lemma1_lipschitz_constant
 from mamltheory.errors import ValueRangeError
+from mamltheory.finite_width.bounds import (
+    exponential_lipschitz_constant,
+    extreme_eigenvalues,
+    lemma1_lipschitz_constant,
+)
 from mamltheory.kernels.empirical import gram, jacobian
 from mamltheory.kernels.empirical_meta import stacked_meta_jacobian
 from mamltheory.kernels.meta import adaptation_matrix

@@ -14,8 +14,8 @@ from mamltheory import (
     meta_outputs,
     nngp,
 )
-from mamltheory.asymptotics import fit_power_law, root_mean_square
-from mamltheory.bounds import largest_rate
+from mamltheory.finite_width.asymptotics import fit_power_law, root_mean_square
+from mamltheory.finite_width.bounds import largest_rate
 from mamltheory.kernels.empirical_meta import stacked_meta_jacobian
 from mamltheory.tasks import query_labels
 from tests.paper.cases import EXACT, adaptation, identity, named, relative, rows_of, setting, sphere, start

@@ -9,7 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamltheory import FullyConnected, InnerLoop, analytic_meta_ntk, meta_output, meta_outputs, train
-from mamltheory.bounds import extreme_eigenvalues, largest_rate, theorem3_drift_bound, theorem3_least_width
+from mamltheory.finite_width.bounds import (
+    extreme_eigenvalues,
+    largest_rate,
+    theorem3_drift_bound,
+    theorem3_least_width,
+)
 from tests.paper.cases import EXACT, ROUNDING, draws, identity, make_tasks, rate_setting, relative, start
 from tests.reference.dense import flatten, unflatten
 from tests.reference.matrix_functions import operator_norm

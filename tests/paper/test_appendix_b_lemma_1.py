@@ -4,9 +4,14 @@ import pytest
 import torch
 
 from mamltheory import FullyConnected, InnerLoop, generator, train
-from mamltheory.bounds import theorem3_drift_bound, theorem3_path_bound
 from mamltheory.errors import ValueRangeError
-from mamltheory.lipschitz import jacobian_size, lipschitz_along, lipschitz_constant, lipschitz_ratio
+from mamltheory.finite_width.bounds import theorem3_drift_bound, theorem3_path_bound
+from mamltheory.finite_width.lipschitz import (
+    jacobian_size,
+    lipschitz_along,
+    lipschitz_constant,
+    lipschitz_ratio,
+)
 from tests.paper.cases import make_tasks, rate_setting, setting, start
 from tests.paper.widths import at_widths, check_level, check_slope, combined, random_direction
 from tests.reference.dense import Dense, flatten

@@ -27,8 +27,8 @@ from mamltheory import (
     meta_ntk,
     train,
 )
-from mamltheory.asymptotics import root_mean_square
-from mamltheory.bounds import largest_rate
+from mamltheory.finite_width.asymptotics import root_mean_square
+from mamltheory.finite_width.bounds import largest_rate
 from mamltheory.kernels.meta import adaptation_matrix
 from mamltheory.linalg import residual_operator, time_operator
 from mamltheory.maml import descend

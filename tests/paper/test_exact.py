@@ -28,8 +28,8 @@ from mamltheory import (
     meta_output,
     train,
 )
-from mamltheory.bounds import extreme_eigenvalues, largest_rate
 from mamltheory.factored.meta_ntk import factored_meta_ntk
+from mamltheory.finite_width.bounds import extreme_eigenvalues, largest_rate
 from mamltheory.kernels.empirical_meta import meta_jacobian
 from mamltheory.kernels.meta import adaptation_matrix
 from mamltheory.predictors import adapted_output

@@ -20,8 +20,8 @@ from mamltheory import (
     meta_gradient,
     meta_ntk,
 )
-from mamltheory.bounds import extreme_eigenvalues
 from mamltheory.fewshot.episodes import sample_episode
+from mamltheory.finite_width.bounds import extreme_eigenvalues
 from tests.paper.cases import EXACT, make_tasks, relative, start
 from tests.reference.dense import flatten
 

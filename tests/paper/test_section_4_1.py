@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mamltheory import FullyConnected, InnerLoop, Task, empirical_meta_ntk, meta_outputs, train
-from mamltheory.bounds import largest_rate
+from mamltheory.finite_width.bounds import largest_rate
 from mamltheory.kernels.empirical_meta import meta_jacobian, stacked_meta_jacobian
 from mamltheory.tasks import query_labels
 from tests.paper.cases import EXACT, make_tasks, rate_setting, relative, rows_of, setting, start

@@ -31,9 +31,9 @@ from mamltheory import (
     time_operator,
     train,
 )
-from mamltheory.asymptotics import fit_power_law, root_mean_square
-from mamltheory.bounds import extreme_eigenvalues, largest_rate
 from mamltheory.errors import ShapeError, ValueRangeError
+from mamltheory.finite_width.asymptotics import fit_power_law, root_mean_square
+from mamltheory.finite_width.bounds import extreme_eigenvalues, largest_rate
 from mamltheory.kernels.meta import adaptation_matrix
 from mamltheory.tasks import query_labels
 from tests.paper.cases import EXACT, make_tasks, relative, setting, sphere, start

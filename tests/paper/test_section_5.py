@@ -24,8 +24,8 @@ from mamltheory import (
     meta_ntk_from_ntk,
     train,
 )
-from mamltheory.bounds import extreme_eigenvalues, largest_rate
 from mamltheory.errors import SingularKernelError
+from mamltheory.finite_width.bounds import extreme_eigenvalues, largest_rate
 from mamltheory.linalg import condition_number
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.search.algorithm1 import run_search

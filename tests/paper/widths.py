@@ -7,7 +7,7 @@ networks that no test uses (all seeds shifted by 1000, 2000, …), and widened w
 import numpy as np
 import torch
 
-from mamltheory.asymptotics import fit_power_law, root_mean_square
+from mamltheory.finite_width.asymptotics import fit_power_law, root_mean_square
 from tests.paper.cases import setting, start
 
 

@@ -19,9 +19,9 @@ from mamltheory import (
     meta_outputs,
     train,
 )
-from mamltheory.bounds import theorem3_drift_bound, theorem3_path_bound, theorem3_residual_bound
 from mamltheory.errors import ConfigurationError
-from mamltheory.lipschitz import jacobian_size, lipschitz_constant
+from mamltheory.finite_width.bounds import theorem3_drift_bound, theorem3_path_bound, theorem3_residual_bound
+from mamltheory.finite_width.lipschitz import jacobian_size, lipschitz_constant
 from tests.experiments.stops import counted
 
 SMALL = {"widths": (8, 32), "seeds": 2, "steps": 4, "dimension": 4, "task_count": 2, "jobs": 1}

@@ -4,14 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from mamltheory.bounds import (
+from mamltheory.errors import SingularKernelError, ValueRangeError
+from mamltheory.finite_width.bounds import (
     extreme_eigenvalues,
     largest_rate,
     theorem3_drift_bound,
     theorem3_path_bound,
     theorem3_residual_bound,
 )
-from mamltheory.errors import SingularKernelError, ValueRangeError
 from tests.strategies import kernels, with_spectrum
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mamltheory.asymptotics import fit_power_law, root_mean_square
 from mamltheory.errors import ShapeError, ValueRangeError
+from mamltheory.finite_width.asymptotics import fit_power_law, root_mean_square
 from mamltheory.rng import numpy_generator
 from tests.strategies import as_users_run_it
 
