@@ -213,8 +213,10 @@ def module_gradients(
         constants: its other parameters.
 
     Returns:
-        The gradients by name, n·k × (numbers of the parameter). An UnsupportedModelError says that a sample alone gives
-        another output than in its batch.
+        The gradients by name, n·k × (numbers of the parameter).
+
+    Raises:
+        UnsupportedModelError: a sample alone gives another output than in its batch.
     """
     mapped = [isinstance(part, Tensor) and part.dim() > 0 and len(part) == len(output) for part in inputs]
     alone: list[Tensor] = []
