@@ -54,7 +54,7 @@ class InnerLoop:
             raise ValueRangeError(f"lam0 is {self.lam0!r}: expected a finite number of at least 0")
         if not (is_number(self.tau) and self.tau >= 0 and self.tau == int(self.tau)):
             raise ValueRangeError(f"tau is {self.tau!r}: expected a whole number of inner steps, at least 0")
-        if self.algorithm not in ("maml", "anil"):
+        if not isinstance(self.algorithm, str) or self.algorithm not in ("maml", "anil"):
             raise ValueRangeError(f"algorithm is {self.algorithm!r}: expected 'maml' or 'anil'")
 
     @property

@@ -8,11 +8,11 @@ NTK parameterisation: the same function at initialisation, with W^i = σ_w/√fa
 standard normal.
 """
 
-import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -27,6 +27,7 @@ from mamltheory.errors import (
     UnsupportedModelError,
     ValueRangeError,
 )
+from mamltheory.linalg import is_number
 from mamltheory.modules import call_module, check_module, guarded_forward, unwrapped
 from mamltheory.tasks import Parameters
 
@@ -113,16 +114,19 @@ class FullyConnected:
 
     def __post_init__(self) -> None:
         for name in ("input_dim", "width", "depth", "output_dim"):
-            if getattr(self, name) < 1:
-                raise ValueRangeError(f"{name} is {getattr(self, name)}: expected at least 1")
-        if not (0 < self.sigma_w < math.inf and 0 <= self.sigma_b < math.inf):
+            size = getattr(self, name)
+            if not (isinstance(size, Integral) and 1 <= int(size) < 2**31):
+                raise ValueRangeError(f"{name} is {size!r}: expected a whole number of at least 1")
+        if not (
+            is_number(self.sigma_w) and is_number(self.sigma_b) and self.sigma_w > 0 and self.sigma_b >= 0
+        ):
             raise ValueRangeError(
                 f"sigma_w is {self.sigma_w}, sigma_b is {self.sigma_b}: "
                 "expected finite sigma_w > 0 and sigma_b >= 0"
             )
-        if self.activation not in ACTIVATIONS:
+        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             raise ValueRangeError(f"activation is {self.activation!r}: expected one of {sorted(ACTIVATIONS)}")
-        if self.parameterisation not in ("standard", "ntk"):
+        if not isinstance(self.parameterisation, str) or self.parameterisation not in ("standard", "ntk"):
             raise ValueRangeError(
                 f"parameterisation is {self.parameterisation!r}: expected 'standard' or 'ntk'"
             )
@@ -204,11 +208,25 @@ def centred(model: Model, params0: Parameters) -> Model:
         >>> bool((centred(net.model, params)(params, torch.ones(3, 2).double()) == 0).all())
         True
     """
+    _check_start(model, params0)
 
     def function(params: Parameters, x: Tensor) -> Tensor:
         return model(params, x) - model(params0, x)
 
     return replace(model, function=function, origin=params0)
+
+
+def _check_start(model: Model, params0: Parameters) -> None:
+    """Raises ConfigurationError for what is no Model, or no parameters."""
+    if not isinstance(model, Model):
+        raise ConfigurationError(
+            f"the network is a {type(model).__name__}: expected a Model; take one from a torch.nn.Module by "
+            "model, params = from_module(module), from a FullyConnected by its .model"
+        )
+    if not isinstance(params0, Mapping) or not all(isinstance(value, Tensor) for value in params0.values()):
+        raise ConfigurationError(
+            f"params0 is a {type(params0).__name__}: expected a dict from names to tensors"
+        )
 
 
 def linearised(model: Model, params0: Parameters) -> Model:
@@ -229,6 +247,7 @@ def linearised(model: Model, params0: Parameters) -> Model:
         >>> tangent({"w": torch.tensor(3.0)}, torch.ones(1, 1))  # 1 + 2 (3 − 1)
         tensor([[5.]])
     """
+    _check_start(model, params0)
 
     def function(params: Parameters, x: Tensor) -> Tensor:
         tangent = {name: params[name] - params0[name] for name in params0}
@@ -254,10 +273,13 @@ def from_module(
         module: the network; one wrapped in DataParallel or torch.compile is unwrapped.
         scale: l, by which every kernel is divided; 1 for networks without a width.
         head: names of the parameters that ANIL adapts; None to find the last linear layer, see
-            :func:`mamltheory.head.find_head`. A ConfigurationError says that there are no such parameters.
+            :func:`mamltheory.head.find_head`.
 
     Returns:
         The model and its parameters.
+
+    Raises:
+        ConfigurationError: what is given is no module, or has no parameters of these names.
 
     Example:
         >>> import torch
@@ -266,6 +288,10 @@ def from_module(
         >>> sorted(params), tuple(model(params, torch.ones(2, 3)).shape)
         (['bias', 'weight'], (2, 1))
     """
+    if not isinstance(module, nn.Module):
+        raise ConfigurationError(
+            f"the module is a {type(module).__name__}: expected a torch.nn.Module; a FullyConnected has its .model"
+        )
     module = unwrapped(module)
     check_module(module)
     params = {name: value.detach() for name, value in module.named_parameters()}

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
-from mamltheory.errors import UnsupportedModelError, ValueRangeError
+from mamltheory.errors import ConfigurationError, UnsupportedModelError, ValueRangeError
 from mamltheory.factored.fast_weights import TaskStack, adapted_pass, factor_path, stack_tasks
 from mamltheory.factored.meta_gradient import FactoredGradient, factored_meta_gradient
 from mamltheory.guard import ready_for_tasks
@@ -33,7 +33,7 @@ Method = Literal["auto", "factored", "generic"]
 Chosen = Literal["factored", "generic"]
 
 
-def meta_method(model: Model, tasks: Sequence[Task], inner: InnerLoop) -> Chosen:
+def meta_method(model: Model | nn.Module, tasks: Sequence[Task], inner: InnerLoop) -> Chosen:
     """The method that "auto" stands for: "factored" for a fully connected network while it is cheaper.
 
     In every step factors of τm rows cost 12 N m l (τm + n) operations beyond the shared products, and per-task
@@ -48,6 +48,9 @@ def meta_method(model: Model, tasks: Sequence[Task], inner: InnerLoop) -> Chosen
     Returns:
         "factored" or "generic".
 
+    Raises:
+        ConfigurationError: the network or the inner loop is something else.
+
     Example:
         >>> import torch
         >>> from mamltheory import FullyConnected, InnerLoop, Task, meta_method
@@ -55,7 +58,13 @@ def meta_method(model: Model, tasks: Sequence[Task], inner: InnerLoop) -> Chosen
         >>> meta_method(FullyConnected(3, width=64, depth=1).model, [Task(x, y, x, y)], InnerLoop(0.1))
         'factored'
     """
-    if model.network is None:
+    tasks = check_tasks(tasks)
+    if not isinstance(model, Model | nn.Module) or not isinstance(inner, InnerLoop):
+        raise ConfigurationError(
+            f"got a {type(model).__name__} and a {type(inner).__name__}: expected a Model or torch.nn.Module, and an "
+            "InnerLoop"
+        )
+    if isinstance(model, nn.Module) or model.network is None:
         return "generic"
     rows = max(inner.tau * len(task.support_x) + len(task.query_x) for task in tasks)
     return "factored" if rows < max(model.network.width / 2, 384) else "generic"
@@ -63,7 +72,7 @@ def meta_method(model: Model, tasks: Sequence[Task], inner: InnerLoop) -> Chosen
 
 def chosen_method(method: Method, model: Model, tasks: Sequence[Task], inner: InnerLoop) -> Chosen:
     """``method``, or what "auto" stands for with model, tasks and inner loop; an error if there is none."""
-    if method not in ("auto", "factored", "generic"):
+    if not isinstance(method, str) or method not in ("auto", "factored", "generic"):
         raise ValueRangeError(f"method is {method!r}: expected 'auto', 'factored' or 'generic'")
     if method == "factored" and model.network is None:
         raise UnsupportedModelError(

@@ -28,7 +28,7 @@ from mamltheory.kernels.meta import (
     joint_slices,
 )
 from mamltheory.linalg import Dynamics, residual_operator, time_operator
-from mamltheory.tasks import Task, check_tasks, query_labels
+from mamltheory.tasks import Task, check_array, check_tasks, query_labels
 
 
 def adapted_output(
@@ -66,6 +66,13 @@ def adapted_output(
         raise ShapeError(
             "give f_0 on both the query and the support samples, or on neither (centred network)"
         )
+    check_array("support_support", support_support, None, None)
+    support = len(support_support)
+    check_array("query_support", query_support, None, support)
+    check_array("support_y", support_y, support)
+    if query_f0 is not None:
+        check_array("query_f0", query_f0, len(query_support))
+        check_array("support_f0", support_f0, support)
     matrix = adaptation_matrix(query_support, support_support, inner)
     if query_f0 is None or support_f0 is None:
         return matrix @ support_y.double()
@@ -100,6 +107,12 @@ def trained_output(
         >>> trained_output(torch.tensor([[1.0, 1.0]]), phi, zero[:1], zero, torch.tensor([1.0, 2.0]), Converged())
         tensor([1.5000], dtype=torch.float64)
     """
+    check_array("phi_train", phi_train, None, None)
+    trained = len(phi_train)
+    check_array("phi_test_train", phi_test_train, None, trained)
+    check_array("test_start", test_start, len(phi_test_train))
+    check_array("train_start", train_start, trained)
+    check_array("labels", labels, trained)
     residual = labels.double() - train_start.double()
     return test_start.double() + phi_test_train.double() @ (time_operator(phi_train, outer) @ residual)
 
@@ -128,6 +141,9 @@ def trained_output_on_training_tasks(
         >>> trained_output_on_training_tasks(phi, start, labels, GradientDescent(0.5, 1))
         tensor([0.5000, 1.0000], dtype=torch.float64)
     """
+    check_array("phi_train", phi_train, None, None)
+    check_array("train_start", train_start, len(phi_train))
+    check_array("labels", labels, len(phi_train))
     labels = labels.double()
     return labels + residual_operator(phi_train, outer) @ (train_start.double() - labels)
 
@@ -177,9 +193,17 @@ def kernel_regression(
         tensor([ 1., -1.], dtype=torch.float64)
     """
     tasks = check_tasks(tasks)
+    if not isinstance(test_tasks, Sequence) or test_tasks:
+        test_tasks = check_tasks(test_tasks)
     every = check_tasks((*tasks, *test_tasks))
+    check_array("theta", theta, None, None)
+    for name, matrix in (("theta", theta), ("adaptation", adaptation)):
+        if matrix is not None:
+            check_array(name, matrix, len(theta), len(theta))
+    if f0 is not None:
+        check_array("f0 (flattened by .reshape(-1))", f0, len(theta))
     sizes = joint_sizes(theta, every)
-    _check_outputs(theta, every, sizes, f0)
+    _check_outputs(every, sizes)
     rows = composition(theta if adaptation is None else adaptation, sizes, inner)
     phi = composite_kernel(rows, theta)
     start = _adapted_start(rows, every, sizes, f0)
@@ -193,18 +217,12 @@ def kernel_regression(
     )
 
 
-def _check_outputs(
-    theta: Tensor, tasks: tuple[Task, ...], sizes: Sequence[tuple[int, int]], f0: Tensor | None
-) -> None:
-    """One row of the kernel for every label, and one f_0 for every row."""
+def _check_outputs(tasks: tuple[Task, ...], sizes: Sequence[tuple[int, int]]) -> None:
+    """One row of the kernel for every label."""
     if sizes[0][1] != tasks[0].support_y.numel():
         raise ShapeError(
             f"the first task has {tasks[0].support_y.numel()} support labels and the kernel {sizes[0][1]} support "
             'rows: both need the same number of outputs (outputs="full")'
-        )
-    if f0 is not None and f0.shape != (len(theta),):
-        raise ShapeError(
-            f"f0 has shape {tuple(f0.shape)}, expected ({len(theta)},): flatten it with .reshape(-1)"
         )
 
 

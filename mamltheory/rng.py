@@ -1,6 +1,7 @@
 """Random generators that depend on (seed, purpose, index) alone, never on the order of the calls."""
 
 import hashlib
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -23,8 +24,14 @@ def derived_seed(seed: int, purpose: str, *index: int) -> int:
         A seed for torch or numpy.
 
     Raises:
-        ValueRangeError: a purpose with a slash and indices, which another purpose could spell as well.
+        ValueRangeError: something other than whole numbers and a word, or a purpose with a slash and indices, which
+            another purpose could spell as well.
     """
+    if not isinstance(purpose, str) or not all(isinstance(number, Integral) for number in (seed, *index)):
+        raise ValueRangeError(
+            f"seed, purpose and index are {seed!r}, {purpose!r} and {index!r}: expected a whole number, a word and "
+            "whole numbers"
+        )
     if "/" in purpose and index:
         raise ValueRangeError(
             f"purpose is {purpose!r}: with indices it must be free of '/', which separates them"

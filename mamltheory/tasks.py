@@ -124,9 +124,26 @@ def check_dense(name: str, part: Tensor) -> None:
         )
 
 
+def check_array(name: str, value: object, *sizes: int | None) -> None:
+    """Raises ShapeError unless a value is a dense tensor of real numbers with these sizes (None: of any size)."""
+    if not isinstance(value, Tensor):
+        raise ShapeError(
+            f"{name} is a {type(value).__name__}: expected a tensor; convert numbers with torch.as_tensor(...)"
+        )
+    check_dense(name, value)
+    fits = value.dim() == len(sizes) and all(
+        want in (None, got) for want, got in zip(sizes, value.shape, strict=True)
+    )
+    if not fits or value.is_complex() or value.dtype == torch.bool:
+        wanted = " × ".join("any" if size is None else str(size) for size in sizes)
+        raise ShapeError(
+            f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}: expected real numbers of shape ({wanted})"
+        )
+
+
 def check_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
     """The tasks as a tuple; a ShapeError says that there are none, or that two do not fit one network."""
-    if isinstance(tasks, Task) or not isinstance(tasks, Iterable):
+    if isinstance(tasks, Task | Tensor) or not isinstance(tasks, Iterable):
         raise ShapeError(
             f"tasks is a {type(tasks).__name__}: expected a sequence of tasks, [task] for a single one"
         )

@@ -160,13 +160,13 @@ def test_float32_inputs_are_computed_in_float64():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"f0": torch.zeros(10, 2).double()}, "flatten it"),
-        ({"f0": torch.zeros(3).double()}, "flatten it"),
+        ({"f0": torch.zeros(10, 2).double()}, "reshape"),
+        ({"f0": torch.zeros(3).double()}, "reshape"),
         ({"theta": torch.eye(10).double()}, "same number of outputs"),
         ({"theta": torch.eye(19).double()}, "whole number"),
         ({"test_tasks": [task(1, k=1)]}, "differs"),
         ({"tasks": []}, "no tasks"),
-        ({"adaptation": torch.eye(10).double()}, "do not add up"),
+        ({"adaptation": torch.eye(10).double()}, "adaptation has shape"),
     ],
 )
 def test_kernels_labels_and_outputs_that_do_not_fit_are_refused(change, message):

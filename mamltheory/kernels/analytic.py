@@ -26,8 +26,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mamltheory.errors import ShapeError, ValueRangeError
+from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
 from mamltheory.networks import FullyConnected
+from mamltheory.tasks import check_array
 
 QUADRATURE_NODES = 160
 PAIRS_IN_A_BLOCK = 64  # 13 MB for each table of nodes × nodes
@@ -87,10 +88,14 @@ def expand_outputs(kernel: Float[Tensor, "p q"], outputs: int) -> Float[Tensor, 
 
 
 def _checked(net: FullyConnected, x: Tensor) -> Tensor:
-    if x.dim() != 2 or x.shape[1] != net.input_dim or len(x) == 0:
-        raise ShapeError(
-            f"x has shape {tuple(x.shape)}, expected samples × {net.input_dim}, at least one sample"
+    if not isinstance(net, FullyConnected):
+        raise ConfigurationError(
+            f"the network is a {type(net).__name__}: analytic kernels are those of a FullyConnected; pass that itself, "
+            "not its model, or take an empirical kernel"
         )
+    check_array("x", x, None, net.input_dim)
+    if len(x) == 0:
+        raise ShapeError("x has no samples: expected at least one")
     if not bool(torch.isfinite(x).all()):
         raise ValueRangeError("x contains NaN or infinite entries")
     return x.double()

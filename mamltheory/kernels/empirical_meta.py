@@ -151,7 +151,7 @@ def empirical_meta_ntk(
         >>> mt.empirical_meta_ntk(torch.nn.Linear(1, 1), [task], inner).item()
         1.25
     """
-    if method not in ("auto", "factored", "generic"):
+    if not isinstance(method, str) or method not in ("auto", "factored", "generic"):
         raise ValueRangeError(f"method is {method!r}: expected 'auto', 'factored' or 'generic'")
     check_dtype(dtype)
     dtype = dtype or torch.float64

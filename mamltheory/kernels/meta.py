@@ -10,6 +10,7 @@ C_i, and nowhere else.
 """
 
 from collections.abc import Collection, Sequence
+from numbers import Integral
 
 import torch
 from jaxtyping import Float
@@ -25,7 +26,7 @@ from mamltheory.kernels.layers.options import KernelOptions, Method, Select
 from mamltheory.linalg import Converged, Dynamics, symmetrised, time_operator
 from mamltheory.modules import plain_numerics
 from mamltheory.networks import FullyConnected, Model
-from mamltheory.tasks import Parameters, Task, check_tasks
+from mamltheory.tasks import Parameters, Task, check_array, check_tasks
 
 Sizes = Sequence[tuple[int, int]]
 """Rows of (query, support) of every task in a joint kernel: (n·k, m·k), or (n, m) for one output."""
@@ -143,9 +144,13 @@ def meta_ntk_from_ntk(
         >>> mt.meta_ntk_from_ntk(theta, [(1, 1)], mt.Converged()).item()  # 2 - 1 · 1/2 · 1
         1.5
     """
-    if adaptation is not None and adaptation.shape != theta.shape:
+    check_array("theta", theta, None, None)
+    if adaptation is not None:
+        check_array("adaptation", adaptation, *theta.shape)
+    if not _are_sizes(sizes):
         raise ShapeError(
-            f"adaptation has shape {tuple(adaptation.shape)}, theta {tuple(theta.shape)}: must agree"
+            f"sizes is {sizes!r}: expected whole numbers (query rows, support rows) of every task, as joint_sizes "
+            "returns them"
         )
     rows = composition(theta if adaptation is None else adaptation, sizes, dynamics)
     return composite_kernel(rows, theta)
@@ -244,6 +249,13 @@ def analytic_meta_ntk(
     return meta_ntk_from_ntk(theta, joint_sizes(theta, tasks), dynamics, last)
 
 
+def _are_sizes(sizes: object) -> bool:
+    return isinstance(sizes, Sequence) and all(
+        isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(rows, Integral) for rows in pair)
+        for pair in sizes
+    )
+
+
 def _check_algorithm(algorithm: str) -> None:
-    if algorithm not in ("maml", "anil"):
+    if not isinstance(algorithm, str) or algorithm not in ("maml", "anil"):
         raise ValueRangeError(f"algorithm is {algorithm!r}: expected 'maml' or 'anil'")

@@ -60,9 +60,9 @@ class NetworkSettings:
     initialisation: Initialisation = "kaiming"
 
     def __post_init__(self) -> None:
-        if self.norm not in ("batch", "group"):
+        if not isinstance(self.norm, str) or self.norm not in ("batch", "group"):
             raise ConfigurationError(f"norm is {self.norm!r}: expected 'batch' or 'group'")
-        if self.initialisation not in ("kaiming", "default"):
+        if not isinstance(self.initialisation, str) or self.initialisation not in ("kaiming", "default"):
             raise ConfigurationError(
                 f"initialisation is {self.initialisation!r}: expected 'kaiming' or 'default'"
             )

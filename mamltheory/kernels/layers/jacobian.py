@@ -33,7 +33,7 @@ def without_batching_warnings() -> Iterator[None]:
 
 def check_outputs(outputs: str) -> None:
     """Raises ValueRangeError unless outputs is "full" or "sum"."""
-    if outputs not in ("full", "sum"):
+    if not isinstance(outputs, str) or outputs not in ("full", "sum"):
         raise ValueRangeError(f"outputs is {outputs!r}: expected 'full' or 'sum'")
 
 

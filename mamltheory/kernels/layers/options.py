@@ -42,7 +42,7 @@ class KernelOptions:
     def __post_init__(self) -> None:
         check_outputs(self.outputs)
         check_dtype(self.dtype)
-        if self.method not in ("auto", "layerwise", "generic"):
+        if not isinstance(self.method, str) or self.method not in ("auto", "layerwise", "generic"):
             raise ValueRangeError(f"method is {self.method!r}: expected 'auto', 'layerwise' or 'generic'")
         for name, value in (("chunk", self.chunk), ("memory", self.memory)):
             if value is not None and not (isinstance(value, int) and value >= 1):

@@ -1,0 +1,126 @@
+"""Every public function with every argument replaced by something else: it works, or an error of ours says why."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import mamltheory as mt
+from mamltheory.errors import MamlTheoryError
+from mamltheory.kernels.meta import joint_sizes
+from tests.own_networks import draw
+from tests.strategies import as_users_run_it
+
+NET = mt.FullyConnected(4, width=8, depth=1, output_dim=2)
+MODEL, PARAMS = NET.model, NET.initialise(mt.generator(0, "init"))
+MODULE = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+X, Y = draw(3, 4), draw(3, 2, seed=1)
+TASKS = [mt.Task(X, Y, X + 1, Y), mt.Task(2 * X, Y, X - 1, Y)]
+INNER, FLOW = mt.InnerLoop(0.1, 1), mt.GradientFlow(0.5)
+MATRIX, ROW = X @ X.T + torch.eye(3, dtype=torch.float64), draw(3, seed=2)
+THETA = mt.empirical_ntk(MODEL, mt.joint_inputs(TASKS), params=PARAMS)
+ON_TASKS = {"model": MODEL, "params": PARAMS, "tasks": TASKS, "inner": INNER}
+SAMPLES = {"net": NET, "x1": X, "x2": X}
+TRAINED = {"phi_train": MATRIX, "train_start": ROW, "labels": ROW}
+
+RIGHT = {
+    "Converged": {"ridge": 1e-3},
+    "FullyConnected": {
+        "input_dim": 4,
+        "width": 8,
+        "depth": 1,
+        "output_dim": 1,
+        "activation": "erf",
+        "sigma_w": 1.5,
+        "sigma_b": 0.1,
+        "parameterisation": "standard",
+    },
+    "GradientDescent": {"rate": 0.1, "steps": 3},
+    "GradientFlow": {"time": 1.0},
+    "InnerLoop": {"lam0": 0.1, "tau": 1, "algorithm": "maml"},
+    "Task": {"query_x": X, "query_y": Y, "support_x": X, "support_y": Y},
+    "adapt": {"model": MODEL, "params": PARAMS, "task": TASKS[0], "inner": INNER},
+    "adapted_output": {"query_support": MATRIX, "support_support": MATRIX, "support_y": ROW, "inner": FLOW},
+    "analytic_last_layer_ntk": SAMPLES,
+    "analytic_meta_ntk": {"net": NET, "tasks": TASKS, "algorithm": "maml", "dynamics": FLOW},
+    "analytic_ntk": SAMPLES,
+    "centred": {"model": MODEL, "params0": PARAMS},
+    "condition_number": {"kernel": MATRIX},
+    "empirical_last_layer_ntk": {"model": MODEL, "x1": X, "params": PARAMS},
+    "empirical_meta_ntk": ON_TASKS,
+    "empirical_ntk": {"model": MODEL, "x1": X, "params": PARAMS, "outputs": "full", "method": "auto"},
+    "from_module": {"module": MODULE},
+    "generator": {"seed": 0, "purpose": "a use"},
+    "joint_inputs": {"tasks": TASKS},
+    "kernel_regression": {
+        "theta": THETA,
+        "tasks": TASKS[:1],
+        "test_tasks": TASKS[1:],
+        "inner": FLOW,
+        "outer": FLOW,
+    },
+    "linearised": {"model": MODEL, "params0": PARAMS},
+    "meta_gradient": ON_TASKS,
+    "meta_loss": ON_TASKS,
+    "meta_method": {"model": MODEL, "tasks": TASKS, "inner": INNER},
+    "meta_ntk": {"model": MODEL, "tasks": TASKS, "algorithm": "maml", "dynamics": FLOW, "params": PARAMS},
+    "meta_ntk_from_ntk": {"theta": THETA, "sizes": joint_sizes(THETA, TASKS), "dynamics": FLOW},
+    "meta_output": {"model": MODEL, "params": PARAMS, "task": TASKS[0], "inner": INNER},
+    "meta_outputs": ON_TASKS,
+    "nngp": SAMPLES,
+    "residual_operator": {"matrix": MATRIX, "dynamics": FLOW},
+    "time_operator": {"matrix": MATRIX, "dynamics": FLOW},
+    "train": {**ON_TASKS, "eta0": 0.01, "steps": 2},
+    "trained_output": {"phi_test_train": MATRIX, "test_start": ROW, **TRAINED, "outer": FLOW},
+    "trained_output_on_training_tasks": {**TRAINED, "outer": FLOW},
+}
+WRONG = {
+    "nothing": None,
+    "a number": 3,
+    "a negative number": -1,
+    "a huge number": 10**400,
+    "NaN": float("nan"),
+    "a truth value": True,
+    "a word": "abc",
+    "a class": int,
+    "an array": np.zeros((2, 2)),
+    "a module": MODULE,
+    "a model": MODEL,
+    "a network": NET,
+    "a task": TASKS[0],
+    "tasks": TASKS,
+    "an inner loop": INNER,
+    "an empty list": [],
+    "an empty dict": {},
+    "no axes": torch.zeros(()),
+    "one axis": torch.zeros(3),
+    "integers": torch.zeros(3, 4, dtype=torch.long),
+    "complex numbers": torch.zeros(3, 4, dtype=torch.cfloat),
+    "float32": X.float(),
+    "no samples": X[:0],
+    "a sparse tensor": X.to_sparse(),
+}
+
+
+def test_all_public_names_are_tried():
+    assert RIGHT.keys() | {"Model"} == set(mt.__all__)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_wrong_argument_is_an_error_of_ours(name):
+    with as_users_run_it(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        function, right = getattr(mt, name), RIGHT[name]
+        function(**right)
+        raw = {}
+        for argument in right:
+            for what, value in WRONG.items():
+                try:
+                    function(**{**right, argument: value})
+                except MamlTheoryError:
+                    pass
+                except Exception as error:
+                    raw[argument, what] = f"{type(error).__name__}: {error}"
+        assert raw == {}
