@@ -95,6 +95,7 @@ def test_a_step_is_adams_on_the_meta_gradient_of_a_plain_second_order_loop(algor
         torch.testing.assert_close(state.values[name], value.detach(), atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_meta_training_learns_to_adapt_to_classes_it_has_not_seen():
     config = dataclasses.replace(CONFIG, algorithm="anil", inner_steps=1, queries=3)
     state = begun(config)

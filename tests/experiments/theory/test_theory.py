@@ -183,7 +183,10 @@ def test_settings_that_give_other_numbers_have_another_run_folder():
         )
 
 
-@pytest.mark.parametrize("others", [{"tasks": "glyphs"}, {"algorithm": "anil", "activation": "relu"}])
+@pytest.mark.parametrize(
+    "others",
+    [{"tasks": "glyphs"}, pytest.param({"algorithm": "anil", "activation": "relu"}, marks=pytest.mark.slow)],
+)
 def test_glyph_tasks_and_anil_are_measured_and_drawn(tmp_path, others):
     settings = small(tmp_path, widths=(8, 16), steps=3, **others)
     result = sweep.run_sweep(settings, "drift")

@@ -43,8 +43,17 @@ def test_many_candidates_at_once_have_the_kernels_that_they_have_one_by_one(outp
             torch.testing.assert_close(kernel, other, rtol=1e-9, atol=1e-11 * float(other.abs().max()))
 
 
-@pytest.mark.parametrize(("kernel", "outputs"), [("maml", "full"), ("anil", "sum"), ("ntk", "sum")])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 1e-3)])
+@pytest.mark.parametrize(
+    ("kernel", "outputs", "dtype", "tolerance"),
+    [
+        ("maml", "full", torch.float64, 1e-8),
+        ("anil", "sum", torch.float64, 1e-8),
+        ("ntk", "sum", torch.float32, 1e-3),
+        pytest.param("ntk", "sum", torch.float64, 1e-8, marks=pytest.mark.slow),
+        pytest.param("maml", "full", torch.float32, 1e-3, marks=pytest.mark.slow),
+        pytest.param("anil", "sum", torch.float32, 1e-3, marks=pytest.mark.slow),
+    ],
+)
 def test_condition_numbers_of_a_batch_are_those_of_the_generic_kernels(kernel, outputs, dtype, tolerance):
     network, score_settings = shaken(3, dtype), ScoreSettings(kernel, outputs)
     candidates = some_candidates(3, 3)[:-1]
@@ -54,7 +63,7 @@ def test_condition_numbers_of_a_batch_are_those_of_the_generic_kernels(kernel, o
     assert [value for value, _ in found] == pytest.approx(plain, rel=tolerance)
 
 
-@pytest.mark.parametrize("outputs", ["full", "sum"])
+@pytest.mark.parametrize("outputs", [pytest.param("full", marks=pytest.mark.slow), "sum"])
 def test_neither_the_budget_nor_the_order_changes_a_kernel(outputs):
     network, candidates = shaken(1), some_candidates(1, 5)[:-1]
     x = joint_inputs(tasks(1, 1, 8)).double()

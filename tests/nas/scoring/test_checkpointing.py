@@ -47,7 +47,8 @@ def test_cells_in_common_run_once_and_change_no_kernel(outputs):
         assert all(torch.equal(*kernels) for kernels in zip(pair, other, strict=True))
 
 
-@pytest.mark.parametrize("part", [0.3, pytest.param(0.6, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [0.3, 0.6])
 @pytest.mark.usefixtures("_batches_of_one")
 def test_a_budget_that_holds_no_graph_for_the_next_batch_changes_no_kernel(part):
     """A graph that had to be dropped is not kept when its stage has run again."""

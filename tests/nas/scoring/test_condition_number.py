@@ -39,8 +39,15 @@ def is_weight(network, name):
     return network.get_parameter(name).dim() > 1
 
 
-@pytest.mark.parametrize("outputs", ["full", "sum"])
-@pytest.mark.parametrize("weights", ["weights", "all"])
+@pytest.mark.parametrize(
+    ("outputs", "weights"),
+    [
+        ("full", "all"),
+        ("sum", "weights"),
+        pytest.param("full", "weights", marks=pytest.mark.slow),
+        pytest.param("sum", "all", marks=pytest.mark.slow),
+    ],
+)
 @given(seed=st.integers(0, 1000), whole=st.booleans())
 @settings(max_examples=2, deadline=None)
 def test_the_layerwise_kernel_is_the_generic_one(outputs, weights, seed, whole):
@@ -160,7 +167,10 @@ def test_a_batch_of_candidates_scores_as_one_by_one():
         assert score.regions == alone.regions
 
 
-@pytest.mark.parametrize("kernel", ["maml", "anil", "ntk"])
+@pytest.mark.parametrize(
+    "kernel",
+    ["maml", pytest.param("anil", marks=pytest.mark.slow), pytest.param("ntk", marks=pytest.mark.slow)],
+)
 def test_the_kernels_of_a_batch_are_those_of_one_network_at_a_time(kernel):
     network, chosen = supernet(Candidates(), SMALL, 1).double(), ScoreSettings(kernel=kernel)
     candidates = [Candidates(), *map(Candidates().without, Candidates().operators()[::40])]

@@ -65,8 +65,15 @@ def test_default_weights_are_uniform_of_a_sixth_of_kaimings_variance_and_norms_a
     assert not bool(weights[0]["classifier.bias"].any())
 
 
-@pytest.mark.parametrize("weights", ["weights", "all"])
-@pytest.mark.parametrize("outputs", ["full", "sum"])
+@pytest.mark.parametrize(
+    ("outputs", "weights"),
+    [
+        ("full", "all"),
+        ("sum", "weights"),
+        pytest.param("full", "weights", marks=pytest.mark.slow),
+        pytest.param("sum", "all", marks=pytest.mark.slow),
+    ],
+)
 def test_pairs_together_have_the_scores_that_each_network_has_by_itself(outputs, weights):
     score_settings = ScoreSettings("anil", outputs, weights)
     scorer = IndependentDraws(CellScorer(SIZE, 3, draw_tasks, patches, score_settings))
