@@ -115,7 +115,7 @@ def agree(got, expected, tolerance):
     return all(float((got[name] - value).norm()) <= tolerance * size for name, value in expected.items())
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(problems(steps=4), st.booleans(), st.sampled_from([None, 1, 2]))
 def test_the_factored_meta_gradient_is_that_of_the_plain_loop_and_of_the_generic_method(
     problem, centre, chunk

@@ -204,6 +204,7 @@ def lipschitz_drawn(tmp_path_factory):
     return settings, figure_json(folder, "lipschitz")
 
 
+@pytest.mark.slow
 def test_the_lipschitz_constants_drawn_are_those_of_the_networks(lipschitz_drawn):
     _, data = lipschitz_drawn
     assert set(data) == {"L = 1", "L = 2", "kink"}
@@ -216,6 +217,7 @@ def test_the_lipschitz_constants_drawn_are_those_of_the_networks(lipschitz_drawn
         assert record["jacobian_size"]["values"][1][1] == pytest.approx(jacobian_size(*parts), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_across_a_kink_the_ratio_of_relu_grows_as_the_inverse_distance_and_that_of_erf_does_not(
     lipschitz_drawn,
 ):

@@ -275,8 +275,15 @@ def test_operators_without_which_nothing_can_be_scored_stay_and_are_counted_by_r
     assert state_from_json(json.loads(json.dumps(state_to_json(state), allow_nan=False))) == state
 
 
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("cured", [True, False])
+@pytest.mark.parametrize(
+    ("cured", "shared"),
+    [
+        (True, True),
+        (False, False),
+        pytest.param(True, False, marks=pytest.mark.slow),
+        pytest.param(False, True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_repeat_without_a_score_of_the_supernet_leaves_the_decision_to_the_others(shared, cured):
     values = planted_values(4)
     plain = planted_score(values, ZERO)

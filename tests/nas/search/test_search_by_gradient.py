@@ -53,6 +53,7 @@ def test_a_search_by_gradient_decides_like_one_by_leave_one_out_given_the_same_s
     assert state.trace == exact.trace
 
 
+@pytest.mark.slow
 def test_a_gradient_that_does_not_fit_goes_on_with_fewer_samples_and_says_how_often(monkeypatch):
     scorer, usual = GradientScorer(CellScorer(SIZE, 0, draw_tasks)), gradient.record_tape
     plenty = scorer.scores(THREE.candidates, 0, 0)
