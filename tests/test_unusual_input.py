@@ -109,12 +109,21 @@ def test_samples_that_mix_in_batches_of_one_size_alone_are_seen_in_a_batch_of_th
         call(network)
 
 
-@METHODS
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-@pytest.mark.parametrize("which", ["hidden layer of size 0", "input of size 0", "empty parameter"])
+@pytest.mark.parametrize(
+    ("which", "method"),
+    [
+        *(
+            (which, "layerwise") for which in ("hidden layer of size 0", "input of size 0")
+        ),  # parameters of layers
+        *(
+            (which, method)
+            for which in ("hidden layer of size 0", "input of size 0", "empty parameter")
+            for method in ("auto", "generic")
+        ),
+    ],
+)
 def test_weights_without_entries_add_nothing_to_a_kernel(which, method):
-    if method == "layerwise" and which == "empty parameter":
-        pytest.skip("the layers' formulas do not cover a parameter that belongs to no layer")
     network = {
         "hidden layer of size 0": lambda: nn.Sequential(nn.Linear(4, 0), nn.ReLU(), nn.Linear(0, 2)),
         "input of size 0": lambda: Own(
