@@ -152,7 +152,7 @@ class StackedCell(nn.Module):
         """The cell on values of any kind: how its parts are connected is said here alone.
 
         Args:
-            apply: (function, values) -> its value; called with the cell's modules, :func:`sum_of` and
+            apply: (function, values) -> its value; called with the cell's modules, :func:`torch.add` and
                 :func:`concatenated`.
             edge_output: (edge, its live operations) -> the edge's value. Of an operation it is given the name, the
                 module, and the value of the leading step, which is computed once for all edges of a state.
@@ -177,8 +177,10 @@ class StackedCell(nn.Module):
                     yield name, operation, leading[source, key]
 
         for node in range(NODES):
-            edges = [edge for edge in self._strides if edge.node == node and live[edge]]
-            states.append(apply(sum_of, *(edge_output(edge, operations(edge)) for edge in edges)))
+            first, *others = [edge for edge in self._strides if edge.node == node and live[edge]]
+            states.append(edge_output(first, operations(first)))
+            for edge in others:
+                states[-1] = apply(torch.add, states[-1], edge_output(edge, operations(edge)))
         return apply(concatenated, *states[2:])
 
 

@@ -210,18 +210,23 @@ class CandidateBatch:
                     return Activation(pooled(function, values[0].x))
                 case nn.Module():
                     return Activation(run_layer(function, values[0], partial(record, self.everyone)))
+                case torch.add:
+                    return Activation(values[0].x.add_(values[1].x))  # the node's sum, which is new
                 case _:
                     return Activation(function(*(value.x for value in values)))
 
         def edge_output(edge: Edge, operations: Iterator[tuple[str, nn.Module, Activation]]) -> Activation:
             """The mean of each candidate's live operations."""
-            sums: list[Tensor] = []
-            for name, operation, state in operations:
+
+            def part(name: str, operation: nn.Module, state: Activation) -> Tensor:
                 holders = tuple(i for i, live in enumerate(names[edge]) if name in live)
-                part = self._part(operation, state, holders, record)
-                # The first part may be the state or the part of another edge, which must not change.
-                sums.append(part if not sums else sums[-1] + part if len(sums) == 1 else sums[-1].add_(part))
-            return Activation(sums[-1] / self._counts(names[edge], sums[-1]))
+                return self._part(operation, state, holders, record)
+
+            # The first part may be the state or the part of another edge, which must not change.
+            total = part(*next(operations))
+            for place, operation in enumerate(operations):
+                total = total.add_(part(*operation)) if place else total + part(*operation)
+            return Activation(total / self._counts(names[edge], total))
 
         live = {edge: set().union(*each) for edge, each in names.items()}
         return cell.walk(apply, edge_output, live, Activation(s0), Activation(s1)).x
