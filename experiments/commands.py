@@ -12,7 +12,7 @@ from experiments.benchmarks.settings import Benchmark
 from experiments.data.settings import Data, Glyphs
 from experiments.search.settings import SEARCH, Protocols, Search
 from experiments.settings import Demo, Doctor, PublishedCells
-from experiments.studies.settings import CORRELATION, STABILITY, Correlation, Stability
+from experiments.studies.settings import CORRELATION, STABILITY, TABULATE, Correlation, Stability, Tabulate
 from experiments.tables.settings import TABLE, Table
 from experiments.theory.settings import (
     CONVERGENCE,
@@ -99,6 +99,7 @@ COMMANDS = {
     "correlation": Command(
         Correlation, "experiments.studies.correlation:study_correlation", CELLS, CORRELATION, results=OUT
     ),
+    "tabulate": Command(Tabulate, "experiments.studies.tabulate:tabulate_cells", CELLS, TABULATE, ranks=True),
     "stability": Command(
         Stability, "experiments.studies.stability:study_stability", CELLS, STABILITY, results=OUT
     ),

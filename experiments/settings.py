@@ -64,6 +64,39 @@ class SmallNetworkSettings(ExperimentSettings):
     """Stride of the stem convolution; 2 halves the image first and costs a quarter."""
 
 
+def limits_of(parameters: str) -> tuple[int, int]:
+    """The two numbers of "36000:42000"; raises ConfigurationError for any other text."""
+    words = parameters.split(":")
+    good = len(words) == 2 and all(word.isdecimal() and len(word) < 13 and int(word) > 0 for word in words)
+    require(
+        good and int(words[0]) <= int(words[-1]),
+        f"parameters is '{parameters}': expected the fewest and the most, as in 36000:42000",
+    )
+    return int(words[0]), int(words[1])
+
+
+@dataclass(frozen=True)
+class ShortTraining(SmallNetworkSettings):
+    """The same with a training that is short enough to be repeated for many networks."""
+
+    epochs: int = 12
+    """Passes over the base classes."""
+    batch_size: int = 64
+    """Images per step."""
+    learning_rate: float = 0.1
+    """Initial learning rate of SGD."""
+    milestones: tuple[int, ...] = (7, 10)
+    """Epochs after which the learning rate falls by a factor of ten."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(self, 1, ("epochs", "batch_size"))
+        positive = 0 < self.learning_rate < math.inf
+        require(positive, f"learning_rate is {self.learning_rate}: expected a positive finite number")
+        ordered = list(self.milestones) == sorted(set(self.milestones))
+        require(ordered, f"milestones is {self.milestones}: give them in increasing order, each once")
+
+
 @dataclass(frozen=True)
 class Demo:
     """Everything on the embedded data: theory figures, then search, train and evaluate."""

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from experiments.runs import FREE, opened_run
-from experiments.studies.settings import Correlation, Stability
+from experiments.studies.settings import Correlation, Stability, Tabulate
 from mamltheory.errors import CheckpointError
+from mamltheory.runtime.distributed import spread_over
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, read_record, replace_file, to_json
 from mamltheory.runtime.temporary import remove_stale
-from mamltheory.runtime.workers import ON_ONE_THREAD, workers
+from mamltheory.runtime.workers import ON_ONE_THREAD
 from mamltheory.strict_json import misfit, sealed
 
 Record = dict[str, Any]
@@ -107,7 +108,7 @@ STUDY_FREE = (*FREE, "runs", "draws")
 
 
 def measure_missing(
-    settings: Correlation | Stability,
+    settings: Correlation | Stability | Tabulate,
     command: str,
     items: Mapping[str, Any],
     function: Callable[[Any], Record],
@@ -127,21 +128,22 @@ def measure_missing(
     Returns:
         The records.
     """
-    folder = settings.runs / MEASUREMENTS
+    place = settings.out if isinstance(settings, Tabulate) else settings.runs
+    folder = place / MEASUREMENTS
     with opened_run(
         command,
         settings,
         device,
-        folder=settings.runs,
+        folder=place,
         free=(*STUDY_FREE, *counts, *ON_ONE_THREAD),
         known=(MEASUREMENTS,),
-        again=f"the same command; finished measurements lie in {settings.runs}",
+        again=f"the same command; finished measurements lie in {place}",
     ) as log:
         remove_stale(folder, alone=True)
         files = {name: folder / f"{name}.json" for name in items}
         found = {name: read_record(path, dict, AGAIN) for name, path in files.items() if path.exists()}
         names = {items[name]: name for name in items if name not in found}
-        with workers(settings.jobs) as spread, stage(command, len(names)) as advance:
+        with spread_over(settings.jobs) as spread, stage(command, len(names)) as advance:
             for item, record in spread(function, names):
                 name = names[item]
                 measured: Any = plain(record)

@@ -1,19 +1,18 @@
 """The settings of the studies of scores: do they predict accuracy, and are they reproducible?"""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from experiments.requirements import require, require_at_least
-from experiments.settings import SmallNetworkSettings
+from experiments.settings import ShortTraining, SmallNetworkSettings, limits_of
 
 WAYS = 5
 """Classes per task, in scores and in accuracies."""
 
 
 @dataclass(frozen=True)
-class Correlation(SmallNetworkSettings):
+class Correlation(ShortTraining):
     """Do the training-free scores predict accuracy? Random networks, trained and scored, against their size."""
 
     networks: int = 40
@@ -22,14 +21,6 @@ class Correlation(SmallNetworkSettings):
     """Networks trained a second time, for the noise ceiling."""
     inputs: Literal["two", "all"] = "two"
     """Inputs of a node: two (the paper's random cells) or all edges."""
-    epochs: int = 12
-    """Passes over the base classes."""
-    batch_size: int = 64
-    """Images per step."""
-    learning_rate: float = 0.1
-    """Initial learning rate of SGD."""
-    milestones: tuple[int, ...] = (7, 10)
-    """Epochs after which the learning rate falls by a factor of ten."""
     test_tasks: int = 200
     """Few-shot tasks for every accuracy, the same for all networks."""
     pools: int = 4
@@ -62,14 +53,60 @@ class Correlation(SmallNetworkSettings):
         require_at_least(self, 4, ("networks",))
         require_at_least(self, 3, ("repeated",))
         require_at_least(self, 2, ("pool_images", "test_tasks"))
-        counts = ("epochs", "batch_size", "pools", "initialisations", "joint_tasks", "batches")
+        counts = ("pools", "initialisations", "joint_tasks", "batches")
         require_at_least(self, 1, (*counts, "regression_tasks", "patches", "draws", "jobs"))
-        positive = 0 < self.learning_rate < math.inf
-        require(positive, f"learning_rate is {self.learning_rate}: expected a positive finite number")
         fewer = self.repeated <= self.networks
         require(fewer, f"repeated is {self.repeated}: expected at most the {self.networks} networks")
-        ordered = list(self.milestones) == sorted(set(self.milestones))
-        require(ordered, f"milestones is {self.milestones}: give them in increasing order, each once")
+
+
+@dataclass(frozen=True)
+class Tabulate(ShortTraining):
+    """A table of cells of one size, trained and scored, on which search methods are tried in seconds."""
+
+    parameters: str = "36000:42000"
+    """The band: fewest and most parameters of a network."""
+    networks: int = 150
+    """Random genotypes in the band."""
+    trainings: int = 2
+    """Trainings of each, with other weights, order and augmentation."""
+    doubled: int = 60
+    """Genotypes, the first ones, that are trained once more at twice the width and twice the epochs."""
+    scored: int = 75
+    """Genotypes, the first ones, that are scored again after some epochs of their first training."""
+    inputs: Literal["two", "all"] = "two"
+    """Inputs of a node: two (the paper's random cells) or all edges."""
+    checkpoints: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12)
+    """Epochs after which loss and few-shot accuracies are recorded; a training ends at the last."""
+    scored_epochs: tuple[int, ...] = (0, 2, 4)
+    """Epochs after which the kernels of a network in training are scored."""
+    tasks: int = 1000
+    """Few-shot tasks of the accuracies by prototypes, the same for all networks."""
+    test_tasks: int = 200
+    """Few-shot tasks of the final accuracies by a logistic head."""
+    pools: int = 4
+    """Disjoint pools of base classes on which the scores at initialisation are computed."""
+    initialisations: int = 3
+    """Networks drawn for every pool."""
+    jobs: int = 1
+    """Worker processes; the result does not depend on it."""
+    out: Path = Path("runs/tabulate")
+    """Folder for the measurements and the table; a stopped command continues from there."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limits_of(self.parameters)
+        require_at_least(self, 1, ("networks", "trainings", "pools", "initialisations", "jobs"))
+        require_at_least(self, 0, ("doubled", "scored"))
+        require_at_least(self, 2, ("tasks", "test_tasks"))
+        for name in ("doubled", "scored"):
+            few = getattr(self, name) <= self.networks
+            require(few, f"{name} is {getattr(self, name)}: expected at most the {self.networks} networks")
+        for name in ("checkpoints", "scored_epochs"):
+            epochs = getattr(self, name)
+            increasing = list(epochs) == sorted(set(epochs)) and all(0 <= e <= self.epochs for e in epochs)
+            require(increasing, f"{name} is {epochs}: give epochs up to {self.epochs}, increasing, each once")
+        last = self.checkpoints[-1:] == (self.epochs,) and self.checkpoints[0] > 0
+        require(last, f"checkpoints is {self.checkpoints}: expected 1 or more first and {self.epochs} last")
 
 
 @dataclass(frozen=True)
@@ -143,6 +180,15 @@ CORRELATION = {
     "wide": _correlation(
         "wide", channels=16, cells=5, stem_stride=1, networks=150, repeated=40, epochs=30, milestones=(18, 26),
         test_tasks=600, initialisations=6, jobs=4,
+    ),
+}
+TABULATE = {
+    "glyphs": Tabulate(out=Path("runs/tabulate-glyphs"), jobs=2),
+    "pictures": Tabulate(data="pictures", out=Path("runs/tabulate-pictures"), networks=24, doubled=0, scored=0, jobs=2),
+    "glyph-smoke": Tabulate(
+        out=Path("runs/tabulate-smoke"), image_size=16, channels=4, parameters="10000:13000", networks=4, doubled=1,
+        scored=1, epochs=2, checkpoints=(1, 2), scored_epochs=(0, 1), milestones=(1,), batch_size=32, tasks=20,
+        test_tasks=4, pools=2, initialisations=1,
     ),
 }
 STABILITY = {

@@ -5,6 +5,8 @@ networks are more accurate whatever chose them.
 """
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -13,9 +15,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mamltheory.errors import ConfigurationError, UnsupportedModelError
-from mamltheory.nas.genotype import Candidates, Edge, Genotype, Operator, random_genotype
+from mamltheory.nas.genotype import (
+    CELL_TYPES,
+    EDGES,
+    NODES,
+    Candidates,
+    Edge,
+    Genotype,
+    Operator,
+    random_genotype,
+)
 from mamltheory.nas.network import Network, NetworkSettings, layout
-from mamltheory.nas.operations import build_operation
+from mamltheory.nas.operations import OPERATIONS, build_operation
 
 CHANNELS = 16
 """Width at which the sizes of operations are compared; their order is the same at any other."""
@@ -61,6 +72,108 @@ def random_genotype_like(
             f"is {100 * least:.3g} % away; draw more, or allow more"
         )
     return nearest
+
+
+@dataclass(frozen=True)
+class Band:
+    """Networks of about one size: those whose number of parameters lies from ``least`` to ``most``.
+
+    Raises:
+        ConfigurationError: the limits are not positive, or in the wrong order.
+    """
+
+    least: int
+    most: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.least <= self.most:
+            raise ConfigurationError(
+                f"the band of parameters is {self.least}:{self.most}: expected two positive numbers, the smaller "
+                "first, as in 36000:42000"
+            )
+
+    def __contains__(self, parameters: int) -> bool:
+        return self.least <= parameters <= self.most
+
+    def __str__(self) -> str:
+        return f"{self.least}:{self.most}"
+
+    @staticmethod
+    def around(genotype: Genotype, size: NetworkSettings, tolerance: float = 0.08) -> "Band":
+        """The band around the size of a genotype's network.
+
+        Args:
+            genotype: the cells.
+            size: of the network.
+            tolerance: largest relative difference in the number of parameters.
+
+        Returns:
+            The band.
+        """
+        parameters = genotype_parameters(genotype, size)
+        return Band(max(1, round(parameters * (1 - tolerance))), round(parameters * (1 + tolerance)))
+
+
+def reachable_sizes(size: NetworkSettings, inputs: Literal["all", "two"] = "two") -> Band:
+    """The smallest and the largest number of parameters of any genotype's network.
+
+    Args:
+        size: of the networks.
+        inputs: "two" inputs of a node, or "all" edges.
+
+    Returns:
+        Both numbers. Neither says that every size between them occurs.
+    """
+    common, own = _parts(size)
+
+    def extreme(choose: Callable[..., int], sign: int) -> int:
+        total = common
+        for kind in CELL_TYPES:
+            for node in range(NODES):
+                edges = [edge for edge in EDGES if edge.node == node]
+                best = (choose(own[Operator(kind, edge, name)] for name in OPERATIONS) for edge in edges)
+                total += sum(sorted(best, key=lambda x: sign * x)[: 2 if inputs == "two" else None])
+        return total
+
+    return Band(extreme(min, 1), extreme(max, -1))
+
+
+def random_genotype_within(
+    band: Band,
+    generator: torch.Generator,
+    size: NetworkSettings,
+    inputs: Literal["all", "two"] = "two",
+    draws: int = 20_000,
+) -> Genotype:
+    """A uniformly random genotype among those whose network lies in the band.
+
+    Args:
+        band: the sizes that are allowed.
+        generator: of the random genotypes.
+        size: of the network.
+        inputs: "two" inputs of a node, or "all" edges.
+        draws: random genotypes that are tried before the band is taken for empty.
+
+    Returns:
+        The first genotype that is drawn within the band.
+
+    Raises:
+        ConfigurationError: no genotype was found; the message says which sizes can be reached.
+    """
+    reachable, nearest, least = reachable_sizes(size, inputs), 0, float("inf")
+    if band.most >= reachable.least and band.least <= reachable.most:
+        for _ in range(draws):
+            drawn = random_genotype(generator, inputs)
+            parameters = genotype_parameters(drawn, size)
+            if parameters in band:
+                return drawn
+            gap = max(band.least - parameters, parameters - band.most)
+            nearest, least = (parameters, gap) if gap < least else (nearest, least)
+    seen = f"; the nearest of {draws} random cells has {nearest}" if nearest else ""
+    raise ConfigurationError(
+        f"no cell was found with {band} parameters: networks of this width and depth have from "
+        f"{reachable.least} to {reachable.most}{seen}; choose a band there, or another number of channels or cells"
+    )
 
 
 def operator_parameters(operator: Operator) -> int:

@@ -10,15 +10,19 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from mamltheory.errors import ShapeError, ValueRangeError
 from mamltheory.kernels.empirical import Outputs
+from mamltheory.kernels.layers.layerwise import layerwise_kernels
+from mamltheory.kernels.layers.options import KernelOptions
 from mamltheory.kernels.meta import meta_ntk_from_ntk
 from mamltheory.linalg import Dynamics, Measure, conditioning
-from mamltheory.nas.network import Network
+from mamltheory.nas.network import Network, initialise_layer
+from mamltheory.nas.operations import Head
 from mamltheory.nas.scoring.condition_number import network_kernels
 from mamltheory.nas.scoring.score import RIDGE
+from mamltheory.rng import generator
 
 KERNELS = ("maml", "anil", "ntk")
 MEASURES: tuple[Measure, Measure] = ("condition", "harmonic")
@@ -94,9 +98,63 @@ def pooled_scores(
     """
     like = network.classifier.weight
     theta, head = network_kernels(network, pool.to(like.device, like.dtype), settings.outputs)
-    theta, head = theta.cpu(), head.cpu()
-    loss, accuracy = regression_scores(theta, len(pool), tasks.query, tasks.support)
-    scores = conditioning_scores(theta, head, len(pool), tasks.batches, settings.dynamics, like.dtype)
+    return _scores(theta.cpu(), head.cpu(), len(pool), tasks, settings, like.dtype)
+
+
+class _NewHead(nn.Module):
+    """The features of a network under a new linear classifier."""
+
+    def __init__(self, network: Network, ways: int, seed: int) -> None:
+        super().__init__()
+        self.network, self.classifier = network, Head(network.classifier.in_features, ways)
+        initialise_layer(self.classifier, "kaiming", generator(seed, "weights classifier"))
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        return self.classifier(self.network.features(x))
+
+
+def trained_scores(
+    network: Network,
+    pool: Float[Tensor, "n c h w"],
+    tasks: PoolTasks,
+    settings: PoolSettings,
+    seed: int,
+) -> dict[str, float]:
+    """The same scores of a network in training: of its features, with fixed norms, under a new classifier.
+
+    In evaluation mode a batch norm is an affine map, so that every sample has a kernel of its own.
+
+    Args:
+        network: a derived network after some steps; it is left in its mode.
+        pool: the images.
+        tasks: whose kernels are blocks of the pool's.
+        settings: how kernels are read.
+        seed: seed of the classifier, which has one output per class of a task.
+
+    Returns:
+        Scores by name, as :func:`pooled_scores`.
+    """
+    like, mode = network.classifier.weight, network.training
+    whole = _NewHead(network, tasks.query.shape[1], seed).to(like.device, like.dtype).eval()
+    params = {name: value.detach() for name, value in whole.named_parameters()}
+    chosen = {
+        name for name in params if params[name].dim() > 1 and not name.startswith("network.classifier.")
+    }
+    selections = [chosen, {"classifier.weight"}]
+    x = pool.to(like.device, like.dtype)
+    try:
+        options = KernelOptions(settings.outputs)
+        theta, head = layerwise_kernels(whole, x, None, selections, params, options, trusted=True)
+    finally:
+        network.train(mode)
+    return _scores(theta.cpu(), head.cpu(), len(pool), tasks, settings, like.dtype)
+
+
+def _scores(
+    theta: Tensor, head: Tensor, samples: int, tasks: PoolTasks, settings: PoolSettings, dtype: torch.dtype
+) -> dict[str, float]:
+    loss, accuracy = regression_scores(theta, samples, tasks.query, tasks.support)
+    scores = conditioning_scores(theta, head, samples, tasks.batches, settings.dynamics, dtype)
     return {**scores, "regression loss": -loss, "regression accuracy": accuracy}
 
 
