@@ -227,6 +227,7 @@ def _middle(size: float) -> dict[str, Any]:
 
 NAMES = {
     "metantk-nas": "MetaNTK-NAS",
+    "halving": "successive halving",
     "te-nas": "TE-NAS",
     "regions": "linear regions alone",
     "random": "random cell",

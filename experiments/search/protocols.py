@@ -82,13 +82,14 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-Method = Literal["metantk-nas", "te-nas", "regions", "random"]
+Method = Literal["metantk-nas", "halving", "te-nas", "regions", "random"]
 Criteria = tuple[Literal["condition", "regions"], ...]
 
 _ONE_BY_ONE: Mapping[str, Any] = {"estimator": "leave-one-out", "shrinkage": False}
 
 METHODS: Mapping[Method, Mapping[str, Any]] = {
     "metantk-nas": {},
+    "halving": {},
     "te-nas": {
         **_ONE_BY_ONE,
         "metric": "condition",
@@ -109,7 +110,7 @@ KERNELS: Mapping[Method, Mapping[str, Any]] = {
 
 def criteria(method: Method, regions: bool) -> Criteria:
     """The criteria of the ranking."""
-    if method == "random":
+    if method in ("random", "halving"):
         return ()
     if method == "regions":
         return ("regions",)

@@ -14,9 +14,12 @@ from torch import Tensor
 from experiments.data.loading import cached_data, data_of, source_in
 from experiments.genotypes import network_size
 from experiments.runs import FREE, continue_with, opened_run, without_paths
+from experiments.search import halving
 from experiments.search.figures import draw_cells, draw_trace
 from experiments.search.report import LEGEND, closing_lines, round_lines, search_record, worst_so_far
+from experiments.search.sampling import best_of_sampled, sampled_cells
 from experiments.search.settings import Search
+from experiments.training.train import train_network
 from mamltheory.errors import CheckpointError
 from mamltheory.fewshot.episodes import episode_tasks
 from mamltheory.fewshot.images import normalise, take
@@ -50,8 +53,11 @@ PATCHES, PATCH_IMAGES = 3000, 300
 
 def search_and_draw(settings: Search) -> int:
     """Search, write ``genotype.json`` and ``search.json``, and draw the cells and the trace; returns 0."""
-    search_cells(settings)
-    draw_found(settings)
+    genotype = search_cells(settings)
+    if settings.parameters is None:
+        draw_found(settings)
+    else:
+        draw_cells(genotype, settings.resolved())
     print(f"genotype: {settings.out / 'genotype.json'}")
     return 0
 
@@ -108,11 +114,18 @@ def search_cells(settings: Search) -> Genotype:
     """Run or continue the search in its run folder; interruptions do not change the genotype."""
     settings = settings.resolved()
     device = choose_device(settings.device)
+    if settings.method == "halving":
+        return search_by_halving(settings, str(device.device))
     data_of(settings)
     scorer, rules = scorer_of(settings, str(device.device)), rules_of(settings)
     # A mistake in the data or the counts is found here, before the run folder is opened.
     if scorer.tasks is not None:
         scorer.tasks(generator(settings.seed, "trial"))
+    if settings.parameters is not None:
+        sampled_cells(settings)
+        with opened_search(settings, device.device) as log:
+            genotype, record, seconds = best_of_sampled(settings, scorer)
+            return write_found(genotype, record, settings, log, seconds)
     with opened_search(settings, device.device) as log:
         saved = saved_search(settings)
         print(LEGEND)
@@ -123,9 +136,34 @@ def search_cells(settings: Search) -> Genotype:
         return write_results(saved, settings, log)
 
 
+def search_by_halving(settings: Search, device: str) -> Genotype:
+    """Run or continue a search by successive halving, and train what it found if its preset says so."""
+    halving.check_halving(settings)
+    with opened_search(settings, device) as log:
+        found = halving.halve(settings, device)
+        genotype = found.genotypes[found.candidate]
+        seconds = found.record["cost"]["cpu_seconds"]
+        write_found(genotype, {**found.record, "config": without_paths(settings)}, settings, log, seconds)
+        print("\n".join(halving.closing_lines(found.record, settings)))
+        halving.draw_rungs(found.record, settings)
+    if settings.then_train is not None:
+        train_network(halving.full_training(settings), genotype)
+    return genotype
+
+
+def write_found(
+    genotype: Genotype, record: Mapping[str, Any], settings: Search, log: RunLog, seconds: float
+) -> Genotype:
+    """Write the genotype and ``search.json``, and close the record."""
+    replace_file(settings.out / "genotype.json", to_json(genotype.to_json()).encode())
+    replace_file(settings.out / "search.json", to_json(record).encode())
+    log.close(genotype=genotype.to_json(), cpu_seconds=seconds)
+    return genotype
+
+
 def opened_search(settings: Search, device: torch.device | str) -> AbstractContextManager[RunLog]:
     """The record of a search in its run folder."""
-    free, again = (*FREE, *ON_ONE_THREAD), continue_with("search", settings)
+    free, again = (*FREE, *ON_ONE_THREAD, "anyway", "then_train"), continue_with("search", settings)
     return opened_run("search", settings, device, free=free, before=settings.before(), again=again)
 
 

@@ -1,6 +1,7 @@
 """The settings of the cell search."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +10,101 @@ from typing import Any, ClassVar, Literal, get_args
 
 from experiments.requirements import require, require_at_least
 from experiments.search.protocols import KERNELS, METHODS, PROTOCOLS, Criteria, Method, Protocol, criteria
-from experiments.settings import GLYPHS_MINI, MINI, TIERED, ExperimentSettings, SmallNetworkSettings
+from experiments.settings import (
+    GLYPHS_MINI,
+    MINI,
+    TIERED,
+    ExperimentSettings,
+    SmallNetworkSettings,
+    limits_of,
+)
 
 
 @dataclass(frozen=True)
-class Search(ExperimentSettings):
-    """MetaNTK-NAS: search a cell without training, by condition number and linear regions (Algorithm 1)."""
+class OneSize(ExperimentSettings):
+    """Searches among random cells of one size: by halving, which trains, and by the paper's scores, which do not."""
+
+    parameters: str | None = None
+    """Fewest and most parameters of the network, as in 36000:42000, or a genotype file whose size ± 8 % is meant. The
+    method halving needs it; metantk-nas then takes the best of random cells in the band, in place of Algorithm 1."""
+    samples: int = 16
+    """Random cells that metantk-nas scores in a band of parameters."""
+    rungs: tuple[int, ...] = (32, 8, 4)
+    """Halving: candidates that enter each rung."""
+    rung_epochs: tuple[int, ...] = (2, 4, 12)
+    """Halving: epochs after which each rung is ranked; the last is the length of a training."""
+    rank_by: tuple[Literal["accuracy", "loss"], ...] = ("accuracy", "accuracy", "loss")
+    """Halving: what ranks each rung, few-shot accuracy on the validation classes or training loss."""
+    validation_tasks: int = 1000
+    """Halving: 1-shot tasks of the validation classes, the same for all candidates."""
+    search_channels: int | None = None
+    """Halving: channels while searching; None: those of the network. Likewise the other settings of this name."""
+    search_cells: int | None = None
+    """Halving: stacked cells while searching."""
+    search_image_size: int | None = None
+    """Halving: side of the images while searching."""
+    search_stem_stride: int | None = None
+    """Halving: stride of the stem while searching."""
+    search_batch_size: int = 64
+    """Halving: images per step while searching."""
+    search_learning_rate: float = 0.1
+    """Halving: initial learning rate of SGD while searching."""
+    search_milestones: tuple[int, ...] = (7, 10)
+    """Halving: epochs after which that learning rate falls by a factor of ten."""
+    warm_start: str | None = None
+    """Halving: a table of trained cells ("glyphs", or a file of `tabulate`). A regression on it chooses the candidates
+    of the first rung among random cells."""
+    proposals: int = 1000
+    """Halving: random cells from which a warm start chooses."""
+    confirm: int = 0
+    """Halving: finalists that are trained a second time, and random cells of the first rung that are trained to the
+    end, to say how much was gained and how much of it is the cell."""
+    least_gain: float = 1.0
+    """Halving: percentage points; the search stops after the first rung where not even the best of its networks can be
+    that far ahead of their mean."""
+    anyway: bool = False
+    """Halving: go on all the same."""
+    then_train: str | None = None
+    """Halving at a scale of its own: preset of `train` by which the found cell is trained in the end."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        lengths = {len(self.rungs), len(self.rung_epochs), len(self.rank_by)}
+        require(
+            len(lengths) == 1 and bool(self.rungs),
+            f"rungs {self.rungs}, rung_epochs {self.rung_epochs} and rank_by {self.rank_by} differ in length: give "
+            "each one value per rung",
+        )
+        falling = all(a > b for a, b in itertools.pairwise(self.rungs))
+        require(
+            falling and self.rungs[-1] >= 1, f"rungs is {self.rungs}: expected fewer candidates in every rung"
+        )
+        growing = all(a < b for a, b in itertools.pairwise(self.rung_epochs))
+        require(
+            growing and self.rung_epochs[0] >= 1,
+            f"rung_epochs is {self.rung_epochs}: expected more in every rung",
+        )
+        late = [m for m in self.search_milestones if not 0 < m < self.rung_epochs[-1]]
+        require(
+            not late,
+            f"search_milestones {late} lie outside the {self.rung_epochs[-1]} epochs: change one of them",
+        )
+        require_at_least(self, 2, ("samples", "validation_tasks"))
+        require_at_least(self, 1, ("proposals",))
+        require_at_least(self, 0, ("confirm", "least_gain"))
+        most = f"confirm is {self.confirm}: expected at most the {self.rungs[-1]} candidates of the last rung"
+        require(self.confirm <= self.rungs[-1], most)
+        enough = (
+            f"proposals is {self.proposals}: the first rung takes {self.rungs[0]} of them, give at least that"
+        )
+        require(self.warm_start is None or self.proposals >= self.rungs[0], enough)
+        if self.parameters is not None and not self.parameters.endswith(".json"):
+            limits_of(self.parameters)
+
+
+@dataclass(frozen=True)
+class Search(OneSize):
+    """Search a cell: MetaNTK-NAS without training (Algorithm 1), or successive halving of short trainings."""
 
     RETIRED: ClassVar[Mapping[str, Any]] = {"heads": 1, "precision": "fp32", "shard": None}
     """Settings that earlier versions recorded and this one lacks, each with the only value that it still takes."""
@@ -24,7 +114,8 @@ class Search(ExperimentSettings):
     setting below that is None (see experiments/search/protocols.py); a flag overrides it."""
     method: Method = "metantk-nas"
     """The criteria: MetaNTK and linear regions, the plain NTK and linear regions (TE-NAS), linear regions alone, or
-    chance. Like a protocol, it sets settings below that are None (see experiments/search/protocols.py)."""
+    chance; like a protocol, they set settings below that are None (see experiments/search/protocols.py). Or halving:
+    train random cells of one size a little, keep the best, train those further."""
     kernel: Literal["maml", "anil", "ntk"] = "maml"
     """Kernel whose condition number ranks the cells: MetaNTK of MAML or ANIL, or the plain NTK (TE-NAS)."""
     ways: int = 5
@@ -76,6 +167,10 @@ class Search(ExperimentSettings):
         require_at_least(self, 2, ("ways",))
         require_at_least(self, 1, ("shots", "queries", "jobs"))
         require_at_least(self, 0, ("inner_time", "ridge"))
+        require(
+            self.parameters is None or self.method in ("halving", "metantk-nas"),
+            f"method {self.method} takes no --parameters: leave it out, or choose halving or metantk-nas",
+        )
         require(self.value("least_repeats") >= 2, "least_repeats is below 2: agreement needs two repeats")
         require_at_least(self, 1, [name for name in ("tasks", "repeats") if getattr(self, name) is not None])
         require(math.isfinite(self.ridge), f"ridge is {self.ridge}: expected a finite number")
@@ -177,6 +272,31 @@ SEARCH = {
         repeats=6,
         least_repeats=4,
         out=Path("runs/glyph-smoke/search"),
+    ),
+    # Nine trainings of 12 epochs, in three to four CPU minutes.
+    "glyphs-halving": Search(
+        method="halving",
+        parameters="36000:42000",
+        channels=8,
+        cells=3,
+        stem_stride=2,
+        out=Path("runs/glyphs-halving/search"),
+    ),
+    "halving-smoke": Search(
+        method="halving",
+        parameters="10000:13000",
+        image_size=16,
+        channels=4,
+        cells=3,
+        stem_stride=2,
+        rungs=(4, 2),
+        rung_epochs=(1, 2),
+        rank_by=("accuracy", "loss"),
+        search_milestones=(1,),
+        search_batch_size=32,
+        validation_tasks=50,
+        anyway=True,
+        out=Path("runs/halving-smoke/search"),
     ),
     "glyph-5": Search(protocol="stable", channels=8, cells=5, stem_stride=2, out=Path("runs/glyph-5/search")),
     "mini-5": _search("mini-5", MINI, 5, kernel="maml", inner_time=math.inf, ridge=1e-3),

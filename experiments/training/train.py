@@ -67,13 +67,21 @@ def train_and_draw(settings: Train) -> int:
     return 0
 
 
-def train_network(settings: Train, genotype: Genotype | None, world: World | None = None) -> torch.nn.Module:
+def train_network(
+    settings: Train,
+    genotype: Genotype | None,
+    world: World | None = None,
+    until: int | None = None,
+    shown: bool = True,
+) -> torch.nn.Module:
     """Run or continue the training in its run folder; on a CPU interruptions change no bit of the result.
 
     Args:
         settings: The settings.
         genotype: The cell; None for ResNet-12.
         world: The processes that train together; None for this one alone.
+        until: The epoch after which this call ends; None for the last one.
+        shown: Whether progress is shown.
 
     Returns:
         The trained network.
@@ -93,7 +101,8 @@ def train_network(settings: Train, genotype: Genotype | None, world: World | Non
             if log is not None:
                 epoch_lines(settings, state.epoch)
         world.check_same((state.epoch, state.step), "epoch and step")
-        state = _remaining_steps(state, genotype, settings, world, log)
+        until = settings.epochs if until is None else until
+        state = _remaining_steps(state, genotype, settings, world, log, until, shown)
         if log is not None:
             log.close(epochs=state.epoch, parameters=parameter_count(network))
     # A network that is loaded later has this format, and results should agree to the last bit.
@@ -116,14 +125,20 @@ def _record(settings: Train, world: World, device: torch.device) -> Iterator[Run
 
 
 def _remaining_steps(
-    state: TrainState, genotype: Genotype | None, settings: Train, world: World, log: RunLog | None
+    state: TrainState,
+    genotype: Genotype | None,
+    settings: Train,
+    world: World,
+    log: RunLog | None,
+    until: int,
+    shown: bool,
 ) -> TrainState:
     """Take the remaining steps; save the state after every epoch, after some minutes, and at a stop."""
     name = json.loads(json.dumps(genotype.to_json())) if genotype is not None else None
-    left = (settings.epochs - state.epoch) * state.steps - state.step
-    with leading_stage(f"train ({settings.out.name})", left, world.leads) as advance:
+    left = (until - state.epoch) * state.steps - state.step
+    with leading_stage(f"train ({settings.out.name})", left, world.leads and shown) as advance:
         pauses = CheckpointTimer(settings.save_minutes, world.any, advance, settings.batch_size)
-        while state.epoch < settings.epochs:
+        while state.epoch < until:
             pauses.note = f"epoch {state.epoch + 1}/{settings.epochs}"
             state, metrics = train_epoch(state, pauses)
             if log is not None:
