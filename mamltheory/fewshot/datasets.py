@@ -41,7 +41,8 @@ def load_data(
         split: how many of the classes go to training, validation and test, as (60, 20, 20), for folders of classes
             without splits.
         split_seed: draws these classes.
-        notice: is called with a text about skipped files, or about a folder with the name of an embedded set; by default it becomes a Python warning.
+        notice: is called with a text about skipped files, or about a folder with the name of an embedded set; by
+            default it becomes a Python warning.
 
     Raises:
         DataError: the folder is missing, has no known layout, is damaged, or is not split by class; or the pictures
@@ -58,10 +59,7 @@ def load_data(
             notice(
                 f"{source} are the embedded images; to read the folder of this name, give its absolute path"
             )
-        if str(source) in GLYPH_SETS:
-            return named_glyphs(str(source), image_size, seed, advance)
-        size = {} if image_size is None else {"image_size": image_size}
-        return picture_data(**PICTURE_SETS[str(source)] | size, seed=seed, advance=advance)
+        return _embedded_data(str(source), image_size, seed, advance)
     return read_data(
         Path(source),
         Options(
@@ -81,6 +79,13 @@ def embedded_count(source: str) -> int | None:
     if sizes is None:
         return None
     return sizes["samples_per_class"] * sum(sizes[f"{split}_classes"] for split in SPLITS)
+
+
+def _embedded_data(name: str, image_size: int | None, seed: int, advance: Callable[[int], None]) -> ImageData:
+    if name in GLYPH_SETS:
+        return named_glyphs(name, image_size, seed, advance)
+    size = {} if image_size is None else {"image_size": image_size}
+    return picture_data(**PICTURE_SETS[name] | size, seed=seed, advance=advance)
 
 
 def read_data(path: Path, options: Options) -> ImageData:

@@ -45,11 +45,11 @@ PICTURES = {
 """The pictures of each split."""
 
 _FOLDERS = {
-    "china.jpg": ("sklearn", "datasets/images"),
-    "flower.jpg": ("sklearn", "datasets/images"),
-    "grace_hopper.jpg": ("matplotlib", "mpl-data/sample_data"),
+    "china.jpg": ("scikit-learn", "sklearn", "datasets/images"),
+    "flower.jpg": ("scikit-learn", "sklearn", "datasets/images"),
+    "grace_hopper.jpg": ("matplotlib", "matplotlib", "mpl-data/sample_data"),
 }
-_SCIKIT_IMAGE = ("skimage", "data")
+_SCIKIT_IMAGE = ("scikit-image", "skimage", "data")
 
 PICTURE_SETS: dict[str, dict[str, int]] = {
     "pictures": {
@@ -90,7 +90,6 @@ def picture_data(
 
     Raises:
         ConfigurationError: a split has fewer regions, or a number is too small.
-        DataError: a picture is not installed.
     """
     if image_size < 8 or samples_per_class < 1:
         raise ConfigurationError(
@@ -153,7 +152,7 @@ def distinct_regions(split: str) -> tuple[Region, ...]:
 
 @cache
 def picture(name: str) -> np.ndarray:
-    """A picture of an installed package as uint8 H×W×3, on white where it is transparent.
+    """Return a picture of an installed package as uint8 H×W×3.
 
     Args:
         name: its file name.
@@ -161,8 +160,8 @@ def picture(name: str) -> np.ndarray:
     Raises:
         DataError: the package is not installed, or comes without the picture.
     """
-    package, folder = _FOLDERS.get(name, _SCIKIT_IMAGE)
-    spec = find_spec(package)
+    package, module, folder = _FOLDERS.get(name, _SCIKIT_IMAGE)
+    spec = find_spec(module)
     if spec is None or spec.origin is None:
         raise DataError(
             f"the data set pictures needs {name} of {package}, which is not installed: "
@@ -171,11 +170,10 @@ def picture(name: str) -> np.ndarray:
     file = Path(spec.origin).parent / folder / name
     if not file.is_file():
         raise DataError(
-            f"{file} is missing: install another version of {package}, of those in constraints.txt"
+            f"{file} is missing: install the version of {package} in constraints.txt, which has it"
         )
     with Image.open(file) as image:
-        layers = image.convert("RGBA")
-    return np.asarray(Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB"))
+        return np.asarray(image.convert("RGB"))
 
 
 def region_pixels(region: Region) -> np.ndarray:
