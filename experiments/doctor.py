@@ -1,6 +1,7 @@
 """``doctor``: versions, device with its reason, threads and data found."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from experiments.settings import Doctor
@@ -22,6 +23,7 @@ def print_environment(settings: Doctor) -> int:
 
 def _data(folder: Path | None) -> Iterator[tuple[str, str]]:
     yield "data: glyphs", "embedded, always there"
+    yield "data: pictures", "embedded" if find_spec("skimage") else "needs pip install 'mamltheory[pictures]'"
     if folder is None:
         return
     if not folder.is_dir():

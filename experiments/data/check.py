@@ -13,15 +13,15 @@ from experiments.data.report import Report, channel_line, size_lines, storage_li
 from experiments.data.settings import Data, Glyphs
 from experiments.plotting import figure, save_figure
 from experiments.requirements import require
-from experiments.runs import image_stage, without_paths
+from experiments.runs import image_stage, warn, without_paths
 from experiments.settings import shares_of
 from mamltheory.errors import DataError, printable
-from mamltheory.fewshot.datasets import complete, load_data, refuse_needless_split
+from mamltheory.fewshot.datasets import complete, embedded_count, load_data, refuse_needless_split
 from mamltheory.fewshot.formats import Options, recognise
 from mamltheory.fewshot.formats.common import SPLITS, in_memory, no_progress
 from mamltheory.fewshot.formats.prepared import IMAGES, LABELS, UNFINISHED, room_in, write_prepared
 from mamltheory.fewshot.formats.tiered import NPZ_FORMAT
-from mamltheory.fewshot.glyphs import GLYPH_SETS, contact_sheet, glyph_count, glyph_data
+from mamltheory.fewshot.glyphs import contact_sheet, glyph_data
 from mamltheory.fewshot.images import ImageData, ImageSplit
 from mamltheory.fewshot.inspection import Overlap, channel_order, copies, image_hashes, overlaps
 
@@ -59,13 +59,13 @@ def check_data(settings: Data) -> int:
 
 def read_splits(settings: Data) -> Report:
     """The splits that can be read, and the problems of the others."""
-    if settings.path in GLYPH_SETS:
-        _refuse_as_stored(settings, "embedded characters")
-        with image_stage(f"draw {settings.path}", glyph_count(settings.path)) as advance:
-            shares = shares_of(settings.split)
-            data = load_data(settings.path, image_size=settings.image_size, advance=advance, split=shares)
+    if embedded := embedded_count(settings.path):
+        _refuse_as_stored(settings, "embedded images")
+        with image_stage(f"draw {settings.path}", embedded) as advance:
+            sizes: dict[str, Any] = {"image_size": settings.image_size, "split": shares_of(settings.split)}
+            data = load_data(settings.path, **sizes, advance=advance, notice=warn)
         drawn = {name: getattr(data, name) for name in SPLITS}
-        return Report("embedded characters", settings.path, drawn, [], None, False, lambda: data)
+        return Report("embedded images", settings.path, drawn, [], None, False, lambda: data)
     layout, folder = recognise(Path(settings.path))
     if layout is not NPZ_FORMAT:
         _refuse_as_stored(settings, layout.name)

@@ -8,9 +8,8 @@ from experiments.runs import alone_or_leading, image_stage, quoted, warn
 from experiments.settings import ExperimentSettings, shares_of
 from experiments.training.settings import MetaTrain
 from mamltheory.errors import printable
-from mamltheory.fewshot.datasets import ImageData, load_data
+from mamltheory.fewshot.datasets import ImageData, embedded_count, load_data
 from mamltheory.fewshot.formats.common import SPLITS
-from mamltheory.fewshot.glyphs import GLYPH_SETS, glyph_count
 from mamltheory.fewshot.inspection import Copies, copies, image_hashes, sampled
 
 MOST_HASHED = 2**30
@@ -22,7 +21,7 @@ def cached_data(source: str, image_size: int, split: str | None = None, split_se
     """The images, read once per process, with warnings about files that are not read and copies of images.
 
     Args:
-        source: "glyphs", "glyphs-mini" or a folder.
+        source: "glyphs", "glyphs-mini", "pictures" or a folder.
         image_size: Side of the images in pixels.
         split: Shares of the classes, such as "60/20/20".
         split_seed: Seed of that split.
@@ -30,11 +29,11 @@ def cached_data(source: str, image_size: int, split: str | None = None, split_se
     Returns:
         The images.
     """
-    embedded = source in GLYPH_SETS
+    embedded = embedded_count(source)
     once = f"`data {quoted(Path(source))} --image-size {image_size} --prepare READY` does this once for all"
     description = printable(f"{'draw' if embedded else 'read'} {source} ({once})")
     classes: dict[str, Any] = {"split": shares_of(split), "split_seed": split_seed}
-    with image_stage(description, glyph_count(source) if embedded else None) as advance:
+    with image_stage(description, embedded) as advance:
         data = load_data(source, image_size=image_size, advance=advance, notice=warn, **classes)
     if not embedded and alone_or_leading():
         warn_of_copies(data, source)

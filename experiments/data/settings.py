@@ -13,8 +13,8 @@ class Data:
     """Check a data set: layout, sizes against the published ones, channels, shared images, contact sheet."""
 
     path: str = EMBEDDED_DATA
-    """One of the embedded sets ("glyphs", "glyphs-mini"), or the folder of a data set in any known layout. The
-    flag is optional: data check PATH."""
+    """One of the embedded sets ("glyphs", "glyphs-mini", "pictures"), or the folder of a data set in any known
+    layout. The flag is optional: data check PATH."""
     image_size: int | None = None
     """Side of the square images in pixels; without it, the stored size."""
     split: str | None = None

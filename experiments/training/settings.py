@@ -69,7 +69,7 @@ class MetaTrain:
     """Train Conv4 by second-order MAML or ANIL with the code of the theory, and test it on unseen classes."""
 
     data: str = EMBEDDED_DATA
-    """"glyphs" or "glyphs-mini" (embedded, no download), or the folder of mini- or tieredImageNet."""
+    """"glyphs", "glyphs-mini" or "pictures" (embedded, no download), or the folder of mini- or tieredImageNet."""
     class_split: str | None = None
     """For folders CLASS/* without splits: shares of the classes for training, validation and test, as in 60/20/20
     (--split of other commands)."""
@@ -201,8 +201,8 @@ class Evaluate(LastLayer):
     """Accuracy of a trained network on few-shot test tasks, with its confidence interval (Table 1)."""
 
     data: str = EMBEDDED_DATA
-    """The data set with the images of the training: "glyphs", "glyphs-mini", or a folder. Its training images must
-    equal those of the training; validation and test classes may differ."""
+    """The data set with the images of the training: "glyphs", "glyphs-mini", "pictures", or a folder. Its training
+    images must equal those of the training; validation and test classes may differ."""
     split: Literal["val", "test"] = "test"
     """Classes to draw the tasks from."""
     ways: int = 5

@@ -9,6 +9,7 @@ from mamltheory.fewshot.formats.common import SPLITS, Format, Options, no_progre
 from mamltheory.fewshot.formats.folders import FLAT_FORMAT
 from mamltheory.fewshot.glyphs import GLYPH_SETS, named_glyphs
 from mamltheory.fewshot.images import ImageData, ImageSplit, channel_statistics
+from mamltheory.fewshot.pictures import PICTURE_SETS, picture_data
 
 
 def load_data(
@@ -22,7 +23,7 @@ def load_data(
     split_seed: int = 0,
     notice: Callable[[str], None] = python_warning,
 ) -> ImageData:
-    """Return the embedded characters, or a data set on disk, whose layout is recognised.
+    """Return an embedded data set, or one on disk, whose layout is recognised.
 
     Encoded images come out upright, with 8 bits a channel, on white where they are transparent.
 
@@ -30,28 +31,35 @@ def load_data(
     images take N·H·W·3 bytes once; prepare such data (``experiments data --prepare``) to map them too.
 
     Args:
-        source: "glyphs", "glyphs-mini", or the folder of a data set in one of the layouts of
-            :data:`mamltheory.fewshot.formats.FORMATS`.
-        image_size: side of the square images in pixels; None keeps the stored size (32 for glyphs, 84 for glyphs-mini).
-        seed: draws the glyph classes and images; data on disk do not depend on it.
+        source: "glyphs", "glyphs-mini", "pictures" (which needs scikit-image), or the folder of a data set in one of
+            the layouts of :data:`mamltheory.fewshot.formats.FORMATS`.
+        image_size: side of the square images in pixels; None keeps the stored size (32 for glyphs and pictures, 84 for
+            glyphs-mini).
+        seed: draws the embedded classes and images; data on disk do not depend on it.
         tiered_bgr: the published tieredImageNet arrays store the channels as BGR; False for a corrected copy.
         advance: is called with n when n more images are drawn, decoded or resized.
         split: how many of the classes go to training, validation and test, as (60, 20, 20), for folders of classes
             without splits.
         split_seed: draws these classes.
-        notice: is called with a text about skipped files; by default it becomes a Python warning.
+        notice: is called with a text about skipped files, or about a folder with the name of an embedded set; by
+            default it becomes a Python warning.
 
     Raises:
-        DataError: the folder is missing, has no known layout, is damaged, or is not split by class.
+        DataError: the folder is missing, has no known layout, is damaged, or is not split by class; or the pictures
+            are not installed.
     """
     if image_size is not None and image_size < 1:
         raise DataError(
             f"image_size is {image_size}: give a positive number of pixels, or None to keep the stored size"
         )
-    if str(source) in GLYPH_SETS:
+    if embedded_count(str(source)) is not None:
         if split is not None:
             raise DataError(f"{source} is split already: leave the split out")
-        return named_glyphs(str(source), image_size, seed, advance)
+        if Path(source).is_dir():
+            notice(
+                f"{source} are the embedded images; to read the folder of this name, give its absolute path"
+            )
+        return _embedded_data(str(source), image_size, seed, advance)
     return read_data(
         Path(source),
         Options(
@@ -63,6 +71,21 @@ def load_data(
             notice=notice,
         ),
     )
+
+
+def embedded_count(source: str) -> int | None:
+    """Number of images of an embedded data set in all splits; None if none has this name."""
+    sizes = (GLYPH_SETS | PICTURE_SETS).get(source)
+    if sizes is None:
+        return None
+    return sizes["samples_per_class"] * sum(sizes[f"{split}_classes"] for split in SPLITS)
+
+
+def _embedded_data(name: str, image_size: int | None, seed: int, advance: Callable[[int], None]) -> ImageData:
+    if name in GLYPH_SETS:
+        return named_glyphs(name, image_size, seed, advance)
+    size = {} if image_size is None else {"image_size": image_size}
+    return picture_data(**PICTURE_SETS[name] | size, seed=seed, advance=advance)
 
 
 def read_data(path: Path, options: Options) -> ImageData:

@@ -72,12 +72,6 @@ def named_glyphs(
     return replace(data, name=name)
 
 
-def glyph_count(name: str) -> int:
-    """Number of images of a data set of :data:`GLYPH_SETS` in all splits."""
-    sizes = GLYPH_SETS[name]
-    return sizes["samples_per_class"] * sum(sizes[f"{split}_classes"] for split in ("train", "val", "test"))
-
-
 def glyph_data(
     image_size: int = 32,
     train_classes: int = 96,

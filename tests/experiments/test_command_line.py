@@ -242,7 +242,7 @@ def test_doctor_reports_versions_device_and_data(tmp_path):
     (tmp_path / "train_images.npz").touch()
     done = run("doctor", "--device", "cpu", "--data", str(tmp_path))
     assert done.returncode == 0
-    for word in ("python", "torch", "device", "asked for", "glyphs", "train_images.npz"):
+    for word in ("python", "torch", "device", "asked for", "glyphs", "pictures", "train_images.npz"):
         assert word in done.stdout
     missing = run("doctor", "--data", str(tmp_path / "absent"))
     assert missing.returncode == 2

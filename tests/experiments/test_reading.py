@@ -7,7 +7,7 @@ import pytest
 from experiments import runs
 from experiments.data import loading
 from mamltheory.fewshot import glyphs
-from mamltheory.fewshot.datasets import load_data
+from mamltheory.fewshot.datasets import embedded_count, load_data
 from mamltheory.runtime.interrupt import Interrupted, interruptible
 from tests.experiments.stops import ctrl_c_during
 from tests.fewshot import layouts
@@ -26,8 +26,10 @@ def test_every_image_that_is_drawn_or_decoded_is_counted(tmp_path):
     counts = []
     load_data("glyphs-tiny", advance=counts.append)
     assert counts == [4] * 7
-    assert glyphs.glyph_count("glyphs-tiny") == 28
-    assert glyphs.glyph_count("glyphs-mini") == 60_000
+    assert embedded_count("glyphs-tiny") == 28
+    assert embedded_count("glyphs-mini") == 60_000
+    assert embedded_count("pictures") == 4920
+    assert embedded_count("birds") is None
     layouts.write_folders(tmp_path / "birds", layouts.tiny_splits())
     counts.clear()
     load_data(tmp_path / "birds", advance=counts.append)

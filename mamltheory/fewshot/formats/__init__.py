@@ -52,7 +52,7 @@ def recognise(path: Path) -> tuple[Format, Path]:
             if path.exists()
             else f"there is no folder {path}: give the path"
         )
-        raise DataError(f"{what} of a data set, or glyphs for the embedded one")
+        raise DataError(f"{what} of a data set, or glyphs or pictures for an embedded one")
     try:
         entries = sorted(path.iterdir())
         folders = [entry for entry in entries if entry.is_dir() and not hidden(entry.name)]
