@@ -79,7 +79,7 @@ class Tabulate(ShortTraining):
     """Epochs after which loss and few-shot accuracies are recorded; a training ends at the last."""
     scored_epochs: tuple[int, ...] = (0, 2, 4)
     """Epochs after which the kernels of a network in training are scored."""
-    tasks: int = 1000
+    tasks: int = 400
     """Few-shot tasks of the accuracies by prototypes, the same for all networks."""
     test_tasks: int = 200
     """Few-shot tasks of the final accuracies by a logistic head."""
