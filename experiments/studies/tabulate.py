@@ -66,14 +66,10 @@ def tabulate_cells(settings: Tabulate) -> int:
 
 
 def trainings_of(settings: Tabulate) -> dict[str, Item]:
-    """All trainings by name; they are spread so that a stopped command has some of every kind."""
-    n = settings.networks
-    items = [((i + 0.5) / n, Item(i, 0, 1)) for i in range(n)]
-    items += [
-        ((i + 0.5) / n + 0.1 * t, Item(i, t, 1)) for t in range(1, settings.trainings) for i in range(n)
-    ]
-    items += [((i + 0.5) / settings.doubled + 0.05, Item(i, 0, 2)) for i in range(settings.doubled)]
-    return {_name(item): item for _, item in sorted(items)}
+    """All trainings by name: of every genotype in turn, and then those at twice the scale."""
+    items = [Item(i, t, 1) for i in range(settings.networks) for t in range(settings.trainings)]
+    items += [Item(i, 0, 2) for i in range(settings.doubled)]
+    return {_name(item): item for item in items}
 
 
 def _name(item: Item) -> str:
