@@ -122,12 +122,14 @@ def apply_draws(
     check_statistics(mean, std)
     device = images.device
     window = crop(images, draws.offsets, draws.mirrored)
-    pixels = window.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout).div_(255)
+    # The jitter mixes single colours: a CPU reads them twice as fast from planes as from every third number.
+    planes = layout if device.type == "cuda" else torch.contiguous_format
+    pixels = window.permute(0, 3, 1, 2).to(torch.float32, memory_format=planes).div_(255)
     pixels = colour_jitter(pixels, *(x.to(device, non_blocking=True) for x in (draws.factors, draws.order)))
     shift, scale = (
         torch.tensor(tuple(v)).view(1, 3, 1, 1).to(device, non_blocking=True) for v in (mean, std)
     )
-    return pixels.sub_(shift).div_(scale)
+    return pixels.sub_(shift).div_(scale).contiguous(memory_format=layout)
 
 
 def augment(

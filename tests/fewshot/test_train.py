@@ -10,8 +10,10 @@ from mamltheory.fewshot.execution import Execution, check_precision, float32_pro
 from mamltheory.fewshot.images import ImageData
 from mamltheory.fewshot.train import TrainConfig, start_training, train_epoch
 from mamltheory.fewshot.training_state import restore, state_tensors
-from mamltheory.nas.genotype import published_genotypes
+from mamltheory.nas.genotype import published_genotypes, random_genotype
 from mamltheory.nas.network import NetworkSettings, derived_network
+from mamltheory.nas.operations import Convolution
+from mamltheory.rng import generator
 from tests.fewshot.small import SmallNet, noise_data, noise_split
 from tests.reference.fewshot_training import train as plain_train
 
@@ -256,6 +258,26 @@ def test_the_memory_layout_changes_roundings_alone():
         for layout in (True, False)
     ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_the_forms_of_the_convolutions_on_a_cpu_change_roundings_alone(monkeypatch):
+    genotype = random_genotype(generator(0, "x", 0), inputs="two")
+    assert "dil_conv_3x3" in str(genotype.to_json()["reduce"])
+    config = TrainConfig(batch_size=20, epochs=2, learning_rate=0.001, drop_path=0.0)
+
+    def losses():
+        network = derived_network(genotype, NetworkSettings(8, 3, 6), 0)
+        state, found = start_training(network, noise_data(), config), []
+        while state.epoch < config.epochs:
+            state, metrics = train_epoch(state)
+            found.append(metrics.loss)
+        return found
+
+    fast = losses()
+    monkeypatch.delattr(Convolution, "_conv_forward")
+    plain = losses()
+    assert fast == pytest.approx(plain, rel=1e-5)
+    assert plain[1] != pytest.approx(plain[0], rel=1e-3)
 
 
 def test_a_batch_is_cut_into_equal_parts_or_refused():

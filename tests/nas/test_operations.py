@@ -1,12 +1,16 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import conv2d, pad
 
 from mamltheory.errors import ConfigurationError, GenotypeError
 from mamltheory.nas.network import initialise, parameter_count
 from mamltheory.nas.operations import (
     OPERATIONS,
+    Convolution,
     FactorizedReduce,
     build_operation,
     group_count,
@@ -58,6 +62,70 @@ def test_a_dilated_convolution_sees_two_pixels_away_and_an_ordinary_one_does_not
         changed = (operation[:2](x) != 0).any(1)[0].nonzero() - 4
         reach[name] = int(changed.abs().max())
     assert reach == {"conv_3x3": 1, "dil_conv_3x3": 2}
+
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+def _agree_with_gradients(fast, plain, inputs):
+    """Whether outputs and gradients of two functions agree to 1e-12."""
+    outputs = fast(), plain()
+    cotangent = torch.randn(outputs[1].shape, generator=generator(0, "cotangent"), dtype=torch.float64)
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
+    pairs = zip(*(torch.autograd.grad(y, inputs, cotangent) for y in outputs), strict=True)
+    for by_fast, by_plain in pairs:
+        torch.testing.assert_close(by_fast, by_plain, rtol=0, atol=1e-12)
+
+
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    kernel=st.sampled_from([1, 3]),
+    stride=st.sampled_from([1, 2]),
+    dilation=st.sampled_from([1, 2]),
+    depthwise=st.booleans(),
+    layout=st.sampled_from(LAYOUTS),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_convolution_of_cells_is_torchs_own_with_its_gradients(
+    size, kernel, stride, dilation, depthwise, layout
+):
+    padding = dilation * (kernel // 2)
+    layer = Convolution(
+        4, 4, kernel, stride, padding, dilation, groups=4 if depthwise else 1, bias=False, dtype=torch.float64
+    )
+    initialise(layer, 0)
+    layer.to(memory_format=layout)
+    x = torch.randn(3, 4, *size, generator=generator(0, "x"), dtype=torch.float64)
+    x = x.contiguous(memory_format=layout).requires_grad_()
+    plain = partial(conv2d, x, layer.weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+    _agree_with_gradients(partial(layer, x), plain, [x, layer.weight])
+
+
+@given(size=st.tuples(st.integers(2, 9), st.integers(2, 9)), layout=st.sampled_from(LAYOUTS))
+@settings(max_examples=40, deadline=None)
+def test_a_reduction_is_two_strided_convolutions_of_the_framed_image(size, layout):
+    reduce = FactorizedReduce(4, 6, "group").double()
+    initialise(reduce, 0)
+    reduce.to(memory_format=layout)
+    x = torch.randn(3, 4, *size, generator=generator(0, "x"), dtype=torch.float64)
+    x = x.contiguous(memory_format=layout).requires_grad_()
+
+    def plain():
+        shifted = pad(x, (0, 1, 0, 1))[:, :, 1:, 1:]
+        halves = [conv2d(y, layer.weight, stride=2) for y, layer in ((x, reduce.even), (shifted, reduce.odd))]
+        return reduce.norm(torch.cat(halves, 1))
+
+    _agree_with_gradients(partial(reduce, x), plain, [x, *reduce.parameters()])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["dil_conv_3x3", "skip_connect"])
+def test_the_gradient_of_an_operation_of_stride_2_has_the_layout_of_its_input(name, layout):
+    operation = build_operation(name, 4, 2, "batch").to(memory_format=layout)
+    initialise(operation, 0)
+    x = torch.randn(3, 4, 8, 8, generator=generator(0, "x")).contiguous(memory_format=layout)
+    operation(x.requires_grad_()).square().sum().backward()
+    assert x.grad.is_contiguous(memory_format=layout)
 
 
 def test_average_pooling_does_not_count_the_padding():
