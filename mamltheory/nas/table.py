@@ -278,9 +278,9 @@ def _training(row: Mapping[str, Any]) -> Training:
     )
 
 
-def _series(values: Sequence[float]) -> np.ndarray:
+def _series(values: Sequence[float | int | str]) -> np.ndarray:
     return np.array(values, dtype=float)  # also of "inf" and "nan", as JSON holds them
 
 
-def _number(value: float | None) -> float:
+def _number(value: float | int | str | None) -> float:
     return math.nan if value is None else float(value)
