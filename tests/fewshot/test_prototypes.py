@@ -78,7 +78,7 @@ def test_the_network_is_left_in_its_mode_with_its_statistics(training):
 def test_a_network_that_fails_is_left_in_its_mode():
     class Failing(SmallNet):
         def features(self, x):
-            raise RuntimeError("no features")
+            raise RuntimeError(f"no features of {len(x)} images")
 
     network = Failing().train()
     with pytest.raises(RuntimeError, match="no features"):

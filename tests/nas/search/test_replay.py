@@ -213,8 +213,8 @@ def test_intervals_hold_the_gain_on_the_tables_that_might_have_been_drawn():
         random = numpy_generator(index, "joint")
         score = random.standard_normal(CELLS)
         final = 0.6 + 0.03 * (0.6 * score + 0.8 * random.standard_normal(CELLS))
-        table = synthetic_table(final, scores={"informed": score.tolist()})
         with as_users_run_it():  # thousands of calls, whose shapes need no check each time
+            table = synthetic_table(final, scores={"informed": score.tolist()})
             gain = replay(best_by_score("informed", 5), table, draws=120, bootstraps=20).kept
         held += gain.low <= truth <= gain.high
         widths.append((gain.high - gain.low) / 2)
