@@ -63,11 +63,13 @@ def prototype_accuracies(
         One accuracy per task.
 
     Raises:
-        ShapeError: the tasks differ in their numbers.
+        ShapeError: there is no task, or the tasks differ in their numbers.
     """
-    if len({(each.support.shape, each.query.shape) for each in episodes}) != 1:
+    sizes = len({(each.support.shape, each.query.shape) for each in episodes})
+    if sizes != 1:
         raise ShapeError(
-            f"got {len(episodes)} tasks of several sizes: expected equal numbers of ways, shots and queries"
+            f"got {len(episodes)} tasks of {sizes} sizes: expected at least one task, and equal numbers of ways, "
+            "shots and queries"
         )
     parts = []
     for first in range(0, len(episodes), TASKS_TOGETHER):

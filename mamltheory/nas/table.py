@@ -14,7 +14,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 import numpy as np
 
 from mamltheory.errors import CheckpointError, ConfigurationError, GenotypeError
-from mamltheory.files import reason
+from mamltheory.files import reason, shown
 from mamltheory.nas.genotype import Genotype
 from mamltheory.strict_json import misfit, read_json_file
 
@@ -219,14 +219,16 @@ def load_table(path: Path | str | None = None) -> Table:
             f"cannot read the table {file}: {reason(error)}; name a file of `tabulate`"
         ) from None
     except (ValueError, GenotypeError) as error:
-        raise CheckpointError(f"{file} holds no table of cells: {error}") from None
+        raise CheckpointError(
+            f"{file} holds no table of cells: {reason(error)}; name a file of `tabulate`"
+        ) from None
 
 
 def table_from(content: object) -> Table:
     """The table in JSON values; raises ValueError or GenotypeError for anything else."""
-    if wrong := misfit(content, _Table, "the table"):
+    wrong = misfit(content, _Table, "the table")
+    if wrong or not isinstance(content, dict):
         raise ValueError(wrong)
-    assert isinstance(content, dict), "misfit has checked it"
     return Table(content["settings"], tuple(_cell(each) for each in content["cells"]))
 
 
@@ -246,14 +248,18 @@ def _training(row: Mapping[str, Any]) -> Training:
     ]
     if any(len(each) != len(row["epoch"]) for each in series):
         raise ValueError(f"a training has {len(row['epoch'])} epochs and series of other lengths")
-    val, test = ({int(k): np.array(v) for k, v in row[name].items()} for name in ("val", "test"))
+    if row["epoch"] != sorted(set(row["epoch"])):
+        raise ValueError(f"a training has the epochs {shown(row['epoch'])}: expected them to increase")
+    if not row["diverged"] and not row.get("accuracy"):
+        raise ValueError("a training that did not diverge lacks its final accuracy")
+    val, test = ({int(k): _series(v) for k, v in row[name].items()} for name in ("val", "test"))
     curve = Curve(
         tuple(row["epoch"]),
-        np.array(row["loss"]),
-        np.array(row["train_accuracy"]),
+        _series(row["loss"]),
+        _series(row["train_accuracy"]),
         val,
         test,
-        np.array(row["cpu_seconds"]),
+        _series(row["cpu_seconds"]),
     )
     accuracy = {int(k): float(v) for k, v in row.get("accuracy", {}).items()}
     scores = {
@@ -272,5 +278,9 @@ def _training(row: Mapping[str, Any]) -> Training:
     )
 
 
-def _number(value: float | None) -> float:
+def _series(values: Sequence[float | int | str]) -> np.ndarray:
+    return np.array(values, dtype=float)  # also of "inf" and "nan", as JSON holds them
+
+
+def _number(value: float | int | str | None) -> float:
     return math.nan if value is None else float(value)

@@ -1,14 +1,23 @@
 """Sizes are those of the networks themselves, and random cells can be had at a given size."""
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamltheory.errors import ConfigurationError
 from mamltheory.nas.genotype import EDGES, Candidates, published_genotypes, random_genotype
 from mamltheory.nas.network import NetworkSettings, derived_network, parameter_count
-from mamltheory.nas.sizes import genotype_parameters, operator_parameters, random_genotype_like
+from mamltheory.nas.sizes import (
+    Band,
+    genotype_parameters,
+    operator_parameters,
+    random_genotype_like,
+    random_genotype_within,
+    reachable_sizes,
+)
 from mamltheory.rng import generator
+from tests.reference.nas_sizes import extreme_genotype
 
 SMALL = NetworkSettings(channels=4, cells=3, classes=5)
 
@@ -72,3 +81,86 @@ def test_no_cell_has_more_parameters_than_that_of_long_kernels_alone(seed):
     for operator in Candidates().operators():
         long = operator._replace(operation="conv_1x5_5x1")
         assert operator_parameters(operator) <= operator_parameters(long)
+
+
+@pytest.mark.parametrize(("inputs", "cells"), [("all", 5), ("two", 3)])
+def test_the_reachable_sizes_are_those_of_the_smallest_and_the_largest_network(inputs, cells):
+    size = NetworkSettings(channels=5, cells=cells, classes=7)
+    extremes = [
+        extreme_genotype(lambda genotype: genotype_parameters(genotype, size), inputs, best)
+        for best in (min, max)
+    ]
+    counts = [parameter_count(derived_network(genotype, size, 0)) for genotype in extremes]
+    assert reachable_sizes(size, inputs) == Band(*counts)
+
+
+@given(seed=st.integers(0, 1000), inputs=st.sampled_from(["all", "two"]))
+@settings(max_examples=10, deadline=None)
+def test_every_random_genotype_is_of_a_reachable_size(seed, inputs):
+    genotype = random_genotype(generator(seed, "genotype"), inputs)
+    assert genotype_parameters(genotype, SMALL) in reachable_sizes(SMALL, inputs)
+
+
+@given(seed=st.integers(0, 1000), least=st.integers(3500, 8000), inputs=st.sampled_from(["all", "two"]))
+@settings(max_examples=6, deadline=None)
+def test_a_drawn_genotype_lies_in_the_band_and_is_the_first_that_does(seed, least, inputs):
+    """A uniform draw that is rejected outside of the band is uniform within it."""
+    band = Band(least, least + 900)
+    found = random_genotype_within(band, generator(seed, "within"), SMALL, inputs)
+    stream = generator(seed, "within")
+    drawn = random_genotype(stream, inputs)
+    while not band.least <= genotype_parameters(drawn, SMALL) <= band.most:
+        drawn = random_genotype(stream, inputs)
+    assert found == drawn
+
+
+def test_a_generator_gives_one_genotype_after_the_other():
+    stream, band = generator(0, "within"), Band(5000, 6000)
+    found = [random_genotype_within(band, stream, SMALL) for _ in range(5)]
+    assert len(set(found)) == 5
+    assert all(genotype_parameters(each, SMALL) in band for each in found)
+
+
+def test_a_band_without_cells_is_refused_with_the_sizes_that_can_be_reached():
+    least, most = reachable_sizes(SMALL).least, reachable_sizes(SMALL).most
+    for band in (Band(1, least - 1), Band(most + 1, most + 500)):
+        stream = generator(0, "within")
+        before = stream.get_state()
+        with pytest.raises(
+            ConfigurationError, match=rf"with {band} parameters: .* from {least} to {most}; cho"
+        ):
+            random_genotype_within(band, stream, SMALL)
+        assert torch.equal(stream.get_state(), before), "nothing is drawn for a band out of reach"
+
+
+def test_a_band_that_no_draw_hits_is_refused_with_the_nearest_draw():
+    stream = generator(0, "within")
+    drawn = [genotype_parameters(random_genotype(stream), SMALL) for _ in range(20)]
+    target = max(drawn) + 1
+    with pytest.raises(ConfigurationError, match=rf"the nearest of 20 random cells has {max(drawn)}; choose"):
+        random_genotype_within(Band(target, target), generator(0, "within"), SMALL, draws=20)
+    with pytest.raises(ConfigurationError, match=r"from \d+ to \d+; the nearest of 1 random cells"):
+        random_genotype_within(Band(target, target), generator(0, "within"), SMALL, draws=1)
+
+
+def test_a_band_around_a_genotype_holds_its_size_in_the_middle():
+    genotype = random_genotype(generator(0, "genotype"))
+    parameters = genotype_parameters(genotype, SMALL)
+    band = Band.around(genotype, SMALL)
+    assert band == Band(round(0.92 * parameters), round(1.08 * parameters))
+    assert Band.around(genotype, SMALL, 0.0) == Band(parameters, parameters)
+    assert Band.around(genotype, SMALL, 1.0).least == 1
+    assert parameters in band
+    assert band.least in band
+    assert band.most in band
+    assert band.least - 1 not in band
+    assert band.most + 1 not in band
+    assert str(Band(36_000, 42_000)) == "36000:42000"
+
+
+@pytest.mark.parametrize("limits", [(0, 5), (-3, 5), (6, 5)])
+def test_bands_are_of_positive_numbers_in_order(limits):
+    with pytest.raises(
+        ConfigurationError, match="expected two positive numbers, the smaller first, as in 36000"
+    ):
+        Band(*limits)

@@ -46,6 +46,9 @@ class Rung:
             )
 
 
+ROUNDING = 1e-12
+"""Relative size below which differences of accuracies are rounding."""
+
 DEFAULT_RUNGS = (Rung(32, 2), Rung(8, 4), Rung(4, 12, "loss"))
 """32 → 8 → 4 candidates at 2, 4 and 12 epochs: 112 epochs, as nine trainings of 12."""
 
@@ -159,8 +162,10 @@ def headroom(accuracies: Float[np.ndarray, "networks tasks"]) -> Headroom:
         raise ShapeError(f"got {n} networks and {tasks} tasks: expected at least two of each")
     networks, columns = accuracies.mean(1), accuracies.mean(0)
     rest = accuracies - networks[:, None] - columns + accuracies.mean()
-    between = tasks * float(networks.var(ddof=1))
-    within = float((rest**2).sum()) / ((n - 1) * (tasks - 1))
+    squares = tasks * float(networks.var(ddof=1)), float((rest**2).sum()) / ((n - 1) * (tasks - 1))
+    # Rounding must not pass for a difference where the networks are equal on every task.
+    rounding = tasks * (ROUNDING * float(np.abs(accuracies).max())) ** 2
+    between, within = (0.0 if square <= rounding else square for square in squares)
     if within == 0:  # no noise at all
         p_value = 1.0 if between == 0 else 0.0
     else:

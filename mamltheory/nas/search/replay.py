@@ -14,7 +14,7 @@ import numpy as np
 from mamltheory.errors import ConfigurationError
 from mamltheory.nas.search.halving import Measured, Rung, successive_halving
 from mamltheory.nas.search.surrogate import fit_surrogate
-from mamltheory.nas.table import Table, TabledCell
+from mamltheory.nas.table import Table, TabledCell, Training
 from mamltheory.rng import numpy_generator
 
 BOOTSTRAPS = 100
@@ -44,8 +44,7 @@ class Draws:
 
     def train(self, index: int, epochs: int) -> Measured:
         """Train a cell up to an epoch, and measure it; epochs that it has trained already cost nothing."""
-        training = self.cells[index].trained(self.number)
-        assert training is not None, "replay keeps cells with both trainings"
+        training = _training_of(self.cells[index], self.number)
         curve = training.curve
         if training.diverged and epochs not in curve.epochs:
             return Measured(math.nan, math.nan, True)
@@ -59,8 +58,13 @@ class Draws:
 
     def score(self, index: int, name: str) -> float:
         """A training-free score, −∞ where it is singular; it costs the seconds of all scores of the cell."""
-        self.seconds += self.cells[index].scoring_seconds
-        value = float(self.cells[index].scores[name].mean())
+        cell = self.cells[index]
+        if name not in cell.scores:
+            raise ConfigurationError(
+                f"the table has no score {name!r}: expected one of {', '.join(cell.scores)}"
+            )
+        self.seconds += cell.scoring_seconds
+        value = float(cell.scores[name].mean())
         return value if math.isfinite(value) else -math.inf
 
 
@@ -141,12 +145,24 @@ def warm_started(known: Sequence[TabledCell], pool: int, rungs: Sequence[Rung], 
 
 def final_accuracy(cell: TabledCell, number: int, shots: int) -> float:
     """Accuracy on the test classes after a training; 0 if it diverged. The table must hold the training."""
+    training = _training_of(cell, number)
+    if training.diverged:
+        return 0.0
+    if shots not in training.accuracy:
+        raise ConfigurationError(
+            f"the table has no accuracy with {shots} shots: expected one of "
+            f"{', '.join(map(str, training.accuracy))}"
+        )
+    return training.accuracy[shots]
+
+
+def _training_of(cell: TabledCell, number: int) -> Training:
     training = cell.trained(number)
     if training is None:
         raise ConfigurationError(
             f"a cell of the table has no training {number}: take a table with two of each"
         )
-    return 0.0 if training.diverged else training.accuracy[shots]
+    return training
 
 
 @dataclass(frozen=True)

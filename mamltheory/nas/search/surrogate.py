@@ -30,7 +30,7 @@ class Surrogate:
         intercept: the prediction for a cell with the mean counts is this plus their product with the weights.
         penalty: of the ridge, chosen by leave-one-out.
         explained: share of the variance that leave-one-out predictions explain, with the penalty chosen anew for
-            each of them; below zero if they are worse than the mean.
+            each of them; below zero if they are worse than the mean, and zero if all accuracies are equal.
     """
 
     weights: Float[np.ndarray, " 14"]
@@ -67,7 +67,8 @@ def fit_surrogate(genotypes: Sequence[Genotype], accuracies: Sequence[float]) ->
         others = np.arange(len(y)) != i
         weights, intercept = _ridge(x[others], y[others], _best_penalty(x[others], y[others]))
         left_out[i] = x[i] @ weights + intercept
-    explained = 1 - float(((y - left_out) ** 2).sum() / max(((y - y.mean()) ** 2).sum(), 1e-300))
+    varies = bool(np.ptp(y) > 0)
+    explained = 1 - float(((y - left_out) ** 2).sum() / ((y - y.mean()) ** 2).sum()) if varies else 0.0
     penalty = _best_penalty(x, y)
     return Surrogate(*_ridge(x, y, penalty), penalty, explained)
 
