@@ -81,7 +81,12 @@ def serve(modules: list[str]) -> None:
     for name in chain(["tests.conftest"], modules):
         importlib.import_module(name)
     warm()
-    functions = [each for each in gc.get_objects() if isinstance(each, FunctionType)]
+    package = str(ROOT / "mamltheory")
+    functions = [
+        each
+        for each in gc.get_objects()
+        if isinstance(each, FunctionType) and each.__code__.co_filename.startswith(package)
+    ]
     gc.freeze()  # a fork collects no garbage among what it has inherited
     for line in sys.stdin:
         process = os.fork()
