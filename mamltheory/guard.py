@@ -58,6 +58,7 @@ def as_model(model: Model | nn.Module, params: Parameters | None = None) -> tupl
         ConfigurationError: a Model comes without parameters, or the names are not the network's.
         UnsupportedModelError: complex parameters, or a network that :func:`mamltheory.modules.check_module` refuses.
     """
+    held: Parameters | None = None
     if isinstance(model, nn.Module):
         model, held = from_module(model)
         params = held if params is None else params
@@ -73,7 +74,7 @@ def as_model(model: Model | nn.Module, params: Parameters | None = None) -> tupl
         raise ConfigurationError(
             f"params is a {type(params).__name__}: expected a dict from names to tensors, or None"
         )
-    if model.module is not None:
+    if model.module is not None and params is not held:
         params = _module_parameters(params, model.module)
     for name, value in params.items():
         if value.is_complex():

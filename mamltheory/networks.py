@@ -294,8 +294,9 @@ def from_module(
         )
     module = unwrapped(module)
     check_module(module)
-    params = {name: value.detach() for name, value in module.named_parameters()}
-    frozen = frozenset(name for name, value in module.named_parameters() if not value.requires_grad)
+    held = dict(module.named_parameters())
+    params = {name: value.detach() for name, value in held.items()}
+    frozen = frozenset(name for name, value in held.items() if not value.requires_grad)
     named = None if head is None else named_head(head, params)
     return Model(partial(call_module, module), scale, named, module=module, frozen=frozen), params
 

@@ -1,21 +1,20 @@
 """The exact layer catches every wrong formula: each mutant of the source must make it fail.
 
-A mutant is one textual change to a copy of the package; the exact tests run on the copy in a process of their own.
-The control, an unchanged copy, must pass: then a failure is the mutant's doing.
+A mutant is one textual change of the source; the exact tests run with it in a process of their own.
+The control, without a change, must pass: then a failure is the mutant's doing.
 """
 
-import compileall
-import os
 import re
-import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.paper.fork_server import planted_errors
+
 ROOT = Path(__file__).parents[2]
+FAST = "erf-L2-l5-k2-maml-3 or erf-L2-l5-k2-anil-3"
+"""The cases of the exact layer that are run."""
 
 
 @dataclass(frozen=True)
@@ -243,54 +242,23 @@ MUTANTS = [
 
 @pytest.fixture(scope="module")
 def exact_layer():
-    """(folder of a copy) -> exit status and output of the exact layer on it."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    server = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "paper" / "fork_server.py")],
-        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-    def run(folder: Path) -> tuple[int, str]:
-        server.stdin.write(f"{folder}\n")
-        server.stdin.flush()
-        answer = server.stdout.readline()
-        assert answer, f"the process that runs the copies has ended with {server.wait(timeout=30)}"
-        return int(answer), (folder / "output").read_text()
-
-    yield run
-    server.stdin.close()
-    server.wait(timeout=30)
-    server.stdout.close()
+    """(file, right, wrong), or None -> exit status and output of the exact layer with this error."""
+    tests = ROOT / "tests" / "paper" / "test_exact.py"
+    with planted_errors("tests.paper.test_exact") as run:
+        yield lambda error=None: run(tests, FAST, error)
 
 
-@pytest.fixture(scope="module")
-def unchanged(tmp_path_factory):
-    """A compiled copy of the package and of the exact tests; of a mutant only the changed file is compiled again."""
-    folder = tmp_path_factory.mktemp("unchanged")
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "mamltheory", folder / "mamltheory", ignore=ignore)
-    for part in ("paper", "reference", "ledger"):
-        shutil.copytree(ROOT / "tests" / part, folder / "tests" / part, ignore=ignore)
-    for part in ("__init__.py", "conftest.py"):
-        shutil.copy(ROOT / "tests" / part, folder / "tests")
-    compileall.compile_dir(folder, quiet=1)
-    return folder
-
-
-def test_the_exact_layer_passes_on_an_unchanged_copy(unchanged, tmp_path, exact_layer):
-    status, output = exact_layer(shutil.copytree(unchanged, tmp_path / "copy"))
+def test_the_exact_layer_passes_on_the_package_as_it_is(exact_layer):
+    status, output = exact_layer()
     assert status == 0, output[-2000:]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_the_exact_layer_fails_for(mutant, unchanged, tmp_path, request, exact_layer):
-    folder = shutil.copytree(unchanged, tmp_path / "copy")
-    path = folder / "mamltheory" / mutant.file
-    source = path.read_text()
+def test_the_exact_layer_fails_for(mutant, request, exact_layer):
+    source = (ROOT / "mamltheory" / mutant.file).read_text()
     assert source.count(mutant.right) == 1, f"{mutant.right!r} must stand in {mutant.file} exactly once"
-    path.write_text(source.replace(mutant.right, mutant.wrong))
-    status, output = exact_layer(folder)
-    # 1: tests ran and one failed; a copy that cannot even be imported would be 2
+    status, output = exact_layer((mutant.file, mutant.right, mutant.wrong))
+    # 1: tests ran and one failed; an error that cannot be planted would be 70
     assert status == 1, output[-2000:]
     caught_by = re.search(r"^FAILED .*::(\w+)", output, flags=re.MULTILINE).group(1)
     request.node.user_properties.append(("mutant", (mutant.name, mutant.file, caught_by)))

@@ -55,7 +55,7 @@ class Dense:
         return forward(self.net, unflatten(theta, self.like), x).reshape(-1)
 
     def jacobian(self, theta, x):
-        return torch.autograd.functional.jacobian(lambda t: self.f(t, x), theta)
+        return torch.autograd.functional.jacobian(lambda t: self.f(t, x), theta, vectorize=True)
 
     def start_jacobian(self, x):
         key = self.theta0, x
@@ -85,7 +85,9 @@ class Dense:
         thetas = self.path(task, inner)
         rows = self.jacobian(thetas[-1], task.query_x)
         for theta in reversed(thetas[:-1]):
-            hessian = torch.autograd.functional.hessian(lambda t: self.support_loss(t, task), theta)
+            hessian = torch.autograd.functional.hessian(
+                lambda t, task=task: self.support_loss(t, task), theta, vectorize=True
+            )
             rows = rows @ (
                 torch.eye(len(mask)).double() - inner.lam0 / self.scale * torch.diag(mask) @ hessian
             )

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mamltheory.errors import UnsupportedModelError
-from mamltheory.guard import check_finite_outputs, check_independent
+from mamltheory.guard import check_finite_outputs, check_independent, other_batches
 from mamltheory.kernels.layers.gram import Gradients, added_up
 from mamltheory.kernels.layers.jacobian import Outputs, gradients_of
 from mamltheory.kernels.layers.options import KernelOptions
@@ -224,7 +224,8 @@ class _Layerwise:
     def _check_parts(self, recorder: Recorder, x: Tensor, logits: Tensor) -> bool:
         """Tests that samples are kept apart; returns whether the gradients of the whole network are to be compared."""
         check_finite_outputs(logits)
-        apart = all(keeps_samples_apart(call, self.params, len(x)) for call in recorder.parts)
+        order = torch.cat(other_batches(len(x), len(x)))
+        apart = all(keeps_samples_apart(call, self.params, order) for call in recorder.parts)
         if not apart:
             check_independent(self.model, self.params, self.samples, len(x))
         return not apart or any(call.parameters for call in recorder.parts)

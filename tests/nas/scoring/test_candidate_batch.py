@@ -57,8 +57,9 @@ def test_many_candidates_at_once_have_the_kernels_that_they_have_one_by_one(outp
 def test_condition_numbers_of_a_batch_are_those_of_the_generic_kernels(kernel, outputs, dtype, tolerance):
     network, score_settings = shaken(3, dtype), ScoreSettings(kernel, outputs)
     candidates = some_candidates(3, 3)[:-1]
-    found = candidate_conditions(network, candidates, tasks(3), score_settings)
-    plain = [condition_score(network.restrict(each), tasks(3), score_settings) for each in candidates]
+    batch = tasks(3, 1)
+    found = candidate_conditions(network, candidates, batch, score_settings)
+    plain = [condition_score(network.restrict(each), batch, score_settings) for each in candidates]
     assert all(1 < value < math.inf for value in plain)
     assert [value for value, _ in found] == pytest.approx(plain, rel=tolerance)
 
@@ -164,7 +165,7 @@ def test_a_batch_leaves_nothing_behind():
 def test_the_candidates_of_a_batch_are_limited(monkeypatch):
     monkeypatch.setattr(batched, "MOST_CANDIDATES", 2)
     network, x = shaken(2), joint_inputs(tasks(2, 1, 8)).double()
-    kernels = list(candidate_kernels(network, [Candidates()] * 5, x, "sum"))
+    kernels = list(candidate_kernels(network, [Candidates()] * 3, x, "sum"))
     assert all(torch.allclose(theta, kernels[0][0], rtol=1e-12) for theta, _ in kernels)
 
 
@@ -175,17 +176,17 @@ def test_what_one_candidate_overflows_with_reaches_no_other():
     with torch.no_grad():
         network.cells[1].edges["1_1"]["conv_1x5_5x1"][0].weight.fill_(math.nan)
     candidates = [Candidates(), free, Candidates().without(ALL[0])]
-    found = candidate_conditions(network, candidates, tasks(4), ScoreSettings(outputs="sum"))
+    found = candidate_conditions(network, candidates, tasks(4, 1), ScoreSettings(outputs="sum"))
     assert [why for _, why in found] == ["not finite", None, "not finite"]
     assert [value for value, _ in found][::2] == [math.inf, math.inf]
-    plain = condition_score(shaken(4).restrict(free), tasks(4), ScoreSettings(outputs="sum"))
+    plain = condition_score(shaken(4).restrict(free), tasks(4, 1), ScoreSettings(outputs="sum"))
     assert found[1] == (pytest.approx(plain, rel=1e-8), None)
 
 
 def test_a_pass_leaves_the_network_as_it_was():
     network, x = shaken(5), joint_inputs(tasks(5, 1, 8)).double()
     before = {name: value.clone() for name, value in network.state_dict().items() if value.dim()}
-    list(candidate_kernels(network, some_candidates(5), x))
+    list(candidate_kernels(network, some_candidates(5, 3), x))
     assert all(
         torch.equal(value, before[name]) for name, value in network.state_dict().items() if value.dim()
     )

@@ -1,14 +1,10 @@
 """The scores of the search and their gradients, against the paper's formulas written out term by term.
 
 The formulas of the score live in the theory, :mod:`mamltheory.kernels.meta` and :mod:`mamltheory.linalg`: the last test
-plants errors there, in a copy of the package, and the tests above must fail on it.
+plants errors there, in another process, and the tests above must fail with them.
 """
 
 import math
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +20,7 @@ from mamltheory.nas.scoring.score import ScoreSettings
 from mamltheory.nas.scoring.tape import relu_with_surrogate
 from mamltheory.rng import generator
 from mamltheory.tasks import Task
+from tests.paper.fork_server import planted_errors
 from tests.reference.nas_gradient import dense_meta_ntk, equal_weights
 
 ROOT = Path(__file__).parents[3]
@@ -88,20 +85,19 @@ ERRORS = {
 }
 
 
+@pytest.fixture(scope="module")
+def tests_of_the_search():
+    """(error, or None) -> exit status and output of the tests above on MAML's kernel."""
+    with planted_errors("tests.nas.scoring.test_scores_of_the_paper") as run:
+        yield lambda error: run(Path(__file__), "four_terms and Converged-maml", error)
+
+
 @pytest.mark.parametrize("error", ERRORS)
-def test_an_error_planted_in_the_theory_fails_the_tests_of_the_search(error, tmp_path):
-    ignored = shutil.ignore_patterns("__pycache__")
-    copy = shutil.copytree(ROOT / "mamltheory", tmp_path / "mamltheory", ignore=ignored)
-    file, right, wrong = ERRORS[error]
-    source = (copy / file).read_text()
+def test_an_error_planted_in_the_theory_fails_the_tests_of_the_search(error, tests_of_the_search):
+    file, right, _ = ERRORS[error]
+    source = (ROOT / "mamltheory" / file).read_text()
     assert source.count(right) == 1, f"{right!r} must stand in {file} exactly once"
-    (copy / file).write_text(source.replace(right, wrong))
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
-    options = "-q -x -p no:cacheprovider -o addopts= -c /dev/null --noconftest --import-mode=importlib"
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", *options.split(), __file__, "-k", "four_terms and Converged-maml"],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    # 1: tests ran and one failed; a copy that cannot even be imported would be 2
-    assert run.returncode == 1, run.stdout[-2000:]
-    assert "AssertionError" in run.stdout, run.stdout[-2000:]
+    status, output = tests_of_the_search(ERRORS[error])
+    # 1: tests ran and one failed; an error that cannot be planted would be 70
+    assert status == 1, output[-2000:]
+    assert "AssertionError" in output, output[-2000:]
