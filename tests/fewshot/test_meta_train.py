@@ -50,6 +50,15 @@ def test_conv4_has_the_thirty_thousand_parameters_of_table_1(ways, size):
     assert size != 84 or by_hand == 32_901
 
 
+def test_conv4_has_kaimings_fan_in_variance_and_no_biases():
+    convolutions = [m for m in conv4(5, 16, 0, channels=64).modules() if isinstance(m, torch.nn.Conv2d)]
+    for layer in convolutions[1:]:
+        fan_in = layer.weight[0].numel()
+        assert float(layer.weight.detach().var()) * fan_in == pytest.approx(2, rel=0.04)
+        assert not layer.bias.any()
+    assert len(convolutions) == 4
+
+
 def test_conv4_is_zero_at_first_and_its_output_for_an_image_depends_on_no_other():
     network = conv4(5, 20, 0, channels=6)
     x = torch.randn(4, 3, 20, 20, generator=generator(0, "x"))
