@@ -142,6 +142,13 @@ def test_a_state_of_another_meta_training_is_refused():
         restore_meta_training(begun(), without, numbers)
 
 
+def test_the_defaults_are_five_ways_one_shot_and_one_step_of_second_order():
+    stated = {"algorithm": "maml", "ways": 5, "shots": 1, "queries": 5, "tasks": 4, "seed": 0}
+    stated |= {"inner_steps": 1, "inner_rate": 0.1, "learning_rate": 1e-3}
+    assert dataclasses.asdict(MetaTrainConfig()) == stated
+    assert not MetaTrainConfig().inner().first_order
+
+
 def test_impossible_settings_and_networks_with_batch_statistics_are_refused():
     for wrong in ({"ways": 1}, {"tasks": 0}, {"learning_rate": 0.0}):
         with pytest.raises(ConfigurationError):

@@ -22,6 +22,7 @@ from mamltheory import (
 from mamltheory.errors import ShapeError, SingularKernelError, ValueRangeError
 from mamltheory.kernels.meta import composition, joint_sizes, joint_slices
 from mamltheory.linalg import conditioning
+from mamltheory.nas.scoring.score import ScoreSettings
 from tests.paper.cases import relative
 from tests.reference import closed_forms
 from tests.strategies import as_users_run_it, dynamics, networks, task, tasks, with_spectrum
@@ -142,6 +143,16 @@ def test_the_kernel_of_summed_outputs_has_one_row_a_sample():
     phi = meta_ntk(net.model, [one], params=params, outputs="sum")
     assert phi.shape == (2, 2)
     assert meta_ntk(net.model, [one], params=params).shape == (6, 6)
+
+
+def test_by_default_the_kernel_is_mamls_at_infinite_time_with_the_papers_ridge():
+    net, one = FullyConnected(4, 6, 2), task()
+    params = net.initialise(generator(0, "init"))
+    stated = meta_ntk(net.model, [one], "maml", Converged(ridge=1e-3), params=params)
+    assert torch.equal(meta_ntk(net.model, [one], params=params), stated)
+    assert ScoreSettings().dynamics == Converged(ridge=1e-3)
+    other = meta_ntk(net.model, [one], "maml", Converged(ridge=1e-2), params=params)
+    assert not torch.equal(other, stated)
 
 
 @pytest.mark.paper("Eq. (14)")

@@ -72,6 +72,14 @@ def test_scores_of_many_draws_are_those_of_each():
             np.testing.assert_allclose(together[i], expected)
 
 
+def test_every_network_and_every_pool_is_drawn_equally_often():
+    drawn = resamples(5, 3, 2000, draws(0))
+    for chosen, count in ((drawn.networks, 5), (drawn.pools, 3)):
+        assert chosen.shape == (2000, count)
+        shares = np.bincount(chosen.ravel(), minlength=count) / chosen.size
+        np.testing.assert_allclose(shares, np.full(count, 1 / count), atol=0.03)  # five standard errors
+
+
 def test_a_network_drawn_twice_counts_for_nothing_in_tau():
     x, y = (draws(seed).standard_normal(12) for seed in (0, 1))
     assert kendall_tau(np.tile(x, 2), np.tile(y, 2)) == pytest.approx(kendall_tau(x, y))
@@ -109,7 +117,9 @@ def test_alpha_is_the_share_of_variance_that_is_signal():
 
 
 def test_reliability_over_pools_sees_what_reliability_over_initialisations_cannot():
-    found = score_reliability(planted(0, networks=2000, between_pools=1.0, noise=1.0)[0])
+    scores = planted(0, networks=2000, between_pools=1.0, noise=1.0)[0]
+    found = score_reliability(scores)
+    assert found.pools == pytest.approx(cronbach_alpha(scores.sum(2)))
     assert found.initialisations == pytest.approx(1 - 1 / 7, abs=0.02)  # (1 + 1)/(1 + 1 + 1/3)
     assert found.pools == pytest.approx(3 / 4, abs=0.03)  # 1/(1 + (1 + 1/3)/4)
     assert math.isnan(score_reliability(planted(0, pools=1)[0]).pools)
