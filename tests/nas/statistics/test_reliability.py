@@ -162,7 +162,7 @@ def test_without_edge_specific_signal_all_edges_get_one_order():
     np.testing.assert_allclose(shrunk, np.broadcast_to(shrunk[:, :1], shrunk.shape), atol=1e-9)
 
 
-def test_earlier_rounds_count_as_their_repeats_do_and_outliers_count_too():
+def test_the_repeats_of_earlier_rounds_count_as_much_as_those_of_the_round():
     scores, earlier = planted(0, 5)[0], planted(1, 3)[0]
     values, before = standardised(scores, EDGES), standardised(earlier, EDGES)
     np.testing.assert_allclose(pooled_mean(scores, EDGES, None), values.sum(1) / 5)
