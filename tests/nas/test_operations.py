@@ -60,12 +60,6 @@ def test_a_dilated_convolution_sees_two_pixels_away_and_an_ordinary_one_does_not
     assert reach == {"conv_3x3": 1, "dil_conv_3x3": 2}
 
 
-def test_the_row_of_five_comes_before_the_column_as_its_name_says():
-    operation = build_operation("conv_1x5_5x1", 8, 2, "batch")
-    layers = [(m.kernel_size, m.stride, m.padding) for m in operation if isinstance(m, torch.nn.Conv2d)]
-    assert layers == [((1, 5), (2, 2), (0, 2)), ((5, 1), (1, 1), (2, 0))]
-
-
 def test_average_pooling_does_not_count_the_padding():
     pooled = leading_module("avg", 1)(torch.ones(1, 2, 4, 4))
     assert torch.equal(pooled, torch.ones(1, 2, 4, 4))
@@ -112,6 +106,12 @@ def test_only_pooling_and_the_identity_do_not_begin_with_a_relu():
         "max_pool_3x3BN",
     }
     assert leading_step("skip_connect", 2) == "relu"
+
+
+def test_the_row_of_five_comes_before_the_column_as_its_name_says():
+    operation = build_operation("conv_1x5_5x1", 8, 2, "batch")
+    layers = [(m.kernel_size, m.stride, m.padding) for m in operation if isinstance(m, torch.nn.Conv2d)]
+    assert layers == [((1, 5), (2, 2), (0, 2)), ((5, 1), (1, 1), (2, 0))]
 
 
 def test_unknown_names_and_impossible_norms_are_refused():
