@@ -215,3 +215,13 @@ def test_a_frozen_head_is_not_adapted_in_silence():
         adapt(module, None, tasks_of(VECTORS)[0], InnerLoop(0.1, 1, "anil"))
     with pytest.raises(ConfigurationError, match="no parameter"):
         empirical_last_layer_ntk(module, VECTORS)
+
+
+@pytest.mark.parametrize(("frozen", "moving"), [("2.bias", "2.weight"), ("2.weight", "2.bias")])
+def test_of_a_head_that_is_frozen_in_part_the_rest_is_adapted(frozen, moving):
+    module, (one, *_) = made(HEADS["sequential"][0]), tasks_of(VECTORS)
+    module.get_parameter(frozen).requires_grad_(False)
+    adapted, own = adapt(module, None, one, InnerLoop(0.1, 1, "anil")), dict(module.named_parameters())
+    assert {name for name in own if not torch.equal(adapted[name], own[name])} == {moving}
+    expected = ntk(module, VECTORS, VECTORS, [moving])
+    assert relative(empirical_last_layer_ntk(module, VECTORS), expected) < 1e-12

@@ -16,7 +16,14 @@ from mamltheory import (
     time_operator,
 )
 from mamltheory.errors import ShapeError, SingularKernelError, ValueRangeError
-from mamltheory.linalg import conditioning, divided_differences, learnt_values, residual_values, symmetrised
+from mamltheory.linalg import (
+    conditioning,
+    divided_differences,
+    learnt_values,
+    residual_values,
+    rounding_level,
+    symmetrised,
+)
 from tests.paper.cases import relative
 from tests.reference import closed_forms, spectral_mpmath
 from tests.strategies import as_users_run_it, dynamics, kernels, with_spectrum
@@ -119,6 +126,23 @@ def test_a_singular_kernel_is_harmless_for_finite_time():
         assert float((residual_operator(matrix, loop) - projection).abs().max()) < 1e-4
         assert relative(x.T @ time_operator(matrix, loop) @ x, torch.eye(3).double()) < 1e-4
     assert float(residual_operator(matrix.float(), GradientFlow(1e4)).abs().max()) < 1 + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_at_the_longest_time_that_is_accepted_no_residual_grows(dtype):
+    """Eigenvalues of −1e-17 instead of 0 would let them grow as e^{ts}."""
+    x = torch.randn(9, 3, generator=generator(1, "features"), dtype=torch.float64)
+    matrix = (x @ x.T).to(dtype)
+    eigenvalues = torch.linalg.eigvalsh(symmetrised(matrix))
+    longest = 0.99 / rounding_level(eigenvalues, dtype)
+    rate = 1 / float(eigenvalues[-1])
+    assert float(eigenvalues[0]) * longest < -0.005
+    for loop in (GradientFlow(longest), GradientDescent(rate, int(longest / rate))):
+        left, learnt = residual_operator(matrix, loop), time_operator(matrix, loop)
+        assert float(torch.linalg.eigvalsh(left)[-1]) < 1 + 1e-12
+        assert float(torch.linalg.eigvalsh(learnt)[-1]) < longest * (1 + 1e-12)
+    with pytest.raises(SingularKernelError, match="shorter time"):
+        residual_operator(matrix, GradientFlow(1.1 / 0.99 * longest))
 
 
 def test_a_time_so_long_that_rounding_would_decide_is_refused_on_a_singular_kernel():

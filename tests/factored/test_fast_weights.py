@@ -172,16 +172,21 @@ def test_sixty_steps_of_training_are_the_same_by_both_methods(activation):
     assert last[0].movement == pytest.approx(last[1].movement, rel=1e-11)
 
 
-def test_the_factored_outputs_differentiate_to_the_factored_gradient():
-    """They are an ordinary function of the parameters: autograd through them is the handwritten reverse pass."""
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("algorithm", ["maml", "anil"])
+def test_the_factored_outputs_differentiate_to_the_factored_gradient(algorithm, first_order):
+    """They are an ordinary function of the parameters: autograd through them is the handwritten reverse pass, and
+    that through the outputs of the generic method.
+    """
     net = FullyConnected(4, 7, 3, 2, "tanh", sigma_b=0.4, parameterisation="ntk")
-    some, inner = [task(0, i, 2, 3, 4, 2) for i in range(2)], InnerLoop(0.3, 3)
+    some, inner = [task(0, i, 2, 3, 4, 2) for i in range(2)], InnerLoop(0.3, 3, algorithm, first_order)
     params = {name: value.requires_grad_() for name, value in start(net).items()}
     labels = torch.cat([one.query_y.reshape(-1) for one in some])
-    loss = (meta_outputs(net.model, params, some, inner, "factored") - labels).square().sum() / 2
-    expected = dict(zip(params, torch.autograd.grad(loss, list(params.values())), strict=True))
     gradient, _ = meta_gradient(net.model, params, some, inner, "factored")
-    assert agree(gradient, expected, 1e-13)
+    for method in ("factored", "generic"):
+        loss = (meta_outputs(net.model, params, some, inner, method) - labels).square().sum() / 2
+        expected = dict(zip(params, torch.autograd.grad(loss, list(params.values())), strict=True))
+        assert agree(gradient, expected, 1e-13), method
     assert not any(value.requires_grad for value in gradient.values())
 
 

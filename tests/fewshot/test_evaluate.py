@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 
 import joblib
 import numpy as np
@@ -6,7 +7,14 @@ import pytest
 import torch
 
 from mamltheory.errors import ConfigurationError, ValueRangeError
-from mamltheory.fewshot.evaluate import EvaluationConfig, batches, evaluate_network, paired_difference
+from mamltheory.fewshot.evaluate import (
+    EvaluationConfig,
+    batches,
+    evaluate_network,
+    paired_difference,
+    predict,
+)
+from mamltheory.fewshot.heads import make_head
 from mamltheory.fewshot.images import ImageSplit
 from mamltheory.rng import numpy_generator
 from tests.fewshot.small import SmallNet, noise_split
@@ -15,6 +23,16 @@ from tests.reference.fewshot_evaluation import accuracies as plain_accuracies
 SPLIT = noise_split(7, 20, name="evaluation")
 STATISTICS = ((0.5, 0.4, 0.5), (0.25, 0.3, 0.2))
 CONFIG = EvaluationConfig(shots=1, queries=6, tasks=12, head="svc", C=0.5)
+
+
+def test_the_defaults_are_those_of_rfs_with_the_penalty_of_scikit_learn():
+    """1000 tasks as in the paper; C = 1 is scikit-learn's."""
+    stated = {"ways": 5, "shots": 1, "queries": 15, "tasks": 1000, "copies": 5, "head": "logistic", "C": 1.0}
+    stated |= {"padding": None, "jitter": 0.4, "flip": True, "batch_size": 256}
+    assert dataclasses.asdict(EvaluationConfig()) == stated
+    assert make_head("logistic").C == make_head("svc").C == 1.0
+    chosen = inspect.signature(predict).parameters
+    assert all(chosen[name].default == stated[name] for name in ("head", "C", "copies"))
 
 
 def run(config=CONFIG, seed=0, network=None, split=SPLIT, **kwargs):

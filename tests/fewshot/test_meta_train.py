@@ -50,6 +50,15 @@ def test_conv4_has_the_thirty_thousand_parameters_of_table_1(ways, size):
     assert size != 84 or by_hand == 32_901
 
 
+def test_conv4_has_kaimings_fan_in_variance_and_no_biases():
+    convolutions = [m for m in conv4(5, 16, 0, channels=64).modules() if isinstance(m, torch.nn.Conv2d)]
+    for layer in convolutions[1:]:
+        fan_in = layer.weight[0].numel()
+        assert float(layer.weight.detach().var()) * fan_in == pytest.approx(2, rel=0.04)
+        assert not layer.bias.any()
+    assert len(convolutions) == 4
+
+
 def test_conv4_is_zero_at_first_and_its_output_for_an_image_depends_on_no_other():
     network = conv4(5, 20, 0, channels=6)
     x = torch.randn(4, 3, 20, 20, generator=generator(0, "x"))
@@ -131,6 +140,13 @@ def test_a_state_of_another_meta_training_is_refused():
     without = {name: value for name, value in tensors.items() if not name.startswith("exp_avg_sq")}
     with pytest.raises(CheckpointError, match="does not fit"):
         restore_meta_training(begun(), without, numbers)
+
+
+def test_the_defaults_are_five_ways_one_shot_and_one_step_of_second_order():
+    stated = {"algorithm": "maml", "ways": 5, "shots": 1, "queries": 5, "tasks": 4, "seed": 0}
+    stated |= {"inner_steps": 1, "inner_rate": 0.1, "learning_rate": 1e-3}
+    assert dataclasses.asdict(MetaTrainConfig()) == stated
+    assert not MetaTrainConfig().inner().first_order
 
 
 def test_impossible_settings_and_networks_with_batch_statistics_are_refused():

@@ -60,6 +60,13 @@ def test_weights_depend_on_the_seed_and_not_on_the_global_generator():
     assert float(wide.detach().std()) == pytest.approx((2 / (160 * 9)) ** 0.5, rel=0.01)
 
 
+def test_the_classifier_is_uniform_within_one_over_the_root_of_its_inputs():
+    classifier = resnet12(64, 0, (8, 200)).classifier
+    for value in (classifier.weight.detach(), classifier.bias.detach()):
+        assert 0.9 < float(value.abs().max()) * 200**0.5 <= 1
+    assert float(classifier.weight.detach().var()) * 200 == pytest.approx(1 / 3, rel=0.04)
+
+
 def test_dropout_keeps_the_mean_and_drops_its_share():
     x = torch.ones(50, 4, 20, 20)
     dropped = dropout(x, 0.1, generator(0, "mask"))

@@ -117,6 +117,9 @@ def test_kernels_are_symmetric_positive_semi_definite_and_consistent_between_set
         assert torch.equal(kernel(x, x), whole)
         k = net.output_dim
         assert relative(kernel(x[:2], x[2:]), whole[: 2 * k, 2 * k :]) < 1e-13
+        assert (
+            relative(kernel(x[:2], x[2:4]), whole[: 2 * k, 2 * k : 4 * k]) < 1e-13
+        )  # as many columns as rows
         assert relative(whole[:k], whole[4 * k :]) < 1e-14  # the same sample twice
 
 
@@ -209,6 +212,32 @@ def test_deeper_wide_networks_have_the_analytic_kernels_as_their_mean(activation
     gap, scatter = gap_of_the_mean(net, lambda n, x: analytic_ntk(n, x, finite_width=True), empirical, count)
     assert gap < 6 * scatter / count**0.5 + 3 / net.width
     assert scatter < 0.5
+
+
+@pytest.mark.parametrize("parameterisation", ["standard", "ntk"])
+@pytest.mark.parametrize("activation", ["relu", "erf"])
+def test_large_biases_are_part_of_every_kernel(activation, parameterisation):
+    """σ_b = 0.9: a lost σ_b² moves every kernel by far more than the scatter, which σ_b² = 0.01 would not do."""
+    net = FullyConnected(3, 64, 1, 1, activation, 1.3, 0.9, parameterisation)
+    x, count = samples(net, 3), 60
+    starts = [net.initialise(generator(seed, "init")) for seed in range(count)]
+    whole, last = (
+        torch.stack([kernel(net.model, x, params=params) for params in starts])
+        for kernel in (empirical_ntk, empirical_last_layer_ntk)
+    )
+    pairs = [
+        (whole, analytic_ntk(net, x, finite_width=True)),
+        (last, analytic_last_layer_ntk(net, x, finite_width=True)),
+    ]
+    # The last layer's kernel is the covariance of the outputs given the hidden layer, but for the factor 1/l.
+    if parameterisation == "ntk":
+        pairs.append((last, nngp(net, x)))
+    else:
+        pairs.append((net.sigma_w**2 * (last - 1 / net.width) + net.sigma_b**2, nngp(net, x)))
+    for drawn, expected in pairs:
+        scatter = float((drawn - expected).square().sum((1, 2)).mean().sqrt() / expected.norm())
+        assert 5 * scatter / count**0.5 < 0.2  # without σ_b² the second moments are less than half
+        assert relative(drawn.mean(0), expected) < 5 * scatter / count**0.5
 
 
 @pytest.mark.parametrize("parameterisation", ["standard", "ntk"])

@@ -106,6 +106,20 @@ def test_the_kernel_of_any_network_agrees_with_one_backward_pass_a_row(name):
     assert torch.equal(symmetric, symmetric.T)
 
 
+@pytest.mark.parametrize("method", ["auto", "generic"])
+def test_as_many_columns_as_rows_are_other_samples_all_the_same(method):
+    module, x1, x2 = MODULES["groupnorm"]().double(), images(3), images(3, seed=1)
+    assert relative(empirical_ntk(module, x1, x2, method=method), ntk(module, x1, x2)) < 1e-13
+    head = [key for key, _ in module.named_parameters()][-2:]
+    last = empirical_last_layer_ntk(module, x1, x2, method=method)
+    assert relative(last, ntk(module, x1, x2, head)) < 1e-13
+    net, vectors = FullyConnected(48, 5, 2, 2), [x.flatten(1) for x in (x1, x2)]
+    params = net.initialise(generator(0, "init"))
+    whole = empirical_ntk(net.model, torch.cat(vectors), params=params)
+    part = empirical_ntk(net.model, *vectors, params=params, method=method)
+    assert relative(part, whole[:6, 6:]) < 1e-13
+
+
 @pytest.mark.parametrize("name", ["mlp", "groupnorm", "twice-used"])
 def test_the_last_layers_kernel_is_the_kernel_of_the_last_layers_parameters(name):
     module, x1, x2 = MODULES[name]().double(), images(3), images(2, seed=1)

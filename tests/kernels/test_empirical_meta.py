@@ -11,6 +11,7 @@ from tests.strategies import as_users_run_it, task
 NET = FullyConnected(4, 30, 2, 2, "erf")
 PARAMS, ORIGIN = (NET.initialise(generator(seed, "init")) for seed in (0, 1))
 TASKS = (task(0, 0, k=2), task(0, 1, n=1, m=2, k=2))
+OTHERS = (task(0, 2, k=2), task(0, 3, n=1, m=2, k=2))
 INNER = InnerLoop(0.3, 2)
 
 
@@ -23,7 +24,7 @@ def error(got, expected):
     [(NET.model, True), (centred(NET.model, ORIGIN), True), (linearised(NET.model, ORIGIN), False)],
     ids=["plain", "centred", "linearised"],
 )
-@pytest.mark.parametrize("other", [None, TASKS[1:]])
+@pytest.mark.parametrize("other", [None, TASKS[1:], OTHERS], ids=["same", "fewer", "as-many"])
 def test_every_method_gives_the_kernel_of_the_model_that_was_asked_for(model, structured, other):
     expected = meta_gram(model, PARAMS, TASKS, INNER, other) / model.scale
     for method in ["auto", "generic", *(["factored"] if structured else [])]:

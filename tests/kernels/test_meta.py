@@ -13,6 +13,7 @@ from mamltheory import (
     analytic_meta_ntk,
     analytic_ntk,
     condition_number,
+    empirical_ntk,
     generator,
     joint_inputs,
     meta_ntk,
@@ -21,6 +22,7 @@ from mamltheory import (
 from mamltheory.errors import ShapeError, SingularKernelError, ValueRangeError
 from mamltheory.kernels.meta import composition, joint_sizes, joint_slices
 from mamltheory.linalg import conditioning
+from mamltheory.nas.scoring.score import ScoreSettings
 from tests.paper.cases import relative
 from tests.reference import closed_forms
 from tests.strategies import as_users_run_it, dynamics, networks, task, tasks, with_spectrum
@@ -96,6 +98,38 @@ def test_every_metantk_is_symmetric_and_positive_semi_definite(data, net, algori
         assert float(torch.linalg.eigvalsh(phi)[0]) > -1e-12 * float(phi.trace())
 
 
+@pytest.mark.parametrize("finite_width", [False, True])
+@pytest.mark.parametrize("algorithm", ["maml", "anil"])
+def test_both_kernels_have_the_terms_of_finite_width_or_neither_has(algorithm, finite_width):
+    net, some, loop = FullyConnected(4, 5, 2, 2, "erf"), (task(0, 0, k=2), task(0, 1, k=2)), LOOPS[0]
+    x = joint_inputs(some)
+    theta = analytic_ntk(net, x, finite_width=finite_width)
+    last = analytic_last_layer_ntk(net, x, finite_width=finite_width) if algorithm == "anil" else None
+    expected = meta_ntk_from_ntk(theta, joint_sizes(theta, some), loop, last)
+    assert relative(analytic_meta_ntk(net, some, algorithm, loop, finite_width), expected) < 1e-13
+    assert relative(analytic_meta_ntk(net, some, algorithm, loop, not finite_width), expected) > 0.01
+
+
+@pytest.mark.parametrize("as_module", [False, True])
+def test_the_inner_loop_of_anil_moves_those_parameters_of_the_head_that_are_selected(as_module):
+    net, some, loop = FullyConnected(4, 6, 2), (task(0, 0), task(0, 1)), LOOPS[0]
+    params = net.initialise(generator(0, "init"))
+    model, head = net.model, ("weight3", "bias3")
+    if as_module:
+        layers = [torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 1)]
+        model, params, head = torch.nn.Sequential(*layers).double(), None, ("2.weight", "2.bias")
+
+    def kernel(select):
+        return empirical_ntk(model, joint_inputs(some), params=params, select=select)
+
+    weights, every = (lambda name: "weight" in name), None
+    for select, moved in ((every, head), (weights, head[:1]), (lambda name: name != head[0], head[1:])):
+        theta = kernel(select)
+        expected = meta_ntk_from_ntk(theta, joint_sizes(theta, some), loop, kernel(moved))
+        got = meta_ntk(model, some, "anil", loop, params=params, select=select)
+        assert relative(got, expected) < 1e-13
+
+
 def test_without_query_labels_or_support_labels_the_kernel_is_the_same():
     net, one = FullyConnected(4, 6, 2), task()
     params = net.initialise(generator(0, "init"))
@@ -109,6 +143,16 @@ def test_the_kernel_of_summed_outputs_has_one_row_a_sample():
     phi = meta_ntk(net.model, [one], params=params, outputs="sum")
     assert phi.shape == (2, 2)
     assert meta_ntk(net.model, [one], params=params).shape == (6, 6)
+
+
+def test_by_default_the_kernel_is_mamls_at_infinite_time_with_the_papers_ridge():
+    net, one = FullyConnected(4, 6, 2), task()
+    params = net.initialise(generator(0, "init"))
+    stated = meta_ntk(net.model, [one], "maml", Converged(ridge=1e-3), params=params)
+    assert torch.equal(meta_ntk(net.model, [one], params=params), stated)
+    assert ScoreSettings().dynamics == Converged(ridge=1e-3)
+    other = meta_ntk(net.model, [one], "maml", Converged(ridge=1e-2), params=params)
+    assert not torch.equal(other, stated)
 
 
 @pytest.mark.paper("Eq. (14)")

@@ -5,15 +5,17 @@ import torch
 from torch.func import functional_call
 
 from mamltheory.errors import ConfigurationError, GenotypeError, ShapeError, ValueRangeError
-from mamltheory.nas.genotype import Candidates, Edge, Operator, published_genotypes, random_genotype
+from mamltheory.nas.genotype import EDGES, Candidates, Edge, Operator, published_genotypes, random_genotype
 from mamltheory.nas.network import (
     NetworkSettings,
     build,
     derived_network,
+    initialise_layer,
     layout,
     parameter_count,
     supernet,
 )
+from mamltheory.nas.operations import Convolution, Head
 from mamltheory.rng import generator
 
 SMALL = NetworkSettings(channels=4, cells=3, classes=5, stem_stride=2)
@@ -114,6 +116,24 @@ def test_weights_have_the_kaiming_fan_in_variance():
     assert float(network.classifier.bias.detach().abs().max()) == 0
 
 
+@pytest.mark.parametrize(
+    ("initialisation", "kaiming", "head"), [("kaiming", 2, 1), ("default", 1 / 3, 1 / 3)]
+)
+def test_every_initialisation_has_its_own_variance_in_convolutions_and_in_the_head(
+    initialisation, kaiming, head
+):
+    """Variances times fan-in: the head follows no ReLU, so that Kaiming's factor 2 is not its own."""
+    convolution, classifier = Convolution(100, 100, 3, bias=False), Head(400, 200)
+    for layer, expected in ((convolution, kaiming), (classifier, head)):
+        initialise_layer(layer, initialisation, generator(0, "layer"))
+        fan_in = layer.weight[0].numel()
+        assert float(layer.weight.detach().var()) * fan_in == pytest.approx(expected, rel=0.025)
+        assert float(layer.weight.detach().mean()) * fan_in**0.5 == pytest.approx(0, abs=0.03)
+    network = build(Candidates(), NetworkSettings(32, 3, 64, initialisation=initialisation), 0)
+    weight = network.classifier.weight.detach()
+    assert float(weight.var()) * weight.shape[1] == pytest.approx(head, rel=0.05)
+
+
 def test_building_a_network_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     supernet(Candidates(), SMALL, 0)
@@ -146,6 +166,15 @@ def test_drop_path_acts_in_training_only_and_is_reproducible_from_the_seed():
     assert not torch.equal(first, second)
     network.eval()
     assert torch.equal(network(x), network(x))
+
+
+def test_drop_path_keeps_the_identity_and_drops_what_halves_the_resolution():
+    skips = Candidates(*2 * ((("skip_connect",),) * len(EDGES),))
+    normal, reduction = (build(skips, SMALL, 0, kinds=(kind,) * 2) for kind in ("normal", "reduce"))
+    for network, unchanged in ((normal, True), (reduction, False)):
+        plain = network(images())
+        network.drop_path = 0.9
+        assert torch.equal(network(images()), plain) == unchanged
 
 
 def test_drop_path_masks_go_on_where_a_restored_state_left_off():

@@ -176,6 +176,12 @@ def test_only_pooling_and_the_identity_do_not_begin_with_a_relu():
     assert leading_step("skip_connect", 2) == "relu"
 
 
+def test_the_row_of_five_comes_before_the_column_as_its_name_says():
+    operation = build_operation("conv_1x5_5x1", 8, 2, "batch")
+    layers = [(m.kernel_size, m.stride, m.padding) for m in operation if isinstance(m, torch.nn.Conv2d)]
+    assert layers == [((1, 5), (2, 2), (0, 2)), ((5, 1), (1, 1), (2, 0))]
+
+
 def test_unknown_names_and_impossible_norms_are_refused():
     with pytest.raises(GenotypeError, match="choose one of"):
         build_operation("none", 8, 1, "batch")

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from experiments.genotypes import network_size
 from experiments.training.settings import EVALUATE, TRAIN, Evaluate, Train
 from experiments.training.train import train_config
 from mamltheory.fewshot.augment import default_padding
 from mamltheory.fewshot.glyphs import GLYPH_SETS
+from mamltheory.fewshot.train import TrainConfig
+from mamltheory.nas.network import NetworkSettings
 from tests.fewshot.small import noise_data
 
 EXPERIMENTS = ("mini-5", "mini-8", "tiered-5", "tiered-8")
@@ -77,6 +80,9 @@ def test_what_the_settings_leave_to_the_recipe_is_the_papers_too():
     # [6.1] "decayed by 10x"; [E] "random cropping, color jittering, and random horizontal flip", RFS: 8 pixels, 0.4.
     assert (config.decay, config.jitter, config.flip, config.padding) == (0.1, 0.4, True, None)
     assert default_padding(84) == 8
+    assert dataclasses.replace(config, seed=0) == TrainConfig()  # the defaults of the package
+    size = network_size(TRAIN["mini-5"], 64)
+    assert size == NetworkSettings()
 
 
 def test_the_glyph_stand_in_has_the_recipe_of_mini_5_and_the_data_of_its_size():

@@ -101,7 +101,21 @@ def test_so_has_a_grouped_convolution_with_other_channels_or_more_padding_than_k
     ("size", "stride", "groups"), [(3, 1, 1), (3, 2, 2), (3, 1, 4), (1, 1, 1), (1, 2, 1)]
 )
 def test_rows_and_their_cotangents_know_how_a_layer_is_padded(padding_mode, size, stride, groups):
-    layer = layer_of((size, size), stride, 1, groups, padding=size // 2, mode=padding_mode)
+    check_rows_and_their_cotangents(
+        layer_of((size, size), stride, 1, groups, padding=size // 2, mode=padding_mode)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch's, once in a process
+@pytest.mark.parametrize("padding_mode", ["circular", "reflect", "zeros"])
+@pytest.mark.parametrize(("size", "dilation", "groups"), [((2, 4), 1, 1), ((4, 3), 1, 4), ((2, 3), 3, 2)])
+def test_same_padding_of_even_kernels_has_its_longer_side_where_torch_has_it(
+    padding_mode, size, dilation, groups
+):
+    check_rows_and_their_cotangents(layer_of(size, 1, dilation, groups, padding="same", mode=padding_mode))
+
+
+def check_rows_and_their_cotangents(layer):
     x = draw(3, 4, 6, 6)
     cotangents = cotangents_of(layer, x, 2)
     exact = exact_rows(layer, x, cotangents)

@@ -9,6 +9,7 @@ from torch import nn
 from mamltheory import FullyConnected, Task, condition_number, empirical_ntk, generator, meta_ntk
 from mamltheory.kernels.empirical import checked_network, kernels_of
 from mamltheory.kernels.layers.fully_connected import fully_connected_gradients
+from mamltheory.kernels.layers.gram import rows_pay
 from mamltheory.kernels.layers.layerwise import parameter_routes
 from mamltheory.kernels.layers.options import KernelOptions
 from mamltheory.kernels.layers.tiles import tiled_kernels
@@ -46,6 +47,7 @@ def both_ways(module, x1, x2=None, **options):
     return relative(empirical_ntk(module, x1, x2, **options), generic)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch's, once in a process
 @given(
     axes=st.sampled_from([1, 2, 3]),
     groups=st.sampled_from([1, 2, 4]),
@@ -260,6 +262,19 @@ def test_the_closed_form_of_a_fully_connected_network_is_its_generic_kernel(
                     net.model, x1, columns, params=params, outputs=outputs, select=select, method="generic"
                 )
                 assert relative(kernel / net.model.scale, generic) < 1e-13
+
+
+@pytest.mark.parametrize("outputs", ["full", "sum"])
+def test_biases_of_any_size_have_their_share_where_rows_are_cheaper_than_factors(outputs):
+    """Inputs of one number and more samples than 2kl: the first layer is contracted as rows."""
+    net, x = FullyConnected(1, 3, 2, 2, "erf", 1.3, 0.4, "ntk"), draw(14, 1)
+    assert rows_pay(1, 1, net.width, net.output_dim, len(x))
+    params = net.initialise(generator(0, "init"))
+    kernels = [
+        empirical_ntk(net.model, x, params=params, outputs=outputs, method=method)
+        for method in ("auto", "generic")
+    ]
+    assert relative(*kernels) < 1e-13
 
 
 def residual_net():

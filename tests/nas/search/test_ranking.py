@@ -28,7 +28,7 @@ def test_differences_have_the_printed_the_released_and_the_default_form():
     assert difference(6.0, 3.0, "relative") == 0.5
     assert difference(6.0, 3.0, "log") == pytest.approx(math.log(2))
     assert mean_difference([math.inf, -math.inf, 1.0]) == -math.inf
-    assert mean_difference([math.inf, 1.0, 2.0]) == 1.5
+    assert mean_difference([math.inf, 1.0, 2.0, 6.0]) == 3.0
     assert mean_difference([math.inf, math.inf]) == math.inf
 
 

@@ -58,7 +58,7 @@ def test_statistics_of_many_draws_are_those_of_each():
 
 
 def test_scores_of_many_draws_are_those_of_each():
-    components = [planted(seed, networks=6, between_pools=1.0)[0] for seed in (0, 1)]
+    components = [planted(seed, networks=6, between_pools=1.0, noise=1.0)[0] for seed in (0, 1)]
     drawn = resamples(6, 4, 10, draws(0))
     for chosen in (components, components[:1]):
         together = score_values(chosen, drawn)
@@ -70,6 +70,14 @@ def test_scores_of_many_draws_are_those_of_each():
                 means.append((by_pool.mean(1) + math.sqrt(4 / 3) * moved)[drawn.networks[i]])
             expected = means[0] if len(means) == 1 else sum(stats.rankdata(mean) for mean in means)
             np.testing.assert_allclose(together[i], expected)
+
+
+def test_every_network_and_every_pool_is_drawn_equally_often():
+    drawn = resamples(5, 3, 2000, draws(0))
+    for chosen, count in ((drawn.networks, 5), (drawn.pools, 3)):
+        assert chosen.shape == (2000, count)
+        shares = np.bincount(chosen.ravel(), minlength=count) / chosen.size
+        np.testing.assert_allclose(shares, np.full(count, 1 / count), atol=0.03)  # five standard errors
 
 
 def test_a_network_drawn_twice_counts_for_nothing_in_tau():
@@ -109,7 +117,9 @@ def test_alpha_is_the_share_of_variance_that_is_signal():
 
 
 def test_reliability_over_pools_sees_what_reliability_over_initialisations_cannot():
-    found = score_reliability(planted(0, networks=2000, between_pools=1.0, noise=1.0)[0])
+    scores = planted(0, networks=2000, between_pools=1.0, noise=1.0)[0]
+    found = score_reliability(scores)
+    assert found.pools == pytest.approx(cronbach_alpha(scores.sum(2)))
     assert found.initialisations == pytest.approx(1 - 1 / 7, abs=0.02)  # (1 + 1)/(1 + 1 + 1/3)
     assert found.pools == pytest.approx(3 / 4, abs=0.03)  # 1/(1 + (1 + 1/3)/4)
     assert math.isnan(score_reliability(planted(0, pools=1)[0]).pools)
@@ -160,7 +170,7 @@ def test_singular_kernels_rank_last_and_change_no_other_score():
 
 
 def test_the_score_of_the_paper_is_a_sum_of_ranks():
-    a, b = (planted(seed, networks=6)[0] for seed in (0, 1))
+    a, b = (planted(seed, networks=6, between_pools=1.0, noise=1.0)[0] for seed in (0, 1))
     expected = stats.rankdata(a.mean((1, 2))) + stats.rankdata(b.mean((1, 2)))
     np.testing.assert_array_equal(score_values([a, b]), expected)
     np.testing.assert_allclose(score_values([a, b * 1000]), expected)

@@ -23,6 +23,7 @@ from mamltheory.nas.statistics.reliability import (
     half_agreement,
     mean_reliability,
     permutation_null,
+    pooled_mean,
     repeats_for,
     shrunken_scores,
     single_repeat_reliability,
@@ -159,6 +160,14 @@ def test_shrinkage_keeps_an_edges_own_message_when_repeats_bear_it_out():
 def test_without_edge_specific_signal_all_edges_get_one_order():
     shrunk = shrunken_scores(planted(3, 6, kind=1.0)[0], EDGES, TYPES, share=0.0)[0].reshape(2, 9, 7)
     np.testing.assert_allclose(shrunk, np.broadcast_to(shrunk[:, :1], shrunk.shape), atol=1e-9)
+
+
+def test_the_repeats_of_earlier_rounds_count_as_much_as_those_of_the_round():
+    scores, earlier = planted(0, 5)[0], planted(1, 3)[0]
+    values, before = standardised(scores, EDGES), standardised(earlier, EDGES)
+    np.testing.assert_allclose(pooled_mean(scores, EDGES, None), values.sum(1) / 5)
+    both = (values.sum(1) + before.sum(1)) / 8
+    np.testing.assert_allclose(pooled_mean(scores, EDGES, earlier), both)
 
 
 def test_independent_halves_agree_by_chance_without_signal_and_fully_with_it():
