@@ -9,9 +9,11 @@ import torch
 from experiments.data.loading import cached_data, data_of, source_in
 from experiments.genotypes import network_size
 from experiments.requirements import require
+from experiments.settings import EMBEDDED_DATA, limits_of
 from experiments.studies.correlation_report import report_correlation
 from experiments.studies.measurements import Record, measure_missing
 from experiments.studies.settings import WAYS, Correlation
+from experiments.studies.table_report import report_table
 from mamltheory.fewshot.episodes import sample_episode, sample_episodes
 from mamltheory.fewshot.evaluate import EvaluationConfig, evaluate_network
 from mamltheory.fewshot.images import ImageData, normalise, take
@@ -20,7 +22,8 @@ from mamltheory.nas.genotype import Genotype, random_genotype
 from mamltheory.nas.network import Network, derived_network, parameter_count, supernet
 from mamltheory.nas.scoring.linear_regions import random_patches, region_count
 from mamltheory.nas.scoring.pool import Batch, PoolSettings, PoolTasks, pooled_scores
-from mamltheory.nas.sizes import multiply_accumulates
+from mamltheory.nas.sizes import Band, multiply_accumulates, random_genotype_within
+from mamltheory.nas.table import load_table
 from mamltheory.rng import derived_seed, generator, numpy_generator
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.interrupt import check_interrupted
@@ -34,8 +37,13 @@ Item = tuple[int, int]
 
 def study_correlation(settings: Correlation) -> int:
     """Measure the missing networks, draw the figure and write the table; returns 0."""
+    if settings.table is not None:
+        table = load_table(None if settings.table == EMBEDDED_DATA else settings.table)
+        report_table(table, settings.out, settings.draws, settings.seed)
+        return 0
     device = str(choose_device(settings.device).device)
     draw_pool(settings, 0)  # finds a mistake in the counts before anything is trained
+    genotype_of(settings, 0)  # and a band without cells
     records = measure_missing(
         settings,
         "correlation",
@@ -56,13 +64,21 @@ def trainings_of(settings: Correlation) -> dict[str, Item]:
     return {f"network-{i:03d}-training-{training}": (i, training) for i, training in pairs}
 
 
+def genotype_of(settings: Correlation, index: int) -> Genotype:
+    """A random genotype, of the band if one is given."""
+    random = generator(settings.seed, "study genotype", index)
+    if settings.parameters is None:
+        return random_genotype(random, inputs=settings.inputs)
+    size = network_size(settings, len(data_of(settings).train.class_names))
+    return random_genotype_within(Band(*limits_of(settings.parameters)), random, size, settings.inputs)
+
+
 def measure_network(settings: Correlation, device: str, item: Item) -> Record:
     """Size, accuracies and (with the first training) all scores of one network."""
     torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa would drown the least eigenvalues
     index, training = item
     data, begun = data_of(settings), time.process_time()
-    random = generator(settings.seed, "study genotype", index)
-    genotype = random_genotype(random, inputs=settings.inputs)
+    genotype = genotype_of(settings, index)
     record = {"network": index, "training": training, "genotype": genotype.to_json()}
     record |= train_and_test(settings, device, genotype, data, training)
     if training == 0:

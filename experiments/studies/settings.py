@@ -19,6 +19,10 @@ class Correlation(ShortTraining):
     """Random genotypes; differences of tau below 0.2 need about 100."""
     repeated: int = 10
     """Networks trained a second time, for the noise ceiling."""
+    parameters: str | None = None
+    """A band: fewest and most parameters of the random networks, as in 36000:42000; None for networks of all sizes."""
+    table: str | None = None
+    """"glyphs" (embedded) or a file of ``tabulate``: report what predicts accuracy among its cells, and train none."""
     inputs: Literal["two", "all"] = "two"
     """Inputs of a node: two (the paper's random cells) or all edges."""
     test_tasks: int = 200
@@ -55,6 +59,12 @@ class Correlation(ShortTraining):
         require_at_least(self, 2, ("pool_images", "test_tasks"))
         counts = ("pools", "initialisations", "joint_tasks", "batches")
         require_at_least(self, 1, (*counts, "regression_tasks", "patches", "draws", "jobs"))
+        if self.parameters is not None:
+            limits_of(self.parameters)
+            both = (
+                "parameters and table are both given: the cells of a table have a band already; leave one out"
+            )
+            require(self.table is None, both)
         fewer = self.repeated <= self.networks
         require(fewer, f"repeated is {self.repeated}: expected at most the {self.networks} networks")
 
@@ -87,6 +97,8 @@ class Tabulate(ShortTraining):
     """Disjoint pools of base classes on which the scores at initialisation are computed."""
     initialisations: int = 3
     """Networks drawn for every pool."""
+    draws: int = 1000
+    """Bootstrap draws of cells, and searches per method in the report on the table."""
     jobs: int = 1
     """Worker processes; the result does not depend on it."""
     out: Path = Path("runs/tabulate")
@@ -95,7 +107,7 @@ class Tabulate(ShortTraining):
     def __post_init__(self) -> None:
         super().__post_init__()
         limits_of(self.parameters)
-        require_at_least(self, 1, ("networks", "trainings", "pools", "initialisations", "jobs"))
+        require_at_least(self, 1, ("networks", "trainings", "pools", "initialisations", "draws", "jobs"))
         require_at_least(self, 0, ("doubled", "scored"))
         require_at_least(self, 2, ("tasks", "test_tasks"))
         for name in ("doubled", "scored"):

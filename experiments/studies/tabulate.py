@@ -16,6 +16,7 @@ from experiments.settings import limits_of
 from experiments.studies.correlation import accuracy, draw_pool_tasks, score_network
 from experiments.studies.measurements import Record, measure_missing
 from experiments.studies.settings import WAYS, Correlation, Tabulate
+from experiments.studies.table_report import report_table
 from mamltheory.errors import ValueRangeError
 from mamltheory.fewshot.images import ImageData, normalise, take
 from mamltheory.fewshot.prototypes import followed_accuracies
@@ -24,7 +25,7 @@ from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import Network, derived_network, parameter_count
 from mamltheory.nas.scoring.pool import PoolSettings, PoolTasks, trained_scores
 from mamltheory.nas.sizes import Band, multiply_accumulates, random_genotype_within
-from mamltheory.nas.table import TABLE_FILE, table_of
+from mamltheory.nas.table import TABLE_FILE, table_from, table_of
 from mamltheory.rng import derived_seed, generator, numpy_generator
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.interrupt import check_interrupted
@@ -58,11 +59,17 @@ def tabulate_cells(settings: Tabulate) -> int:
         COUNTS,
         device,
     )
-    table = table_of(without_paths(settings), list(records.values()))
+    table = table_of(recorded_settings(settings), list(records.values()))
     path = settings.out / TABLE_FILE
     replace_file(path, to_json(table).encode())
     print(f"wrote {path}: {len(table['cells'])} cells, {len(records)} trainings")
+    report_table(table_from(table), settings.out, settings.draws, settings.seed)
     return 0
+
+
+def recorded_settings(settings: Tabulate) -> dict[str, Any]:
+    """The settings that decide the numbers of the table."""
+    return {key: value for key, value in without_paths(settings).items() if key != "draws"}
 
 
 def trainings_of(settings: Tabulate) -> dict[str, Item]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 
 from mamltheory.errors import ConfigurationError
 from mamltheory.nas.search.halving import Measured, Rung, successive_halving
@@ -41,6 +42,7 @@ class Draws:
 
     def __post_init__(self) -> None:
         self._trained = [0] * len(self.cells)
+        self._scored = [False] * len(self.cells)
 
     def train(self, index: int, epochs: int) -> Measured:
         """Train a cell up to an epoch, and measure it; epochs that it has trained already cost nothing."""
@@ -57,13 +59,15 @@ class Draws:
         return Measured(float(curve.loss[at]), float(curve.val[self.shots][at]))
 
     def score(self, index: int, name: str) -> float:
-        """A training-free score, −∞ where it is singular; it costs the seconds of all scores of the cell."""
+        """A training-free score, −∞ where it is singular; the first one costs the seconds of all scores of the cell."""
         cell = self.cells[index]
         if name not in cell.scores:
             raise ConfigurationError(
                 f"the table has no score {name!r}: expected one of {', '.join(cell.scores)}"
             )
-        self.seconds += cell.scoring_seconds
+        if not self._scored[index]:
+            self.seconds += cell.scoring_seconds
+            self._scored[index] = True
         value = float(cell.scores[name].mean())
         return value if math.isfinite(value) else -math.inf
 
@@ -92,6 +96,24 @@ def best_by_score(name: str, count: int) -> Method:
     def choose(draws: Draws) -> int:
         scores = [draws.score(i, name) for i in range(min(count, len(draws.cells)))]
         return int(np.argmax(scores))
+
+    return choose
+
+
+def best_by_ranks(names: Sequence[str], count: int) -> Method:
+    """The cell with the largest sum of ranks, as the paper adds those of C_N and R_N.
+
+    Args:
+        names: of the scores, as in the table.
+        count: cells that are drawn and scored.
+
+    Returns:
+        The method.
+    """
+
+    def choose(draws: Draws) -> int:
+        rows = [[draws.score(i, name) for i in range(min(count, len(draws.cells)))] for name in names]
+        return int(np.argmax(rankdata(rows, axis=1).sum(0)))
 
     return choose
 

@@ -1,0 +1,22 @@
+"""Names of scores in the report on a table, in plain words."""
+
+LABELS = {
+    "parameters": "log parameters",
+    "macs": "log multiply-accumulates",
+    "maml condition": "C_N of the MetaNTK",
+    "anil condition": "C_N of the MetaNTK of ANIL",
+    "ntk condition": "condition number of the NTK",
+    "maml harmonic": "harmonic number of the MetaNTK",
+    "anil harmonic": "harmonic number of the MetaNTK of ANIL",
+    "ntk harmonic": "harmonic number of the NTK",
+    "regions": "linear regions R_N",
+    "paper": "sum of ranks C_N + R_N",
+    "te-nas": "sum of ranks, NTK and R_N",
+    "regression loss": "loss of NTK regression",
+    "regression accuracy": "accuracy of NTK regression",
+}
+
+
+def epochs_in_words(epochs: int) -> str:
+    """For example "4 epochs"."""
+    return f"{epochs} epoch{'' if epochs == 1 else 's'}"

@@ -1,0 +1,65 @@
+"""Rank correlations of weighted cells equal those of the resampled lists themselves; Holm's adjustment by hand."""
+
+import numpy as np
+import pytest
+
+from mamltheory.errors import ConfigurationError, ValueRangeError
+from mamltheory.nas.statistics import resampled_ranks
+from mamltheory.nas.statistics.rank_correlation import kendall_tau, partial_spearman, spearman
+from mamltheory.rng import numpy_generator
+
+
+def drawn(count=17, draws=9):
+    random = numpy_generator(0, "lists")
+    x, y, z = random.integers(6, size=(3, count)).astype(float)
+    return x, y, z, resampled_ranks.bootstrap_weights(count, draws, random)
+
+
+@pytest.mark.parametrize("row", range(10))
+def test_weights_stand_for_a_list_in_which_cells_are_repeated(row):
+    x, y, z, weights = drawn()
+    chosen = np.repeat(np.arange(len(x)), weights[row].astype(int))
+    a, b, c = x[chosen], y[chosen], z[chosen]
+    assert resampled_ranks.weighted_tau(x, y, weights)[row] == pytest.approx(float(kendall_tau(a, b)))
+    assert resampled_ranks.weighted_spearman(x, y, weights)[row] == pytest.approx(float(spearman(a, b)))
+    assert resampled_ranks.weighted_partial(x, y, z, weights)[row] == pytest.approx(
+        float(partial_spearman(a, b, c))
+    )
+
+
+def test_an_infinite_score_ranks_last_and_a_constant_has_no_correlation():
+    x, y, z, weights = drawn()
+    x[3] = x[5] = -np.inf
+    found = resampled_ranks.associate(x, y, z, weights)
+    x[3] = x[5] = -1
+    assert found == resampled_ranks.associate(x, y, z, weights)
+    none = resampled_ranks.associate(np.zeros(17), y, z, weights)
+    assert np.isnan(none.tau.value)
+    assert np.isnan(none.partial.interval).all()
+    assert none.tau_p == none.partial_p == 1
+
+
+def test_p_values_tell_a_relation_from_none():
+    random = numpy_generator(1, "lists")
+    x, noise, z = random.standard_normal((3, 40))
+    weights = resampled_ranks.bootstrap_weights(40, 200, random)
+    found = resampled_ranks.associate(x, x + 0.5 * noise, z, weights)
+    assert found.tau_p < 1e-6
+    assert found.partial_p < 1e-6
+    assert found.tau.interval[0] > 0.3
+    none = resampled_ranks.associate(x, noise, z, weights)
+    assert none.tau_p > 0.05
+    assert none.partial.interval[0] < 0 < none.partial.interval[1]
+
+
+def test_holm_multiplies_the_least_by_all_and_never_falls():
+    adjusted = resampled_ranks.holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.9})
+    assert adjusted == pytest.approx({"a": 0.09, "b": 0.04, "c": 0.09, "d": 0.9})
+
+
+def test_too_few_cells_and_missing_values_are_refused():
+    with pytest.raises(ConfigurationError, match="got 3 cells"):
+        resampled_ranks.bootstrap_weights(3, 10, numpy_generator(0, "few"))
+    _, y, z, weights = drawn()
+    with pytest.raises(ValueRangeError, match="give −∞"):
+        resampled_ranks.associate(np.full(17, np.nan), y, z, weights)
