@@ -55,6 +55,11 @@ class Comparison:
         return 2.0 ** (1 - len(self.differences))
 
     @property
+    def t_p_value(self) -> float:
+        """Two-sided p-value of Student's t test over the runs; it assumes normal differences, as the interval does."""
+        return float(stats.ttest_1samp(self.differences, 0.0).pvalue) if any(self.differences) else 1.0
+
+    @property
     def shown(self) -> bool:
         """Whether the interval over runs excludes zero."""
         return abs(self.interval.mean) > self.interval.half_width
