@@ -94,6 +94,15 @@ def theory_figures(settings: Demo) -> None:
             draw(measured)
 
 
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A cell that a search found, the folder of the search, and its CPU seconds."""
+
+    genotype: Genotype
+    folder: Path
+    cpu_seconds: float
+
+
 def find_cells(settings: Demo) -> dict[str, Found]:
     """Draw the contact sheets, search by both methods, and draw the cells that they find."""
     for split in ("train", "test"):
@@ -107,15 +116,6 @@ def find_cells(settings: Demo) -> dict[str, Found]:
         figures.draw_cells(genotype, chosen, figure, settings.out)
         found[name] = Found(genotype, chosen.out, read_run(chosen.out)["results"]["cpu_seconds"])
     return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """A cell that a search found, the folder of the search, and its CPU seconds."""
-
-    genotype: Genotype
-    folder: Path
-    cpu_seconds: float
 
 
 def paper_search(settings: Demo) -> Search:

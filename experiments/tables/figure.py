@@ -49,7 +49,7 @@ def draw_differences(results: Results, experiment: Experiment) -> str | None:
                 points = [100 * each for each in comparison.differences]
                 panel.plot(points, [place - 0.18] * len(points), **style | {"markerfacecolor": "white"})
                 panel.errorbar(100 * mean.mean, place + 0.18, xerr=100 * mean.half_width, capsize=3, **style)
-            panel.set_xlabel(f"{shots}-shot accuracy minus that of\nrandom cells of the same size (points)")
+            panel.set_xlabel(f"{shots}-shot accuracy minus that of\nrandom cells of its size (points)")
             panel.set_ylim(len(methods) - 0.4, -0.6)
         axes[0, 0].set_yticks(range(len(methods)), [NAMES[method] for method in methods])
         data = {
@@ -67,7 +67,8 @@ def draw_differences(results: Results, experiment: Experiment) -> str | None:
 def _name(settings: Table, experiment: Experiment, ending: str) -> str:
     """The name of a figure, which has the experiment once where the table is named after it."""
     word = experiment.replace("-", "_")
-    return "_".join(("table", settings.name, *([word] * (word not in settings.name.split("_"))), ending))
+    known = f"_{word}_" in f"_{settings.name}_"
+    return "_".join(("table", settings.name, *([] if known else [word]), ending))
 
 
 def draw_sizes(results: Results, experiment: Experiment) -> str:
