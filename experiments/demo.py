@@ -328,7 +328,7 @@ _DEMO_SIZE: dict[str, Any] = {"channels": 8, "cells": 3, "stem_stride": 2, "imag
 # Both searches take about as long. As in the released code, the paper's uses smaller images than the training.
 DEMO_SEARCH = Search(**_DEMO_SIZE | {"image_size": 16}, outputs="sum", tasks=3, repeats=2)
 DEMO_HALVING = Search(
-    **_DEMO_SIZE, method="halving", parameters="36000:42000", rungs=(16, 5, 2), rung_epochs=(1, 3, 6),
+    **_DEMO_SIZE, method="halving", parameters="36000:42000", rungs=(20, 6, 2), rung_epochs=(1, 3, 6),
     search_milestones=(4, 5), validation_tasks=500, anyway=True,
 )  # fmt: skip
 DEMO_TRAIN = Train(**_DEMO_SIZE, epochs=6, learning_rate=0.1, milestones=(4, 5), drop_path=0.0)
