@@ -57,6 +57,8 @@ figures: $(STAMP)
 	  runs/glyph-5/search/genotype.json runs/glyph-5/search/search.json figures/glyph-5
 	$(RUN) protocols --out figures
 	$(RUN) table --preset glyphs --out figures
+	$(RUN) table --preset glyphs-halving --out figures
+	$(RUN) table --preset pictures --out figures
 	$(RUN) benchmark --cases meta-gradient metantk ntk depthwise supernet --allocator both --out figures \
 	  $(if $(TANGENTS),--neural-tangents-python $(TANGENTS))
 	$(RUN) benchmark --cases scoring --name scoring --rounds 3 --out figures

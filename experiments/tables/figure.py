@@ -1,12 +1,74 @@
-"""Accuracy of every trained network against its size."""
+"""Accuracy of every trained network against its size, and differences to random cells of one size."""
 
+from dataclasses import asdict
 from typing import Any
 
 from experiments.plotting import curve, figure, save_figure
 from experiments.runs import without_paths
-from experiments.tables.results import Results
-from experiments.tables.settings import RECIPES, SHOTS, SIZED, Experiment, Method
+from experiments.tables.results import Results, compared_pairs
+from experiments.tables.settings import ONE_SIZE, RECIPES, SHOTS, SIZED, Experiment, Method, Table
 from experiments.tables.sheets import NAMES
+
+
+def draw_figures(results: Results, experiment: Experiment) -> list[str]:
+    """Draw sizes, or differences to random cells where all cells are of one size; returns the names of the figures."""
+    if not set(results.settings.methods) <= set(ONE_SIZE):
+        return [draw_sizes(results, experiment)]
+    name = draw_differences(results, experiment)
+    return [] if name is None else [name]
+
+
+def draw_differences(results: Results, experiment: Experiment) -> str | None:
+    """Draw each method minus random cells of its size, every run and the mean with its interval over runs.
+
+    Args:
+        results: The measurements.
+        experiment: Data and size.
+
+    Returns:
+        The name of the figure; None if no method has two runs in common with the random cells.
+    """
+    settings = results.settings
+    pairs = [pair for pair in compared_pairs(settings) if pair[1] == "random-band"]
+    found = {
+        (method, shots): comparison
+        for method, control in pairs
+        for shots in SHOTS
+        if (comparison := results.comparison(experiment, method, control, shots)) is not None
+    }
+    if not found:
+        return None
+    methods = [method for method, _ in pairs if any((method, shots) in found for shots in SHOTS)]
+    with figure("page", 0.9 + 0.38 * len(methods), columns=len(SHOTS), sharey=True) as (drawing, axes):
+        for panel, shots in zip(axes[0], SHOTS, strict=True):
+            panel.axvline(0, color="0.4", linewidth=0.8)
+            for place, method in enumerate(methods):
+                if (comparison := found.get((method, shots))) is None:
+                    continue
+                style, mean = curve(place) | {"linestyle": "none"}, comparison.interval
+                points = [100 * each for each in comparison.differences]
+                panel.plot(points, [place - 0.18] * len(points), **style | {"markerfacecolor": "white"})
+                panel.errorbar(100 * mean.mean, place + 0.18, xerr=100 * mean.half_width, capsize=3, **style)
+            panel.set_xlabel(f"{shots}-shot accuracy minus that of\nrandom cells of its size (points)")
+            panel.set_ylim(len(methods) - 0.4, -0.6)
+        axes[0, 0].set_yticks(range(len(methods)), [NAMES[method] for method in methods])
+        data = {
+            "data": RECIPES[experiment].data,
+            "differences": [
+                {"method": method, "shots": shots, **asdict(comparison)}
+                for (method, shots), comparison in found.items()
+            ],
+        }
+        name = _name(settings, experiment, "differences")
+        save_figure(drawing, name, data, settings.out, without_paths(settings), settings.seed)
+    return name
+
+
+def _name(settings: Table, experiment: Experiment, ending: str) -> str:
+    """The name of a figure, which has the experiment once where the table is named after it."""
+    word = experiment.replace("-", "_")
+    known = f"_{word}_" in f"_{settings.name}_"
+    return "_".join(("table", settings.name, *([] if known else [word]), ending))
 
 
 def draw_sizes(results: Results, experiment: Experiment) -> str:
@@ -30,8 +92,7 @@ def draw_sizes(results: Results, experiment: Experiment) -> str:
             panel.set_ylabel(f"5-way {shots}-shot accuracy (%)")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         drawing.legend(handles, labels, loc="outside lower center", ncols=3)
-        parts = dict.fromkeys(("table", settings.name, experiment.replace("-", "_"), "sizes"))
-        name = "_".join(parts)  # the experiment once, where the table is named after it
+        name = _name(settings, experiment, "sizes")
         data = {"data": RECIPES[experiment].data, "methods": points}
         save_figure(drawing, name, data, settings.out, without_paths(settings), settings.seed)
     return name

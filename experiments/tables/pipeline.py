@@ -17,20 +17,31 @@ from experiments.genotypes import network_size, published_cell, read_genotype, w
 from experiments.runs import FREE
 from experiments.search import search
 from experiments.search.settings import Search
-from experiments.tables.settings import RECIPES, SIZED, Experiment, Method, Recipe, Table
+from experiments.settings import limits_of
+from experiments.tables.settings import CELLS, RECIPES, SIZED, Experiment, Method, Recipe, Table
 from experiments.training import train
 from experiments.training.evaluate import check_results, identity, record_evaluation
 from experiments.training.settings import Evaluate, Train
 from experiments.training.trained import saved_genotype
 from mamltheory.nas.genotype import Genotype, random_genotype
-from mamltheory.nas.sizes import random_genotype_like
-from mamltheory.rng import generator
+from mamltheory.nas.sizes import Band, random_genotype_like, random_genotype_within
+from mamltheory.rng import derived_seed, generator
 from mamltheory.runtime.checkpoint import check_state, load_state
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.runlog import RUN_FILE, differences, read_run
 from mamltheory.runtime.workers import workers
 
-SEARCHED: tuple[Method, ...] = ("metantk", "metantk-stable", "te-nas", "regions")
+SEARCHED: tuple[Method, ...] = (
+    "metantk",
+    "metantk-stable",
+    "te-nas",
+    "regions",
+    "halving",
+    "halving-warm",
+    "metantk-band",
+)
+KEPT: tuple[Method, ...] = ("halving", "halving-warm")
+"""Searches whose trained network is evaluated as it is."""
 PLACES = (*FREE, "checkpoint", "genotype")
 """Settings that change when run folders are moved; records and cells are compared instead."""
 SIZE_DRAWS, SIZE_TOLERANCE = 2000, 0.02
@@ -41,12 +52,13 @@ PUBLISHED = 3
 
 @dataclass(frozen=True)
 class Run:
-    """One independent run of a method on an experiment."""
+    """One independent run of a method on an experiment; ``cell`` counts where a run has several cells."""
 
     experiment: Experiment
     method: Method
     seed: int
     folder: Path
+    cell: int = 0
 
     @property
     def recipe(self) -> Recipe:
@@ -56,17 +68,27 @@ class Run:
     @property
     def genotype(self) -> Path:
         """The file of the cell."""
+        if self.method == "halving-retrained":
+            return _beside(self, "halving").genotype
         return self.folder / ("search" if self.method in SEARCHED else "") / "genotype.json"
 
 
 def runs_of(settings: Table) -> tuple[Run, ...]:
     """All runs that the table is made of."""
-    return tuple(
-        Run(experiment, method, seed, settings.work / experiment / method / f"seed-{seed}")
-        for experiment in settings.experiments
-        for method in settings.methods
-        for seed in range(settings.seed, settings.seed + settings.runs)
-    )
+    found = []
+    for experiment in settings.experiments:
+        for method in settings.methods:
+            for seed in range(settings.seed, settings.seed + settings.runs):
+                folder = settings.work / experiment / method / f"seed-{seed}"
+                cells = CELLS.get(method, 1)
+                parts = [f"cell-{i + 1}" if cells > 1 else "" for i in range(cells)]
+                found += [Run(experiment, method, seed, folder / part, i) for i, part in enumerate(parts)]
+    return tuple(found)
+
+
+def _beside(run: Run, method: Method) -> Run:
+    """The run of another method under the same seed."""
+    return dataclasses.replace(run, method=method, folder=run.folder.parents[1] / method / run.folder.name)
 
 
 def _common(settings: Table, run: Run) -> dict[str, Any]:
@@ -84,14 +106,16 @@ def search_settings(settings: Table, run: Run) -> Search | None:
 
 
 def train_settings(settings: Table, run: Run) -> Train:
-    """The training of a run."""
-    out = run.folder / "train"
-    return dataclasses.replace(run.recipe.train, **_common(settings, run), genotype=run.genotype, out=out)
+    """The training of a run: for halving that of the search, for a retrained cell one with another seed."""
+    common, out = _common(settings, run), run.folder / ("search/train" if run.method in KEPT else "train")
+    if run.method == "halving-retrained":
+        common["seed"] = derived_seed(run.seed, "cell of a search, retrained") % 2**31
+    return dataclasses.replace(run.recipe.train, **common, genotype=run.genotype, out=out)
 
 
 def evaluate_settings(settings: Table, run: Run, shots: int) -> Evaluate:
     """An evaluation of a run."""
-    train, out = run.folder / "train", run.folder / f"evaluate-{shots}-shot"
+    train, out = train_settings(settings, run).out, run.folder / f"evaluate-{shots}-shot"
     return dataclasses.replace(
         run.recipe.evaluate[shots], **_common(settings, run), checkpoint=train, out=out
     )
@@ -154,9 +178,7 @@ def _seed(run: Run) -> int:
 
 def _lacking_a_search(settings: Table, runs: Iterable[Run]) -> list[Run]:
     pairs = ((run, search_settings(settings, run)) for run in runs)
-    return [
-        run for run, search in pairs if search is not None and finished_run(search, "search_cells") is None
-    ]
+    return [run for run, search in pairs if search is not None and finished_run(search, "search") is None]
 
 
 def _lacking_a_result(settings: Table, runs: Iterable[Run]) -> list[Run]:
@@ -198,10 +220,11 @@ def cell_without_search(settings: Table, run: Run) -> Genotype:
         return published_cell(f"{run.recipe.published}-{(run.seed - settings.seed) % PUBLISHED + 1}").genotype
     if run.method == "random":
         return random_genotype(generator(run.seed, "random cell of a table"), run.recipe.inputs)
-    searched = SIZED[run.method]
-    folder = run.folder.parents[1] / searched / run.folder.name
-    found = read_genotype(dataclasses.replace(run, method=searched, folder=folder).genotype)
     training = train_settings(settings, run)
     size = network_size(training, len(data_of(training).train.class_names))
+    if run.method == "random-band":
+        band = Band(*limits_of(str(run.recipe.band)))
+        return random_genotype_within(band, generator(run.seed, "random cell of a band", run.cell), size)
+    found = read_genotype(_beside(run, SIZED[run.method]).genotype)
     stream = generator(run.seed, "random cell of a table, of a given size")
     return random_genotype_like(found, SIZE_DRAWS, SIZE_TOLERANCE, stream, size)

@@ -15,7 +15,7 @@ from experiments.tables.pipeline import (
     search_settings,
     train_settings,
 )
-from experiments.tables.settings import SIZED, Experiment, Method, Table
+from experiments.tables.settings import CELLS, CONTROLLED, ONE_SIZE, SIZED, Experiment, Method, Table
 from experiments.training.evaluate import accuracies_of
 from mamltheory.errors import CheckpointError, ConfigurationError
 from mamltheory.fewshot.statistics import Comparison, Spread, compare_runs, over_runs
@@ -77,27 +77,43 @@ class Results:
             and (shots is None or shots in m.evaluations)
         ]
 
+    def by_seed(self, experiment: Experiment, method: Method, shots: int) -> dict[int, list[Measured]]:
+        """The evaluated cells of every run of a method, by seed; a run that lacks one of its cells is left out."""
+        found: dict[int, list[Measured]] = {}
+        for m in self.of(experiment, method, shots):
+            found.setdefault(m.run.seed, []).append(m)
+        return {seed: cells for seed, cells in found.items() if len(cells) == CELLS.get(method, 1)}
+
     def accuracy(self, experiment: Experiment, method: Method, shots: int) -> Spread | None:
-        """Mean and standard deviation over runs, in per cent; None without a run."""
-        found = self.of(experiment, method, shots)
-        return over_runs([100 * m.evaluations[shots]["accuracy"] for m in found]) if found else None
+        """Mean and standard deviation over runs, in per cent; None without a run. A run is the mean of its cells."""
+        found = [
+            float(np.mean([100 * m.evaluations[shots]["accuracy"] for m in cells]))
+            for cells in self.by_seed(experiment, method, shots).values()
+        ]
+        return over_runs(found) if found else None
 
     def parameters(self, experiment: Experiment, method: Method) -> Spread | None:
-        """Mean and standard deviation over runs of the networks' sizes."""
-        sizes = [m.parameters for m in self.of(experiment, method) if m.parameters is not None]
-        return over_runs(sizes) if sizes else None
+        """Mean and standard deviation over runs of the networks' sizes; the size of a run is the mean of its cells."""
+        sizes: dict[int, list[int]] = {}
+        for m in self.of(experiment, method):
+            if m.parameters is not None:
+                sizes.setdefault(m.run.seed, []).append(m.parameters)
+        return over_runs([float(np.mean(each)) for each in sizes.values()]) if sizes else None
 
     def search_seconds(self, experiment: Experiment, method: Method) -> Spread | None:
         """Mean and standard deviation of the known durations of the searches."""
         times = [m.search_seconds for m in self.of(experiment, method) if m.search_seconds is not None]
         return over_runs(times) if times else None
 
-    def comparison(self, experiment: Experiment, other: Method, shots: int) -> Comparison | None:
-        """A method minus another one on common tasks.
+    def comparison(
+        self, experiment: Experiment, method: Method, other: Method, shots: int
+    ) -> Comparison | None:
+        """A method minus another one on common tasks; the cells of one run are averaged on every task.
 
         Args:
             experiment: Data and size.
-            other: The method that is subtracted, see :func:`compared_with`.
+            method: The method.
+            other: The method that is subtracted.
             shots: Support images per class.
 
         Returns:
@@ -106,22 +122,39 @@ class Results:
         Raises:
             ConfigurationError: Two runs with the same seed were evaluated on different tasks.
         """
-        ours = {m.run.seed: m for m in self.of(experiment, compared_with(other), shots)}
-        pairs = [(ours[m.run.seed], m) for m in self.of(experiment, other, shots) if m.run.seed in ours]
-        for first, second in pairs:
-            if first.evaluations[shots]["tasks_digest"] != second.evaluations[shots]["tasks_digest"]:
-                raise ConfigurationError(
-                    f"{first.run.folder} and {second.run.folder} were evaluated on different tasks: evaluate "
-                    "one of them again"
-                )
+        ours, others = (self.by_seed(experiment, each, shots) for each in (method, other))
+        pairs = [(ours[seed], cells) for seed, cells in others.items() if seed in ours]
+        for first, *rest in ([*one, *two] for one, two in pairs):
+            for second in rest:
+                if first.evaluations[shots]["tasks_digest"] != second.evaluations[shots]["tasks_digest"]:
+                    raise ConfigurationError(
+                        f"{first.run.folder} and {second.run.folder} were evaluated on different tasks: evaluate "
+                        "one of them again"
+                    )
         if len(pairs) < 2:
             return None
-        return compare_runs(*([pair[i].accuracies(shots) for pair in pairs] for i in range(2)))
+        means = ([_task_means(pair[i], shots) for pair in pairs] for i in range(2))
+        return compare_runs(*means)
 
 
-def compared_with(method: Method) -> Method:
-    """The method that another one is subtracted from: MetaNTK-NAS, or the search whose size random cells have."""
-    return SIZED.get(method, "metantk")
+def _task_means(cells: list[Measured], shots: int) -> np.ndarray:
+    """The mean accuracy of several networks on every task."""
+    return np.mean([m.accuracies(shots) for m in cells], axis=0)
+
+
+def compared_pairs(settings: Table) -> tuple[tuple[Method, Method], ...]:
+    """The comparisons of a table, as (method, the one that is subtracted from it).
+
+    Args:
+        settings: Settings of the table.
+
+    Returns:
+        MetaNTK-NAS and every other method, searches and random cells of their size, and, among methods that compare
+        cells of one size, the pairs of ``CONTROLLED``.
+    """
+    others = [method for method in settings.methods if method != "metantk" and method not in ONE_SIZE]
+    known = [pair for pair in CONTROLLED if set(pair) <= set(settings.methods)]
+    return (*((SIZED.get(method, "metantk"), method) for method in others), *known)
 
 
 def collect_results(settings: Table) -> Results:

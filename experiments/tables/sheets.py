@@ -6,8 +6,19 @@ from collections.abc import Sequence
 from experiments.tables.markup import Sheet
 from experiments.tables.paper_results import MINI, PAPER_RESULTS, TIERED, PaperResult
 from experiments.tables.pipeline import SEARCHED
-from experiments.tables.results import Measured, Results, compared_with
-from experiments.tables.settings import EXPERIMENTS, RECIPES, SHOTS, SIZED, Experiment, Method
+from experiments.tables.results import Measured, Results, compared_pairs
+from experiments.tables.settings import (
+    CELLS,
+    EMBEDDED,
+    EXPERIMENTS,
+    ONE_SIZE,
+    RECIPES,
+    SHOTS,
+    SIZED,
+    Experiment,
+    Method,
+    Recipe,
+)
 from mamltheory.fewshot.statistics import Comparison, Spread
 
 NAMES: dict[Method, str] = {
@@ -21,6 +32,11 @@ NAMES: dict[Method, str] = {
     "random-same-size": "Random cell, same parameters",
     "random-te-nas-size": "Random cell, TE-NAS's parameters",
     "random-regions-size": "Random cell, parameters of linear regions",
+    "halving": "Halving, its network",
+    "halving-retrained": "Halving, its cell retrained",
+    "halving-warm": "Halving with warm start, its network",
+    "metantk-band": "MetaNTK-NAS among sampled cells",
+    "random-band": "Random cells",
 }
 INGREDIENTS: dict[str, tuple[str, str, str]] = {
     "MetaNTK-NAS": ("✓", "", "✓"),
@@ -45,13 +61,12 @@ QUOTED = f"{PRINTED} In the rows from MAML to MetaNAS it is what their authors g
 def sheets(results: Results) -> list[Sheet]:
     """The sheets for the experiments and methods of the table."""
     chosen, found = results.settings, []
-    paper = [name for name in chosen.experiments if name != "glyphs"]
+    paper = [name for name in chosen.experiments if name not in EMBEDDED]
     if paper and "metantk" in chosen.methods:
         found.append(table_1(results))
     if set(ABLATED) & set(paper) and len(chosen.methods) > 1:
         found.append(table_2(results))
-    if "glyphs" in chosen.experiments:
-        found.append(ablation(results, "glyphs"))
+    found += [ablation(results, name) for name in chosen.experiments if name in EMBEDDED]
     found += [comparisons(results, name) for name in chosen.experiments if _compared(results, name)]
     found += [single_runs(results, name) for name in chosen.experiments if _any_run(results, name)]
     return found
@@ -100,43 +115,42 @@ def table_2(results: Results) -> Sheet:
 
 def ablation(results: Results, experiment: Experiment) -> Sheet:
     """An experiment that is not in the paper, in the form of Table 2, with sizes and search times."""
-    rows = []
-    for method in results.settings.methods:
+    methods, rows = results.settings.methods, []
+    one_size = set(methods) <= set(ONE_SIZE)
+    for method in methods:
         name, sizes = NAMES[method], results.parameters(experiment, method)
         seconds = results.search_seconds(experiment, method)
         rows.append(
             (
                 name,
-                *INGREDIENTS.get(name, ("", "", "")),
+                *(() if one_size else INGREDIENTS.get(name, ("", "", ""))),
                 MISSING if sizes is None else _spread(sizes, 0, results.settings.runs),
                 NOTHING if seconds is None else f"{seconds.mean:.0f} s",
                 *(_own(results, experiment, method, shots) for shots in SHOTS),
             )
         )
-    names = ["Model", "MetaNTK", "NTK", "Linear regions", "parameters", "search", "1-shot", "5-shot"]
+    ingredients = () if one_size else ("MetaNTK", "NTK", "Linear regions")
+    names = ["Model", *ingredients, "parameters", "search", "1-shot", "5-shot"]
     recipe = RECIPES[experiment]
-    title = (
-        f"Ablation on {recipe.data}: {recipe.train.cells} cells of {recipe.train.channels} channels, 5-way"
-    )
-    notes = (DEVIATION, _protocol(results, experiment), f"The column search is {SEARCH_TIME}.")
+    size = f"{recipe.train.cells} cells of {recipe.train.channels} channels, 5-way"
+    title = f"{'Cells of one size' if one_size else 'Ablation'} on {recipe.data}: {size}"
+    words = [_protocol(results, experiment)] * (not one_size)
+    if set(methods) & set(ONE_SIZE):
+        words.append(_one_size(results, experiment))
+    notes = (DEVIATION, *words, f"The column search is {SEARCH_TIME}.")
     return Sheet(title, tuple(("", name) for name in names), tuple(rows), notes)
 
 
 def comparisons(results: Results, experiment: Experiment) -> Sheet:
     """MetaNTK-NAS minus every other method, and each search minus random cells of its size, over runs."""
     rows, found = [], {}
-    for method in _others(results):
+    for pair in compared_pairs(results.settings):
         for shots in SHOTS:
-            comparison = results.comparison(experiment, method, shots)
+            comparison = results.comparison(experiment, *pair, shots)
             if comparison is not None:
-                found[method, shots] = comparison
-                rows.append(
-                    (
-                        f"{NAMES[compared_with(method)]} − {NAMES[method]}",
-                        str(shots),
-                        *_comparison(comparison),
-                    )
-                )
+                found[pair, shots] = comparison
+                first, second = (NAMES[method] for method in pair)
+                rows.append((f"{first} − {second}", str(shots), *_comparison(comparison)))
     names = [
         "Difference (points)",
         "shots",
@@ -144,13 +158,16 @@ def comparisons(results: Results, experiment: Experiment) -> Sheet:
         "mean and 95 % interval over runs",
         "between runs",
     ]
-    names.append("p (sign flips)")
-    compared = {method for method, _ in found}
+    names += ["p (sign flips)", "p (t test)"]
+    compared = {pair for pair, _ in found}
+    sized = {pair for pair in compared if pair[1] in (*SIZED, "random-band")}
+    warm = {pair for pair in compared if pair == ("halving-warm", "halving")}
     title = " ".join(
         question
         for question, asked in (
-            (f"Is MetaNTK-NAS better on {RECIPES[experiment].data}?", compared - set(SIZED)),
-            ("Is a search better than random cells of its size?", compared & set(SIZED)),
+            (f"Is MetaNTK-NAS better on {RECIPES[experiment].data}?", compared - sized - warm),
+            ("Is a search better than random cells of its size?", sized),
+            ("Does a warm start help?", warm),
         )
         if asked
     )
@@ -182,7 +199,7 @@ def single_runs(results: Results, experiment: Experiment) -> Sheet:
     rows = [
         (
             NAMES[measured.run.method],
-            str(measured.run.seed),
+            f"{measured.run.seed}{f', cell {measured.run.cell + 1}' * (measured.run.method in CELLS)}",
             MISSING if measured.parameters is None else str(measured.parameters),
             *(_single(measured, shots) for shots in SHOTS),
         )
@@ -210,26 +227,62 @@ def _comparison(comparison: Comparison) -> tuple[str, ...]:
         f"{100 * interval.mean:+.1f} ± {100 * interval.half_width:.1f}".replace("-", "−"),
         f"{100 * comparison.run_deviation:.1f}",
         f"{comparison.p_value:.3g}",
+        f"{comparison.t_p_value:.2g}",
     )
 
 
 def _method_note() -> str:
     return (
         "Differences are taken task by task: both networks of a run meet the same tasks. Runs are the unit: ± is "
-        "Student's 95 % interval over them, p the two-sided exact test that flips signs of runs, and between runs the "
-        "standard deviation of the difference beyond that of the choice of tasks."
+        "Student's 95 % interval over them, and between runs is the standard deviation of the difference beyond that "
+        "of the choice of tasks. p is two-sided, by the exact test that flips signs of runs, and by the t test, which "
+        "takes the differences for normal."
     )
+
+
+def _evaluation(recipe: Recipe) -> str:
+    heads = " and ".join(f"{e.head} (C = {e.C:g}) for {shots}-shot" for shots, e in recipe.evaluate.items())
+    any_one = next(iter(recipe.evaluate.values()))
+    return (
+        f"Evaluation: {any_one.tasks} tasks of {any_one.ways} ways, {any_one.queries} queries per class, "
+        f"{any_one.augment} augmented copies of each support image, {heads}. Training: {recipe.train.epochs} epochs."
+    )
+
+
+def _one_size(results: Results, experiment: Experiment) -> str:
+    """How cells of one size were found and trained."""
+    recipe, methods = RECIPES[experiment], results.settings.methods
+    parts = [
+        f"All cells have two inputs per node, and their networks {str(recipe.band).replace(':', ' to ')} parameters"
+    ]
+    if "halving" in methods:
+        search = dataclasses.replace(recipe.search, **recipe.methods["halving"])
+        counts, epochs = ", ".join(map(str, search.rungs)), ", ".join(map(str, search.rung_epochs))
+        parts.append(
+            f"halving trains {counts} cells for {epochs} epochs and ranks them by {', '.join(search.rank_by)} on "
+            "validation classes; its network includes the luck of that training, which the retrained cell does not"
+        )
+    if "metantk-band" in methods:
+        search = dataclasses.replace(recipe.search, **recipe.methods["metantk-band"])
+        parts.append(
+            f"MetaNTK-NAS takes the best of {search.samples} sampled cells by the ranks of the condition number and of "
+            f"the linear regions, {search.value('repeats')} repeats of {search.value('tasks')} tasks"
+        )
+    if "random-band" in methods:
+        parts.append(
+            f"random cells are {CELLS['random-band']} a run, and their mean is one sample, so that its deviation over "
+            "runs is not that of one cell"
+        )
+    return f"{_evaluation(recipe)} {'; '.join(parts)}."
 
 
 def _protocol(results: Results, experiment: Experiment) -> str:
     recipe = RECIPES[experiment]
-    heads = " and ".join(f"{e.head} (C = {e.C:g}) for {shots}-shot" for shots, e in recipe.evaluate.items())
-    any_one, search = next(iter(recipe.evaluate.values())), recipe.search
+    search = recipe.search
     text = (
-        f"Evaluation: {any_one.tasks} tasks of {any_one.ways} ways, {any_one.queries} queries per class, "
-        f"{any_one.augment} augmented copies of each support image, {heads}. Training: {recipe.train.epochs} epochs. "
-        f"Search: protocol {search.protocol}, kernel of {OUTPUTS[search.value('outputs')]}, tasks per kernel "
-        f"{search.value('tasks')}, repeats {search.value('repeats')}, images of {search.image_size} pixels"
+        f"{_evaluation(recipe)} Search: protocol {search.protocol}, kernel of {OUTPUTS[search.value('outputs')]}, "
+        f"tasks per kernel {search.value('tasks')}, repeats {search.value('repeats')}, images of {search.image_size} "
+        "pixels"
     )
     if "metantk-stable" not in results.settings.methods:
         return f"{text}."
@@ -289,13 +342,8 @@ def _spread(spread: Spread, digits: int, wanted: int) -> str:
 
 
 def _compared(results: Results, experiment: Experiment) -> bool:
-    return any(
-        results.comparison(experiment, method, shots) for method in _others(results) for shots in SHOTS
-    )
-
-
-def _others(results: Results) -> list[Method]:
-    return [method for method in results.settings.methods if method != "metantk"]
+    pairs = compared_pairs(results.settings)
+    return any(results.comparison(experiment, *pair, shots) for pair in pairs for shots in SHOTS)
 
 
 def _any_run(results: Results, experiment: Experiment) -> bool:

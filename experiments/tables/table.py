@@ -5,12 +5,12 @@ from itertools import chain
 from typing import Any
 
 from experiments.runs import continued_by, without_paths
-from experiments.tables.figure import draw_sizes
+from experiments.tables.figure import draw_figures
 from experiments.tables.markup import csv_text, latex, markdown
 from experiments.tables.paper_results import PAPER_RESULTS, SOURCE, PaperResult
 from experiments.tables.pipeline import make_missing_runs
-from experiments.tables.results import Measured, Results, collect_results, compared_with
-from experiments.tables.settings import RECIPES, Experiment, Method, Table
+from experiments.tables.results import Measured, Results, collect_results, compared_pairs
+from experiments.tables.settings import EMBEDDED, RECIPES, Experiment, Method, Table
 from experiments.tables.sheets import NAMES, sheets
 from mamltheory.runtime.records import replace_file, to_json
 
@@ -24,7 +24,8 @@ def make_table(settings: Table) -> int:
     print(write_files(results))
     for experiment in settings.experiments:
         if any(m.evaluations for m in results.measured if m.run.experiment == experiment):
-            print(f"wrote {settings.out}/{draw_sizes(results, experiment)}.png (and .pdf, .json)")
+            for name in draw_figures(results, experiment):
+                print(f"wrote {settings.out}/{name}.png (and .pdf, .json)")
     lacking = [m.run for m in results.measured if set(m.evaluations) != set(m.run.recipe.evaluate)]
     if lacking:
         print(
@@ -56,7 +57,12 @@ def table_record(results: Results) -> dict[str, Any]:
         "recipes": {name: asdict(RECIPES[name]) for name in results.settings.experiments},
         "runs": [_run_record(measured) for measured in results.measured],
         "means": [_mean(results, *key) for key in _cells(results)],
-        "comparisons": [_comparison(results, *key) for key in _cells(results) if key[1] != "metantk"],
+        "comparisons": [
+            _comparison(results, experiment, pair, shots)
+            for experiment in results.settings.experiments
+            for pair in compared_pairs(results.settings)
+            for shots in RECIPES[experiment].evaluate
+        ],
         "paper": {"source": SOURCE, "results": [asdict(printed) for printed in _printed(results.settings)]},
     }
 
@@ -82,6 +88,7 @@ def _run_record(measured: Measured) -> dict[str, Any]:
         "experiment": run.experiment,
         "method": run.method,
         "seed": run.seed,
+        "cell": run.cell,
         "parameters": measured.parameters,
         "search_seconds": measured.search_seconds,
         "accuracy": accuracy,
@@ -91,23 +98,30 @@ def _run_record(measured: Measured) -> dict[str, Any]:
 
 def _mean(results: Results, experiment: Experiment, method: Method, shots: int) -> dict[str, Any]:
     spread = results.accuracy(experiment, method, shots)
-    folders = [m.sources[f"evaluate-{shots}-shot"] for m in results.of(experiment, method, shots)]
+    groups = results.by_seed(experiment, method, shots).values()
+    folders = [m.sources[f"evaluate-{shots}-shot"] for m in chain(*groups)]
     named = {"experiment": experiment, "method": method, "shots": shots}
     return {**named, "per_cent": None if spread is None else asdict(spread), "sources": folders}
 
 
-def _comparison(results: Results, experiment: Experiment, method: Method, shots: int) -> dict[str, Any]:
-    found = results.comparison(experiment, method, shots)
-    named = {"experiment": experiment, "of": compared_with(method), "minus": method, "shots": shots}
+def _comparison(
+    results: Results, experiment: Experiment, pair: tuple[Method, Method], shots: int
+) -> dict[str, Any]:
+    found = results.comparison(experiment, *pair, shots)
+    named = {"experiment": experiment, "of": pair[0], "minus": pair[1], "shots": shots}
     if found is None:
         return {**named, "result": None}
-    extra = {"least_p_value": found.least_p_value, "run_deviation": found.run_deviation}
+    extra = {
+        "least_p_value": found.least_p_value,
+        "t_p_value": found.t_p_value,
+        "run_deviation": found.run_deviation,
+    }
     return {**named, "result": {**asdict(found), **extra}}
 
 
 def _printed(settings: Table) -> list[PaperResult]:
     """The rows of the paper, if the table has experiments of the paper."""
-    return list(PAPER_RESULTS) if set(settings.experiments) != {"glyphs"} else []
+    return list(PAPER_RESULTS) if not set(settings.experiments) <= set(EMBEDDED) else []
 
 
 def _paper_lines(settings: Table) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 from scipy import stats
 
 from mamltheory.errors import ConfigurationError, ShapeError
@@ -53,6 +54,14 @@ class Comparison:
     def least_p_value(self) -> float:
         """The smallest p-value that so many runs can give."""
         return 2.0 ** (1 - len(self.differences))
+
+    @property
+    def t_p_value(self) -> float:
+        """Two-sided p-value of Student's t test over the runs; it assumes normal differences, as the interval does."""
+        mean, error = abs(self.interval.mean), float(_standard_error(np.array(self.differences)))
+        if error == 0:
+            return float(mean == 0)
+        return float(2 * stats.t.sf(mean / error, len(self.differences) - 1))
 
     @property
     def shown(self) -> bool:
@@ -108,6 +117,35 @@ def compare_runs(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> C
     errors = tuple(float(_standard_error(pair)) for pair in pairs)
     p_value = sign_flip_p_value(differences)
     return Comparison(tuple(differences.tolist()), errors, mean_interval(differences), p_value)
+
+
+def compare_networks(
+    first: Float[np.ndarray, "networks tasks"], second: Float[np.ndarray, "others tasks"]
+) -> Interval:
+    """Return the mean accuracy of some networks minus that of others, with an interval over networks and tasks.
+
+    The variances of both means over networks and of the difference over tasks are added, with Welch's degrees of
+    freedom. A single network is not a sample: the interval is then about that network.
+
+    Args:
+        first: accuracies of one or more networks.
+        second: accuracies of at least two others on the same tasks.
+
+    Raises:
+        ShapeError: the tasks differ in number, or there are too few networks or tasks.
+    """
+    if first.shape[1] != second.shape[1] or not len(first) or len(second) < 2 or first.shape[1] < 2:
+        raise ShapeError(
+            f"got accuracies of shapes {first.shape} and {second.shape}: expected at least one network and two others, "
+            "each on the same two or more tasks"
+        )
+    samples = [group.mean(axis=1) for group in (first, second) if len(group) > 1]
+    difference = first.mean(axis=0) - second.mean(axis=0)
+    parts = np.array([_standard_error(each) ** 2 for each in (*samples, difference)])
+    freedom = np.array([len(each) - 1 for each in (*samples, difference)])
+    total = parts.sum()
+    half = stats.t.ppf(0.975, total**2 / (parts**2 / freedom).sum()) * np.sqrt(total) if total else 0.0
+    return Interval(float(difference.mean()), float(half))
 
 
 def sign_flip_p_value(differences: np.ndarray) -> float:

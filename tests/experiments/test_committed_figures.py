@@ -84,11 +84,13 @@ def test_the_search_the_table_and_the_benchmarks_are_those_of_the_commands():
     assert {k: v for k, v in recorded(DEMO_SEARCH.resolved()).items() if k in ("channels", "cells")} == {
         k: config("searched_cells.json")[k] for k in ("channels", "cells")
     }
-    table = json.loads((FIGURES / "table_glyphs.json").read_text())["settings"]
-    made = recorded(settings_of("table", "figures"))
-    assert {k: made[k] for k in ("name", "experiments", "methods", "runs", "seed")} == {
-        k: table[k] for k in ("name", "experiments", "methods", "runs", "seed")
-    }
+    made = {settings.name: recorded(settings) for name, settings in MADE if name == "table"}
+    contents = [json.loads(path.read_text()) for path in FIGURES.glob("table_*.json")]
+    tables = [content["settings"] for content in contents if "settings" in content]
+    assert "glyphs" in {table["name"] for table in tables}
+    for table in tables:
+        same = ("name", "experiments", "methods", "runs", "seed")
+        assert {k: made[table["name"]][k] for k in same} == {k: table[k] for k in same}
     for benchmark in (settings for name, settings in MADE if name == "benchmark"):
         found = config(f"{benchmark.name}_{benchmark.device}.json")
         assert found == {k: plain(getattr(benchmark, k)) for k in found}

@@ -3,21 +3,34 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from experiments import demo, genotypes
+from experiments.data import loading
+from experiments.search import search
 from experiments.settings import Demo
 from experiments.theory import sweep
 from experiments.training import train
-from experiments.training.settings import Train
 from experiments.training.trained import read_training
-from mamltheory.errors import ConfigurationError
+from mamltheory.errors import ShapeError
+from mamltheory.fewshot.glyphs import glyph_data
+from mamltheory.fewshot.statistics import Interval, compare_networks
 from mamltheory.nas.sizes import genotype_parameters
 from mamltheory.runtime.runlog import read_run
 from tests.experiments.stops import counted, ctrl_c_during
 from tests.experiments.tiny import GENOTYPE, SIZE, begun, files
 
-CELLS = ["searched", "random 1", "random 2", "same size 1", "same size 2"]
+ROWS = {
+    "MetaNTK-NAS, its cell": 3,
+    "random, as large as that of MetaNTK-NAS": 3,
+    "halving, its network": 1,
+    "halving, its cell trained again": 3,
+    "random, as large as that of halving": 3,
+}
+OF_HALVING = 3 + 2 + 1
+"""Epochs of the search by halving: three cells to the first, two to the second, one to the third."""
 FIGURES = [
     *(
         f"{name}_{tasks}"
@@ -27,7 +40,21 @@ FIGURES = [
     "glyphs_train",
     "glyphs_test",
     "searched_cells",
+    "halving_cells",
 ]
+HALVING = {"parameters": "6000:8000", "rungs": (3, 2, 1), "validation_tasks": 5}
+
+
+@pytest.fixture(scope="module")
+def few_images():
+    """Glyphs of a few classes, with as many samples of each as halving needs for its tasks."""
+    data, usual = glyph_data(16, 6, 6, 6, samples_per_class=16), loading.cached_data
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (loading, search):
+            patch.setattr(
+                module, "cached_data", lambda *source: data if source == ("glyphs", 16) else usual(*source)
+            )
+        yield data
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +65,8 @@ def tiny_demo(few_images, tmp_path_factory):  # noqa: ARG001
         shrink = {
             "DEMO_THEORY": {"widths": (8, 16), "seeds": 2, "steps": 4, "dimension": 4, "task_count": 2},
             "DEMO_SEARCH": {**SIZE, "ways": 2, "tasks": 1, "repeats": 1},
-            "DEMO_TRAIN": {**SIZE, "epochs": 4, "batch_size": 16, "milestones": (2, 3)},
+            "DEMO_HALVING": {**SIZE, **HALVING},
+            "DEMO_TRAIN": {**SIZE, "epochs": 3, "batch_size": 16, "milestones": (2,)},
             "DEMO_EVALUATE": {"tasks": 20, "ways": 3, "queries": 2, "augment": 1, "device": "cpu"},
         }
         for name, values in shrink.items():
@@ -61,7 +89,7 @@ def shown(tiny_demo):
     """The folder, and how often the demonstration trained what, when it was stopped twice and went on."""
     plant_search(tiny_demo)
     stops = []
-    for module, name, call in ((sweep, "measure_training", 3), (train, "train_epoch", 6)):
+    for module, name, call in ((sweep, "measure_training", 3), (train, "train_epoch", OF_HALVING + 5)):
         with ctrl_c_during(module, name, call) as stopped:
             demo.run_demo(tiny_demo)
         stops.append(stopped.value.continue_with)
@@ -78,26 +106,34 @@ def test_the_demonstration_leaves_every_figure_it_names_and_the_table(shown, tin
 
 
 @pytest.mark.slow
-def test_the_table_has_a_row_for_every_cell(shown, tiny_demo):  # noqa: ARG001
+def test_the_table_has_a_row_for_every_kind_of_network_and_compares_with_random_cells_of_its_size(
+    shown,  # noqa: ARG001
+    tiny_demo,
+):
     lines = (tiny_demo.out / "demo_table.md").read_text().splitlines()
     rows = [[word.strip() for word in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
-    assert [row[0] for row in rows] == ["cell", *CELLS]
+    assert [row[0] for row in rows] == ["cells", *ROWS]
     assert all(len(row) == len(rows[0]) for row in rows)
     content = json.loads((tiny_demo.out / "demo_table.json").read_text())
-    assert [row["cell"] for row in content["rows"]] == CELLS
+    assert set(content["search_cpu_seconds"]) == {"MetaNTK-NAS", "halving"}
+    means = {}
     for row, record in zip(rows[1:], content["rows"], strict=True):
-        assert int(row[1]) == record["parameters"] > 0
-        for text, shots in zip(row[2:4], ("1-shot", "5-shot"), strict=True):
-            interval = record["accuracy"][shots]
-            assert text == f"{100 * interval['mean']:.1f} ± {100 * interval['half_width']:.1f}"
-            assert 0 < interval["mean"] <= 1
-    sizes = [int(row[1]) for row in rows[1:]]
-    assert all(abs(size - sizes[0]) <= 0.05 * sizes[0] for size in sizes[3:])
-    assert rows[1][4] == ""
-    difference = (
-        content["rows"][0]["accuracy"]["5-shot"]["mean"] - content["rows"][1]["accuracy"]["5-shot"]["mean"]
-    )
-    assert float(rows[2][4].split(" ±")[0]) == pytest.approx(100 * difference, abs=0.051)
+        found = record["accuracy"]["1-shot"]
+        assert int(row[1]) == ROWS[row[0]] == len(found) == len(record["parameters"])
+        means[row[0]] = sum(found) / len(found)
+        assert row[3].split(" (")[0] == f"{100 * means[row[0]]:.1f}"
+        assert all(0 <= each <= 1 for each in found)
+    for record in content["rows"]:
+        name = record["cell"]
+        if name.startswith("random"):
+            assert record["gain"] == {}
+            continue
+        control = f"random, as large as that of {name.split(',')[0]}"
+        assert record["gain"]["1-shot"]["mean"] == pytest.approx(means[name] - means[control])
+        assert record["gain"]["1-shot"]["half_width"] > 0
+        sizes = next(each["parameters"] for each in content["rows"] if each["cell"] == control)
+        assert all(abs(size - record["parameters"][0]) <= 0.05 * record["parameters"][0] for size in sizes)
+    assert "cannot show that the method finds better ones" in lines[-1]
 
 
 @pytest.mark.slow
@@ -106,13 +142,15 @@ def test_a_stopped_demonstration_goes_on_by_its_own_command_and_repeats_nothing(
     again = f"python -m experiments demo --seed 0 --budget 10 --out {tiny_demo.out}"
     assert stops == [again, again]
     assert measured == 0
-    assert epochs == len(CELLS) * 4 - 5  # the sixth was left after a step, and finished
+    trainings = sum(ROWS.values()) - 1
+    assert epochs == trainings * 3 - 4  # the fifth was left after a step, and finished
 
 
 @pytest.mark.slow
 def test_every_training_of_the_demonstration_can_be_taken_up_alone(shown, tiny_demo):  # noqa: ARG001
-    for name in CELLS:
-        folder = demo.work_folder(tiny_demo) / name.replace(" ", "-")
+    names = ["MetaNTK-NAS-0", "MetaNTK-NAS-random-2", "halving-1", "halving-3", "halving-random-0"]
+    for name in names:
+        folder = demo.work_folder(tiny_demo) / name
         record = read_run(folder)
         assert record["status"] == "finished"
         assert record["config"]["genotype"] == str(folder / "genotype.json")
@@ -130,30 +168,58 @@ def test_another_budget_is_other_work_in_another_folder():
     assert demo.scaled(Demo(budget=0.1), 8, 2) == 2
 
 
-def test_random_cells_of_the_same_size_are_compared_as_well(few_images, monkeypatch):  # noqa: ARG001
+def test_found_cells_and_random_cells_of_their_size_are_trained_with_the_same_seeds(
+    few_images,  # noqa: ARG001
+    tmp_path,
+    monkeypatch,
+):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "DEMO_TRAIN", dataclasses.replace(demo.DEMO_TRAIN, **SIZE))
     monkeypatch.setattr(demo, "SIZE_DRAWS", 200)
-    cells = demo.cells_to_compare(Demo(), GENOTYPE)
-    assert list(cells) == CELLS
-    assert len(set(map(str, cells.values()))) == len(CELLS)
     size = genotypes.network_size(demo.DEMO_TRAIN, 6)
-    counts = [genotype_parameters(cell, size) for cell in cells.values()]
-    assert all(abs(count - counts[0]) <= 0.05 * counts[0] for count in counts[3:])
+    for name, kept in (("MetaNTK-NAS", 0), ("halving", 1)):
+        found = demo.Found(GENOTYPE, tmp_path / "search", 1.0)
+        networks = demo.networks_of(Demo(), name, found)
+        assert len({network.folder for network in networks}) == len(networks) == 6 + kept
+        assert [network.training is None for network in networks] == [True] * kept + [False] * 6
+        trained, random = networks[kept : kept + 3], networks[kept + 3 :]
+        assert {network.training[0] for network in trained} == {GENOTYPE}
+        cells = [network.training[0] for network in random]
+        assert len({str(cell) for cell in [*cells, GENOTYPE]}) == 4
+        counts = [genotype_parameters(cell, size) for cell in [GENOTYPE, *cells]]
+        assert all(abs(count - counts[0]) <= 0.05 * counts[0] for count in counts)
+        seeds = [[network.training[1].seed for network in group] for group in (trained, random)]
+        assert seeds[0][: 3 - kept] == seeds[1][kept:]
+        assert all(len(set(each)) == 3 for each in seeds)
 
 
-@pytest.mark.parametrize("budget", [0.01, 1, 3, 7, 10, 40])
-def test_every_budget_gives_a_training_that_its_settings_allow(budget, monkeypatch):
-    seen = []
+@pytest.mark.parametrize("budget", [0.01, 1, 2, 3, 4, 5, 7, 7.5, 10, 12, 40])
+def test_every_budget_gives_trainings_and_rungs_that_their_settings_allow(budget):
+    recipe, chosen = demo.demo_recipe(Demo(budget=budget)), demo.halving_search(Demo(budget=budget))
+    assert max(recipe.milestones) < recipe.epochs == chosen.rung_epochs[-1]
+    assert (chosen.search_batch_size, chosen.search_learning_rate, chosen.search_milestones) == (
+        recipe.batch_size,
+        recipe.learning_rate,
+        recipe.milestones,
+    )
+    same = ("data", "image_size", "channels", "cells", "stem_stride", "seed")
+    assert all(getattr(chosen, name) == getattr(recipe, name) for name in same)
+    assert demo.paper_search(Demo(budget=budget)).repeats >= 1
 
-    def pretend(_, training):
-        seen.append(training[2])
-        raise ConfigurationError("seen enough")
 
-    monkeypatch.setattr(demo, "train_and_evaluate", pretend)
-    monkeypatch.setattr(demo, "JOBS", 1)
-    monkeypatch.setattr(demo, "write_genotype", lambda *_: None)
-    monkeypatch.setattr(demo, "cells_to_compare", lambda *_: {"searched": None})
-    with pytest.raises(ConfigurationError, match="seen enough"):
-        demo.compare(Demo(budget=budget), None)
-    assert isinstance(seen[0], Train)
-    assert max(seen[0].milestones) < seen[0].epochs
+def test_two_groups_of_networks_are_compared_over_networks_and_tasks():
+    random = np.random.default_rng(0)
+    tasks, networks = random.normal(0, 0.1, 50), random.normal(0, 0.05, (3, 1))
+    first, second = (0.7 + tasks + networks + random.normal(0, 0.02, (3, 50)) for _ in range(2))
+    found = compare_networks(first, second)
+    assert found.mean == pytest.approx(first.mean() - second.mean())
+    deviations = [np.var(group.mean(1), ddof=1) / 3 for group in (first, second)]
+    over_tasks = np.var(first.mean(0) - second.mean(0), ddof=1) / 50
+    assert found.half_width > stats.t.ppf(0.975, 4) * np.sqrt(sum(deviations))
+    assert found.half_width < stats.t.ppf(0.975, 2) * np.sqrt(sum(deviations) + over_tasks)
+    one = compare_networks(first[:1], second)
+    assert one.half_width > stats.t.ppf(0.975, 60) * np.sqrt(deviations[1])
+    assert compare_networks(np.ones((2, 3)), np.zeros((2, 3))) == Interval(1.0, 0.0)
+    for wrong in ((first, second[:1]), (first[:, :3], second), (first[:0], second)):
+        with pytest.raises(ShapeError, match="at least one network and two others"):
+            compare_networks(*wrong)

@@ -78,7 +78,7 @@ def test_impossible_tables_are_refused(wrong, message):
 
 def test_the_presets_name_their_files_apart():
     names = [settings.name for settings in TABLE.values()]
-    assert len(set(names)) == len(names) == 3
+    assert len(set(names)) == len(names) == 5
 
 
 def test_every_run_of_the_published_method_has_a_published_cell_of_its_own():
@@ -89,3 +89,49 @@ def test_every_run_of_the_published_method_has_a_published_cell_of_its_own():
     assert [pipeline.cell_without_search(settings, run) for run in found] == expected
     for name, recipe in RECIPES.items():
         assert genotypes.published_cell(f"{recipe.published}-{pipeline.PUBLISHED}").cells in (5, 8), name
+
+
+@pytest.mark.parametrize("preset", ["glyphs-halving", "pictures"])
+def test_halving_trains_by_the_recipe_of_the_table(preset, tmp_path):
+    settings = dataclasses.replace(TABLE[preset], work=tmp_path)
+    runs = {run.method: run for run in pipeline.runs_of(settings) if run.seed == 0}
+    assert list(runs) == list(settings.methods)
+    assert settings.runs >= 6
+    for method in set(runs) & set(pipeline.KEPT):
+        chosen, training = (
+            f(settings, runs[method]) for f in (pipeline.search_settings, pipeline.train_settings)
+        )
+        same = ("data", "image_size", "channels", "cells", "stem_stride", "seed", "split", "split_seed")
+        assert all(getattr(chosen, name) == getattr(training, name) for name in same)
+        scales = [
+            getattr(chosen, f"search_{name}") for name in ("channels", "cells", "image_size", "stem_stride")
+        ]
+        assert scales == [None] * 4
+        assert (chosen.search_batch_size, chosen.search_learning_rate, chosen.search_milestones) == (
+            training.batch_size,
+            training.learning_rate,
+            training.milestones,
+        )
+        assert (chosen.rung_epochs[-1], training.drop_path) == (training.epochs, 0.0)
+        assert chosen.warm_start == ("glyphs" if method == "halving-warm" else None)
+    paper = pipeline.search_settings(settings, runs["metantk-band"])
+    assert (paper.method, paper.parameters, paper.two_inputs) == ("metantk-nas", "36000:42000", True)
+    assert paper.data == settings.experiments[0]
+    trained = [pipeline.train_settings(settings, run) for run in runs.values()]
+    assert {(t.epochs, t.image_size, t.data) for t in trained} == {(12, 32, settings.experiments[0])}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"experiments": ("mini-5",), "methods": ("halving",)}, "mini-5 has no recipe"),
+        (
+            {"experiments": ("pictures",), "methods": ("halving-warm", "random-band")},
+            "pictures has no recipe",
+        ),
+        ({"experiments": ("glyphs",), "methods": ("halving-retrained",)}, "add halving"),
+    ],
+)
+def test_methods_that_an_experiment_lacks_are_refused(wrong, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Table(**wrong)
