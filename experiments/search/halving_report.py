@@ -13,7 +13,7 @@ from experiments.genotypes import network_size
 from experiments.plotting import curve, figure, save_figure
 from experiments.runs import quoted, without_paths
 from experiments.search.halving import TRAINED, Found, Item, full_training, headroom_of, rungs_of
-from experiments.search.one_size import at_scale, controls_of, full_size
+from experiments.search.one_size import at_scale, band_of, controls_of, full_size
 from experiments.search.settings import Search
 from experiments.settings import EMBEDDED_DATA
 from experiments.training.settings import TRAIN
@@ -177,11 +177,9 @@ def _confirmed_line(found: dict[str, Any]) -> str:
             (cells, found["half-width of the cells"]),
         )
     ]
-    luck = (
-        ""
-        if None in (network, cells)
-        else f"; luck of the training is {100 * (network - cells):.1f} of the first"
-    )
+    luck = ""
+    if None not in (network, cells):
+        luck = f"; the difference, {100 * (network - cells):+.1f}, is luck of the training"
     return (
         f"confirmed on test classes, {len(found['finalists'])} finalists against {len(found['random cells'])} random "
         f"cells: the networks as trained {both[0]} points, the cells trained again {both[1]} points{luck}"
@@ -216,14 +214,16 @@ def draw_rungs(record: dict[str, Any], settings: Search) -> None:
         for number, points in sorted(curves.items(), key=lambda item: item[0] == best):
             style = curve(0) if number == best else {"color": "0.75", "marker": "."}
             panel.plot(*zip(*points, strict=True), label="found" if number == best else None, **style)
-        first = record["control"]
+        first, mean = record["control"], curve(1) | {"linestyle": "none"}
         drawn = "random cells" if settings.warm_start is None else "proposed cells"
-        panel.plot(first["epochs"], 100 * first["random cells"], label=f"mean of the {drawn}", **curve(1))
+        panel.plot(first["epochs"], 100 * first["random cells"], label=f"mean of the {drawn}", **mean)
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_xlabel("epochs of training")
         panel.set_ylabel("5-way 1-shot accuracy,\nvalidation classes (%)")
         panel.legend(loc="lower right")
-        panel.set_title(f"{settings.rungs[0]} cells with {settings.parameters} parameters, {settings.data}")
+        panel.set_title(
+            f"{settings.rungs[0]} cells, {band_of(settings)} parameters,\n{Path(settings.data).name}"
+        )
         paths = save_figure(
             drawing, "rungs", {"rungs": record["rungs"]}, settings.out, without_paths(settings), settings.seed
         )

@@ -26,9 +26,9 @@ class OneSize(ExperimentSettings):
     """Searches among random cells of one size: by halving, which trains, and by the paper's scores, which do not."""
 
     parameters: str | None = None
-    """Fewest and most parameters of the network, as in 36000:42000, or a genotype file, for cells of its form and its
-    size ± 8 %. Halving needs it. With it metantk-nas scores random cells of that size and takes the best, in place of
-    Algorithm 1. It counts at --channels and --cells, whatever the scale of the search."""
+    """Fewest and most parameters of the network, as in 36000:42000, or a genotype file, for cells of its form
+    and its size ± 8 %. Halving needs it. With it metantk-nas scores random cells of that size and takes the
+    best, in place of Algorithm 1. It counts at --channels and --cells, whatever the scale of the search."""
     samples: int = 16
     """Random cells that metantk-nas scores if --parameters is given."""
     rungs: tuple[int, ...] = (32, 8, 4)
@@ -54,16 +54,16 @@ class OneSize(ExperimentSettings):
     search_milestones: tuple[int, ...] = (7, 10)
     """Halving: epochs after which that learning rate falls by a factor of ten."""
     warm_start: str | None = None
-    """Halving: a table of trained cells, "glyphs" or a file of `tabulate`. A regression on it chooses the cells of the
-    first rung among random ones. The table must be of the data and the scale of the search."""
+    """Halving: a table of trained cells, "glyphs" or a file of `tabulate`. A regression on it chooses the cells
+    of the first rung among random ones. The table must be of the data and the scale of the search."""
     proposals: int = 1000
     """Halving: random cells from which the warm start chooses."""
     confirm: int = 0
-    """Halving: number of finalists that are trained a second time, and of random cells that are trained to the end.
-    They say how much was gained and how much of it is the cell, and are no part of the search's cost."""
+    """Halving: number of finalists that are trained a second time, and of random cells that are trained to the
+    end. They say how much was gained and how much of it is the cell, and are no part of the search's cost."""
     least_gain: float = 1.0
-    """Halving: percentage points. The search stops after the first rung if its networks hardly differ: if not even the
-    best can be that far ahead of their mean."""
+    """Halving: percentage points. The search stops after the first rung if its networks hardly differ: if not
+    even the best can be that far ahead of their mean."""
     anyway: bool = False
     """Halving: search also where the networks hardly differ."""
     then_train: str | None = None
@@ -134,8 +134,8 @@ class Search(OneSize):
     setting below that is None (see experiments/search/protocols.py); a flag overrides it."""
     method: Method = "metantk-nas"
     """The criteria: MetaNTK and linear regions, the plain NTK and linear regions (TE-NAS), linear regions alone, or
-    chance; like a protocol, they set settings below that are None (see experiments/search/protocols.py). Or halving:
-    train random cells of one size a little, keep the best, train those further."""
+    chance; like a protocol, they set settings below that are None (see experiments/search/protocols.py).
+    Or halving: train random cells of one size a little, keep the best, train those further."""
     kernel: Literal["maml", "anil", "ntk"] = "maml"
     """Kernel whose condition number ranks the cells: MetaNTK of MAML or ANIL, or the plain NTK (TE-NAS)."""
     ways: int = 5
@@ -292,7 +292,7 @@ def _halving(name: str, data: str, cells: int, parameters: str, **rungs: Any) ->
     """A search among small networks, whose epochs cost two percent of the full one's, and then the paper's training."""
     return Search(
         data, image_size=84, channels=48, cells=cells, method="halving", parameters=parameters, then_train=name,
-        search_channels=16, search_cells=3, search_image_size=42, out=Path(f"runs/{name}-halving"), **rungs,
+        search_channels=16, search_cells=3, search_image_size=42, out=Path(f"runs/{name}-halving/search"), **rungs,
     )  # fmt: skip
 
 
