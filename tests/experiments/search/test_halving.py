@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shlex
 import shutil
 
 import numpy as np
@@ -56,7 +57,6 @@ def measured(settings, item):
         (train, "train_epoch", 2),  # within a training
         (halving, "prototype_accuracies", 5),  # a training is saved, and its measurement is not there yet
         (halving, "measure_candidate", 8),  # while the result is confirmed
-        (halving, "keep_trained", 1),
     ],
 )
 def test_a_search_stopped_anywhere_ends_in_the_same_bits(halved, tmp_path, module, name, call):  # noqa: F811
@@ -74,6 +74,20 @@ def test_neither_the_order_of_results_nor_what_a_dead_process_left_matters(halve
     (settings.out / ".tmp-1-00000000-elsewhere").mkdir(parents=True)
     assert searched_again(settings) == results(halved)
     assert not [name for name in files(settings.out) if "tmp" in name]
+
+
+def test_a_full_disk_while_the_network_is_copied_leaves_no_half_of_it(halved, tmp_path, monkeypatch):  # noqa: F811
+    def full(source, target):
+        target.mkdir()
+        raise OSError(28, "No space left on device", str(target), source)
+
+    settings = halving_settings(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(halving.shutil, "copytree", full)
+        with pytest.raises(OSError, match="No space left"):
+            search.search_cells(settings)
+    assert not (tmp_path / "train").exists()
+    assert searched_again(settings) == results(halved)
 
 
 def test_a_finished_search_measures_nothing_again(halved):  # noqa: F811
@@ -324,7 +338,8 @@ def test_under_torchrun_the_full_training_is_a_command_for_all_processes(tmp_pat
     assert trained == []
     [line] = capsys.readouterr().out.splitlines()
     assert line.startswith("train it: torchrun --nproc-per-node 4 -m experiments train --preset glyph-smoke ")
-    resolved = shell.resolve("train", shell.shlex.split(line)[shell.shlex.split(line).index("train") + 1 :])
+    words = shlex.split(line)
+    resolved = shell.resolve("train", words[words.index("-m") + 3 :])
     assert resolved == halving.full_training(settings)
 
 
