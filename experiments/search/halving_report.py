@@ -21,6 +21,9 @@ from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import derived_network
 from mamltheory.nas.search.halving import epochs_of
 from mamltheory.nas.sizes import genotype_parameters, multiply_accumulates
+from mamltheory.strict_json import read_json_file
+
+SEARCH_FILE = "search.json"
 
 
 def record_of(found: Found, settings: Search) -> dict[str, Any]:
@@ -201,8 +204,9 @@ def _number(value: float) -> str:
     return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
-def draw_rungs(record: dict[str, Any], settings: Search) -> None:
-    """Draw the validation accuracies of all candidates over the epochs of the rungs, and the found one's."""
+def draw_rungs(settings: Search) -> None:
+    """Draw the accuracies of a finished search over the epochs of its rungs, of all candidates and the found one."""
+    record: Any = read_json_file(settings.out / SEARCH_FILE)
     best = record["cell"]
     curves: dict[int, list[tuple[int, float]]] = {}
     for rung in record["rungs"]:

@@ -60,6 +60,8 @@ def search_and_draw(settings: Search) -> int:
         draw_found(settings)
     else:
         draw_cells(genotype, settings.resolved())
+        if settings.method == "halving":
+            draw_rungs(settings.resolved())
     print(f"genotype: {settings.out / 'genotype.json'}")
     if settings.then_train is not None:
         train_found(settings, genotype)
@@ -155,14 +157,13 @@ def search_cells(settings: Search) -> Genotype:
 
 
 def search_by_halving(settings: Search, device: str) -> Genotype:
-    """Run or continue a search by successive halving, and draw its rungs."""
+    """Run or continue a search by successive halving."""
     genotypes = checked_candidates(settings)
     with opened_search(settings, device) as log:
         found = halve(settings, genotypes, device)
         record = record_of(found, settings)
         genotype = write_found(genotypes[found.candidate], record, settings, log, found.cpu_seconds)
     print("\n".join(halving_lines(record, settings, found.cpu_seconds)))
-    draw_rungs(record, settings)
     return genotype
 
 

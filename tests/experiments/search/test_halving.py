@@ -53,7 +53,6 @@ def measured(settings, item):
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
-        (halving, "measure_candidate", 3),  # between two candidates of the first rung
         (train, "train_epoch", 2),  # within a training
         (halving, "prototype_accuracies", 5),  # a training is saved, and its measurement is not there yet
         (halving, "measure_candidate", 8),  # while the result is confirmed
