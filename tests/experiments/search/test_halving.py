@@ -42,6 +42,12 @@ def found_in(settings):
     return json.loads((settings.out / "search.json").read_text())
 
 
+def moved(settings, folder):
+    """The same search in a copy of its folder."""
+    shutil.copytree(settings.out, folder)
+    return dataclasses.replace(settings, out=folder)
+
+
 def measured(settings, item):
     place = settings.out / "measurements" / f"{item.folder}-epoch-{item.epochs}.json"
     return json.loads(place.read_text())
@@ -76,16 +82,18 @@ def test_neither_the_order_of_results_nor_what_a_dead_process_left_matters(halve
 
 
 def test_a_full_disk_while_the_network_is_copied_leaves_no_half_of_it(halved, tmp_path, monkeypatch):  # noqa: F811
+    settings = moved(halved, tmp_path / "moved")
+    shutil.rmtree(settings.out / "train")
+
     def full(source, target):
         target.mkdir()
         raise OSError(28, "No space left on device", str(target), source)
 
-    settings = halving_settings(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(halving.shutil, "copytree", full)
         with pytest.raises(OSError, match="No space left"):
             search.search_cells(settings)
-    assert not (tmp_path / "train").exists()
+    assert not (settings.out / "train").exists()
     assert searched_again(settings) == results(halved)
 
 
@@ -96,24 +104,22 @@ def test_a_finished_search_measures_nothing_again(halved):  # noqa: F811
 
 
 def test_a_search_whose_folder_was_moved_continues_where_a_measurement_is_missing(halved, tmp_path):  # noqa: F811
-    moved = dataclasses.replace(halved, out=tmp_path / "moved")
-    shutil.copytree(halved.out, moved.out)
+    other = moved(halved, tmp_path / "moved")
     item = Item(found_in(halved)["cell"], 3)
-    (moved.out / "measurements" / f"{item.folder}-epoch-3.json").unlink()
+    (other.out / "measurements" / f"{item.folder}-epoch-3.json").unlink()
     with counted(halving, "measure_candidate") as calls:
-        assert searched_again(moved) == results(halved)
+        assert searched_again(other) == results(halved)
     assert [call[-1] for call in calls] == [item]
 
 
 def test_a_candidate_that_was_trained_too_far_is_not_measured_as_if_it_were_not(halved, tmp_path):  # noqa: F811
-    moved = dataclasses.replace(halved, out=tmp_path / "moved")
-    shutil.copytree(halved.out, moved.out)
+    other = moved(halved, tmp_path / "moved")
     number = found_in(halved)["cell"]
-    (moved.out / "measurements" / f"{number:03d}-epoch-1.json").unlink()
+    (other.out / "measurements" / f"{number:03d}-epoch-1.json").unlink()
     with pytest.raises(CheckpointError, match="beyond epoch 1, whose weights are needed: remove this folder"):
-        search.search_cells(moved)
-    shutil.rmtree(moved.out / "candidates" / f"{number:03d}")
-    assert searched_again(moved) == results(halved)
+        search.search_cells(other)
+    shutil.rmtree(other.out / "candidates" / f"{number:03d}")
+    assert searched_again(other) == results(halved)
 
 
 # --- what it leaves ---
@@ -169,7 +175,7 @@ def test_second_trainings_and_random_cells_say_what_was_gained(halved):  # noqa:
 
 
 def test_a_search_may_be_confirmed_later(halved, tmp_path):  # noqa: F811
-    settings = halving_settings(tmp_path, confirm=0)
+    settings = dataclasses.replace(moved(halved, tmp_path / "moved"), confirm=0)
     search.search_cells(settings)
     assert found_in(settings)["confirmed"] is None
     assert searched_again(settings, confirm=2) == results(halved)
