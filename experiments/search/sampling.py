@@ -75,8 +75,9 @@ def best_of_sampled(
         ],
         "config": without_paths(settings),
     }
-    by_regions = f", {places[1][best]}. by linear regions" * (len(places) > 1)
-    print(f"found cell {best} of {len(cells)}: {places[0][best]}. by condition number{by_regions}")
+    names = ("by condition number", "by linear regions")
+    standing = ", ".join(f"{place[best]}. {name}" for place, name in zip(places, names, strict=False))
+    print(f"found cell {best} of {len(cells)}: {standing}")
     return cells[best], record, sum(seconds for _, seconds in scores.values())
 
 

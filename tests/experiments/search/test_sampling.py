@@ -66,7 +66,7 @@ def test_a_stop_and_the_order_of_repeats_change_nothing(sampled, tmp_path, monke
 
 @pytest.mark.parametrize(("regions", "expected"), [(True, 0), (False, 1)])
 def test_the_criteria_decide_and_a_singular_kernel_is_last(tmp_path, monkeypatch, regions, expected):
-    # By condition numbers 1, 2, 3 and 4 in this order; cell 0 has the most regions.
+    # Cell 1 has the least condition number, and cell 0 the least sum of ranks.
     conditions = (2.0, 1.0, math.inf, 3.0)
 
     def scores(scorer, cells, repeat):
