@@ -97,4 +97,5 @@ def write_genotype(path: Path, genotype: Genotype) -> None:
     same = path.is_file() and path.stat().st_size == len(text) and path.read_bytes() == text
     free = same or not os.path.lexists(path)
     require(free, f"{path} is there already and holds something else: remove it, or name another file")
-    replace_file(path, text)
+    if not same:
+        replace_file(path, text)

@@ -12,73 +12,73 @@ from typing import Any
 
 import torch
 
-from experiments.data.loading import data_of
-from experiments.genotypes import network_size
-from experiments.search.halving import band_of
+from experiments.runs import without_paths
+from experiments.search.one_size import full_size, random_cells
 from experiments.search.settings import Search
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.scoring.score import Score
 from mamltheory.nas.scoring.scorers import CellScorer
 from mamltheory.nas.search.ranking import ranks
-from mamltheory.nas.sizes import genotype_parameters, random_genotype_within
-from mamltheory.rng import generator
+from mamltheory.nas.sizes import genotype_parameters
 from mamltheory.runtime.distributed import spread_over
 from mamltheory.runtime.progress import stage
 
 
 def sampled_cells(settings: Search) -> tuple[Genotype, ...]:
     """The random cells of the band."""
-    size = network_size(settings, len(data_of(settings).train.class_names))
-    inputs = "two" if settings.value("two_inputs") else "all"
-    random = generator(settings.seed, "sampled cells")
-    band = band_of(settings)
-    return tuple(random_genotype_within(band, random, size, inputs) for _ in range(settings.samples))
+    return random_cells(settings, settings.samples, "sampled cells")
 
 
-def best_of_sampled(settings: Search, scorer: CellScorer) -> tuple[Genotype, dict[str, Any], float]:
-    """Score the random cells of the band, and take the best.
+def best_of_sampled(
+    settings: Search, cells: Sequence[Genotype], scorer: CellScorer
+) -> tuple[Genotype, dict[str, Any], float]:
+    """Score random cells of the band, and take the best.
 
     Args:
         settings: Settings of the search.
+        cells: The cells.
         scorer: Scores networks on the draws of a repeat.
 
     Returns:
         The cell, what ``search.json`` says, and CPU seconds of the scores.
     """
-    cells = sampled_cells(settings)
+    scores: dict[int, tuple[list[Score], float]] = {}
     repeats = range(settings.value("repeats"))
-    scores: list[list[Score]] = []
-    seconds = 0.0
     with spread_over(settings.jobs) as spread, stage(f"score {len(cells)} cells", len(repeats)) as advance:
-        for _, (found, spent) in spread(partial(score_sampled, scorer, cells), repeats):
-            scores.append(found)
-            seconds += spent
+        for repeat, found in spread(partial(score_sampled, scorer, cells), repeats):
+            scores[repeat] = found
             advance()
-    conditions = [_mean([math.log(row[i].condition) for row in scores]) for i in range(len(cells))]
-    regions = [_mean([row[i].regions for row in scores]) for i in range(len(cells))]
+    # In the order of the repeats, whichever process was first: a sum in another order has other last bits.
+    rows = [scores[repeat][0] for repeat in repeats]
+    conditions = [_mean([math.log(row[i].condition) for row in rows]) for i in range(len(cells))]
+    regions = [_mean([row[i].regions for row in rows]) for i in range(len(cells))]
     places = [ranks(conditions, settings.value("ties"))]
     if "regions" in settings.criteria:
         places.append(ranks([-value for value in regions], settings.value("ties")))
     totals = [sum(each) for each in zip(*places, strict=True)]
     best = min(range(len(cells)), key=totals.__getitem__)
-    size = network_size(settings, len(data_of(settings).train.class_names))
-    rows = [
-        {
-            "genotype": cell.to_json(),
-            "parameters": genotype_parameters(cell, size),
-            "log condition": conditions[i],
-            "regions": regions[i],
-            "rank": totals[i],
-        }
-        for i, cell in enumerate(cells)
-    ]
+    size = full_size(settings)
     record = {
         "method": "metantk-nas in a band",
         "genotype": cells[best].to_json(),
         "cell": best,
-        "cells": rows,
+        "parameters": genotype_parameters(cells[best], size),
+        "cells": [
+            {
+                "genotype": cell.to_json(),
+                "parameters": genotype_parameters(cell, size),
+                "log condition": conditions[i],
+                "regions": regions[i],
+                "rank": totals[i],
+            }
+            for i, cell in enumerate(cells)
+        ],
+        "config": without_paths(settings),
     }
-    return cells[best], record, seconds
+    names = ("by condition number", "by linear regions")
+    standing = ", ".join(f"{place[best]}. {name}" for place, name in zip(places, names, strict=False))
+    print(f"found cell {best} of {len(cells)}: {standing}")
+    return cells[best], record, sum(seconds for _, seconds in scores.values())
 
 
 def score_sampled(scorer: CellScorer, cells: Sequence[Genotype], repeat: int) -> tuple[list[Score], float]:

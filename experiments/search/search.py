@@ -1,4 +1,4 @@
-"""``search``: Algorithm 1 on a supernet; it can stop after every chunk of scores."""
+"""``search``: Algorithm 1 on a supernet, which can stop after every chunk of scores, and searches at equal size."""
 
 import math
 import time
@@ -13,13 +13,15 @@ from torch import Tensor
 
 from experiments.data.loading import cached_data, data_of, source_in
 from experiments.genotypes import network_size
-from experiments.runs import FREE, continue_with, opened_run, without_paths
-from experiments.search import halving
+from experiments.runs import FREE, continue_with, opened_run, quoted, without_paths
 from experiments.search.figures import draw_cells, draw_trace
+from experiments.search.halving import checked_candidates, full_training, halve
+from experiments.search.halving_report import closing_lines as halving_lines
+from experiments.search.halving_report import data_flag, draw_rungs, record_of, training_command
 from experiments.search.report import LEGEND, closing_lines, round_lines, search_record, worst_so_far
 from experiments.search.sampling import best_of_sampled, sampled_cells
 from experiments.search.settings import Search
-from experiments.training.train import train_network
+from experiments.training.train import draw_learning_curves, train_network
 from mamltheory.errors import CheckpointError
 from mamltheory.fewshot.episodes import episode_tasks
 from mamltheory.fewshot.images import normalise, take
@@ -36,7 +38,7 @@ from mamltheory.nas.search.state import SearchState, state_from_json, state_to_j
 from mamltheory.rng import generator
 from mamltheory.runtime.checkpoint import check_state, load_state, save_state
 from mamltheory.runtime.device import choose_device
-from mamltheory.runtime.distributed import processes, spread_over
+from mamltheory.runtime.distributed import processes, spread_over, world
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, replace_file, to_json
 from mamltheory.runtime.runlog import RunLog
@@ -52,14 +54,32 @@ PATCHES, PATCH_IMAGES = 3000, 300
 
 
 def search_and_draw(settings: Search) -> int:
-    """Search, write ``genotype.json`` and ``search.json``, and draw the cells and the trace; returns 0."""
+    """Search, draw, and train what was found if a recipe is named; returns 0."""
     genotype = search_cells(settings)
     if settings.parameters is None:
         draw_found(settings)
     else:
         draw_cells(genotype, settings.resolved())
+        if settings.method == "halving":
+            draw_rungs(settings.resolved())
     print(f"genotype: {settings.out / 'genotype.json'}")
+    if settings.then_train is not None:
+        train_found(settings, genotype)
     return 0
+
+
+def train_found(settings: Search, genotype: Genotype) -> None:
+    """Train what was found at full scale; under torchrun, say how, for there all processes train together."""
+    ranks = world().size
+    if ranks > 1:
+        print(f"train it: {training_command(settings, ranks)}")
+        return
+    training = full_training(settings)
+    train_network(training, genotype, free=("genotype",))
+    draw_learning_curves(training)
+    print(
+        f"evaluate it: python -m experiments evaluate --checkpoint {quoted(training.out)}{data_flag(settings)}"
+    )
 
 
 def draw_found(settings: Search) -> None:
@@ -122,9 +142,9 @@ def search_cells(settings: Search) -> Genotype:
     if scorer.tasks is not None:
         scorer.tasks(generator(settings.seed, "trial"))
     if settings.parameters is not None:
-        sampled_cells(settings)
+        cells = sampled_cells(settings)
         with opened_search(settings, device.device) as log:
-            genotype, record, seconds = best_of_sampled(settings, scorer)
+            genotype, record, seconds = best_of_sampled(settings, cells, scorer)
             return write_found(genotype, record, settings, log, seconds)
     with opened_search(settings, device.device) as log:
         saved = saved_search(settings)
@@ -137,17 +157,13 @@ def search_cells(settings: Search) -> Genotype:
 
 
 def search_by_halving(settings: Search, device: str) -> Genotype:
-    """Run or continue a search by successive halving, and train what it found if its preset says so."""
-    halving.check_halving(settings)
+    """Run or continue a search by successive halving."""
+    genotypes = checked_candidates(settings)
     with opened_search(settings, device) as log:
-        found = halving.halve(settings, device)
-        genotype = found.genotypes[found.candidate]
-        seconds = found.record["cost"]["cpu_seconds"]
-        write_found(genotype, {**found.record, "config": without_paths(settings)}, settings, log, seconds)
-        print("\n".join(halving.closing_lines(found.record, settings)))
-        halving.draw_rungs(found.record, settings)
-    if settings.then_train is not None:
-        train_network(halving.full_training(settings), genotype)
+        found = halve(settings, genotypes, device)
+        record = record_of(found, settings)
+        genotype = write_found(genotypes[found.candidate], record, settings, log, found.cpu_seconds)
+    print("\n".join(halving_lines(record, settings, found.cpu_seconds)))
     return genotype
 
 
@@ -163,7 +179,8 @@ def write_found(
 
 def opened_search(settings: Search, device: torch.device | str) -> AbstractContextManager[RunLog]:
     """The record of a search in its run folder."""
-    free, again = (*FREE, *ON_ONE_THREAD, "anyway", "then_train"), continue_with("search", settings)
+    more = ("anyway", "least_gain", "confirm")  # they change nothing that is measured already
+    free, again = (*FREE, *ON_ONE_THREAD, *more), continue_with("search", settings)
     return opened_run("search", settings, device, free=free, before=settings.before(), again=again)
 
 

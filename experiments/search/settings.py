@@ -18,6 +18,7 @@ from experiments.settings import (
     SmallNetworkSettings,
     limits_of,
 )
+from experiments.training.settings import TRAIN
 
 
 @dataclass(frozen=True)
@@ -25,47 +26,49 @@ class OneSize(ExperimentSettings):
     """Searches among random cells of one size: by halving, which trains, and by the paper's scores, which do not."""
 
     parameters: str | None = None
-    """Fewest and most parameters of the network, as in 36000:42000, or a genotype file whose size ± 8 % is meant. The
-    method halving needs it; metantk-nas then takes the best of random cells in the band, in place of Algorithm 1."""
+    """Fewest and most parameters of the network, as in 36000:42000, or a genotype file, for cells of its form
+    and its size ± 8 %. Halving needs it. With it metantk-nas scores random cells of that size and takes the
+    best, in place of Algorithm 1. It counts at --channels and --cells, whatever the scale of the search."""
     samples: int = 16
-    """Random cells that metantk-nas scores in a band of parameters."""
+    """Random cells that metantk-nas scores if --parameters is given."""
     rungs: tuple[int, ...] = (32, 8, 4)
-    """Halving: candidates that enter each rung."""
+    """Halving: cells that are trained in each rung; from rung to rung the best are kept."""
     rung_epochs: tuple[int, ...] = (2, 4, 12)
-    """Halving: epochs after which each rung is ranked; the last is the length of a training."""
+    """Halving: epochs of training after which each rung is ranked; the last number is the length of a training."""
     rank_by: tuple[Literal["accuracy", "loss"], ...] = ("accuracy", "accuracy", "loss")
-    """Halving: what ranks each rung, few-shot accuracy on the validation classes or training loss."""
+    """Halving: what ranks each rung: few-shot accuracy on the validation classes, or training loss."""
     validation_tasks: int = 1000
-    """Halving: 1-shot tasks of the validation classes, the same for all candidates."""
+    """Halving: 5-way 1-shot tasks of the validation classes, the same for all cells."""
     search_channels: int | None = None
-    """Halving: channels while searching; None: those of the network. Likewise the other settings of this name."""
+    """Halving: channels while searching; None: --channels."""
     search_cells: int | None = None
-    """Halving: stacked cells while searching."""
+    """Halving: stacked cells while searching; None: --cells."""
     search_image_size: int | None = None
-    """Halving: side of the images while searching."""
+    """Halving: side of the images while searching, in pixels; None: --image-size."""
     search_stem_stride: int | None = None
-    """Halving: stride of the stem while searching."""
+    """Halving: stride of the stem while searching; None: --stem-stride."""
     search_batch_size: int = 64
     """Halving: images per step while searching."""
     search_learning_rate: float = 0.1
-    """Halving: initial learning rate of SGD while searching."""
+    """Halving: initial learning rate of SGD while searching; no drop path, and weight decay as in `train`."""
     search_milestones: tuple[int, ...] = (7, 10)
     """Halving: epochs after which that learning rate falls by a factor of ten."""
     warm_start: str | None = None
-    """Halving: a table of trained cells ("glyphs", or a file of `tabulate`). A regression on it chooses the candidates
-    of the first rung among random cells."""
+    """Halving: a table of trained cells, "glyphs" or a file of `tabulate`. A regression on it chooses the cells
+    of the first rung among random ones. The table must be of the data and the scale of the search."""
     proposals: int = 1000
-    """Halving: random cells from which a warm start chooses."""
+    """Halving: random cells from which the warm start chooses."""
     confirm: int = 0
-    """Halving: finalists that are trained a second time, and random cells of the first rung that are trained to the
-    end, to say how much was gained and how much of it is the cell."""
+    """Halving: number of finalists that are trained a second time, and of random cells that are trained to the
+    end. They say how much was gained and how much of it is the cell, and are no part of the search's cost."""
     least_gain: float = 1.0
-    """Halving: percentage points; the search stops after the first rung where not even the best of its networks can be
-    that far ahead of their mean."""
+    """Halving: percentage points. The search stops after the first rung if its networks hardly differ: if not
+    even the best can be that far ahead of their mean."""
     anyway: bool = False
-    """Halving: go on all the same."""
+    """Halving: search also where the networks hardly differ."""
     then_train: str | None = None
-    """Halving at a scale of its own: preset of `train` by which the found cell is trained in the end."""
+    """Halving: preset of `train` whose recipe trains the found cell after the search, at --channels, --cells,
+    --image-size and --stem-stride."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,22 +80,35 @@ class OneSize(ExperimentSettings):
         )
         falling = all(a > b for a, b in itertools.pairwise(self.rungs))
         require(
-            falling and self.rungs[-1] >= 1, f"rungs is {self.rungs}: expected fewer candidates in every rung"
+            falling and self.rungs[-1] >= 1,
+            f"rungs is {self.rungs}: expected fewer cells in every rung, for the best of the one before are kept",
         )
         growing = all(a < b for a, b in itertools.pairwise(self.rung_epochs))
         require(
             growing and self.rung_epochs[0] >= 1,
-            f"rung_epochs is {self.rung_epochs}: expected more in every rung",
+            f"rung_epochs is {self.rung_epochs}: expected more epochs in every rung",
         )
         late = [m for m in self.search_milestones if not 0 < m < self.rung_epochs[-1]]
         require(
             not late,
             f"search_milestones {late} lie outside the {self.rung_epochs[-1]} epochs: change one of them",
         )
+        ordered = list(self.search_milestones) == sorted(set(self.search_milestones))
+        require(ordered, f"search_milestones is {self.search_milestones}: give increasing epochs, each once")
+        rate = self.search_learning_rate
+        require(0 < rate < math.inf, f"search_learning_rate is {rate}: expected a positive finite number")
+        for name, least in (("search_channels", 1), ("search_cells", 3), ("search_image_size", 8)):
+            require_at_least(self, least, [name] if getattr(self, name) is not None else [])
+        stride = self.search_stem_stride
+        require(stride in (None, 1, 2, 4), f"search_stem_stride is {stride}: expected 1, 2 or 4")
+        known = ", ".join(TRAIN)
+        require(
+            self.then_train in (None, *TRAIN), f"then_train is '{self.then_train}': expected one of {known}"
+        )
         require_at_least(self, 2, ("samples", "validation_tasks"))
         require_at_least(self, 1, ("proposals",))
         require_at_least(self, 0, ("confirm", "least_gain"))
-        most = f"confirm is {self.confirm}: expected at most the {self.rungs[-1]} candidates of the last rung"
+        most = f"confirm is {self.confirm}: expected at most the {self.rungs[-1]} cells of the last rung"
         require(self.confirm <= self.rungs[-1], most)
         enough = (
             f"proposals is {self.proposals}: the first rung takes {self.rungs[0]} of them, give at least that"
@@ -100,6 +116,10 @@ class OneSize(ExperimentSettings):
         require(self.warm_start is None or self.proposals >= self.rungs[0], enough)
         if self.parameters is not None and not self.parameters.endswith(".json"):
             limits_of(self.parameters)
+
+
+ONLY_HALVING = ("warm_start", "confirm", "anyway", "then_train")
+ONLY_HALVING += tuple(f"search_{name}" for name in ("channels", "cells", "image_size", "stem_stride"))
 
 
 @dataclass(frozen=True)
@@ -114,8 +134,8 @@ class Search(OneSize):
     setting below that is None (see experiments/search/protocols.py); a flag overrides it."""
     method: Method = "metantk-nas"
     """The criteria: MetaNTK and linear regions, the plain NTK and linear regions (TE-NAS), linear regions alone, or
-    chance; like a protocol, they set settings below that are None (see experiments/search/protocols.py). Or halving:
-    train random cells of one size a little, keep the best, train those further."""
+    chance; like a protocol, they set settings below that are None (see experiments/search/protocols.py).
+    Or halving: train random cells of one size a little, keep the best, train those further."""
     kernel: Literal["maml", "anil", "ntk"] = "maml"
     """Kernel whose condition number ranks the cells: MetaNTK of MAML or ANIL, or the plain NTK (TE-NAS)."""
     ways: int = 5
@@ -156,7 +176,8 @@ class Search(OneSize):
     common_random_numbers: bool | None = None
     """All networks in one repeat share weights, head and tasks; None: the protocol's."""
     two_inputs: bool | None = None
-    """Keep the best two inputs per node at the end (not in Algorithm 1); None: the protocol's."""
+    """Keep the best two inputs per node at the end (not in Algorithm 1); None: the protocol's. With --parameters:
+    draw cells with two inputs per node; None: True."""
     jobs: int = 1
     """Worker processes; the result does not depend on it."""
     out: Path = Path("runs/search")
@@ -170,6 +191,11 @@ class Search(OneSize):
         require(
             self.parameters is None or self.method in ("halving", "metantk-nas"),
             f"method {self.method} takes no --parameters: leave it out, or choose halving or metantk-nas",
+        )
+        foreign = [name for name in ONLY_HALVING if getattr(self, name) != getattr(Search, name)]
+        require(
+            self.method == "halving" or not foreign,
+            f"method {self.method} does not use {', '.join(foreign)}: leave that out, or choose halving",
         )
         require(self.value("least_repeats") >= 2, "least_repeats is below 2: agreement needs two repeats")
         require_at_least(self, 1, [name for name in ("tasks", "repeats") if getattr(self, name) is not None])
@@ -192,6 +218,8 @@ class Search(OneSize):
     def value(self, name: str) -> Any:
         """The value of a setting; for None that of the method or the protocol."""
         given, usual = getattr(self, name), {**PROTOCOLS[self.protocol], **METHODS[self.method]}
+        if self.parameters is not None:
+            usual["two_inputs"] = True
         return usual.get(name) if given is None else given
 
     @property
@@ -260,6 +288,16 @@ def _search(name: str, data: str, cells: int, **kernel: Any) -> Search:
     return Search(data, cells=cells, channels=48, image_size=32, outputs="sum", out=out, **kernel)
 
 
+def _halving(name: str, data: str, cells: int, parameters: str, **rungs: Any) -> Search:
+    """A search among small networks, whose epochs cost two percent of the full one's, and then the paper's training."""
+    return Search(
+        data, image_size=84, channels=48, cells=cells, method="halving", parameters=parameters, then_train=name,
+        search_channels=16, search_cells=3, search_image_size=42, out=Path(f"runs/{name}-halving/search"), **rungs,
+    )  # fmt: skip
+
+
+SHORT: Mapping[str, Any] = {"rung_epochs": (1, 2, 6), "search_milestones": (4, 5)}
+"""Rungs for the 450,000 images of tieredImageNet."""
 # [E] λτ and ridge: ∞ and 1e-3, except 1 and 1e-5 for 8 cells on miniImageNet.
 # [6.1] the MAML kernel for 5 cells, the ANIL kernel for 8.
 SEARCH = {
@@ -304,4 +342,9 @@ SEARCH = {
     "tiered-5": _search("tiered-5", TIERED, 5, kernel="maml", inner_time=math.inf, ridge=1e-3),
     "tiered-8": _search("tiered-8", TIERED, 8, kernel="anil", inner_time=math.inf, ridge=1e-3),
     "glyph-84": _search("glyph-84", GLYPHS_MINI, 5, kernel="maml", inner_time=math.inf, ridge=1e-3),
+    # The sizes of published cells ± 8 %: mini-5-1, mini-8-1, tiered-5-1 and tiered-8-2.
+    "mini-5-halving": _halving("mini-5", MINI, 5, "1620000:1900000"),
+    "mini-8-halving": _halving("mini-8", MINI, 8, "2930000:3440000"),
+    "tiered-5-halving": _halving("tiered-5", TIERED, 5, "2010000:2360000", **SHORT),
+    "tiered-8-halving": _halving("tiered-8", TIERED, 8, "2890000:3390000", **SHORT),
 }

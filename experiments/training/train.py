@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, NotRequired, TypedDict
 
@@ -73,6 +73,7 @@ def train_network(
     world: World | None = None,
     until: int | None = None,
     shown: bool = True,
+    free: Collection[str] = (),
 ) -> torch.nn.Module:
     """Run or continue the training in its run folder; on a CPU interruptions change no bit of the result.
 
@@ -82,9 +83,11 @@ def train_network(
         world: The processes that train together; None for this one alone.
         until: The epoch after which this call ends; None for the last one.
         shown: Whether progress is shown.
+        free: Settings, in addition to the usual ones, with which the training may continue when they differ.
 
     Returns:
-        The trained network.
+        The trained network. CheckpointError is raised if another genotype was trained there, or this one beyond the
+        epoch ``until``.
     """
     world = world or World()
     device = choose_device(world.device_name(settings.device)).device
@@ -92,7 +95,7 @@ def train_network(
     network = new_network(settings, genotype, inputs_of(data).classes)
     execution = Execution(settings.channels_last, settings.compile, world.rank, world.size)
     state = start_training(network, data, train_config(settings, data), device, execution)
-    with _record(settings, world, device) as log:
+    with _record(settings, world, device, free) as log:
         checkpoint = load_state(settings.out / "state", report=print)
         if checkpoint is not None:
             check_state(checkpoint, TrainingContent)
@@ -102,6 +105,7 @@ def train_network(
                 epoch_lines(settings, state.epoch)
         world.check_same((state.epoch, state.step), "epoch and step")
         until = settings.epochs if until is None else until
+        _check_not_beyond(until, state, settings)
         state = _remaining_steps(state, genotype, settings, world, log, until, shown)
         if log is not None:
             log.close(epochs=state.epoch, parameters=parameter_count(network))
@@ -110,7 +114,9 @@ def train_network(
 
 
 @contextmanager
-def _record(settings: Train, world: World, device: torch.device) -> Iterator[RunLog | None]:
+def _record(
+    settings: Train, world: World, device: torch.device, more: Collection[str]
+) -> Iterator[RunLog | None]:
     """The record of the run in the leading process; None in the others."""
     again = continue_with("train", settings)
     if world.size > 1:
@@ -119,7 +125,7 @@ def _record(settings: Train, world: World, device: torch.device) -> Iterator[Run
         with continued_by(again):
             yield None
         return
-    free = (*FREE, "save_minutes")
+    free = (*FREE, "save_minutes", *more)
     with opened_run("train", settings, device, free=free, processes=world.size, again=again) as log:
         yield log
 
@@ -193,6 +199,14 @@ def _check_genotype(saved: object, genotype: Genotype | None, settings: Train) -
     ours = genotype.to_json() if genotype is not None else None
     if json.dumps(saved) != json.dumps(ours):
         raise CheckpointError(f"{settings.out} trains another genotype: choose another --out")
+
+
+def _check_not_beyond(until: int, state: TrainState, settings: Train) -> None:
+    if (state.epoch, state.step) > (until, 0):
+        raise CheckpointError(
+            f"{settings.out} is trained beyond epoch {until}, whose weights are needed: remove this folder, and "
+            "they are trained again"
+        )
 
 
 def epoch_lines(settings: Train, epochs: int) -> dict[int, dict[str, Any]]:

@@ -19,6 +19,7 @@ CRITERIA = {
     "te-nas": ("condition", "regions"),
     "regions": ("regions",),
     "random": (),
+    "halving": (),
 }
 
 

@@ -1,0 +1,234 @@
+"""What a search by halving says: ``search.json``, its control, its cost, what was confirmed, and the figure."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from experiments.genotypes import network_size
+from experiments.plotting import curve, figure, save_figure
+from experiments.runs import quoted, without_paths
+from experiments.search.halving import TRAINED, Found, Item, full_training, headroom_of, rungs_of
+from experiments.search.one_size import at_scale, band_of, controls_of, full_size
+from experiments.search.settings import Search
+from experiments.settings import EMBEDDED_DATA
+from experiments.training.settings import TRAIN
+from mamltheory.nas.genotype import Genotype
+from mamltheory.nas.network import derived_network
+from mamltheory.nas.search.halving import epochs_of
+from mamltheory.nas.sizes import genotype_parameters, multiply_accumulates
+from mamltheory.strict_json import read_json_file
+
+SEARCH_FILE = "search.json"
+
+
+def record_of(found: Found, settings: Search) -> dict[str, Any]:
+    """What ``search.json`` says; it holds no times, so that two searches of one seed write the same bytes."""
+    size, best, first = full_size(settings), found.candidate, settings.rung_epochs[0]
+    kept = ("loss", "accuracy", "diverged")
+    rungs = [
+        {
+            "epochs": rung.epochs,
+            "by": rung.by,
+            "cells": [
+                {"cell": i, **{name: found.records[Item(i, rung.epochs)][name] for name in kept}}
+                for i in alive
+            ],
+        }
+        for rung, alive in found.standings
+    ]
+    start = [found.records[Item(i, first)] for i in sorted(found.standings[0][1])]
+    room = headroom_of(start)
+    genotype = found.genotypes[best]
+    return {
+        "method": "halving",
+        "genotype": genotype.to_json(),
+        "cell": best,
+        "parameters": genotype_parameters(genotype, size),
+        "rungs": rungs,
+        "headroom": None if room is None else dataclasses.asdict(room),
+        "control": {
+            "epochs": first,
+            "random cells": _mean([each["accuracy"] for each in start]),
+            "found": found.records[Item(best, first)]["accuracy"],
+        },
+        "cost": {
+            "epochs": epochs_of(rungs_of(settings)),
+            "full trainings": full_trainings(settings, genotype, size.classes),
+        },
+        "diverged": sorted({item.candidate for item, each in found.records.items() if each["diverged"]}),
+        "confirmed": confirmed(found, settings),
+        "config": without_paths(settings),
+    }
+
+
+def full_trainings(settings: Search, genotype: Genotype, classes: int) -> float:
+    """The cost of the rungs in full trainings, by the multiply-accumulates of all their epochs.
+
+    Args:
+        settings: Settings of the search.
+        genotype: The cells whose networks are compared, at both scales.
+        classes: Of the training images.
+
+    Returns:
+        How many full trainings cost as much. A full training is that of ``then_train``, or of the last rung's epochs,
+        at the network's own size.
+    """
+    epochs = TRAIN[settings.then_train].epochs if settings.then_train else settings.rung_epochs[-1]
+    ratio, scale = epochs_of(rungs_of(settings)) / epochs, at_scale(settings)
+    if scale == settings:
+        return ratio
+    with torch.random.fork_rng(devices=[]):
+        small, full = (
+            multiply_accumulates(
+                derived_network(genotype, network_size(each, classes), 0),
+                torch.zeros(1, 3, each.image_size, each.image_size),
+            )
+            for each in (scale, settings)
+        )
+    return ratio * small / full
+
+
+def confirmed(found: Found, settings: Search) -> dict[str, Any] | None:
+    """Final accuracies on the test classes: finalists as trained and trained again, and random cells.
+
+    Args:
+        found: The search.
+        settings: Its settings.
+
+    Returns:
+        The accuracies, and both gains over the random cells with the half-widths of their 95 % intervals over
+        networks; None where nothing was confirmed.
+    """
+    if not found.finalists:
+        return None
+    last = settings.rung_epochs[-1]
+    items = {
+        "kept": [Item(i, last) for i in found.finalists],
+        "trained again": [Item(i, last, 1) for i in found.finalists],
+        "random cells": [Item(i, last) for i in controls_of(settings)],
+    }
+    rows = {name: [found.records[item]["test_accuracy"] for item in each] for name, each in items.items()}
+    network, cells = (_gain(rows[name], rows["random cells"]) for name in ("kept", "trained again"))
+    return {
+        "finalists": list(found.finalists),
+        **rows,
+        "gain of the network": network[0],
+        "half-width of the network": network[1],
+        "gain of the cells": cells[0],
+        "half-width of the cells": cells[1],
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean of those that did not diverge."""
+    good = [each for each in values if each is not None]
+    return float(np.mean(good)) if good else None
+
+
+def _gain(ours: Sequence[float | None], others: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Difference of the means, and half of Welch's 95 % interval; None where too few trainings are left."""
+    one, other = ([each for each in row if each is not None] for row in (ours, others))
+    if not one or not other:
+        return None, None
+    gain = float(np.mean(one) - np.mean(other))
+    if min(len(one), len(other)) < 2 or len({*one}) == len({*other}) == 1:
+        return gain, None
+    limits = stats.ttest_ind(one, other, equal_var=False).confidence_interval()
+    return gain, float(limits.high - limits.low) / 2
+
+
+def closing_lines(record: dict[str, Any], settings: Search, cpu_seconds: float) -> list[str]:
+    """The result in words: what was found, its control, the cost, and the next command."""
+    control, cost = record["control"], record["cost"]
+    gain = 100 * (control["found"] - control["random cells"])
+    drawn = "random cells" if settings.warm_start is None else "cells that the table proposed"
+    lines = [
+        f"found cell {record['cell']} of {settings.rungs[0]}, {record['parameters']:,} parameters: at epoch "
+        f"{control['epochs']} its accuracy on validation classes was {100 * control['found']:.1f} %, {gain:+.1f} "
+        f"points from the mean of all {drawn}",
+        f"cost: {cost['epochs']} epochs, as much as {_number(cost['full trainings'])} full trainings; "
+        f"{cpu_seconds:.0f} CPU seconds",
+    ]
+    if record["diverged"]:
+        lines.append(f"cells of trainings that diverged: {', '.join(map(str, record['diverged']))}")
+    if record["confirmed"] is not None:
+        lines.append(_confirmed_line(record["confirmed"]))
+    if settings.then_train is None:
+        place = quoted(settings.out / TRAINED)
+        small = " (at the scale of the search)" * (at_scale(settings) != settings)
+        command = f"python -m experiments evaluate --checkpoint {place}{data_flag(settings)}"
+        lines.append(f"evaluate its network{small}: {command}")
+    return lines
+
+
+def data_flag(settings: Search) -> str:
+    """The flag of ``evaluate`` that names the data of the search; empty where they are its default."""
+    return "" if settings.data == EMBEDDED_DATA else f" --data {quoted(Path(settings.data))}"
+
+
+def _confirmed_line(found: dict[str, Any]) -> str:
+    network, cells = found["gain of the network"], found["gain of the cells"]
+    both = [
+        "unknown" if gain is None else f"{100 * gain:+.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+        for gain, half in (
+            (network, found["half-width of the network"]),
+            (cells, found["half-width of the cells"]),
+        )
+    ]
+    luck = ""
+    if None not in (network, cells):
+        luck = f"; the difference, {100 * (network - cells):+.1f}, is luck of the training"
+    return (
+        f"confirmed on test classes, {len(found['finalists'])} finalists against {len(found['random cells'])} random "
+        f"cells: the networks as trained {both[0]} points, the cells trained again {both[1]} points{luck}"
+    )
+
+
+def training_command(settings: Search, processes: int) -> str:
+    """The command that trains the found cell at full scale."""
+    assert settings.then_train is not None, "the caller asks only where a recipe is named"
+    training = full_training(settings)
+    usual = vars(TRAIN[settings.then_train])
+    given = {name: value for name, value in vars(training).items() if value != usual[name]}
+    flags = [f"--{name.replace('_', '-')} {quoted(Path(str(value)))}" for name, value in given.items()]
+    start = "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
+    return " ".join([start, "-m experiments train --preset", settings.then_train, *flags])
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def draw_rungs(settings: Search) -> None:
+    """Draw the accuracies of a finished search over the epochs of its rungs, of all candidates and the found one."""
+    record: Any = read_json_file(settings.out / SEARCH_FILE)
+    best = record["cell"]
+    curves: dict[int, list[tuple[int, float]]] = {}
+    for rung in record["rungs"]:
+        for cell in rung["cells"]:
+            if not cell["diverged"]:
+                curves.setdefault(cell["cell"], []).append((rung["epochs"], 100 * cell["accuracy"]))
+    with figure("column", 2.6) as (drawing, axes):
+        panel = axes[0, 0]
+        for number, points in sorted(curves.items(), key=lambda item: item[0] == best):
+            style = curve(0) if number == best else {"color": "0.75", "marker": "."}
+            panel.plot(*zip(*points, strict=True), label="found" if number == best else None, **style)
+        first, mean = record["control"], curve(1) | {"linestyle": "none"}
+        drawn = "random cells" if settings.warm_start is None else "proposed cells"
+        panel.plot(first["epochs"], 100 * first["random cells"], label=f"mean of the {drawn}", **mean)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.set_xlabel("epochs of training")
+        panel.set_ylabel("5-way 1-shot accuracy,\nvalidation classes (%)")
+        panel.legend(loc="lower right")
+        panel.set_title(
+            f"{settings.rungs[0]} cells, {band_of(settings)} parameters,\n{Path(settings.data).name}"
+        )
+        paths = save_figure(
+            drawing, "rungs", {"rungs": record["rungs"]}, settings.out, without_paths(settings), settings.seed
+        )
+    print(f"wrote {paths[0]} (and .pdf, .json)")
