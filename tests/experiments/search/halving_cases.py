@@ -36,7 +36,7 @@ def halving_settings(folder, **others):
         "rung_epochs": (1, 3),
         "rank_by": ("accuracy", "loss"),
         "search_milestones": (2,),
-        "search_batch_size": 16,
+        "search_batch_size": 32,
         "validation_tasks": 20,
         "confirm": 2,
         "anyway": True,
