@@ -61,7 +61,6 @@ def measured(settings, item):
     [
         (train, "train_epoch", 2),  # within a training
         (halving, "prototype_accuracies", 5),  # a training is saved, and its measurement is not there yet
-        (halving, "measure_candidate", 8),  # while the result is confirmed
     ],
 )
 def test_a_search_stopped_anywhere_ends_in_the_same_bits(halved, tmp_path, module, name, call):  # noqa: F811
