@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 from scipy import stats
 
 from mamltheory.errors import ConfigurationError, ShapeError
@@ -119,17 +118,15 @@ def compare_runs(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> C
     return Comparison(tuple(differences.tolist()), errors, mean_interval(differences), p_value)
 
 
-def compare_networks(
-    first: Float[np.ndarray, "networks tasks"], second: Float[np.ndarray, "others tasks"]
-) -> Interval:
+def compare_networks(first: np.ndarray, second: np.ndarray) -> Interval:
     """Return the mean accuracy of some networks minus that of others, with an interval over networks and tasks.
 
     The variances of both means over networks and of the difference over tasks are added, with Welch's degrees of
     freedom. A single network is not a sample: the interval is then about that network.
 
     Args:
-        first: accuracies of one or more networks.
-        second: accuracies of at least two others on the same tasks.
+        first: accuracies of one or more networks, networks × tasks.
+        second: accuracies of at least two others on the same tasks, networks × tasks.
 
     Raises:
         ShapeError: the tasks differ in number, or there are too few networks or tasks.

@@ -3,9 +3,7 @@
 import dataclasses
 import json
 
-import numpy as np
 import pytest
-from scipy import stats
 
 from experiments import demo, genotypes
 from experiments.data import loading
@@ -14,9 +12,7 @@ from experiments.settings import Demo
 from experiments.theory import sweep
 from experiments.training import train
 from experiments.training.trained import read_training
-from mamltheory.errors import ShapeError
 from mamltheory.fewshot.glyphs import glyph_data
-from mamltheory.fewshot.statistics import Interval, compare_networks
 from mamltheory.nas.sizes import genotype_parameters
 from mamltheory.runtime.runlog import read_run
 from tests.experiments.stops import counted, ctrl_c_during
@@ -205,21 +201,3 @@ def test_every_budget_gives_trainings_and_rungs_that_their_settings_allow(budget
     same = ("data", "image_size", "channels", "cells", "stem_stride", "seed")
     assert all(getattr(chosen, name) == getattr(recipe, name) for name in same)
     assert demo.paper_search(Demo(budget=budget)).repeats >= 1
-
-
-def test_two_groups_of_networks_are_compared_over_networks_and_tasks():
-    random = np.random.default_rng(0)
-    tasks, networks = random.normal(0, 0.1, 50), random.normal(0, 0.05, (3, 1))
-    first, second = (0.7 + tasks + networks + random.normal(0, 0.02, (3, 50)) for _ in range(2))
-    found = compare_networks(first, second)
-    assert found.mean == pytest.approx(first.mean() - second.mean())
-    deviations = [np.var(group.mean(1), ddof=1) / 3 for group in (first, second)]
-    over_tasks = np.var(first.mean(0) - second.mean(0), ddof=1) / 50
-    assert found.half_width > stats.t.ppf(0.975, 4) * np.sqrt(sum(deviations))
-    assert found.half_width < stats.t.ppf(0.975, 2) * np.sqrt(sum(deviations) + over_tasks)
-    one = compare_networks(first[:1], second)
-    assert one.half_width > stats.t.ppf(0.975, 60) * np.sqrt(deviations[1])
-    assert compare_networks(np.ones((2, 3)), np.zeros((2, 3))) == Interval(1.0, 0.0)
-    for wrong in ((first, second[:1]), (first[:, :3], second), (first[:0], second)):
-        with pytest.raises(ShapeError, match="at least one network and two others"):
-            compare_networks(*wrong)

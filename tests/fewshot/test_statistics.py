@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mamltheory.errors import ConfigurationError, ShapeError
-from mamltheory.fewshot.statistics import compare_runs, mean_interval, over_runs, sign_flip_p_value
+from mamltheory.fewshot.statistics import (
+    Interval,
+    compare_networks,
+    compare_runs,
+    mean_interval,
+    over_runs,
+    sign_flip_p_value,
+)
 from mamltheory.rng import numpy_generator
 
 
@@ -99,3 +106,38 @@ def test_runs_that_do_not_pair_up_are_refused():
             compare_runs(a, b)
     with pytest.raises(ConfigurationError, match="at most 16"):
         compare_runs([np.zeros(2)] * 17, [np.zeros(2)] * 17)
+
+
+def test_the_t_test_of_a_comparison_is_that_of_scipy():
+    for effect in (0.0, 0.05):
+        found = compare_runs(*two_methods(6, 30, effect, 0.03))
+        assert found.t_p_value == pytest.approx(stats.ttest_1samp(found.differences, 0.0).pvalue)
+        assert (found.t_p_value < 0.05) == found.shown
+    same = [np.full(4, 0.5)] * 3
+    assert compare_runs(same, same).t_p_value == 1.0
+    assert compare_runs([each + 0.25 for each in same], same).t_p_value == 0.0
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_interval_over_networks_and_tasks_covers_the_true_difference(count):
+    random = numpy_generator(count, "networks and tasks")
+    covered, trials = 0, 300
+    for _ in range(trials):
+        difficulty = random.normal(0.7, 0.1, 40)
+        luck = random.normal(0, 0.03, (count + 3, 1))
+        solved = difficulty + luck + random.normal(0, 0.05, (count + 3, 40))
+        # A single network is not a sample of networks: its luck belongs to the difference.
+        true = luck[0, 0] if count == 1 else 0.0
+        found = compare_networks(solved[:count], solved[count:])
+        covered += abs(found.mean - true) <= found.half_width
+    assert 0.92 <= covered / trials <= 0.995
+
+
+def test_networks_are_compared_by_their_means_on_common_tasks():
+    random = numpy_generator(0, "a few networks")
+    first, second = random.uniform(0, 1, (2, 10)), random.uniform(0, 1, (3, 10))
+    assert compare_networks(first, second).mean == pytest.approx(first.mean() - second.mean())
+    assert compare_networks(np.ones((2, 3)), np.zeros((2, 3))) == Interval(1.0, 0.0)
+    for wrong in ((first, second[:1]), (first[:, :3], second), (first[:0], second)):
+        with pytest.raises(ShapeError, match="at least one network and two others"):
+            compare_networks(*wrong)
