@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import math
+import os
 import shlex
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -60,7 +62,7 @@ def measured(settings, item):
     ("module", "name", "call"),
     [
         (train, "train_epoch", 2),  # within a training
-        (halving, "prototype_accuracies", 5),  # a training is saved, and its measurement is not there yet
+        (halving, "measure_candidate", 8),  # while the result is confirmed
     ],
 )
 def test_a_search_stopped_anywhere_ends_in_the_same_bits(halved, tmp_path, module, name, call):  # noqa: F811
@@ -70,6 +72,42 @@ def test_a_search_stopped_anywhere_ends_in_the_same_bits(halved, tmp_path, modul
     assert stopped.value.continue_with.endswith(f"search --config '{settings.out}'")
     assert read_run(settings.out)["status"] == "interrupted"
     assert searched_again(settings) == results(halved)
+
+
+def killed_in(settings, module, name, call):
+    """Run the search in a process that is killed when it calls a function for the given time, from 1."""
+    child = os.fork()
+    if child == 0:
+        calls, function = [], getattr(module, name)
+
+        def kill(*arguments, **keywords):
+            calls.append(name)
+            if len(calls) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **keywords)
+
+        setattr(module, name, kill)
+        try:
+            search.search_cells(settings)
+        finally:
+            os._exit(1)  # it was not killed
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_search_whose_process_is_killed_at_six_moments_ends_in_the_same_bits(halved, tmp_path):  # noqa: F811
+    settings = halving_settings(tmp_path / "search")
+    for module, name, call in (
+        (train, "save_state", 1),  # the first epoch is over, and nothing is saved
+        (halving, "replace_file", 1),  # a training is saved, and its measurement is not
+        (halving, "replace_file", 3),  # within the first rung
+        (train, "save_state", 4),  # within a training of the last rung
+        (halving.shutil, "copytree", 1),
+        (search, "replace_file", 2),  # between genotype.json and search.json
+    ):
+        killed_in(settings, module, name, call)
+        assert not (settings.out / "search.json").exists()
+    assert searched_again(settings) == results(halved)
+    assert read_run(settings.out)["starts"] == 7
 
 
 def test_neither_the_order_of_results_nor_what_a_dead_process_left_matters(halved, tmp_path, monkeypatch):  # noqa: F811
@@ -347,9 +385,7 @@ def test_under_torchrun_the_full_training_is_a_command_for_all_processes(tmp_pat
     assert resolved == halving.full_training(settings)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in SEARCH if name.endswith("-halving") and "glyph" not in name]
-)
+@pytest.mark.parametrize("name", ["mini-5-halving", "tiered-8-halving"])
 def test_a_search_of_the_papers_data_costs_less_than_one_training(name):
     settings, classes = SEARCH[name], 64 if "mini" in name else 351
     size = NetworkSettings(settings.channels, settings.cells, classes, settings.stem_stride)

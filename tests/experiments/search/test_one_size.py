@@ -174,14 +174,9 @@ def test_a_table_of_other_settings_is_one_line_that_says_what_differs(tmp_path):
         ({"parameters": "9000:9500"}, r"parameters \(9000:9500 there, 5000:8000 now\)"),
     ):
         refused(halving_settings(run, warm_start=table_file(tmp_path, **others)), match)
-    small = {
-        "search_channels": 2,
-        "proposals": 8,
-        "warm_start": table_file(tmp_path, channels=2, parameters="1000:1500"),
-    }
-    assert len(halving.checked_candidates(halving_settings(run, **small))) == 6, (
-        "the bands count at other scales"
-    )
+    table = table_file(tmp_path, channels=2, parameters="1000:1500")
+    small = halving_settings(run, search_channels=2, proposals=8, warm_start=table)
+    assert len(halving.checked_candidates(small)) == 6, "at other scales the bands are not comparable"
     refused(
         halving_settings(run, warm_start=str(tmp_path / "none.json")),
         "cannot read the table",
