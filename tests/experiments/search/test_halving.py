@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import shlex
 import shutil
 import signal
 
@@ -13,19 +12,14 @@ import pytest
 from PIL import Image
 
 from experiments import __main__ as shell
-from experiments.search import halving, halving_report, search
+from experiments.search import halving, search
 from experiments.search.halving import Item
-from experiments.search.settings import SEARCH
 from experiments.training import evaluate, predict, train
 from experiments.training.settings import Predict
 from experiments.training.trained import read_training
 from mamltheory.errors import CheckpointError, ConfigurationError
-from mamltheory.nas.network import NetworkSettings
-from mamltheory.nas.sizes import Band, genotype_parameters, random_genotype_within
-from mamltheory.rng import generator
 from mamltheory.runtime.runlog import read_run
 from tests.experiments.search.halving_cases import (
-    BAND,
     backwards,
     enough_images,  # noqa: F401 - a fixture
     halved,  # noqa: F401 - a fixture
@@ -37,7 +31,6 @@ from tests.experiments.stops import counted, ctrl_c_during
 from tests.experiments.tiny import evaluate_settings, files
 
 pytestmark = pytest.mark.usefixtures("enough_images")
-SIZE = NetworkSettings(4, 3, 6, 4)
 
 
 def found_in(settings):
@@ -344,65 +337,3 @@ def test_where_all_trainings_diverge_there_is_one_clear_error(tmp_path):
         ConfigurationError, match="all 4 trainings diverged by epoch 1: lower --search-learning-rate"
     ):
         search.search_cells(settings)
-
-
-# --- a scale of its own ---
-
-
-def test_a_search_at_a_small_scale_trains_what_it_found_at_full_scale(tmp_path, capsys):
-    settings = halving_settings(
-        tmp_path, search_channels=2, confirm=0, seed=3, then_train="glyph-smoke", data="glyphs"
-    )
-    assert search.search_and_draw(settings) == 0
-    found, trained = found_in(settings), read_training(settings.out / "train")
-    assert trained.settings.channels == 4
-    assert trained.settings.epochs == 3
-    assert trained.genotype.to_json() == found["genotype"]
-    assert genotype_parameters(trained.genotype, SIZE) == found["parameters"]
-    assert found["parameters"] in Band(5000, 8000)
-    for number in range(4):
-        config = read_run(settings.out / "candidates" / f"{number:03d}")["config"]
-        assert (config["channels"], config["cells"], config["image_size"]) == (2, 3, 16)
-    assert 0.25 * 8 / 3 < found["cost"]["full trainings"] < 0.7 * 8 / 3
-    assert f"evaluate it: python -m experiments evaluate --checkpoint {settings.out / 'train'}" in (
-        capsys.readouterr().out
-    )
-    with pytest.raises(ConfigurationError, match="then_train"):
-        search.search_cells(dataclasses.replace(settings, then_train=None))
-
-
-def test_under_torchrun_the_full_training_is_a_command_for_all_processes(tmp_path, monkeypatch, capsys):
-    settings = halving_settings(tmp_path / "a b", then_train="glyph-smoke", seed=5)
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "0")):
-        monkeypatch.setenv(name, value)
-    with counted(search, "train_network") as trained:
-        search.train_found(settings, None)
-    assert trained == []
-    [line] = capsys.readouterr().out.splitlines()
-    assert line.startswith("train it: torchrun --nproc-per-node 4 -m experiments train --preset glyph-smoke ")
-    words = shlex.split(line)
-    resolved = shell.resolve("train", words[words.index("-m") + 3 :])
-    assert resolved == halving.full_training(settings)
-
-
-@pytest.mark.parametrize("name", ["mini-5-halving", "tiered-8-halving"])
-def test_a_search_of_the_papers_data_costs_less_than_one_training(name):
-    settings, classes = SEARCH[name], 64 if "mini" in name else 351
-    size = NetworkSettings(settings.channels, settings.cells, classes, settings.stem_stride)
-    band = Band(*map(int, settings.parameters.split(":")))
-    genotype = random_genotype_within(band, generator(0, "preset"), size)
-    cost = halving_report.full_trainings(settings, genotype, classes)
-    assert 0.005 < cost < 0.1
-    alike = {f"search_{each}": None for each in ("channels", "cells", "image_size", "stem_stride")}
-    assert (
-        halving_report.full_trainings(dataclasses.replace(settings, **alike), genotype, classes) > 20 * cost
-    )
-    full = halving.full_training(settings)
-    usual = halving_report.TRAIN[settings.then_train]
-    assert dataclasses.replace(full, genotype=usual.genotype, out=usual.out) == usual
-
-
-def test_the_band_is_that_of_the_full_network(tmp_path):
-    settings = halving_settings(tmp_path, search_channels=2)
-    for genotype in halving.checked_candidates(settings):
-        assert genotype_parameters(genotype, SIZE) in Band(*map(int, BAND.split(":")))
