@@ -9,8 +9,6 @@ two exceptions. Several processes draw different drop-path masks, and on a CPU t
 process (on CUDA they are synchronised).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -42,18 +40,6 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
 def gradient_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
     """The scaling of the loss, in effect for fp16 alone; its state belongs to the state of the training."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-
-
-@contextmanager
-def float32_products(precision: Precision) -> Iterator[None]:
-    """Within the block CUDA multiplies float32 numbers in full precision for fp32, and with TF32 otherwise."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = precision != "fp32"
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mamltheory.accelerator import float32_products, out_of_memory
 from mamltheory.errors import ConfigurationError, GenotypeError, UnsupportedModelError
 from mamltheory.kernels.layers.gram import add_grams, symmetric_halves
 from mamltheory.kernels.layers.jacobian import Outputs
@@ -85,11 +86,17 @@ def candidate_kernels(
         if before is not None:
             batch.chain.reuse(before.chain, batch.common_stages(before.candidates))
             before = None
+        kernels = None
         try:
             kernels = batch.kernels(outputs, memory, batch.common_stages(candidates[following]))
-        except (OverBudget, torch.OutOfMemoryError) as over:
+        except (OverBudget, RuntimeError) as over:
+            if not (isinstance(over, OverBudget) or out_of_memory(over)):
+                raise
             if size == 1:
                 raise ConfigurationError(_too_large(over, memory)) from None
+        if kernels is None:
+            del batch
+            torch.cuda.empty_cache()  # cuBLAS and cuDNN allocate outside of torch's cache
             size = most = size // 2
             if halved is not None:
                 halved()
@@ -101,7 +108,7 @@ def candidate_kernels(
 
 
 def _too_large(over: Exception, memory: int) -> str:
-    needed = "more than the device has"
+    needed = f"more than the device has ({(str(over).splitlines() or [type(over).__name__])[0]})"
     if isinstance(over, OverBudget):
         needed = f"{over.needed} bytes"
     return (
@@ -166,6 +173,7 @@ class CandidateBatch:
         }
         return 1 + sum(itertools.takewhile(bool, (equal[kind] for kind in self.network.kinds)))
 
+    @float32_products()
     def kernels(
         self, outputs: Outputs, memory: int, kept: int = 0
     ) -> tuple[Float[Tensor, "c p p"], Float[Tensor, "c p p"]]:
