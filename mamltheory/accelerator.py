@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import torch
 
-OPERATIONS = [(backend, name) for backend in ("cuda", "mkldnn") for name in ("matmul", "conv", "rnn")]
-"""Backends and operations that have a precision; "mkldnn" computes on CPUs, where it may take bfloat16."""
+OPERATIONS = [(backend, name) for backend in ("cuda", "mkldnn") for name in ("matmul", "conv", "rnn", "all")]
+OPERATIONS.append(("generic", "all"))
+"""Backends and operations that have a precision. "mkldnn" computes on CPUs, where it may take bfloat16."""
 
 _get, _put = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
 _lock = threading.Lock()
@@ -32,10 +33,8 @@ OUT_OF_MEMORY = re.compile(
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device has too little memory.
-
-    torch has an exception class for its own allocator alone: cuBLAS, cuDNN and CPUs raise RuntimeError.
-    """
+    """Whether an error says that a device has too little memory."""
+    # torch has a class for its own allocator alone: failures of cuBLAS, cuDNN and on CPUs are RuntimeErrors.
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
@@ -89,10 +88,8 @@ def _count(tf32: bool, change: int) -> None:
 
 
 def _uniform(tf32: bool) -> _Precision:
-    precisions = {"cuda": "tf32" if tf32 else "ieee", "mkldnn": "ieee"}
-    return _Precision(
-        tuple(precisions[backend] for backend, _ in OPERATIONS), tf32, "high" if tf32 else "highest"
-    )
+    value, name = ("tf32", "high") if tf32 else ("ieee", "highest")
+    return _Precision(tuple(value if place[0] == "cuda" else "ieee" for place in OPERATIONS), tf32, name)
 
 
 def _write(precision: _Precision) -> None:
@@ -120,10 +117,8 @@ def _read() -> _Precision:
 
 
 def _own(backend: str, name: str) -> str:
-    """The precision of an operation that was set for it; "none" where it has that of its backend.
-
-    torch tells the precision that is in effect alone. Where both are equal, a change of the backend's shows which it is.
-    """
+    """The precision that was set for an operation, "none" where it follows its backend."""
+    # torch tells the precision in effect alone. Where the two are equal, a change of the backend's shows which it is.
     above = {"all": ("generic", "all")}.get(name, (backend, "all"))
     value = _get(backend, name)
     if value == "none" or backend == "generic" or value != _get(*above):

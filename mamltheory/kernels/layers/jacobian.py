@@ -129,7 +129,7 @@ def checked_rows(
         The rows n × k × shape, by name of the parameter. Where plain autograd fails, it raises NetworkError.
 
     Raises:
-        OutOfMemoryError: the device has too little memory.
+        RuntimeError: the device has too little memory.
         UnsupportedModelError: the rows of plain autograd do not add up to the gradient of ``whole``.
     """
     if in_transform(values):

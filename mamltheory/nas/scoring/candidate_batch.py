@@ -89,7 +89,7 @@ def candidate_kernels(
         kernels = None
         try:
             kernels = batch.kernels(outputs, memory, batch.common_stages(candidates[following]))
-        except (OverBudget, RuntimeError) as over:
+        except Exception as over:
             if not (isinstance(over, OverBudget) or out_of_memory(over)):
                 raise
             if size == 1:
