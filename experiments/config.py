@@ -70,7 +70,8 @@ def _without_retired(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
                 f"setting '{key}' is {shown(content[key])}, but this version lacks it and always computes with "
                 f"{shown(only)}: take it out of the configuration, or use the version that recorded it",
             )
-    return {key: value for key, value in content.items() if key not in retired}
+    ignored = getattr(kind, "IGNORED", ())
+    return {key: value for key, value in content.items() if key not in retired and key not in ignored}
 
 
 def _convert(key: str, value: Any, hint: Any) -> Any:

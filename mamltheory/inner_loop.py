@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad
 
+from mamltheory.accelerator import out_of_memory
 from mamltheory.errors import ConfigurationError, UnsupportedModelError, ValueRangeError
 from mamltheory.guard import ready_for_tasks
 from mamltheory.linalg import GradientDescent, is_number
@@ -119,9 +120,11 @@ def plain_gradient(loss: Callable[[Parameters], Tensor], values: Parameters) -> 
                 allow_unused=True,
                 materialize_grads=True,
             )
-    except (torch.OutOfMemoryError, UnsupportedModelError):
+    except UnsupportedModelError:
         raise
     except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         raise not_differentiable(values, error) from error
     return dict(zip(leaves, gradients, strict=True))
 

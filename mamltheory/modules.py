@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
+from mamltheory.accelerator import float32_products, out_of_memory
 from mamltheory.errors import ConfigurationError, MamlTheoryError, NetworkError, UnsupportedModelError
 
 SAMPLEWISE = (
@@ -193,7 +194,7 @@ def rescaled_weights(module: nn.Module) -> frozenset[str]:
 def plain_numerics() -> Iterator[None]:
     """Settings under which numbers have full precision and derivatives of all orders exist.
 
-    Autocast and compiled code are off. Attention is computed by plain products, because its fused kernels have no
+    Autocast, TF32 and compiled code are off. Attention is computed by plain products, because its fused kernels have no
     second derivative. A network that draws at random leaves torch's generator as it was.
 
     Yields:
@@ -205,6 +206,7 @@ def plain_numerics() -> Iterator[None]:
     if torch.is_inference_mode_enabled():
         raise ConfigurationError("kernels and meta-gradients need gradients: leave torch.inference_mode()")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(float32_products())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.random.fork_rng(devices=[]))
         for device in ("cpu", "cuda"):
@@ -221,7 +223,7 @@ def guarded_forward(name: str, forward: Callable[..., Output], *args: object) ->
         with torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTED), warnings.catch_warnings():
             warnings.filterwarnings("error", "None of the inputs have requires_grad")
             return forward(*args)
-    except (MamlTheoryError, Interruption, torch.OutOfMemoryError):
+    except (MamlTheoryError, Interruption):
         raise
     except UserWarning as warning:
         if "requires_grad" not in str(warning):
@@ -230,6 +232,8 @@ def guarded_forward(name: str, forward: Callable[..., Output], *args: object) ->
     except Exception as error:
         if _CHECKPOINTED in str(error):
             raise UnsupportedModelError(_CHECKPOINTED) from error
+        if out_of_memory(error):
+            raise
         lines = str(error).splitlines() or [""]
         raise NetworkError(
             f"{name} fails on these samples ({type(error).__name__}: {lines[0]}): check their shape and type, "

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
-
 from experiments.runs import without_paths
 from experiments.search.one_size import full_size, random_cells
 from experiments.search.settings import Search
@@ -20,6 +18,7 @@ from mamltheory.nas.scoring.score import Score
 from mamltheory.nas.scoring.scorers import CellScorer
 from mamltheory.nas.search.ranking import ranks
 from mamltheory.nas.sizes import genotype_parameters
+from mamltheory.runtime.device import deterministic
 from mamltheory.runtime.distributed import spread_over
 from mamltheory.runtime.progress import stage
 
@@ -83,9 +82,9 @@ def best_of_sampled(
 
 def score_sampled(scorer: CellScorer, cells: Sequence[Genotype], repeat: int) -> tuple[list[Score], float]:
     """The scores of all cells in one repeat, and their CPU seconds; it runs in any process."""
-    torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa would drown the least eigenvalues
     begun = time.process_time()
-    found = scorer.scores([cell.candidates() for cell in cells], 0, repeat)
+    with deterministic(scorer.device):
+        found = scorer.scores([cell.candidates() for cell in cells], 0, repeat)
     return found, time.process_time() - begun
 
 

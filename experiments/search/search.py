@@ -37,8 +37,8 @@ from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.nas.search.state import SearchState, state_from_json, state_to_json
 from mamltheory.rng import generator
 from mamltheory.runtime.checkpoint import check_state, load_state, save_state
-from mamltheory.runtime.device import choose_device
-from mamltheory.runtime.distributed import processes, spread_over, world
+from mamltheory.runtime.device import choose_device, deterministic
+from mamltheory.runtime.distributed import processes, shared_name, spread_over, world
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, replace_file, to_json
 from mamltheory.runtime.runlog import RunLog
@@ -95,8 +95,9 @@ def final_scores(state: SearchState, settings: Search) -> list[Score]:
     """The scores of the found network on new draws; none for a search without criteria."""
     if not settings.criteria:
         return []
-    scorer = scorer_of(settings, str(choose_device(settings.device).device))
-    return [scorer.scores([state.candidates], state.round_index, draw)[0] for draw in range(FINAL_DRAWS)]
+    scorer = scorer_of(settings, shared_name(choose_device(settings.device).device))
+    with deterministic(scorer.device):
+        return [scorer.scores([state.candidates], state.round_index, draw)[0] for draw in range(FINAL_DRAWS)]
 
 
 class SearchContent(TypedDict):
@@ -135,18 +136,18 @@ def search_cells(settings: Search) -> Genotype:
     settings = settings.resolved()
     device = choose_device(settings.device)
     if settings.method == "halving":
-        return search_by_halving(settings, str(device.device))
+        return search_by_halving(settings, device.device)
     data_of(settings)
-    scorer, rules = scorer_of(settings, str(device.device)), rules_of(settings)
+    scorer, rules = scorer_of(settings, shared_name(device.device)), rules_of(settings)
     # A mistake in the data or the counts is found here, before the run folder is opened.
     if scorer.tasks is not None:
         scorer.tasks(generator(settings.seed, "trial"))
     if settings.parameters is not None:
         cells = sampled_cells(settings)
-        with opened_search(settings, device.device) as log:
+        with deterministic(device.device), opened_search(settings, device.device) as log:
             genotype, record, seconds = best_of_sampled(settings, cells, scorer)
             return write_found(genotype, record, settings, log, seconds)
-    with opened_search(settings, device.device) as log:
+    with deterministic(device.device), opened_search(settings, device.device) as log:
         saved = saved_search(settings)
         print(LEGEND)
         with spread_over(settings.jobs) as spread:
@@ -156,11 +157,11 @@ def search_cells(settings: Search) -> Genotype:
         return write_results(saved, settings, log)
 
 
-def search_by_halving(settings: Search, device: str) -> Genotype:
+def search_by_halving(settings: Search, device: torch.device) -> Genotype:
     """Run or continue a search by successive halving."""
     genotypes = checked_candidates(settings)
     with opened_search(settings, device) as log:
-        found = halve(settings, genotypes, device)
+        found = halve(settings, genotypes, shared_name(device))
         record = record_of(found, settings)
         genotype = write_found(genotypes[found.candidate], record, settings, log, found.cpu_seconds)
     print("\n".join(halving_lines(record, settings, found.cpu_seconds)))
@@ -217,7 +218,7 @@ def finish_round(
     Returns:
         The search after the round.
     """
-    score = partial(score_chunk, saved.state.candidates, scorer_by(rules, scorer))
+    score = partial(score_chunk, saved.state.candidates, scorer_by(rules, scorer), device=scorer.device)
     # One gradient gives all scores of a repeat, so that other processes work on further repeats in advance.
     by_gradient = rules.estimator == "gradient"
     size, ahead = (None, processes(settings.jobs) - 1) if by_gradient else (CHUNK, 0)
@@ -242,7 +243,7 @@ def finish_round(
 
 
 def score_chunk(
-    candidates: Candidates, scorer: Scorer, chunk: Sequence[Job]
+    candidates: Candidates, scorer: Scorer, chunk: Sequence[Job], device: str = "cpu"
 ) -> tuple[dict[Job, Score], float]:
     """The scores of a chunk, and their CPU seconds; it runs in any process.
 
@@ -250,13 +251,14 @@ def score_chunk(
         candidates: The supernet.
         scorer: Scores supernet and candidates.
         chunk: The jobs.
+        device: Where the scorer computes.
 
     Returns:
         The scores by job, and the CPU seconds.
     """
-    torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa would drown the least eigenvalues
     begun = time.process_time()
-    found = dict(scorer(candidates, chunk))
+    with deterministic(device):
+        found = dict(scorer(candidates, chunk))
     return found, time.process_time() - begun
 
 

@@ -75,7 +75,6 @@ def genotype_of(settings: Correlation, index: int) -> Genotype:
 
 def measure_network(settings: Correlation, device: str, item: Item) -> Record:
     """Size, accuracies and (with the first training) all scores of one network."""
-    torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa would drown the least eigenvalues
     index, training = item
     data, begun = data_of(settings), time.process_time()
     genotype = genotype_of(settings, index)

@@ -85,7 +85,6 @@ def patches_of(source: tuple, count: int, random: torch.Generator) -> torch.Tens
 
 def measure_repeat(settings: Stability, device: str, item: Item) -> Record:
     """The score differences of all operators of the supernet in one repeat, and their CPU seconds."""
-    torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa would drown the least eigenvalues
     estimator, tasks, repeat = item
     data_of(settings)
     record: Record = {"estimator": estimator, "tasks": tasks, "repeat": repeat}

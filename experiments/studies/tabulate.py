@@ -28,6 +28,7 @@ from mamltheory.nas.sizes import Band, multiply_accumulates, random_genotype_wit
 from mamltheory.nas.table import TABLE_FILE, table_from, table_of
 from mamltheory.rng import derived_seed, generator, numpy_generator
 from mamltheory.runtime.device import choose_device
+from mamltheory.runtime.distributed import shared_name
 from mamltheory.runtime.interrupt import check_interrupted
 from mamltheory.runtime.records import replace_file, to_json
 
@@ -49,7 +50,7 @@ class Item(NamedTuple):
 
 def tabulate_cells(settings: Tabulate) -> int:
     """Measure the missing trainings and write ``table.json``; returns 0."""
-    device = str(choose_device(settings.device).device)
+    device = shared_name(choose_device(settings.device).device)
     genotypes_of(settings)  # a band without cells is found before anything is trained
     records = measure_missing(
         settings,
@@ -100,7 +101,6 @@ def genotypes_of(settings: Tabulate) -> tuple[Genotype, ...]:
 
 def measure_training(settings: Tabulate, device: str, item: Item) -> Record:
     """Losses, accuracies and scores of one training."""
-    torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa would drown the least eigenvalues
     begun, genotype = time.process_time(), genotypes_of(settings)[item.network]
     record = item._asdict() | {"genotype": genotype.to_json()}
     if item.factor == 1 and item.training == 0:

@@ -42,8 +42,8 @@ SEARCHED: tuple[Method, ...] = (
 )
 KEPT: tuple[Method, ...] = ("halving", "halving-warm")
 """Searches whose trained network is evaluated as it is."""
-PLACES = (*FREE, "checkpoint", "genotype")
-"""Settings that change when run folders are moved; records and cells are compared instead."""
+PLACES = (*FREE, *Train.IGNORED, "checkpoint", "genotype")
+"""Settings that change when run folders are moved, where records and cells are compared instead, or no number."""
 SIZE_DRAWS, SIZE_TOLERANCE = 2000, 0.02
 """Draws in the search for a random cell of a given size, and the tolerance of the size."""
 PUBLISHED = 3

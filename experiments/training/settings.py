@@ -1,9 +1,10 @@
 """The settings of training, evaluation and prediction."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from experiments.requirements import require, require_at_least
 from experiments.settings import EMBEDDED_DATA, GLYPHS_MINI, MINI, TIERED, ExperimentSettings, shares_of
@@ -12,6 +13,9 @@ from experiments.settings import EMBEDDED_DATA, GLYPHS_MINI, MINI, TIERED, Exper
 @dataclass(frozen=True)
 class Train(ExperimentSettings):
     """Train a network of searched cells, or ResNet-12, on the base classes, as RFS does (Section 6.1)."""
+
+    IGNORED: ClassVar[Collection[str]] = ("compile",)
+    """Settings that earlier versions recorded and this one lacks, and that changed no number."""
 
     network: Literal["cells", "resnet12"] = "cells"
     """A stack of the genotype's cells, or the ResNet-12 of RFS, which ignores genotype and channels."""
@@ -37,8 +41,6 @@ class Train(ExperimentSettings):
     """Tasks of a validation: up to 5 ways, 1 shot, nearest centroid."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Number format of products and activations; weights, statistics and the loss stay in float32."""
-    compile: bool = False
-    """Compile the blocks of the network: a minute or more at the start, then faster steps."""
     channels_last: bool = True
     """Keep channels together in memory: faster convolutions on CPU and GPU."""
     save_minutes: float = 10.0

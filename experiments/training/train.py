@@ -60,7 +60,7 @@ class TrainingContent(TypedDict):
 def train_and_draw(settings: Train) -> int:
     """Train the network and draw the learning curve; returns 0."""
     genotype = read_genotype(settings.genotype) if settings.network == "cells" else None
-    with data_parallel() as world:
+    with data_parallel(settings.device) as world:
         train_network(settings, genotype, world)
         if world.leads:
             draw_learning_curves(settings)
@@ -93,7 +93,7 @@ def train_network(
     device = choose_device(world.device_name(settings.device)).device
     data = data_of(settings)
     network = new_network(settings, genotype, inputs_of(data).classes)
-    execution = Execution(settings.channels_last, settings.compile, world.rank, world.size)
+    execution = Execution(settings.channels_last, world.rank, world.size)
     state = start_training(network, data, train_config(settings, data), device, execution)
     with _record(settings, world, device, free) as log:
         checkpoint = load_state(settings.out / "state", report=print)
@@ -125,7 +125,7 @@ def _record(
         with continued_by(again):
             yield None
         return
-    free = (*FREE, "save_minutes", *more)
+    free = (*FREE, "save_minutes", *Train.IGNORED, *more)
     with opened_run("train", settings, device, free=free, processes=world.size, again=again) as log:
         yield log
 

@@ -13,6 +13,7 @@ import joblib
 import numpy as np
 import torch
 
+from mamltheory.accelerator import float32_products
 from mamltheory.errors import ConfigurationError, DataError
 from mamltheory.fewshot.augment import Augmentation, apply_draws, draw_augmentation, join_draws
 from mamltheory.fewshot.episodes import Episode, sample_episode
@@ -43,7 +44,7 @@ class FeatureMap:
 
     def __call__(self, x: torch.Tensor) -> np.ndarray:
         """Rows of length 1 in float64 for normalised images B×3×H×W."""
-        with torch.no_grad():
+        with torch.no_grad(), float32_products():
             return unit_norm(self.network.features(x).cpu().numpy())  # type: ignore[operator]
 
     def plain(self, images: Images, rows: np.ndarray) -> np.ndarray:

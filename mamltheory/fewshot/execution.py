@@ -1,16 +1,14 @@
-"""How the steps of a training are computed: number format, memory layout, compilation, and several processes.
+"""How the steps of a training are computed: number format, memory layout, and several processes.
 
 The number format belongs to the recipe. Weights, sums of gradients, batch statistics and the loss are float32 in every
 format. float16 has too few exponents for small gradients, so the loss is scaled up before the backward pass and the
 gradients are scaled down after it.
 
-The layout, the compilation and the number of processes do not belong to the recipe: results agree up to rounding, with
-two exceptions. Several processes draw different drop-path masks, and on a CPU the batch statistics are those of the
+The layout and the number of processes do not belong to the recipe: results agree up to rounding, with two exceptions.
+Several processes draw different drop-path masks, and on a CPU the batch statistics are those of the
 process (on CUDA they are synchronised).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -44,25 +42,12 @@ def gradient_scaler(precision: Precision, device: torch.device) -> torch.amp.Gra
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
-@contextmanager
-def float32_products(precision: Precision) -> Iterator[None]:
-    """Within the block CUDA multiplies float32 numbers in full precision for fp32, and with TF32 otherwise."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = precision != "fp32"
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
-
-
 @dataclass(frozen=True)
 class Execution:
     """The part of this process in the steps; several processes need a process group of torch.distributed.
 
     Attributes:
         channels_last: whether the channel is the fastest axis of images and filters in memory.
-        compiled: whether the blocks of the network pass through torch.compile.
         rank: number of this process.
         size: number of processes, which cut every batch into equal parts.
 
@@ -71,7 +56,6 @@ class Execution:
     """
 
     channels_last: bool = True
-    compiled: bool = False
     rank: int = 0
     size: int = 1
 
@@ -103,24 +87,10 @@ def placed(network: nn.Module, device: torch.device, execution: Execution) -> nn
 
 
 def runner(network: nn.Module, device: torch.device, execution: Execution) -> nn.Module:
-    """The module that a training step calls: the network, compiled and data-parallel if ``execution`` says so."""
-    if execution.compiled:
-        compile_blocks(network)
+    """The module that a training step calls: the network, data-parallel if ``execution`` says so."""
     if execution.size == 1:
         return network
     devices = [device] if device.type == "cuda" else None
     # It averages the gradients of the processes: with equal parts they are those of the batch.
     # Some cells have edges that nothing uses, whose weights get no gradient.
     return nn.parallel.DistributedDataParallel(network, device_ids=devices, find_unused_parameters=True)
-
-
-def compile_blocks(network: nn.Module) -> None:
-    """Compile, in place, every outermost nn.Sequential.
-
-    The code between the blocks draws drop-path masks from seeded generators, which a compiled graph cannot hold.
-    """
-    if isinstance(network, nn.Sequential):
-        network.compile()
-        return
-    for child in network.children():
-        compile_blocks(child)

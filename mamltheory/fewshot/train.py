@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamltheory.accelerator import float32_products
 from mamltheory.errors import ConfigurationError, ValueRangeError
 from mamltheory.fewshot.augment import Augmentation, apply_draws, draw_augmentation, select_draws
 from mamltheory.fewshot.execution import (
@@ -26,7 +27,6 @@ from mamltheory.fewshot.execution import (
     Precision,
     autocast,
     check_precision,
-    float32_products,
     gradient_scaler,
     placed,
     runner,
@@ -242,7 +242,7 @@ def train_epoch(
     # The totals of an earlier part of the epoch belong to the first process.
     totals = torch.tensor(state.totals, device=state.device, dtype=torch.float64)
     totals = totals * float(state.execution.rank == 0)
-    with float32_products(config.precision):
+    with float32_products(tf32=config.precision != "fp32"):
         for step in range(state.step, steps):
             rows = order[step * config.batch_size :][: config.batch_size]
             totals += _train_step(state, epoch, step, rows)

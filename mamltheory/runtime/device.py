@@ -3,6 +3,8 @@
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +12,8 @@ from pathlib import Path
 import torch
 
 from mamltheory.errors import ConfigurationError
+
+_own_gpu = 0  # the number of the GPU that "auto" and "cuda" stand for in this process
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ def choose_device(name: str = "auto") -> Device:
     """Return the torch device of a name and the reason for it, without silent fallback.
 
     Args:
-        name: "cpu", "cuda" or "cuda:N"; "auto" takes CUDA if it is available.
+        name: "cpu", "cuda" or "cuda:N"; "auto" takes CUDA if it is available. A rank has its own GPU without a
+            number (:func:`take_gpu`).
 
     Raises:
         ConfigurationError: another name, or a CUDA device that does not exist.
@@ -32,40 +37,63 @@ def choose_device(name: str = "auto") -> Device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         if count:
-            return Device(torch.device("cuda:0"), f"auto: {torch.cuda.get_device_name(0)} is available")
+            title = torch.cuda.get_device_name(_own_gpu)
+            return Device(torch.device("cuda", _own_gpu), f"auto: {title} is available")
         return Device(torch.device("cpu"), f"auto: no CUDA device is available ({_why_no_cuda()})")
     if name == "cpu":
         return Device(torch.device("cpu"), "asked for")
     kind, _, number = name.partition(":")
     if kind != "cuda" or not (number.isdecimal() or name == "cuda"):
         raise ConfigurationError(f"device is {name!r}: expected auto, cpu, cuda or cuda:N")
-    index = int(number or 0)
+    index = int(number or _own_gpu)
     if index >= count:
         found = f"{count} CUDA device(s), numbered from 0" if count else f"no CUDA device ({_why_no_cuda()})"
         raise ConfigurationError(f"device is {name!r}, but there is {found}: choose another, or auto")
     return Device(torch.device("cuda", index), "asked for")
 
 
+def take_gpu(local_rank: int) -> None:
+    """Make one GPU that of this process, where there are GPUs: ranks of a machine take them in turn."""
+    global _own_gpu
+    if torch.cuda.is_available():
+        _own_gpu = local_rank % torch.cuda.device_count()
+        torch.cuda.set_device(_own_gpu)  # otherwise every rank would open a context on the first GPU as well
+
+
 def _why_no_cuda() -> str:
     return "this torch is built without CUDA" if torch.version.cuda is None else "no usable driver or GPU"
 
 
-def deterministic(enabled: bool = True) -> None:
-    """Make equal settings give equal bits on the same machine and number of threads.
+@contextmanager
+def deterministic(device: torch.device | str) -> Iterator[None]:
+    """A block in which equal settings give equal bits on equal GPUs; on a CPU a number of threads does that.
 
-    On CUDA this also keeps float32 convolutions and products in full float32 (no TF32). Call it before
-    the first CUDA computation.
+    It must begin before the first product on the GPU. An operation without a deterministic form is computed with a
+    warning.
 
     Args:
-        enabled: False allows algorithms that are not deterministic.
+        device: where the block computes.
+
+    Yields:
+        Nothing.
     """
-    if enabled:
-        # cuBLAS is deterministic only with a fixed workspace, and reads this when it starts.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(enabled)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = not enabled
-    torch.backends.cuda.matmul.allow_tf32 = False
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    # cuBLAS is deterministic only with a fixed workspace, and reads this when it starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    memory, cudnn = torch.utils.deterministic, torch.backends.cudnn
+    filled, tries = memory.fill_uninitialized_memory, cudnn.benchmark
+    torch.use_deterministic_algorithms(True, warn_only=warns or not before)
+    # Filling costs a kernel for every new tensor; trials of algorithms may choose another one in every process.
+    memory.fill_uninitialized_memory = cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+        memory.fill_uninitialized_memory, cudnn.benchmark = filled, tries
 
 
 def set_threads(count: int | None = None) -> int:

@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 
 from mamltheory.errors import ConfigurationError
+from mamltheory.runtime.device import choose_device, take_gpu
 from mamltheory.runtime.heartbeat import SECONDS_OF_SILENCE, heartbeats
 from mamltheory.runtime.interrupt import SIGNALS, Interrupted, check_interrupted
 from mamltheory.runtime.workers import Mapper, one_thread, workers
@@ -139,7 +140,8 @@ def world(environ: Mapping[str, str] | None = None) -> World:
 def joined(minutes: float = MINUTES_PER_ITEM, silence: float = SECONDS_OF_SILENCE) -> Iterator[bool]:
     """Join the ranks of torchrun; the ranks above 0 serve rank 0 until it leaves the block.
 
-    Within the block :func:`spread_over` gives rank 0 a mapper over all ranks. Each rank sees one GPU, its own.
+    Within the block :func:`spread_over` gives rank 0 a mapper over all ranks. Each rank has one GPU, which
+    :func:`shared_name` names.
 
     Args:
         minutes: how long a rank waits for an answer of another that is alive.
@@ -155,7 +157,7 @@ def joined(minutes: float = MINUTES_PER_ITEM, silence: float = SECONDS_OF_SILENC
     if here.size == 1:
         yield True
         return
-    _see_one_gpu(here.local_rank)
+    take_gpu(here.local_rank)
     with _explained("a process did not start"):
         dist.init_process_group("gloo", timeout=timedelta(minutes=minutes))
     lost = False
@@ -212,6 +214,11 @@ def spread_over(jobs: int) -> Iterator[Mapper]:
 def processes(jobs: int) -> int:
     """How many items :func:`spread_over` computes simultaneously."""
     return dist.get_world_size() if dist.is_initialized() else jobs
+
+
+def shared_name(device: torch.device) -> str:
+    """The name of a device for all ranks of :func:`joined`: "cuda" is the own GPU of each of them."""
+    return device.type if dist.is_initialized() else str(device)
 
 
 class _Outcome(NamedTuple):
@@ -302,38 +309,35 @@ def _explained(what: str, signs: Sequence[str] = ()) -> Iterator[None]:
         ) from error
 
 
-def _see_one_gpu(local_rank: int) -> None:
-    """Make the GPU of this rank the only visible one, cuda:0; call it before the first use of CUDA."""
-    if torch.version.cuda is None:
-        return
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
-    if names:
-        os.environ["CUDA_VISIBLE_DEVICES"] = names[local_rank % len(names)]
-
-
 # --- every rank computes the same steps on its part of a batch ---
 
 
 @contextmanager
-def data_parallel() -> Iterator[World]:
+def data_parallel(device: str = "auto") -> Iterator[World]:
     """Join the ranks of torchrun for steps that they compute together.
 
     Within the block the first signal is noted (see ``interrupt``) and further ones are ignored: a terminal sends
     Ctrl-C to every process, and torchrun sends it once more. A stopped process ends the others (see ``heartbeat``);
     when one ends, the others raise RankLost.
 
+    Args:
+        device: the device setting, see :meth:`World.device_name`.
+
     Yields:
-        The world; a world of one without torchrun.
+        The world; a world of one without torchrun. ConfigurationError is raised in a rank without a GPU of its own.
     """
     here = world()
     if here.size == 1:
         yield here
         return
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    own, backend = choose_device(here.device_name(device)).device, "gloo"
+    if own.type == "cuda":
+        take_gpu(here.local_rank)
+        backend = "cpu:gloo,cuda:nccl"
+    device_id = own if own.type == "cuda" else None
     # The block holds the caller's own code, so only errors that speak of a lost process are translated.
     with _explained("another process of this job has ended or does not answer", SIGNS_OF_LOSS):
-        dist.init_process_group(backend, timeout=timedelta(minutes=MINUTES_PER_STEP))
+        dist.init_process_group(backend, timeout=timedelta(minutes=MINUTES_PER_STEP), device_id=device_id)
         try:
             _ignore_repeated_signals()
             with heartbeats(here.rank, here.size):

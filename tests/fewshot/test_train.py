@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mamltheory.errors import CheckpointError, ConfigurationError, ValueRangeError
-from mamltheory.fewshot.execution import Execution, check_precision, float32_products
+from mamltheory.fewshot.execution import Execution, check_precision
 from mamltheory.fewshot.images import ImageData
 from mamltheory.fewshot.train import TrainConfig, start_training, train_epoch
 from mamltheory.fewshot.training_state import restore, state_tensors
@@ -243,15 +243,6 @@ def test_a_precision_that_the_device_lacks_is_refused():
         check_precision("fp8", torch.device("cpu"))
 
 
-def test_tf32_is_allowed_within_its_block_alone():
-    before = torch.backends.cuda.matmul.allow_tf32
-    with float32_products("tf32"):
-        assert torch.backends.cuda.matmul.allow_tf32
-        with float32_products("fp32"):
-            assert not torch.backends.cudnn.allow_tf32
-    assert torch.backends.cuda.matmul.allow_tf32 == before
-
-
 def test_the_memory_layout_changes_roundings_alone():
     losses = [
         [m.loss for m in run(start_training(SmallNet(), DATA, CONFIG, execution=Execution(layout)), 2)[1]]
@@ -286,16 +277,6 @@ def test_a_batch_is_cut_into_equal_parts_or_refused():
         start_training(SmallNet(), DATA, CONFIG, execution=Execution(size=3))
     with pytest.raises(ConfigurationError, match="rank 2 of 2"):
         Execution(rank=2, size=2)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")
-def test_compiled_blocks_give_the_same_training_up_to_rounding():
-    losses = [
-        [m.loss for m in run(start_training(SmallNet(), DATA, CONFIG, execution=Execution(True, each)), 2)[1]]
-        for each in (False, True)
-    ]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
 def test_training_may_be_prolonged_only_where_no_ramp_depends_on_its_length():

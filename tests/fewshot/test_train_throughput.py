@@ -99,7 +99,6 @@ def test_the_mini_5_network_trains_faster_than_a_plain_float32_loop(measured):
     try:
         rates = {p: ours(mini_5(), data, c, cuda, Execution()) for p, c in config.items()}
         rates["fp32, contiguous"] = ours(mini_5(), data, config["fp32"], cuda, Execution(channels_last=False))
-        rates["bf16, compiled"] = ours(mini_5(), data, config["bf16"], cuda, Execution(compiled=True))
         workers = min(8, len(os.sched_getaffinity(0)))
         rates["plain"] = plain(mini_5(), data, config["fp32"], cuda, workers, 100)
         seen = medians(rates, 10, 20)

@@ -30,7 +30,7 @@ def train(rank: int, size: int) -> tuple[object, list[object]]:
     """The end of the training, and the means of its epochs."""
     torch.manual_seed(rank)
     state, history = (
-        start_training(Normless(), noise_data(), CONFIG, execution=Execution(True, False, rank, size)),
+        start_training(Normless(), noise_data(), CONFIG, execution=Execution(True, rank, size)),
         [],
     )
     while state.epoch < CONFIG.epochs:

@@ -8,7 +8,7 @@ import torch
 
 from mamltheory.errors import ConfigurationError
 from mamltheory.runtime import device as module
-from mamltheory.runtime.device import choose_device, commit, deterministic, environment, set_threads
+from mamltheory.runtime.device import choose_device, commit, deterministic, environment, set_threads, take_gpu
 from mamltheory.runtime.distributed import World, world
 from mamltheory.runtime.records import to_json
 
@@ -57,23 +57,66 @@ def test_other_names_are_refused(name):
 
 @pytest.mark.cuda
 def test_cuda_repeats_its_bits_in_deterministic_mode():
-    deterministic()
     chosen = choose_device("cuda").device
-    x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).to(chosen)
-    index = torch.zeros(64, dtype=torch.long, device=chosen)
-    sums = [torch.zeros(1, 64, device=chosen).index_add_(0, index, x @ x) for _ in range(5)]
+    with deterministic(chosen):
+        x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).to(chosen)
+        index = torch.zeros(64, dtype=torch.long, device=chosen)
+        sums = [torch.zeros(1, 64, device=chosen).index_add_(0, index, x @ x) for _ in range(5)]
     assert all(torch.equal(sums[0], each) for each in sums)
 
 
-def test_the_determinism_switch_goes_both_ways():
+def switches():
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.backends.cudnn.benchmark,
+    )
+
+
+@pytest.mark.parametrize("before", [(True, False), (True, True), (False, False)])
+def test_a_block_on_a_gpu_is_deterministic_and_recorded_and_ends_as_it_found_the_process(before, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    strict = switches()
     try:
-        deterministic(False)
-        assert not torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = True
+        found = switches()
+        with deterministic("cpu"):
+            assert switches() == found
+            assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+        with deterministic("cuda:1"):
+            assert switches() == (True, before != (True, False), False, False)
+            assert environment()["deterministic"] is True
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert switches() == found
+        with pytest.raises(ZeroDivisionError), deterministic("cuda"):
+            raise ZeroDivisionError
+        assert switches() == found
     finally:
-        deterministic()
-    assert torch.are_deterministic_algorithms_enabled()
-    assert "CUBLAS_WORKSPACE_CONFIG" in os.environ
-    assert not torch.backends.cudnn.allow_tf32
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    assert switches() == strict
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_rank_takes_one_gpu_which_names_without_a_number_stand_for(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(module, "_own_gpu", 0)
+    for rank, own in ((1, 1), (2, 0), (3, 1)):
+        take_gpu(rank)
+        assert taken.pop() == own
+        for name in ("auto", "cuda"):
+            assert choose_device(name).device == torch.device("cuda", own)
+        assert f"GPU {own}" in choose_device("auto").reason
+        assert choose_device("cuda:0").device == torch.device("cuda:0")
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_rank_without_gpus_takes_none():
+    take_gpu(1)
+    assert choose_device("auto").device == torch.device("cpu")
 
 
 def test_threads_can_be_set_and_read():

@@ -3,10 +3,12 @@
 import os
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from mamltheory.errors import ConfigurationError
-from mamltheory.runtime import distributed
-from mamltheory.runtime.distributed import joined, spread_over
+from mamltheory.runtime import device, distributed
+from mamltheory.runtime.distributed import data_parallel, joined, shared_name, spread_over
 from tests.runtime.ranks import run_ranks
 
 
@@ -35,12 +37,61 @@ def test_without_torchrun_a_process_leads_alone():
         assert list(mapper(square, [2, 3])) == [(2, 4), (3, 9)]
 
 
-def test_every_rank_of_a_machine_sees_one_gpu_of_those_it_was_given(monkeypatch):
-    monkeypatch.setattr(distributed.torch.version, "cuda", "13.0")
-    for rank, expected in ((0, "4"), (1, "6"), (2, "4")):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-        distributed._see_one_gpu(rank)
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+class Begun(Exception):
+    """The process group would begin here."""
+
+
+@pytest.fixture
+def second_of_four(monkeypatch):
+    """A rank on a machine of two GPUs; what it does until its process group begins."""
+    done = []
+
+    def begin(backend, **options):
+        done.append((backend, options.get("device_id")))
+        raise Begun
+
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    monkeypatch.setattr(device, "_own_gpu", 0)
+    monkeypatch.setattr(dist, "init_process_group", begin)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return done
+
+
+def test_a_rank_takes_its_gpu_before_its_process_group_begins(second_of_four, monkeypatch):
+    with pytest.raises(Begun), joined():
+        pass
+    assert second_of_four == [1, ("gloo", None)]
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ, "the driver may have read it already"
+    assert shared_name(torch.device("cuda:1")) == "cuda:1"
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    assert shared_name(torch.device("cuda:1")) == "cuda", "the own GPU of whoever computes"
+    assert shared_name(torch.device("cpu")) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("auto", [1, ("cpu:gloo,cuda:nccl", torch.device("cuda:1"))]),
+        ("cuda", [1, ("cpu:gloo,cuda:nccl", torch.device("cuda:1"))]),
+        ("cpu", [("gloo", None)]),
+    ],
+)
+def test_ranks_of_a_training_bind_their_process_group_to_their_gpu(second_of_four, name, expected):
+    with pytest.raises(Begun), data_parallel(name):
+        pass
+    assert second_of_four == expected
+
+
+def test_a_rank_of_a_training_without_a_gpu_of_its_own_is_refused(second_of_four, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ConfigurationError, match=r"'cuda:2', but there is 2 CUDA device"), data_parallel():
+        pass
+    assert second_of_four == []
 
 
 def test_a_process_that_cannot_be_reached_is_named_with_how_to_go_on():

@@ -6,6 +6,8 @@ kernels. A convolution of stride 2 whose kernel skips every other pixel is one o
 that it reads. All functions but :func:`zero_padded` take convolutions that are padded by zeros on both sides alike.
 """
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,6 +24,10 @@ FEW_POSITIONS = 128
 """Positions of the output below which the gradients of a dense convolution are cheaper as one matrix product."""
 LEAST_GRID = 8
 """Rows or columns of an image from which the gradients of a dilated kernel are cheaper grid by grid."""
+MOST_GROUPS = {"cpu": math.inf, "cuda": 16}
+"""Samples up to which the gradients of a dense convolution come from one grouped convolution, by the kind of device.
+From more samples they are a matrix product for each tap of the kernel. The number for CUDA is not measured: cuDNN is
+known to be slow for many groups."""
 BLOCK = 1 << 21
 """Bytes of images whose depthwise gradients are computed together: what a CPU has in its caches."""
 
@@ -250,16 +256,36 @@ def weight_gradients(
     if len(size) == 4 and _is_depthwise(size, geometry) and geometry.stride == (1, 1):
         rows = [_depthwise_gradients(inputs, each, size, geometry) for each in cotangents.unbind(1)]
         return torch.stack(rows, 1).flatten(0, 1)
+    if geometry.groups == 1 and n > MOST_GROUPS.get(inputs.device.type, math.inf):
+        return _tap_gradients(inputs, cotangents, size, geometry)
     return _grouped_gradients(inputs, cotangents, size, geometry)
 
 
 def _patches(inputs: Tensor, size: Sequence[int], geometry: Geometry) -> Float[Tensor, "n positions p"]:
     """What each position of the output reads of the input."""
-    x = pad(inputs, [width for padding in reversed(geometry.padding) for width in (padding, padding)])
+    x = _padded(inputs, geometry)
     axes = zip(size[2:], geometry.dilation, geometry.stride, strict=True)
     for axis, (length, dilation, stride) in enumerate(axes, 2):
         x = x.unfold(axis, dilation * (length - 1) + 1, stride)[..., ::dilation]
     return x.movedim(1, len(size) - 1).flatten(len(size) - 1).flatten(1, -2)
+
+
+def _padded(inputs: Tensor, geometry: Geometry) -> Tensor:
+    return pad(inputs, [width for padding in reversed(geometry.padding) for width in (padding, padding)])
+
+
+def _tap_gradients(
+    inputs: Tensor, cotangents: Tensor, size: Sequence[int], geometry: Geometry
+) -> Float[Tensor, "nk p"]:
+    """One matrix product for each tap of a dense kernel; arguments as :func:`weight_gradients`."""
+    n, k = cotangents.shape[:2]
+    x, left = _padded(inputs, geometry), cotangents.flatten(1, 2).flatten(2)
+    rows = left.new_empty(n, k * size[0], *size[1:])
+    for tap in itertools.product(*map(range, size[2:])):
+        axes = zip(tap, geometry.dilation, geometry.stride, cotangents.shape[3:], strict=True)
+        read = [slice(i * d, i * d + (count - 1) * step + 1, step) for i, d, step, count in axes]
+        rows[(..., *tap)] = left @ x[(..., *read)].flatten(2).mT
+    return rows.view(n * k, -1)
 
 
 def _grouped_gradients(

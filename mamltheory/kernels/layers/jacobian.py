@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import jacrev, vmap
 
+from mamltheory.accelerator import out_of_memory
 from mamltheory.errors import ConfigurationError, NetworkError, UnsupportedModelError, ValueRangeError
 from mamltheory.modules import probe_weights
 from mamltheory.networks import Model, in_transform, not_differentiable, output_of
@@ -128,7 +129,7 @@ def checked_rows(
         The rows n × k × shape, by name of the parameter. Where plain autograd fails, it raises NetworkError.
 
     Raises:
-        OutOfMemoryError: the device has too little memory.
+        RuntimeError: the device has too little memory.
         UnsupportedModelError: the rows of plain autograd do not add up to the gradient of ``whole``.
     """
     if in_transform(values):
@@ -139,18 +140,20 @@ def checked_rows(
         if adds_up(rows, whole, cotangents, values):
             return rows
         reason = "it gives other gradients than plain autograd"
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         inside = error.__cause__ if isinstance(error, NetworkError) else error
         reason = (str(inside).splitlines() or [type(error).__name__])[0]
     _say_once(tuple(sorted(values)), reason)
     try:
         rows = plain_rows(single, cotangents, values)[1]
         agree = adds_up(rows, whole, cotangents, values, torch.finfo(cotangents.dtype).eps ** 0.5 * 10)
-    except (torch.OutOfMemoryError, UnsupportedModelError):
+    except UnsupportedModelError:
         raise
     except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         refused: NetworkError = not_differentiable(values, error)
         raise refused from error
     if not agree:

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mamltheory.accelerator import float32_products, out_of_memory
 from mamltheory.errors import UnsupportedModelError
 from mamltheory.guard import check_finite_outputs, check_independent, other_batches
 from mamltheory.kernels.layers.gram import Gradients, added_up
@@ -41,6 +42,7 @@ from mamltheory.networks import Model, output_of
 from mamltheory.tasks import Parameters
 
 
+@float32_products()
 def layerwise_kernels(
     module: nn.Module,
     x1: Tensor,
@@ -163,10 +165,8 @@ class _Layerwise:
             if new:
                 refuse_checkpointing(logits)
             cotangents = self._output_gradients(logits, recorder)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:  # the network runs, and not with hooks: a transform inside it, say
-            if self.trusted or not recorder.moving:
+            if self.trusted or not recorder.moving or out_of_memory(error):
                 raise
             raise NotCovered(recorder.moving, f"its layers cannot be watched ({error})") from error
         groups = self._groups(recorder.calls, cotangents, x, k, budget)

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mamltheory.accelerator import float32_products, out_of_memory
 from mamltheory.errors import ConfigurationError, GenotypeError, UnsupportedModelError
 from mamltheory.kernels.layers.gram import add_grams, symmetric_halves
 from mamltheory.kernels.layers.jacobian import Outputs
@@ -66,11 +67,9 @@ def candidate_kernels(
         heads: one for each candidate, in place of the network's.
 
     Yields:
-        The two kernels of one candidate after the other. It also raises GenotypeError where the network lacks an
-        operation, and UnsupportedModelError where it uses batch statistics.
-
-    Raises:
-        ConfigurationError: one candidate alone does not fit.
+        The two kernels of one candidate after the other. ConfigurationError is raised where one candidate alone does
+        not fit, GenotypeError where the network lacks an operation, and UnsupportedModelError where it uses batch
+        statistics.
     """
     memory, most = MEMORY if memory is None else memory, MOST_CANDIDATES
     room = memory if x.is_cuda else min(memory, CACHED)
@@ -85,11 +84,10 @@ def candidate_kernels(
         if before is not None:
             batch.chain.reuse(before.chain, batch.common_stages(before.candidates))
             before = None
-        try:
-            kernels = batch.kernels(outputs, memory, batch.common_stages(candidates[following]))
-        except (OverBudget, torch.OutOfMemoryError) as over:
-            if size == 1:
-                raise ConfigurationError(_too_large(over, memory)) from None
+        kernels = _fitting_kernels(batch, outputs, memory, batch.common_stages(candidates[following]))
+        if kernels is None:
+            del batch
+            torch.cuda.empty_cache()  # cuBLAS and cuDNN allocate outside of torch's cache
             size = most = size // 2
             if halved is not None:
                 halved()
@@ -100,8 +98,22 @@ def candidate_kernels(
         size = max(1, min(most, fitting, len(candidates) - start))
 
 
+def _fitting_kernels(
+    batch: "CandidateBatch", outputs: Outputs, memory: int, kept: int
+) -> tuple[Float[Tensor, "c p p"], Float[Tensor, "c p p"]] | None:
+    """:meth:`CandidateBatch.kernels`, or None where there is too little memory for several candidates."""
+    try:
+        return batch.kernels(outputs, memory, kept)
+    except Exception as over:
+        if not (isinstance(over, OverBudget) or out_of_memory(over)):
+            raise
+        if len(batch.candidates) == 1:
+            raise ConfigurationError(_too_large(over, memory)) from None
+        return None
+
+
 def _too_large(over: Exception, memory: int) -> str:
-    needed = "more than the device has"
+    needed = f"more than the device has ({(str(over).splitlines() or [type(over).__name__])[0]})"
     if isinstance(over, OverBudget):
         needed = f"{over.needed} bytes"
     return (
@@ -166,6 +178,7 @@ class CandidateBatch:
         }
         return 1 + sum(itertools.takewhile(bool, (equal[kind] for kind in self.network.kinds)))
 
+    @float32_products()
     def kernels(
         self, outputs: Outputs, memory: int, kept: int = 0
     ) -> tuple[Float[Tensor, "c p p"], Float[Tensor, "c p p"]]:

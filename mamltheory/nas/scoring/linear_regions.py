@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mamltheory.accelerator import float32_products
 from mamltheory.errors import ShapeError, UnsupportedModelError
 from mamltheory.nas.genotype import EDGES, Candidates, Edge
 from mamltheory.nas.network import Network, NetworkSettings, build, initialise_layer, mean_of
@@ -78,7 +79,7 @@ class PatternCounter:
         self.used = {}
         handles = [relu.register_forward_hook(self._remember) for relu in self.relus]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), float32_products():
                 self._run(candidates)
         finally:
             for handle in handles:
@@ -190,7 +191,7 @@ def activation_patterns(
 
     handles = [m.register_forward_hook(remember) for m in network.modules() if isinstance(m, nn.ReLU)]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), float32_products():
             (forward or network)(x)
     finally:
         for handle in handles:

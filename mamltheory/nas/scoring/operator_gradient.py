@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mamltheory.accelerator import float32_products, out_of_memory
 from mamltheory.errors import ConfigurationError, SingularKernelError, ValueRangeError
 from mamltheory.kernels.meta import Sizes, joint_inputs, joint_sizes
 from mamltheory.linalg import conditioning
@@ -55,6 +56,7 @@ class OperatorGradients:
     gradients: Mapping[Operator, float]
 
 
+@float32_products()
 def operator_gradients(
     network: Network,
     candidates: Candidates,
@@ -196,10 +198,11 @@ class GradientScorer:
         while True:
             try:
                 return operator_gradients(network, candidates, tasks, settings, self.width, chunk), halvings
-            except torch.OutOfMemoryError:
-                if chunk == 1:
+            except RuntimeError as error:
+                if chunk == 1 or not out_of_memory(error):
                     raise
                 chunk, halvings = chunk // 2, halvings + 1
+            torch.cuda.empty_cache()  # cuBLAS and cuDNN allocate outside of torch's cache
 
 
 def _score(log: float) -> Score:

@@ -4,8 +4,9 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
-from experiments import genotypes
+from experiments import genotypes, runs
 from experiments.data import loading
 from experiments.search import report, search
 from experiments.training import train
@@ -18,6 +19,7 @@ from mamltheory.nas.search.algorithm1 import run_search
 from mamltheory.nas.search.rounds import Round
 from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.runtime.checkpoint import load_state
+from mamltheory.runtime.device import Device, environment
 from mamltheory.runtime.runlog import read_metrics, read_run
 from tests.experiments.stops import counted, ctrl_c_during
 from tests.experiments.tiny import (
@@ -86,6 +88,39 @@ def test_a_search_stopped_twice_goes_on_with_what_it_lacks_to_the_same_end(tmp_p
     assert len(scored) == 1
     assert state_of(settings) == state_of(whole)
     assert (settings.out / "genotype.json").read_bytes() == (whole.out / "genotype.json").read_bytes()
+
+
+def test_every_score_of_a_search_on_a_gpu_is_computed_deterministically(tmp_path, monkeypatch):
+    """Without a GPU: the scorers run on the CPU, and the search believes that they run on a GPU."""
+    settings, seen = begun(tmp_path), []
+    scores, real = CellScorer.scores, search.scorer_of
+    monkeypatch.setattr(search, "scorer_of", lambda *args: dataclasses.replace(real(*args), device="cuda"))
+
+    def noting(scorer, *arguments):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return scores(dataclasses.replace(scorer, device="cpu"), *arguments)
+
+    monkeypatch.setattr(CellScorer, "scores", noting)
+    chosen = search.choose_device
+    torch.use_deterministic_algorithms(False)
+    try:
+        monkeypatch.setattr(search, "choose_device", lambda _: Device(torch.device("cuda:0"), "asked for"))
+        monkeypatch.setattr(runs, "environment", lambda _: environment("cpu"))
+        search.search_cells(settings)
+        found = read_run(settings.out)["environment"]["deterministic"]
+        search.final_scores(search.saved_search(settings).state, settings.resolved())
+        assert seen
+        assert all(seen)
+        assert found is True
+        assert not torch.are_deterministic_algorithms_enabled()
+        seen.clear()
+        monkeypatch.setattr(search, "scorer_of", real)
+        monkeypatch.setattr(search, "choose_device", chosen)
+        search.search_cells(begun(tmp_path / "cpu"))
+        assert not any(seen)
+        assert read_run(tmp_path / "cpu")["environment"]["deterministic"] is False
+    finally:
+        torch.use_deterministic_algorithms(True)
 
 
 def test_a_finished_search_scores_nothing_again(searched):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from functools import partial
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from experiments.data import loading
+from experiments.tables import pipeline
 from experiments.training import evaluate, train
 from experiments.training.trained import read_training
 from mamltheory.errors import CheckpointError, ConfigurationError, DataError, GenotypeError
@@ -135,6 +137,22 @@ def test_a_finished_training_is_not_trained_again(trained):
     with counted(train, "train_epoch") as epochs:
         train.train_and_draw(trained)
     assert epochs == []
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_training_of_a_version_that_could_compile_goes_on_and_is_evaluated(trained, tmp_path, compiled):
+    """That setting compiled nothing and changed no number."""
+    settings = dataclasses.replace(trained, out=tmp_path / "run")
+    shutil.copytree(trained.out, settings.out)
+    record = read_run(settings.out)
+    record["config"] |= {"compile": compiled, "out": str(settings.out)}
+    (settings.out / "run.json").write_text(json.dumps(record))
+    assert read_training(settings.out).settings == settings
+    assert pipeline.finished_run(settings, "train") is not None
+    with counted(train, "train_epoch") as epochs:
+        train.train_and_draw(settings)
+    assert epochs == []
+    assert "compile" not in read_run(settings.out)["config"]
 
 
 def test_another_genotype_under_the_same_name_is_refused(trained):

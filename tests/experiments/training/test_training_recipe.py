@@ -45,7 +45,6 @@ OPEN = {
     "stem_stride": ("[code] the stem keeps the resolution", 1),
     "network": ("the row of the searched cells; --network resnet12 for the row of RFS", "cells"),
     "precision": ("V100 and PyTorch's default of the time", "fp32"),
-    "compile": ("did not exist", False),
     "split": ("the data come with their splits", None),
     "split_seed": ("the data come with their splits", 0),
     "channels_last": ("changes roundings alone", True),

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mamltheory import generator
+from mamltheory.kernels.layers import convolutions
 from mamltheory.kernels.layers.convolutions import layer_output
 from mamltheory.kernels.layers.pooling import pooled
 from mamltheory.kernels.layers.rules import gradient_cotangents, layer_gradients
@@ -148,3 +149,41 @@ def test_fast_pooling_is_pooling(make, stride, space):
     cotangent = draw(*expected.shape, seed=1).float()
     by_found, by_expected = (torch.autograd.grad(y, x, cotangent)[0] for y in (found, expected))
     torch.testing.assert_close(by_found, by_expected)
+
+
+@given(case=CASES, space=SPACE, k=st.integers(1, 2))
+@settings(max_examples=40, deadline=None)
+def test_a_product_a_tap_gives_the_gradients_of_a_dense_convolution(case, space, k):
+    """The way of a GPU, on a CPU: kernels of one axis and of images smaller than the kernel's reach included."""
+    size, stride, dilation, _ = case
+    layer, x = layer_of(size, stride, dilation, 1), draw(3, 4, *space)
+    cotangents = cotangents_of(layer, x, k)
+    geometry = convolutions.zero_padded(layer, x)[1]
+    rows = convolutions._tap_gradients(x, cotangents, layer.weight.shape, geometry)
+    torch.testing.assert_close(rows, exact_rows(layer, x, cotangents))
+
+
+@pytest.mark.parametrize(("axes", "kernel"), [(1, nn.Conv1d), (3, nn.Conv3d)])
+def test_so_it_does_along_one_axis_and_three(axes, kernel):
+    layer = nn.utils.skip_init(kernel, 4, 4, 3, 2, 1, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(draw(*layer.weight.shape, seed=1))
+    x = draw(2, 4, *[7] * axes)
+    cotangents, geometry = cotangents_of(layer, x, 2), convolutions.zero_padded(layer, x)[1]
+    rows = convolutions._tap_gradients(x, cotangents, layer.weight.shape, geometry)
+    torch.testing.assert_close(rows, exact_rows(layer, x, cotangents))
+
+
+@pytest.mark.parametrize(("samples", "way"), [(2, "_grouped_gradients"), (3, "_tap_gradients")])
+def test_one_number_for_a_kind_of_device_chooses_the_way(monkeypatch, samples, way):
+    layer, x = layer_of((3, 3), 1, 1, 1), draw(samples, 4, 16, 17)
+    cotangents, geometry = cotangents_of(layer, x, 1), convolutions.zero_padded(layer, x)[1]
+    usual, taken = convolutions.weight_gradients(x, cotangents, layer.weight.shape, geometry), []
+    for name in ("_grouped_gradients", "_tap_gradients"):
+        function = getattr(convolutions, name)
+        noting = lambda *args, name=name, function=function: taken.append(name) or function(*args)  # noqa: E731
+        monkeypatch.setattr(convolutions, name, noting)
+    monkeypatch.setitem(convolutions.MOST_GROUPS, "cpu", 2)
+    rows = convolutions.weight_gradients(x, cotangents, layer.weight.shape, geometry)
+    torch.testing.assert_close(rows, usual)
+    assert taken == [way]
