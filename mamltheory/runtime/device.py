@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -84,7 +85,8 @@ def deterministic(device: torch.device | str) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    memory, cudnn = torch.utils.deterministic, torch.backends.cudnn
+    memory: Any = torch.utils.deterministic
+    cudnn = torch.backends.cudnn
     filled, tries = memory.fill_uninitialized_memory, cudnn.benchmark
     torch.use_deterministic_algorithms(True, warn_only=warns or not before)
     # Filling costs a kernel for every new tensor; trials of algorithms may choose another one in every process.

@@ -9,7 +9,7 @@ that it reads. All functions but :func:`zero_padded` take convolutions that are 
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -280,11 +280,12 @@ def _tap_gradients(
     """One matrix product for each tap of a dense kernel; arguments as :func:`weight_gradients`."""
     n, k = cotangents.shape[:2]
     x, left = _padded(inputs, geometry), cotangents.flatten(1, 2).flatten(2)
-    rows = left.new_empty(n, k * size[0], *size[1:])
-    for tap in itertools.product(*map(range, size[2:])):
+    taps = list(itertools.product(*map(range, size[2:])))
+    rows = left.new_empty(n, k * size[0], size[1], len(taps))
+    for number, tap in enumerate(taps):
         axes = zip(tap, geometry.dilation, geometry.stride, cotangents.shape[3:], strict=True)
-        read = [slice(i * d, i * d + (count - 1) * step + 1, step) for i, d, step, count in axes]
-        rows[(..., *tap)] = left @ x[(..., *read)].flatten(2).mT
+        read: Any = (..., *(slice(i * d, i * d + (m - 1) * step + 1, step) for i, d, step, m in axes))
+        rows[..., number] = left @ x[read].flatten(2).mT
     return rows.view(n * k, -1)
 
 
