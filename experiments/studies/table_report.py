@@ -128,7 +128,7 @@ def condition_answer(row: Predictor, kernels: Sequence[KernelScore]) -> str:
     later = [each for each in kernels if each.name == "maml condition"]
     signs = [math.copysign(1, row.mean.tau.value)] if row.adjusted < LEVEL else []
     signs += [math.copysign(1, each.every.tau.value) for each in later if each.tau_adjusted < LEVEL]
-    verdict = "no: its condition number cannot be told from chance"
+    verdict = "no: over all scores that were tried its condition number cannot be told from chance"
     if signs:
         verdict = (
             "yes" if min(signs) > 0 else "no, rather a worse one" if max(signs) < 0 else "it depends on when"
