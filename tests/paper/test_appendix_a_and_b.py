@@ -51,6 +51,7 @@ from tests.paper.cases import (
     setting,
     sphere,
     start,
+    with_printed_variances,
 )
 from tests.paper.widths import check_level, check_slope
 from tests.reference.dense import Dense
@@ -278,12 +279,8 @@ def test_with_the_printed_fan_out_in_the_variances_the_initial_outputs_grow_with
         x = make_tasks(net, 1, seed=11)[0].query_x[:1]
         for seed in range(40):
             params = start(net, seed)
-            literal = {
-                name: part * (part.shape[1] / part.shape[0]) ** 0.5 if part.dim() == 2 else part
-                for name, part in params.items()
-            }
             meant.append(float(net.model(params, x)))
-            printed.append(float(net.model(literal, x)))
+            printed.append(float(net.model(with_printed_variances(params), x)))
     table = [np.reshape(values, (len(widths), 40)) for values in (printed, meant)]
     check_slope(measured, f"f_0 as printed, L={depth}", widths, table[0], 0.52, 0.3)
     scale = check_slope(measured, f"f_0 with the fan-in, L={depth}", widths, table[1], 0.0, 0.25)
