@@ -8,14 +8,33 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mamltheory import FullyConnected, InnerLoop, analytic_meta_ntk, meta_output, meta_outputs, train
+from mamltheory import (
+    FullyConnected,
+    InnerLoop,
+    analytic_meta_ntk,
+    empirical_meta_ntk,
+    meta_output,
+    meta_outputs,
+    train,
+)
 from mamltheory.finite_width.bounds import (
     extreme_eigenvalues,
     largest_rate,
     theorem3_drift_bound,
     theorem3_least_width,
 )
-from tests.paper.cases import EXACT, ROUNDING, draws, identity, make_tasks, rate_setting, relative, start
+from mamltheory.kernels.empirical_meta import stacked_meta_jacobian
+from tests.paper.cases import (
+    EXACT,
+    ROUNDING,
+    draws,
+    identity,
+    make_tasks,
+    rate_setting,
+    relative,
+    rows_of,
+    start,
+)
 from tests.reference.dense import flatten, unflatten
 from tests.reference.matrix_functions import operator_norm
 from tests.strategies import kernels, seeds
@@ -197,6 +216,21 @@ def test_at_the_printed_least_width_the_drift_is_many_times_what_the_proof_allow
     )
     measured("bound (30) over σ_min/3 at the printed Λ", printed, above=30)
     measured("bound (30) over σ_min/3 at the corrected Λ", corrected, below=ROUNDING)
+
+
+@pytest.mark.paper("App. B.5: one step", "App. B.5: contraction")
+@pytest.mark.erratum("E45")
+def test_with_the_least_width_in_place_of_the_width_the_first_step_and_the_kernel_are_wrong(measured):
+    """l̃ = 64 and l = 1024: (η0/l̃)‖J‖_F ≤ K η0/√l̃ fails, and JJᵀ/l̃ is 16 Φ̂_0; with l both are right."""
+    net, tasks, inner, eta0, _ = rate_setting("erf", 1, 1024)
+    rows = rows_of(stacked_meta_jacobian(net.model, start(net), tasks, inner))
+    size, phi = float(rows.norm()), empirical_meta_ntk(net.model, tasks, inner, params=start(net))
+    lipschitz = max(1.0, size / net.width**0.5)
+    printed, corrected = (eta0 / l * size / (lipschitz * eta0 / l**0.5) for l in (64, net.width))  # noqa: E741
+    measured("(η0/l̃) ‖J‖ over K η0/√l̃", printed, above=2)
+    measured("(η0/l) ‖J‖ over K η0/√l", corrected, below=ROUNDING)
+    measured("error of JJᵀ/l̃", relative(rows @ rows.T / 64, phi), above=10)
+    measured("error of JJᵀ/l", relative(rows @ rows.T / net.width, phi), below=EXACT)
 
 
 @pytest.mark.paper("Eq. (94)", "App. B.5: contraction", "App. B.5: one step")
