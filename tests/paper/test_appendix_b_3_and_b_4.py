@@ -5,23 +5,26 @@ import pytest
 import torch
 
 from mamltheory import (
+    Converged,
     FullyConnected,
+    GradientDescent,
     GradientFlow,
     analytic_meta_ntk,
     analytic_ntk,
+    empirical_meta_ntk,
     generator,
     joint_inputs,
     meta_ntk,
     meta_outputs,
     nngp,
 )
-from mamltheory.finite_width.asymptotics import fit_power_law, root_mean_square
 from mamltheory.finite_width.bounds import largest_rate
 from mamltheory.kernels.empirical_meta import stacked_meta_jacobian
 from mamltheory.kernels.meta import composition, joint_sizes
 from mamltheory.tasks import query_labels
 from tests.paper.cases import (
     EXACT,
+    SHALLOW,
     adaptation,
     identity,
     named,
@@ -78,22 +81,49 @@ slow = pytest.mark.slow
 
 @pytest.mark.paper("Eq. (91)", corrected=True)
 def test_the_blocks_from_the_empirical_ntk_tend_to_those_from_its_limit(measured):
-    """With λ = λ0/l in the exponent, as printed, nothing would be adapted: that kernel is far away."""
-    widths, values = (64, 256, 1024), []
-    for width in widths:
+    """The scatter about the kernel with its terms of order 1/l falls as l^(−1/2), and these terms fall as 1/l.
+
+    With λ = λ0/l in the exponent, as printed, nothing would be adapted: that kernel is far away.
+    """
+    values, terms = [], []
+    for width in SHALLOW:
         net, tasks, _, inner = setting("erf", 1, width)
-        phi = analytic_meta_ntk(net, tasks, "maml", inner.dynamics)
-        printed = analytic_meta_ntk(net, tasks, "maml", GradientFlow(inner.lam0 * inner.tau / width))
-        found = [meta_ntk(net.model, tasks, "maml", inner.dynamics, params=start(net, s)) for s in range(8)]
+        limit, phi = (
+            analytic_meta_ntk(net, tasks, "maml", inner.dynamics, finite_width=one) for one in (False, True)
+        )
+        found = [meta_ntk(net.model, tasks, "maml", inner.dynamics, params=start(net, s)) for s in range(16)]
         values.append([relative(one, phi) for one in found])
-        assert relative(printed, sum(found) / 8) > 0.2
-    scale = root_mean_square(np.array(values))
-    measured(
-        "|slope + 1/2| of the deviation in the width",
-        abs(fit_power_law(widths, np.array(values)).slope + 0.5),
-        below=0.3,
+        terms.append([relative(phi, limit)])
+        printed = analytic_meta_ntk(net, tasks, "maml", GradientFlow(inner.lam0 * inner.tau / width))
+        measured("error of the printed kernel", relative(printed, sum(found) / 16), above=0.2)
+    scale = check_slope(measured, "the scatter of (90) about (91)", SHALLOW, np.array(values), -0.5, 0.15)
+    measured("√l times the scatter, l = 1024", scale[-1] * SHALLOW[-1] ** 0.5, below=2.6)
+    assert scale[-1] * SHALLOW[-1] ** 0.5 > 0.6
+    check_slope(measured, "the terms of order 1/l", SHALLOW, np.array(terms), -1.0, 0.1)
+
+
+@pytest.mark.paper("Lemma 3", "Eq. (11)")
+def test_the_mean_of_the_metantk_is_the_kernel_with_discrete_time(measured):
+    """A wrong kernel with the right rate: the mean of 40 networks tells it from those of other inner times."""
+    net, tasks, _, inner = setting("erf", 1, 1024)
+
+    def limit(dynamics):
+        return analytic_meta_ntk(net, tasks, "maml", dynamics, finite_width=True)
+
+    phi = limit(inner.dynamics)
+    kernels = torch.stack(
+        [empirical_meta_ntk(net.model, tasks, inner, params=start(net, seed)) for seed in range(40)]
     )
-    assert scale[-1] < 0.1
+    error = float((kernels - phi).square().sum((1, 2)).mean().sqrt() / phi.norm()) / 40**0.5
+    measured("deviation of the mean over its standard error", relative(kernels.mean(0), phi) / error, below=3)
+    others = {
+        "the flow": GradientFlow(inner.lam0 * inner.tau),
+        "one step": GradientDescent(inner.lam0, 1),
+        "infinite time": Converged(1e-3),
+    }
+    for name, dynamics in others.items():
+        distance = relative(kernels.mean(0), limit(dynamics)) / error
+        measured(f"distance of the mean from the kernel of {name} over the standard error", distance, above=6)
 
 
 def initial_residual(net, params, tasks, inner):
