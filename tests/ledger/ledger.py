@@ -38,6 +38,7 @@ class Statement:
     kind: Kind
     claim: str
     uses: tuple[str, ...] = ()
+    restates: tuple[str, ...] = ()
     errata: tuple[str, ...] = ()
     reason: str = ""
     condition: str = ""

@@ -123,3 +123,11 @@ def adaptation(net, task, inner):
         return mixed @ (inner.lam0 * sum(torch.linalg.matrix_power(step, s) for s in range(inner.tau)))
 
     return matrix
+
+
+def with_printed_variances(params):
+    """The same draws with the variances of Eq. (16) as printed: over the fan-out in place of the fan-in."""
+    return {
+        name: part * (part.shape[1] / part.shape[0]) ** 0.5 if part.dim() == 2 else part
+        for name, part in params.items()
+    }

@@ -10,9 +10,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from mamltheory import (
-    Converged,
     FullyConnected,
-    GradientDescent,
     GradientFlow,
     InnerLoop,
     Model,
@@ -51,6 +49,7 @@ from tests.paper.cases import (
     setting,
     sphere,
     start,
+    with_printed_variances,
 )
 from tests.paper.widths import check_level, check_slope
 from tests.reference.dense import Dense
@@ -250,21 +249,6 @@ def test_the_metantk_at_initialisation_scatters_about_its_limit_as_the_root_of_t
     assert levels.max() < level[1]
 
 
-@pytest.mark.paper("Lemma 3", "Eq. (11)")
-def test_the_mean_of_the_metantk_is_the_kernel_with_discrete_time():
-    """A wrong kernel with the right rate: the mean of 40 networks; the flow's kernel is 5 % away and would fail."""
-    net, tasks, _, inner = setting("erf", 1, 1024)
-    phi = analytic_meta_ntk(net, tasks, "maml", inner.dynamics, finite_width=True)
-    kernels = torch.stack(
-        [empirical_meta_ntk(net.model, tasks, inner, params=start(net, seed)) for seed in range(40)]
-    )
-    rms = float((kernels - phi).square().sum((1, 2)).mean().sqrt() / phi.norm())
-    assert relative(kernels.mean(0), phi) < 6 * rms / 40**0.5
-    no_steps = analytic_meta_ntk(net, tasks, "maml", GradientDescent(inner.lam0, 1), finite_width=True)
-    assert relative(no_steps, phi) > 6 * rms / 40**0.5
-    assert relative(analytic_meta_ntk(net, tasks, "maml", Converged(1e-3)), phi) > 6 * rms / 40**0.5
-
-
 @pytest.mark.paper("Eq. (16)", corrected=True)
 @pytest.mark.erratum("E9")
 @pytest.mark.parametrize(("depth", "widths"), [(1, (64, 256, 1024, 4096)), (2, (64, 256, 1024))])
@@ -278,12 +262,8 @@ def test_with_the_printed_fan_out_in_the_variances_the_initial_outputs_grow_with
         x = make_tasks(net, 1, seed=11)[0].query_x[:1]
         for seed in range(40):
             params = start(net, seed)
-            literal = {
-                name: part * (part.shape[1] / part.shape[0]) ** 0.5 if part.dim() == 2 else part
-                for name, part in params.items()
-            }
             meant.append(float(net.model(params, x)))
-            printed.append(float(net.model(literal, x)))
+            printed.append(float(net.model(with_printed_variances(params), x)))
     table = [np.reshape(values, (len(widths), 40)) for values in (printed, meant)]
     check_slope(measured, f"f_0 as printed, L={depth}", widths, table[0], 0.52, 0.3)
     scale = check_slope(measured, f"f_0 with the fan-in, L={depth}", widths, table[1], 0.0, 0.25)

@@ -25,6 +25,7 @@ from tests.paper.cases import (
     identity,
     named,
     relative,
+    rows_of,
     setting,
     sphere,
     start,
@@ -125,17 +126,31 @@ def test_the_printed_derivative_of_the_exponential_is_wrong_where_the_argument_d
     measured("error of the derivative with Θ̂ on both sides", relative(corrected, difference), below=1e-8)
 
 
-@pytest.mark.paper("Eq. (54)", "Eq. (56)")
-def test_the_norm_of_a_sum_of_terms_is_at_most_the_sum_of_their_norms(measured):
-    """(54) over the terms (45) to (47), (56) over the queries: on the tensors of a real network's Lemma 5."""
+@pytest.mark.paper("Eq. (44)", "Eq. (54)", "Eq. (56)")
+def test_the_gradient_of_lemma_5_is_at_most_the_sum_of_its_terms_and_of_its_queries(measured):
+    """The left sides by autograd through the whole product; (45) to (47) by differences of one factor at a time."""
     g = generator(0, "terms")
-    net, task = FullyConnected(4, 8, 2, 1), task_of(sphere(g, 3, 4), sphere(g, 2, 4))
-    params = start(net)
-    parts = lemma5_terms(net, params, task)
-    whole = sum(parts)
-    measured("(54): left over right side", whole.norm() / sum(part.norm() for part in parts), below=ROUNDING)
-    queries = sum(row.norm() for row in whole)
-    measured("(56): left over right side", whole.norm() / queries, below=ROUNDING)
+    net, time = FullyConnected(4, 6, 2, 1), 1.0
+    params, support, queries = start(net), sphere(g, 2, 4), sphere(g, 3, 4)
+
+    def gradient(x):
+        def product(theta):
+            rows, cross = (jacobian(net.model, theta, z) for z in (support, x))
+            own, mixed = gram(rows, rows) / net.width, gram(cross, rows) / net.width
+            learnt = torch.linalg.solve(own, identity(len(own)) - exponential(own, time))
+            return (mixed @ learnt).sum(1)
+
+        return rows_of(jacrev(product)(params))
+
+    singles = [gradient(x[None]) for x in queries]
+    terms = lemma5_terms(net, params, task_of(queries, support), time)
+    for i, left in enumerate(singles):
+        parts = [term[i : i + 1] for term in terms]
+        error = relative(sum(parts), left)
+        measured("error of (44): sum of the terms against the gradient", error, below=1e-6)
+        measured("(54): left over right side", left.norm() / sum(part.norm() for part in parts), below=1)
+    whole = gradient(queries)
+    measured("(56): left over right side", whole.norm() / sum(one.norm() for one in singles), below=1)
 
 
 def lemma5_terms(net, params, task, time=1.0):

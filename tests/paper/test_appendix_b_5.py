@@ -8,14 +8,36 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mamltheory import FullyConnected, InnerLoop, analytic_meta_ntk, meta_output, meta_outputs, train
+from mamltheory import (
+    FullyConnected,
+    InnerLoop,
+    analytic_meta_ntk,
+    empirical_meta_ntk,
+    generator,
+    meta_output,
+    meta_outputs,
+    train,
+)
 from mamltheory.finite_width.bounds import (
     extreme_eigenvalues,
     largest_rate,
     theorem3_drift_bound,
     theorem3_least_width,
 )
-from tests.paper.cases import EXACT, ROUNDING, draws, identity, make_tasks, rate_setting, relative, start
+from mamltheory.finite_width.lipschitz import jacobian_size, lipschitz_constant
+from mamltheory.kernels.empirical_meta import stacked_meta_jacobian
+from mamltheory.tasks import query_labels
+from tests.paper.cases import (
+    EXACT,
+    ROUNDING,
+    draws,
+    identity,
+    make_tasks,
+    rate_setting,
+    relative,
+    rows_of,
+    start,
+)
 from tests.reference.dense import flatten, unflatten
 from tests.reference.matrix_functions import operator_norm
 from tests.strategies import kernels, seeds
@@ -197,6 +219,61 @@ def test_at_the_printed_least_width_the_drift_is_many_times_what_the_proof_allow
     )
     measured("bound (30) over σ_min/3 at the printed Λ", printed, above=30)
     measured("bound (30) over σ_min/3 at the corrected Λ", corrected, below=ROUNDING)
+
+
+@pytest.mark.paper("App. B.5: one step", "App. B.5: contraction")
+@pytest.mark.erratum("E45")
+def test_with_the_least_width_in_place_of_the_width_the_first_step_and_the_kernel_are_wrong(measured):
+    """l̃ = 64 and l = 1024: (η0/l̃)‖J‖_F ≤ K η0/√l̃ fails, and JJᵀ/l̃ is 16 Φ̂_0; with l both are right."""
+    net, tasks, inner, eta0, _ = rate_setting("erf", 1, 1024)
+    rows = rows_of(stacked_meta_jacobian(net.model, start(net), tasks, inner))
+    size, phi = float(rows.norm()), empirical_meta_ntk(net.model, tasks, inner, params=start(net))
+    lipschitz = max(1.0, size / net.width**0.5)
+    printed, corrected = (eta0 / l * size / (lipschitz * eta0 / l**0.5) for l in (64, net.width))  # noqa: E741
+    measured("(η0/l̃) ‖J‖ over K η0/√l̃", printed, above=2)
+    measured("(η0/l) ‖J‖ over K η0/√l", corrected, below=ROUNDING)
+    measured("error of JJᵀ/l̃", relative(rows @ rows.T / 64, phi), above=10)
+    measured("error of JJᵀ/l", relative(rows @ rows.T / net.width, phi), below=EXACT)
+
+
+@pytest.mark.paper("App. B.5: contraction")
+def test_every_line_of_the_contraction_holds_along_training_with_the_measured_constants(measured):
+    """‖I − η J̄ J_tᵀ‖ through Φ, Φ̂_0 and the drift, with 6 η0 K³ R0/(σ_min √l), up to 1 − η0 σ_min/3 at l = Λ.
+
+    K is the larger of ‖J(θ_0)‖/√l and the worst rate of change of J/√l at θ_0, and at least 1; R0 = ‖g(θ_0)‖.
+    """
+    net, tasks, inner, eta0, sigma_min = rate_setting("erf", 1, 1024)
+    params, eta = start(net), eta0 / net.width
+    phi = analytic_meta_ntk(net, tasks, "maml", inner.dynamics)
+
+    def rows(theta):
+        return rows_of(stacked_meta_jacobian(net.model, theta, tasks, inner))
+
+    at_start, size = rows(params), jacobian_size(net.model, params, tasks, inner)
+    change = lipschitz_constant(net.model, params, tasks, inner, generator(0, "start vector"), tolerance=1e-2)
+    lipschitz = max(1.0, size, change)
+    residual = float((meta_outputs(net.model, params, tasks, inner) - query_labels(tasks)).norm())
+    last = 6 * eta0 * lipschitz**3 * residual / (sigma_min * net.width**0.5)
+    free = operator_norm(identity(len(phi)) - eta0 * phi)
+    measured("‖I − η0 Φ‖ over 1 − η0 σ_min", free / (1 - eta0 * sigma_min), below=ROUNDING)
+    for steps in (0, 10, 40):
+        theta, after = (
+            train(net.model, params, tasks, inner, eta0, n).params if n else params
+            for n in (steps, steps + 1)
+        )
+        lengths = [float((flatten(one) - flatten(params)).norm()) for one in (theta, after)]
+        mean = integral(lambda s, a=theta, b=after: rows({n: a[n] + s * (b[n] - a[n]) for n in a}), 3)
+        drift = eta * operator_norm(at_start @ at_start.T - mean @ rows(theta).T)
+        left = operator_norm(identity(len(phi)) - eta * mean @ rows(theta).T)
+        far = eta0 * operator_norm(phi - at_start @ at_start.T / net.width)
+        measured("first line over second", left / (free + far + drift), below=ROUNDING)
+        if steps:
+            ball = eta0 * lipschitz**2 * (lengths[0] + max(lengths))
+            measured("drift term over η0 K² (‖θ_t − θ_0‖ + ‖θ_t^μ − θ_0‖)", drift / ball, below=1)
+            measured("that over 6 η0 K³ R0/(σ_min √l)", ball / last, below=1)
+    least = theorem3_least_width(lipschitz, residual, sigma_min)
+    at_least = last * (net.width / least) ** 0.5
+    measured("6 η0 K³ R0/(σ_min √Λ) over η0 σ_min/3", at_least / (eta0 * sigma_min / 3), below=ROUNDING)
 
 
 @pytest.mark.paper("Eq. (94)", "App. B.5: contraction", "App. B.5: one step")

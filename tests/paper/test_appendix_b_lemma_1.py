@@ -186,7 +186,7 @@ def test_lemma_1_needs_a_smooth_activation(activation, depth, measured):
         assert ratios[1] < constant(net, params, tasks, inner)
 
 
-@pytest.mark.paper("Theorem 3", "Eq. (29)", "Eq. (30)", "Eq. (93)", "Eq. (99)")
+@pytest.mark.paper("Theorem 3", "Eq. (29)", "Eq. (30)", "Eq. (99)")
 @pytest.mark.parametrize(
     ("case", "width", "seeds"),
     [(("erf", 1), 256, 2), (("erf", 2), 128, 2), pytest.param(("erf", 2), 256, 8, marks=slow)],

@@ -105,7 +105,7 @@ def test_without_support_residual_the_jacobian_is_a_power_of_the_hessian(net, al
     measured("error of the printed form", relative(through_svd(s), rows), above=1e-3)
 
 
-@pytest.mark.paper("Eq. (109)")
+@pytest.mark.paper("Eq. (109)", "Corollary 3.1", corrected=True)
 @pytest.mark.paper("Eq. (8)", "Eq. (95)", "Eq. (96)", "Eq. (101)", "Eq. (102)", "Eq. (108)", corrected=True)
 @three_steps
 def test_the_linearised_network_trains_along_the_closed_form(net, algorithm, tau, measured):

@@ -132,6 +132,7 @@ WIDTHS = (5, 40, 64)
 @pytest.mark.paper(
     "Eq. (7)", "Eq. (8)", "Eq. (95)", "Eq. (96)", "Eq. (100)", "Eq. (101)", "Eq. (102)", corrected=True
 )
+@pytest.mark.paper("Corollary 3.1", corrected=True)
 @pytest.mark.erratum("E8")
 @pytest.mark.parametrize("width", WIDTHS)
 def test_one_meta_step_moves_the_outputs_width_times_as_far_as_the_printed_equation(width, measured):
@@ -156,7 +157,7 @@ def test_one_meta_step_moves_the_outputs_width_times_as_far_as_the_printed_equat
     assert relative(seen[1].test_outputs - seen[0].test_outputs, width * step) < EXACT
 
 
-@pytest.mark.paper("Eq. (13)", "Eq. (58)", "Eq. (88)", "Eq. (104)", corrected=True)
+@pytest.mark.paper("Eq. (13)", "Eq. (58)", "Eq. (88)", "Eq. (104)", "Eq. (109)", corrected=True)
 @pytest.mark.paper("Eq. (84)", corrected=True)
 @pytest.mark.erratum("E8", "E15")
 @pytest.mark.parametrize("width", WIDTHS)

@@ -252,7 +252,7 @@ def test_the_trained_network_has_one_output_for_each_training_class():
         start_training(new_network(settings, CELL, 5), DATA, train_config(settings, DATA))
 
 
-@pytest.mark.paper("Sec. 6.1: MetaNAS retrained")
+@pytest.mark.paper("Sec. 6.1: MetaNAS retrained", "fn. 9")
 def test_the_cells_of_metanas_make_networks_of_the_sizes_of_table_1_in_the_same_stack():
     printed = {"mini-5": 2.01, "mini-8": 3.53, "tiered-5": 2.17, "tiered-8": 3.70}
     found = {}

@@ -6,10 +6,13 @@ Nothing of the paper is left out: every statement has a test or a reason, every 
 import ast
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from tests.ledger.ledger import VERDICTS, Outcome, load, verdict
 
 TESTS = Path(__file__).parents[1]
 CONTENT = tomllib.loads((Path(__file__).parent / "statements.toml").read_text(encoding="utf-8"))
@@ -62,7 +65,11 @@ def test_no_two_entries_share_an_id():
 @pytest.mark.parametrize(
     ("table", "required", "optional"),
     [
-        ("statement", {"id", "where", "kind", "claim", "uses"}, {"errata", "reason", "condition"}),
+        (
+            "statement",
+            {"id", "where", "kind", "claim", "uses"},
+            {"restates", "errata", "reason", "condition"},
+        ),
         (
             "erratum",
             {"id", "where", "wrong", "corrected", "severity", "statements"},
@@ -113,6 +120,82 @@ def test_statements_rest_on_statements_of_the_file_without_a_circle():
     assert len(list(TopologicalSorter(graph).static_order())) == len(
         STATEMENTS
     )  # raises CycleError for a circle
+
+
+def corrections(source: str) -> Iterator[tuple[str, bool]]:
+    """(statement, whether the test says that the printed form fails) of every pytest.mark.paper."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Attribute(attr="mark"), attr="paper")):
+                corrected = any(one.arg == "corrected" for one in node.keywords)
+                yield from ((one.value, corrected) for one in node.args if isinstance(one, ast.Constant))
+
+
+@cache
+def foreseen() -> dict[str, str]:
+    """The verdict of every statement when all tests pass, from the marks alone."""
+    sources = [text for file in TESTS.rglob("test_*.py") if "mark.paper" in (text := file.read_text("utf-8"))]
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in STATEMENTS}
+    for name, corrected in (pair for source in sources for pair in corrections(source)):
+        outcomes.get(name, []).append(Outcome(name, "test", True, corrected=corrected))
+    statements, _ = load(Path(__file__).parent / "statements.toml")
+    return {one.id: verdict(one, outcomes[one.id]) for one in statements}
+
+
+def contradictions(statements, verdicts):
+    """Rows that do not have the worst verdict of the rows that they restate; a definition counts as what holds."""
+    order = list(VERDICTS)
+
+    def rank(name):
+        return order.index("holds" if verdicts[name] == "definition" else verdicts[name])
+
+    return [
+        name
+        for name, one in statements.items()
+        if one.get("restates") and rank(name) != min(rank(other) for other in one["restates"])
+    ]
+
+
+def too_good(statements, errata, verdicts):
+    """Rows that hold without more, though an erratum that is more than a slip of the pen belongs to them."""
+    return [
+        name
+        for name, one in statements.items()
+        if verdicts[name] in ("holds", "definition")
+        and any(errata[e]["severity"] != "cosmetic" for e in one.get("errata", ()))
+    ]
+
+
+def test_a_row_that_restates_others_has_their_worst_verdict():
+    restated = {other for one in STATEMENTS.values() for other in one.get("restates", ())}
+    assert len(restated) > 20
+    assert restated <= set(STATEMENTS)
+    assert contradictions(STATEMENTS, foreseen()) == []
+
+
+def test_a_row_with_an_erratum_of_weight_does_not_simply_hold():
+    assert too_good(STATEMENTS, ERRATA, foreseen()) == []
+
+
+def test_a_contradiction_and_a_verdict_that_is_too_good_are_named():
+    statements = {
+        "Eq. (1)": {"errata": ["E1"]},
+        "Eq. (2)": {"restates": ["Eq. (1)", "Eq. (3)"], "errata": ["E2"]},
+        "Eq. (3)": {"restates": ["Eq. (4)"]},
+        "Eq. (4)": {},
+    }
+    errata = {"E1": {"severity": "cosmetic"}, "E2": {"severity": "step"}}
+    verdicts = dict.fromkeys(statements, "holds") | {"Eq. (4)": "definition"}
+    assert contradictions(statements, verdicts) == []
+    assert too_good(statements, errata, verdicts) == ["Eq. (2)"]
+    verdicts["Eq. (1)"] = "holds as corrected"
+    assert contradictions(statements, verdicts) == ["Eq. (2)"]
+    source = """
+@pytest.mark.paper("Eq. (2)", corrected=True)
+@pytest.mark.paper("Eq. (3)")
+def test(): pass
+"""
+    assert list(corrections(source)) == [("Eq. (2)", True), ("Eq. (3)", False)]
 
 
 def test_statements_and_errata_name_each_other():

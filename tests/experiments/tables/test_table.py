@@ -103,6 +103,7 @@ def test_a_stopped_table_goes_on_and_trains_nothing_twice(study):
     assert (again, evaluations) == ([], [])
 
 
+@pytest.mark.paper("Sec. 6.2: test tasks", "Sec. 6.1: MetaNAS retrained")
 def test_every_cell_is_the_mean_over_the_runs_that_its_record_names(study):
     settings = study[0]
     record = json.loads((settings.out / "table_tiny.json").read_text())

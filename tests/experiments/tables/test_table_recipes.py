@@ -48,6 +48,29 @@ def test_methods_of_the_ablation_differ_in_the_search_alone(tmp_path):
     assert all({k for k in t if t[k] != trainings[0][k]} <= free for t in trainings)
 
 
+@pytest.mark.paper("Sec. 6.1: MetaNAS retrained", "fn. 9", "Sec. 6.2: test tasks")
+@pytest.mark.parametrize("experiment", ["mini-5", "mini-8", "tiered-5", "tiered-8"])
+def test_the_cell_of_metanas_runs_as_the_searched_one_in_all_but_the_cell(experiment, tmp_path):
+    """Three seeds each; training and evaluation on 1000 test tasks are the same."""
+    settings = dataclasses.replace(TABLE["table-1"], work=tmp_path)
+    runs = [run for run in pipeline.runs_of(settings) if run.experiment == experiment]
+    pairs = {method: [run for run in runs if run.method == method] for method in ("metanas", "metantk")}
+    assert [len({run.seed for run in pair}) for pair in pairs.values()] == [3, 3]
+    cell = genotypes.published_cell(f"metanas-{experiment}")
+    for ours, theirs in zip(*pairs.values(), strict=True):
+        assert pipeline.cell_without_search(settings, ours) == cell.genotype
+        both = [pipeline.train_settings(settings, run) for run in (ours, theirs)]
+        first, second = (dataclasses.asdict(one) for one in both)
+        assert {key for key in first if first[key] != second[key]} == {"genotype", "out"}
+        assert both[0].cells == cell.cells
+        for shots in (1, 5):
+            first, second = (
+                dataclasses.asdict(pipeline.evaluate_settings(settings, run, shots)) for run in (ours, theirs)
+            )
+            assert {key for key in first if first[key] != second[key]} == {"checkpoint", "out"}
+            assert (first["tasks"], first["split"]) == (1000, "test")
+
+
 def test_the_papers_rows_are_complete_and_agree_with_each_other():
     results = paper_results.PAPER_RESULTS
     assert len([r for r in results if r.table == 1]) == 11 + 7
