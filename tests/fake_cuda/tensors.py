@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -101,6 +102,7 @@ class Card(TorchDispatchMode):
         held = [each.held if isinstance(each, CardTensor) else each for each in leaves]
         if self.tf32 and self._in_tf32(name):
             held = [rules.rounded_to_tf32(each) if isinstance(each, Tensor) else each for each in held]
+        outer = args, kwargs
         args, kwargs = tree_unflatten(held, spec)
         if made_here:
             kwargs["device"] = CPU
@@ -111,6 +113,9 @@ class Card(TorchDispatchMode):
             return result
         if name == "copy_" and not isinstance(tensors[0], CardTensor):
             return tensors[0]
+        if torch.Tag.inplace_view in function.tags:
+            with no_dispatch():
+                function(*outer[0], **outer[1])  # the wrapper, too, has another shape now
         known = {id(each.held): each for each in ours}  # what is written in place keeps its wrapper
 
         def wrapped(each):

@@ -46,6 +46,7 @@ def test_the_example_of_the_package():
         lambda: torch.rand(2, device="cuda", generator=torch.Generator("cuda").manual_seed(0)),
         lambda: x.cuda()[torch.tensor([0])],
         lambda: x.cuda().copy_(x),
+        lambda: x.cuda().unsqueeze_(0).expand(2, 2, 3) + x.cuda(),
     ],
 )
 def test_tensors_made_on_the_device_say_so(make):
