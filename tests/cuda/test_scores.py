@@ -1,4 +1,4 @@
-"""Scores of cells on a CUDA device: those of the CPU, batched and one by one, by gradient, by regions and from a pool."""
+"""Scores of cells on a CUDA device: those of the CPU, batched and one by one, by gradient and regions."""
 
 import math
 
@@ -23,9 +23,10 @@ from tests.nas.cases import draw_tasks
 
 pytestmark = pytest.mark.usefixtures("card")
 
-TINY = NetworkSettings(channels=2, cells=3, classes=2, stem_stride=2)
+TINY = NetworkSettings(channels=4, cells=3, classes=2, stem_stride=2)
 WHOLE = Candidates()
-FEW = Candidates(*((("conv_3x3", "skip_connect"),) + (("max_pool_3x3",),) * 8 for _ in range(2)))
+HARMONIC = ScoreSettings(outputs="sum", measure="harmonic")
+FEW = Candidates(*((("conv_3x3", "skip_connect"),) + (("max_pool_3x3BN",),) * 8 for _ in range(2)))
 """A supernet with two operators to choose from in each cell."""
 
 
@@ -38,7 +39,7 @@ def patches(stream):
 
 
 def conditions(device, candidates, settings):
-    network = supernet(WHOLE, TINY, 0).to(device)
+    network = supernet(WHOLE, TINY, 0).to(device, torch.float64)
     return [value for value, _ in candidate_conditions(network, candidates, tasks(), settings)]
 
 
@@ -56,15 +57,15 @@ def test_a_batch_of_candidates_has_the_scores_of_the_cpu(settings):
     some = [WHOLE, WHOLE.without(operators[2]), WHOLE.without(operators[-1])]
     found = conditions("cuda", some, settings)
     assert all(math.isfinite(each) for each in found)
-    assert found == pytest.approx(conditions("cpu", some, settings), rel=1e-3)
+    assert found == pytest.approx(conditions("cpu", some, settings), rel=1e-6)
 
 
 def test_a_network_alone_has_the_score_of_the_cpu():
     def score(device):
-        network = supernet(FEW, TINY, 0).to(device)
+        network = supernet(FEW, TINY, 0).to(device, torch.float64)
         return condition_score(network, tasks(), ScoreSettings())
 
-    assert score("cuda") == pytest.approx(score("cpu"), rel=1e-3)
+    assert score("cuda") == pytest.approx(score("cpu"), rel=1e-6)
 
 
 def test_the_scorers_find_what_they_find_on_the_cpu():
@@ -73,12 +74,12 @@ def test_the_scorers_find_what_they_find_on_the_cpu():
     own = [Job(0, 0, removed, operators[0]) for removed in (None, operators[0])]
 
     def found(device):
-        scorer = CellScorer(TINY, 0, tasks, patches, ScoreSettings(outputs="sum"), device)
+        scorer = CellScorer(TINY, 0, tasks, patches, HARMONIC, device)
         scores = [*scorer(FEW, common).values(), *IndependentDraws(scorer)(FEW, own).values()]
         return [score.condition for score in scores], [score.regions for score in scores]
 
     there, here = found("cuda"), found("cpu")
-    assert there[0] == pytest.approx(here[0], rel=1e-3)
+    assert there[0] == pytest.approx(here[0], rel=1e-2)
     assert there[1] == here[1]
 
 
@@ -86,8 +87,8 @@ def test_the_scorers_find_what_they_find_on_the_cpu():
 def test_the_gradient_by_operators_is_that_of_the_cpu(chunk):
     def found(device):
         network, settings = (
-            supernet(FEW, TINY, 0).to(device),
-            ScoreSettings(outputs="sum", measure="harmonic"),
+            supernet(FEW, TINY, 0).to(device, torch.float64),
+            HARMONIC,
         )
         return operator_gradients(network, FEW, tasks(), settings, chunk=chunk)
 
@@ -98,12 +99,10 @@ def test_the_gradient_by_operators_is_that_of_the_cpu(chunk):
 
 def test_the_scorer_by_gradient_runs_on_the_device():
     def found(device):
-        scorer = GradientScorer(
-            CellScorer(TINY, 0, tasks, settings=ScoreSettings(outputs="sum"), device=device)
-        )
+        scorer = GradientScorer(CellScorer(TINY, 0, tasks, settings=HARMONIC, device=device))
         return [score.condition for score in scorer.scores(FEW, 0, 0).values()]
 
-    assert found("cuda") == pytest.approx(found("cpu"), rel=1e-3)
+    assert found("cuda") == pytest.approx(found("cpu"), rel=1e-2)
 
 
 def test_linear_regions_are_counted_as_on_the_cpu():

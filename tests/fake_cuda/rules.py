@@ -1,6 +1,8 @@
 """What a CUDA device makes of an operation: which operands it takes from the CPU, and when the host waits for it."""
 
 from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,26 +56,52 @@ def has_no_deterministic_form(name: str, tensors: Sequence[Tensor]) -> bool:
     return name in NOT_DETERMINISTIC or (name == "bincount" and len(tensors) > 1)
 
 
-def takes(
-    function: torch._ops.OpOverload, name: str, args: Sequence, foreign: Sequence[Tensor], first: bool
-) -> bool:
-    """Whether CUDA takes these operands of the CPU.
+class Traits(NamedTuple):
+    """What is known of an operation by its name and schema."""
+
+    name: str
+    reads: bool
+    indexed: bool
+    launches: bool
+    reshapes: bool
+    pointwise: bool
+    writes: bool
+
+
+@cache
+def traits(function: torch._ops.OpOverload) -> Traits:
+    """The traits of an operation.
 
     Args:
         function: the operation.
-        name: its name without the overload.
+    """
+    name = function._schema.name.partition("::")[2]
+    return Traits(
+        name,
+        reads=name in READS or function in READING_OVERLOADS,
+        indexed=name in INDEXED,
+        launches=not function.is_view and not name.startswith(WITHOUT_KERNEL),
+        reshapes=torch.Tag.inplace_view in function.tags,
+        pointwise=torch.Tag.pointwise in function.tags or name in SCALARS,
+        writes=function._schema.is_mutable,
+    )
+
+
+def takes(of: Traits, args: Sequence, foreign: Sequence[Tensor], first: bool) -> bool:
+    """Whether CUDA takes these operands of the CPU.
+
+    Args:
+        of: the operation.
         args: its positional arguments.
         foreign: the operands on the CPU, of which there is at least one.
         first: whether its first tensor, which is the one that an operation in place writes, is on the device.
     """
-    if name in COPIES:
+    if of.name in COPIES:
         return True
-    if name in INDEXED:
+    if of.indexed:
         indices = [id(each) for each in args[1] if isinstance(each, Tensor)]
         return first and all(each.dim() == 0 or id(each) in indices for each in foreign)
-    pointwise = torch.Tag.pointwise in function.tags or name in SCALARS
-    written = function._schema.is_mutable and not first
-    return pointwise and not written and all(each.dim() == 0 for each in foreign)
+    return of.pointwise and (first or not of.writes) and all(each.dim() == 0 for each in foreign)
 
 
 def rounded_to_tf32(x: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from tests.fake_cuda import rules
 
@@ -72,6 +72,35 @@ def place() -> str:
     return outside or "?"
 
 
+def _tensors(values) -> Iterator[Tensor]:
+    """The tensors among the arguments of an operation, which nests lists once."""
+    for each in values:
+        if isinstance(each, Tensor):
+            yield each
+        elif isinstance(each, list | tuple):
+            yield from (inner for inner in each if isinstance(inner, Tensor))
+
+
+def _held(value, tf32: bool):
+    """An argument with what tensors of the device hold, rounded if need be, in their place."""
+    if isinstance(value, list | tuple):
+        return [_held(each, tf32) for each in value]
+    value = value.held if isinstance(value, CardTensor) else value
+    return rules.rounded_to_tf32(value) if tf32 and isinstance(value, Tensor) else value
+
+
+def _wrapped(result, ours):
+    """A result on the device; what was written in place keeps its wrapper."""
+    if isinstance(result, list | tuple):
+        return type(result)([_wrapped(each, ours) for each in result])
+    if not isinstance(result, Tensor):
+        return result
+    for each in ours:
+        if each.held is result:
+            return each
+    return CardTensor(result)
+
+
 class Card(TorchDispatchMode):
     """Computes on what tensors of the device hold; refuses what CUDA refuses; counts what the host does.
 
@@ -86,74 +115,62 @@ class Card(TorchDispatchMode):
         self.tf32 = tf32
         self.launches, self.waits, self.uploads = Counter(), Counter(), Counter()
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # nothing is compiled here, and the wrapper that keeps dynamo out takes time
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        leaves, spec = tree_flatten((args, kwargs))
-        tensors = [each for each in leaves if isinstance(each, Tensor)]
+        kwargs = kwargs or {}
+        tensors = list(_tensors((*args, *kwargs.values())))
         ours = [each for each in tensors if isinstance(each, CardTensor)]
         wanted = kwargs.get("device")
         made_here = wanted is not None and torch.device(wanted).type == INNER.type
         if not ours and not made_here:
             return function(*args, **kwargs)
-        name = function._schema.name.partition("::")[2]
-        if ours:
-            self._check(function, name, args, tensors, len(ours))
-        self._note(function, name, args, ours, wanted, made_here)
-        held = [each.held if isinstance(each, CardTensor) else each for each in leaves]
-        if self.tf32 and self._in_tf32(name):
-            held = [rules.rounded_to_tf32(each) if isinstance(each, Tensor) else each for each in held]
-        outer = args, kwargs
-        args, kwargs = tree_unflatten(held, spec)
+        traits = rules.traits(function)
+        self._check(function, traits, args, tensors, ours)
+        self._note(traits, args, wanted, made_here)
+        tf32 = self.tf32 and self._in_tf32(traits.name)
+        inner_args = [_held(each, tf32) for each in args]
+        inner_kwargs = {name: _held(each, tf32) for name, each in kwargs.items()}
         if made_here:
-            kwargs["device"] = CPU
-        if kwargs.get("pin_memory"):
-            kwargs["pin_memory"] = False
-        result = function(*args, **kwargs)
-        if name == "_to_copy" and wanted is not None and not made_here:
+            inner_kwargs["device"] = CPU
+        if inner_kwargs.get("pin_memory"):
+            inner_kwargs["pin_memory"] = False
+        result = function(*inner_args, **inner_kwargs)
+        if traits.name == "_to_copy" and wanted is not None and not made_here:
             return result
-        if name == "copy_" and not isinstance(tensors[0], CardTensor):
+        if traits.name == "copy_" and not isinstance(tensors[0], CardTensor):
             return tensors[0]
-        if torch.Tag.inplace_view in function.tags:
+        if traits.reshapes:
             with no_dispatch():
-                function(*outer[0], **outer[1])  # the wrapper, too, has another shape now
-        known = {id(each.held): each for each in ours}  # what is written in place keeps its wrapper
+                tensors[0].data = CardTensor(tensors[0].held)  # the wrapper has its new shape, too
+        return _wrapped(result, ours)
 
-        def wrapped(each):
-            if not isinstance(each, Tensor):
-                return each
-            return known[id(each)] if id(each) in known else CardTensor(each)
-
-        return tree_map(wrapped, result)
-
-    def _check(self, function, name, args, tensors, count) -> None:
-        if count < len(tensors):
+    def _check(self, function, traits, args, tensors, ours) -> None:
+        if 0 < len(ours) < len(tensors):
             foreign = [each for each in tensors if not isinstance(each, CardTensor)]
-            if not rules.takes(function, name, args, foreign, isinstance(tensors[0], CardTensor)):
+            if not rules.takes(traits, args, foreign, isinstance(tensors[0], CardTensor)):
                 raise CardError(
                     f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu: "
-                    f"{name} with {[tuple(each.shape) for each in foreign]} on the CPU, at {place()}"
+                    f"{traits.name} with {[tuple(each.shape) for each in foreign]} on the CPU, at {place()}"
                 )
-        if torch.are_deterministic_algorithms_enabled() and rules.has_no_deterministic_form(name, tensors):
-            raise CardError(f"{name} does not have a deterministic implementation on CUDA, at {place()}")
-        if torch.Tag.inplace_view in function.tags:
-            raise NotImplementedError(
-                f"the fake device cannot change the shape in place: {name}, at {place()}"
-            )
+        if torch.are_deterministic_algorithms_enabled() and rules.has_no_deterministic_form(
+            traits.name, tensors
+        ):
+            raise CardError(f"{function} does not have a deterministic implementation on CUDA, at {place()}")
 
-    def _note(self, function, name, args, ours, wanted, made_here) -> None:
-        def note(counter, what):
-            counter[what, place()] += 1
-
-        if name in rules.READS or function in rules.READING_OVERLOADS:
-            note(self.waits, name)
-        elif name in rules.INDEXED:
-            indices = [each for each in args[1] if isinstance(each, Tensor)]
+    def _note(self, traits, args, wanted, made_here) -> None:
+        name = traits.name
+        if traits.reads:
+            self.waits[name, place()] += 1
+        elif traits.indexed:
             filled = name != "index" and len(args) > 2 and args[2].numel() == 1  # masked_fill needs no count
-            for each in indices:
+            for each in _tensors(args[1]):
                 if not isinstance(each, CardTensor):
-                    note(self.uploads, name)
+                    self.uploads[name, place()] += 1
                 elif each.dtype in (torch.bool, torch.uint8) and not filled:
-                    note(self.waits, name)
+                    self.waits[name, place()] += 1
         elif name in rules.COPIES:
             source = isinstance(args[1 if name == "copy_" else 0], CardTensor)
             goal = (
@@ -162,11 +179,10 @@ class Card(TorchDispatchMode):
                 else made_here or (source and wanted is None)
             )
             if source and not goal:
-                note(self.waits, name)
+                self.waits[name, place()] += 1
             elif goal and not source:
-                note(self.uploads, name)
-        creates = not function.is_view and not name.startswith(rules.WITHOUT_KERNEL)
-        if creates and (ours or made_here):
+                self.uploads[name, place()] += 1
+        if traits.launches:
             self.launches[name] += 1
 
     def _in_tf32(self, name: str) -> bool:
