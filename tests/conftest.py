@@ -7,6 +7,7 @@ import hypothesis
 import pytest
 import torch
 
+from tests.fake_cuda import fake_cuda
 from tests.ledger import plugin as ledger_plugin
 from tests.ledger.plugin import (  # noqa: F401 - hooks and a fixture
     measured,
@@ -52,3 +53,15 @@ def _global_state_stays_as_it_was():
         torch.manual_seed(0)  # torch's layers draw their first weights from it, whoever replaces them later
         yield
     assert torch.get_default_dtype() == torch.float32, "the default dtype was changed"
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.cuda)])
+def card(request):
+    """A CUDA device: one that computes on the CPU, or that of the machine for tests marked ``cuda``."""
+    if request.param == "fake":
+        with fake_cuda() as fake:
+            yield fake
+    elif torch.cuda.is_available():
+        yield None
+    else:
+        pytest.skip("this machine has no CUDA device")

@@ -245,7 +245,7 @@ def test_tasks_methods_and_chunks_that_do_not_fit_are_refused():
             meta_gradient(net.model, params, [task(0, 0, 2, 3, 4, 1)], inner, chunk=0)
 
 
-@pytest.mark.cuda
+@pytest.mark.usefixtures("card")
 def test_on_a_cuda_device_the_gradient_is_that_of_the_cpu():
     net = FullyConnected(4, 40, 2, 2, "erf", sigma_b=0.3)
     params, inner, some = start(net), InnerLoop(0.2, 3), [task(0, i, 2, 3, 4, 2) for i in range(3)]

@@ -197,9 +197,3 @@ def test_a_diverged_network_is_named_instead_of_scored():
     network.body[0].weight.data.fill_(float("nan"))
     with pytest.raises(ValueRangeError, match="diverged"):
         run(network=network)
-
-
-@pytest.mark.cuda
-def test_evaluation_on_cuda_agrees_with_the_cpu():
-    cpu, cuda = run(), run(device="cuda")
-    assert np.abs(cpu.accuracies - cuda.accuracies).max() < 0.1

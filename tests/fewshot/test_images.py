@@ -94,7 +94,7 @@ def test_the_fingerprint_sees_names_labels_and_images():
     assert fingerprint(noise_split()) in prints
 
 
-@pytest.mark.cuda
+@pytest.mark.usefixtures("card")
 def test_images_live_on_the_cuda_device_when_they_fit():
     split = noise_split()
     assert resident(split, "cuda").is_cuda
