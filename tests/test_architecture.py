@@ -17,7 +17,7 @@ LAYERS = (
     {"errors"},
     {"files", "rng", "tasks", "modules"},
     {"strict_json"},
-    {"linalg"},
+    {"linalg", "products"},
     {"networks"},
     {"head"},
     {"guard"},
