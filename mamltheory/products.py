@@ -10,12 +10,19 @@ Both are exact float32 products: the results differ from ``@`` by rounding alone
 other devices keep ``@``, bit for bit. No public route is faster for batched products, which stay ``torch.bmm``.
 
 The route is a function of the processor and of the sizes, never of a measurement: equal runs have equal bits.
-The environment variable ``MAMLTHEORY_PRODUCTS`` fixes it: "native" is ``@`` everywhere, "onednn" takes oneDNN
-whatever the processor, and "auto", the default, takes oneDNN on AMD processors with AVX-512.
+The environment variable ``MAMLTHEORY_PRODUCTS`` fixes it:
+
+    native    ``@`` everywhere
+    large     oneDNN where the result has 2048 columns or more
+    onednn    oneDNN for smaller products too
+    auto      the default: on AMD processors with AVX-512 "onednn" from family 26 (Zen 5) on, whose AVX-512 is twice as
+              wide as AVX2, and "large" before, where both have one peak and MKL misses it for large matrices alone;
+              "native" elsewhere
 """
 
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -25,7 +32,7 @@ from torch.nn import functional as F
 
 from mamltheory.errors import ConfigurationError
 
-Route = Literal["native", "onednn"]
+Route = Literal["native", "large", "onednn"]
 VARIABLE = "MAMLTHEORY_PRODUCTS"
 LEAST_WORK = 1 << 25
 """Multiplications below which the copies of the linear route cost what its product gains."""
@@ -35,6 +42,10 @@ MOST_REARRANGED = 1 << 22
 """Numbers of B above which the convolution loses more by rearranging it than its product gains."""
 LEAST_INNER, LEAST_LINEAR, LEAST_CONVOLUTION = 256, 128, 1024
 """Least columns of A, and least columns of B for the linear route and for the convolution."""
+LEAST_LARGE = 2048
+"""Least columns of B for either under "large"."""
+FULL_WIDTH = 26
+"""The first family of AMD processors that run AVX-512 at its full width."""
 
 _chosen: Route | None = None
 
@@ -43,7 +54,7 @@ def product_route() -> Route:
     """The route of large float32 products on the CPU in this process, by which equal runs have equal bits.
 
     Returns:
-        "native" for ``@``, or "onednn". ConfigurationError says that ``MAMLTHEORY_PRODUCTS`` holds another word.
+        "native", "large" or "onednn". ConfigurationError says that ``MAMLTHEORY_PRODUCTS`` holds another word.
     """
     if _chosen is None:
         fix_product_route(os.environ.get(VARIABLE, "auto"))
@@ -54,7 +65,7 @@ def fix_product_route(name: str) -> None:
     """Fixes the route in this process, before or after its first product.
 
     Args:
-        name: "native", "onednn", or "auto" to choose by the processor.
+        name: "native", "large", "onednn", or "auto" to choose by the processor.
 
     Raises:
         ConfigurationError: another name.
@@ -62,17 +73,22 @@ def fix_product_route(name: str) -> None:
     global _chosen
     if name not in ("auto", *get_args(Route)):
         raise ConfigurationError(
-            f"the route of products is {name!r}: expected auto, native or onednn; set {VARIABLE}"
+            f"the route of products is {name!r}: expected auto, native, large or onednn; set {VARIABLE}"
         )
     _chosen = _by_processor() if name == "auto" else cast(Route, name)
 
 
 def _by_processor() -> Route:
     wide = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return "onednn" if wide and "AuthenticAMD" in _vendor() else "native"
+    text = _processor()
+    if not wide or "AuthenticAMD" not in text:
+        return "native"
+    family = re.search(r"family\s*:?\s*(\d+)", text, re.IGNORECASE)
+    return "onednn" if family and int(family[1]) >= FULL_WIDTH else "large"
 
 
-def _vendor() -> str:
+def _processor() -> str:
+    """Vendor and family of the processor, among other words."""
     try:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
     except OSError:
@@ -123,7 +139,10 @@ def _is_faster(a: Tensor, b: Tensor) -> bool:
     work = m * j * n
     if work < LEAST_WORK or j < LEAST_INNER or n < LEAST_LINEAR or b.shape[0] != j:
         return False
-    if not (_is_plain(a) and _is_plain(b)) or torch.compiler.is_compiling() or product_route() == "native":
+    if not (_is_plain(a) and _is_plain(b)) or torch.compiler.is_compiling():
+        return False
+    route = product_route()
+    if route == "native" or (route == "large" and n < LEAST_LARGE):
         return False
     if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
         return False

@@ -200,15 +200,24 @@ def test_small_products_have_the_bits_of_the_plain_operator():
 @needs_onednn
 def test_large_products_take_onednn_unless_the_route_is_fixed():
     a, b = drawn((64, 1024)), drawn((1024, 1024), "transposed", 1)
-    fix_product_route("native")
-    assert torch.equal(matmul(a, b), a @ b)
+    for route in ("native", "large"):
+        fix_product_route(route)
+        assert torch.equal(matmul(a, b), a @ b)
     fix_product_route("onednn")
     assert type(matmul(a.requires_grad_(), b).grad_fn).__name__ == "_OneDnnProductBackward"
     assert_close(matmul(a, b), a @ b, rtol=1e-4, atol=1e-3)
 
 
+@needs_onednn
+def test_the_large_route_begins_at_2048_columns():
+    fix_product_route("large")
+    a, b = drawn((64, 256)).requires_grad_(), drawn((256, 2048), "transposed", 1)
+    names = [type(matmul(a, b[:, :columns]).grad_fn).__name__ for columns in (2047, 2048)]
+    assert names == ["MmBackward0", "_OneDnnProductBackward"]
+
+
 def processor(monkeypatch, vendor, capability, onednn=True):
-    monkeypatch.setattr(products, "_vendor", lambda: vendor)
+    monkeypatch.setattr(products, "_processor", lambda: vendor)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
 
@@ -216,8 +225,10 @@ def processor(monkeypatch, vendor, capability, onednn=True):
 @pytest.mark.parametrize(
     ("vendor", "capability", "onednn", "route"),
     [
-        ("vendor_id\t: AuthenticAMD", "AVX512", True, "onednn"),
-        ("vendor_id\t: AuthenticAMD", "AVX512", False, "native"),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t: 2", "AVX512", True, "onednn"),
+        ("AMD64 Family 26 Model 2 Stepping 1, AuthenticAMD", "AVX512", True, "onednn"),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t: 97", "AVX512", True, "large"),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26", "AVX512", False, "native"),
         ("vendor_id\t: AuthenticAMD", "AVX2", True, "native"),
         ("vendor_id\t: GenuineIntel", "AVX512", True, "native"),
         ("", "DEFAULT", True, "native"),
@@ -230,7 +241,7 @@ def test_the_processor_chooses(monkeypatch, vendor, capability, onednn, route):
 
 
 def test_the_environment_fixes_the_route_once(monkeypatch):
-    processor(monkeypatch, "vendor_id\t: AuthenticAMD", "AVX512")
+    processor(monkeypatch, "vendor_id\t: AuthenticAMD\ncpu family\t: 26", "AVX512")
     products._chosen = None
     monkeypatch.setenv("MAMLTHEORY_PRODUCTS", "native")
     assert product_route() == "native"
@@ -239,7 +250,7 @@ def test_the_environment_fixes_the_route_once(monkeypatch):
 
 
 def test_another_word_is_refused(monkeypatch):
-    with pytest.raises(ConfigurationError, match="expected auto, native or onednn"):
+    with pytest.raises(ConfigurationError, match="expected auto, native, large or onednn"):
         fix_product_route("mkl")
     products._chosen = None
     monkeypatch.setenv("MAMLTHEORY_PRODUCTS", "fast")
