@@ -8,13 +8,14 @@ from experiments.settings import Doctor
 from mamltheory.errors import DataError, printable
 from mamltheory.fewshot.formats import recognise
 from mamltheory.fewshot.formats.common import SPLITS
+from mamltheory.products import product_route
 from mamltheory.runtime.device import choose_device, environment
 
 
 def print_environment(settings: Doctor) -> int:
     """Print versions, device, threads and data; returns 0. Raises DataError for a missing data folder."""
     device = choose_device(settings.device)
-    rows = environment(device.device) | {"device reason": device.reason}
+    rows = environment(device.device, product_route()) | {"device reason": device.reason}
     rows |= dict(_data(settings.data))
     for name, value in rows.items():
         print(printable(f"{name:14} {'not available' if value is None else value}"))

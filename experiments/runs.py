@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from mamltheory.errors import printable
+from mamltheory.products import product_route
 from mamltheory.runtime.device import environment
 from mamltheory.runtime.distributed import world
 from mamltheory.runtime.interrupt import Interrupted, check_interrupted
@@ -80,7 +81,7 @@ def opened_run(
     Yields:
         The open record.
     """
-    where = environment(device) | ({"processes": processes} if processes > 1 else {})
+    where = environment(device, product_route()) | ({"processes": processes} if processes > 1 else {})
     place, kept = folder or settings.out, settings if config is None else config
     log = open_run(place, command, kept, settings.seed, where, free, before, known)
     with recorded(log, again):

@@ -17,7 +17,7 @@ LAYERS = (
     {"errors", "accelerator"},
     {"files", "rng", "tasks", "modules"},
     {"strict_json"},
-    {"linalg"},
+    {"linalg", "products"},
     {"networks"},
     {"head"},
     {"guard"},

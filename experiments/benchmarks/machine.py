@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from experiments.benchmarks.catalogue import GROUPS
+from mamltheory.products import product_route
 from mamltheory.runtime.device import choose_device, environment
 
 VERSION_CODE = "from importlib.metadata import version; print(version('neural-tangents'), version('jax'))"
@@ -26,7 +27,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         "c_library": " ".join(platform.libc_ver()),
         "blas": _blas(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        **environment(choose_device(device).device),
+        **environment(choose_device(device).device, product_route()),
         "threads": 1,
         # Above the number of cores, CPU times are too long, because processes share caches and memory.
         "load_average": round(os.getloadavg()[2], 1),

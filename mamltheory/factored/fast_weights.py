@@ -27,6 +27,7 @@ from torch import Tensor
 from mamltheory.errors import ShapeError
 from mamltheory.inner_loop import InnerLoop
 from mamltheory.networks import ACTIVATIONS, FullyConnected, Model
+from mamltheory.products import affine, matmul
 from mamltheory.tasks import PARTS, Parameters, Task
 
 
@@ -197,9 +198,9 @@ def forward(layer: AffineLayer, z: Tensor, change: WeightChange | None, rate: fl
     rows = z.flatten(0, 1)
     if bias:
         shift = layer.bias if layer.c_b == 1 else layer.c_b * layer.bias
-        h = torch.addmm(shift, rows, layer.weight.T, alpha=layer.c)
+        h = affine(rows, layer.weight, shift, alpha=layer.c)
     else:
-        h = _scaled(rows @ layer.weight.T, layer.c)
+        h = _scaled(matmul(rows, layer.weight.T), layer.c)
     h = h.unflatten(0, z.shape[:2])
     if change is None:
         return h
@@ -222,7 +223,7 @@ def backward(
     Returns:
         ∂ℓ/∂z, N × n × fan_in.
     """
-    z = _scaled(g.flatten(0, 1) @ layer.weight, layer.c).unflatten(0, g.shape[:2])
+    z = _scaled(matmul(g.flatten(0, 1), layer.weight), layer.c).unflatten(0, g.shape[:2])
     if change is None:
         return z
     overlap = g @ change.cotangents.mT if overlap is None else overlap

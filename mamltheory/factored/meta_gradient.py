@@ -35,6 +35,7 @@ from mamltheory.factored.fast_weights import (
 )
 from mamltheory.inner_loop import InnerLoop
 from mamltheory.networks import FullyConnected
+from mamltheory.products import matmul
 from mamltheory.tasks import Parameters
 
 BLOCK = 2**21
@@ -55,7 +56,7 @@ class FactoredGradient:
 
     def dense(self) -> Parameters:
         """∇𝓛 by name, the gradient of every weight multiplied out."""
-        weights = {name: _times(u.T @ v, c) for name, (u, v, c) in self.pairs.items()}
+        weights = {name: _times(matmul(u.T, v), c) for name, (u, v, c) in self.pairs.items()}
         return weights | self.biases
 
     def step_(self, params: Parameters, rate: float) -> float:
@@ -64,7 +65,7 @@ class FactoredGradient:
         for name, (u, v, c) in self.pairs.items():
             rows = max(1, BLOCK // v.shape[1])
             for part, weight in zip(u.T.split(rows), params[name].split(rows), strict=True):
-                change = part @ v
+                change = matmul(part, v)
                 square += (rate * c) ** 2 * _square(change)
                 weight.sub_(change, alpha=rate * c)
         for name, value in self.biases.items():

@@ -117,8 +117,16 @@ def set_threads(count: int | None = None) -> int:
     return torch.get_num_threads()
 
 
-def environment(device: torch.device | str = "cpu") -> dict[str, object]:
-    """What a result depends on apart from its settings: versions, device, threads, commit (None if unknown)."""
+def environment(device: torch.device | str = "cpu", products: str | None = None) -> dict[str, object]:
+    """What a result depends on apart from its settings: versions, device, threads, commit (None if unknown).
+
+    Args:
+        device: where the run computes.
+        products: the route of matrix products, on which their last bits depend; None leaves the entry out.
+
+    Returns:
+        The entries by name.
+    """
     device = torch.device(device)
     versions = {package: version(package) for package in ("mamltheory", "torch", "numpy", "scipy")}
     return {
@@ -128,6 +136,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, object]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        **({} if products is None else {"products": products}),
         "commit": commit(),
     }
 

@@ -14,6 +14,7 @@ from mamltheory.kernels.layers.gram import Gradients, LayerFactors
 from mamltheory.kernels.layers.jacobian import Outputs
 from mamltheory.kernels.layers.tiles import Budget, Pass
 from mamltheory.networks import ACTIVATIONS, FullyConnected, output_of
+from mamltheory.products import affine, matmul
 from mamltheory.tasks import Parameters
 
 
@@ -72,7 +73,7 @@ def _groups(
             yield group, budget.hold(f"layer {i}", gradients)
         if i > min(layers):
             # the unit vectors of the outputs are the same for all samples
-            back = (cotangent if i <= net.depth else cotangent[:1]) @ params[f"weight{i}"]
+            back = matmul(cotangent if i <= net.depth else cotangent[:1], params[f"weight{i}"])
             cotangent = (scale * back) * slopes[i - 2][:, None]
 
 
@@ -94,9 +95,7 @@ def _forward(net: FullyConnected, params: Parameters, x: Tensor) -> tuple[list[T
     inputs, slopes = [x], []
     for i in range(1, net.depth + 1):
         scale, shift = _scales(net, i)
-        hidden = torch.addmm(
-            params[f"bias{i}"], inputs[-1], params[f"weight{i}"].T, beta=shift, alpha=scale
-        ).requires_grad_()
+        hidden = affine(inputs[-1], params[f"weight{i}"], params[f"bias{i}"], shift, scale).requires_grad_()
         with torch.enable_grad():
             value = ACTIVATIONS[net.activation](hidden)
         slopes.append(torch.autograd.grad(value.sum(), hidden)[0])
