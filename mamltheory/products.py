@@ -171,7 +171,8 @@ class _OneDnnProduct(torch.autograd.Function):
         image = a.contiguous().view(1, 1, m, j).permute(0, 3, 1, 2)
         # A dilated kernel of one pixel is the same kernel, but torch hands few images to oneDNN only if it is dilated.
         product = F.conv_transpose2d(image, b.contiguous().view(j, n, 1, 1), dilation=2)
-        return product.permute(0, 2, 3, 1).reshape(m, n)
+        # The same numbers as a tensor that is no view: one made in here may not be changed in place later.
+        return a.new_empty(0).set_(product.permute(0, 2, 3, 1).reshape(m, n))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
