@@ -7,7 +7,7 @@ takes AVX-512. Two public functions reach it, and they decide by how the right f
     rows contiguous    (A W)      a transposed 1 × 1 convolution of one image in channels last, which copies neither
 
 Both are exact float32 products: the results differ from ``@`` by rounding alone. Small products, other dtypes and
-other devices keep ``@``, bit for bit. No public route is faster for batched products, which stay ``torch.bmm``.
+other devices keep ``@``, bit for bit; so do batched products.
 
 The route is a function of the processor and of the sizes, never of a measurement: equal runs have equal bits.
 The environment variable ``MAMLTHEORY_PRODUCTS`` fixes it:
