@@ -7,7 +7,7 @@ takes AVX-512. Two public functions reach it, and they decide by how the right f
     rows contiguous    (A W)      a transposed 1 × 1 convolution of one image in channels last, which copies neither
 
 Both are exact float32 products: the results differ from ``@`` by rounding alone. Small products, other dtypes and
-other devices keep ``@``, bit for bit. No public route is faster for batched products, which stay ``torch.bmm``.
+other devices keep ``@``, bit for bit; so do batched products.
 
 The route is a function of the processor and of the sizes, never of a measurement: equal runs have equal bits.
 The environment variable ``MAMLTHEORY_PRODUCTS`` fixes it:
@@ -171,7 +171,8 @@ class _OneDnnProduct(torch.autograd.Function):
         image = a.contiguous().view(1, 1, m, j).permute(0, 3, 1, 2)
         # A dilated kernel of one pixel is the same kernel, but torch hands few images to oneDNN only if it is dilated.
         product = F.conv_transpose2d(image, b.contiguous().view(j, n, 1, 1), dilation=2)
-        return product.permute(0, 2, 3, 1).reshape(m, n)
+        # The same numbers as a tensor that is no view: one made in here may not be changed in place later.
+        return a.new_empty(0).set_(product.permute(0, 2, 3, 1).reshape(m, n))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004

@@ -140,6 +140,19 @@ def test_first_and_second_derivatives_by_autograd(layout):
 @needs_onednn
 @pytest.mark.usefixtures("everywhere")
 @ORIENTATIONS
+def test_a_product_may_be_changed_in_place(layout):
+    fix_product_route("onednn")
+    gradients = []
+    for product in (matmul, operator.matmul):
+        a, b = (x.requires_grad_() for x in losses(layout)[2])
+        changed = product(a, b).unflatten(0, (3, 4)).mul_(2.0)
+        gradients.append(torch.autograd.grad(changed.square().sum(), (a, b)))
+    assert_close(*gradients, **close)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("everywhere")
+@ORIENTATIONS
 def test_transforms_of_functions_pass_through(layout):
     fix_product_route("onednn")
     ours, plain, at = losses(layout)

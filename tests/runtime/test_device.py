@@ -174,3 +174,8 @@ def test_the_world_is_what_torchrun_says_and_one_process_without_it():
 def test_half_a_world_or_an_impossible_one_is_refused(environ):
     with pytest.raises(ConfigurationError):
         world(environ)
+
+
+def test_the_environment_names_the_route_of_products_where_it_is_told():
+    assert environment("cpu", "native")["products"] == "native"
+    assert "products" not in environment()
