@@ -15,14 +15,12 @@ The environment variable ``MAMLTHEORY_PRODUCTS`` fixes it:
     native    ``@`` everywhere
     large     oneDNN where the result has 2048 columns or more
     onednn    oneDNN for smaller products too
-    auto      the default: on AMD processors with AVX-512 "onednn" from family 26 (Zen 5) on, whose AVX-512 is twice as
-              wide as AVX2, and "large" before, where both have one peak and MKL misses it for large matrices alone;
-              "native" elsewhere
+    auto      the default: "large" on AMD processors with AVX-512, "native" elsewhere. On processors that run AVX-512 at
+              its full width (Zen 5) "onednn" promises more; it was not timed there
 """
 
 import os
 import platform
-import re
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -44,8 +42,6 @@ LEAST_INNER, LEAST_LINEAR, LEAST_CONVOLUTION = 256, 128, 1024
 """Least columns of A, and least columns of B for the linear route and for the convolution."""
 LEAST_LARGE = 2048
 """Least columns of B for either under "large"."""
-FULL_WIDTH = 26
-"""The first family of AMD processors that run AVX-512 at its full width."""
 
 _chosen: Route | None = None
 
@@ -80,15 +76,11 @@ def fix_product_route(name: str) -> None:
 
 def _by_processor() -> Route:
     wide = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    text = _processor()
-    if not wide or "AuthenticAMD" not in text:
-        return "native"
-    family = re.search(r"family\s*:?\s*(\d+)", text, re.IGNORECASE)
-    return "onednn" if family and int(family[1]) >= FULL_WIDTH else "large"
+    return "large" if wide and "AuthenticAMD" in _processor() else "native"
 
 
 def _processor() -> str:
-    """Vendor and family of the processor, among other words."""
+    """The vendor of the processor, among other words."""
     try:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
     except OSError:
@@ -171,8 +163,8 @@ class _OneDnnProduct(torch.autograd.Function):
         image = a.contiguous().view(1, 1, m, j).permute(0, 3, 1, 2)
         # A dilated kernel of one pixel is the same kernel, but torch hands few images to oneDNN only if it is dilated.
         product = F.conv_transpose2d(image, b.contiguous().view(j, n, 1, 1), dilation=2)
-        # The same numbers as a tensor that is no view: one made in here may not be changed in place later.
-        return a.new_empty(0).set_(product.permute(0, 2, 3, 1).reshape(m, n))
+        # A view that is made in here may not be changed in place later: the caller gets a tensor that is none.
+        return product.permute(0, 2, 3, 1).reshape(m, n).clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004

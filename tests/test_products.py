@@ -238,8 +238,7 @@ def processor(monkeypatch, vendor, capability, onednn=True):
 @pytest.mark.parametrize(
     ("vendor", "capability", "onednn", "route"),
     [
-        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t: 2", "AVX512", True, "onednn"),
-        ("AMD64 Family 26 Model 2 Stepping 1, AuthenticAMD", "AVX512", True, "onednn"),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t: 2", "AVX512", True, "large"),
         ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t: 97", "AVX512", True, "large"),
         ("vendor_id\t: AuthenticAMD\ncpu family\t: 26", "AVX512", False, "native"),
         ("vendor_id\t: AuthenticAMD", "AVX2", True, "native"),
