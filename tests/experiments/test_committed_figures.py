@@ -89,8 +89,9 @@ def test_the_search_the_table_and_the_benchmarks_are_those_of_the_commands():
     tables = [content["settings"] for content in contents if "settings" in content]
     assert "glyphs" in {table["name"] for table in tables}
     for table in tables:
-        same = ("name", "experiments", "methods", "runs", "seed")
+        same = ("name", "experiments", "runs", "seed")
         assert {k: made[table["name"]][k] for k in same} == {k: table[k] for k in same}
+        assert set(table["methods"]) <= set(made[table["name"]]["methods"])
     for benchmark in (settings for name, settings in MADE if name == "benchmark"):
         found = config(f"{benchmark.name}_{benchmark.device}.json")
         assert found == {k: plain(getattr(benchmark, k)) for k in found}

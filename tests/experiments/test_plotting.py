@@ -48,6 +48,7 @@ def digests(paths):
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
 
 
+@pytest.mark.slow
 def test_the_same_numbers_give_the_same_bytes_in_another_process(tmp_path):
     here = write(tmp_path / "here")
     root = Path(__file__).resolve().parents[2]

@@ -59,6 +59,7 @@ def test_a_crop_shows_its_own_region_alone(monkeypatch):
     assert (region_pixels(("checkered", 0, 1)) == 255).all()
 
 
+@pytest.mark.slow
 def test_another_process_with_other_threads_makes_the_same_bytes_and_another_seed_others(data):
     code = (
         "import hashlib; from mamltheory.fewshot.pictures import picture_data; d = picture_data(); "

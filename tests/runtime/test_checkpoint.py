@@ -195,6 +195,7 @@ def kill_at_random(directory, kills, seed):
     assert len(list(directory.iterdir())) == 1, "leftovers of killed processes were not swept"
 
 
+@pytest.mark.slow
 def test_killing_the_process_at_any_moment_leaves_a_good_state(tmp_path):
     kill_at_random(tmp_path, kills=4, seed=0)
 

@@ -47,6 +47,7 @@ def rows_of(table):
     return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines[2:]}
 
 
+@pytest.mark.slow
 def test_every_case_has_a_record_with_times_and_a_row_for_every_method(benchmarked):
     folder, data = benchmarked
     assert set(data["cases"]) == set(FEW)
@@ -57,6 +58,7 @@ def test_every_case_has_a_record_with_times_and_a_row_for_every_method(benchmark
     assert {path.suffix for path in (folder / "out").iterdir()} == {".png", ".pdf", ".json", ".md"}
 
 
+@pytest.mark.slow
 def test_the_numbers_of_the_table_are_those_of_the_json(benchmarked):
     folder, data = benchmarked
     text = (folder / "out" / "benchmark_cpu_quick.md").read_text()
@@ -70,6 +72,7 @@ def test_the_numbers_of_the_table_are_those_of_the_json(benchmarked):
             assert cells[5] == f"{each['agreement']:.1e}"
 
 
+@pytest.mark.slow
 def test_every_method_present_agrees_with_the_slow_way(benchmarked):
     for record in benchmarked[1]["cases"].values():
         for name, each in record["methods"].items():
@@ -79,6 +82,7 @@ def test_every_method_present_agrees_with_the_slow_way(benchmarked):
                 assert each["agreement_float64"] < 1e-12
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_not_there_is_said_to_be_absent(benchmarked):
     data = benchmarked[1]
     missing = missing_peers(data["peers"])
@@ -144,6 +148,7 @@ def test_a_process_that_fails_is_an_answer_and_the_log_says_why(tmp_path):
     assert "Traceback" in (tmp_path / "workers.log").read_text()
 
 
+@pytest.mark.slow
 def test_finished_cases_are_not_measured_again_unless_their_settings_change(benchmarked, monkeypatch):
     folder, data = benchmarked
     again = []

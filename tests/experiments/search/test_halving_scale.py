@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("enough_images")
 SIZE = NetworkSettings(4, 3, 6, 4)
 
 
+@pytest.mark.slow
 def test_a_search_at_a_small_scale_trains_what_it_found_at_full_scale(tmp_path, capsys):
     settings = halving_settings(
         tmp_path, search_channels=2, confirm=0, seed=3, then_train="glyph-smoke", data="glyphs"

@@ -72,6 +72,7 @@ def test_the_course_of_a_search_has_every_decision_and_every_rounds_report(searc
     assert course["failures"] == {}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_chunks")
 def test_a_search_stopped_twice_goes_on_with_what_it_lacks_to_the_same_end(tmp_path):
     whole, settings = begun(tmp_path / "whole"), begun(tmp_path / "a b")
@@ -105,7 +106,7 @@ def test_every_score_of_a_search_on_a_gpu_is_computed_deterministically(tmp_path
     torch.use_deterministic_algorithms(False)
     try:
         monkeypatch.setattr(search, "choose_device", lambda _: Device(torch.device("cuda:0"), "asked for"))
-        monkeypatch.setattr(runs, "environment", lambda _: environment("cpu"))
+        monkeypatch.setattr(runs, "environment", lambda _, *rest: environment("cpu", *rest))
         search.search_cells(settings)
         found = read_run(settings.out)["environment"]["deterministic"]
         search.final_scores(search.saved_search(settings).state, settings.resolved())

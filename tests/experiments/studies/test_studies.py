@@ -187,6 +187,7 @@ def thinned(count):
     return [whole, *(whole.without(operator) for operator in whole.operators()[:count])]
 
 
+@pytest.mark.slow
 def test_operators_taken_out_one_by_one_change_the_score_as_the_search_sees_it(tmp_path, monkeypatch):
     monkeypatch.setattr(stability, "without_each", partial(thinned, 2))
     settings = stability_settings(tmp_path)

@@ -24,6 +24,9 @@ from tests.experiments.tiny import SIZE, evaluate_settings, files, train_setting
 RUNS, BAND = 2, (6000, 8000)
 
 
+pytestmark = pytest.mark.slow  # three searches, nine trainings
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A table of tiny networks with real searches, stopped once; settings, and epochs and searches after the stop."""

@@ -183,6 +183,7 @@ def test_settings_that_give_other_numbers_have_another_run_folder():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "others",
     [{"tasks": "glyphs"}, pytest.param({"algorithm": "anil", "activation": "relu"}, marks=pytest.mark.slow)],
