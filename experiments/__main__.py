@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "python -m experiments"
 EXAMPLES = (
-    ("demo", "everything on the embedded data, within ten minutes"),
+    ("demo", "everything on the embedded data, in five minutes"),
     ("search --preset glyph-smoke --seed 1", "a small search; flags override presets"),
     ("search --config runs/search/run.json", "the same search again, or continued after a stop"),
     ("search --help", "all settings of one command"),
