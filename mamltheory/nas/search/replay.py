@@ -92,12 +92,7 @@ def best_by_score(name: str, count: int) -> Method:
     Returns:
         The method.
     """
-
-    def choose(draws: Draws) -> int:
-        scores = [draws.score(i, name) for i in range(min(count, len(draws.cells)))]
-        return int(np.argmax(scores))
-
-    return choose
+    return best_by_ranks((name,), count)
 
 
 def best_by_ranks(names: Sequence[str], count: int) -> Method:
