@@ -3,24 +3,15 @@
 import pytest
 
 from experiments import genotypes
-from experiments.data import loading
 from experiments.search import search
 from experiments.training import train
-from mamltheory.fewshot.glyphs import glyph_data
-from tests.experiments.tiny import GENOTYPE, begun, train_settings
+from tests.experiments.tiny import GENOTYPE, begun, few_glyphs, train_settings
 
 
 @pytest.fixture(scope="module")
 def few_images():
     """Glyphs of a few classes in the place of the usual ones, for 16 pixels."""
-    data, usual = glyph_data(16, 6, 6, 6, samples_per_class=8), loading.cached_data
-
-    def few(*source):
-        return data if source == ("glyphs", 16) else usual(*source)
-
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (loading, search):
-            patch.setattr(module, "cached_data", few)
+    with few_glyphs(8) as data:
         yield data
 
 

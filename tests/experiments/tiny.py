@@ -1,8 +1,14 @@
 """Tiny settings of search, training and evaluation, and what their tests share."""
 
+from contextlib import contextmanager
+
+import pytest
+
+from experiments.data import loading
 from experiments.search import search
 from experiments.search.settings import Search
 from experiments.training.settings import Evaluate, MetaTrain, Train
+from mamltheory.fewshot.glyphs import glyph_data
 from mamltheory.nas.genotype import Candidates, random_genotype
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.search.state import SearchState
@@ -11,6 +17,20 @@ from mamltheory.runtime.checkpoint import load_state
 
 SIZE = {"channels": 4, "cells": 3, "stem_stride": 4, "image_size": 16, "device": "cpu"}
 GENOTYPE = random_genotype(generator(0, "test cell"), inputs="all")
+
+
+@contextmanager
+def few_glyphs(samples):
+    """Glyphs of six classes a split with so many images each, in the place of the usual ones of 16 pixels."""
+    data, usual = glyph_data(16, 6, 6, 6, samples_per_class=samples), loading.cached_data
+
+    def few(*source):
+        return data if source == ("glyphs", 16) else usual(*source)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (loading, search):
+            patch.setattr(module, "cached_data", few)
+        yield data
 
 
 def files(folder):

@@ -4,27 +4,18 @@ import dataclasses
 
 import pytest
 
-from experiments.data import loading
 from experiments.search import search
 from experiments.search.search import search_cells
-from mamltheory.fewshot.glyphs import glyph_data
 from mamltheory.runtime.checkpoint import load_state
-from tests.experiments.tiny import search_settings
+from tests.experiments.tiny import few_glyphs, search_settings
 
 BAND = "5000:8000"
 
 
 @pytest.fixture(scope="module")
 def enough_images():
-    """Glyphs of six classes a split with 16 images each, in the place of the usual ones of 16 pixels."""
-    data, usual = glyph_data(16, 6, 6, 6, samples_per_class=16), loading.cached_data
-
-    def few(*source):
-        return data if source == ("glyphs", 16) else usual(*source)
-
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (loading, search):
-            patch.setattr(module, "cached_data", few)
+    """Glyphs of six classes a split with 16 images each, as the tasks of halving need."""
+    with few_glyphs(16) as data:
         yield data
 
 
