@@ -165,9 +165,9 @@ def draw_gains(axes: Axes, searches: Replays) -> None:
             kind = "and warm start" if each.group == "warm start" else "chosen on half"
             rows.append((f"{kind}: {each.label}", each))
     for place, (_, each) in enumerate(rows):
-        kept, anew = each.found.kept, each.found.anew
+        kept, retrained = each.found.kept, each.found.retrained
         draw_interval(axes, place - 0.15, kept.mean, (kept.low, kept.high), NETWORK)
-        draw_interval(axes, place + 0.15, anew.mean, (anew.low, anew.high), CELL)
+        draw_interval(axes, place + 0.15, retrained.mean, (retrained.low, retrained.high), CELL)
     labels = [_short(label, each) for label, each in rows]
     finish_rows(axes, labels, ("network that it trained", "its cell trained again"))
     axes.set_xlabel("gain over random cells, points")

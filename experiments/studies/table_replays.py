@@ -95,7 +95,9 @@ def replays(table: Table, draws: int, seed: int) -> Replays:
     ]
     if not examined:
         return Replays(every, [], "", [])
-    best = max(range(len(examined)), key=lambda i: examined[i].found.kept.mean + examined[i].found.anew.mean)
+    best = max(
+        range(len(examined)), key=lambda i: examined[i].found.kept.mean + examined[i].found.retrained.mean
+    )
     compared = dict.fromkeys((variants[best], *(each for each in (DEFAULT_RUNGS,) if each in variants)))
     confirmed = []
     for rungs in compared:

@@ -106,7 +106,7 @@ def answers(found: TableFindings, searches: Replays) -> list[str]:
 def search_answers(searches: Replays) -> list[str]:
     """What the paper's scores, halving and a warm start gain, in a sentence each."""
     lines = [
-        f"The {each.label} gains {each.found.anew} points for its cell trained again, for "
+        f"The {each.label} gains {each.found.retrained} points for its cell trained again, for "
         f"{each.found.seconds:.0f} CPU seconds."
         for each in searches.all
         if each.label.endswith("C_N + R_N")
@@ -116,9 +116,9 @@ def search_answers(searches: Replays) -> list[str]:
         lines += [
             f"Of {len(searches.examined)} variants of halving, {own.label} gains most on the even cells; on the odd "
             f"cells the network that it trained gains {own.found.kept} points over a random one, and its cell "
-            f"trained again {own.found.anew}, for {own.found.seconds:.0f} CPU seconds.",
+            f"trained again {own.found.retrained}, for {own.found.seconds:.0f} CPU seconds.",
             f"With a surrogate, fitted on the even cells, that chooses its first rung, these gains are "
-            f"{warm.found.kept} and {warm.found.anew}.",
+            f"{warm.found.kept} and {warm.found.retrained}.",
         ]
     return lines
 
@@ -264,7 +264,7 @@ def search_methods(searches: Replays) -> list[str]:
 
     def row(each: Tried) -> tuple[str, ...]:
         warm = ", first rung by surrogate" * (each.group == "warm start")
-        gains = (str(each.found.kept), str(each.found.anew))
+        gains = (str(each.found.kept), str(each.found.retrained))
         return (each.label + warm, each.cells, *gains, f"{each.found.seconds:.0f}", f"{each.trainings:.1f}")
 
     head = ("method", "cells", "network that it trained", "its cell trained again", "CPU s", "full trainings")
@@ -288,7 +288,7 @@ def search_methods(searches: Replays) -> list[str]:
             (
                 each.label,
                 f"{each.found.kept.mean:+.1f}",
-                f"{each.found.anew.mean:+.1f}",
+                f"{each.found.retrained.mean:+.1f}",
                 f"{each.trainings:.1f}",
             )
             for each in searches.examined

@@ -2,7 +2,7 @@
 
 A method draws cells without replacement, measures them, and chooses one. Its gain is the accuracy of what it chose less
 the mean over all cells of the table, in two readings: of the network that it trained ("kept"), which includes luck of
-the training, and of the same cell trained again ("anew").
+the training, and of the same cell trained again ("retrained").
 """
 
 import math
@@ -200,13 +200,13 @@ class Replay:
 
     Attributes:
         kept: gain of the network that the method trained.
-        anew: gain of the cell that it chose, trained again.
+        retrained: gain of the cell that it chose, trained again.
         seconds: CPU seconds of one search, had it been run.
         epochs: epochs that one search trains, over all candidates.
     """
 
     kept: Gain
-    anew: Gain
+    retrained: Gain
     seconds: float
     epochs: float
 
@@ -258,17 +258,17 @@ def replay(
         own = [cells[i] for i in random.integers(len(cells), size=len(cells))]
         resampled.append(_searches(method, own, max(1, draws // 10), random, shots)[0].mean(0))
     width = NORMAL_QUANTILE * np.std(resampled, axis=0, ddof=1) if bootstraps > 1 else np.full(2, math.inf)
-    kept, anew = (
+    kept, retrained = (
         Gain(float(mean), float(mean - w), float(mean + w))
         for mean, w in zip(gains.mean(0), width, strict=True)
     )
-    return Replay(kept, anew, float(costs[:, 0].mean()), float(costs[:, 1].mean()))
+    return Replay(kept, retrained, float(costs[:, 0].mean()), float(costs[:, 1].mean()))
 
 
 def _searches(
     method: Method, cells: Sequence[TabledCell], draws: int, random: np.random.Generator, shots: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, anew) in points and (seconds, epochs) of every search, one row each."""
+    """(kept, retrained) in points and (seconds, epochs) of every search, one row each."""
     accuracies = np.array(
         [[100 * final_accuracy(cell, number, shots) for cell in cells] for number in (0, 1)]
     )

@@ -29,7 +29,7 @@ class Surrogate:
         weights: per operation count.
         intercept: the prediction for a cell with the mean counts is this plus their product with the weights.
         penalty: of the ridge, chosen by leave-one-out.
-        explained: share of the variance that leave-one-out predictions explain, with the penalty chosen anew for
+        explained: share of the variance that leave-one-out predictions explain, with the penalty chosen again for
             each of them; below zero if they are worse than the mean, and zero if all accuracies are equal.
     """
 

@@ -111,16 +111,16 @@ def test_searches_gain_what_was_planted_and_what_is_confirmed_took_no_part_in_th
     assert gains["best of 16 by C_N"].kept.low < 0 < gains["best of 16 by C_N"].kept.high
     for score in ("C_N", "C_N + R_N"):  # both scores of the sum are paid once
         assert gains[f"best of 16 by {score}"].seconds == 16 * 1.5 + 24
-    assert 1 < gains["best of 16 by C_N + R_N"].anew.mean < 6
+    assert 1 < gains["best of 16 by C_N + R_N"].retrained.mean < 6
     halved = next(each for each in found.all if each.label.startswith("halving 32"))
     assert halved.found.kept.low > 0
-    assert halved.found.kept.mean > halved.found.anew.mean > 2
+    assert halved.found.kept.mean > halved.found.retrained.mean > 2
     assert halved.trainings == pytest.approx(112 / 12)
     assert {each.cells for each in found.examined} == {"even"}
     assert {each.cells for each in found.confirmed} == {"odd"}
     # 64 candidates are more than half of the cells.
     assert len(found.examined) == 4 * 3 - 4 + 4 * 2
-    best = max(found.examined, key=lambda each: each.found.kept.mean + each.found.anew.mean)
+    best = max(found.examined, key=lambda each: each.found.kept.mean + each.found.retrained.mean)
     assert best.label == found.chosen
     assert [each.group for each in found.confirmed][:2] == ["training", "warm start"]
 

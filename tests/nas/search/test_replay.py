@@ -52,14 +52,14 @@ def test_a_perfect_score_of_all_cells_gains_the_maximum_and_costs_the_scoring():
     found = replay(best_by_score("perfect", CELLS), table, draws=20, bootstraps=5)
     most = final_of(table).max() - final_of(table).mean()
     assert found.kept.mean == pytest.approx(most, rel=1e-12)
-    assert found.anew.mean == pytest.approx(most, rel=1e-12)
+    assert found.retrained.mean == pytest.approx(most, rel=1e-12)
     assert (found.seconds, found.epochs) == (pytest.approx(CELLS * SCORING_SECONDS), 0)
     assert found.kept.low < found.kept.mean < found.kept.high
 
 
 def test_a_useless_score_gains_nothing():
     found = replay(best_by_score("useless", 8), planted_table(), draws=300, bootstraps=30)
-    for gain in (found.kept, found.anew):
+    for gain in (found.kept, found.retrained):
         assert gain.low < 0 < gain.high
         assert abs(gain.mean) < 1.5
 
@@ -94,8 +94,8 @@ def test_luck_of_the_training_is_kept_and_is_gone_when_the_cell_is_trained_again
         leads.append(both[number, best] - both[number].mean())
         again.append(both[1 - number, best] - both[1 - number].mean())
     assert min(leads) - 1e-9 <= found.kept.mean <= max(leads) + 1e-9
-    assert min(again) - 1e-9 <= found.anew.mean <= max(again) + 1e-9
-    assert found.kept.mean > found.anew.mean
+    assert min(again) - 1e-9 <= found.retrained.mean <= max(again) + 1e-9
+    assert found.kept.mean > found.retrained.mean
 
 
 def test_halving_costs_112_epochs_and_gains_the_best_of_the_cells_it_draws():
