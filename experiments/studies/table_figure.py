@@ -170,7 +170,7 @@ def draw_gains(axes: Axes, searches: Replays) -> None:
         draw_interval(axes, place + 0.15, retrained.mean, (retrained.low, retrained.high), CELL)
     labels = [_short(label, each) for label, each in rows]
     finish_rows(axes, labels, ("network that it trained", "its cell trained again"))
-    axes.set_xlabel("gain over random cells, points")
+    axes.set_xlabel("gain in points")
 
 
 def _short(label: str, each: Tried) -> str:
