@@ -59,7 +59,11 @@ class Item(NamedTuple):
 
 
 class Measurement(TypedDict):
-    """What a candidate gave; a training that diverged has no numbers but its CPU seconds."""
+    """What a candidate gave; a training that diverged has no numbers but its CPU seconds.
+
+    CPU seconds are those of the process that finished the measurement: after a kill, the epochs that it found saved are
+    not counted.
+    """
 
     diverged: bool
     loss: float | None

@@ -45,17 +45,23 @@ class Draws:
         self._scored = [False] * len(self.cells)
 
     def train(self, index: int, epochs: int) -> Measured:
-        """Train a cell up to an epoch, and measure it; epochs that it has trained already cost nothing."""
+        """Train a cell up to an epoch, and measure it; epochs that it has trained already cost nothing.
+
+        A training that diverged costs what the table holds of it: the epochs up to its last measurement.
+        """
         training = _training_of(self.cells[index], self.number)
         curve = training.curve
-        if training.diverged and epochs not in curve.epochs:
+        ended = training.diverged and epochs not in curve.epochs
+        reached = max((each for each in curve.epochs if each <= epochs), default=0) if ended else epochs
+        before = self._trained[index]
+        if reached > before:
+            spent = curve.cpu_seconds[curve.at(before)] if before else 0.0
+            self.seconds += float(curve.cpu_seconds[curve.at(reached)] - spent)
+            self.epochs += reached - before
+            self._trained[index] = reached
+        if ended:
             return Measured(math.nan, math.nan, True)
-        at, before = curve.at(epochs), self._trained[index]
-        spent = curve.cpu_seconds[curve.at(before)] if before else 0.0
-        if epochs > before:
-            self.seconds += float(curve.cpu_seconds[at]) - float(spent)
-            self.epochs += epochs - before
-            self._trained[index] = epochs
+        at = curve.at(epochs)
         return Measured(float(curve.loss[at]), float(curve.val[self.shots][at]))
 
     def score(self, index: int, name: str) -> float:

@@ -141,6 +141,12 @@ def test_a_training_that_diverged_is_last_counts_as_zero_and_costs_nothing_after
     assert draws.train(2, 6).diverged
     assert draws.train(5, 1).diverged
     assert draws.epochs == 4
+    at_once = Draws(table.cells, 0, 1)
+    assert at_once.train(2, 12).diverged
+    assert (at_once.epochs, at_once.seconds) == (
+        4,
+        pytest.approx(4 * SECONDS),
+    )  # all that the table holds of it
     assert final_accuracy(table.cells[2], 0, 1) == final_accuracy(table.cells[5], 1, 1) == 0
     best = replay(by_halving((Rung(6, 1), Rung(2, 12))), table, draws=10, bootstraps=0)
     assert best.kept.mean == pytest.approx(final_of(table).max() - final_of(table).mean())
