@@ -47,7 +47,12 @@ class Draws:
     def train(self, index: int, epochs: int) -> Measured:
         """Train a cell up to an epoch, and measure it; epochs that it has trained already cost nothing.
 
-        A training that diverged costs what the table holds of it: the epochs up to its last measurement.
+        Args:
+            index: of the cell among those drawn.
+            epochs: up to which it is trained, among those of the table.
+
+        Returns:
+            What was measured. A training that diverged costs the epochs that the table holds of it.
         """
         training = _training_of(self.cells[index], self.number)
         curve = training.curve
