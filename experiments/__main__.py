@@ -16,9 +16,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from experiments.commands import COMMANDS, Command
-from experiments.requirements import require
-from experiments.terminal import (
+from .commands import COMMANDS, Command
+from .program import PROGRAM
+from .requirements import require
+from .terminal import (
     BROKEN_PIPE,
     accept_everything,
     end_output,
@@ -30,7 +31,6 @@ from experiments.terminal import (
 if TYPE_CHECKING:
     from mamltheory.runtime.interrupt import Interrupted
 
-PROGRAM = "python -m experiments"
 EXAMPLES = (
     ("demo", "everything on the embedded data, in five minutes"),
     ("search --preset glyph-smoke --seed 1", "a small search; flags override presets"),
@@ -157,7 +157,7 @@ def resolve(name: str, flags: Sequence[str]) -> object:
         )
         base = command.presets[chosen.preset]
     if chosen.config is not None:
-        from experiments.config import read_config, settings_from
+        from .config import read_config, settings_from
 
         base = settings_from(command.settings, read_config(chosen.config, name), base)
     return _parse(name, command, base, flags)
@@ -189,11 +189,16 @@ def _parse(name: str, command: Command, base: object, flags: Sequence[str]) -> o
     ).settings
 
 
-if __name__ == "__main__":
+def run_program() -> int:
+    """Run the command line of this process, with its signals and streams; returns the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load: no traceback, nothing to save
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # results and progress keep their order in a log file
     try:
-        sys.exit(main())
+        return main()
     finally:
         end_output()
+
+
+if __name__ == "__main__":
+    sys.exit(run_program())

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.benchmarks.settings import Benchmark
-from experiments.data.settings import Data, Glyphs
-from experiments.search.settings import SEARCH, Protocols, Search
-from experiments.settings import Demo, Doctor, PublishedCells
-from experiments.studies.settings import CORRELATION, STABILITY, TABULATE, Correlation, Stability, Tabulate
-from experiments.tables.settings import TABLE, Table
-from experiments.theory.settings import (
+from .benchmarks.settings import Benchmark
+from .data.settings import Data, Glyphs
+from .program import PACKAGE
+from .search.settings import SEARCH, Protocols, Search
+from .settings import Demo, Doctor, PublishedCells
+from .studies.settings import CORRELATION, STABILITY, TABULATE, Correlation, Stability, Tabulate
+from .tables.settings import TABLE, Table
+from .theory.settings import (
     CONVERGENCE,
     DRIFT,
     EQUIVALENCE,
@@ -25,7 +26,7 @@ from experiments.theory.settings import (
     Lipschitz,
     Plateau,
 )
-from experiments.training.settings import EVALUATE, META_TRAIN, TRAIN, Evaluate, MetaTrain, Predict, Train
+from .training.settings import EVALUATE, META_TRAIN, TRAIN, Evaluate, MetaTrain, Predict, Train
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Command:
 
     Attributes:
         settings: The dataclass of its settings.
-        function: "module:name" of the function that takes the settings and returns an exit code or None; the module
-            is imported only when the command runs.
+        function: "module:name" of the function, below this package, that takes the settings and returns an exit code
+            or None; the module is imported only when the command runs.
         group: The heading in the overview.
         presets: Settings by name.
         ranks: Whether the command uses the processes of torchrun; rank 0 alone calls the function.
@@ -63,7 +64,7 @@ class Command:
     def load(self) -> Callable[[object], int | None]:
         """Import the function that runs this command."""
         module, name = self.function.split(":")
-        return getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(f"{PACKAGE}.{module}"), name)
 
 
 START, THEORY, CELLS = "Start here", "The theory, verified", "Cells: search, train, evaluate"
@@ -71,40 +72,32 @@ SPEED = "How fast"
 OUT = ("out",)
 
 COMMANDS = {
-    "demo": Command(Demo, "experiments.demo:run_demo", START, results=OUT),
-    "doctor": Command(Doctor, "experiments.doctor:print_environment", START),
+    "demo": Command(Demo, "demo:run_demo", START, results=OUT),
+    "doctor": Command(Doctor, "doctor:print_environment", START),
     "convergence": Command(
-        Convergence, "experiments.theory.convergence:plot_convergence", THEORY, CONVERGENCE, results=OUT
+        Convergence, "theory.convergence:plot_convergence", THEORY, CONVERGENCE, results=OUT
     ),
-    "bounds": Command(Bounds, "experiments.theory.bounds:plot_bounds", THEORY, results=OUT),
-    "drift": Command(Drift, "experiments.theory.drift:plot_drift", THEORY, DRIFT, results=OUT),
-    "lipschitz": Command(Lipschitz, "experiments.theory.lipschitz:plot_lipschitz", THEORY, results=OUT),
+    "bounds": Command(Bounds, "theory.bounds:plot_bounds", THEORY, results=OUT),
+    "drift": Command(Drift, "theory.drift:plot_drift", THEORY, DRIFT, results=OUT),
+    "lipschitz": Command(Lipschitz, "theory.lipschitz:plot_lipschitz", THEORY, results=OUT),
     "equivalence": Command(
-        Equivalence, "experiments.theory.equivalence:plot_equivalence", THEORY, EQUIVALENCE, results=OUT
+        Equivalence, "theory.equivalence:plot_equivalence", THEORY, EQUIVALENCE, results=OUT
     ),
-    "plateau": Command(Plateau, "experiments.theory.plateau:plot_plateau", THEORY, results=OUT),
-    "benchmark": Command(
-        Benchmark, "experiments.benchmarks.benchmark:run_benchmark", SPEED, results=("out", "runs")
-    ),
-    "search": Command(Search, "experiments.search.search:search_and_draw", CELLS, SEARCH, ranks=True),
-    "protocols": Command(Protocols, "experiments.search.comparison:compare_protocols", CELLS, results=OUT),
-    "cell": Command(
-        PublishedCells, "experiments.genotypes:write_published_cell", CELLS, positional="name", folders=()
-    ),
-    "train": Command(Train, "experiments.training.train:train_and_draw", CELLS, TRAIN),
-    "meta-train": Command(MetaTrain, "experiments.training.meta_train:meta_train", CELLS, META_TRAIN),
-    "evaluate": Command(Evaluate, "experiments.training.evaluate:print_evaluation", CELLS, EVALUATE),
-    "predict": Command(Predict, "experiments.training.predict:write_predictions", CELLS),
-    "table": Command(Table, "experiments.tables.table:make_table", CELLS, TABLE, results=OUT),
+    "plateau": Command(Plateau, "theory.plateau:plot_plateau", THEORY, results=OUT),
+    "benchmark": Command(Benchmark, "benchmarks.benchmark:run_benchmark", SPEED, results=("out", "runs")),
+    "search": Command(Search, "search.search:search_and_draw", CELLS, SEARCH, ranks=True),
+    "protocols": Command(Protocols, "search.comparison:compare_protocols", CELLS, results=OUT),
+    "cell": Command(PublishedCells, "genotypes:write_published_cell", CELLS, positional="name", folders=()),
+    "train": Command(Train, "training.train:train_and_draw", CELLS, TRAIN),
+    "meta-train": Command(MetaTrain, "training.meta_train:meta_train", CELLS, META_TRAIN),
+    "evaluate": Command(Evaluate, "training.evaluate:print_evaluation", CELLS, EVALUATE),
+    "predict": Command(Predict, "training.predict:write_predictions", CELLS),
+    "table": Command(Table, "tables.table:make_table", CELLS, TABLE, results=OUT),
     "correlation": Command(
-        Correlation, "experiments.studies.correlation:study_correlation", CELLS, CORRELATION, results=OUT
+        Correlation, "studies.correlation:study_correlation", CELLS, CORRELATION, results=OUT
     ),
-    "tabulate": Command(Tabulate, "experiments.studies.tabulate:tabulate_cells", CELLS, TABULATE, ranks=True),
-    "stability": Command(
-        Stability, "experiments.studies.stability:study_stability", CELLS, STABILITY, results=OUT
-    ),
-    "data": Command(
-        Data, "experiments.data.check:check_data", CELLS, positional="path", verb="check", results=OUT
-    ),
-    "glyphs": Command(Glyphs, "experiments.data.check:draw_glyphs", CELLS, results=OUT),
+    "tabulate": Command(Tabulate, "studies.tabulate:tabulate_cells", CELLS, TABULATE, ranks=True),
+    "stability": Command(Stability, "studies.stability:study_stability", CELLS, STABILITY, results=OUT),
+    "data": Command(Data, "data.check:check_data", CELLS, positional="path", verb="check", results=OUT),
+    "glyphs": Command(Glyphs, "data.check:draw_glyphs", CELLS, results=OUT),
 }

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from experiments.requirements import require
+from .requirements import require
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -8,24 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data import check
-from experiments.data.loading import data_of
-from experiments.data.settings import Glyphs
-from experiments.genotypes import network_size, write_genotype
-from experiments.runs import continued_by, quoted
-from experiments.search import figures, search
-from experiments.search.settings import Search
-from experiments.settings import Demo
-from experiments.theory import checks
-from experiments.theory.convergence import draw_convergence
-from experiments.theory.drift import draw_drift
-from experiments.theory.equivalence import draw_equivalence
-from experiments.theory.settings import Theory
-from experiments.theory.sweep import run_sweep
-from experiments.training import train
-from experiments.training.evaluate import evaluate_on_tasks
-from experiments.training.settings import Evaluate, Train
-from experiments.training.trained import read_training
 from mamltheory.fewshot.evaluate import Evaluation, paired_difference
 from mamltheory.fewshot.statistics import Interval, compare_networks
 from mamltheory.nas.genotype import Genotype
@@ -37,6 +19,26 @@ from mamltheory.runtime.records import replace_file, to_json
 from mamltheory.runtime.runlog import read_run
 from mamltheory.runtime.workers import workers
 
+from .data import check
+from .data.loading import data_of
+from .data.settings import Glyphs
+from .genotypes import network_size, write_genotype
+from .program import PROGRAM
+from .runs import continued_by, quoted
+from .search import figures, search
+from .search.settings import Search
+from .settings import Demo
+from .theory import checks
+from .theory.convergence import draw_convergence
+from .theory.drift import draw_drift
+from .theory.equivalence import draw_equivalence
+from .theory.settings import Theory
+from .theory.sweep import run_sweep
+from .training import train
+from .training.evaluate import evaluate_on_tasks
+from .training.settings import Evaluate, Train
+from .training.trained import read_training
+
 TRAININGS = 3
 """Trainings of each cell that was found, and random cells of its size, each trained once."""
 SIZE_DRAWS, SIZE_TOLERANCE = 1000, 0.05
@@ -45,7 +47,7 @@ JOBS = 2
 
 def run_demo(settings: Demo) -> int:
     """Run all parts and print the time; a stopped demonstration continues from its run folders. Returns 0."""
-    again = f"python -m experiments demo --seed {settings.seed} --budget {settings.budget:g}"
+    again = f"{PROGRAM} demo --seed {settings.seed} --budget {settings.budget:g}"
     with continued_by(f"{again} --out {quoted(settings.out)}"):
         demonstrate(settings)
     return 0
@@ -317,7 +319,7 @@ def caption(settings: Demo, found: dict[str, Found], rows: list[Row]) -> str:
         f"{100 * SIZE_TOLERANCE:g} %. CPU seconds of the searches: {spent}. ± is the 95 % interval over networks and "
         "tasks, with few networks and therefore wide. "
         "One run can show that this cell, or this network, differs from random cells of its size; it cannot show that "
-        "the method finds better ones, for which `python -m experiments table --preset glyphs-halving` compares "
+        f"the method finds better ones, for which `{PROGRAM} table --preset glyphs-halving` compares "
         "independent searches."
     )
 

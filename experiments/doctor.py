@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from experiments.settings import Doctor
 from mamltheory.errors import DataError, printable
 from mamltheory.fewshot.formats import recognise
 from mamltheory.fewshot.formats.common import SPLITS
 from mamltheory.products import product_route
 from mamltheory.runtime.device import choose_device, environment
+
+from .settings import Doctor
 
 
 def print_environment(settings: Doctor) -> int:

@@ -5,9 +5,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from experiments.requirements import require
-from experiments.runs import quoted
-from experiments.settings import ExperimentSettings, PublishedCells
 from mamltheory.errors import CheckpointError, GenotypeError
 from mamltheory.files import reason
 from mamltheory.nas.genotype import Genotype, PublishedCell, published_genotypes
@@ -15,6 +12,11 @@ from mamltheory.nas.network import NetworkSettings
 from mamltheory.runtime.records import replace_file, to_json
 from mamltheory.runtime.runlog import RUN_FILE, read_run
 from mamltheory.strict_json import read_json_file
+
+from .program import PROGRAM
+from .requirements import require
+from .runs import quoted
+from .settings import ExperimentSettings, PublishedCells
 
 COLUMNS = "{:18} {:>5} {:>8} {:>12}"
 
@@ -25,7 +27,7 @@ def write_published_cell(settings: PublishedCells) -> int:
         cell = published_cell(settings.name)
         write_genotype(settings.out, cell.genotype)
         print(f"wrote {settings.out}: {cell.name}, {cell.parameters} parameters with 48 channels")
-        print(f"train it: python -m experiments train --genotype {quoted(settings.out)} --cells {cell.cells}")
+        print(f"train it: {PROGRAM} train --genotype {quoted(settings.out)} --cells {cell.cells}")
     else:
         print(cell_list())
     return 0
@@ -86,7 +88,7 @@ def _check_as_found(path: Path, genotype: Genotype) -> None:
     found = record.get("results", {}).get("genotype")
     if record["command"] == "search" and found is not None and found != genotype.to_json():
         raise CheckpointError(
-            f"{path} is not the genotype that the search in its folder found: run `python -m experiments search "
+            f"{path} is not the genotype that the search in its folder found: run `{PROGRAM} search "
             f"--config {quoted(path.parent)}` to write that again, or keep another genotype in another folder"
         )
 

@@ -13,9 +13,10 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from experiments.cell_drawing import draw_genotype
 from mamltheory.errors import ConfigurationError
 from mamltheory.runtime.records import plain, replace_file, to_json
+
+from .cell_drawing import draw_genotype
 
 __all__ = ["COLOURS", "WIDTHS", "curve", "draw_genotype", "figure", "save_figure", "ticks_at"]
 

@@ -22,6 +22,8 @@ from mamltheory.runtime.progress import Advance, stage
 from mamltheory.runtime.runlog import RunLog, open_run, recorded
 from mamltheory.strict_json import INFINITE
 
+from .program import program_in
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -97,9 +99,9 @@ def continued_by(command: str) -> Iterator[None]:
         raise stop.saved(command) from None
 
 
-def continue_with(command: str, settings: RunSettings) -> str:
-    """The command line that continues a run in its folder."""
-    return f"python -m experiments {command} --config {quoted(settings.out)}"
+def continue_with(command: str, settings: RunSettings, processes: int = 1) -> str:
+    """The command line that continues a run in its folder, in so many processes."""
+    return f"{program_in(processes)} {command} --config {quoted(settings.out)}"
 
 
 def quoted(path: Path) -> str:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.requirements import require, require_at_least
+from .requirements import require, require_at_least
 
 EMBEDDED_DATA = "glyphs"
 

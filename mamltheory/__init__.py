@@ -36,30 +36,36 @@ Closed forms
     kernel_regression                           both from the NTK alone, Theorem 2
 """
 
-from mamltheory.inner_loop import InnerLoop, adapt, meta_output
-from mamltheory.kernels.analytic import analytic_last_layer_ntk, analytic_ntk, nngp
-from mamltheory.kernels.empirical import empirical_last_layer_ntk, empirical_ntk
-from mamltheory.kernels.empirical_meta import empirical_meta_ntk
-from mamltheory.kernels.meta import analytic_meta_ntk, joint_inputs, meta_ntk, meta_ntk_from_ntk
-from mamltheory.linalg import (
-    Converged,
-    GradientDescent,
-    GradientFlow,
-    condition_number,
-    residual_operator,
-    time_operator,
-)
-from mamltheory.maml import train
-from mamltheory.networks import FullyConnected, Model, centred, from_module, linearised
-from mamltheory.objective import meta_gradient, meta_loss, meta_method, meta_outputs
-from mamltheory.predictors import (
-    adapted_output,
-    kernel_regression,
-    trained_output,
-    trained_output_on_training_tasks,
-)
-from mamltheory.rng import generator
-from mamltheory.tasks import Task
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mamltheory.inner_loop import InnerLoop, adapt, meta_output
+    from mamltheory.kernels.analytic import analytic_last_layer_ntk, analytic_ntk, nngp
+    from mamltheory.kernels.empirical import empirical_last_layer_ntk, empirical_ntk
+    from mamltheory.kernels.empirical_meta import empirical_meta_ntk
+    from mamltheory.kernels.meta import analytic_meta_ntk, joint_inputs, meta_ntk, meta_ntk_from_ntk
+    from mamltheory.linalg import (
+        Converged,
+        GradientDescent,
+        GradientFlow,
+        condition_number,
+        residual_operator,
+        time_operator,
+    )
+    from mamltheory.maml import train
+    from mamltheory.networks import FullyConnected, Model, centred, from_module, linearised
+    from mamltheory.objective import meta_gradient, meta_loss, meta_method, meta_outputs
+    from mamltheory.predictors import (
+        adapted_output,
+        kernel_regression,
+        trained_output,
+        trained_output_on_training_tasks,
+    )
+    from mamltheory.rng import generator
+    from mamltheory.tasks import Task
+
+__version__ = "0.2.0"
 
 __all__ = [
     "Converged",
@@ -98,3 +104,54 @@ __all__ = [
     "trained_output",
     "trained_output_on_training_tasks",
 ]
+
+# Where the names are. A module is imported when a name of it is first used, for torch takes more than a second, and the
+# command line imports this package before it knows whether there is anything to compute.
+_PLACES = {
+    "adapt": "inner_loop",
+    "adapted_output": "predictors",
+    "analytic_last_layer_ntk": "kernels.analytic",
+    "analytic_meta_ntk": "kernels.meta",
+    "analytic_ntk": "kernels.analytic",
+    "centred": "networks",
+    "condition_number": "linalg",
+    "Converged": "linalg",
+    "empirical_last_layer_ntk": "kernels.empirical",
+    "empirical_meta_ntk": "kernels.empirical_meta",
+    "empirical_ntk": "kernels.empirical",
+    "from_module": "networks",
+    "FullyConnected": "networks",
+    "generator": "rng",
+    "GradientDescent": "linalg",
+    "GradientFlow": "linalg",
+    "InnerLoop": "inner_loop",
+    "joint_inputs": "kernels.meta",
+    "kernel_regression": "predictors",
+    "linearised": "networks",
+    "meta_gradient": "objective",
+    "meta_loss": "objective",
+    "meta_method": "objective",
+    "meta_ntk": "kernels.meta",
+    "meta_ntk_from_ntk": "kernels.meta",
+    "meta_output": "inner_loop",
+    "meta_outputs": "objective",
+    "Model": "networks",
+    "nngp": "kernels.analytic",
+    "residual_operator": "linalg",
+    "Task": "tasks",
+    "time_operator": "linalg",
+    "train": "maml",
+    "trained_output": "predictors",
+    "trained_output_on_training_tasks": "predictors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

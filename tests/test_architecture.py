@@ -1,6 +1,7 @@
 """The rules of the source tree, checked on its syntax trees: layers, sizes, randomness, docstrings, tests."""
 
 import ast
+import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -52,7 +53,7 @@ CALLERS = {
 
 # The same for experiments: a folder a family of commands. Settings may be imported from everywhere.
 FAMILIES = (
-    {"requirements"},
+    {"requirements", "program"},
     {"cell_drawing"},
     {"config", "plotting", "runs", "terminal"},
     {"genotypes", "doctor"},
@@ -110,7 +111,8 @@ def _imported(tree: ast.Module) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add("." * node.level + (node.module or ""))
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found |= {"." * node.level + name for name in names}
             if node.module == "mamltheory":
                 found |= {f"mamltheory.{alias.name}" for alias in node.names}
     return found
@@ -127,12 +129,18 @@ def layer_violations(part: str, tree: ast.Module) -> list[str]:
     ]
 
 
-def family_violations(family: str, tree: ast.Module) -> list[str]:
-    """Imports in a module of ``family`` that point upwards or sideways among the families of commands."""
+def family_violations(path: str, tree: ast.Module) -> list[str]:
+    """Imports in the file at ``path``, below experiments/, that point upwards or sideways among the families.
+
+    An import of ``experiments`` by that name is wrong too: in a wheel, the folder lies inside the package.
+    """
     level = {name: level for level, row in enumerate(FAMILIES) for name in row}
-    modules = [name.split(".") for name in sorted(_imported(tree)) if name.startswith("experiments.")]
-    others = [parts for parts in modules if parts[1] != family and parts[-1] not in SETTINGS]
-    return [".".join(parts) for parts in others if not level[parts[1]] < level[family]]
+    to_the_top, family = "." * len(Path(path).parts), Path(path).with_suffix("").parts[0]
+    imported = sorted(_imported(tree))
+    modules = [name.removeprefix(to_the_top).split(".") for name in imported if name.startswith(to_the_top)]
+    others = [parts for parts in modules if parts[-1] not in SETTINGS]
+    wrong = [".".join(parts) for parts in others if not level[parts[0]] < level[family]]
+    return wrong + [name for name in imported if name.split(".")[0] == "experiments"]
 
 
 def calls_of_global_randomness(tree: ast.Module) -> list[str]:
@@ -259,13 +267,21 @@ def test_most_public_names_are_defined_in_one_module_alone():
 
 def test_families_of_commands_import_downwards_only():
     folder = ROOT / "experiments"
-    modules = [path for path in folder.rglob("*.py") if path.stem not in SETTINGS]
-    families = {path: path.relative_to(folder).with_suffix("").parts[0] for path in modules}
-    wrong = {_module(path): family_violations(family, _tree(path)) for path, family in families.items()}
+    modules = [path.relative_to(folder) for path in folder.rglob("*.py") if path.stem not in SETTINGS]
+    wrong = {name.as_posix(): family_violations(str(name), _tree(folder / name)) for name in modules}
     assert {name: imports for name, imports in wrong.items() if imports} == {}
-    assert family_violations("runs", _tree("from experiments.search.search import search_cells"))
-    assert family_violations("tables", _tree("from experiments.studies.stability import timed"))
-    assert not family_violations("runs", _tree("from experiments.search.settings import Search"))
+    assert family_violations("runs.py", _tree("from .search.search import search_cells"))
+    assert family_violations("tables/table.py", _tree("from ..studies.stability import timed"))
+    assert family_violations("tables/table.py", _tree("from experiments.requirements import require"))
+    assert not family_violations("tables/table.py", _tree("from .sheets import sheets_of"))
+    assert not family_violations("runs.py", _tree("from .search.settings import Search"))
+
+
+def test_the_wheel_has_every_folder_of_the_package_and_the_commands_inside_it():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = [path.parent.relative_to(ROOT).parts for path in PRODUCT if path.name == "__init__.py"]
+    inside = {".".join(("mamltheory",) * (parts[0] == "experiments") + parts) for parts in folders}
+    assert set(settings["packages"]) == inside
 
 
 def test_no_test_module_is_imported_by_another():
@@ -274,7 +290,9 @@ def test_no_test_module_is_imported_by_another():
 
 def test_settings_and_commands_load_neither_torch_nor_the_package():
     folder = ROOT / "experiments"
-    modules = [folder / f"{name}.py" for name in ("requirements", "commands", "config", "__main__")]
+    modules = [
+        folder / f"{name}.py" for name in ("requirements", "program", "commands", "config", "__main__")
+    ]
     settings = [path for path in folder.rglob("*.py") if path.stem in SETTINGS]
     assert len(settings) > 10
     for path in [*modules, *settings]:

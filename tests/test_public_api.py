@@ -1,4 +1,6 @@
+import ast
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +14,18 @@ PUBLIC = sorted(mamltheory.__all__)
 
 def test_every_listed_name_exists_and_every_imported_name_is_listed():
     assert len(PUBLIC) == len(set(PUBLIC))
+    source = ast.parse(Path(mamltheory.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in source.body if isinstance(node, ast.If))  # what type checkers read
     imported = {
-        name
-        for name, value in vars(mamltheory).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
     }
-    assert imported == set(PUBLIC)
+    assert imported == {name: f"mamltheory.{place}" for name, place in mamltheory._PLACES.items()}
+    assert set(imported) == set(PUBLIC) <= set(dir(mamltheory))
+    with pytest.raises(AttributeError, match="'mamltheory' has no attribute 'nothing'"):
+        mamltheory.nothing  # noqa: B018
 
 
 @pytest.mark.parametrize("name", PUBLIC)

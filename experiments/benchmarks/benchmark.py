@@ -6,20 +6,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
-from experiments.benchmarks import report
-from experiments.benchmarks.catalogue import GROUPS, chosen_cases
-from experiments.benchmarks.machine import describe_machine, missing_peers, peer_versions
-from experiments.benchmarks.measure import Plan, measure_case, measure_scaling
-from experiments.benchmarks.problems import Case, Group
-from experiments.benchmarks.processes import Ask, ask_process
-from experiments.benchmarks.settings import Benchmark
-from experiments.plotting import figure, save_figure
-from experiments.runs import continued_by
 from mamltheory.errors import CheckpointError
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, read_record, replace_file, to_json
 from mamltheory.strict_json import sealed
+
+from ..plotting import figure, save_figure
+from ..runs import continued_by
+from . import report
+from .catalogue import GROUPS, chosen_cases
+from .machine import describe_machine, missing_peers, peer_versions
+from .measure import Plan, measure_case, measure_scaling
+from .problems import Case, Group
+from .processes import Ask, ask_process
+from .settings import Benchmark
 
 Record = dict[str, Any]
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from experiments.benchmarks import cell_scores, kernel, maml, meta_kernel
-from experiments.benchmarks.problems import Case
-from experiments.requirements import require
+from ..requirements import require
+from . import cell_scores, kernel, maml, meta_kernel
+from .problems import Case
 
 MODULES = maml, meta_kernel, kernel, cell_scores
 CASES = {case.name: case for module in MODULES for case in module.CASES}

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from experiments.benchmarks.problems import Case, Group, Method, Result, Sizes
 from mamltheory import generator, joint_inputs, meta_ntk_from_ntk
 from mamltheory.kernels.layers.rules import layer_gradients
 from mamltheory.nas.genotype import Candidates
@@ -25,6 +24,8 @@ from mamltheory.nas.scoring.linear_regions import activation_patterns, region_co
 from mamltheory.nas.scoring.score import RIDGE, ScoreSettings
 from mamltheory.nas.sizes import multiply_accumulates
 from mamltheory.tasks import Task
+
+from .problems import Case, Group, Method, Result, Sizes
 
 OURS, FUNC, OPACUS, BACKWARDS = "ours", "torch.func", "opacus", "one backward a sample"
 SINGLE = "one by one"

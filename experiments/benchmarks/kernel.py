@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.benchmarks.problems import (
+from mamltheory import empirical_ntk, generator
+
+from .problems import (
     Case,
     Group,
     Method,
@@ -26,7 +28,6 @@ from experiments.benchmarks.problems import (
     sequential,
     weight_shapes,
 )
-from mamltheory import empirical_ntk, generator
 
 OURS, WIDE, FUNC, OPACUS = "ours", "ours, float64 sums", "torch.func", "opacus"
 NNGEOMETRY, TANGENTS = "nngeometry", "neural-tangents"

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from experiments.benchmarks.catalogue import GROUPS
 from mamltheory.products import product_route
 from mamltheory.runtime.device import choose_device, environment
+
+from .catalogue import GROUPS
 
 VERSION_CODE = "from importlib.metadata import version; print(version('neural-tangents'), version('jax'))"
 

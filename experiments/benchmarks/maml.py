@@ -14,7 +14,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from experiments.benchmarks.problems import (
+from mamltheory import meta_gradient
+from mamltheory.factored.fast_weights import stack_tasks
+from mamltheory.factored.meta_gradient import FactoredGradient, factored_meta_gradient
+from mamltheory.inner_loop import square_loss
+from mamltheory.kernels.layers.allocator import keep_freed_memory
+
+from .problems import (
     Group,
     MetaProblem,
     Method,
@@ -24,11 +30,6 @@ from experiments.benchmarks.problems import (
     meta_problem,
     weight_shapes,
 )
-from mamltheory import meta_gradient
-from mamltheory.factored.fast_weights import stack_tasks
-from mamltheory.factored.meta_gradient import FactoredGradient, factored_meta_gradient
-from mamltheory.inner_loop import square_loss
-from mamltheory.kernels.layers.allocator import keep_freed_memory
 
 OURS, FUSED, LOOP = "ours", "ours, fused step", "PyTorch loop"
 STEP = 1e-3

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.benchmarks.clock import Answer
-from experiments.benchmarks.kernel import STRIDES
-from experiments.benchmarks.problems import Case, Group, Method, Sizes
-from experiments.benchmarks.processes import Ask
 from mamltheory.errors import MamlTheoryError
 from mamltheory.finite_width.asymptotics import fit_power_law
 from mamltheory.runtime.folders import BENCHMARK_LOG
+
+from .clock import Answer
+from .kernel import STRIDES
+from .problems import Case, Group, Method, Sizes
+from .processes import Ask
 
 Request = Mapping[str, Any]
 Record = dict[str, Any]

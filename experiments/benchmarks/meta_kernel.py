@@ -13,7 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from experiments.benchmarks.problems import (
+from mamltheory import Task, empirical_meta_ntk
+from mamltheory.inner_loop import square_loss
+
+from .problems import (
     Group,
     MetaProblem,
     Method,
@@ -23,8 +26,6 @@ from experiments.benchmarks.problems import (
     meta_problem,
     weight_shapes,
 )
-from mamltheory import Task, empirical_meta_ntk
-from mamltheory.inner_loop import square_loss
 
 OURS, ROWS, JACREV = "ours", "autograd rows", "torch.func jacrev"
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.benchmarks.catalogue import GROUPS
-from experiments.benchmarks.clock import (
+from mamltheory.runtime.device import choose_device, set_threads
+from mamltheory.runtime.folders import BENCHMARK_LOG
+from mamltheory.runtime.interrupt import check_interrupted
+
+from ..program import PACKAGE, ROOT
+from .catalogue import GROUPS
+from .clock import (
     Answer,
     Arrays,
     Call,
@@ -28,11 +32,8 @@ from experiments.benchmarks.clock import (
     answer_request,
     measure_method,
 )
-from experiments.benchmarks.problems import Method
-from experiments.benchmarks.settings import Benchmark
-from mamltheory.runtime.device import choose_device, set_threads
-from mamltheory.runtime.folders import BENCHMARK_LOG
-from mamltheory.runtime.interrupt import check_interrupted
+from .problems import Method
+from .settings import Benchmark
 
 PRODUCT = {"cpu": 1536, "cuda": 8192}
 """Side of the square matrices whose product gives the rate."""
@@ -117,7 +118,6 @@ def answer_in_this_process(request: Mapping[str, Any]) -> Answer:
 Ask = Callable[[Method, Mapping[str, Any]], Answer]
 """Takes a method and a request of :func:`experiments.benchmarks.clock.measure_method`, and returns its answer."""
 
-ROOT = Path(__file__).resolve().parents[2]
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -155,7 +155,7 @@ def ask_process(settings: Benchmark, allocator: str, method: Method, request: Ma
     else:
         python = sys.executable if method.interpreter is None else str(settings.neural_tangents_python)
         module = "processes" if method.interpreter is None else "tangents_worker"
-        command = [python, "-m", f"experiments.benchmarks.{module}", json.dumps(request)]
+        command = [python, "-m", f"{PACKAGE}.benchmarks.{module}", json.dumps(request)]
         with log.open("ab") as errors:
             done = subprocess.run(
                 command,

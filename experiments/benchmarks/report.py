@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.plotting import curve, ticks_at
+from ..plotting import curve, ticks_at
 
 HEAD = (
     "| method | {clock} s | ratio | ratio, tuned allocator | peak MB | ratio | difference to float64 | "

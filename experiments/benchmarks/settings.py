@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from experiments.requirements import require, require_at_least
+from ..requirements import require, require_at_least
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import neural_tangents as nt
 import numpy as np
 
-from experiments.benchmarks.clock import Arrays, Call, Job, ProcessClock, answer_request, measure_method
+from .clock import Arrays, Call, Job, ProcessClock, answer_request, measure_method
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 

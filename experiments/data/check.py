@@ -8,13 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.loading import describe_copies
-from experiments.data.report import Report, channel_line, size_lines, storage_lines
-from experiments.data.settings import Data, Glyphs
-from experiments.plotting import figure, save_figure
-from experiments.requirements import require
-from experiments.runs import image_stage, warn, without_paths
-from experiments.settings import shares_of
 from mamltheory.errors import DataError, printable
 from mamltheory.fewshot.datasets import complete, embedded_count, load_data, refuse_needless_split
 from mamltheory.fewshot.formats import Options, recognise
@@ -24,6 +17,14 @@ from mamltheory.fewshot.formats.tiered import NPZ_FORMAT
 from mamltheory.fewshot.glyphs import contact_sheet, glyph_data
 from mamltheory.fewshot.images import ImageData, ImageSplit
 from mamltheory.fewshot.inspection import Overlap, channel_order, copies, image_hashes, overlaps
+
+from ..plotting import figure, save_figure
+from ..requirements import require
+from ..runs import image_stage, warn, without_paths
+from ..settings import shares_of
+from .loading import describe_copies
+from .report import Report, channel_line, size_lines, storage_lines
+from .settings import Data, Glyphs
 
 
 def check_data(settings: Data) -> int:

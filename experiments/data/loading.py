@@ -4,13 +4,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import alone_or_leading, image_stage, quoted, warn
-from experiments.settings import ExperimentSettings, shares_of
-from experiments.training.settings import MetaTrain
 from mamltheory.errors import printable
 from mamltheory.fewshot.datasets import ImageData, embedded_count, load_data
 from mamltheory.fewshot.formats.common import SPLITS
 from mamltheory.fewshot.inspection import Copies, copies, image_hashes, sampled
+
+from ..runs import alone_or_leading, image_stage, quoted, warn
+from ..settings import ExperimentSettings, shares_of
+from ..training.settings import MetaTrain
 
 MOST_HASHED = 2**30
 """Bytes of a split's images that are compared at every reading; ``data check`` compares all."""

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from experiments.requirements import require, require_at_least
-from experiments.settings import EMBEDDED_DATA, shares_of
+from ..requirements import require, require_at_least
+from ..settings import EMBEDDED_DATA, shares_of
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, TypedDict
 
-from experiments.benchmarks.machine import describe_machine
-from experiments.runs import continued_by
-from experiments.search.comparison_report import comparison_table, draw_comparison
-from experiments.search.protocols import PROTOCOLS
-from experiments.search.search import saved_search, search_cells
-from experiments.search.settings import Protocols, Search
 from mamltheory.nas.genotype import CELL_TYPES, EDGES
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.search.state import RoundReport, SearchState
 from mamltheory.nas.statistics.reliability import mean_reliability, repeats_for
 from mamltheory.runtime.records import plain, replace_file, to_json
 from mamltheory.runtime.runlog import RUN_FILE, check_complete, read_metrics, read_run
+
+from ..benchmarks.machine import describe_machine
+from ..runs import continued_by
+from .comparison_report import comparison_table, draw_comparison
+from .protocols import PROTOCOLS
+from .search import saved_search, search_cells
+from .settings import Protocols, Search
 
 OPERATORS, ROUNDS = len(CELL_TYPES) * len(EDGES), len(OPERATIONS) - 1
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from experiments.plotting import curve, figure, save_figure
-from experiments.search.report import SHORT
-from experiments.search.settings import Protocols
+from ..plotting import curve, figure, save_figure
+from .report import SHORT
+from .settings import Protocols
 
 ROUNDS = range(1, 7)
 

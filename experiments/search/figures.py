@@ -13,18 +13,19 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from experiments.data.loading import data_of
-from experiments.genotypes import network_size
-from experiments.plotting import draw_genotype, figure, save_figure
-from experiments.runs import without_paths
-from experiments.search.report import SHORT
-from experiments.search.settings import Search
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Genotype, Operator
 from mamltheory.nas.scoring.score import Score
 from mamltheory.nas.search.ranking import contests
 from mamltheory.nas.search.state import Decision, RoundReport, SearchState
 from mamltheory.nas.search.stopping import SEPARATED
 from mamltheory.nas.sizes import genotype_parameters
+
+from ..data.loading import data_of
+from ..genotypes import network_size
+from ..plotting import draw_genotype, figure, save_figure
+from ..runs import without_paths
+from .report import SHORT
+from .settings import Search
 
 ROW, GAP, HEAD, LEFT = 1.0, 0.45, 2.4, 1.15
 """Heights of a field, of the space between nodes and of the rounds' heads, and the width of the labels, in fields."""

@@ -19,13 +19,6 @@ from typing import Annotated, Any, NamedTuple, TypedDict
 import numpy as np
 import torch
 
-from experiments.data.loading import data_of
-from experiments.genotypes import write_genotype
-from experiments.requirements import require
-from experiments.search.one_size import SHOTS, at_scale, candidates_of, controls_of
-from experiments.search.settings import Search
-from experiments.training.settings import TRAIN, Train
-from experiments.training.train import epoch_lines, train_network
 from mamltheory.errors import ConfigurationError, ValueRangeError
 from mamltheory.fewshot.episodes import Episode, sample_episode
 from mamltheory.fewshot.prototypes import prototype_accuracies, split_features
@@ -40,6 +33,14 @@ from mamltheory.runtime.runlog import RUN_FILE, read_run
 from mamltheory.runtime.temporary import FOLDER, owner
 from mamltheory.runtime.workers import Mapper
 from mamltheory.strict_json import sealed
+
+from ..data.loading import data_of
+from ..genotypes import write_genotype
+from ..requirements import require
+from ..training.settings import TRAIN, Train
+from ..training.train import epoch_lines, train_network
+from .one_size import SHOTS, at_scale, candidates_of, controls_of
+from .settings import Search
 
 CANDIDATES, MEASUREMENTS, GENOTYPES, TRAINED = "candidates", "measurements", "genotypes", "train"
 WAYS, QUERIES = 5, 15

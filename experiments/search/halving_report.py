@@ -9,19 +9,21 @@ import numpy as np
 import torch
 from scipy import stats
 
-from experiments.genotypes import network_size
-from experiments.plotting import curve, figure, save_figure
-from experiments.runs import quoted, without_paths
-from experiments.search.halving import TRAINED, Found, Item, full_training, headroom_of, rungs_of
-from experiments.search.one_size import at_scale, band_of, controls_of, full_size
-from experiments.search.settings import Search
-from experiments.settings import EMBEDDED_DATA
-from experiments.training.settings import TRAIN
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import derived_network
 from mamltheory.nas.search.halving import epochs_of
 from mamltheory.nas.sizes import genotype_parameters, multiply_accumulates
 from mamltheory.strict_json import read_json_file
+
+from ..genotypes import network_size
+from ..plotting import curve, figure, save_figure
+from ..program import PROGRAM, program_in
+from ..runs import quoted, without_paths
+from ..settings import EMBEDDED_DATA
+from ..training.settings import TRAIN
+from .halving import TRAINED, Found, Item, full_training, headroom_of, rungs_of
+from .one_size import at_scale, band_of, controls_of, full_size
+from .settings import Search
 
 SEARCH_FILE = "search.json"
 
@@ -161,7 +163,7 @@ def closing_lines(record: dict[str, Any], settings: Search, cpu_seconds: float) 
     if settings.then_train is None:
         place = quoted(settings.out / TRAINED)
         small = " (at the scale of the search)" * (at_scale(settings) != settings)
-        command = f"python -m experiments evaluate --checkpoint {place}{data_flag(settings)}"
+        command = f"{PROGRAM} evaluate --checkpoint {place}{data_flag(settings)}"
         lines.append(f"evaluate its network{small}: {command}")
     return lines
 
@@ -196,8 +198,7 @@ def training_command(settings: Search, processes: int) -> str:
     usual = vars(TRAIN[settings.then_train])
     given = {name: value for name, value in vars(training).items() if value != usual[name]}
     flags = [f"--{name.replace('_', '-')} {quoted(Path(str(value)))}" for name, value in given.items()]
-    start = "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
-    return " ".join([start, "-m experiments train --preset", settings.then_train, *flags])
+    return " ".join([program_in(processes), "train --preset", settings.then_train, *flags])
 
 
 def _number(value: float) -> str:

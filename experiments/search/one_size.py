@@ -6,11 +6,6 @@ from typing import Literal
 
 import numpy as np
 
-from experiments.data.loading import data_of, source_of
-from experiments.genotypes import network_size, read_genotype
-from experiments.requirements import require
-from experiments.search.settings import Search
-from experiments.settings import limits_of
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import NetworkSettings
 from mamltheory.nas.search.surrogate import fit_surrogate
@@ -19,6 +14,12 @@ from mamltheory.nas.table import Table, load_table
 from mamltheory.rng import generator
 from mamltheory.runtime.interrupt import check_interrupted
 from mamltheory.runtime.runlog import differences
+
+from ..data.loading import data_of, source_of
+from ..genotypes import network_size, read_genotype
+from ..requirements import require
+from ..settings import limits_of
+from .settings import Search
 
 SHOTS = 1
 TRIES = 20

@@ -10,9 +10,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from experiments.runs import without_paths
-from experiments.search.one_size import full_size, random_cells
-from experiments.search.settings import Search
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.scoring.score import Score
 from mamltheory.nas.scoring.scorers import CellScorer
@@ -21,6 +18,10 @@ from mamltheory.nas.sizes import genotype_parameters
 from mamltheory.runtime.device import deterministic
 from mamltheory.runtime.distributed import spread_over
 from mamltheory.runtime.progress import stage
+
+from ..runs import without_paths
+from .one_size import full_size, random_cells
+from .settings import Search
 
 
 def sampled_cells(settings: Search) -> tuple[Genotype, ...]:

@@ -11,17 +11,6 @@ from typing import Any, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
-from experiments.data.loading import cached_data, data_of, source_in
-from experiments.genotypes import network_size
-from experiments.runs import FREE, continue_with, opened_run, quoted, without_paths
-from experiments.search.figures import draw_cells, draw_trace
-from experiments.search.halving import checked_candidates, full_training, halve
-from experiments.search.halving_report import closing_lines as halving_lines
-from experiments.search.halving_report import data_flag, draw_rungs, record_of, training_command
-from experiments.search.report import LEGEND, closing_lines, round_lines, search_record, worst_so_far
-from experiments.search.sampling import best_of_sampled, sampled_cells
-from experiments.search.settings import Search
-from experiments.training.train import draw_learning_curves, train_network
 from mamltheory.errors import CheckpointError
 from mamltheory.fewshot.episodes import episode_tasks
 from mamltheory.fewshot.images import normalise, take
@@ -44,6 +33,19 @@ from mamltheory.runtime.records import plain, replace_file, to_json
 from mamltheory.runtime.runlog import RunLog
 from mamltheory.runtime.workers import ON_ONE_THREAD, Mapper
 from mamltheory.tasks import Task
+
+from ..data.loading import cached_data, data_of, source_in
+from ..genotypes import network_size
+from ..program import PROGRAM
+from ..runs import FREE, continue_with, opened_run, quoted, without_paths
+from ..training.train import draw_learning_curves, train_network
+from .figures import draw_cells, draw_trace
+from .halving import checked_candidates, full_training, halve
+from .halving_report import closing_lines as halving_lines
+from .halving_report import data_flag, draw_rungs, record_of, training_command
+from .report import LEGEND, closing_lines, round_lines, search_record, worst_so_far
+from .sampling import best_of_sampled, sampled_cells
+from .settings import Search
 
 CHUNK = 16
 """Scores between checkpoints."""
@@ -77,9 +79,7 @@ def train_found(settings: Search, genotype: Genotype) -> None:
     training = full_training(settings)
     train_network(training, genotype, free=("genotype",))
     draw_learning_curves(training)
-    print(
-        f"evaluate it: python -m experiments evaluate --checkpoint {quoted(training.out)}{data_flag(settings)}"
-    )
+    print(f"evaluate it: {PROGRAM} evaluate --checkpoint {quoted(training.out)}{data_flag(settings)}")
 
 
 def draw_found(settings: Search) -> None:

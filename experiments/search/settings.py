@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from experiments.requirements import require, require_at_least
-from experiments.search.protocols import KERNELS, METHODS, PROTOCOLS, Criteria, Method, Protocol, criteria
-from experiments.settings import (
+from ..requirements import require, require_at_least
+from ..settings import (
     GLYPHS_MINI,
     MINI,
     TIERED,
@@ -18,7 +17,8 @@ from experiments.settings import (
     SmallNetworkSettings,
     limits_of,
 )
-from experiments.training.settings import TRAIN
+from ..training.settings import TRAIN
+from .protocols import KERNELS, METHODS, PROTOCOLS, Criteria, Method, Protocol, criteria
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,6 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 
-from experiments.data.loading import cached_data, data_of, source_in
-from experiments.genotypes import network_size
-from experiments.requirements import require
-from experiments.settings import EMBEDDED_DATA, limits_of
-from experiments.studies.correlation_report import report_correlation
-from experiments.studies.measurements import Record, measure_missing
-from experiments.studies.settings import WAYS, Correlation
-from experiments.studies.table_report import report_table
 from mamltheory.fewshot.episodes import sample_episode, sample_episodes
 from mamltheory.fewshot.evaluate import EvaluationConfig, evaluate_network
 from mamltheory.fewshot.images import ImageData, normalise, take
@@ -27,6 +19,15 @@ from mamltheory.nas.table import load_table
 from mamltheory.rng import derived_seed, generator, numpy_generator
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.interrupt import check_interrupted
+
+from ..data.loading import cached_data, data_of, source_in
+from ..genotypes import network_size
+from ..requirements import require
+from ..settings import EMBEDDED_DATA, limits_of
+from .correlation_report import report_correlation
+from .measurements import Record, measure_missing
+from .settings import WAYS, Correlation
+from .table_report import report_table
 
 COUNTS = ("networks", "repeated")
 SHOTS = (1, 5)

@@ -9,10 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from scipy.stats import rankdata
 
-from experiments.plotting import COLOURS, figure, save_figure, ticks_at
-from experiments.runs import without_paths
-from experiments.studies.measurements import Record, check_networks
-from experiments.studies.settings import Correlation, Stability
 from mamltheory.nas.statistics.rank_correlation import (
     Ceiling,
     Estimate,
@@ -26,6 +22,11 @@ from mamltheory.nas.statistics.rank_correlation import (
 )
 from mamltheory.rng import numpy_generator
 from mamltheory.runtime.records import replace_file
+
+from ..plotting import COLOURS, figure, save_figure, ticks_at
+from ..runs import without_paths
+from .measurements import Record, check_networks
+from .settings import Correlation, Stability
 
 BARS = ("parameters", "macs")
 """Properties of a network that need no score; scores are compared with them."""

@@ -4,8 +4,6 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from experiments.runs import FREE, opened_run
-from experiments.studies.settings import Correlation, Stability, Tabulate
 from mamltheory.errors import CheckpointError
 from mamltheory.runtime.distributed import spread_over
 from mamltheory.runtime.progress import stage
@@ -13,6 +11,9 @@ from mamltheory.runtime.records import plain, read_record, replace_file, to_json
 from mamltheory.runtime.temporary import remove_stale
 from mamltheory.runtime.workers import ON_ONE_THREAD
 from mamltheory.strict_json import misfit, sealed
+
+from ..runs import FREE, opened_run
+from .settings import Correlation, Stability, Tabulate
 
 Record = dict[str, Any]
 MEASUREMENTS, AGAIN = "measurements", "remove it, and it is measured again"

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.requirements import require, require_at_least
-from experiments.settings import ShortTraining, SmallNetworkSettings, limits_of
+from ..requirements import require, require_at_least
+from ..settings import ShortTraining, SmallNetworkSettings, limits_of
 
 WAYS = 5
 """Classes per task, in scores and in accuracies."""

@@ -7,12 +7,6 @@ from typing import Any, Literal
 
 import torch
 
-from experiments.data.loading import data_of, source_in
-from experiments.genotypes import network_size
-from experiments.search.search import draw_patches, draw_tasks
-from experiments.studies.measurements import Record, measure_missing
-from experiments.studies.settings import WAYS, Stability
-from experiments.studies.stability_report import report_stability
 from mamltheory.linalg import conditioning
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import supernet
@@ -23,6 +17,13 @@ from mamltheory.nas.scoring.scorers import CellScorer
 from mamltheory.rng import derived_seed, generator
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.interrupt import check_interrupted
+
+from ..data.loading import data_of, source_in
+from ..genotypes import network_size
+from ..search.search import draw_patches, draw_tasks
+from .measurements import Record, measure_missing
+from .settings import WAYS, Stability
+from .stability_report import report_stability
 
 COUNTS = ("gradient_tasks", "gradient_repeats", "exact_tasks", "exact_repeats", "region_repeats")
 Measure = Literal["condition", "harmonic"]

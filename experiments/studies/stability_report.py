@@ -8,10 +8,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.plotting import COLOURS, LINE_STYLES, MARKERS, figure, save_figure, ticks_at
-from experiments.studies.correlation_report import figure_settings, number, span
-from experiments.studies.measurements import Record, check_repeats
-from experiments.studies.settings import Stability as Settings
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.statistics.reliability import mean_reliability
 from mamltheory.nas.statistics.repeatability import (
@@ -25,6 +21,11 @@ from mamltheory.nas.statistics.repeatability import (
 )
 from mamltheory.rng import derived_seed, numpy_generator
 from mamltheory.runtime.records import replace_file
+
+from ..plotting import COLOURS, LINE_STYLES, MARKERS, figure, save_figure, ticks_at
+from .correlation_report import figure_settings, number, span
+from .measurements import Record, check_repeats
+from .settings import Stability as Settings
 
 Name = tuple[str, int, str]
 """Estimator, joint tasks, measure."""

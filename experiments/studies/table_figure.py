@@ -6,11 +6,12 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from experiments.plotting import COLOURS, figure, save_figure, ticks_at
-from experiments.studies.table_findings import TableFindings
-from experiments.studies.table_replays import Replays, Tried
-from experiments.studies.table_words import LABELS, epochs_in_words
 from mamltheory.nas.statistics.resampled_ranks import Association
+
+from ..plotting import COLOURS, figure, save_figure, ticks_at
+from .table_findings import TableFindings
+from .table_replays import Replays, Tried
+from .table_words import LABELS, epochs_in_words
 
 SHOWN_SCORES = (
     "maml condition",

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from experiments.studies.table_findings import BOTH, SHOTS, SUMS, Cells, epochs_of_table
 from mamltheory.nas.search.halving import DEFAULT_RUNGS, Ranking, Rung
 from mamltheory.nas.search.replay import (
     Draws,
@@ -17,6 +16,8 @@ from mamltheory.nas.search.replay import (
     warm_started,
 )
 from mamltheory.nas.table import Table
+
+from .table_findings import BOTH, SHOTS, SUMS, Cells, epochs_of_table
 
 BOOTSTRAPS = 60
 SHAPES = (

@@ -5,9 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.correlation_report import number, span
-from experiments.studies.table_figure import draw_table
-from experiments.studies.table_findings import (
+from mamltheory.nas.statistics.resampled_ranks import Resampled
+from mamltheory.nas.table import Table
+from mamltheory.runtime.records import replace_file
+
+from .correlation_report import number, span
+from .table_figure import draw_table
+from .table_findings import (
     BOTH,
     FEWEST_CELLS,
     KernelScore,
@@ -16,11 +20,8 @@ from experiments.studies.table_findings import (
     chosen_kernel,
     table_findings,
 )
-from experiments.studies.table_replays import Replays, Tried, replays
-from experiments.studies.table_words import LABELS, epochs_in_words
-from mamltheory.nas.statistics.resampled_ranks import Resampled
-from mamltheory.nas.table import Table
-from mamltheory.runtime.records import replace_file
+from .table_replays import Replays, Tried, replays
+from .table_words import LABELS, epochs_in_words
 
 NAME = "equal_size"
 LEVEL = 0.05

@@ -9,14 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from experiments.data.loading import data_of
-from experiments.genotypes import network_size
-from experiments.runs import without_paths
-from experiments.settings import limits_of
-from experiments.studies.correlation import accuracy, draw_pool_tasks, score_network
-from experiments.studies.measurements import Record, measure_missing
-from experiments.studies.settings import WAYS, Correlation, Tabulate
-from experiments.studies.table_report import report_table
 from mamltheory.errors import ValueRangeError
 from mamltheory.fewshot.images import ImageData, normalise, take
 from mamltheory.fewshot.prototypes import followed_accuracies
@@ -31,6 +23,15 @@ from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.distributed import shared_name
 from mamltheory.runtime.interrupt import check_interrupted
 from mamltheory.runtime.records import replace_file, to_json
+
+from ..data.loading import data_of
+from ..genotypes import network_size
+from ..runs import without_paths
+from ..settings import limits_of
+from .correlation import accuracy, draw_pool_tasks, score_network
+from .measurements import Record, measure_missing
+from .settings import WAYS, Correlation, Tabulate
+from .table_report import report_table
 
 SHOTS, QUERIES = (1, 5), 15
 POOL_IMAGES, JOINT_TASKS, BATCHES, REGRESSION_TASKS = 6, 3, 24, 200

@@ -3,11 +3,11 @@
 from dataclasses import asdict
 from typing import Any
 
-from experiments.plotting import curve, figure, save_figure
-from experiments.runs import without_paths
-from experiments.tables.results import Results, compared_pairs
-from experiments.tables.settings import ONE_SIZE, RECIPES, SHOTS, SIZED, Experiment, Method, Table
-from experiments.tables.sheets import NAMES
+from ..plotting import curve, figure, save_figure
+from ..runs import without_paths
+from .results import Results, compared_pairs
+from .settings import ONE_SIZE, RECIPES, SHOTS, SIZED, Experiment, Method, Table
+from .sheets import NAMES
 
 
 def draw_figures(results: Results, experiment: Experiment) -> list[str]:

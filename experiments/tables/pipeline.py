@@ -12,17 +12,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from experiments.data.loading import data_of
-from experiments.genotypes import network_size, published_cell, read_genotype, write_genotype
-from experiments.runs import FREE
-from experiments.search import search
-from experiments.search.settings import Search
-from experiments.settings import limits_of
-from experiments.tables.settings import CELLS, RECIPES, SIZED, Experiment, Method, Recipe, Table
-from experiments.training import train
-from experiments.training.evaluate import check_results, identity, record_evaluation
-from experiments.training.settings import Evaluate, Train
-from experiments.training.trained import saved_genotype
 from mamltheory.nas.genotype import Genotype, random_genotype
 from mamltheory.nas.sizes import Band, random_genotype_like, random_genotype_within
 from mamltheory.rng import derived_seed, generator
@@ -30,6 +19,18 @@ from mamltheory.runtime.checkpoint import check_state, load_state
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.runlog import RUN_FILE, differences, read_run
 from mamltheory.runtime.workers import workers
+
+from ..data.loading import data_of
+from ..genotypes import network_size, published_cell, read_genotype, write_genotype
+from ..runs import FREE
+from ..search import search
+from ..search.settings import Search
+from ..settings import limits_of
+from ..training import train
+from ..training.evaluate import check_results, identity, record_evaluation
+from ..training.settings import Evaluate, Train
+from ..training.trained import saved_genotype
+from .settings import CELLS, RECIPES, SIZED, Experiment, Method, Recipe, Table
 
 SEARCHED: tuple[Method, ...] = (
     "metantk",

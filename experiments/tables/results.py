@@ -7,7 +7,14 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 
-from experiments.tables.pipeline import (
+from mamltheory.errors import CheckpointError, ConfigurationError
+from mamltheory.fewshot.statistics import Comparison, Spread, compare_runs, over_runs
+from mamltheory.runtime.records import sha256
+from mamltheory.runtime.runlog import RUN_FILE
+from mamltheory.strict_json import misfit
+
+from ..training.evaluate import accuracies_of
+from .pipeline import (
     Run,
     finished_evaluation,
     finished_run,
@@ -15,13 +22,7 @@ from experiments.tables.pipeline import (
     search_settings,
     train_settings,
 )
-from experiments.tables.settings import CELLS, CONTROLLED, ONE_SIZE, SIZED, Experiment, Method, Table
-from experiments.training.evaluate import accuracies_of
-from mamltheory.errors import CheckpointError, ConfigurationError
-from mamltheory.fewshot.statistics import Comparison, Spread, compare_runs, over_runs
-from mamltheory.runtime.records import sha256
-from mamltheory.runtime.runlog import RUN_FILE
-from mamltheory.strict_json import misfit
+from .settings import CELLS, CONTROLLED, ONE_SIZE, SIZED, Experiment, Method, Table
 
 
 class _Spent(TypedDict):

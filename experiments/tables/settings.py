@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from experiments.requirements import require, require_at_least
-from experiments.search.settings import SEARCH, Search
-from experiments.training.settings import EVALUATE, TRAIN, Evaluate, Train
+from ..requirements import require, require_at_least
+from ..search.settings import SEARCH, Search
+from ..training.settings import EVALUATE, TRAIN, Evaluate, Train
 
 Experiment = Literal["glyphs", "pictures", "mini-5", "mini-8", "tiered-5", "tiered-8"]
 Method = Literal[

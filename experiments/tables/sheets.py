@@ -3,11 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 
-from experiments.tables.markup import Sheet
-from experiments.tables.paper_results import MINI, PAPER_RESULTS, TIERED, PaperResult
-from experiments.tables.pipeline import SEARCHED
-from experiments.tables.results import Measured, Results, compared_pairs
-from experiments.tables.settings import (
+from mamltheory.fewshot.statistics import Comparison, Spread
+
+from .markup import Sheet
+from .paper_results import MINI, PAPER_RESULTS, TIERED, PaperResult
+from .pipeline import SEARCHED
+from .results import Measured, Results, compared_pairs
+from .settings import (
     CELLS,
     EMBEDDED,
     EXPERIMENTS,
@@ -19,7 +21,6 @@ from experiments.tables.settings import (
     Method,
     Recipe,
 )
-from mamltheory.fewshot.statistics import Comparison, Spread
 
 NAMES: dict[Method, str] = {
     "metantk": "MetaNTK-NAS",

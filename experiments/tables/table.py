@@ -4,15 +4,16 @@ from dataclasses import asdict
 from itertools import chain
 from typing import Any
 
-from experiments.runs import continued_by, without_paths
-from experiments.tables.figure import draw_figures
-from experiments.tables.markup import csv_text, latex, markdown
-from experiments.tables.paper_results import PAPER_RESULTS, SOURCE, PaperResult
-from experiments.tables.pipeline import make_missing_runs
-from experiments.tables.results import Measured, Results, collect_results, compared_pairs
-from experiments.tables.settings import EMBEDDED, RECIPES, Experiment, Method, Table
-from experiments.tables.sheets import NAMES, sheets
 from mamltheory.runtime.records import replace_file, to_json
+
+from ..runs import continued_by, without_paths
+from .figure import draw_figures
+from .markup import csv_text, latex, markdown
+from .paper_results import PAPER_RESULTS, SOURCE, PaperResult
+from .pipeline import make_missing_runs
+from .results import Measured, Results, collect_results, compared_pairs
+from .settings import EMBEDDED, RECIPES, Experiment, Method, Table
+from .sheets import NAMES, sheets
 
 
 def make_table(settings: Table) -> int:

@@ -15,23 +15,24 @@ from scipy.stats import binomtest
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from experiments.plotting import curve, figure, ticks_at
-from experiments.theory import convergence
-from experiments.theory.constants import constants, drift_bounds, lemma1_constant, path_bounds, sweep_settings
-from experiments.theory.report import (
+from mamltheory import FullyConnected, generator
+from mamltheory.finite_width.asymptotics import root_mean_square
+from mamltheory.finite_width.bounds import theorem3_residual_bound
+from mamltheory.inner_loop import meta_output, square_loss
+from mamltheory.tasks import Parameters, query_labels
+
+from ..plotting import curve, figure, ticks_at
+from . import convergence
+from .constants import constants, drift_bounds, lemma1_constant, path_bounds, sweep_settings
+from .report import (
     draw_power_law,
     legend_room,
     power_law_record,
     save_theory_figure,
     subtitle,
 )
-from experiments.theory.settings import Bounds, Theory
-from experiments.theory.sweep import Measurement, Problem, Sweep, network_of_width, run_sweep
-from mamltheory import FullyConnected, generator
-from mamltheory.finite_width.asymptotics import root_mean_square
-from mamltheory.finite_width.bounds import theorem3_residual_bound
-from mamltheory.inner_loop import meta_output, square_loss
-from mamltheory.tasks import Parameters, query_labels
+from .settings import Bounds, Theory
+from .sweep import Measurement, Problem, Sweep, network_of_width, run_sweep
 
 BATCH = 25
 """Networks in a batch."""

@@ -5,8 +5,6 @@ from typing import Any
 
 from torch import Tensor
 
-from experiments.theory.settings import Theory
-from experiments.theory.tasks import sphere_tasks
 from mamltheory import (
     FullyConnected,
     GradientDescent,
@@ -26,6 +24,9 @@ from mamltheory import (
 )
 from mamltheory.finite_width.bounds import extreme_eigenvalues, largest_rate
 from mamltheory.predictors import adapted_output
+
+from .settings import Theory
+from .tasks import sphere_tasks
 
 TOLERANCE = 1e-10
 

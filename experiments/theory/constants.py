@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.theory.settings import Theory, Widths
-from experiments.theory.sweep import Measurement, Problem, Sweep, initialised, run_sweep
 from mamltheory import generator
 from mamltheory.finite_width.bounds import theorem3_drift_bound, theorem3_path_bound
 from mamltheory.finite_width.lipschitz import jacobian_size, lipschitz_constant
+
+from .settings import Theory, Widths
+from .sweep import Measurement, Problem, Sweep, initialised, run_sweep
 
 TOLERANCE = 1e-2
 """Relative tolerance of the rate of change; the scatter between seeds is ten times larger."""

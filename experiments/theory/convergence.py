@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.plotting import curve, figure, ticks_at
-from experiments.theory.report import save_theory_figure, subtitle
-from experiments.theory.settings import Convergence
-from experiments.theory.sweep import Sweep, run_sweep
 from mamltheory.finite_width.bounds import theorem3_residual_bound
+
+from ..plotting import curve, figure, ticks_at
+from .report import save_theory_figure, subtitle
+from .settings import Convergence
+from .sweep import Sweep, run_sweep
 
 
 def plot_convergence(settings: Convergence) -> int:

@@ -5,18 +5,19 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.plotting import curve, figure, ticks_at
-from experiments.theory.constants import constants, drift_bounds, path_bounds
-from experiments.theory.report import (
+from mamltheory.finite_width.asymptotics import root_mean_square
+
+from ..plotting import curve, figure, ticks_at
+from .constants import constants, drift_bounds, path_bounds
+from .report import (
     draw_power_law,
     legend_room,
     power_law_record,
     save_theory_figure,
     subtitle,
 )
-from experiments.theory.settings import Drift
-from experiments.theory.sweep import Sweep, run_sweep
-from mamltheory.finite_width.asymptotics import root_mean_square
+from .settings import Drift
+from .sweep import Sweep, run_sweep
 
 MOVEMENTS = {
     "path_length": r"path $\sum_t \|\theta_t - \theta_{t-1}\|$",

@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from experiments.plotting import figure
-from experiments.theory.report import (
+from ..plotting import figure
+from .report import (
     draw_power_law,
     draw_reference,
     power_law_record,
     save_theory_figure,
     subtitle,
 )
-from experiments.theory.settings import Equivalence
-from experiments.theory.sweep import CLOSED_FORMS, Sweep, run_sweep
+from .settings import Equivalence
+from .sweep import CLOSED_FORMS, Sweep, run_sweep
 
 LABELS = {
     "empirical kernel": r"$\hat\Theta_0$ of the network",

@@ -6,20 +6,21 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from experiments.plotting import curve, figure, ticks_at
-from experiments.theory.constants import constants, sweep_settings
-from experiments.theory.report import (
+from mamltheory.finite_width.asymptotics import root_mean_square
+from mamltheory.finite_width.lipschitz import lipschitz_ratio
+from mamltheory.tasks import Parameters
+
+from ..plotting import curve, figure, ticks_at
+from .constants import constants, sweep_settings
+from .report import (
     draw_power_law,
     legend_room,
     power_law_record,
     save_theory_figure,
     subtitle,
 )
-from experiments.theory.settings import Lipschitz
-from experiments.theory.sweep import Sweep, initialised, make_problem
-from mamltheory.finite_width.asymptotics import root_mean_square
-from mamltheory.finite_width.lipschitz import lipschitz_ratio
-from mamltheory.tasks import Parameters
+from .settings import Lipschitz
+from .sweep import Sweep, initialised, make_problem
 
 DISTANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 """ε: distances of two parameter vectors on the two sides of a kink."""

@@ -10,27 +10,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from experiments.plotting import curve, figure, ticks_at
-from experiments.theory.constants import sweep_settings
-from experiments.theory.report import (
-    draw_power_law,
-    legend_room,
-    power_law_record,
-    save_theory_figure,
-    signed,
-    subtitle,
-)
-from experiments.theory.settings import Plateau
-from experiments.theory.sweep import (
-    Measurement,
-    Problem,
-    Sweep,
-    initialised,
-    kernel_prediction,
-    make_problem,
-    network_of_width,
-    run_sweep,
-)
 from mamltheory import (
     Converged,
     FullyConnected,
@@ -45,6 +24,28 @@ from mamltheory import (
 )
 from mamltheory.finite_width.asymptotics import root_mean_square
 from mamltheory.linalg import Dynamics
+
+from ..plotting import curve, figure, ticks_at
+from .constants import sweep_settings
+from .report import (
+    draw_power_law,
+    legend_room,
+    power_law_record,
+    save_theory_figure,
+    signed,
+    subtitle,
+)
+from .settings import Plateau
+from .sweep import (
+    Measurement,
+    Problem,
+    Sweep,
+    initialised,
+    kernel_prediction,
+    make_problem,
+    network_of_width,
+    run_sweep,
+)
 
 DEPTHS = (1, 2, 3)
 """Hidden layers for the comparison of the two limits over the number of inner steps."""

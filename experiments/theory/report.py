@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.plotting import curve, save_figure, ticks_at
-from experiments.theory.settings import Widths
 from mamltheory.finite_width.asymptotics import PowerLaw, fit_power_law, root_mean_square
+
+from ..plotting import curve, save_figure, ticks_at
+from .settings import Widths
 
 
 def subtitle(claim: str, settings: Widths) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.requirements import require, require_at_least, require_widths
+from ..requirements import require, require_at_least, require_widths
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,6 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 
-from experiments.runs import opened_run
-from experiments.theory.settings import Theory
-from experiments.theory.tasks import theory_tasks
 from mamltheory import (
     FullyConnected,
     GradientDescent,
@@ -43,6 +40,10 @@ from mamltheory.runtime.progress import stage
 from mamltheory.runtime.runlog import read_metrics
 from mamltheory.runtime.workers import ON_ONE_THREAD, workers
 from mamltheory.tasks import Parameters, query_labels
+
+from ..runs import opened_run
+from .settings import Theory
+from .tasks import theory_tasks
 
 CLOSED_FORMS = ("empirical kernel", "limit kernel", "limit kernel, printed time", "limit kernel, no f_0")
 """The closed forms that the trained network is compared with on held-out tasks.

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from experiments.theory.settings import Theory
 from mamltheory import Task, generator
 from mamltheory.fewshot.episodes import sample_episodes
 from mamltheory.fewshot.glyphs import glyph_data
+
+from .settings import Theory
 
 SAMPLES = 2
 """Query samples n and support samples m of a task; for images one per class, of two classes."""

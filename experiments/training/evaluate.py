@@ -11,9 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.runs import opened_run
-from experiments.training.settings import Evaluate
-from experiments.training.trained import read_training
 from mamltheory.errors import CheckpointError
 from mamltheory.fewshot.evaluate import Evaluation, EvaluationConfig, batches, evaluate_network
 from mamltheory.fewshot.images import ImageData, ImageSplit
@@ -25,6 +22,10 @@ from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import sha256, to_json
 from mamltheory.runtime.runlog import RUN_FILE, read_run
 from mamltheory.strict_json import misfit
+
+from ..runs import opened_run
+from .settings import Evaluate
+from .trained import read_training
 
 
 def print_evaluation(settings: Evaluate) -> int:

@@ -3,10 +3,6 @@
 import dataclasses
 from typing import Annotated, Any, TypedDict
 
-from experiments.data.loading import cached_data, source_in
-from experiments.plotting import curve, figure, save_figure
-from experiments.runs import FREE, CheckpointTimer, continue_with, numbers_of, opened_run, without_paths
-from experiments.training.settings import MetaTrain
 from mamltheory.fewshot.conv4 import conv4
 from mamltheory.fewshot.evaluate import mean_interval
 from mamltheory.fewshot.images import ImageSplit
@@ -24,6 +20,11 @@ from mamltheory.runtime.checkpoint import load_state, save_state
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.runlog import RunLog, check_complete, read_metrics
+
+from ..data.loading import cached_data, source_in
+from ..plotting import curve, figure, save_figure
+from ..runs import FREE, CheckpointTimer, continue_with, numbers_of, opened_run, without_paths
+from .settings import MetaTrain
 
 QUERIES = 15  # per class in evaluations
 

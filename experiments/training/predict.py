@@ -9,9 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.runs import opened_run, warn
-from experiments.training.settings import Predict
-from experiments.training.trained import read_training
 from mamltheory.errors import DataError, printable
 from mamltheory.fewshot.augment import Augmentation
 from mamltheory.fewshot.evaluate import Predictions, predict
@@ -21,6 +18,10 @@ from mamltheory.fewshot.formats.listing import class_folders, image_files, in_wo
 from mamltheory.fewshot.formats.pixels import decoded
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.records import replace_file
+
+from ..runs import opened_run, warn
+from .settings import Predict
+from .trained import read_training
 
 UNSURE = 5
 """Number of least certain images in the summary."""

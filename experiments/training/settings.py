@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from experiments.requirements import require, require_at_least
-from experiments.settings import EMBEDDED_DATA, GLYPHS_MINI, MINI, TIERED, ExperimentSettings, shares_of
+from ..requirements import require, require_at_least
+from ..settings import EMBEDDED_DATA, GLYPHS_MINI, MINI, TIERED, ExperimentSettings, shares_of
 
 
 @dataclass(frozen=True)

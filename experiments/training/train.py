@@ -8,20 +8,6 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
 
-from experiments.data.loading import data_of
-from experiments.genotypes import network_size, read_genotype
-from experiments.plotting import curve, figure, save_figure
-from experiments.runs import (
-    FREE,
-    CheckpointTimer,
-    continue_with,
-    continued_by,
-    leading_stage,
-    numbers_of,
-    opened_run,
-    without_paths,
-)
-from experiments.training.settings import Train
 from mamltheory.errors import CheckpointError
 from mamltheory.fewshot.evaluate import EvaluationConfig, evaluate_network
 from mamltheory.fewshot.execution import Execution
@@ -36,6 +22,21 @@ from mamltheory.runtime.checkpoint import check_state, load_state, save_state
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.distributed import World, data_parallel
 from mamltheory.runtime.runlog import RunLog, check_complete, read_metrics
+
+from ..data.loading import data_of
+from ..genotypes import network_size, read_genotype
+from ..plotting import curve, figure, save_figure
+from ..runs import (
+    FREE,
+    CheckpointTimer,
+    continue_with,
+    continued_by,
+    leading_stage,
+    numbers_of,
+    opened_run,
+    without_paths,
+)
+from .settings import Train
 
 
 class EpochLine(TypedDict):
@@ -118,9 +119,7 @@ def _record(
     settings: Train, world: World, device: torch.device, more: Collection[str]
 ) -> Iterator[RunLog | None]:
     """The record of the run in the leading process; None in the others."""
-    again = continue_with("train", settings)
-    if world.size > 1:
-        again = again.replace("python", f"torchrun --nproc-per-node {world.size}", 1)
+    again = continue_with("train", settings, world.size)
     if not world.leads:
         with continued_by(again):
             yield None

@@ -8,17 +8,18 @@ from typing import Any
 
 import torch
 
-from experiments.config import read_config, settings_from
-from experiments.data.loading import data_of
-from experiments.requirements import require
-from experiments.runs import continue_with
-from experiments.training.settings import Train
-from experiments.training.train import TrainingContent, new_network
 from mamltheory.errors import CheckpointError, DataError, GenotypeError
 from mamltheory.fewshot.images import ImageData
 from mamltheory.fewshot.training_state import Inputs, inputs_of, load_weights, recorded_inputs, same_images
 from mamltheory.nas.genotype import Genotype
 from mamltheory.runtime.checkpoint import Checkpoint, check_state, load_state
+
+from ..config import read_config, settings_from
+from ..data.loading import data_of
+from ..requirements import require
+from ..runs import continue_with
+from .settings import Train
+from .train import TrainingContent, new_network
 
 
 @dataclass(frozen=True, eq=False)

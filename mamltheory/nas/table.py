@@ -1,6 +1,6 @@
 """A table of trained cells of one size: search methods are tried on it in seconds.
 
-``python -m experiments tabulate`` makes such a table, and :func:`load_table` reads one. The package holds one of random
+The command ``tabulate`` makes such a table, and :func:`load_table` reads one. The package holds one of random
 cells on the embedded glyphs. All cells lie in one band of parameters, so that nothing in it is explained by size.
 """
 

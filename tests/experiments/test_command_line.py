@@ -24,7 +24,7 @@ from mamltheory.runtime.interrupt import Interrupted, check_interrupted
 from mamltheory.runtime.runlog import open_run
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "numpy", "matplotlib", "mamltheory", "rich")
+HEAVY = ("torch", "numpy", "matplotlib", "rich")
 
 
 def run(*arguments):

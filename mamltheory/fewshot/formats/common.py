@@ -38,7 +38,7 @@ def in_memory(split: str, shape: tuple[int, ...]) -> np.ndarray:
         raise DataError(
             f"the {split} images take {size / 1e9:.1f} GB at {shape[2]}×{shape[1]} pixels and this machine has "
             f"{limit / 1e9:.1f} GB of memory: give a smaller image_size, or write them to a file once with "
-            "`python -m experiments data PATH --prepare FOLDER` and use that folder"
+            "the command `data PATH --prepare FOLDER` and use that folder"
         )
     return np.empty(shape, np.uint8)
 
