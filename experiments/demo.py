@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mamltheory.fewshot.evaluate import Evaluation, paired_difference
-from mamltheory.fewshot.statistics import Interval, compare_networks
+from mamltheory.fewshot.evaluation import Evaluation, paired_difference
+from mamltheory.fewshot.statistics import compare_networks
+from mamltheory.intervals import Interval
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import parameter_count
 from mamltheory.nas.sizes import random_genotype_like

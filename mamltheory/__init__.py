@@ -30,14 +30,18 @@ Closed forms
     GradientFlow, GradientDescent, Converged    how long a loop runs
     time_operator, residual_operator            what is learnt of a kernel's labels by then, and what is left
     condition_number                            σ_max/σ_min of a kernel, Eq. (14)
+    score                                       log₁₀ of it, with its interval over initialisations and tasks
     adapted_output                              the output after the inner loop
     trained_output                              the meta-output after training, on any task
     trained_output_on_training_tasks            the meta-output after training, on the training tasks
     kernel_regression                           both from the NTK alone, Theorem 2
+
+``mamltheory.fewshot`` has data, training and evaluation, ``mamltheory.nas`` cells and their searches.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mamltheory.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mamltheory.inner_loop import InnerLoop, adapt, meta_output
@@ -63,6 +67,7 @@ if TYPE_CHECKING:
         trained_output_on_training_tasks,
     )
     from mamltheory.rng import generator
+    from mamltheory.score import score
     from mamltheory.tasks import Task
 
 __version__ = "0.2.0"
@@ -99,14 +104,13 @@ __all__ = [
     "meta_outputs",
     "nngp",
     "residual_operator",
+    "score",
     "time_operator",
     "train",
     "trained_output",
     "trained_output_on_training_tasks",
 ]
 
-# Where the names are. A module is imported when a name of it is first used, for torch takes more than a second, and the
-# command line imports this package before it knows whether there is anything to compute.
 _PLACES = {
     "adapt": "inner_loop",
     "adapted_output": "predictors",
@@ -138,6 +142,7 @@ _PLACES = {
     "Model": "networks",
     "nngp": "kernels.analytic",
     "residual_operator": "linalg",
+    "score": "score",
     "Task": "tasks",
     "time_operator": "linalg",
     "train": "maml",
@@ -145,13 +150,4 @@ _PLACES = {
     "trained_output_on_training_tasks": "predictors",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _PLACES, packages=("fewshot", "nas"))

@@ -3,14 +3,14 @@
 θ_{t+1} = θ_t − η J(θ_t)ᵀ (F_{θ_t} − 𝒴),   η = η0 / l
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mamltheory.errors import ValueRangeError
+from mamltheory.errors import ConfigurationError, ValueRangeError
 from mamltheory.guard import ready_for_tasks
 from mamltheory.inner_loop import InnerLoop, algorithm_of, square_loss
 from mamltheory.kernels.empirical_meta import empirical_meta_ntk
@@ -57,6 +57,14 @@ class TrainingRecord:
     params: Parameters
     kernels: dict[int, Float[Tensor, "p p"]] = field(default_factory=dict)
     method: Chosen = "generic"
+
+    def __repr__(self) -> str:
+        first, last = self.observations[0], self.observations[-1]
+        kernels = f", kernels at {sorted(self.kernels)}" if self.kernels else ""
+        return (
+            f"TrainingRecord({last.step} steps, loss {first.loss:.3g} → {last.loss:.3g}, moved {last.movement:.3g}"
+            f"{kernels}, method {self.method!r})"
+        )
 
     def losses(self) -> Float[Tensor, " t"]:
         """𝓛(θ_t) for t = 0 … steps."""
@@ -169,6 +177,7 @@ def train(
     test_tasks: Sequence[Task] = (),
     kernel_steps: Sequence[int] = (),
     method: Method = "auto",
+    progress: Callable[[Observation], None] | None = None,
 ) -> TrainingRecord:
     """``steps`` steps of full-batch MAML or ANIL from ``params``, Eq. (28), with a record of every step.
 
@@ -186,12 +195,15 @@ def train(
         test_tasks: tasks whose outputs are recorded as well.
         kernel_steps: the steps at which the empirical MetaNTK Φ̂_t is recorded; step 0 always comes with them.
         method: as for :func:`mamltheory.objective.meta_gradient`; the record names the one that was used.
+        progress: is called with what is recorded of every step, as soon as it is known; for a line a step,
+            ``lambda seen: print(seen.step, seen.loss)``.
 
     Returns:
         The record of the run.
 
     Raises:
         ValueRangeError: ``kernel_steps`` outside of the run.
+        ConfigurationError: ``progress`` is no function.
 
     Example:
         >>> import torch
@@ -205,12 +217,18 @@ def train(
     GradientDescent(eta0, steps)  # checks both
     if not all(0 <= step <= steps for step in kernel_steps):
         raise ValueRangeError(f"kernel_steps is {list(kernel_steps)}: expected steps from 0 to {steps}")
+    if progress is not None and not callable(progress):
+        raise ConfigurationError(
+            f"progress is {progress!r:.80}: expected a function of what is recorded, or None"
+        )
     wanted = {0, *kernel_steps} if kernel_steps else set()
     model, params = ready_for_tasks(model, params, (*check_tasks(tasks), *test_tasks), algorithm_of(inner))
     chosen = chosen_method(method, model, tasks, inner)
     observations, kernels = [], {}
     for state, seen in _descend(model, params, tasks, inner, eta0, test_tasks, chosen, True, steps):
         observations.append(seen)
+        if progress is not None:
+            progress(seen)
         if state.step in wanted:
             kernels[state.step] = empirical_meta_ntk(model, tasks, inner, params=state.params)
     return TrainingRecord(tuple(observations), state.params, kernels, chosen)

@@ -69,6 +69,17 @@ class Model:
     module: nn.Module | None = field(default=None, repr=False, compare=False)
     frozen: frozenset[str] = frozenset()
 
+    def __repr__(self) -> str:
+        if self.network is not None:
+            what = repr(self.network)
+        elif self.module is not None:
+            what = type(self.module).__name__
+        else:
+            what = getattr(self.function, "__qualname__", type(self.function).__name__)
+        parts = (what, "centred" * (self.origin is not None), f"scale {self.scale:g}" * (self.scale != 1))
+        frozen = f"{len(self.frozen)} frozen" * bool(self.frozen)
+        return f"Model({', '.join(filter(None, (*parts, frozen)))})"
+
     def __call__(self, params: Parameters, x: Tensor) -> Tensor:
         """f_θ(x)."""
         return self.function(params, x)

@@ -71,9 +71,22 @@ class Task:
                 "convert them with Task.to(dtype)"
             )
 
+    def __repr__(self) -> str:
+        sides = (
+            f"{part} {len(x)} × {shape_of(x)}"
+            for part, x in (("query", self.query_x), ("support", self.support_x))
+        )
+        kind = str(self.query_y.dtype).removeprefix("torch.")
+        return f"Task({', '.join(sides)}, outputs {self.query_y.shape[1]}, {kind})"
+
     def to(self, *args: object, **kwargs: object) -> "Task":
         """The same task on another device or in another dtype, as ``torch.Tensor.to``; integer samples keep theirs."""
         return Task(*(_moved(getattr(self, name), args, kwargs) for name in PARTS))
+
+
+def shape_of(samples: Tensor) -> str:
+    """The shape of one sample, as in 3×28×28."""
+    return "×".join(map(str, samples.shape[1:]))
 
 
 def _moved(part: Tensor, args: tuple, kwargs: dict) -> Tensor:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mamltheory as mt
 from mamltheory.accelerator import float32_products
 from mamltheory.fewshot.conv4 import conv4
-from mamltheory.fewshot.evaluate import EvaluationConfig, evaluate_network, predict
+from mamltheory.fewshot.evaluation import EvaluationConfig, evaluate_network, predict
 from mamltheory.fewshot.meta_train import (
     MetaTrainConfig,
     adapted_accuracies,
@@ -20,7 +20,7 @@ from mamltheory.fewshot.meta_train import (
     start_meta_training,
 )
 from mamltheory.fewshot.prototypes import split_features
-from mamltheory.fewshot.train import TrainConfig, start_training, train_epoch
+from mamltheory.fewshot.training import TrainConfig, start_training, train_epoch
 from mamltheory.nas.genotype import Candidates, published_genotypes
 from mamltheory.nas.network import derived_network, supernet
 from mamltheory.nas.scoring import condition_number as scores

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, TypedDict
 
+from mamltheory.nas.algorithms.state import RoundReport, SearchState
 from mamltheory.nas.genotype import CELL_TYPES, EDGES
 from mamltheory.nas.operations import OPERATIONS
-from mamltheory.nas.search.state import RoundReport, SearchState
+from mamltheory.nas.protocols import PROTOCOLS
 from mamltheory.nas.statistics.reliability import mean_reliability, repeats_for
 from mamltheory.runtime.records import plain, replace_file, to_json
 from mamltheory.runtime.runlog import RUN_FILE, check_complete, read_metrics, read_run
@@ -17,7 +18,6 @@ from mamltheory.runtime.runlog import RUN_FILE, check_complete, read_metrics, re
 from ..benchmarks.machine import describe_machine
 from ..runs import continued_by
 from .comparison_report import comparison_table, draw_comparison
-from .protocols import PROTOCOLS
 from .search import saved_search, search_cells
 from .settings import Protocols, Search
 

@@ -13,11 +13,11 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from mamltheory.nas.algorithms.ranking import contests
+from mamltheory.nas.algorithms.state import Decision, RoundReport, SearchState
+from mamltheory.nas.algorithms.stopping import SEPARATED
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Genotype, Operator
 from mamltheory.nas.scoring.score import Score
-from mamltheory.nas.search.ranking import contests
-from mamltheory.nas.search.state import Decision, RoundReport, SearchState
-from mamltheory.nas.search.stopping import SEPARATED
 from mamltheory.nas.sizes import genotype_parameters
 
 from ..data.loading import data_of

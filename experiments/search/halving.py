@@ -22,8 +22,8 @@ import torch
 from mamltheory.errors import ConfigurationError, ValueRangeError
 from mamltheory.fewshot.episodes import Episode, sample_episode
 from mamltheory.fewshot.prototypes import prototype_accuracies, split_features
+from mamltheory.nas.algorithms.halving import Headroom, Measured, Rung, headroom, ranked, successive_halving
 from mamltheory.nas.genotype import Genotype
-from mamltheory.nas.search.halving import Headroom, Measured, Rung, headroom, ranked, successive_halving
 from mamltheory.rng import derived_seed
 from mamltheory.runtime.distributed import spread_over
 from mamltheory.runtime.interrupt import check_interrupted

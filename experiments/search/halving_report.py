@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from scipy import stats
 
+from mamltheory.nas.algorithms.halving import epochs_of
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import derived_network
-from mamltheory.nas.search.halving import epochs_of
 from mamltheory.nas.sizes import genotype_parameters, multiply_accumulates
 from mamltheory.strict_json import read_json_file
 

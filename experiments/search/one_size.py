@@ -6,9 +6,9 @@ from typing import Literal
 
 import numpy as np
 
+from mamltheory.nas.algorithms.surrogate import fit_surrogate
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import NetworkSettings
-from mamltheory.nas.search.surrogate import fit_surrogate
 from mamltheory.nas.sizes import Band, random_genotype_within
 from mamltheory.nas.table import Table, load_table
 from mamltheory.rng import generator

@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from mamltheory.nas.algorithms.ranking import mean_difference
+from mamltheory.nas.algorithms.rounds import Round
+from mamltheory.nas.algorithms.state import RoundReport, SearchState, decision_to_json
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Operator
 from mamltheory.nas.operations import OPERATIONS
-from mamltheory.nas.search.ranking import mean_difference
-from mamltheory.nas.search.rounds import Round
-from mamltheory.nas.search.state import RoundReport, SearchState, decision_to_json
 
 SHORT = {
     "skip_connect": "skip",

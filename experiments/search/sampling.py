@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from mamltheory.nas.algorithms.ranking import ranks
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.scoring.score import Score
 from mamltheory.nas.scoring.scorers import CellScorer
-from mamltheory.nas.search.ranking import ranks
 from mamltheory.nas.sizes import genotype_parameters
 from mamltheory.runtime.device import deterministic
 from mamltheory.runtime.distributed import spread_over

@@ -12,18 +12,16 @@ import torch
 from torch import Tensor
 
 from mamltheory.errors import CheckpointError
-from mamltheory.fewshot.episodes import episode_tasks
-from mamltheory.fewshot.images import normalise, take
 from mamltheory.linalg import Converged, Dynamics, GradientFlow
+from mamltheory.nas import searches
+from mamltheory.nas.algorithms.algorithm1 import prune, record_scores
+from mamltheory.nas.algorithms.rounds import Round
+from mamltheory.nas.algorithms.settings import SearchSettings
+from mamltheory.nas.algorithms.state import SearchState, state_from_json, state_to_json
 from mamltheory.nas.genotype import Candidates, Genotype
-from mamltheory.nas.scoring.linear_regions import random_patches
-from mamltheory.nas.scoring.operator_gradient import GradientScorer
 from mamltheory.nas.scoring.score import Job, Score, Scorer, ScoreSettings, halvings
-from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
-from mamltheory.nas.search.algorithm1 import prune, record_scores
-from mamltheory.nas.search.rounds import Round
-from mamltheory.nas.search.settings import SearchSettings
-from mamltheory.nas.search.state import SearchState, state_from_json, state_to_json
+from mamltheory.nas.scoring.scorers import CellScorer
+from mamltheory.nas.searches import scorer_by
 from mamltheory.rng import generator
 from mamltheory.runtime.checkpoint import check_state, load_state, save_state
 from mamltheory.runtime.device import choose_device, deterministic
@@ -49,10 +47,6 @@ from .settings import Search
 
 CHUNK = 16
 """Scores between checkpoints."""
-FINAL_DRAWS = 4
-"""New draws for the scores of the found network."""
-PATCHES, PATCH_IMAGES = 3000, 300
-"""Inputs of the region count (released code), and the images that they are cut from."""
 
 
 def search_and_draw(settings: Search) -> int:
@@ -97,7 +91,10 @@ def final_scores(state: SearchState, settings: Search) -> list[Score]:
         return []
     scorer = scorer_of(settings, shared_name(choose_device(settings.device).device))
     with deterministic(scorer.device):
-        return [scorer.scores([state.candidates], state.round_index, draw)[0] for draw in range(FINAL_DRAWS)]
+        return [
+            scorer.scores([state.candidates], state.round_index, draw)[0]
+            for draw in range(searches.FINAL_DRAWS)
+        ]
 
 
 class SearchContent(TypedDict):
@@ -285,15 +282,11 @@ def saved_search(settings: Search) -> SavedSearch:
 
 def rules_of(settings: Search) -> SearchSettings:
     """How Algorithm 1 decides, by the settings of the command."""
-    names = (
-        *("repeats", "ties", "difference", "estimator", "shrinkage", "stopping", "least_repeats"),
-        "common_random_numbers",
-    )
     return SearchSettings(
         seed=settings.seed,
         criteria=settings.criteria,
         inputs="two" if settings.value("two_inputs") else "all",
-        **{name: settings.value(name) for name in names},
+        **{name: settings.value(name) for name in searches.RULES},
     )
 
 
@@ -315,13 +308,6 @@ def scorer_of(settings: Search, device: str) -> CellScorer:
     )
 
 
-def scorer_by(rules: SearchSettings, scorer: CellScorer) -> Scorer:
-    """The scorer that these rules name, with the size, settings and samplers of ``scorer``."""
-    if rules.estimator == "gradient":
-        return GradientScorer(scorer)
-    return scorer if rules.common_random_numbers else IndependentDraws(scorer)
-
-
 def dynamics_of(settings: Search) -> Dynamics:
     """λτ = ∞ with the ridge in the support inverse, or gradient flow for a finite λτ without ridge."""
     endless = math.isinf(settings.inner_time)
@@ -329,14 +315,10 @@ def dynamics_of(settings: Search) -> Dynamics:
 
 
 def draw_tasks(source: tuple, counts: tuple[int, int, int, int], random: torch.Generator) -> tuple[Task, ...]:
-    """The tasks of one repeat from the training classes, without repeated images."""
-    data, (tasks, ways, shots, queries) = cached_data(*source), counts
-    seed = int(torch.randint(2**62, (1,), generator=random))
-    return episode_tasks(data.train, tasks, ways, shots, queries, seed, mean=data.mean, std=data.std)
+    """The tasks of one repeat, from images that every process reads once."""
+    return searches.draw_tasks(cached_data(*source), counts, random)
 
 
 def draw_patches(source: tuple, random: torch.Generator) -> Tensor:
-    """The inputs of the region count in one repeat."""
-    data = cached_data(*source)
-    rows = torch.randint(len(data.train), (PATCH_IMAGES,), generator=random).numpy()
-    return random_patches(normalise(take(data.train.images, rows), data.mean, data.std), PATCHES, random)
+    """The inputs of the region count in one repeat, likewise."""
+    return searches.draw_patches(cached_data(*source), random)

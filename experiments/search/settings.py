@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
+from mamltheory.nas.protocols import KERNELS, METHODS, PROTOCOLS, Criteria, Method, Protocol, criteria
+
 from ..requirements import require, require_at_least
 from ..settings import (
     GLYPHS_MINI,
@@ -18,7 +20,6 @@ from ..settings import (
     limits_of,
 )
 from ..training.settings import TRAIN
-from .protocols import KERNELS, METHODS, PROTOCOLS, Criteria, Method, Protocol, criteria
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,10 @@ class Search(OneSize):
 
     protocol: Protocol = "paper"
     """Algorithm 1 as printed, the computation of the released code, or the reproducible variant. It sets every
-    setting below that is None (see experiments/search/protocols.py); a flag overrides it."""
+    setting below that is None (see mamltheory/nas/protocols.py); a flag overrides it."""
     method: Method = "metantk-nas"
     """The criteria: MetaNTK and linear regions, the plain NTK and linear regions (TE-NAS), linear regions alone, or
-    chance; like a protocol, they set settings below that are None (see experiments/search/protocols.py).
+    chance; like a protocol, they set settings below that are None (see mamltheory/nas/protocols.py).
     Or halving: train random cells of one size a little, keep the best, train those further. At equal size, on glyphs,
     C_N has Spearman's ρ −0.25 [−0.45, −0.03] with accuracy, the best of 16 cells by C_N + R_N gains 0.2 points [−1.9,
     2.2] over a random one, and halving 6.6 ± 3.8 (figures/equal_size.md, figures/table_glyphs_halving.md)."""

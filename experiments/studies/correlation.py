@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from mamltheory.fewshot.episodes import sample_episode, sample_episodes
-from mamltheory.fewshot.evaluate import EvaluationConfig, evaluate_network
+from mamltheory.fewshot.evaluation import EvaluationConfig, evaluate_network
 from mamltheory.fewshot.images import ImageData, normalise, take
-from mamltheory.fewshot.train import TrainConfig, start_training, train_epoch
+from mamltheory.fewshot.training import TrainConfig, start_training, train_epoch
 from mamltheory.nas.genotype import Genotype, random_genotype
 from mamltheory.nas.network import Network, derived_network, parameter_count, supernet
 from mamltheory.nas.scoring.linear_regions import random_patches, region_count

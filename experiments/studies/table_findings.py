@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 from scipy.stats import rankdata
 
-from mamltheory.nas.search.halving import Ranking
-from mamltheory.nas.search.replay import final_accuracy
-from mamltheory.nas.search.surrogate import FEWEST
+from mamltheory.nas.algorithms.halving import Ranking
+from mamltheory.nas.algorithms.replay import final_accuracy
+from mamltheory.nas.algorithms.surrogate import FEWEST
 from mamltheory.nas.statistics.rank_correlation import Ceiling, noise_ceiling, score_reliability
 from mamltheory.nas.statistics.resampled_ranks import Association, associate, bootstrap_weights, holm
 from mamltheory.nas.table import Table, TabledCell, Training

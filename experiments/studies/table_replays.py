@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mamltheory.nas.search.halving import DEFAULT_RUNGS, Ranking, Rung
-from mamltheory.nas.search.replay import (
+from mamltheory.nas.algorithms.halving import DEFAULT_RUNGS, Ranking, Rung
+from mamltheory.nas.algorithms.replay import (
     Draws,
     Method,
     Replay,

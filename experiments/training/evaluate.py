@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mamltheory.errors import CheckpointError
-from mamltheory.fewshot.evaluate import Evaluation, EvaluationConfig, batches, evaluate_network
+from mamltheory.fewshot.evaluation import Evaluation, EvaluationConfig, batches, evaluate_network
 from mamltheory.fewshot.images import ImageData, ImageSplit
 from mamltheory.files import shown
 from mamltheory.nas.network import parameter_count

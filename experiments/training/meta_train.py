@@ -4,7 +4,7 @@ import dataclasses
 from typing import Annotated, Any, TypedDict
 
 from mamltheory.fewshot.conv4 import conv4
-from mamltheory.fewshot.evaluate import mean_interval
+from mamltheory.fewshot.evaluation import mean_interval
 from mamltheory.fewshot.images import ImageSplit
 from mamltheory.fewshot.meta_train import (
     MetaTrainConfig,

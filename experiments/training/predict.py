@@ -11,7 +11,7 @@ import numpy as np
 
 from mamltheory.errors import DataError, printable
 from mamltheory.fewshot.augment import Augmentation
-from mamltheory.fewshot.evaluate import Predictions, predict
+from mamltheory.fewshot.evaluation import Predictions, predict
 from mamltheory.fewshot.formats.common import Options
 from mamltheory.fewshot.formats.folders import usual_suffixes
 from mamltheory.fewshot.formats.listing import class_folders, image_files, in_words, total

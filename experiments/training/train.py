@@ -9,11 +9,12 @@ from typing import Annotated, Any, NotRequired, TypedDict
 import torch
 
 from mamltheory.errors import CheckpointError
-from mamltheory.fewshot.evaluate import EvaluationConfig, evaluate_network
+from mamltheory.fewshot.evaluation import EvaluationConfig, evaluate_network
 from mamltheory.fewshot.execution import Execution
 from mamltheory.fewshot.images import ImageData
 from mamltheory.fewshot.resnet import resnet12
-from mamltheory.fewshot.train import TrainConfig, TrainState, start_training, train_epoch
+from mamltheory.fewshot.trained import NETWORK_FILE, network_bytes
+from mamltheory.fewshot.training import TrainConfig, TrainState, start_training, train_epoch
 from mamltheory.fewshot.training_state import inputs_of, restore, state_tensors
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import derived_network, parameter_count
@@ -21,6 +22,7 @@ from mamltheory.rng import derived_seed
 from mamltheory.runtime.checkpoint import check_state, load_state, save_state
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.distributed import World, data_parallel
+from mamltheory.runtime.records import replace_file
 from mamltheory.runtime.runlog import RunLog, check_complete, read_metrics
 
 from ..data.loading import data_of
@@ -109,6 +111,9 @@ def train_network(
         _check_not_beyond(until, state, settings)
         state = _remaining_steps(state, genotype, settings, world, log, until, shown)
         if log is not None:
+            if state.epoch == settings.epochs:
+                file = network_bytes(state.network, inputs_of(data), data.train.class_names)
+                replace_file(settings.out / NETWORK_FILE, file)
             log.close(epochs=state.epoch, parameters=parameter_count(network))
     # A network that is loaded later has this format, and results should agree to the last bit.
     return state.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -11,6 +11,21 @@ from mamltheory.fewshot.glyphs import GLYPH_SETS, named_glyphs
 from mamltheory.fewshot.images import ImageData, ImageSplit, channel_statistics
 from mamltheory.fewshot.pictures import PICTURE_SETS, picture_data
 
+Data = ImageData | str | Path
+"""Images, or the name of an embedded data set, or a folder."""
+
+
+def data_from(data: Data, image_size: int | None = None) -> ImageData:
+    """The images themselves, or those of a name or folder as :func:`load_data` reads them."""
+    if isinstance(data, ImageData):
+        return data
+    if not isinstance(data, str | Path):
+        raise DataError(
+            f"the data are a {type(data).__name__}: expected the name of an embedded data set, a folder, or what "
+            "load_data returns"
+        )
+    return load_data(data, image_size=image_size)
+
 
 def load_data(
     source: str | Path,
@@ -47,6 +62,12 @@ def load_data(
     Raises:
         DataError: the folder is missing, has no known layout, is damaged, or is not split by class; or the pictures
             are not installed.
+
+    Example:
+        >>> from mamltheory.fewshot import load_data
+        >>> load_data("somewhere")
+        Traceback (most recent call last):
+        mamltheory.errors.DataError: ...
     """
     if image_size is not None and image_size < 1:
         raise DataError(

@@ -43,6 +43,10 @@ class ImageSplit:
         _check_images(self.images)
         _check_labels(self.labels, len(self.images), self.class_names)
 
+    def __repr__(self) -> str:
+        count, height, width, _ = self.images.shape
+        return f"ImageSplit({count} images of {width}×{height} in {len(self.class_names)} classes)"
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -77,11 +81,19 @@ class ImageData:
     mirrors: bool = True
 
     def __post_init__(self) -> None:
-        _refuse_shared_classes({"train": self.train, "val": self.val, "test": self.test}, self.name)
-        sizes = {split.images.shape[1:] for split in (self.train, self.val, self.test)}
+        _refuse_shared_classes(self._splits(), self.name)
+        sizes = {split.images.shape[1:] for split in self._splits().values()}
         if len(sizes) != 1:
             raise DataError(f"{self.name}: the splits have images of shapes {sorted(sizes)}; give image_size")
         check_statistics(self.mean, self.std)
+
+    def __repr__(self) -> str:
+        splits = (f"{name} {len(s)} in {len(s.class_names)} classes" for name, s in self._splits().items())
+        height, width = self.train.images.shape[1:3]
+        return f"ImageData({self.name!r}, images of {width}×{height}: {', '.join(splits)})"
+
+    def _splits(self) -> dict[str, ImageSplit]:
+        return {"train": self.train, "val": self.val, "test": self.test}
 
 
 def check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from mamltheory.errors import ShapeError
 from mamltheory.fewshot.episodes import Episode, sample_episode
-from mamltheory.fewshot.evaluate import FeatureMap
+from mamltheory.fewshot.evaluation import FeatureMap
 from mamltheory.fewshot.images import ImageData, ImageSplit, resident
 
 TASKS_TOGETHER = 64
@@ -52,7 +52,7 @@ def prototype_accuracies(
 ) -> Float[np.ndarray, " tasks"]:
     """The share of the queries of each task that lie nearest to the mean support feature of their class.
 
-    It is what :func:`mamltheory.fewshot.evaluate.evaluate_network` computes with the head "nearest-centroid" and
+    It is what :func:`mamltheory.fewshot.evaluation.evaluate_network` computes with the head "nearest-centroid" and
     support images as they are.
 
     Args:

@@ -10,17 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from mamltheory.errors import ConfigurationError, ShapeError
+from mamltheory.errors import ShapeError
+from mamltheory.intervals import Interval, mean_interval
+from mamltheory.rng import numpy_generator
 
-MOST_RUNS = 16
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with the half-width of its two-sided 95 % interval."""
-
-    mean: float
-    half_width: float
+PATTERNS = 2**16
+"""The most sign patterns of a test."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +35,8 @@ class Comparison:
         differences: for every run, the mean over the tasks that both networks solved.
         task_errors: the standard error of each difference over its tasks.
         interval: mean of the differences with the t interval over runs.
-        p_value: two-sided, of the exact sign-flip test; with n runs it is at least ``least_p_value`` = 2^(1-n), so
-            three runs never reach 5 %.
+        p_value: two-sided, of the sign-flip test, exact for up to 16 runs; with n runs it is at least
+            ``least_p_value`` = 2^(1-n), so three runs never reach 5 %.
     """
 
     differences: tuple[float, ...]
@@ -57,7 +52,7 @@ class Comparison:
     @property
     def t_p_value(self) -> float:
         """Two-sided p-value of Student's t test over the runs; it assumes normal differences, as the interval does."""
-        mean, error = abs(self.interval.mean), float(_standard_error(np.array(self.differences)))
+        mean, error = abs(self.interval.mean), float(stats.sem(np.array(self.differences)))
         if error == 0:
             return float(mean == 0)
         return float(2 * stats.t.sf(mean / error, len(self.differences) - 1))
@@ -72,16 +67,6 @@ class Comparison:
         """Standard deviation of the difference between runs, beyond what the choice of tasks explains."""
         beyond = float(np.var(self.differences, ddof=1) - np.mean(np.square(self.task_errors)))
         return float(np.sqrt(max(beyond, 0.0)))
-
-
-def mean_interval(values: np.ndarray) -> Interval:
-    """Mean and half-width t(0.975; n-1)·s/√n of at least two independent values."""
-    if values.ndim != 1 or len(values) < 2:
-        raise ShapeError(
-            f"got values of shape {values.shape}: an interval needs at least two numbers in a row"
-        )
-    quantile = stats.t.ppf(0.975, len(values) - 1)
-    return Interval(float(values.mean()), float(quantile * _standard_error(values)))
 
 
 def over_runs(values: Sequence[int | float]) -> Spread:
@@ -101,7 +86,6 @@ def compare_runs(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> C
 
     Raises:
         ShapeError: the runs or their tasks do not pair up, or there is only one run.
-        ConfigurationError: there are more than 16 runs, whose sign flips are too many.
     """
     shapes = [np.shape(a) == np.shape(b) for a, b in zip(first, second, strict=False)]
     if len(first) != len(second) or not all(shapes):
@@ -109,11 +93,9 @@ def compare_runs(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> C
             f"got {len(first)} and {len(second)} runs, with tasks {[len(a) for a in first]} and "
             f"{[len(b) for b in second]}: give both methods' accuracies on the same tasks of each run"
         )
-    if len(first) > MOST_RUNS:
-        raise ConfigurationError(f"{len(first)} runs have too many sign flips: give at most {MOST_RUNS}")
     pairs = [np.asarray(a) - np.asarray(b) for a, b in zip(first, second, strict=True)]
     differences = np.array([pair.mean() for pair in pairs])
-    errors = tuple(float(_standard_error(pair)) for pair in pairs)
+    errors = tuple(float(stats.sem(pair)) for pair in pairs)
     p_value = sign_flip_p_value(differences)
     return Comparison(tuple(differences.tolist()), errors, mean_interval(differences), p_value)
 
@@ -138,7 +120,7 @@ def compare_networks(first: np.ndarray, second: np.ndarray) -> Interval:
         )
     samples = [group.mean(axis=1) for group in (first, second) if len(group) > 1]
     difference = first.mean(axis=0) - second.mean(axis=0)
-    parts = np.array([_standard_error(each) ** 2 for each in (*samples, difference)])
+    parts = np.array([stats.sem(each) ** 2 for each in (*samples, difference)])
     freedom = np.array([len(each) - 1 for each in (*samples, difference)])
     total = parts.sum()
     half = stats.t.ppf(0.975, total**2 / (parts**2 / freedom).sum()) * np.sqrt(total) if total else 0.0
@@ -146,15 +128,16 @@ def compare_networks(first: np.ndarray, second: np.ndarray) -> Interval:
 
 
 def sign_flip_p_value(differences: np.ndarray) -> float:
-    """Return the share of all 2ⁿ sign patterns whose |mean| is at least the observed one: exact and two-sided.
+    """Return twice the share of sign patterns whose mean is at least as far on the observed side, and at most 1.
 
-    The only assumption is that a difference is as likely to be -d as d if the methods are equal.
+    The only assumption is that a difference is as likely to be -d as d if the methods are equal. All 2ⁿ patterns are
+    taken for up to 16 differences, which is exact; beyond, as many are drawn at random, always the same ones.
     """
-    count = len(differences)
-    signs = 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
-    sums = np.abs(signs @ differences)
-    return float((sums >= abs(differences.sum()) * (1 - 1e-12) - 1e-15).mean())
-
-
-def _standard_error(values: np.ndarray) -> float:
-    return values.std(ddof=1) / np.sqrt(len(values))
+    found = stats.permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=PATTERNS,
+        rng=numpy_generator(0, "sign flips"),
+    )
+    return float(found.pvalue)

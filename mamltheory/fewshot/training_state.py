@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mamltheory.errors import CheckpointError, ValueRangeError
 from mamltheory.fewshot.images import ChannelValues, ImageData, check_statistics, fingerprint
-from mamltheory.fewshot.train import TrainConfig, TrainState
+from mamltheory.fewshot.training import TrainConfig, TrainState
 from mamltheory.files import reason, shown
 from mamltheory.strict_json import misfit
 

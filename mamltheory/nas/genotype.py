@@ -9,14 +9,17 @@ finished cell has one of two forms:
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Literal, NamedTuple
 
 import torch
+from torch import nn
 
 from mamltheory.errors import GenotypeError
+from mamltheory.nas.drawing import cells_as_html
 from mamltheory.nas.operations import OPERATIONS, check_operation
 
 CellType = Literal["normal", "reduce"]
@@ -87,10 +90,35 @@ class Cell:
 
 @dataclass(frozen=True)
 class Genotype:
-    """The two cells that an architecture stacks."""
+    """The two cells that an architecture stacks.
+
+    A notebook shows them as a drawing.
+
+    Args:
+        normal: the cell that keeps the size of its inputs.
+        reduce: the cell that halves height and width, and doubles the channels.
+
+    Example:
+        >>> from mamltheory.nas import published_genotypes
+        >>> genotype = published_genotypes()[0].genotype
+        >>> network = genotype.to_module(channels=4, cells=3, classes=5)
+        >>> sum(parameter.numel() for parameter in network.parameters())
+        7405
+    """
 
     normal: Cell
     reduce: Cell
+
+    def __repr__(self) -> str:
+        counts = ((kind, Counter(name for _, _, name in edges)) for kind, edges in self.edges().items())
+        cells = (
+            f"{kind}: {', '.join(f'{n} {name}' for name, n in of_kind.most_common())}"
+            for kind, of_kind in counts
+        )
+        return f"Genotype({'; '.join(cells)})"
+
+    def _repr_html_(self) -> str:
+        return cells_as_html(self.edges())
 
     def to_json(self) -> dict[str, list]:
         """The genotype as lists and strings, in the form of the published cells."""
@@ -103,6 +131,25 @@ class Genotype:
         """The inverse of :meth:`to_json`, also with the 'normal_concat' and 'reduce_concat' of other searches."""
         _check_keys(data)
         return Genotype(*(_cell_from_json(data, kind) for kind in CELL_TYPES))
+
+    def to_module(
+        self, channels: int = 48, cells: int = 5, classes: int = 64, stem_stride: int = 1, seed: int = 0
+    ) -> nn.Module:
+        """The network that stacks these cells, untrained, with BatchNorm.
+
+        Args:
+            channels: of the first cells; doubled at each of the two reductions.
+            cells: number of stacked cells, at least 3.
+            classes: number of logits.
+            stem_stride: stride of the first convolution.
+            seed: seed of the weights.
+
+        Returns:
+            A module from images n×3×h×w to logits; its ``features`` are what the few-shot heads work on.
+        """
+        from mamltheory.nas.network import NetworkSettings, derived_network  # which imports this module
+
+        return derived_network(self, NetworkSettings(channels, cells, classes, stem_stride), seed)
 
     def edges(self) -> dict[CellType, tuple[tuple[int, int, str], ...]]:
         """:meth:`Cell.edges` of both cells."""

@@ -5,9 +5,9 @@ import inspect
 import pytest
 import torch
 
-from mamltheory.fewshot import augment, resnet, train
+from mamltheory.fewshot import augment, resnet
 from mamltheory.fewshot.augment import Augmentation, draw_augmentation
-from mamltheory.fewshot.train import TrainConfig, start_training, train_epoch
+from mamltheory.fewshot.training import TrainConfig, start_training, train_epoch
 from mamltheory.nas.scoring import linear_regions
 from mamltheory.rng import generator
 from tests.fake_cuda import CardError, fake_cuda

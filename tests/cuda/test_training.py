@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mamltheory.fewshot.conv4 import conv4
-from mamltheory.fewshot.evaluate import EvaluationConfig, evaluate_network
+from mamltheory.fewshot.evaluation import EvaluationConfig, evaluate_network
 from mamltheory.fewshot.meta_train import (
     MetaTrainConfig,
     adapted_accuracies,
@@ -16,7 +16,7 @@ from mamltheory.fewshot.meta_train import (
     restore_meta_training,
     start_meta_training,
 )
-from mamltheory.fewshot.train import TrainConfig, start_training, train_epoch
+from mamltheory.fewshot.training import TrainConfig, start_training, train_epoch
 from mamltheory.fewshot.training_state import restore, state_tensors
 from mamltheory.nas.genotype import published_genotypes
 from mamltheory.nas.network import NetworkSettings, derived_network

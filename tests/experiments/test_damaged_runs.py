@@ -12,7 +12,7 @@ from experiments import genotypes
 from experiments.search import comparison, search
 from experiments.training import evaluate, meta_train, train
 from experiments.training.trained import read_training
-from mamltheory.nas.search.state import RoundReport
+from mamltheory.nas.algorithms.state import RoundReport
 from mamltheory.runtime import checkpoint
 from mamltheory.runtime.records import to_json
 from mamltheory.runtime.runlog import read_metrics, read_run

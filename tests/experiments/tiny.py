@@ -9,9 +9,9 @@ from experiments.search import search
 from experiments.search.settings import Search
 from experiments.training.settings import Evaluate, MetaTrain, Train
 from mamltheory.fewshot.glyphs import glyph_data
+from mamltheory.nas.algorithms.state import SearchState
 from mamltheory.nas.genotype import Candidates, random_genotype
 from mamltheory.nas.operations import OPERATIONS
-from mamltheory.nas.search.state import SearchState
 from mamltheory.rng import generator
 from mamltheory.runtime.checkpoint import load_state
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mamltheory.errors import ConfigurationError, ValueRangeError
-from mamltheory.fewshot.evaluate import (
+from mamltheory.fewshot.evaluation import (
     EvaluationConfig,
     batches,
     evaluate_network,

@@ -7,7 +7,7 @@ import torch
 from mamltheory.errors import ShapeError
 from mamltheory.fewshot import prototypes
 from mamltheory.fewshot.episodes import sample_episode
-from mamltheory.fewshot.evaluate import EvaluationConfig, evaluate_network
+from mamltheory.fewshot.evaluation import EvaluationConfig, evaluate_network
 from mamltheory.fewshot.heads import unit_norm
 from mamltheory.fewshot.prototypes import followed_accuracies, prototype_accuracies, split_features
 from mamltheory.rng import numpy_generator

@@ -3,7 +3,7 @@ import torch
 
 from mamltheory.errors import ConfigurationError, ShapeError
 from mamltheory.fewshot.resnet import RAMP, RATE, drop_block, dropout, resnet12
-from mamltheory.fewshot.train import TrainConfig, start_training, train_epoch
+from mamltheory.fewshot.training import TrainConfig, start_training, train_epoch
 from mamltheory.fewshot.training_state import restore, state_tensors
 from mamltheory.rng import generator
 from tests.fewshot.small import noise_data

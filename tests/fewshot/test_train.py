@@ -8,7 +8,7 @@ import torch
 from mamltheory.errors import CheckpointError, ConfigurationError, ValueRangeError
 from mamltheory.fewshot.execution import Execution, check_precision
 from mamltheory.fewshot.images import ImageData
-from mamltheory.fewshot.train import TrainConfig, start_training, train_epoch
+from mamltheory.fewshot.training import TrainConfig, start_training, train_epoch
 from mamltheory.fewshot.training_state import restore, state_tensors
 from mamltheory.nas.genotype import published_genotypes, random_genotype
 from mamltheory.nas.network import NetworkSettings, derived_network

@@ -11,9 +11,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from mamltheory.fewshot import train as training
+from mamltheory.fewshot import training
 from mamltheory.fewshot.execution import Execution
-from mamltheory.fewshot.train import start_training, train_epoch
+from mamltheory.fewshot.training import start_training, train_epoch
 from mamltheory.fewshot.training_state import state_tensors
 from tests.fewshot import two_processes
 from tests.fewshot.small import SmallNet, noise_data

@@ -8,7 +8,7 @@ import torch
 
 from mamltheory.fewshot.execution import Execution
 from mamltheory.fewshot.images import ImageData, ImageSplit
-from mamltheory.fewshot.train import TrainConfig, start_training, train_epoch
+from mamltheory.fewshot.training import TrainConfig, start_training, train_epoch
 from mamltheory.nas.genotype import published_genotypes
 from mamltheory.nas.network import NetworkSettings, derived_network
 from mamltheory.rng import numpy_generator

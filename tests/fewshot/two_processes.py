@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 
 from mamltheory.fewshot.execution import Execution
-from mamltheory.fewshot.train import TrainConfig, start_training, train_epoch
+from mamltheory.fewshot.training import TrainConfig, start_training, train_epoch
 from mamltheory.fewshot.training_state import state_tensors
 from mamltheory.runtime.distributed import data_parallel
 from tests.fewshot.small import SmallNet, noise_data

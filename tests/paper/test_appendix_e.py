@@ -14,7 +14,7 @@ from experiments.training.settings import EVALUATE, TRAIN, Evaluate
 from experiments.training.train import train_config
 from mamltheory import Converged, GradientFlow, generator
 from mamltheory.errors import UnsupportedModelError
-from mamltheory.fewshot.evaluate import EvaluationConfig
+from mamltheory.fewshot.evaluation import EvaluationConfig
 from mamltheory.fewshot.heads import make_head, unit_norm
 from mamltheory.linalg import time_operator
 from mamltheory.nas.genotype import Candidates

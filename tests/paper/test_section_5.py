@@ -25,10 +25,10 @@ from mamltheory import (
 )
 from mamltheory.finite_width.bounds import extreme_eigenvalues, largest_rate
 from mamltheory.linalg import condition_number
+from mamltheory.nas.algorithms.algorithm1 import run_search
+from mamltheory.nas.algorithms.ranking import ranks
+from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.genotype import Candidates
-from mamltheory.nas.search.algorithm1 import run_search
-from mamltheory.nas.search.ranking import ranks
-from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.networks import Model
 from tests.paper.cases import EXACT, make_tasks, relative, setting, start
 from tests.paper.widths import at_widths, check_slope

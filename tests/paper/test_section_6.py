@@ -15,15 +15,15 @@ from experiments.training import evaluate
 from experiments.training.settings import EVALUATE, TRAIN, Train
 from experiments.training.train import new_network, train_config
 from mamltheory.errors import ConfigurationError
-from mamltheory.fewshot.train import start_training
+from mamltheory.fewshot.training import start_training
 from mamltheory.fewshot.training_state import inputs_of
+from mamltheory.nas.algorithms.algorithm1 import run_search
+from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, NODES, Candidates, published_genotypes
 from mamltheory.nas.network import NetworkSettings, derived_network, layout, parameter_count, supernet
 from mamltheory.nas.operations import OPERATIONS, group_count
 from mamltheory.nas.scoring.condition_number import score_kernel
 from mamltheory.nas.scoring.score import Score, ScoreSettings
-from mamltheory.nas.search.algorithm1 import run_search
-from mamltheory.nas.search.settings import SearchSettings
 from tests.nas.cases import SMALL as SMALL_NETWORK
 from tests.nas.cases import tasks as image_tasks
 from tests.paper.recipe import CELL, DATA, PAPER

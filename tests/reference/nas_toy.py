@@ -7,12 +7,12 @@ import math
 import numpy as np
 import torch
 
+from mamltheory.nas.algorithms.algorithm1 import prune, record_scores
+from mamltheory.nas.algorithms.rounds import Round
+from mamltheory.nas.algorithms.state import SearchState
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Operator
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.scoring.score import Score, jobs_by_repeat
-from mamltheory.nas.search.algorithm1 import prune, record_scores
-from mamltheory.nas.search.rounds import Round
-from mamltheory.nas.search.state import SearchState
 from mamltheory.rng import numpy_generator
 
 

@@ -8,10 +8,10 @@ import pytest
 from experiments.search import comparison, search
 from experiments.search.comparison_report import comparison_table
 from experiments.search.settings import Protocols
-from mamltheory.nas.search.algorithm1 import step
-from mamltheory.nas.search.rounds import Round
-from mamltheory.nas.search.settings import SearchSettings
-from mamltheory.nas.search.state import SearchState
+from mamltheory.nas.algorithms.algorithm1 import step
+from mamltheory.nas.algorithms.rounds import Round
+from mamltheory.nas.algorithms.settings import SearchSettings
+from mamltheory.nas.algorithms.state import SearchState
 from mamltheory.runtime.records import to_json
 from tests.reference.nas_toy import noisy_gradient_scorer
 

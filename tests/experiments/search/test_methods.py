@@ -6,12 +6,12 @@ import math
 import pytest
 
 from experiments.search import search
-from experiments.search.protocols import METHODS
 from experiments.search.settings import SEARCH, Search
 from mamltheory.errors import ConfigurationError
-from mamltheory.nas.search.algorithm1 import run_search
-from mamltheory.nas.search.rounds import Round
-from mamltheory.nas.search.state import SearchState
+from mamltheory.nas.algorithms.algorithm1 import run_search
+from mamltheory.nas.algorithms.rounds import Round
+from mamltheory.nas.algorithms.state import SearchState
+from mamltheory.nas.protocols import METHODS
 from tests.experiments.tiny import SIZE, nearly_done
 
 CRITERIA = {

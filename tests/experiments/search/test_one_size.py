@@ -10,9 +10,9 @@ from experiments.data import loading
 from experiments.search import halving, one_size, search
 from mamltheory.errors import CheckpointError, ConfigurationError, GenotypeError
 from mamltheory.fewshot.glyphs import glyph_data
+from mamltheory.nas.algorithms.surrogate import operation_counts
 from mamltheory.nas.genotype import random_genotype
 from mamltheory.nas.network import NetworkSettings
-from mamltheory.nas.search.surrogate import operation_counts
 from mamltheory.nas.sizes import Band, genotype_parameters
 from mamltheory.rng import generator
 from tests.experiments.search.halving_cases import BAND, enough_images, halving_settings  # noqa: F401 - a fixture

@@ -11,13 +11,13 @@ from experiments.data import loading
 from experiments.search import report, search
 from experiments.training import train
 from mamltheory.errors import ConfigurationError, DataError
+from mamltheory.nas.algorithms.algorithm1 import run_search
+from mamltheory.nas.algorithms.rounds import Round
+from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.genotype import Edge
 from mamltheory.nas.scoring.operator_gradient import GradientScorer
 from mamltheory.nas.scoring.score import Job, Score
 from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
-from mamltheory.nas.search.algorithm1 import run_search
-from mamltheory.nas.search.rounds import Round
-from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.runtime.checkpoint import load_state
 from mamltheory.runtime.device import Device, environment
 from mamltheory.runtime.runlog import read_metrics, read_run

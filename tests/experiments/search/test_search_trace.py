@@ -9,11 +9,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from experiments.search import figures
 from experiments.search.figures import certainties, draw_trace, trace_data
+from mamltheory.nas.algorithms.algorithm1 import run_search
+from mamltheory.nas.algorithms.ranking import contests
+from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.scoring.score import Score
-from mamltheory.nas.search.algorithm1 import run_search
-from mamltheory.nas.search.ranking import contests
-from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.rng import numpy_generator
 from tests.experiments.tiny import nearly_done
 from tests.reference.nas_toy import repeat_by_repeat

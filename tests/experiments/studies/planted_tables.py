@@ -1,7 +1,7 @@
 """A table of cells with planted truth, as ``tabulate`` would write it."""
 
+from mamltheory.nas.algorithms.surrogate import operation_counts
 from mamltheory.nas.genotype import random_genotype
-from mamltheory.nas.search.surrogate import operation_counts
 from mamltheory.nas.table import table_from
 from mamltheory.rng import generator, numpy_generator
 from mamltheory.runtime.records import plain

@@ -12,8 +12,8 @@ from experiments.studies import correlation, table_findings, table_replays, tabl
 from experiments.studies.settings import Correlation, Tabulate
 from mamltheory.errors import ConfigurationError
 from mamltheory.fewshot.glyphs import glyph_data
+from mamltheory.nas.algorithms import halving
 from mamltheory.nas.genotype import random_genotype
-from mamltheory.nas.search import halving
 from mamltheory.nas.sizes import genotype_parameters
 from mamltheory.nas.table import Table, table_from
 from mamltheory.rng import generator

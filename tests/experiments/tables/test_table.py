@@ -12,8 +12,6 @@ import pytest
 
 from experiments import genotypes
 from experiments.search import search
-from experiments.search.protocols import METHODS as METHODS_OF_SEARCH
-from experiments.search.protocols import PROTOCOLS
 from experiments.search.settings import Search
 from experiments.tables import markup, pipeline, sheets, table
 from experiments.tables.settings import METHODS as ALL_METHODS
@@ -24,6 +22,8 @@ from experiments.training.settings import Evaluate
 from mamltheory.errors import ConfigurationError
 from mamltheory.fewshot.statistics import compare_runs
 from mamltheory.nas.genotype import random_genotype
+from mamltheory.nas.protocols import METHODS as METHODS_OF_SEARCH
+from mamltheory.nas.protocols import PROTOCOLS
 from mamltheory.rng import generator
 from mamltheory.runtime.records import sha256
 from mamltheory.runtime.runlog import read_run

@@ -11,7 +11,7 @@ from experiments.training.settings import EVALUATE, TRAIN, Evaluate, Train
 from experiments.training.train import train_config
 from mamltheory.fewshot.augment import default_padding
 from mamltheory.fewshot.glyphs import GLYPH_SETS
-from mamltheory.fewshot.train import TrainConfig
+from mamltheory.fewshot.training import TrainConfig
 from mamltheory.nas.network import NetworkSettings
 from tests.fewshot.small import noise_data
 

@@ -11,6 +11,8 @@ from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelEr
 from mamltheory.kernels.empirical import empirical_last_layer_ntk, empirical_ntk
 from mamltheory.kernels.meta import joint_inputs, meta_ntk
 from mamltheory.linalg import Converged, GradientFlow
+from mamltheory.nas.algorithms.algorithm1 import run_search
+from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.genotype import Candidates, Edge, Operator, random_genotype
 from mamltheory.nas.network import build, derived_network, supernet
 from mamltheory.nas.scoring import scorers as scorer
@@ -24,8 +26,6 @@ from mamltheory.nas.scoring.condition_number import (
 from mamltheory.nas.scoring.linear_regions import random_patches
 from mamltheory.nas.scoring.score import Score, ScoreSettings, failures
 from mamltheory.nas.scoring.scorers import CellScorer
-from mamltheory.nas.search.algorithm1 import run_search
-from mamltheory.nas.search.settings import SearchSettings
 from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task
 from tests.nas.cases import SMALL, WAYS, draw_tasks, tasks

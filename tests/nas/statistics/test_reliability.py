@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
-from mamltheory.nas.genotype import Operator
-from mamltheory.nas.search.stopping import (
+from mamltheory.nas.algorithms.stopping import (
     MIN_REPEATS,
     SEPARATED,
     Certainty,
@@ -19,6 +18,7 @@ from mamltheory.nas.search.stopping import (
     may_stop,
     round_reliability,
 )
+from mamltheory.nas.genotype import Operator
 from mamltheory.nas.statistics.reliability import (
     half_agreement,
     mean_reliability,

@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 
 from mamltheory.errors import ConfigurationError
-from mamltheory.nas.genotype import Cell, Genotype
-from mamltheory.nas.operations import OPERATIONS
-from mamltheory.nas.search.surrogate import (
+from mamltheory.nas.algorithms.surrogate import (
     PENALTIES,
     _best_penalty,
     _left_out_error,
@@ -14,6 +12,8 @@ from mamltheory.nas.search.surrogate import (
     fit_surrogate,
     operation_counts,
 )
+from mamltheory.nas.genotype import Cell, Genotype
+from mamltheory.nas.operations import OPERATIONS
 from mamltheory.rng import numpy_generator
 from tests.nas.tables import genotypes
 from tests.reference.nas_surrogate import best_penalty, left_out_errors, ridge

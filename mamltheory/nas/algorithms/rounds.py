@@ -13,12 +13,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from mamltheory.nas.genotype import CELL_TYPES, NODES, Candidates, Operator
-from mamltheory.nas.scoring.score import Job
-from mamltheory.nas.search.ranking import contests, difference, mean_difference, ranks
-from mamltheory.nas.search.settings import CRITERIA, Criterion, Difference, SearchSettings, Ties
-from mamltheory.nas.search.state import SearchState
-from mamltheory.nas.search.stopping import (
+from mamltheory.nas.algorithms.ranking import contests, difference, mean_difference, ranks
+from mamltheory.nas.algorithms.settings import CRITERIA, Criterion, Difference, SearchSettings, Ties
+from mamltheory.nas.algorithms.state import SearchState
+from mamltheory.nas.algorithms.stopping import (
     Compared,
     RoundReliability,
     Stop,
@@ -28,6 +26,8 @@ from mamltheory.nas.search.stopping import (
     round_reliability,
     undecided_edges,
 )
+from mamltheory.nas.genotype import CELL_TYPES, NODES, Candidates, Operator
+from mamltheory.nas.scoring.score import Job
 from mamltheory.nas.sizes import operator_parameters
 from mamltheory.rng import numpy_generator
 

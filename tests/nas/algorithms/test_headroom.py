@@ -5,7 +5,7 @@ import pytest
 from scipy import integrate, stats
 
 from mamltheory.errors import ShapeError
-from mamltheory.nas.search.halving import _expected_maximum, headroom
+from mamltheory.nas.algorithms.halving import _expected_maximum, headroom
 from mamltheory.rng import numpy_generator
 from tests.reference.nas_headroom import f_test_of_networks
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mamltheory.errors import ConfigurationError
+from mamltheory.nas.algorithms.stopping import MIN_REPEATS
 from mamltheory.nas.scoring.score import check_choices
-from mamltheory.nas.search.stopping import MIN_REPEATS
 
 Criterion = Literal["condition", "regions"]
 CRITERIA: tuple[Criterion, Criterion] = ("condition", "regions")
@@ -17,7 +17,7 @@ Difference = Literal["log", "relative", "absolute"]
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How the search decides; :mod:`mamltheory.nas.search.algorithm1` explains the choices.
+    """How the search decides; :mod:`mamltheory.nas.algorithms.algorithm1` explains the choices.
 
     Attributes:
         seed: of draws between equal operators, and of permutations and bootstrap draws.

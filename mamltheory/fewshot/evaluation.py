@@ -19,7 +19,7 @@ from mamltheory.fewshot.augment import Augmentation, apply_draws, draw_augmentat
 from mamltheory.fewshot.episodes import Episode, sample_episode
 from mamltheory.fewshot.heads import Head, fit_confidence, fit_predict, make_head, unit_norm
 from mamltheory.fewshot.images import ImageSplit, normalise, resident, take
-from mamltheory.fewshot.statistics import Interval, mean_interval
+from mamltheory.intervals import Interval, mean_interval
 from mamltheory.rng import generator
 
 Images = np.ndarray | torch.Tensor

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mamltheory.nas.search.algorithm1 import prune, record_scores, run_search
-from mamltheory.nas.search.ranking import difference, mean_difference, ranks
-from mamltheory.nas.search.rounds import Round
-from mamltheory.nas.search.settings import SearchSettings
-from mamltheory.nas.search.state import SearchState
+from mamltheory.nas.algorithms.algorithm1 import prune, record_scores, run_search
+from mamltheory.nas.algorithms.ranking import difference, mean_difference, ranks
+from mamltheory.nas.algorithms.rounds import Round
+from mamltheory.nas.algorithms.settings import SearchSettings
+from mamltheory.nas.algorithms.state import SearchState
 from tests.reference.nas_toy import argmin_per_edge, planted_scorer, planted_values
 
 

@@ -26,7 +26,7 @@ Where the paper leaves a choice:
 - Estimator. Leave-one-out, or with ``"gradient"`` the first-order difference of every operator from one gradient per
   repeat (:mod:`mamltheory.nas.scoring.operator_gradient`), for C_N alone. The scorer decides; the settings record it.
 - Shrinkage. ΔC may be shrunk towards the mean of (cell type × operation) over this round and all earlier ones; see
-  :mod:`mamltheory.nas.search.stopping` for rounds and edges that the repeats leave open.
+  :mod:`mamltheory.nas.algorithms.stopping` for rounds and edges that the repeats leave open.
 - Repeats. Their number is given, or with ``stopping`` the most that a round may take. All operators get the same
   number of repeats.
 
@@ -39,19 +39,19 @@ from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import replace
 
 from mamltheory.errors import CheckpointError, ConfigurationError
-from mamltheory.nas.genotype import Candidates, Operator
-from mamltheory.nas.scoring.score import Job, Score, Scorer, failures
-from mamltheory.nas.search.ranking import losers, ranks
-from mamltheory.nas.search.rounds import (
+from mamltheory.nas.algorithms.ranking import losers, ranks
+from mamltheory.nas.algorithms.rounds import (
     Round,
     longer_history,
     reliability,
     shrunken_differences,
     undecided_contests,
 )
-from mamltheory.nas.search.settings import SearchSettings
-from mamltheory.nas.search.state import Decision, RoundReport, SearchState
-from mamltheory.nas.search.stopping import RoundReliability
+from mamltheory.nas.algorithms.settings import SearchSettings
+from mamltheory.nas.algorithms.state import Decision, RoundReport, SearchState
+from mamltheory.nas.algorithms.stopping import RoundReliability
+from mamltheory.nas.genotype import Candidates, Operator
+from mamltheory.nas.scoring.score import Job, Score, Scorer, failures
 from mamltheory.nas.sizes import operator_parameters
 from mamltheory.rng import derived_seed
 

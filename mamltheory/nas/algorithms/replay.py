@@ -13,8 +13,8 @@ import numpy as np
 from scipy.stats import rankdata
 
 from mamltheory.errors import ConfigurationError
-from mamltheory.nas.search.halving import Measured, Rung, successive_halving
-from mamltheory.nas.search.surrogate import fit_surrogate
+from mamltheory.nas.algorithms.halving import Measured, Rung, successive_halving
+from mamltheory.nas.algorithms.surrogate import fit_surrogate
 from mamltheory.nas.table import Table, TabledCell, Training
 from mamltheory.rng import numpy_generator
 
@@ -125,7 +125,7 @@ def best_by_ranks(names: Sequence[str], count: int) -> Method:
 
 
 def by_halving(rungs: Sequence[Rung]) -> Method:
-    """Successive halving, as :func:`mamltheory.nas.search.halving.successive_halving` runs it in a search.
+    """Successive halving, as :func:`mamltheory.nas.algorithms.halving.successive_halving` runs it in a search.
 
     Args:
         rungs: whose epochs are among those of the table.

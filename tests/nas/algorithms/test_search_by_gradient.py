@@ -8,6 +8,11 @@ import pytest
 import torch
 
 from mamltheory.errors import ConfigurationError, ValueRangeError
+from mamltheory.nas.algorithms.algorithm1 import prune, record_scores, run_search, step
+from mamltheory.nas.algorithms.rounds import Round, reliability, shrunken_differences
+from mamltheory.nas.algorithms.settings import SearchSettings
+from mamltheory.nas.algorithms.state import SearchState, state_from_json, state_to_json
+from mamltheory.nas.algorithms.stopping import MIN_REPEATS
 from mamltheory.nas.genotype import Candidates, Edge, Operator
 from mamltheory.nas.network import NetworkSettings
 from mamltheory.nas.operations import OPERATIONS
@@ -15,11 +20,6 @@ from mamltheory.nas.scoring import operator_gradient as gradient
 from mamltheory.nas.scoring.operator_gradient import GradientScorer, OperatorGradients
 from mamltheory.nas.scoring.score import Score, ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer
-from mamltheory.nas.search.algorithm1 import prune, record_scores, run_search, step
-from mamltheory.nas.search.rounds import Round, reliability, shrunken_differences
-from mamltheory.nas.search.settings import SearchSettings
-from mamltheory.nas.search.state import SearchState, state_from_json, state_to_json
-from mamltheory.nas.search.stopping import MIN_REPEATS
 from mamltheory.nas.sizes import operator_parameters
 from mamltheory.rng import generator, numpy_generator
 from mamltheory.tasks import Task

@@ -2,12 +2,12 @@
 
 import math
 
+from mamltheory.nas.algorithms.algorithm1 import prune, record_scores
+from mamltheory.nas.algorithms.rounds import Round
+from mamltheory.nas.algorithms.settings import SearchSettings
+from mamltheory.nas.algorithms.state import SearchState
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.scoring.score import Score
-from mamltheory.nas.search.algorithm1 import prune, record_scores
-from mamltheory.nas.search.rounds import Round
-from mamltheory.nas.search.settings import SearchSettings
-from mamltheory.nas.search.state import SearchState
 from mamltheory.rng import numpy_generator
 from tests.reference.nas_toy import repeat_by_repeat
 

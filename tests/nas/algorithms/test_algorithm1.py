@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamltheory.errors import CheckpointError, ConfigurationError
+from mamltheory.nas.algorithms.algorithm1 import prune, record_scores, run_search, step
+from mamltheory.nas.algorithms.rounds import Round
+from mamltheory.nas.algorithms.settings import SearchSettings
+from mamltheory.nas.algorithms.state import SearchState, state_from_json, state_to_json
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Genotype
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.scoring.score import Job, Score
-from mamltheory.nas.search.algorithm1 import prune, record_scores, run_search, step
-from mamltheory.nas.search.rounds import Round
-from mamltheory.nas.search.settings import SearchSettings
-from mamltheory.nas.search.state import SearchState, state_from_json, state_to_json
 from mamltheory.nas.sizes import operator_parameters
 from tests.reference.nas_toy import (
     THREE,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mamltheory.errors import ConfigurationError
-from mamltheory.nas.search.halving import DEFAULT_RUNGS, Rung
-from mamltheory.nas.search.replay import (
+from mamltheory.nas.algorithms.halving import DEFAULT_RUNGS, Rung
+from mamltheory.nas.algorithms.replay import (
     Draws,
     at_random,
     best_by_score,
@@ -17,7 +17,7 @@ from mamltheory.nas.search.replay import (
     replay,
     warm_started,
 )
-from mamltheory.nas.search.surrogate import operation_counts
+from mamltheory.nas.algorithms.surrogate import operation_counts
 from mamltheory.rng import numpy_generator
 from tests.nas.tables import EPOCHS, SCORING_SECONDS, SECONDS, genotypes, synthetic_table
 from tests.reference.nas_replay import expected_gain_of_best

@@ -28,8 +28,9 @@ released
 stable
     A search whose independent runs agree: tr Φ · tr Φ⁻¹/n² replaces σ_max/σ_min, one gradient scores all operators,
     a kernel has many tasks, scores are shrunken towards the mean of (cell type × operation), repeats continue until
-    the choice is settled, and a fixed rule (:mod:`mamltheory.nas.search.stopping`) decides rounds without signal and
-    edges without a clear choice. Linear regions are not used, because they reliably tell the type of operation alone.
+    the choice is settled, and a fixed rule (:mod:`mamltheory.nas.algorithms.stopping`) decides rounds without signal
+    and edges without a clear choice. Linear regions are not used, because they reliably tell the type of operation
+    alone.
 """
 
 import math

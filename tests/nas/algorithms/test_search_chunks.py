@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from mamltheory.nas.search.algorithm1 import prune, record_scores, run_search
-from mamltheory.nas.search.rounds import Round
-from mamltheory.nas.search.settings import SearchSettings
-from mamltheory.nas.search.state import state_from_json, state_to_json
+from mamltheory.nas.algorithms.algorithm1 import prune, record_scores, run_search
+from mamltheory.nas.algorithms.rounds import Round
+from mamltheory.nas.algorithms.settings import SearchSettings
+from mamltheory.nas.algorithms.state import state_from_json, state_to_json
 from tests.reference.nas_toy import THREE, noisy_scorer, score_chunk
 
 

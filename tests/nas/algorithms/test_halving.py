@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamltheory.errors import ConfigurationError
-from mamltheory.nas.search.halving import (
+from mamltheory.nas.algorithms.halving import (
     DEFAULT_RUNGS,
     Measured,
     Rung,

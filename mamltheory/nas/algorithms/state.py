@@ -7,10 +7,10 @@ from typing import Annotated, TypedDict
 
 from mamltheory.errors import CheckpointError
 from mamltheory.files import reason
+from mamltheory.nas.algorithms.stopping import RoundReliability, Stop
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Edge, Operator
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.scoring.score import Failure, Job, Score
-from mamltheory.nas.search.stopping import RoundReliability, Stop
 from mamltheory.strict_json import misfit
 
 Number = Annotated[int, 0]

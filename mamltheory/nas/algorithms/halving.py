@@ -1,7 +1,7 @@
 """Successive halving: train many cells a little, keep the best, train those further (Jamieson and Talwalkar, 2016).
 
 The algorithm knows nothing of training. A function measures candidates after a number of epochs; the command gives it
-trainings, and :mod:`mamltheory.nas.search.replay` the rows of a table. Optuna's pruner decides about one trial when
+trainings, and :mod:`mamltheory.nas.algorithms.replay` the rows of a table. Optuna's pruner decides about one trial when
 that reports, so what it keeps depends on the order in which workers finish; here a rung is ranked as a whole.
 """
 

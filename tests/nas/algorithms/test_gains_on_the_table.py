@@ -4,8 +4,8 @@ from functools import lru_cache
 
 import pytest
 
-from mamltheory.nas.search.halving import DEFAULT_RUNGS, Rung
-from mamltheory.nas.search.replay import at_random, best_by_ranks, best_by_score, by_halving, replay
+from mamltheory.nas.algorithms.halving import DEFAULT_RUNGS, Rung
+from mamltheory.nas.algorithms.replay import at_random, best_by_ranks, best_by_score, by_halving, replay
 from mamltheory.nas.table import load_table
 
 DRAWS, BOOTSTRAPS = 400, 20

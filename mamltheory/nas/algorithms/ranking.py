@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from mamltheory.nas.algorithms.settings import Difference, Ties
 from mamltheory.nas.genotype import Operator
-from mamltheory.nas.search.settings import Difference, Ties
 
 
 def difference(supernet: float, candidate: float, kind: Difference) -> float:

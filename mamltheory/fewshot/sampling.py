@@ -1,0 +1,62 @@
+"""Few-shot tasks of images, for the kernels and the loops of the theory."""
+
+from typing import Literal
+
+import torch
+
+from mamltheory.errors import ConfigurationError
+from mamltheory.fewshot.datasets import Data, data_from
+from mamltheory.fewshot.episodes import episode_tasks
+from mamltheory.tasks import Task
+
+
+def tasks_from(
+    data: Data,
+    count: int = 8,
+    *,
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 1,
+    seed: int = 0,
+    split: Literal["train", "val", "test"] = "train",
+    image_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[Task]:
+    """Tasks of images, with one-hot labels; no image is in two of them.
+
+    Args:
+        data: what :func:`mamltheory.fewshot.load_data` returns, or what it reads: the name of an embedded data set or
+            a folder. A folder of classes without splits is split there: ``load_data(folder, split=(60, 20, 20))``.
+        count: number of tasks.
+        ways: classes of a task.
+        shots: support images per class.
+        queries: query images per class.
+        seed: seed of the draw.
+        split: the classes of the tasks.
+        image_size: side of images that are read, in pixels; None for the stored size.
+        dtype: of images and labels.
+
+    Returns:
+        The tasks: images n×3×h×w, less the mean of the training images, over their deviation. A DataError is raised for
+        data that cannot be read.
+
+    Raises:
+        ConfigurationError: numbers for which there are too few images or classes, or an unknown split.
+
+    Example:
+        >>> from mamltheory.fewshot import tasks_from
+        >>> from mamltheory.fewshot.glyphs import glyph_data
+        >>> tasks_from(glyph_data(16, 4, 2, 2, samples_per_class=6), 2, ways=3, queries=2)[0]
+        Task(query 6 × 3×16×16, support 3 × 3×16×16, outputs 3, float32)
+    """
+    data = data_from(data, image_size)
+    if split not in ("train", "val", "test"):
+        raise ConfigurationError(f"split is {split!r}: expected 'train', 'val' or 'test'")
+    counts = {"count": count, "ways": ways, "shots": shots, "queries": queries}
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigurationError(f"{name} is {value!r}: expected a whole number from 1 up")
+    chosen = getattr(data, split)
+    return list(
+        episode_tasks(chosen, count, ways, shots, queries, seed, mean=data.mean, std=data.std, dtype=dtype)
+    )

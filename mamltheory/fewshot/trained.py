@@ -1,0 +1,395 @@
+"""Train, evaluate, save and load networks for few-shot learning."""
+
+import copy
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialised
+from torch import Tensor, nn
+
+from mamltheory.errors import (
+    CheckpointError,
+    ConfigurationError,
+    DataError,
+    MamlTheoryError,
+    UnsupportedModelError,
+)
+from mamltheory.fewshot.augment import Augmentation
+from mamltheory.fewshot.datasets import Data, data_from
+from mamltheory.fewshot.evaluation import Evaluation, EvaluationConfig, Predictions, evaluate_network, predict
+from mamltheory.fewshot.formats.common import Options
+from mamltheory.fewshot.formats.pixels import decoded
+from mamltheory.fewshot.heads import Head
+from mamltheory.fewshot.images import normalise
+from mamltheory.fewshot.resnet import ResNet12, resnet12
+from mamltheory.fewshot.training import EpochMetrics, TrainConfig, start_training, train_epoch
+from mamltheory.fewshot.training_state import Inputs, inputs_of, load_weights, recorded_inputs
+from mamltheory.files import reason
+from mamltheory.nas.genotype import Genotype
+from mamltheory.nas.network import Network, NetworkSettings, derived_network
+from mamltheory.rng import derived_seed
+from mamltheory.strict_json import misfit, parse
+
+NETWORK_FILE = "network.safetensors"
+"""The file of a trained network in the folder of its training."""
+HEADER, FORMAT = "mamltheory", 1
+BATCH = 256
+
+
+class TrainedNetwork(nn.Module):
+    """A trained network, in evaluation mode, with what is needed to use it.
+
+    Called with images n×3×h×w as :meth:`normalised` returns them, it gives the logits of the training classes.
+
+    Attributes:
+        network: the network itself.
+        inputs: the images that it expects: their size, channel means and standard deviations.
+        classes: names of the training classes, in the order of the logits.
+
+    Example:
+        >>> from mamltheory.fewshot import TrainConfig, load, train
+        >>> from mamltheory.fewshot.glyphs import glyph_data
+        >>> from mamltheory.nas import NetworkSettings, published_genotypes
+        >>> data = glyph_data(16, 3, 2, 2, samples_per_class=4)
+        >>> config = TrainConfig(epochs=1, batch_size=4, milestones=(), flip=False)
+        >>> size = NetworkSettings(channels=2, cells=3, stem_stride=4)
+        >>> network = train(data, published_genotypes()[0].genotype, config, size=size)
+        >>> network.training, len(network.classes)
+        (False, 3)
+        >>> network.predict(data.train.images[:2]).labels.shape
+        (2,)
+    """
+
+    def __init__(self, network: nn.Module, inputs: Inputs, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.network, self.inputs, self.classes = network, inputs, tuple(classes)
+        self.eval()
+
+    @property
+    def genotype(self) -> Genotype | None:
+        """The cells of the network; None for ResNet-12 and networks of a user."""
+        return self.network.candidates.genotype() if isinstance(self.network, Network) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the training classes."""
+        return self.network(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the few-shot heads work on."""
+        return self.network.features(x)  # type: ignore[operator]
+
+    def normalised(self, images: np.ndarray | Sequence[str | Path]) -> Tensor:
+        """The network's input n×3×h×w for images uint8 n×h×w×3 or image files."""
+        images = self._read("images", images)
+        return normalise(torch.from_numpy(np.ascontiguousarray(images)), self.inputs.mean, self.inputs.std)
+
+    def predict(
+        self,
+        images: np.ndarray | Sequence[str | Path],
+        support: np.ndarray | Sequence[str | Path] | None = None,
+        labels: Sequence[int] | np.ndarray | None = None,
+        *,
+        head: Head = "logistic",
+        C: float = 1.0,
+        copies: int = 5,
+        seed: int = 0,
+    ) -> Predictions:
+        """The classes of images: training classes, or new ones of which a few labelled images are given.
+
+        Args:
+            images: uint8 n×h×w×3 of the size that the network expects, or image files, which are brought to it.
+            support: labelled images of new classes, likewise; None for the training classes.
+            labels: their classes, whole numbers, at least two different ones.
+            head: the classifier of new classes, see :class:`mamltheory.fewshot.EvaluationConfig`.
+            C: inverse of its ℓ2 penalty.
+            copies: augmented versions of every labelled image; 0 takes them as they are.
+            seed: seed of the augmentation.
+
+        Returns:
+            Labels and their confidence: numbers of training classes, see :attr:`classes`, with their probabilities;
+            or some of ``labels``.
+
+        Raises:
+            DataError: images of another form or size, or labels that do not fit the labelled images.
+        """
+        query, device = self._read("images", images), next(self.network.parameters()).device
+        if support is None:
+            return self._trained_classes(query, device)
+        few, named = self._read("support", support), np.asarray(labels)
+        if named.shape != (len(few),) or named.dtype.kind not in "iu":
+            raise DataError(
+                f"labels has shape {named.shape} and dtype {named.dtype} for {len(few)} labelled images: give a whole "
+                "number for each"
+            )
+        return predict(
+            self.network,
+            few,
+            named,
+            query,
+            self.inputs.mean,
+            self.inputs.std,
+            head=head,
+            C=C,
+            copies=copies,
+            augmentation=Augmentation(flip=self.inputs.mirrors),
+            seed=seed,
+            device=device,
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write one file that :func:`load` reads, whole or not at all.
+
+        Args:
+            path: the file, or a folder, in which it is called ``network.safetensors``.
+
+        Returns:
+            The file. UnsupportedModelError is raised for a network of a user, whose ``state_dict`` torch can save.
+        """
+        path = Path(path)
+        file = path / NETWORK_FILE if path.is_dir() else path
+        part = file.with_name(f".{file.name}.part")
+        part.write_bytes(network_bytes(self.network, self.inputs, self.classes))
+        os.replace(part, file)
+        return file
+
+    def _trained_classes(self, images: np.ndarray, device: torch.device) -> Predictions:
+        parts = []
+        with torch.no_grad():
+            for start in range(0, len(images), BATCH):
+                x = self.normalised(images[start : start + BATCH]).to(device)
+                parts.append(self.network(x).softmax(1).max(1))
+        labels = np.concatenate([part.indices.cpu().numpy() for part in parts])
+        return Predictions(labels, np.concatenate([part.values.cpu().numpy() for part in parts]), True)
+
+    def _read(self, name: str, images: np.ndarray | Sequence[str | Path]) -> np.ndarray:
+        side = self.inputs.image_size
+        if (
+            isinstance(images, list | tuple)
+            and images
+            and all(isinstance(each, str | Path) for each in images)
+        ):
+            named = [(str(file), Path(file)) for file in images]
+            return decoded(named, len(named), name, Options(side))
+        shape, kind = getattr(images, "shape", ()), getattr(images, "dtype", type(images).__name__)
+        if (
+            not isinstance(images, np.ndarray)
+            or kind != np.uint8
+            or shape[1:] != (side, side, 3)
+            or not shape[0]
+        ):
+            raise DataError(
+                f"{name} has shape {tuple(shape)} and type {kind}: expected a list of image files, or a numpy array of "
+                f"uint8 with the shape n × {side} × {side} × 3"
+            )
+        return images
+
+
+def train(
+    data: Data,
+    network: Genotype | nn.Module,
+    config: TrainConfig | None = None,
+    *,
+    size: NetworkSettings | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Callable[[EpochMetrics], None] | None = None,
+) -> TrainedNetwork:
+    """Train a network on the training classes, as RFS does (Section 6.1); for a run that can be stopped, the command.
+
+    Args:
+        data: the images.
+        network: the cells to stack, or a module with a method ``features`` and one logit per training class, which is
+            copied.
+        config: the recipe; None for the paper's 100 epochs, with mirrored images unless the data are characters.
+        size: channels and number of the stacked cells; the classes are those of the data.
+        image_size: side of images that are read, in pixels; None for the stored size.
+        seed: seed of the weights of stacked cells, and of the training without ``config``.
+        device: where to compute.
+        progress: is called after every epoch.
+
+    Returns:
+        The trained network, on the device. Errors are raised as by
+        :func:`mamltheory.fewshot.training.start_training`.
+
+    Raises:
+        ConfigurationError: something other than a genotype or such a module.
+
+    Example:
+        See :class:`TrainedNetwork`.
+    """
+    data = data_from(data, image_size)
+    inputs = inputs_of(data)
+    if isinstance(network, Genotype):
+        stacked = dataclasses.replace(size or NetworkSettings(), classes=inputs.classes)
+        network = derived_network(network, stacked, derived_seed(seed, "training weights"))
+    elif isinstance(network, nn.Module) and callable(getattr(network, "features", None)):
+        network = copy.deepcopy(network)
+    else:
+        raise ConfigurationError(
+            f"the network is a {type(network).__name__}: expected a Genotype, or a torch.nn.Module with a method "
+            "features"
+        )
+    state = start_training(network, data, config or TrainConfig(flip=data.mirrors, seed=seed), device)
+    while state.epoch < state.config.epochs:
+        state, metrics = train_epoch(state)
+        if progress is not None and metrics is not None:
+            progress(metrics)
+    trained = state.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return TrainedNetwork(trained, inputs, data.train.class_names)
+
+
+def evaluate(
+    network: nn.Module,
+    data: Data,
+    *,
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 15,
+    tasks: int = 1000,
+    split: str = "test",
+    head: Head = "logistic",
+    C: float = 1.0,
+    copies: int = 5,
+    seed: int = 0,
+    jobs: int = 1,
+) -> Evaluation:
+    """The accuracy of a network on few-shot tasks of unseen classes, with its 95 % interval.
+
+    Args:
+        network: a trained network, or a module with a method ``features``.
+        data: the images.
+        ways: classes of a task.
+        shots: support images per class.
+        queries: query images per class.
+        tasks: number of tasks.
+        split: the classes: "test", "val" or "train".
+        head: the classifier, see :class:`mamltheory.fewshot.EvaluationConfig`.
+        C: inverse of its ℓ2 penalty.
+        copies: augmented versions of every support image; 0 takes them as they are.
+        seed: seed of the tasks.
+        jobs: processes that fit the classifiers.
+
+    Returns:
+        The evaluation: ``interval``, ``accuracies`` of the tasks, and ``describe()``.
+
+    Raises:
+        ConfigurationError: something without features, or an unknown split.
+        DataError: images of another size than the network's.
+
+    Example:
+        See :func:`mamltheory.fewshot.load`.
+    """
+    if not isinstance(network, nn.Module) or not callable(getattr(network, "features", None)):
+        raise ConfigurationError(
+            f"the network is a {type(network).__name__}: expected a torch.nn.Module with a method features"
+        )
+    if split not in ("test", "val", "train"):
+        raise ConfigurationError(f"split is {split!r}: expected 'test', 'val' or 'train'")
+    inputs = network.inputs if isinstance(network, TrainedNetwork) else None
+    data = data_from(data, None if inputs is None else inputs.image_size)
+    side = data.train.images.shape[1]
+    if inputs is not None and side != inputs.image_size:
+        raise DataError(
+            f"the images of {data.name} have {side} pixels a side and the network expects {inputs.image_size}: load "
+            f"them with image_size={inputs.image_size}"
+        )
+    config = EvaluationConfig(ways, shots, queries, tasks, copies, head, C, flip=data.mirrors)
+    known = data if inputs is None else inputs
+    device = next(network.parameters()).device
+    chosen = getattr(data, split)
+    return evaluate_network(network, chosen, known.mean, known.std, config, seed, device=device, jobs=jobs)
+
+
+class _Header(TypedDict):
+    """What a file says of its network."""
+
+    format: Annotated[int, 1]
+    genotype: dict[str, object] | None
+    size: dict[str, object] | None
+    inputs: object
+    classes: list[str]
+
+
+def network_bytes(network: nn.Module, inputs: Inputs, classes: Sequence[str]) -> bytes:
+    """The file of a network of cells or ResNet-12; UnsupportedModelError is raised for others."""
+    if not isinstance(network, Network | ResNet12):
+        raise UnsupportedModelError(
+            f"a {type(network).__name__} cannot be built again from a file: save its state_dict with torch"
+        )
+    cells = network if isinstance(network, Network) else None
+    header: dict[str, Any] = {
+        "format": FORMAT,
+        "genotype": None if cells is None else cells.candidates.genotype().to_json(),
+        "size": None if cells is None else dataclasses.asdict(cells.settings),
+        "inputs": inputs.record(),
+        "classes": list(classes),
+    }
+    weights = {
+        name: value.detach().cpu().clone().contiguous() for name, value in network.state_dict().items()
+    }
+    return serialised(weights, {HEADER: json.dumps(header)})
+
+
+def load(path: str | Path) -> TrainedNetwork:
+    """The trained network of a run of ``train`` or ``search --method halving``, or of :meth:`TrainedNetwork.save`.
+
+    Args:
+        path: the run folder, or the file.
+
+    Returns:
+        The network on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: there is no such file, or it holds no network.
+
+    Example:
+        >>> import tempfile
+        >>> from mamltheory.fewshot import Inputs, TrainedNetwork, evaluate, load
+        >>> from mamltheory.fewshot.glyphs import glyph_data
+        >>> from mamltheory.nas import published_genotypes
+        >>> data = glyph_data(16, 3, 2, 2, samples_per_class=4)
+        >>> network = published_genotypes()[0].genotype.to_module(channels=2, cells=3, classes=3)
+        >>> inputs = Inputs(16, 3, data.mean, data.std, mirrors=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = TrainedNetwork(network, inputs, data.train.class_names).save(folder)
+        ...     again = load(folder)
+        >>> again.genotype == published_genotypes()[0].genotype
+        True
+        >>> evaluate(again, data, ways=2, queries=3, tasks=4).interval.half_width < 1
+        True
+    """
+    path = Path(path)
+    file = path / NETWORK_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise CheckpointError(
+            f"there is no {file}: name the folder of a finished training, or a saved network; a training of an earlier "
+            "version writes that file when its command is given again"
+        )
+    try:
+        with safe_open(file, "pt") as opened:
+            header: Any = parse((opened.metadata() or {}).get(HEADER, "{}").encode())
+            weights = {f"network/{name}": opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {reason(error)}") from None
+    if wrong := misfit(header, _Header, "its header"):
+        raise CheckpointError(f"{file} holds no network of this package ({wrong}): train again")
+    try:
+        network, inputs = _network_of(header), recorded_inputs(header["inputs"])
+        load_weights(network, weights)
+    except (MamlTheoryError, TypeError) as error:
+        raise CheckpointError(f"{file} holds no network of this package: {error}") from None
+    return TrainedNetwork(network, inputs, header["classes"])
+
+
+def _network_of(header: Any) -> nn.Module:
+    if header["genotype"] is None or header["size"] is None:
+        return resnet12(len(header["classes"]), 0)
+    return derived_network(Genotype.from_json(header["genotype"]), NetworkSettings(**header["size"]), 0)

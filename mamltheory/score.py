@@ -1,0 +1,119 @@
+"""The condition number of a network's MetaNTK with its uncertainty over initialisations and tasks."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from numbers import Integral
+
+import numpy as np
+import torch
+from torch import nn
+
+from mamltheory.errors import ConfigurationError, ShapeError, SingularKernelError
+from mamltheory.inner_loop import Algorithm
+from mamltheory.intervals import Interval, mean_interval
+from mamltheory.kernels.meta import meta_ntk
+from mamltheory.linalg import Converged, Dynamics, condition_number
+from mamltheory.rng import derived_seed, generator
+from mamltheory.tasks import Task, check_tasks
+
+SEEDS = 2**31
+"""Seeds of a user's function lie below."""
+
+
+def score(
+    network: nn.Module | Callable[[int], nn.Module],
+    tasks: Sequence[Task],
+    repeats: int = 8,
+    seed: int = 0,
+    *,
+    algorithm: Algorithm = "maml",
+    dynamics: Dynamics = Converged(ridge=1e-3),  # noqa: B008 - frozen
+) -> Interval:
+    """log₁₀ C of a network's MetaNTK, Eq. (14), with its 95 % interval over initialisations and tasks; lower is better.
+
+    Every repeat has weights and tasks that no other repeat has: repeat r takes the tasks r, r + repeats, …. Condition
+    numbers differ by factors from draw to draw, so that the mean is that of the logarithms, and 10**mean is the
+    geometric mean. Networks with one seed are scored on the same tasks.
+
+    Args:
+        network: a torch module, which keeps its weights: those of a copy are drawn by the ``reset_parameters`` of its
+            layers; or a function that makes a module from a seed, for other initialisations.
+        tasks: at least one for every repeat, and as many for each; tasks that share no images are best.
+        repeats: independent draws, at least two.
+        seed: seed of the weights.
+        algorithm: as for :func:`mamltheory.meta_ntk`.
+        dynamics: as for :func:`mamltheory.meta_ntk`.
+
+    Returns:
+        Mean and half-width of log₁₀ C. Errors are raised as by :func:`mamltheory.meta_ntk`.
+
+    Raises:
+        ConfigurationError: a number of repeats below two, or a network that is neither module nor function.
+        ShapeError: the tasks cannot be dealt evenly to the repeats.
+        SingularKernelError: a kernel of a repeat has no finite condition number.
+
+    Example:
+        >>> import torch, mamltheory as mt
+        >>> draw = lambda i: torch.randn(4, 6, generator=mt.generator(0, "images", i))
+        >>> labels = torch.eye(2).repeat(2, 1)
+        >>> tasks = [mt.Task(draw(2 * i), labels, draw(2 * i + 1), labels) for i in range(6)]
+        >>> network = torch.nn.Sequential(torch.nn.Linear(6, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2))
+        >>> found = mt.score(network, tasks, repeats=3)
+        >>> print(f"{found.mean:.1f}")
+        1.3
+    """
+    tasks = check_tasks(tasks)
+    if not isinstance(repeats, Integral) or isinstance(repeats, bool) or repeats < 2:
+        raise ConfigurationError(
+            f"repeats is {repeats!r}: expected a whole number, at least 2 for an interval"
+        )
+    if len(tasks) % repeats:
+        raise ShapeError(
+            f"got {len(tasks)} tasks for {repeats} repeats: give every repeat as many, {repeats} or "
+            f"{2 * repeats}, or lower repeats"
+        )
+    found = []
+    for repeat in range(int(repeats)):
+        kernel = meta_ntk(_drawn(network, seed, repeat), tasks[repeat :: int(repeats)], algorithm, dynamics)
+        condition = condition_number(kernel)
+        if not math.isfinite(condition):
+            raise SingularKernelError(
+                f"the MetaNTK of repeat {repeat} is singular: do tasks share samples, or is the network constant? Give "
+                "other tasks, or a wider network"
+            )
+        found.append(math.log10(condition))
+    return mean_interval(np.array(found))
+
+
+def _drawn(network: nn.Module | Callable[[int], nn.Module], seed: int, repeat: int) -> nn.Module:
+    """The network with the weights of a repeat."""
+    if not isinstance(network, nn.Module):
+        if not callable(network) or isinstance(network, type):
+            raise ConfigurationError(
+                f"the network is {network!r:.80}: expected a torch.nn.Module, or a function from a seed to one"
+            )
+        return _made(network, derived_seed(seed, "score weights", repeat) % SEEDS)
+    drawn = copy.deepcopy(network)
+    random = generator(seed, "score weights", repeat)
+    # Layers draw from torch's global generator alone; its state is put back afterwards.
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(random.get_state())
+        for module in drawn.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+    return drawn
+
+
+def _made(function: Callable[[int], nn.Module], seed: int) -> nn.Module:
+    try:
+        made = function(seed)
+    except Exception as error:
+        raise ConfigurationError(
+            f"the function that makes the network failed for the seed {seed}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise ConfigurationError(
+            f"the function made a {type(made).__name__}: expected a torch.nn.Module from a seed"
+        )
+    return made
