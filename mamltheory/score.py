@@ -3,12 +3,12 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
-from numbers import Integral
 
 import numpy as np
 import torch
 from torch import nn
 
+from mamltheory.arguments import check_whole
 from mamltheory.errors import ConfigurationError, ShapeError, SingularKernelError
 from mamltheory.inner_loop import Algorithm
 from mamltheory.intervals import Interval, mean_interval
@@ -49,7 +49,7 @@ def score(
         Mean and half-width of log₁₀ C. Errors are raised as by :func:`mamltheory.meta_ntk`.
 
     Raises:
-        ConfigurationError: a number of repeats below two, or a network that is neither module nor function.
+        ConfigurationError: a network that is neither module nor function.
         ShapeError: the tasks cannot be dealt evenly to the repeats.
         SingularKernelError: a kernel of a repeat has no finite condition number.
 
@@ -64,18 +64,15 @@ def score(
         1.3
     """
     tasks = check_tasks(tasks)
-    if not isinstance(repeats, Integral) or isinstance(repeats, bool) or repeats < 2:
-        raise ConfigurationError(
-            f"repeats is {repeats!r}: expected a whole number, at least 2 for an interval"
-        )
+    check_whole(least=2, repeats=repeats)
     if len(tasks) % repeats:
         raise ShapeError(
             f"got {len(tasks)} tasks for {repeats} repeats: give every repeat as many, {repeats} or "
             f"{2 * repeats}, or lower repeats"
         )
     found = []
-    for repeat in range(int(repeats)):
-        kernel = meta_ntk(_drawn(network, seed, repeat), tasks[repeat :: int(repeats)], algorithm, dynamics)
+    for repeat in range(repeats):
+        kernel = meta_ntk(_drawn(network, seed, repeat), tasks[repeat::repeats], algorithm, dynamics)
         condition = condition_number(kernel)
         if not math.isfinite(condition):
             raise SingularKernelError(

@@ -1,5 +1,6 @@
 import ast
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -7,14 +8,20 @@ import torch
 from torch import nn
 
 import mamltheory
+import mamltheory.fewshot
+import mamltheory.nas
 from mamltheory import Task, condition_number, errors, generator, meta_ntk
 
-PUBLIC = sorted(mamltheory.__all__)
+PACKAGES = {package.__name__: package for package in (mamltheory, mamltheory.fewshot, mamltheory.nas)}
+PUBLIC = [(package, name) for package in PACKAGES for name in sorted(PACKAGES[package].__all__)]
 
 
-def test_every_listed_name_exists_and_every_imported_name_is_listed():
-    assert len(PUBLIC) == len(set(PUBLIC))
-    source = ast.parse(Path(mamltheory.__file__).read_text(encoding="utf-8"))
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_listed_name_exists_and_every_imported_name_is_listed(package):
+    module = PACKAGES[package]
+    public = module.__all__
+    assert len(public) == len(set(public))
+    source = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
     block = next(node for node in source.body if isinstance(node, ast.If))  # what type checkers read
     imported = {
         alias.name: node.module
@@ -22,15 +29,17 @@ def test_every_listed_name_exists_and_every_imported_name_is_listed():
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert imported == {name: f"mamltheory.{place}" for name, place in mamltheory._PLACES.items()}
-    assert set(imported) == set(PUBLIC) <= set(dir(mamltheory))
-    with pytest.raises(AttributeError, match="'mamltheory' has no attribute 'nothing'"):
-        mamltheory.nothing  # noqa: B018
+    assert imported == {name: f"{package}.{place}" for name, place in module._PLACES.items()}
+    assert set(imported) == set(public) <= set(dir(module))
+    for name in public:
+        assert name in module.__doc__
+    with pytest.raises(AttributeError, match=f"'{package}' has no attribute 'nothing'"):
+        module.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_every_public_name_is_documented_and_annotated(name):
-    value = getattr(mamltheory, name)
+@pytest.mark.parametrize(("package", "name"), PUBLIC)
+def test_every_public_name_is_documented_and_annotated(package, name):
+    value = getattr(PACKAGES[package], name)
     assert value.__doc__
     assert not value.__doc__.startswith(f"{name}(")  # what a dataclass gets when nobody wrote anything
     if inspect.isfunction(value):
@@ -39,9 +48,11 @@ def test_every_public_name_is_documented_and_annotated(name):
         assert inspect.Signature.empty not in annotations
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_every_public_name_has_an_example(name):
-    assert ">>>" in getattr(mamltheory, name).__doc__
+@pytest.mark.parametrize(("package", "name"), PUBLIC)
+def test_every_public_function_has_an_example(package, name):
+    value = getattr(PACKAGES[package], name)
+    if package == "mamltheory" or inspect.isfunction(value):
+        assert re.search(r">>>|See :", value.__doc__)
 
 
 def test_every_error_is_caught_by_the_package_error_and_by_its_builtin():

@@ -71,8 +71,16 @@ RIGHT = {
     "meta_outputs": ON_TASKS,
     "nngp": SAMPLES,
     "residual_operator": {"matrix": MATRIX, "dynamics": FLOW},
+    "score": {
+        "network": MODULE,
+        "tasks": TASKS,
+        "repeats": 2,
+        "seed": 0,
+        "algorithm": "maml",
+        "dynamics": FLOW,
+    },
     "time_operator": {"matrix": MATRIX, "dynamics": FLOW},
-    "train": {**ON_TASKS, "eta0": 0.01, "steps": 2},
+    "train": {**ON_TASKS, "eta0": 0.01, "steps": 2, "progress": None},
     "trained_output": {"phi_test_train": MATRIX, "test_start": ROW, **TRAINED, "outer": FLOW},
     "trained_output_on_training_tasks": {**TRAINED, "outer": FLOW},
 }

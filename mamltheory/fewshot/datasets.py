@@ -1,6 +1,7 @@
 """Load image data for few-shot learning, by name or by path."""
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 
 from mamltheory.errors import DataError
@@ -11,6 +12,8 @@ from mamltheory.fewshot.glyphs import GLYPH_SETS, named_glyphs
 from mamltheory.fewshot.images import ImageData, ImageSplit, channel_statistics
 from mamltheory.fewshot.pictures import PICTURE_SETS, picture_data
 
+MOST_PIXELS = 2**14
+"""The longest side of images."""
 Data = ImageData | str | Path
 """Images, or the name of an embedded data set, or a folder."""
 
@@ -69,9 +72,13 @@ def load_data(
         Traceback (most recent call last):
         mamltheory.errors.DataError: ...
     """
-    if image_size is not None and image_size < 1:
+    if not isinstance(source, str | Path):
+        raise DataError(f"the source is a {type(source).__name__}: expected a name or a folder")
+    whole = isinstance(image_size, Integral) and not isinstance(image_size, bool)
+    if image_size is not None and not (whole and 1 <= image_size <= MOST_PIXELS):
         raise DataError(
-            f"image_size is {image_size}: give a positive number of pixels, or None to keep the stored size"
+            f"image_size is {image_size!r:.80}: give a number of pixels from 1 to {MOST_PIXELS}, or None to keep the "
+            "stored size"
         )
     if embedded_count(str(source)) is not None:
         if split is not None:

@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 
+from mamltheory.arguments import check_choice, check_seed, check_whole
 from mamltheory.errors import ConfigurationError
 from mamltheory.fewshot.datasets import Data, data_from
 from mamltheory.fewshot.episodes import episode_tasks
@@ -41,7 +42,7 @@ def tasks_from(
         data that cannot be read.
 
     Raises:
-        ConfigurationError: numbers for which there are too few images or classes, or an unknown split.
+        ConfigurationError: numbers for which there are too few images or classes, an unknown split, or another dtype.
 
     Example:
         >>> from mamltheory.fewshot import tasks_from
@@ -50,12 +51,11 @@ def tasks_from(
         Task(query 6 × 3×16×16, support 3 × 3×16×16, outputs 3, float32)
     """
     data = data_from(data, image_size)
-    if split not in ("train", "val", "test"):
-        raise ConfigurationError(f"split is {split!r}: expected 'train', 'val' or 'test'")
-    counts = {"count": count, "ways": ways, "shots": shots, "queries": queries}
-    for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigurationError(f"{name} is {value!r}: expected a whole number from 1 up")
+    check_choice(("train", "val", "test"), split=split)
+    check_whole(count=count, ways=ways, shots=shots, queries=queries)
+    check_seed(seed)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ConfigurationError(f"dtype is {dtype!r:.80}: expected torch.float32 or torch.float64")
     chosen = getattr(data, split)
     return list(
         episode_tasks(chosen, count, ways, shots, queries, seed, mean=data.mean, std=data.std, dtype=dtype)

@@ -14,6 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
+from mamltheory.arguments import (
+    check_choice,
+    check_function,
+    check_kind,
+    check_seed,
+    check_whole,
+    checked_device,
+)
 from mamltheory.errors import (
     CheckpointError,
     ConfigurationError,
@@ -225,7 +233,11 @@ def train(
     Example:
         See :class:`TrainedNetwork`.
     """
-    data = data_from(data, image_size)
+    check_seed(seed)
+    check_kind(TrainConfig, config=config)
+    check_kind(NetworkSettings, size=size)
+    check_function(progress=progress)
+    data, device = data_from(data, image_size), checked_device(device)
     inputs = inputs_of(data)
     if isinstance(network, Genotype):
         stacked = dataclasses.replace(size or NetworkSettings(), classes=inputs.classes)
@@ -291,8 +303,10 @@ def evaluate(
         raise ConfigurationError(
             f"the network is a {type(network).__name__}: expected a torch.nn.Module with a method features"
         )
-    if split not in ("test", "val", "train"):
-        raise ConfigurationError(f"split is {split!r}: expected 'test', 'val' or 'train'")
+    check_choice(("test", "val", "train"), split=split)
+    check_whole(ways=ways, shots=shots, queries=queries, tasks=tasks, jobs=jobs)
+    check_whole(least=0, copies=copies)
+    check_seed(seed)
     inputs = network.inputs if isinstance(network, TrainedNetwork) else None
     data = data_from(data, None if inputs is None else inputs.image_size)
     side = data.train.images.shape[1]
@@ -366,6 +380,8 @@ def load(path: str | Path) -> TrainedNetwork:
         >>> evaluate(again, data, ways=2, queries=3, tasks=4).interval.half_width < 1
         True
     """
+    if not isinstance(path, str | Path):
+        raise CheckpointError(f"the path is a {type(path).__name__}: expected a run folder or a file")
     path = Path(path)
     file = path / NETWORK_FILE if path.is_dir() else path
     if not file.is_file():

@@ -18,13 +18,16 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from mamltheory.errors import GenotypeError
+from mamltheory.arguments import check_choice, check_seed, check_whole
+from mamltheory.errors import ConfigurationError, GenotypeError
 from mamltheory.nas.drawing import cells_as_html
 from mamltheory.nas.operations import OPERATIONS, check_operation
 
 CellType = Literal["normal", "reduce"]
 CELL_TYPES: tuple[CellType, CellType] = ("normal", "reduce")
 NODES = 3
+MOST_CHANNELS = 4096
+"""The most channels, cells and classes of a network."""
 CONCATENATED = [2, 3, 4]
 """The nodes whose outputs a cell concatenates, numbered as sources: all of them."""
 
@@ -149,6 +152,10 @@ class Genotype:
         """
         from mamltheory.nas.network import NetworkSettings, derived_network  # which imports this module
 
+        check_whole(
+            most=MOST_CHANNELS, channels=channels, cells=cells, classes=classes, stem_stride=stem_stride
+        )
+        check_seed(seed)
         return derived_network(self, NetworkSettings(channels, cells, classes, stem_stride), seed)
 
     def edges(self) -> dict[CellType, tuple[tuple[int, int, str], ...]]:
@@ -288,7 +295,26 @@ class Candidates:
 
 
 def random_genotype(generator: torch.Generator, inputs: Literal["all", "two"] = "two") -> Genotype:
-    """A uniformly random genotype, the paper's "Random Cell" (Table 2): two inputs per node, or nine edges."""
+    """A uniformly random genotype, the paper's "Random Cell" (Table 2).
+
+    Args:
+        generator: of the random numbers.
+        inputs: "two" inputs per node, or "all" nine edges.
+
+    Returns:
+        The genotype.
+
+    Raises:
+        ConfigurationError: another generator than torch's, or another form.
+
+    Example:
+        >>> import mamltheory as mt
+        >>> mt.nas.random_genotype(mt.generator(0, "cells")) == mt.nas.random_genotype(mt.generator(0, "cells"))
+        True
+    """
+    if not isinstance(generator, torch.Generator):
+        raise ConfigurationError(f"the generator is a {type(generator).__name__}: expected a torch.Generator")
+    check_choice(("all", "two"), inputs=inputs)
 
     def draw(node: int) -> tuple[tuple[str, int], ...]:
         count = 2 if inputs == "two" else node + 2
@@ -321,7 +347,16 @@ class PublishedCell:
 
 
 def published_genotypes() -> tuple[PublishedCell, ...]:
-    """The cells published for the paper's Tables 1 and 2 (data), and those of MetaNAS that it retrained."""
+    """The cells published for the paper's Tables 1 and 2 (data), and those of MetaNAS that it retrained.
+
+    Returns:
+        The cells, with their names and sizes.
+
+    Example:
+        >>> from mamltheory.nas import published_genotypes
+        >>> published_genotypes()[0].name
+        'mini-5-1'
+    """
     text = resources.files("mamltheory.nas").joinpath("published_genotypes.json").read_text(encoding="utf-8")
     return tuple(
         PublishedCell(

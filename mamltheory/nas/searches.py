@@ -10,6 +10,14 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from mamltheory.arguments import (
+    check_choice,
+    check_function,
+    check_kind,
+    check_seed,
+    check_whole,
+    checked_device,
+)
 from mamltheory.errors import ConfigurationError, ValueRangeError
 from mamltheory.fewshot.datasets import Data, data_from
 from mamltheory.fewshot.episodes import Episode, episode_tasks, sample_episode
@@ -123,21 +131,45 @@ def search(
         >>> len(found.trace), found.scores
         (252, ())
     """
-    for name, value, known in (("method", method, Method), ("protocol", protocol, Protocol)):
-        if value not in get_args(known):
-            raise ConfigurationError(f"{name} is {value!r}: expected one of {', '.join(get_args(known))}")
+    check_choice(get_args(Method), method=method)
+    check_choice(get_args(Protocol), protocol=protocol)
+    check_kind(NetworkSettings, size=size)
+    check_whole(ways=ways, shots=shots, queries=queries)
+    check_whole(
+        **{name: value for name, value in (("tasks", tasks), ("repeats", repeats)) if value is not None}
+    )
+    check_seed(seed)
+    check_function(progress=progress)
     if (parameters is None) == (method == "halving"):
         raise ConfigurationError(
             f"parameters is {parameters} for the method {method}: give halving two numbers such as (36000, 42000), and "
             "the other methods None"
         )
+    device = str(checked_device(device))
     data, size, say = data_from(data, image_size), size or NetworkSettings(), progress or (lambda _: None)
     size = dataclasses.replace(size, classes=len(data.train.class_names))
     if parameters is not None:
-        return _halved(data, size, Band(*parameters), check_rungs(rungs), seed, device, say)
+        return _halved(data, size, _band(parameters), _rungs(rungs), seed, device, say)
     values = {**PROTOCOLS[protocol], **METHODS[method]}
     values |= {name: value for name, value in (("tasks", tasks), ("repeats", repeats)) if value is not None}
     return _pruned(data, method, values, size, (ways, shots, queries), seed, device, say)
+
+
+def _band(parameters: object) -> Band:
+    if not isinstance(parameters, tuple | list) or len(parameters) != 2:
+        raise ConfigurationError(
+            f"parameters is {parameters!r:.80}: expected two numbers, as in (36000, 42000)"
+        )
+    check_whole(**dict(zip(("parameters[0]", "parameters[1]"), parameters, strict=True)))
+    return Band(*parameters)
+
+
+def _rungs(rungs: object) -> tuple[Rung, ...]:
+    if not isinstance(rungs, Sequence) or not all(isinstance(rung, Rung) for rung in rungs):
+        raise ConfigurationError(
+            f"rungs is {rungs!r:.80}: expected a sequence of Rung, as in [Rung(8, 1), Rung(2, 4)]"
+        )
+    return check_rungs(rungs)
 
 
 def _pruned(

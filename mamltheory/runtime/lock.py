@@ -7,15 +7,14 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from mamltheory.errors import ConfigurationError
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: nothing is locked there
-    fcntl = None  # type: ignore[assignment]
-
-LOCK_FILE = ".lock"
-_held: dict[Path, int] = {}
+LOCK_FILE, HOLDER_FILE = ".lock", ".lock.json"
+PATIENCE = 0.2
+"""Seconds in which a lock file that its holder is about to remove is gone."""
+_held: dict[Path, BaseFileLock] = {}
 
 
 def hold(directory: Path) -> bool:
@@ -31,47 +30,33 @@ def hold(directory: Path) -> bool:
         ConfigurationError: another process, which the message names, holds the folder.
     """
     directory = directory.resolve()
-    if fcntl is None or directory in _held:
+    if directory in _held:
         return False
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / LOCK_FILE
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 4096, 0)
-            os.close(descriptor)
-            raise ConfigurationError(
-                f"{directory} is being written by {_named(holder)}: wait for it, stop it, or choose another --out"
-            ) from None
-        except OSError:
-            os.close(descriptor)
-            return False
-        if _is_at(descriptor, path):
-            break
-        os.close(descriptor)  # its holder removed the file between the two calls
-    with suppress(OSError):  # a full disk: the lock holds, but does not name its holder
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(_this_process()).encode(), 0)
-    _held[directory] = descriptor
+    lock = FileLock(directory / LOCK_FILE, timeout=PATIENCE, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigurationError(
+            f"{directory} is being written by {_holder(directory)}: wait for it, stop it, or choose another --out"
+        ) from None
+    except (OSError, NotImplementedError):
+        return False
+    with suppress(OSError):  # a full disk: the lock holds, but nobody knows its holder
+        (directory / HOLDER_FILE).write_text(json.dumps(_this_process()), encoding="utf-8")
+    _held[directory] = lock
     return True
 
 
 def let_go(directory: Path) -> None:
     """Release the folder; does nothing when this process does not hold it."""
-    descriptor = _held.pop(directory.resolve(), None)
-    if descriptor is not None:
-        with suppress(OSError):  # a file that cannot be removed must not keep the lock
-            (directory / LOCK_FILE).unlink()  # while locked, or it could be the file of another process
-        os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
+    directory = directory.resolve()
+    lock = _held.pop(directory, None)
+    if lock is not None:
+        for name in (HOLDER_FILE, LOCK_FILE):
+            with suppress(OSError):  # a file that cannot be removed must not keep the lock
+                (directory / name).unlink()  # while locked, or it could be the file of another process
+        lock.release()
 
 
 def _this_process() -> dict[str, object]:
@@ -79,9 +64,9 @@ def _this_process() -> dict[str, object]:
     return {"process": os.getpid(), "host": socket.gethostname(), "since": now}
 
 
-def _named(holder: bytes) -> str:
+def _holder(directory: Path) -> str:
     try:
-        other = json.loads(holder)
+        other = json.loads((directory / HOLDER_FILE).read_bytes()[:4096])
         return f"process {other['process']} on {other['host']} since {other['since']}"
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mamltheory.errors import ConfigurationError
-from mamltheory.runtime.lock import LOCK_FILE, hold, let_go
+from mamltheory.runtime.lock import HOLDER_FILE, LOCK_FILE, hold, let_go
 from mamltheory.runtime.runlog import open_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ def test_a_run_in_a_folder_that_another_process_writes_is_refused_by_name_until_
     other_process.wait(timeout=30)
     assert (tmp_path / LOCK_FILE).exists()  # it died with the lock
     log = open_run(tmp_path, "search", {"width": 3}, 0, {})
-    assert f'"process": {os.getpid()}' in (tmp_path / LOCK_FILE).read_text()
+    assert f'"process": {os.getpid()}' in (tmp_path / HOLDER_FILE).read_text()
     log.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]
 

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("few_images")
 def test_a_training_leaves_its_state_curves_and_record(trained):
     names = {name for name in files(trained.out) if not name.startswith("state/")}
     curves = {f"learning_curves.{end}" for end in ("png", "pdf", "json")}
-    assert names == curves | {"run.json", "metrics.jsonl"}
+    assert names == curves | {"run.json", "metrics.jsonl", "network.safetensors"}
     data = json.loads((trained.out / "learning_curves.json").read_text())["data"]
     assert data["epoch"] == [1, 2, 3]
     assert data["learning_rate"] == pytest.approx([0.05, 0.05, 0.005])
