@@ -3,6 +3,7 @@
 #   make test    lint, types, the fast tests, and whether paper_checks.md agrees with them
 #   make slow    the tests that take minutes        make cuda   the tests that need a CUDA device
 #   make explore the property tests fifty times, with random examples and in random order
+#   make minimum the fast tests with the oldest versions of the dependencies, in an environment in .venv-minimum
 #   make lint    lint, types and formatting         make clean  remove what these commands made
 #   make ledger  write paper_checks.md from the tests' outcomes
 #   make figures make all of figures/ again, except the map of the verdicts (make ledger): many CPU hours
@@ -18,9 +19,9 @@ STAMP := $(VENV)/.installed
 # environment says, for collection takes twice as long without it.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: help demo figures test ledger slow explore cuda lint clean install
+.PHONY: help demo figures test ledger slow explore minimum cuda lint clean install
 help:
-	@sed -n '2,8s/^# *//p' Makefile
+	@sed -n '2,9s/^# *//p' Makefile
 
 install: $(STAMP)
 
@@ -83,6 +84,15 @@ explore: $(STAMP)
 	  $(BIN)/python -m pytest -q -m "hypothesis and not slow and not cuda" --hypothesis-seed=random \
 	  --shuffle $$order || exit 1; done
 
+# The lower bound of every dependency in pyproject.toml; the tools of the tests keep their tested versions.
+OLDEST := .venv-minimum
+minimum:
+	@test -x $(OLDEST)/bin/python || { echo "making the virtual environment $(OLDEST)"; $(PYTHON) -m venv $(OLDEST); }
+	@$(PYTHON) tests/oldest_versions.py > $(OLDEST)/oldest.txt
+	@$(OLDEST)/bin/python -m pip install -q --disable-pip-version-check \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c $(OLDEST)/oldest.txt -e '.[test]'
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n 2 --dist worksteal
+
 cuda: $(STAMP)
 	@echo "running the tests that need a CUDA device"
 	@$(BIN)/python -m pytest -q -m cuda
@@ -93,5 +103,5 @@ lint: $(STAMP)
 	@$(BIN)/mypy
 
 clean:
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	@rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	@find mamltheory experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +

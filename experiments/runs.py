@@ -90,6 +90,12 @@ def opened_run(
         yield log
 
 
+def say_if_finished(log: RunLog, done: str) -> None:
+    """Print that a run had come to its end before, if it had, and that nothing is searched or trained again."""
+    if log.was_finished:
+        print(f"already finished in {log.directory}: nothing is {done} again")
+
+
 @contextmanager
 def continued_by(command: str) -> Iterator[None]:
     """A block with saved work: a stop within it names the command that continues."""

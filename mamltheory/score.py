@@ -46,10 +46,10 @@ def score(
         dynamics: as for :func:`mamltheory.meta_ntk`.
 
     Returns:
-        Mean and half-width of log₁₀ C. Errors are raised as by :func:`mamltheory.meta_ntk`.
+        Mean and half-width of log₁₀ C. Errors are raised as by :func:`mamltheory.meta_ntk`, and a ConfigurationError for
+        a network that is neither module nor function.
 
     Raises:
-        ConfigurationError: a network that is neither module nor function.
         ShapeError: the tasks cannot be dealt evenly to the repeats.
         SingularKernelError: a kernel of a repeat has no finite condition number.
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from packaging.version import Version
+
+from tests.oldest_versions import oldest_versions
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("mamltheory", "experiments", "pyproject.toml", "README.md", "LICENSE")
@@ -92,6 +95,15 @@ def test_the_installed_command_answers_from_any_folder(unpacked, elsewhere):
     shown = run_in(elsewhere, unpacked, "-m", "mamltheory", "--help").stdout
     assert shown.startswith("usage: mamltheory COMMAND [flags]")
     assert "experiments" not in shown
+
+
+def test_the_oldest_versions_have_every_dependency_and_are_not_newer_than_the_tested_ones():
+    oldest = {name: Version(version) for name, version in oldest_versions().items()}
+    assert {"torch", "filelock", "pytest"} <= set(oldest)
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        name, _, tested = line.partition("==")
+        if name in oldest:
+            assert oldest[name] <= Version(tested), name
 
 
 def test_every_command_of_the_wheel_can_be_loaded(unpacked, elsewhere):

@@ -35,7 +35,7 @@ from mamltheory.tasks import Task
 from ..data.loading import cached_data, data_of, source_in
 from ..genotypes import network_size
 from ..program import PROGRAM
-from ..runs import FREE, continue_with, opened_run, quoted, without_paths
+from ..runs import FREE, continue_with, opened_run, quoted, say_if_finished, without_paths
 from ..training.train import draw_learning_curves, train_network
 from .figures import draw_cells, draw_trace
 from .halving import checked_candidates, full_training, halve
@@ -142,11 +142,14 @@ def search_cells(settings: Search) -> Genotype:
     if settings.parameters is not None:
         cells = sampled_cells(settings)
         with deterministic(device.device), opened_search(settings, device.device) as log:
+            say_if_finished(log, "searched")
             genotype, record, seconds = best_of_sampled(settings, cells, scorer)
             return write_found(genotype, record, settings, log, seconds)
     with deterministic(device.device), opened_search(settings, device.device) as log:
         saved = saved_search(settings)
-        print(LEGEND)
+        say_if_finished(log, "searched")
+        if not Round.of(saved.state, rules).is_finished:
+            print(LEGEND)
         with spread_over(settings.jobs) as spread:
             while not Round.of(saved.state, rules).is_finished:
                 before, saved = saved.state, finish_round(saved, rules, scorer, settings, spread, log)
@@ -158,6 +161,7 @@ def search_by_halving(settings: Search, device: torch.device) -> Genotype:
     """Run or continue a search by successive halving."""
     genotypes = checked_candidates(settings)
     with opened_search(settings, device) as log:
+        say_if_finished(log, "searched")
         found = halve(settings, genotypes, shared_name(device))
         record = record_of(found, settings)
         genotype = write_found(genotypes[found.candidate], record, settings, log, found.cpu_seconds)

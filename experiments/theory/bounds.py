@@ -113,9 +113,10 @@ HEIGHTS = (1.0, 1.25, 0.8)
 
 def plot_bounds(settings: Bounds) -> int:
     """Measure and draw; returns 0."""
-    draw_bounds(
-        settings, {f"L = {depth}": bounds_at_depth(settings, depth) for depth in range(1, settings.depth + 1)}
-    )
+    columns = {f"L = {depth}": bounds_at_depth(settings, depth) for depth in range(1, settings.depth + 1)}
+    draw_bounds(settings, columns)
+    for depth, data in columns.items():
+        print(f"{depth}: {convergence.convergence_result(data['residual'])}")
     return 0
 
 

@@ -11,6 +11,7 @@ from ..plotting import curve, figure, ticks_at
 from .constants import constants, drift_bounds, path_bounds
 from .report import (
     draw_power_law,
+    falls,
     legend_room,
     power_law_record,
     save_theory_figure,
@@ -31,7 +32,11 @@ KERNELS = {
 
 def plot_drift(settings: Drift) -> int:
     """Measure and draw; returns 0."""
-    draw_drift(run_sweep(settings, "drift"))
+    result = run_sweep(settings, "drift")
+    draw_drift(result)
+    for name in (*MOVEMENTS, *KERNELS):
+        law = power_law_record(settings.widths, result.values(name))
+        print(falls(f"the {name.replace('_', ' ')}", law, settings.widths))
     return 0
 
 

@@ -6,6 +6,7 @@ from ..plotting import figure
 from .report import (
     draw_power_law,
     draw_reference,
+    falls,
     power_law_record,
     save_theory_figure,
     subtitle,
@@ -23,7 +24,11 @@ LABELS = {
 
 def plot_equivalence(settings: Equivalence) -> int:
     """Measure and draw; returns 0."""
-    draw_equivalence(run_sweep(settings, "equivalence"))
+    result = run_sweep(settings, "equivalence")
+    draw_equivalence(result)
+    data = equivalence_numbers(result)
+    for name in CLOSED_FORMS:
+        print(falls(f"the deviation from the closed form with the {name}", data[name], settings.widths))
     return 0
 
 

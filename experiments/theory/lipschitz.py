@@ -14,6 +14,7 @@ from ..plotting import curve, figure, ticks_at
 from .constants import constants, sweep_settings
 from .report import (
     draw_power_law,
+    falls,
     legend_room,
     power_law_record,
     save_theory_figure,
@@ -34,6 +35,10 @@ def plot_lipschitz(settings: Lipschitz) -> int:
     kinks = {name: ratios_across_kink(settings, name) for name in settings.activations}
     kink = {"depth": settings.depth, "width": settings.widths[-1], "distances": DISTANCES, "ratios": kinks}
     draw_lipschitz(settings, data, kink)
+    for depth, column_ in data.items():
+        for activation, record in column_.items():
+            what = f"{depth}, {NAMES[activation]}: the rate of change of the Jacobian"
+            print(falls(what, record["rate_of_change"], settings.widths))
     return 0
 
 

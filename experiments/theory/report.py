@@ -77,6 +77,12 @@ def signed(value: float) -> str:
     return f"{value:.2f}".replace("-", "−")
 
 
+def falls(what: str, law: Mapping[str, Any], widths: tuple[int, ...]) -> str:
+    """A result in words: the power law in the width of :func:`power_law_record`, and the last value."""
+    slope, low, high = (signed(law[name]) for name in ("slope", "low", "high"))
+    return f"{what} goes as width^{slope} [{low}, {high}] and is {law['rms'][-1]:.2g} at width {widths[-1]}"
+
+
 def legend_room(axes: Axes, share: float) -> None:
     """Extend a logarithmic y-axis downwards by a share of its length, for a legend below the data."""
     low, high = axes.get_ylim()

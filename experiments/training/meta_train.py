@@ -23,7 +23,15 @@ from mamltheory.runtime.runlog import RunLog, check_complete, read_metrics
 
 from ..data.loading import cached_data, source_in
 from ..plotting import curve, figure, save_figure
-from ..runs import FREE, CheckpointTimer, continue_with, numbers_of, opened_run, without_paths
+from ..runs import (
+    FREE,
+    CheckpointTimer,
+    continue_with,
+    numbers_of,
+    opened_run,
+    say_if_finished,
+    without_paths,
+)
 from .settings import MetaTrain
 
 QUERIES = 15  # per class in evaluations
@@ -57,6 +65,7 @@ def meta_train(settings: MetaTrain) -> int:
         if checkpoint is not None:
             state = restore_meta_training(state, checkpoint.tensors, checkpoint.state)
             curve_points(settings, state.step)
+            say_if_finished(log, "trained")
         state = remaining_steps(state, settings, log)
         after = accuracy_on_new_classes(state, settings)
         log.close(before=before, accuracy=after[0], half_width=after[1])

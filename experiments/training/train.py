@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
@@ -28,6 +29,7 @@ from mamltheory.runtime.runlog import RunLog, check_complete, read_metrics
 from ..data.loading import data_of
 from ..genotypes import network_size, read_genotype
 from ..plotting import curve, figure, save_figure
+from ..program import PROGRAM
 from ..runs import (
     FREE,
     CheckpointTimer,
@@ -36,6 +38,8 @@ from ..runs import (
     leading_stage,
     numbers_of,
     opened_run,
+    quoted,
+    say_if_finished,
     without_paths,
 )
 from .settings import Train
@@ -61,13 +65,27 @@ class TrainingContent(TypedDict):
 
 
 def train_and_draw(settings: Train) -> int:
-    """Train the network and draw the learning curve; returns 0."""
+    """Train the network, draw the learning curve and print the result; returns 0."""
     genotype = read_genotype(settings.genotype) if settings.network == "cells" else None
     with data_parallel(settings.device) as world:
         train_network(settings, genotype, world)
         if world.leads:
             draw_learning_curves(settings)
+            print(training_result(settings))
     return 0
+
+
+def training_result(settings: Train) -> str:
+    """Loss and accuracy of the last epoch, and the next command, in two lines."""
+    last = epoch_lines(settings, settings.epochs)[settings.epochs]
+    validated = (
+        f", {100 * last['val_accuracy']:.1f} % on few-shot validation tasks" if "val_accuracy" in last else ""
+    )
+    return (
+        f"trained {settings.epochs} epochs: loss {last['loss']:.3f} nats, {100 * last['accuracy']:.1f} % of the "
+        f"augmented training images{validated}\nevaluate it: {PROGRAM} evaluate --checkpoint {quoted(settings.out)}"
+        f" --data {quoted(Path(settings.data))}"
+    )
 
 
 def train_network(
@@ -106,6 +124,8 @@ def train_network(
             state = restore(state, checkpoint.tensors, checkpoint.state)
             if log is not None:
                 epoch_lines(settings, state.epoch)
+                if shown:
+                    say_if_finished(log, "trained")
         world.check_same((state.epoch, state.step), "epoch and step")
         until = settings.epochs if until is None else until
         _check_not_beyond(until, state, settings)

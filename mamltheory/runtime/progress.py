@@ -23,13 +23,16 @@ def stage(
 
     Args:
         description: name of the stage.
-        total: number of steps; None if it is not known.
+        total: number of steps; None if it is not known, 0 to show nothing.
         stream: where to write; standard error if None.
         clock: returns the time in seconds.
 
     Yields:
         ``advance(steps=1, note="")``, to be called as steps are done.
     """
+    if total == 0:  # a run that is finished already
+        yield lambda *_, **__: None
+        return
     output: Stream = sys.stderr if stream is None else stream
     show = _bar if output.isatty() else _lines
     with show(description, total, output, clock) as advance:

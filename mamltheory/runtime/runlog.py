@@ -48,10 +48,12 @@ class RunLog:
         directory: the run folder.
         record: the content of ``run.json`` (see :class:`Record`). ``starts`` counts the starts, and ``sessions`` lists
             their environments, each with the first start that had it.
+        was_finished: whether the run had come to its end before this start.
     """
 
     directory: Path
     record: dict[str, Any]
+    was_finished: bool = False
 
     def log(self, **values: object) -> None:
         """Append a line such as ``log(step=3, loss=0.7)`` to ``metrics.jsonl``, sealed with the line before."""
@@ -181,7 +183,8 @@ def _started(
         _report_changes(directory, earlier.get("environment"), environment, may_differ)
         _drop_partial_line(directory / METRICS_FILE)
     times = {"started": started, "ended": None, "status": "running", "starts": starts}
-    log = RunLog(directory, {**begun, "sessions": sessions, **times})
+    finished = earlier is not None and earlier.get("status") == "finished"
+    log = RunLog(directory, {**begun, "sessions": sessions, **times}, finished)
     log.write()
     return log
 

@@ -4,10 +4,10 @@ import dataclasses
 import importlib.util
 import json
 import math
+import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -49,13 +49,33 @@ def planted(monkeypatch):
     return plant
 
 
-def test_help_answers_within_a_second_and_loads_nothing_heavy():
+def cpu_seconds_of(*arguments):
+    """A command line and the least CPU seconds that three processes took for it."""
     times = []
     for _ in range(3):
-        start = time.perf_counter()
-        done = run("--help")
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1.0
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = run(*arguments)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return done, min(times)
+
+
+def test_a_mistake_is_answered_before_torch_is_loaded():
+    done, seconds = cpu_seconds_of("search", "--preset", "nope")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: unknown preset 'nope' for search: expected glyph-smoke")
+    assert seconds < 0.3
+    mistakes = (["serch"], ["train", "--epochs", "0"], ["search", "--config", "none.json"])
+    code = f"""
+import sys, experiments.__main__ as m
+codes = [m.main(line) for line in {mistakes!r}]
+sys.exit(codes != [2, 2, 2] or any(name in sys.modules for name in {HEAVY!r}))"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_help_answers_within_half_a_second_and_loads_nothing_heavy():
+    done, seconds = cpu_seconds_of("--help")
+    assert seconds < 0.5
     assert done.returncode == 0
     for name, command in COMMANDS.items():
         assert f"  {name} " in done.stdout
