@@ -1,7 +1,7 @@
 """Checks of plain arguments that many functions take: numbers, choices, functions, devices."""
 
 from collections.abc import Collection
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 
@@ -14,10 +14,21 @@ MOST = 10**9
 def check_whole(least: int = 1, most: int = MOST, **values: object) -> None:
     """Raise ConfigurationError unless each named value is a whole number within these limits."""
     for name, value in values.items():
-        if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= most:
+        if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) <= most:
             raise ConfigurationError(
                 f"{name} is {value!r:.80}: expected a whole number from {least} to {most}"
             )
+
+
+def check_positive(**values: object) -> None:
+    """Raise ConfigurationError unless each named value is a positive finite number."""
+    for name, value in values.items():
+        if (
+            not isinstance(value, Real)
+            or isinstance(value, bool)
+            or not 0 < float(min(value, MOST**4)) < MOST**4
+        ):
+            raise ConfigurationError(f"{name} is {value!r:.80}: expected a positive finite number")
 
 
 def check_seed(seed: object) -> None:

@@ -46,8 +46,8 @@ def score(
         dynamics: as for :func:`mamltheory.meta_ntk`.
 
     Returns:
-        Mean and half-width of log₁₀ C. Errors are raised as by :func:`mamltheory.meta_ntk`, and a ConfigurationError for
-        a network that is neither module nor function.
+        Mean and half-width of log₁₀ C. Errors are raised as by :func:`mamltheory.meta_ntk`, and a ConfigurationError
+        for a network that is neither module nor function.
 
     Raises:
         ShapeError: the tasks cannot be dealt evenly to the repeats.

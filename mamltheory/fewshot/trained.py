@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from mamltheory.arguments import (
     check_choice,
     check_function,
     check_kind,
+    check_positive,
     check_seed,
     check_whole,
     checked_device,
@@ -127,6 +128,10 @@ class TrainedNetwork(nn.Module):
         Raises:
             DataError: images of another form or size, or labels that do not fit the labelled images.
         """
+        check_choice(get_args(Head), head=head)
+        check_positive(C=C)
+        check_whole(least=0, copies=copies)
+        check_seed(seed)
         query, device = self._read("images", images), next(self.network.parameters()).device
         if support is None:
             return self._trained_classes(query, device)
@@ -185,16 +190,13 @@ class TrainedNetwork(nn.Module):
         ):
             named = [(str(file), Path(file)) for file in images]
             return decoded(named, len(named), name, Options(side))
-        shape, kind = getattr(images, "shape", ()), getattr(images, "dtype", type(images).__name__)
-        if (
-            not isinstance(images, np.ndarray)
-            or kind != np.uint8
-            or shape[1:] != (side, side, 3)
-            or not shape[0]
-        ):
+        shape = getattr(images, "shape", None)
+        kind = getattr(images, "dtype", type(images).__name__)
+        fits = isinstance(images, np.ndarray) and images.ndim == 4 and images.shape[1:] == (side, side, 3)
+        if not isinstance(images, np.ndarray) or not fits or images.dtype != np.uint8 or not len(images):
             raise DataError(
-                f"{name} has shape {tuple(shape)} and type {kind}: expected a list of image files, or a numpy array of "
-                f"uint8 with the shape n × {side} × {side} × 3"
+                f"{name} has shape {shape} and type {kind}: expected a list of image files, or a numpy array of uint8 "
+                f"with the shape n × {side} × {side} × 3"
             )
         return images
 
@@ -306,6 +308,8 @@ def evaluate(
     check_choice(("test", "val", "train"), split=split)
     check_whole(ways=ways, shots=shots, queries=queries, tasks=tasks, jobs=jobs)
     check_whole(least=0, copies=copies)
+    check_choice(get_args(Head), head=head)
+    check_positive(C=C)
     check_seed(seed)
     inputs = network.inputs if isinstance(network, TrainedNetwork) else None
     data = data_from(data, None if inputs is None else inputs.image_size)

@@ -4,8 +4,9 @@ The five vertices of a cell stand in a row: the two inputs, then the three nodes
 with its length, and its operation stands at the top. No two arcs have the same ends, so that no labels overlap.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 STEP, BASE, RISE = 150, 190, 40
 """Distance of the vertices, height of their row, and height of an arc by vertex that it passes, in pixels."""
@@ -13,7 +14,7 @@ VERTICES = ("c(k-2)", "c(k-1)", "0", "1", "2")
 INPUT, NODE = "#B7DFB0", "#AFD3EE"
 
 
-def cells_as_html(cells: dict[str, Sequence[tuple[int, int, str]]]) -> str:
+def cells_as_html(cells: Mapping[Any, Sequence[tuple[int, int, str]]]) -> str:
     """Drawings of cells, one below the other.
 
     Args:

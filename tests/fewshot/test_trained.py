@@ -153,7 +153,7 @@ def test_an_evaluation_is_that_of_the_evaluation_of_networks(network, data):
     assert np.array_equal(found.correct, same.correct)
     with pytest.raises(DataError, match="image_size=16"):
         evaluate(network, glyph_data(20, 3, 2, 2, samples_per_class=4))
-    with pytest.raises(ConfigurationError, match="expected 'test'"):
+    with pytest.raises(ConfigurationError, match="expected one of test"):
         evaluate(network, data, split="all")
 
 
