@@ -166,6 +166,16 @@ def _largest_loss(model: Model, params: Parameters, tasks: Sequence[Task]) -> fl
     return max(1e8 * size, torch.finfo(start.dtype).tiny)
 
 
+def _check_training(eta0: float, steps: int, kernel_steps: Sequence[int], progress: object) -> None:
+    GradientDescent(eta0, steps)  # checks both
+    if not all(0 <= step <= steps for step in kernel_steps):
+        raise ValueRangeError(f"kernel_steps is {list(kernel_steps)}: expected steps from 0 to {steps}")
+    if progress is not None and not callable(progress):
+        raise ConfigurationError(
+            f"progress is {progress!r:.80}: expected a function of what is recorded, or None"
+        )
+
+
 @plain_numerics()
 def train(
     model: Model | nn.Module,
@@ -195,15 +205,11 @@ def train(
         test_tasks: tasks whose outputs are recorded as well.
         kernel_steps: the steps at which the empirical MetaNTK Φ̂_t is recorded; step 0 always comes with them.
         method: as for :func:`mamltheory.objective.meta_gradient`; the record names the one that was used.
-        progress: is called with what is recorded of every step, as soon as it is known; for a line a step,
-            ``lambda seen: print(seen.step, seen.loss)``.
+        progress: is called with the observation of every step, as ``lambda seen: print(seen.step, seen.loss)``.
 
     Returns:
-        The record of the run.
-
-    Raises:
-        ValueRangeError: ``kernel_steps`` outside of the run.
-        ConfigurationError: ``progress`` is no function.
+        The record of the run. A ValueRangeError is raised for ``kernel_steps`` outside of it, and a ConfigurationError
+        if ``progress`` is no function.
 
     Example:
         >>> import torch
@@ -214,13 +220,7 @@ def train(
         >>> record.losses()
         tensor([0.5000, 0.2812, 0.1582], dtype=torch.float64)
     """
-    GradientDescent(eta0, steps)  # checks both
-    if not all(0 <= step <= steps for step in kernel_steps):
-        raise ValueRangeError(f"kernel_steps is {list(kernel_steps)}: expected steps from 0 to {steps}")
-    if progress is not None and not callable(progress):
-        raise ConfigurationError(
-            f"progress is {progress!r:.80}: expected a function of what is recorded, or None"
-        )
+    _check_training(eta0, steps, kernel_steps, progress)
     wanted = {0, *kernel_steps} if kernel_steps else set()
     model, params = ready_for_tasks(model, params, (*check_tasks(tasks), *test_tasks), algorithm_of(inner))
     chosen = chosen_method(method, model, tasks, inner)

@@ -61,7 +61,7 @@ def score(
         >>> network = torch.nn.Sequential(torch.nn.Linear(6, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2))
         >>> found = mt.score(network, tasks, repeats=3)
         >>> print(f"{found.mean:.1f}")
-        1.3
+        1.6
     """
     tasks = check_tasks(tasks)
     check_whole(least=2, repeats=repeats)

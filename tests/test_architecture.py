@@ -30,8 +30,8 @@ LAYERS = (
     {"predictors", "score"},
     {"finite_width"},
     {"nas", "fewshot"},
-    {"nas.statistics", "fewshot.trained"},
-    {"nas.scoring"},
+    {"nas.statistics", "fewshot.network_file"},
+    {"nas.scoring", "fewshot.trained"},
     {"nas.algorithms"},
     {"nas.searches"},
 )

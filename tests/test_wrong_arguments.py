@@ -2,23 +2,17 @@
 
 import warnings
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import mamltheory as mt
 from mamltheory.errors import MamlTheoryError
 from mamltheory.kernels.meta import joint_sizes
 from tests.own_networks import draw
 from tests.strategies import as_users_run_it
+from tests.wrong_values import INNER, MODEL, MODULE, NET, PARAMS, TASKS, WRONG, X, Y
 
-NET = mt.FullyConnected(4, width=8, depth=1, output_dim=2)
-MODEL, PARAMS = NET.model, NET.initialise(mt.generator(0, "init"))
-MODULE = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double()
-X, Y = draw(3, 4), draw(3, 2, seed=1)
-TASKS = [mt.Task(X, Y, X + 1, Y), mt.Task(2 * X, Y, X - 1, Y)]
-INNER, FLOW = mt.InnerLoop(0.1, 1), mt.GradientFlow(0.5)
+FLOW = mt.GradientFlow(0.5)
 MATRIX, ROW = X @ X.T + torch.eye(3, dtype=torch.float64), draw(3, seed=2)
 THETA = mt.empirical_ntk(MODEL, mt.joint_inputs(TASKS), params=PARAMS)
 ON_TASKS = {"model": MODEL, "params": PARAMS, "tasks": TASKS, "inner": INNER}
@@ -80,35 +74,9 @@ RIGHT = {
         "dynamics": FLOW,
     },
     "time_operator": {"matrix": MATRIX, "dynamics": FLOW},
-    "train": {**ON_TASKS, "eta0": 0.01, "steps": 2, "progress": None},
+    "train": {**ON_TASKS, "eta0": 0.01, "steps": 2},
     "trained_output": {"phi_test_train": MATRIX, "test_start": ROW, **TRAINED, "outer": FLOW},
     "trained_output_on_training_tasks": {**TRAINED, "outer": FLOW},
-}
-WRONG = {
-    "nothing": None,
-    "a number": 3,
-    "a negative number": -1,
-    "a huge number": 10**400,
-    "NaN": float("nan"),
-    "a truth value": True,
-    "a word": "abc",
-    "a class": int,
-    "an array": np.zeros((2, 2)),
-    "a module": MODULE,
-    "a model": MODEL,
-    "a network": NET,
-    "a task": TASKS[0],
-    "tasks": TASKS,
-    "an inner loop": INNER,
-    "an empty list": [],
-    "an empty dict": {},
-    "no axes": torch.zeros(()),
-    "one axis": torch.zeros(3),
-    "integers": torch.zeros(3, 4, dtype=torch.long),
-    "complex numbers": torch.zeros(3, 4, dtype=torch.cfloat),
-    "float32": X.float(),
-    "no samples": X[:0],
-    "a sparse tensor": X.to_sparse(),
 }
 
 

@@ -11,7 +11,7 @@ from mamltheory.errors import MamlTheoryError
 from mamltheory.fewshot.glyphs import glyph_data
 from mamltheory.rng import generator
 from tests.strategies import as_users_run_it
-from tests.test_wrong_arguments import WRONG
+from tests.wrong_values import WRONG
 
 SIZE = nas.NetworkSettings(channels=2, cells=3, stem_stride=4)
 GENOTYPE = nas.random_genotype(generator(0, "test cell"))
@@ -30,7 +30,7 @@ RIGHT = {
     "train": (
         fewshot.train,
         {"data": DATA, "network": GENOTYPE, "config": CONFIG, "size": SIZE, "image_size": None, "seed": 0}
-        | {"device": "cpu", "progress": None},
+        | {"device": "cpu"},
     ),
     "evaluate": (
         fewshot.evaluate,
@@ -51,7 +51,6 @@ RIGHT = {
             "parameters": None,
             "rungs": (),
             "device": "cpu",
-            "progress": None,
         },
     ),
     "random_genotype": (nas.random_genotype, {"generator": generator(0, "cells"), "inputs": "two"}),

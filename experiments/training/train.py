@@ -13,8 +13,9 @@ from mamltheory.errors import CheckpointError
 from mamltheory.fewshot.evaluation import EvaluationConfig, evaluate_network
 from mamltheory.fewshot.execution import Execution
 from mamltheory.fewshot.images import ImageData
+from mamltheory.fewshot.network_file import network_bytes
 from mamltheory.fewshot.resnet import resnet12
-from mamltheory.fewshot.trained import NETWORK_FILE, network_bytes
+from mamltheory.fewshot.trained import NETWORK_FILE
 from mamltheory.fewshot.training import TrainConfig, TrainState, start_training, train_epoch
 from mamltheory.fewshot.training_state import inputs_of, restore, state_tensors
 from mamltheory.nas.genotype import Genotype

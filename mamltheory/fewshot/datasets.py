@@ -1,7 +1,6 @@
 """Load image data for few-shot learning, by name or by path."""
 
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 
 from mamltheory.errors import DataError
@@ -67,19 +66,9 @@ def load_data(
             are not installed.
 
     Example:
-        >>> from mamltheory.fewshot import load_data
-        >>> load_data("somewhere")
-        Traceback (most recent call last):
-        mamltheory.errors.DataError: ...
+        See :func:`mamltheory.fewshot.tasks_from`.
     """
-    if not isinstance(source, str | Path):
-        raise DataError(f"the source is a {type(source).__name__}: expected a name or a folder")
-    whole = isinstance(image_size, Integral) and not isinstance(image_size, bool)
-    if image_size is not None and not (whole and 1 <= image_size <= MOST_PIXELS):
-        raise DataError(
-            f"image_size is {image_size!r:.80}: give a number of pixels from 1 to {MOST_PIXELS}, or None to keep the "
-            "stored size"
-        )
+    _check_source(source, image_size)
     if embedded_count(str(source)) is not None:
         if split is not None:
             raise DataError(f"{source} is split already: leave the split out")
@@ -99,6 +88,19 @@ def load_data(
             notice=notice,
         ),
     )
+
+
+def _check_source(source: object, image_size: object) -> None:
+    if not isinstance(source, str | Path):
+        raise DataError(f"the source is a {type(source).__name__}: expected a name or a folder")
+    whole = (
+        isinstance(image_size, int) and not isinstance(image_size, bool) and 1 <= image_size <= MOST_PIXELS
+    )
+    if image_size is not None and not whole:
+        raise DataError(
+            f"image_size is {image_size!r:.80}: give a number of pixels from 1 to {MOST_PIXELS}, or None to keep the "
+            "stored size"
+        )
 
 
 def embedded_count(source: str) -> int | None:

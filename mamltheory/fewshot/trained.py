@@ -2,16 +2,13 @@
 
 import copy
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, get_args
+from typing import get_args
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
 from mamltheory.arguments import (
@@ -27,8 +24,6 @@ from mamltheory.errors import (
     CheckpointError,
     ConfigurationError,
     DataError,
-    MamlTheoryError,
-    UnsupportedModelError,
 )
 from mamltheory.fewshot.augment import Augmentation
 from mamltheory.fewshot.datasets import Data, data_from
@@ -37,18 +32,15 @@ from mamltheory.fewshot.formats.common import Options
 from mamltheory.fewshot.formats.pixels import decoded
 from mamltheory.fewshot.heads import Head
 from mamltheory.fewshot.images import normalise
-from mamltheory.fewshot.resnet import ResNet12, resnet12
+from mamltheory.fewshot.network_file import network_bytes, read_network
 from mamltheory.fewshot.training import EpochMetrics, TrainConfig, start_training, train_epoch
-from mamltheory.fewshot.training_state import Inputs, inputs_of, load_weights, recorded_inputs
-from mamltheory.files import reason
+from mamltheory.fewshot.training_state import Inputs, inputs_of
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import Network, NetworkSettings, derived_network
 from mamltheory.rng import derived_seed
-from mamltheory.strict_json import misfit, parse
 
 NETWORK_FILE = "network.safetensors"
 """The file of a trained network in the folder of its training."""
-HEADER, FORMAT = "mamltheory", 1
 BATCH = 256
 
 
@@ -292,19 +284,16 @@ def evaluate(
         jobs: processes that fit the classifiers.
 
     Returns:
-        The evaluation: ``interval``, ``accuracies`` of the tasks, and ``describe()``.
+        The evaluation: ``interval``, ``accuracies`` of the tasks, and ``describe()``. A ConfigurationError is raised
+        for a module without features and for an unknown split.
 
     Raises:
-        ConfigurationError: something without features, or an unknown split.
         DataError: images of another size than the network's.
 
     Example:
         See :func:`mamltheory.fewshot.load`.
     """
-    if not isinstance(network, nn.Module) or not callable(getattr(network, "features", None)):
-        raise ConfigurationError(
-            f"the network is a {type(network).__name__}: expected a torch.nn.Module with a method features"
-        )
+    _check_network(network)
     check_choice(("test", "val", "train"), split=split)
     check_whole(ways=ways, shots=shots, queries=queries, tasks=tasks, jobs=jobs)
     check_whole(least=0, copies=copies)
@@ -320,40 +309,17 @@ def evaluate(
             f"them with image_size={inputs.image_size}"
         )
     config = EvaluationConfig(ways, shots, queries, tasks, copies, head, C, flip=data.mirrors)
-    known = data if inputs is None else inputs
-    device = next(network.parameters()).device
-    chosen = getattr(data, split)
-    return evaluate_network(network, chosen, known.mean, known.std, config, seed, device=device, jobs=jobs)
+    known, device = inputs or data, next(network.parameters()).device
+    return evaluate_network(
+        network, getattr(data, split), known.mean, known.std, config, seed, device=device, jobs=jobs
+    )
 
 
-class _Header(TypedDict):
-    """What a file says of its network."""
-
-    format: Annotated[int, 1]
-    genotype: dict[str, object] | None
-    size: dict[str, object] | None
-    inputs: object
-    classes: list[str]
-
-
-def network_bytes(network: nn.Module, inputs: Inputs, classes: Sequence[str]) -> bytes:
-    """The file of a network of cells or ResNet-12; UnsupportedModelError is raised for others."""
-    if not isinstance(network, Network | ResNet12):
-        raise UnsupportedModelError(
-            f"a {type(network).__name__} cannot be built again from a file: save its state_dict with torch"
+def _check_network(network: object) -> None:
+    if not isinstance(network, nn.Module) or not callable(getattr(network, "features", None)):
+        raise ConfigurationError(
+            f"the network is a {type(network).__name__}: expected a torch.nn.Module with a method features"
         )
-    cells = network if isinstance(network, Network) else None
-    header: dict[str, Any] = {
-        "format": FORMAT,
-        "genotype": None if cells is None else cells.candidates.genotype().to_json(),
-        "size": None if cells is None else dataclasses.asdict(cells.settings),
-        "inputs": inputs.record(),
-        "classes": list(classes),
-    }
-    weights = {
-        name: value.detach().cpu().clone().contiguous() for name, value in network.state_dict().items()
-    }
-    return serialised(weights, {HEADER: json.dumps(header)})
 
 
 def load(path: str | Path) -> TrainedNetwork:
@@ -393,23 +359,4 @@ def load(path: str | Path) -> TrainedNetwork:
             f"there is no {file}: name the folder of a finished training, or a saved network; a training of an earlier "
             "version writes that file when its command is given again"
         )
-    try:
-        with safe_open(file, "pt") as opened:
-            header: Any = parse((opened.metadata() or {}).get(HEADER, "{}").encode())
-            weights = {f"network/{name}": opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {reason(error)}") from None
-    if wrong := misfit(header, _Header, "its header"):
-        raise CheckpointError(f"{file} holds no network of this package ({wrong}): train again")
-    try:
-        network, inputs = _network_of(header), recorded_inputs(header["inputs"])
-        load_weights(network, weights)
-    except (MamlTheoryError, TypeError) as error:
-        raise CheckpointError(f"{file} holds no network of this package: {error}") from None
-    return TrainedNetwork(network, inputs, header["classes"])
-
-
-def _network_of(header: Any) -> nn.Module:
-    if header["genotype"] is None or header["size"] is None:
-        return resnet12(len(header["classes"]), 0)
-    return derived_network(Genotype.from_json(header["genotype"]), NetworkSettings(**header["size"]), 0)
+    return TrainedNetwork(*read_network(file))

@@ -106,7 +106,7 @@ class Genotype:
         >>> genotype = published_genotypes()[0].genotype
         >>> network = genotype.to_module(channels=4, cells=3, classes=5)
         >>> sum(parameter.numel() for parameter in network.parameters())
-        7405
+        9205
     """
 
     normal: Cell

@@ -109,7 +109,7 @@ def search(
         ways: classes of a task that scores a supernet.
         shots: support images per class.
         queries: query images per class.
-        tasks: tasks of a score; None for the protocol's.
+        tasks: tasks of a score; None for the protocol's number.
         repeats: draws that are averaged, with stopping the most of them; None for the protocol's.
         parameters: of halving, the fewest and the most parameters of a network.
         rungs: of halving, the cells and the epochs of each stage.
@@ -118,10 +118,8 @@ def search(
         progress: is called with a line after every round or rung.
 
     Returns:
-        What was found. A DataError says what is wrong with the data.
-
-    Raises:
-        ConfigurationError: a setting that the method does not have, or for which the data are too few.
+        What was found. A ConfigurationError is raised for a setting that the method does not have or for which the data
+        are too few, a DataError for wrong data.
 
     Example:
         >>> from mamltheory.fewshot.glyphs import glyph_data
@@ -129,30 +127,35 @@ def search(
         >>> size = NetworkSettings(channels=2, cells=3, stem_stride=4)
         >>> found = search(glyph_data(16, 5, 2, 2, samples_per_class=4), "random", size=size, seed=1)
         >>> len(found.trace), found.scores
-        (252, ())
+        (486, ())
     """
-    check_choice(get_args(Method), method=method)
-    check_choice(get_args(Protocol), protocol=protocol)
-    check_kind(NetworkSettings, size=size)
-    check_whole(ways=ways, shots=shots, queries=queries)
-    check_whole(
-        **{name: value for name, value in (("tasks", tasks), ("repeats", repeats)) if value is not None}
-    )
-    check_seed(seed)
-    check_function(progress=progress)
-    if (parameters is None) == (method == "halving"):
-        raise ConfigurationError(
-            f"parameters is {parameters} for the method {method}: give halving two numbers such as (36000, 42000), and "
-            "the other methods None"
-        )
+    _check_names(method, protocol, size, seed, progress)
+    own = {name: value for name, value in (("tasks", tasks), ("repeats", repeats)) if value is not None}
+    check_whole(ways=ways, shots=shots, queries=queries, **own)
+    _check_parameters(method, parameters)
     device = str(checked_device(device))
     data, size, say = data_from(data, image_size), size or NetworkSettings(), progress or (lambda _: None)
     size = dataclasses.replace(size, classes=len(data.train.class_names))
     if parameters is not None:
         return _halved(data, size, _band(parameters), _rungs(rungs), seed, device, say)
-    values = {**PROTOCOLS[protocol], **METHODS[method]}
-    values |= {name: value for name, value in (("tasks", tasks), ("repeats", repeats)) if value is not None}
+    values = {**PROTOCOLS[protocol], **METHODS[method], **own}
     return _pruned(data, method, values, size, (ways, shots, queries), seed, device, say)
+
+
+def _check_names(method: object, protocol: object, size: object, seed: object, progress: object) -> None:
+    check_choice(get_args(Method), method=method)
+    check_choice(get_args(Protocol), protocol=protocol)
+    check_kind(NetworkSettings, size=size)
+    check_seed(seed)
+    check_function(progress=progress)
+
+
+def _check_parameters(method: str, parameters: object) -> None:
+    if (parameters is None) == (method == "halving"):
+        raise ConfigurationError(
+            f"parameters is {parameters} for the method {method}: give halving two numbers such as (36000, 42000), and "
+            "the other methods None"
+        )
 
 
 def _band(parameters: object) -> Band:

@@ -13,8 +13,9 @@ from mamltheory.errors import CheckpointError, ConfigurationError, DataError, Un
 from mamltheory.fewshot import TrainConfig, TrainedNetwork, evaluate, load, tasks_from, train
 from mamltheory.fewshot.evaluation import EvaluationConfig, evaluate_network
 from mamltheory.fewshot.glyphs import glyph_data
+from mamltheory.fewshot.network_file import HEADER
 from mamltheory.fewshot.resnet import resnet12
-from mamltheory.fewshot.trained import HEADER, NETWORK_FILE
+from mamltheory.fewshot.trained import NETWORK_FILE
 from mamltheory.nas import NetworkSettings, random_genotype
 from mamltheory.rng import generator
 

@@ -67,7 +67,7 @@ def test_settings_that_a_method_does_not_have_are_refused(data):
 def test_other_methods_score_what_they_find(data, method):
     found = search(data, method, size=SIZE, ways=2, tasks=1, repeats=1)
     assert len(found.scores) == 4
-    assert len(found.trace) == 252
+    assert len(found.trace) == 486
 
 
 def test_a_notebook_shows_both_cells_with_every_operation(data):
