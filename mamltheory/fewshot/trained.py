@@ -304,9 +304,9 @@ def evaluate(
     data = data_from(data, None if inputs is None else inputs.image_size)
     side = data.train.images.shape[1]
     if inputs is not None and side != inputs.image_size:
+        wanted = inputs.image_size
         raise DataError(
-            f"the images of {data.name} have {side} pixels a side and the network expects {inputs.image_size}: load "
-            f"them with image_size={inputs.image_size}"
+            f"the images have {side} pixels a side, not {wanted}: load them with image_size={wanted}"
         )
     config = EvaluationConfig(ways, shots, queries, tasks, copies, head, C, flip=data.mirrors)
     known, device = inputs or data, next(network.parameters()).device

@@ -118,8 +118,7 @@ def search(
         progress: is called with a line after every round or rung.
 
     Returns:
-        What was found. A ConfigurationError is raised for a setting that the method does not have or for which the data
-        are too few, a DataError for wrong data.
+        What was found. A ConfigurationError is raised for settings that do not fit, a DataError for wrong data.
 
     Example:
         >>> from mamltheory.fewshot.glyphs import glyph_data
