@@ -127,7 +127,7 @@ class TrainedNetwork(nn.Module):
         query, device = self._read("images", images), next(self.network.parameters()).device
         if support is None:
             return self._trained_classes(query, device)
-        few, named = self._read("support", support), np.asarray(labels)
+        few, named = self._read("support", support), _numbers(labels)
         if named.shape != (len(few),) or named.dtype.kind not in "iu":
             raise DataError(
                 f"labels has shape {named.shape} and dtype {named.dtype} for {len(few)} labelled images: give a whole "
@@ -156,7 +156,12 @@ class TrainedNetwork(nn.Module):
 
         Returns:
             The file. UnsupportedModelError is raised for a network of a user, whose ``state_dict`` torch can save.
+
+        Raises:
+            ConfigurationError: something other than a path.
         """
+        if not isinstance(path, str | Path):
+            raise ConfigurationError(f"the path is a {type(path).__name__}: expected a file or a folder")
         path = Path(path)
         file = path / NETWORK_FILE if path.is_dir() else path
         part = file.with_name(f".{file.name}.part")
@@ -313,6 +318,13 @@ def evaluate(
     return evaluate_network(
         network, getattr(data, split), known.mean, known.std, config, seed, device=device, jobs=jobs
     )
+
+
+def _numbers(labels: object) -> np.ndarray:
+    try:
+        return np.asarray(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(f"labels is a {type(labels).__name__}: expected a list of whole numbers") from None
 
 
 def _check_network(network: object) -> None:

@@ -14,6 +14,7 @@ from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.searches import different_genotypes
 from mamltheory.nas.sizes import Band, genotype_parameters
 from mamltheory.rng import generator
+from tests.strategies import as_users_run_it
 
 SIZE = NetworkSettings(channels=2, cells=3, stem_stride=4)
 BAND = (2500, 3200)
@@ -56,7 +57,7 @@ def test_settings_that_a_method_does_not_have_are_refused(data):
         ({"method": "halving"}, "give halving two numbers"),
         ({"parameters": (1, 2)}, "the other methods None"),
     ):
-        with pytest.raises(ConfigurationError, match=message):
+        with as_users_run_it(), pytest.raises(ConfigurationError, match=message):
             search(data, **settings)
     with pytest.raises(ConfigurationError, match="widen the band"):
         different_genotypes(Band(2700, 2700), 5000, generator(0, "cells"), NetworkSettings(2, 3, 5, 4))
