@@ -9,16 +9,18 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.transforms import offset_copy
 
 from mamltheory.errors import ConfigurationError
 from mamltheory.runtime.records import plain, replace_file, to_json
 
 from .cell_drawing import draw_genotype
 
-__all__ = ["COLOURS", "WIDTHS", "curve", "draw_genotype", "figure", "save_figure", "ticks_at"]
+__all__ = ["COLOURS", "WIDTHS", "curve", "draw_genotype", "figure", "legend_below", "save_figure", "ticks_at"]
 
 # Okabe and Ito's colours, readable with every common colour blindness; black first, yellow (too pale for
 # lines on white) left out.
@@ -49,6 +51,21 @@ def ticks_at(axis: Axis, values: Sequence[int | float]) -> None:
     axis.set_major_locator(FixedLocator(list(values)))
     axis.set_major_formatter(FixedFormatter([f"{value:g}" for value in values]))
     axis.set_minor_locator(NullLocator())
+
+
+def legend_below(axes: Axes, columns: int = 1) -> None:
+    """A legend under the x label, where no data are."""
+    below = offset_copy(axes.transAxes, axes.get_figure(root=True), y=-31, units="points")
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        bbox_transform=below,
+        ncols=columns,
+        frameon=False,
+        fontsize=7,
+        handlelength=2.6,
+        borderaxespad=0,
+    )
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ..plotting import curve, figure, save_figure
+from ..plotting import curve, figure, legend_below, save_figure
 from .report import SHORT
 from .settings import Protocols
 
@@ -120,7 +120,8 @@ def _average(values: list[float]) -> float | None:
 
 def draw_comparison(found: Mapping, settings: Protocols) -> None:
     """Draw the share of equal prunings by round, and equal final operators against the cost."""
-    with figure("page", 2.7, columns=2) as (drawing, axes):
+    with figure("page", 2.9, columns=2) as (drawing, axes):
+        drawing.suptitle("Do independent searches find the same cell? Pairs of searches by protocol")
         left, right = axes[0]
         for i, (name, each) in enumerate(found["protocols"].items()):
             style, same = curve(i), [v for v in each["summary"]["rounds"] if v is not None]
@@ -134,6 +135,6 @@ def draw_comparison(found: Mapping, settings: Protocols) -> None:
         right.set(xlabel="CPU seconds a search", ylabel="equal final operators of 18", ylim=(0, 18.5))
         right.set_yticks(range(0, 19, 3))
         right.set_xlim(0, 1.1 * max(right.dataLim.x1, 1))
-        left.legend()
+        legend_below(left, 2)
         numbers = {name: each["summary"] for name, each in found["protocols"].items()}
         save_figure(drawing, "protocols_figure", numbers, settings.out, {}, settings.seed)

@@ -53,8 +53,14 @@ def draw_trace(
     data = trace_data(state)
     height = 0.2 * (len(rows()) + 4 * GAP + HEAD) + 0.75
     with figure("page", height) as (drawing, axes):
+        drawing.suptitle(_title(settings, seed))
         _draw(drawing, axes[0, 0], data)
         return save_figure(drawing, name, data, directory, settings, seed)
+
+
+def _title(settings: Mapping[str, Any], seed: int) -> str:
+    where = f"{Path(settings['data']).name}, {settings['cells']} cells of {settings['channels']} channels"
+    return f"What each round of {NAMES[settings['method']]} took out\n{where}, seed {seed}"
 
 
 def trace_data(state: SearchState) -> dict[str, list]:
@@ -260,8 +266,9 @@ def draw_cells(
         "parameters": parameters,
         "scores": [{"condition": score.condition, "regions": score.regions} for score in scores],
     }
+    where = f"{Path(settings.data).name}, {settings.cells} cells of {settings.channels} channels, seed {settings.seed}"
     with figure("page", 5.4, rows=2) as (drawing, axes):
-        drawing.suptitle(", ".join(parts))
+        drawing.suptitle(f"{', '.join(parts)}\n{where}")
         for panel, kind in zip(axes[:, 0], CELL_TYPES, strict=True):
             draw_genotype(panel, edges[kind], f"{kind} cell")
         paths = save_figure(

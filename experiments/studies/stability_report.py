@@ -185,7 +185,7 @@ def draw_stability(settings: Settings, found: StabilityFindings) -> None:
         drawing.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=7)
         drawing.suptitle(
             f"Reliability of operator scores: {settings.kernel.upper()}, first round, {settings.channels} channels, "
-            f"{settings.cells} cells"
+            f"{settings.cells} cells; {settings.data}, seed {settings.seed}"
         )
         paths = save_figure(
             drawing,
@@ -204,7 +204,7 @@ def against_repeats(axes: Axes, settings: Settings, found: StabilityFindings) ->
     null = max(each.null[1] for name, each in found.stability.items() if name[0] == "gradient")
     band = predicted_reliability(null, grid)
     axes.fill_between(grid, 0, band, color="0.85", zorder=0)
-    axes.text(MOST_REPEATS, 0.5 * band[-1], "no signal ", ha="right", fontsize=7)
+    axes.plot([], [], color="0.85", linewidth=6, label="no signal: what noise alone gives")
     for i, (name, each) in enumerate(found.stability.items()):
         look = style(name, settings)
         axes.plot(grid, each.curve(grid), **look | {"marker": "None"})
@@ -231,7 +231,8 @@ def against_seconds(axes: Axes, settings: Settings, found: StabilityFindings) ->
     axes.axhline(0.9, color="0.5", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
     axes.set_xlim(min(seconds) / 1.5, most)
-    axes.set_xlabel("CPU seconds")
+    axes.set_xlabel("CPU seconds (dotted: reliability 0.9)")
+    axes.set_ylabel("predicted reliability")
 
 
 def stability_numbers(found: StabilityFindings) -> dict[str, Any]:

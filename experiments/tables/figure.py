@@ -39,7 +39,8 @@ def draw_differences(results: Results, experiment: Experiment) -> str | None:
     if not found:
         return None
     methods = [method for method, _ in pairs if any((method, shots) in found for shots in SHOTS)]
-    with figure("page", 0.9 + 0.38 * len(methods), columns=len(SHOTS), sharey=True) as (drawing, axes):
+    with figure("page", 1.3 + 0.38 * len(methods), columns=len(SHOTS), sharey=True) as (drawing, axes):
+        drawing.suptitle(f"Searches against random cells of their size\n{_where(settings, experiment)}")
         for panel, shots in zip(axes[0], SHOTS, strict=True):
             panel.axvline(0, color="0.4", linewidth=0.8)
             for place, method in enumerate(methods):
@@ -64,6 +65,15 @@ def draw_differences(results: Results, experiment: Experiment) -> str | None:
     return name
 
 
+def _where(settings: Table, experiment: Experiment) -> str:
+    """Data, networks and runs, for the second line of a title."""
+    recipe = RECIPES[experiment]
+    return (
+        f"{recipe.data}, {recipe.train.cells} cells of {recipe.train.channels} channels; {settings.runs} runs, "
+        f"seeds from {settings.seed}"
+    )
+
+
 def _name(settings: Table, experiment: Experiment, ending: str) -> str:
     """The name of a figure, which has the experiment once where the table is named after it."""
     word = experiment.replace("-", "_")
@@ -76,7 +86,8 @@ def draw_sizes(results: Results, experiment: Experiment) -> str:
     settings = results.settings
     marked = [method for method in settings.methods if method not in SIZED]
     points = {method: _points(results, experiment, method) for method in settings.methods}
-    with figure("page", 3.4, columns=len(SHOTS)) as (drawing, axes):
+    with figure("page", 3.8, columns=len(SHOTS)) as (drawing, axes):
+        drawing.suptitle(f"Accuracy and size of every trained network\n{_where(settings, experiment)}")
         for panel, shots in zip(axes[0], SHOTS, strict=True):
             for method, found in points.items():
                 chosen = [point for point in found if point["shots"] == shots]

@@ -21,12 +21,11 @@ from mamltheory.finite_width.bounds import theorem3_residual_bound
 from mamltheory.inner_loop import meta_output, square_loss
 from mamltheory.tasks import Parameters, query_labels
 
-from ..plotting import curve, figure, ticks_at
+from ..plotting import curve, figure, legend_below, ticks_at
 from . import convergence
 from .constants import constants, drift_bounds, lemma1_constant, path_bounds, sweep_settings
 from .report import (
     draw_power_law,
-    legend_room,
     power_law_record,
     save_theory_figure,
     subtitle,
@@ -153,7 +152,7 @@ def bounds_numbers(result: Sweep, measured: Sweep) -> dict[str, Any]:
 
 def draw_bounds(settings: Bounds, columns: dict[str, dict[str, Any]]) -> None:
     """Draw residual, movement and probability, with a column for every depth."""
-    with figure("page", 6.8, 3, len(columns), sharey="row", height_ratios=HEIGHTS) as (drawing, axes):
+    with figure("page", 7.6, 3, len(columns), sharey="row", height_ratios=HEIGHTS) as (drawing, axes):
         where = subtitle("The bounds of Theorem 3 hold from small widths on, with much to spare", settings)
         drawing.suptitle(where.replace(f"$L$ = {settings.depth}; ", ""))
         for i, (title, data) in enumerate(columns.items()):
@@ -164,8 +163,8 @@ def draw_bounds(settings: Bounds, columns: dict[str, dict[str, Any]]) -> None:
             if i > 0:
                 for panel in axes[:, i]:
                     panel.set_ylabel("")
-        axes[0, 0].legend(fontsize=6.5, loc="lower left", handlelength=2.6)
-        legend_room(axes[1, 0], 0.5)
+            legend_below(axes[1, i])
+        axes[0, 0].legend(fontsize=6, loc="lower left", handlelength=2.6)
         save_theory_figure(drawing, "bounds", columns, settings)
 
 
@@ -173,8 +172,6 @@ def draw_residuals_with_limit(axes: Axes, data: dict[str, Any]) -> None:
     """Draw the residual with the bound (31) and the rate of the limit kernel."""
     convergence.draw_residuals(axes, data)
     axes.semilogy(data["limit_rate"] ** np.arange(len(data["bound"])), "k:", label="wide limit")
-    if legend := axes.get_legend():
-        legend.remove()
 
 
 def draw_movement(axes: Axes, data: dict[str, Any]) -> None:
@@ -183,13 +180,12 @@ def draw_movement(axes: Axes, data: dict[str, Any]) -> None:
     for i, (name, label, bound) in enumerate(
         (("path_length", "path", "bound (29)"), ("kernel_drift", "drift", "bound (30)"))
     ):
-        draw_power_law(axes, i, widths, data[name]["values"], label, solid=True)
+        draw_power_law(axes, i, widths, np.asarray(data[name]["values"]), label, solid=True)
         style = curve(i) | {"linestyle": "--", "markerfacecolor": "white"}
         axes.loglog(widths, data[name]["bound_rms"], label=bound, **style)
     ticks_at(axes.xaxis, widths)
     axes.set_xlabel("width $l$")
     axes.set_ylabel("path of $\\theta$, drift of $\\hat\\Phi$ (norms)")
-    axes.legend(fontsize=6, loc="lower left", handlelength=2.6)
 
 
 def draw_share(axes: Axes, data: dict[str, Any]) -> None:

@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 
 from mamltheory.finite_width.bounds import theorem3_residual_bound
 
-from ..plotting import curve, figure, ticks_at
+from ..plotting import curve, figure, legend_below, ticks_at
 from .report import save_theory_figure, subtitle
-from .settings import Convergence
+from .settings import Convergence, Theory
 from .sweep import Sweep, run_sweep
 
 
@@ -56,12 +56,17 @@ def convergence_numbers(result: Sweep) -> dict[str, Any]:
 
 def draw_convergence(result: Sweep) -> None:
     """Draw residuals against steps with the bound, and rates against width."""
-    data = convergence_numbers(result)
-    with figure("page", 3.0, columns=2) as (drawing, axes):
-        drawing.suptitle(subtitle("MAML converges linearly, as Theorem 3 bounds it", result.settings))
+    convergence_figure(convergence_numbers(result), result.settings)
+
+
+def convergence_figure(data: dict[str, Any], settings: Theory) -> None:
+    """The figure of these numbers."""
+    with figure("page", 3.4, columns=2) as (drawing, axes):
+        drawing.suptitle(subtitle("MAML converges linearly, as Theorem 3 bounds it", settings))
         draw_residuals(axes[0, 0], data)
+        legend_below(axes[0, 0], 3)
         draw_rates(axes[0, 1], data)
-        save_theory_figure(drawing, "convergence", data, result.settings)
+        save_theory_figure(drawing, "convergence", data, settings)
 
 
 def draw_residuals(axes: Axes, data: dict[str, Any]) -> None:
@@ -71,10 +76,10 @@ def draw_residuals(axes: Axes, data: dict[str, Any]) -> None:
         median, largest = data["median_relative_residual"][i], data["largest_relative_residual"][i]
         axes.semilogy(median, label=f"$l$ = {width}", **style)
         axes.fill_between(range(len(median)), median, largest, color=style["color"], alpha=0.12, linewidth=0)
+    axes.fill_between([], [], [], color="0.5", alpha=0.25, linewidth=0, label="up to the worst seed")
     axes.semilogy(data["bound"], "k--", linewidth=1.6, label="bound (31)")
     axes.set_xlabel("meta-training step $t$")
     axes.set_ylabel(r"$\|F_t - \mathcal{Y}\| \;/\; \|F_0 - \mathcal{Y}\|$")
-    axes.legend()
 
 
 def draw_rates(axes: Axes, data: dict[str, Any]) -> None:
@@ -88,5 +93,5 @@ def draw_rates(axes: Axes, data: dict[str, Any]) -> None:
     axes.axhline(data["limit_rate"], color="k", linestyle=":", label=r"wide limit, $1 - \eta_0\sigma_{\min}$")
     ticks_at(axes.xaxis, data["widths"])
     axes.set_xlabel("width $l$")
-    axes.set_ylabel("residual's factor per step")
-    axes.legend()
+    axes.set_ylabel("factor of the residual per step\n(lower is faster)")
+    legend_below(axes)

@@ -7,17 +7,16 @@ from matplotlib.axes import Axes
 
 from mamltheory.finite_width.asymptotics import root_mean_square
 
-from ..plotting import curve, figure, ticks_at
+from ..plotting import curve, figure, legend_below, ticks_at
 from .constants import constants, drift_bounds, path_bounds
 from .report import (
     draw_power_law,
     falls,
-    legend_room,
     power_law_record,
     save_theory_figure,
     subtitle,
 )
-from .settings import Drift
+from .settings import Drift, Theory
 from .sweep import Sweep, run_sweep
 
 MOVEMENTS = {
@@ -51,27 +50,30 @@ def drift_numbers(result: Sweep, measured: Sweep) -> dict[str, Any]:
 
 def draw_drift(result: Sweep) -> None:
     """Draw parameter movement, and kernel drift and distance from the limit, against width."""
-    widths = result.settings.widths
-    data = drift_numbers(result, constants(result.settings))
+    drift_figure(drift_numbers(result, constants(result.settings)), result.settings)
+
+
+def drift_figure(data: dict[str, Any], settings: Theory) -> None:
+    """The figure of these numbers."""
     panels = {"(29)": ("Parameters", MOVEMENTS), "(30)": ("MetaNTK", KERNELS)}
-    with figure("page", 3.4, columns=2) as (drawing, axes):
+    with figure("page", 3.6, columns=2) as (drawing, axes):
         drawing.suptitle(
-            subtitle("The wider the network, the less it moves: Theorem 3 and Lemma 3", result.settings)
+            subtitle("The wider the network, the less it moves: Theorem 3 and Lemma 3", settings)
         )
         for panel, (equation, (title, measurements)) in zip(axes[0], panels.items(), strict=True):
             for i, (name, label) in enumerate(measurements.items()):
-                draw_power_law(panel, i, widths, result.values(name), label, solid=True)
+                draw_power_law(panel, i, settings.widths, np.asarray(data[name]["values"]), label, solid=True)
             panel.set_title(title)
-            draw_bound(panel, widths, data[f"bound {equation}"]["rms"], equation)
+            draw_bound(panel, settings.widths, np.asarray(data[f"bound {equation}"]["rms"]), equation)
             panel.set_xlabel("width $l$")
-            panel.legend(fontsize=6.5, loc="lower left", handlelength=2.6)
+            legend_below(panel)
         axes[0, 0].set_ylabel("movement of $\\theta$ (norm)")
-        axes[0, 1].set_ylabel("change of the kernel (norm)")
-        save_theory_figure(drawing, "drift", data, result.settings)
+        axes[0, 1].set_ylabel("change of the kernel (norms)")
+        save_theory_figure(drawing, "drift", data, settings)
 
 
 def draw_bound(axes: Axes, widths: tuple[int, ...], bound: np.ndarray, equation: str) -> None:
-    """Draw the bound on the first measurement in its colour, and make room for the legend.
+    """Draw the bound on the first measurement in its colour, as far as its constants were measured.
 
     Args:
         axes: The panel.
@@ -80,8 +82,7 @@ def draw_bound(axes: Axes, widths: tuple[int, ...], bound: np.ndarray, equation:
         equation: Its number in the paper.
     """
     style = curve(0) | {"linestyle": "--", "markerfacecolor": "white"}
-    axes.loglog(widths[: len(bound)], bound, label=f"bound {equation} with the measured $K$, $R_0$", **style)
-    low, _ = axes.get_ylim()
-    axes.set_ylim(low, 2 * float(bound.max()))
+    known = f", up to $l$ = {widths[len(bound) - 1]}" * (len(bound) < len(widths))
+    label = f"bound {equation} with the measured $K$, $R_0${known}"
+    axes.loglog(widths[: len(bound)], bound, label=label, **style)
     ticks_at(axes.xaxis, widths)
-    legend_room(axes, 0.5)

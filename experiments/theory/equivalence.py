@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from ..plotting import figure
+import numpy as np
+
+from ..plotting import figure, legend_below
 from .report import (
     draw_power_law,
     draw_reference,
@@ -11,14 +13,14 @@ from .report import (
     save_theory_figure,
     subtitle,
 )
-from .settings import Equivalence
+from .settings import Equivalence, Theory
 from .sweep import CLOSED_FORMS, Sweep, run_sweep
 
 LABELS = {
-    "empirical kernel": r"$\hat\Theta_0$ of the network",
-    "limit kernel": r"$\Theta$, steps, $f_0$ kept",
-    "limit kernel, printed time": r"$\Theta$, Eq. (12)'s exponentials",
-    "limit kernel, no f_0": r"$\Theta$, $f_0$ dropped as in (12)",
+    "empirical kernel": r"kernel of the network itself, $f_0$ kept",
+    "limit kernel": r"limit kernel, discrete steps, $f_0$ kept",
+    "limit kernel, printed time": r"limit kernel, exponentials as in Eq. (12), $f_0$ kept",
+    "limit kernel, no f_0": r"limit kernel, without $f_0$ as in Eq. (12)",
 }
 
 
@@ -41,15 +43,20 @@ def equivalence_numbers(result: Sweep) -> dict[str, Any]:
 
 def draw_equivalence(result: Sweep) -> None:
     """Draw the relative deviation on the held-out tasks against width."""
-    with figure("page", 3.6) as (drawing, axes):
+    equivalence_figure(equivalence_numbers(result), result.settings)
+
+
+def equivalence_figure(data: dict[str, Any], settings: Theory) -> None:
+    """The figure of these numbers."""
+    with figure("page", 3.9) as (drawing, axes):
         drawing.suptitle(
-            subtitle("Trained MAML becomes kernel regression with the MetaNTK (Theorem 2)", result.settings)
+            subtitle("Trained MAML becomes kernel regression with the MetaNTK (Theorem 2)", settings)
         )
+        panel = axes[0, 0]
         for i, name in enumerate(CLOSED_FORMS):
-            values = result.values(f"test_deviations/{name}")
-            draw_power_law(axes[0, 0], i, result.settings.widths, values, LABELS[name])
-        draw_reference(axes[0, 0], result.settings.widths)
-        axes[0, 0].set_xlabel("width $l$")
-        axes[0, 0].set_ylabel(f"relative deviation on held-out tasks,\nafter {result.settings.steps} steps")
-        axes[0, 0].legend(fontsize=7, loc="lower left")
-        save_theory_figure(drawing, "equivalence", equivalence_numbers(result), result.settings)
+            draw_power_law(panel, i, settings.widths, np.asarray(data[name]["values"]), LABELS[name])
+        draw_reference(panel, settings.widths)
+        panel.set_xlabel("width $l$")
+        panel.set_ylabel(f"relative deviation of the outputs\non held-out tasks, {settings.steps} steps")
+        legend_below(panel)
+        save_theory_figure(drawing, "equivalence", data, settings)

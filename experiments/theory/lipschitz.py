@@ -10,12 +10,11 @@ from mamltheory.finite_width.asymptotics import root_mean_square
 from mamltheory.finite_width.lipschitz import lipschitz_ratio
 from mamltheory.tasks import Parameters
 
-from ..plotting import curve, figure, ticks_at
+from ..plotting import curve, figure, legend_below, ticks_at
 from .constants import constants, sweep_settings
 from .report import (
     draw_power_law,
     falls,
-    legend_room,
     power_law_record,
     save_theory_figure,
     subtitle,
@@ -88,9 +87,10 @@ def draw_lipschitz(settings: Lipschitz, data: dict[str, Any], kink: dict[str, An
         limits = np.array([panel.get_ylim() for panel in axes[0, :-1]])
         for panel in axes[0, :-1]:
             panel.set_ylim(limits.min(), limits.max())
-            legend_room(panel, 0.45)
+            legend_below(panel)
         axes[0, 0].set_ylabel("worst rate of change of $J/\\sqrt{l}$")
         draw_kink(axes[0, -1], kink)
+        legend_below(axes[0, -1])
         save_theory_figure(drawing, "lipschitz", {**data, "kink": kink}, settings)
 
 
@@ -98,12 +98,11 @@ def draw_constants(axes: Axes, settings: Lipschitz, data: dict[str, Any]) -> Non
     """Draw the worst rate of change of J/√l for every activation, and its size as dotted lines."""
     for i, (activation, record) in enumerate(data.items()):
         values, size = record["rate_of_change"]["values"], record["jacobian_size"]["values"]
-        draw_power_law(axes, i, settings.widths, values, NAMES[activation], brief=True)
+        draw_power_law(axes, i, settings.widths, np.asarray(values), NAMES[activation])
         axes.loglog(settings.widths, root_mean_square(size), ":", color=curve(i)["color"], linewidth=1)
     axes.plot([], [], ":", color="0.3", linewidth=1, label="dotted: $\\|J\\|_F/\\sqrt{l}$")
     ticks_at(axes.xaxis, settings.widths)
     axes.set_xlabel("width $l$")
-    axes.legend(fontsize=6, loc="lower left")
 
 
 def draw_kink(axes: Axes, kink: dict[str, Any]) -> None:
@@ -111,8 +110,6 @@ def draw_kink(axes: Axes, kink: dict[str, Any]) -> None:
     for i, (activation, ratios) in enumerate(kink["ratios"].items()):
         axes.loglog(kink["distances"], np.asarray(ratios), label=NAMES[activation], **curve(i))
     axes.invert_xaxis()
-    axes.set_title("across a kink of ReLU")
-    where = f"$L$ = {kink['depth']}, $l$ = {kink['width']}"
-    axes.set_xlabel(rf"$\|\theta - \bar\theta\|$ ({where})")
+    axes.set_title(f"across a kink of ReLU\n$L$ = {kink['depth']}, $l$ = {kink['width']}")
+    axes.set_xlabel(r"$\|\theta - \bar\theta\|$, falling")
     axes.set_ylabel(r"$\|J(\theta) - J(\bar\theta)\|_F\,/\,(\sqrt{l}\,\|\theta - \bar\theta\|)$")
-    axes.legend(fontsize=7, loc="upper left")

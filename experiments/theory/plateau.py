@@ -25,12 +25,11 @@ from mamltheory import (
 from mamltheory.finite_width.asymptotics import root_mean_square
 from mamltheory.linalg import Dynamics
 
-from ..plotting import curve, figure, ticks_at
+from ..plotting import curve, figure, legend_below, ticks_at
 from .constants import sweep_settings
 from .report import (
     draw_power_law,
     falls,
-    legend_room,
     power_law_record,
     save_theory_figure,
     signed,
@@ -140,7 +139,7 @@ def plateau_numbers(settings: Plateau, result: Sweep) -> dict[str, Any]:
 
 def draw_plateau(settings: Plateau, data: dict[str, Any]) -> None:
     """Deviation against width with the plateau, and the plateau against the number of inner steps."""
-    with figure("page", 3.3, columns=2) as (drawing, axes):
+    with figure("page", 3.6, columns=2) as (drawing, axes):
         claim = "At finite $\\tau$ the printed form of Theorem 2 stops short, the discrete one does not"
         drawing.suptitle(subtitle(claim, settings))
         draw_deviations(axes[0, 0], settings, data)
@@ -151,7 +150,7 @@ def draw_plateau(settings: Plateau, data: dict[str, Any]) -> None:
 def draw_deviations(axes: Axes, settings: Plateau, data: dict[str, Any]) -> None:
     """Both deviations over widths, every seed a faint point, and the gap of the two limits as a line."""
     widths, printed = settings.widths, data["printed"]
-    draw_power_law(axes, 0, widths, data["discrete"]["values"], "discrete time", solid=True)
+    draw_power_law(axes, 0, widths, np.asarray(data["discrete"]["values"]), "discrete time", solid=True)
     style = curve(1)
     axes.loglog(widths, printed["rms"], label="printed, $e^{-\\lambda\\tau\\Theta}$", **style)
     for width, row in zip(widths, printed["values"], strict=True):
@@ -161,8 +160,7 @@ def draw_deviations(axes: Axes, settings: Plateau, data: dict[str, Any]) -> None
     ticks_at(axes.xaxis, widths)
     axes.set_xlabel("width $l$")
     axes.set_ylabel(f"relative deviation on held-out tasks,\nafter {settings.steps} steps")
-    legend_room(axes, 0.5)
-    axes.legend(fontsize=7, loc="lower left")
+    legend_below(axes)
 
 
 def draw_gaps(axes: Axes, settings: Plateau, data: dict[str, Any]) -> None:
@@ -178,4 +176,4 @@ def draw_gaps(axes: Axes, settings: Plateau, data: dict[str, Any]) -> None:
     ticks_at(axes.xaxis, settings.taus)
     axes.set_xlabel("inner steps $\\tau$, at the same $\\lambda_0\\tau$")
     axes.set_ylabel("gap of the two limits, fully trained")
-    axes.legend(fontsize=7, loc="lower left")
+    legend_below(axes)

@@ -20,7 +20,7 @@ def subtitle(claim: str, settings: Widths) -> str:
     activation = getattr(settings, "activation", None)
     net = f" {activation}, $L$ = {settings.depth};" if activation else ""
     loop = f"{settings.algorithm.upper()}, $\\tau$ = {settings.tau};"
-    return f"{claim}\n{loop}{net} {settings.task_count} tasks of {where}; {settings.seeds} seeds"
+    return f"{claim}\n{loop}{net} {settings.task_count} tasks of {where}; {settings.seeds} seeds from {settings.seed}"
 
 
 def save_theory_figure(drawing: Figure, name: str, data: Mapping[str, Any], settings: Widths) -> None:
@@ -44,9 +44,10 @@ def draw_power_law(
     values: np.ndarray,
     label: str,
     solid: bool = False,
-    brief: bool = False,
 ) -> PowerLaw:
     """Draw the root mean square over seeds against width, every seed as a faint point, and the fitted power law.
+
+    The legend has its exponent with the 95 % interval.
 
     Args:
         axes: The panel.
@@ -55,14 +56,12 @@ def draw_power_law(
         values: Measurements, widths × seeds.
         label: Name of the curve.
         solid: Whether the line is solid, in panels where dashes have another meaning.
-        brief: Whether the label is short, for narrow panels.
 
     Returns:
         The fitted power law.
     """
     law, style = fit_power_law(widths, values), curve(index)
-    slope, low, high = map(signed, (law.slope, law.low, law.high))
-    text = f"{label}{'' if brief else ': slope'} {slope} [{low}, {high}]"
+    text = f"{label} $\\propto l^{{{law.slope:.2f}}}$ [{signed(law.low)}, {signed(law.high)}]"
     axes.loglog(widths, root_mean_square(values), label=text, **style | {"linestyle": "None"})
     line = style | {"marker": "None"} | ({"linestyle": "-"} if solid else {})
     axes.loglog(widths, law(widths), **line)
@@ -83,20 +82,18 @@ def falls(what: str, law: Mapping[str, Any], widths: tuple[int, ...]) -> str:
     return f"{what} goes as width^{slope} [{low}, {high}] and is {law['rms'][-1]:.2g} at width {widths[-1]}"
 
 
-def legend_room(axes: Axes, share: float) -> None:
-    """Extend a logarithmic y-axis downwards by a share of its length, for a legend below the data."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(low / (high / low) ** share, high)
-
-
 def draw_reference(axes: Axes, widths: tuple[int, ...], slope: float = -0.5) -> None:
-    """Draw a line with the slope of the paper below the data, and make room for the legend."""
-    low, high = axes.get_ylim()
+    """Draw a line with the slope of the paper below the data."""
+    low, _ = axes.get_ylim()
     line = 0.8 * low * (np.asarray(widths) / widths[-1]) ** slope
     axes.loglog(
-        widths, line, color="0.4", linewidth=1, linestyle=(0, (1, 1)), label=f"slope −{-slope:g}, the paper's"
+        widths,
+        line,
+        color="0.4",
+        linewidth=1,
+        linestyle=(0, (1, 1)),
+        label=f"slope −{-slope:g}, that of the paper",
     )
-    axes.set_ylim(low / (high / low) ** 0.5, high)
     ticks_at(axes.xaxis, widths)
 
 

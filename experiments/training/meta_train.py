@@ -1,7 +1,10 @@
 """``meta-train``: Conv4 by second-order MAML or ANIL on few-shot tasks; it can stop after every step."""
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
+
+import numpy as np
 
 from mamltheory.fewshot.conv4 import conv4
 from mamltheory.fewshot.evaluation import mean_interval
@@ -22,7 +25,7 @@ from mamltheory.runtime.progress import stage
 from mamltheory.runtime.runlog import RunLog, check_complete, read_metrics
 
 from ..data.loading import cached_data, source_in
-from ..plotting import curve, figure, save_figure
+from ..plotting import curve, figure, legend_below, save_figure
 from ..runs import (
     FREE,
     CheckpointTimer,
@@ -144,24 +147,26 @@ def draw_meta_curves(settings: MetaTrain, before: tuple[float, float], after: tu
     names = ("step", "loss", "accuracy", "val_accuracy", "val_half_width")
     data: dict[str, Any] = {name: [row[name] for row in rows.values()] for name in names}
     data |= {"test_before": list(before), "test_after": list(after), "chance": 1 / settings.ways}
-    with figure("page", 2.6, columns=2) as (drawing, axes):
+    with figure("page", 3.2, columns=2) as (drawing, axes):
+        where = f"{Path(settings.data).name}, {settings.ways}-way {settings.shots}-shot, seed {settings.seed}"
+        drawing.suptitle(f"Meta-training of Conv4 by {settings.algorithm.upper()}\n{where}")
         left, right = axes[0]
         left.plot(data["step"], data["loss"], **curve(0))
         left.set_ylabel("squared loss per query sample")
         right.errorbar(
             data["step"],
-            data["val_accuracy"],
-            data["val_half_width"],
+            100 * np.array(data["val_accuracy"]),
+            100 * np.array(data["val_half_width"]),
             capsize=2,
             label="validation",
             **curve(2),
         )
-        ends = ([0, settings.steps], [before[0], after[0]], [before[1], after[1]])
+        ends = ([0, settings.steps], *(100 * np.array(each) for each in zip(before, after, strict=True)))
         name = f"{NAMES[settings.split]}, before and after"
         right.errorbar(*ends, capsize=3, label=name, **curve(1) | {"linestyle": "none"})
-        right.axhline(data["chance"], color="0.4", linestyle=":", label="chance")
-        right.set_ylabel("accuracy on new classes")
-        right.legend()
+        right.axhline(100 * data["chance"], color="0.4", linestyle=":", label="chance")
+        right.set_ylabel("accuracy on new classes (%)")
+        legend_below(right)
         for panel in (left, right):
             panel.set_xlabel("outer steps")
         paths = save_figure(

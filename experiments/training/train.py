@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
+import numpy as np
 import torch
 
 from mamltheory.errors import CheckpointError
@@ -29,7 +30,7 @@ from mamltheory.runtime.runlog import RunLog, check_complete, read_metrics
 
 from ..data.loading import data_of
 from ..genotypes import network_size, read_genotype
-from ..plotting import curve, figure, save_figure
+from ..plotting import curve, figure, legend_below, save_figure
 from ..program import PROGRAM
 from ..runs import (
     FREE,
@@ -250,20 +251,25 @@ def draw_learning_curves(settings: Train) -> None:
     seen = [row for row in rows.values() if "val_accuracy" in row]
     for name in ("epoch", "val_accuracy", "val_half_width") if seen else ():
         data[f"val_{name.removeprefix('val_')}"] = [row[name] for row in seen]
-    with figure("page", 2.6, columns=2) as (drawing, axes):
+    with figure("page", 2.9, columns=2) as (drawing, axes):
+        drawing.suptitle(f"Training on {Path(settings.data).name}, seed {settings.seed}")
         for i, (panel, name) in enumerate(zip(axes[0], ("loss", "accuracy"), strict=True)):
             some = max(1, len(data["epoch"]) // 20)
-            panel.plot(data["epoch"], data[name], markevery=some, label="training, all classes", **curve(i))
+            values = [each * {"loss": 1, "accuracy": 100}[name] for each in data[name]]
+            panel.plot(data["epoch"], values, markevery=some, label="training, all classes", **curve(i))
             for milestone in settings.milestones:
                 panel.axvline(milestone + 0.5, color="0.6", linestyle=":")
             panel.xaxis.get_major_locator().set_params(integer=True)
             panel.set_xlabel("epoch" + " (dotted: the learning rate falls)" * bool(settings.milestones))
-            panel.set_ylabel({"loss": "training cross-entropy (nats)", "accuracy": "training accuracy"}[name])
+            panel.set_ylabel(
+                {"loss": "training cross-entropy (nats)", "accuracy": "training accuracy (%)"}[name]
+            )
         if seen:
-            bars = {"x": data["val_epoch"], "y": data["val_accuracy"], "yerr": data["val_half_width"]}
+            value, width = (100 * np.array(data[name]) for name in ("val_accuracy", "val_half_width"))
+            bars = {"x": data["val_epoch"], "y": value, "yerr": width}
             axes[0, 1].errorbar(**bars, label="validation, few-shot", capsize=2, **curve(2))
-            axes[0, 1].set_ylabel("accuracy")
-            axes[0, 1].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+            axes[0, 1].set_ylabel("accuracy (%)")
+            legend_below(axes[0, 1], 2)
         paths = save_figure(
             drawing, "learning_curves", data, settings.out, without_paths(settings), settings.seed
         )
