@@ -19,6 +19,7 @@ from tests.experiments.tiny import nearly_done
 from tests.reference.nas_toy import repeat_by_repeat
 
 SETTINGS = SearchSettings(criteria=("condition",), estimator="gradient", repeats=4, inputs="two")
+DRAWN = {"data": "glyphs", "method": "metantk-nas", "cells": 3, "channels": 4}
 
 
 @repeat_by_repeat
@@ -78,7 +79,7 @@ def test_a_search_at_random_has_neither_scores_nor_certainty():
 def test_nothing_in_the_figure_overlaps(state, tmp_path, monkeypatch):
     drawn, save = [], figures.save_figure
     monkeypatch.setattr(figures, "save_figure", lambda *a: (drawn.append(a[0]), save(*a))[1])
-    paths = draw_trace(state, "trace", tmp_path, {"channels": 4}, 0)
+    paths = draw_trace(state, "trace", tmp_path, DRAWN, 0)
     assert json.loads(paths[2].read_text())["data"] == trace_data(state)
     [drawing] = drawn
     canvas = FigureCanvasAgg(drawing)
