@@ -120,10 +120,7 @@ class TrainedNetwork(nn.Module):
         Raises:
             DataError: images of another form or size, or labels that do not fit the labelled images.
         """
-        check_choice(get_args(Head), head=head)
-        check_positive(C=C)
-        check_whole(least=0, copies=copies)
-        check_seed(seed)
+        _check_heads(head, C, copies, seed)
         query, device = self._read("images", images), next(self.network.parameters()).device
         if support is None:
             return self._trained_classes(query, device)
@@ -301,10 +298,7 @@ def evaluate(
     _check_network(network)
     check_choice(("test", "val", "train"), split=split)
     check_whole(ways=ways, shots=shots, queries=queries, tasks=tasks, jobs=jobs)
-    check_whole(least=0, copies=copies)
-    check_choice(get_args(Head), head=head)
-    check_positive(C=C)
-    check_seed(seed)
+    _check_heads(head, C, copies, seed)
     inputs = network.inputs if isinstance(network, TrainedNetwork) else None
     data = data_from(data, None if inputs is None else inputs.image_size)
     side = data.train.images.shape[1]
@@ -318,6 +312,13 @@ def evaluate(
     return evaluate_network(
         network, getattr(data, split), known.mean, known.std, config, seed, device=device, jobs=jobs
     )
+
+
+def _check_heads(head: object, C: object, copies: object, seed: object) -> None:
+    check_choice(get_args(Head), head=head)
+    check_positive(C=C)
+    check_whole(least=0, copies=copies)
+    check_seed(seed)
 
 
 def _numbers(labels: object) -> np.ndarray:
