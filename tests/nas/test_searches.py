@@ -8,7 +8,7 @@ import pytest
 from mamltheory.errors import ConfigurationError
 from mamltheory.fewshot.glyphs import glyph_data
 from mamltheory.fewshot.trained import TrainedNetwork
-from mamltheory.nas import NetworkSettings, Rung, search
+from mamltheory.nas import NetworkSettings, Rung, random_genotype, search, searches
 from mamltheory.nas.algorithms.algorithm1 import run_search
 from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.searches import different_genotypes
@@ -59,8 +59,14 @@ def test_settings_that_a_method_does_not_have_are_refused(data):
     ):
         with as_users_run_it(), pytest.raises(ConfigurationError, match=message):
             search(data, **settings)
-    with pytest.raises(ConfigurationError, match="widen the band"):
-        different_genotypes(Band(2700, 2700), 5000, generator(0, "cells"), NetworkSettings(2, 3, 5, 4))
+
+
+def test_too_few_different_cells_of_a_band_are_refused(monkeypatch):
+    same = random_genotype(generator(0, "cell"))
+    monkeypatch.setattr(searches, "random_genotype_within", lambda *_: same)
+    assert different_genotypes(Band(1, 2), 1, generator(0, "cells"), SIZE) == (same,)
+    with pytest.raises(ConfigurationError, match="only 1 different cells"):
+        different_genotypes(Band(1, 2), 2, generator(0, "cells"), SIZE)
 
 
 @pytest.mark.slow

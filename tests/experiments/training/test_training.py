@@ -15,6 +15,7 @@ from experiments.tables import pipeline
 from experiments.training import evaluate, train
 from experiments.training.trained import read_training
 from mamltheory.errors import CheckpointError, ConfigurationError, DataError, GenotypeError
+from mamltheory.fewshot import load
 from mamltheory.fewshot.datasets import load_data
 from mamltheory.fewshot.formats import Options
 from mamltheory.fewshot.formats.prepared import write_prepared
@@ -39,6 +40,21 @@ def test_a_training_leaves_its_state_curves_and_record(trained):
     assert data["epoch"] == [1, 2, 3]
     assert data["learning_rate"] == pytest.approx([0.05, 0.05, 0.005])
     assert read_run(trained.out)["results"]["epochs"] == 3
+
+
+def test_a_finished_training_says_so_ends_with_its_result_and_is_read_from_python(trained, capsys):
+    assert train.train_and_draw(trained) == 0
+    said = capsys.readouterr()
+    assert f"already finished in {trained.out}: nothing is trained again\n" in said.out
+    assert re.search(
+        r"trained 3 epochs: loss \d+\.\d+ nats, .*\nevaluate it: python -m experiments evaluate .*\n$",
+        said.out,
+    )
+    assert "0/0" not in said.err
+    network = load(trained.out)
+    assert network.genotype == GENOTYPE
+    saved = {name.removeprefix("network/"): value for name, value in weights(trained).items()}
+    assert all(torch.equal(value, saved[name]) for name, value in network.network.state_dict().items())
 
 
 def assert_same_end(settings, others):
