@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from mamltheory.accelerator import free_share
 from mamltheory.errors import DataError, ValueRangeError
 
 PIECE = 4096  # images in one copy to a device
@@ -152,7 +153,7 @@ def resident(split: ImageSplit, device: torch.device | str) -> np.ndarray | Tens
     a copy of all images in host memory.
     """
     device = torch.device(device)
-    if device.type != "cuda" or split.images.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+    if device.type != "cuda" or split.images.nbytes > free_share(device):
         return split.images
     images = torch.empty(split.images.shape, dtype=torch.uint8, device=device)
     for start in range(0, len(images), PIECE):
