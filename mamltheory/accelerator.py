@@ -67,8 +67,8 @@ def memory_budget(device: torch.device | str, on_cpu: int, processes: int = 1) -
 
 
 def uploaded(values: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on a device; the host does not wait for a CUDA device."""
-    if device.type != "cuda":
+    """A tensor on a device; the host does not wait for the copy from the CPU to a CUDA device."""
+    if device.type != "cuda" or values.is_cuda:
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 

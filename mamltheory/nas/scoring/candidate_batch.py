@@ -78,7 +78,7 @@ def candidate_kernels(
     room, most = memory if x.is_cuda else min(memory, CACHED), MOST_CANDIDATES
     values = dict(network.named_parameters())
     names = {name for name, value in values.items() if weights == "all" or value.dim() > 1}
-    heads_there = stacked_heads(heads).to(x.device) if heads else None
+    heads_there = stacked_heads(heads).to(x.device, non_blocking=True) if heads else None
     alone = bytes_alone(network, x, names, outputs, memory) if x.is_cuda else room
     size, start, before = batch_size(room // alone, most, len(candidates), x.is_cuda), 0, None
     while start < len(candidates):

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mamltheory.accelerator import uploaded
 from mamltheory.errors import ShapeError, SingularKernelError, UnsupportedModelError
 from mamltheory.kernels.empirical import Outputs
 from mamltheory.kernels.layers.layerwise import layerwise_kernels
@@ -119,7 +120,7 @@ def _images(network: Network, tasks: Sequence[Task]) -> Tensor:
 def _placed(network: Network, images: Tensor) -> Tensor:
     """The images where the network is, and in its dtype."""
     like = network.classifier.weight
-    return images.to(device=like.device, dtype=like.dtype)
+    return uploaded(images.to(like.dtype), like.device)
 
 
 def scored_kernel(

@@ -86,7 +86,7 @@ def operator_gradients(
     if chunk is not None and chunk < 1:
         raise ConfigurationError(f"chunk is {chunk}: expected at least 1 sample")
     like, tasks = network.classifier.weight, check_tasks(tasks)
-    x = joint_inputs(tasks).to(device=like.device, dtype=like.dtype)
+    x = uploaded(joint_inputs(tasks).to(like.dtype), like.device)
     selections = scored_parameters(network, settings.weights)
     operators = candidates.operators()
     shares = [1 / len(candidates.on(o.cell, o.edge)) for o in operators]
