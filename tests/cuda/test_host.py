@@ -162,7 +162,8 @@ def test_a_step_of_a_meta_training_waits_only_to_measure(fake, algorithm):
     assert fake.waits.total() == 1, fake.waits
 
 
-def test_unmeasured_steps_are_the_same_steps(fake):
+@pytest.mark.usefixtures("fake")
+def test_unmeasured_steps_are_the_same_steps():
     config = MetaTrainConfig("maml", 2, 1, 1, tasks=1, learning_rate=0.01)
     data = noise_data(16, classes=3, per_class=4)
 
