@@ -23,9 +23,9 @@ class BatchIndices:
         counts: for each image how many operations it averages on an edge, by that of each candidate.
     """
 
-    places: Mapping[Group, Int[Tensor, " g"]]
-    rows: Mapping[Group, Int[Tensor, " m"]]
-    counts: Mapping[tuple[int, ...], Float[Tensor, "m 1 1 1"]]
+    places: Mapping[Group, Int[Tensor, " _"]]
+    rows: Mapping[Group, Int[Tensor, " _"]]
+    counts: Mapping[tuple[int, ...], Float[Tensor, "_ 1 1 1"]]
 
 
 def batch_indices(edges: Iterable[Sequence[tuple[str, ...]]], images: int, like: Tensor) -> BatchIndices:
