@@ -75,8 +75,8 @@ def reads(rows):
     rows.sum().item()
 
 
-def uploads(_):
-    torch.tensor([0, 1]).to("cuda")
+def uploads(rows):
+    torch.tensor([0, 1]).to(rows.device)
 
 
 @pytest.mark.parametrize("planted", [reads, uploads])
