@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from mamltheory.fewshot import augment, meta_train, resnet
+from mamltheory.fewshot import augment, meta_train, resnet, training
 from mamltheory.fewshot.augment import Augmentation, draw_augmentation
 from mamltheory.fewshot.conv4 import conv4
 from mamltheory.fewshot.meta_train import MetaTrainConfig, start_meta_training
@@ -71,7 +71,7 @@ PLANTED = {
         CardError,
     ),
     "a wait in every step": (
-        train,
+        training,
         "_train_step",
         (
             "loss.detach().double() * len(rows)",
