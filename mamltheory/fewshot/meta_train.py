@@ -161,7 +161,8 @@ def _checked_model(state: MetaTrainState, tasks: Sequence[Task]) -> Model:
     """The model, checked on the tasks unless it was checked before."""
     if state.checked:
         return state.model
-    return ready_for_tasks(state.model, state.values, tasks, state.config.algorithm)[0]
+    with plain_numerics():
+        return ready_for_tasks(state.model, state.values, tasks, state.config.algorithm)[0]
 
 
 def _metrics(state: MetaTrainState, outputs: Tensor, truth: Tensor) -> StepMetrics:
