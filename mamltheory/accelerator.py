@@ -1,4 +1,4 @@
-"""What accelerators do differently: products in TF32, and memory that runs out in several ways.
+"""What accelerators do differently: products in TF32, memory of their own, which runs out in several ways, and uploads.
 
 torch has two interfaces for the precision of float32 products. The older one is ``allow_tf32`` with
 ``set_float32_matmul_precision``; the newer one is ``fp32_precision`` per backend and operation. A read of the older one
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 OPERATIONS = [(backend, name) for backend in ("cuda", "mkldnn") for name in ("matmul", "conv", "rnn", "all")]
 OPERATIONS.append(("generic", "all"))
@@ -38,6 +39,38 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def free_share(device: torch.device | str) -> int:
+    """Half of the bytes that are free on a CUDA device; those that torch holds and does not use count as free."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (torch.cuda.mem_get_info(device)[0] + unused) // 2
+
+
+def memory_budget(device: torch.device | str, on_cpu: int, processes: int = 1) -> int:
+    """Bytes that a computation may hold on a device.
+
+    Sizes of batches follow from it, and the last bits of results from these. It is therefore a power of two, so that
+    a little more or less of free memory changes nothing.
+
+    Args:
+        device: where to compute.
+        on_cpu: the budget on a CPU, whose caches are small and whose memory others need.
+        processes: processes that share the device.
+
+    Returns:
+        ``on_cpu``, or on CUDA the power of two below each process's part of half of the free bytes.
+    """
+    if torch.device(device).type != "cuda":
+        return on_cpu
+    return 1 << max((free_share(device) // processes).bit_length() - 1, 0)
+
+
+def uploaded(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; the host does not wait for the copy from the CPU to a CUDA device."""
+    if device.type != "cuda" or values.is_cuda:
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 class _Precision(NamedTuple):

@@ -89,6 +89,14 @@ def shape_of(samples: Tensor) -> str:
     return "×".join(map(str, samples.shape[1:]))
 
 
+def trusted_task(query_x: Tensor, query_y: Tensor, support_x: Tensor, support_y: Tensor) -> Task:
+    """The task of parts that are known to fit and to be finite; without a check, for which the host would wait."""
+    task = object.__new__(Task)
+    for name, part in zip(PARTS, (query_x, query_y, support_x, support_y), strict=True):
+        object.__setattr__(task, name, part)
+    return task
+
+
 def _moved(part: Tensor, args: tuple, kwargs: dict) -> Tensor:
     moved = part.to(*args, **kwargs)
     return moved if part.is_floating_point() else part.to(moved.device)

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
+from mamltheory.accelerator import memory_budget
 from mamltheory.errors import CheckpointError
 from mamltheory.linalg import Converged, Dynamics, GradientFlow
 from mamltheory.nas import searches
@@ -102,6 +103,7 @@ class SearchContent(TypedDict):
 
     search: dict[str, object]
     cpu_seconds: NotRequired[float]
+    memory: NotRequired[Annotated[int, 1]]
 
 
 @dataclass(frozen=True)
@@ -112,19 +114,24 @@ class SavedSearch:
         state: The state of Algorithm 1.
         cpu_seconds: CPU seconds of the scores so far.
         halvings: How often a batch of candidates did not fit the memory in this process; it is not saved.
+        memory: Bytes that a batch may hold on a GPU, from the free memory at the first start there; None on a CPU.
     """
 
     state: SearchState
     cpu_seconds: float = 0.0
     halvings: int = 0
+    memory: int | None = None
 
     def with_scores(self, found: Mapping[Job, Score], seconds: float) -> "SavedSearch":
         """The search with the scores of a chunk; prints a line when a batch first does not fit the memory."""
         halved = halvings(found.values())
         if halved and not self.halvings:
             print("a batch did not fit the memory: continuing with half of the batch size")
-        return SavedSearch(
-            record_scores(self.state, found), self.cpu_seconds + seconds, self.halvings + halved
+        return replace(
+            self,
+            state=record_scores(self.state, found),
+            cpu_seconds=self.cpu_seconds + seconds,
+            halvings=self.halvings + halved,
         )
 
 
@@ -143,10 +150,11 @@ def search_cells(settings: Search) -> Genotype:
         cells = sampled_cells(settings)
         with deterministic(device.device), opened_search(settings, device.device) as log:
             say_if_finished(log, "searched")
+            saved, scorer = with_budget(SavedSearch(SearchState()), scorer, settings)
             genotype, record, seconds = best_of_sampled(settings, cells, scorer)
-            return write_found(genotype, record, settings, log, seconds)
+            return write_found(genotype, record | memory_record(saved), settings, log, seconds)
     with deterministic(device.device), opened_search(settings, device.device) as log:
-        saved = saved_search(settings)
+        saved, scorer = with_budget(saved_search(settings), scorer, settings)
         say_if_finished(log, "searched")
         if not Round.of(saved.state, rules).is_finished:
             print(LEGEND)
@@ -155,6 +163,19 @@ def search_cells(settings: Search) -> Genotype:
                 before, saved = saved.state, finish_round(saved, rules, scorer, settings, spread, log)
                 print("\n".join(round_lines(before, saved.state)), flush=True)
         return write_results(saved, settings, log)
+
+
+def with_budget(saved: SavedSearch, scorer: CellScorer, settings: Search) -> tuple[SavedSearch, CellScorer]:
+    """The search and its scorer with one budget for all batches on a GPU, on which the last bits of scores depend."""
+    if torch.device(scorer.device).type != "cuda":
+        return saved, scorer
+    memory = saved.memory or memory_budget(scorer.device, 0, settings.jobs)
+    return replace(saved, memory=memory), replace(scorer, memory=memory)
+
+
+def memory_record(saved: SavedSearch) -> dict[str, int]:
+    """The budget under its name in records; nothing for a CPU."""
+    return {} if saved.memory is None else {"memory": saved.memory}
 
 
 def search_by_halving(settings: Search, device: torch.device) -> Genotype:
@@ -194,7 +215,7 @@ def write_results(saved: SavedSearch, settings: Search, log: RunLog) -> Genotype
     replace_file(settings.out / "search.json", to_json(result).encode())
     print("\n".join(closing_lines(saved.state)))
     kept = {name: result[name] for name in ("genotype", "undecided", "failures", "rounds")}
-    log.close(cpu_seconds=saved.cpu_seconds, **kept)
+    log.close(cpu_seconds=saved.cpu_seconds, **kept, **memory_record(saved))
     return genotype
 
 
@@ -266,7 +287,7 @@ def score_chunk(
 def write_state(settings: Search, saved: SavedSearch) -> None:
     """Save the state in the run folder, where :func:`saved_search` finds it."""
     content = {"search": state_to_json(saved.state), "cpu_seconds": saved.cpu_seconds}
-    numbers: Any = plain(content)
+    numbers: Any = plain(content | memory_record(saved))
     save_state(settings.out / "state", {}, numbers)
 
 
@@ -281,7 +302,7 @@ def saved_search(settings: Search) -> SavedSearch:
         state = state_from_json(content["search"])
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from None
-    return SavedSearch(state, float(content.get("cpu_seconds", 0.0)))
+    return SavedSearch(state, float(content.get("cpu_seconds", 0.0)), memory=content.get("memory"))
 
 
 def rules_of(settings: Search) -> SearchSettings:

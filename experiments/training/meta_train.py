@@ -89,10 +89,11 @@ def remaining_steps(state: MetaTrainState, settings: MetaTrain, log: RunLog) -> 
         images = settings.tasks * settings.ways * (settings.shots + settings.queries)
         pauses = CheckpointTimer(settings.save_minutes, bool, advance, images)
         while state.step < settings.steps:
-            state, metrics = meta_train_step(state)
-            pauses.note = f"loss {metrics.loss:.3f}"
-            due = is_due(state.step, settings)
-            if due:
+            due = is_due(state.step + 1, settings)
+            state, metrics = meta_train_step(state, measured=due or state.device.type == "cpu")
+            if metrics is not None:
+                pauses.note = f"loss {metrics.loss:.3f}"
+            if due and metrics is not None:
                 mean, half_width = _accuracy(state, state.data.val, settings.validation_tasks, settings.seed)
                 log.log(**dataclasses.asdict(metrics), val_accuracy=mean, val_half_width=half_width)
             if pauses() or due:

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mamltheory.accelerator import memory_budget
 from mamltheory.errors import ConfigurationError, ValueRangeError
 from mamltheory.factored.fast_weights import TaskStack, stack_tasks
 from mamltheory.factored.meta_jacobian import factored_gram, meta_rows, term_counts
@@ -28,7 +29,7 @@ from mamltheory.networks import FullyConnected
 from mamltheory.tasks import Parameters, Task
 
 MEMORY = 2 * 2**30
-"""Bytes of temporary tensors unless the caller says otherwise."""
+"""Bytes of temporary tensors on a CPU unless the caller says otherwise."""
 
 
 @torch.no_grad()
@@ -52,8 +53,9 @@ def factored_meta_ntk(
         inner: the inner loop.
         other: the tasks of the columns; None for the symmetric kernel of ``tasks``.
         origin: θ_0 when the network is f_θ − f_{θ0}, which shifts the support labels and nothing else.
-        memory: bytes of temporary tensors (2 GiB), by the formula at the head of this module; a ConfigurationError
-            when one task needs more. Tiles change the result by no more than rounding.
+        memory: bytes of temporary tensors (2 GiB on a CPU, on CUDA by the free memory), by the formula at the head
+            of this module; a ConfigurationError when one task needs more. Tiles change the result by no more than
+            rounding.
         dtype: the dtype of the kernel and of its accumulation.
 
     Returns:
@@ -63,7 +65,7 @@ def factored_meta_ntk(
         ValueRangeError: ``memory`` is less than 1.
     """
     keep_freed_memory()
-    memory = MEMORY if memory is None else memory
+    memory = memory_budget(tasks[0].query_x.device, MEMORY) if memory is None else memory
     if memory < 1:
         raise ValueRangeError(f"memory is {memory}: expected a number of bytes of at least 1")
     tiles = _tiles(net, tasks, inner, memory, several=other is not None)

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mamltheory.accelerator import uploaded
 from mamltheory.errors import ConfigurationError, DataError, ShapeError
 from mamltheory.fewshot.images import ImageSplit, normalise, take
 from mamltheory.rng import numpy_generator
-from mamltheory.tasks import Task
+from mamltheory.tasks import Task, trusted_task
 
 ClassIndex = Sequence[np.ndarray]
 """The image indices of every class, as :attr:`ImageSplit.members`."""
@@ -186,12 +187,43 @@ def episode_tasks(
         dtype: dtype of the tasks.
         device: device of the tasks.
     """
-
-    def inputs(indices: np.ndarray) -> Tensor:
-        return normalise(take(split.images, indices.ravel(), device), mean, std)
-
     episodes = sample_episodes(split, count, ways, shots, queries, seed, index)
-    return tuple(episode_task(e, inputs(e.query), inputs(e.support), centred, dtype) for e in episodes)
+    return tasks_of_episodes(split, episodes, mean=mean, std=std, centred=centred, dtype=dtype, device=device)
+
+
+def tasks_of_episodes(
+    split: ImageSplit,
+    episodes: Sequence[Episode],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    centred: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> tuple[Task, ...]:
+    """Return the tasks of episodes of equal sizes, for which the host waits for no device.
+
+    Args:
+        split: the images.
+        episodes: the episodes; at least one.
+        mean: as for :func:`episode_tasks`.
+        std: likewise.
+        centred: likewise.
+        dtype: likewise.
+        device: likewise.
+    """
+    first = episodes[0]
+    rows = [each.ravel() for episode in episodes for each in (episode.query, episode.support)]
+    images = normalise(take(split.images, np.concatenate(rows), device), mean, std).to(dtype)
+    # Each part has its own memory: on CPUs the last bits of products may depend on where a tensor begins.
+    parts = [part.clone() for part in images.split([len(each) for each in rows])]
+    numbers = np.concatenate([first.query_labels, first.support_labels])
+    labels = uploaded(one_hot(numbers, len(first.classes), centred).to(dtype), images.device)
+    query_y, support_y = labels.split([first.query.size, first.support.size])
+    return tuple(
+        trusted_task(query_x, query_y, support_x, support_y)
+        for query_x, support_x in zip(parts[::2], parts[1::2], strict=True)
+    )
 
 
 def _members(split: ImageSplit | ClassIndex) -> ClassIndex:

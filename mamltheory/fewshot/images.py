@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from mamltheory.accelerator import free_share, uploaded
 from mamltheory.errors import DataError, ValueRangeError
 
 PIECE = 4096  # images in one copy to a device
@@ -133,7 +134,7 @@ def fingerprint(split: ImageSplit) -> str:
 
 
 def take(images: np.ndarray | Tensor, indices: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """Return images B×H×W×3 (uint8) on a device.
+    """Return images B×H×W×3 (uint8) on a device, for which the host does not wait.
 
     Args:
         images: an array, a memory map, or a tensor on a device.
@@ -142,7 +143,7 @@ def take(images: np.ndarray | Tensor, indices: np.ndarray, device: torch.device 
     """
     if isinstance(images, Tensor):
         return images[torch.as_tensor(indices, device=images.device)].to(device)
-    return torch.from_numpy(np.ascontiguousarray(images[indices])).to(device)
+    return uploaded(torch.from_numpy(np.ascontiguousarray(images[indices])), torch.device(device))
 
 
 def resident(split: ImageSplit, device: torch.device | str) -> np.ndarray | Tensor:
@@ -152,7 +153,7 @@ def resident(split: ImageSplit, device: torch.device | str) -> np.ndarray | Tens
     a copy of all images in host memory.
     """
     device = torch.device(device)
-    if device.type != "cuda" or split.images.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+    if device.type != "cuda" or split.images.nbytes > free_share(device):
         return split.images
     images = torch.empty(split.images.shape, dtype=torch.uint8, device=device)
     for start in range(0, len(images), PIECE):
@@ -166,7 +167,7 @@ def normalise(
     """(image/255 − mean)/std as float32 B×3×H×W: the test-time transform."""
     check_statistics(mean, std)
     scaled = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
-    shift, scale = (torch.tensor(tuple(v), device=images.device).view(1, 3, 1, 1) for v in (mean, std))
+    shift, scale = (uploaded(torch.tensor(tuple(v)), images.device).view(1, 3, 1, 1) for v in (mean, std))
     return (scaled - shift) / scale
 
 

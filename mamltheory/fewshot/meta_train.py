@@ -1,6 +1,6 @@
 """Meta-training of a real network by the theory's own MAML and ANIL: the baselines of Table 1.
 
-The meta-gradient (3) is :func:`mamltheory.objective.meta_gradient`, second order through all inner steps. As in the
+Its gradient (3) is that of :func:`mamltheory.objective.meta_gradient`, second order through all inner steps. As in the
 theory, the loss is the squared error, here on centred one-hot labels (1 − 1/ways and −1/ways), not the cross-entropy
 of the original experiments. The predicted class is that of the largest output. The outer step is that of Adam, as in
 the original experiments, on a new batch of tasks in every step.
@@ -10,7 +10,7 @@ saved state continues bit for bit.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 
 from mamltheory.errors import CheckpointError, ConfigurationError, ValueRangeError
-from mamltheory.fewshot.episodes import episode_task, episode_tasks, sample_episode
-from mamltheory.fewshot.images import ImageData, ImageSplit, fingerprint, normalise, take
+from mamltheory.fewshot.episodes import episode_tasks, sample_episode, tasks_of_episodes
+from mamltheory.fewshot.images import ImageData, ImageSplit, fingerprint
 from mamltheory.files import shown
-from mamltheory.inner_loop import Algorithm, InnerLoop, meta_output
+from mamltheory.guard import ready_for_tasks
+from mamltheory.inner_loop import Algorithm, InnerLoop, query_output
+from mamltheory.modules import plain_numerics
 from mamltheory.networks import Model, from_module
-from mamltheory.objective import meta_gradient
-from mamltheory.tasks import Parameters
+from mamltheory.objective import MetaObjective
+from mamltheory.tasks import Parameters, Task
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,18 @@ class MetaTrainConfig:
 
 @dataclass(frozen=True, eq=False)
 class MetaTrainState:
-    """A meta-training after ``step`` outer steps; parameters and optimiser are updated in place."""
+    """A meta-training after ``step`` outer steps; parameters and optimiser are updated in place.
+
+    Attributes:
+        model: the network as a function.
+        params: θ.
+        optimizer: Adam.
+        data: the data set.
+        config: the settings.
+        device: where the training runs.
+        step: number of outer steps.
+        checked: whether the model has been checked on samples, and knows the head that ANIL adapts.
+    """
 
     model: Model
     params: dict[str, torch.nn.Parameter]
@@ -78,6 +91,7 @@ class MetaTrainState:
     config: MetaTrainConfig
     device: torch.device
     step: int = 0
+    checked: bool = False
 
     @property
     def values(self) -> Parameters:
@@ -112,27 +126,59 @@ def start_meta_training(
     return MetaTrainState(model, params, optimizer, data, config, device)
 
 
-def meta_train_step(state: MetaTrainState) -> tuple[MetaTrainState, StepMetrics]:
-    """One outer step on the next batch of tasks; raises ValueRangeError when the loss is not finite."""
+def meta_train_step(
+    state: MetaTrainState, measured: bool = True
+) -> tuple[MetaTrainState, StepMetrics | None]:
+    """One outer step on the next batch of tasks.
+
+    The first step of a process checks the network. Later ones wait for a GPU only to measure.
+
+    Args:
+        state: the meta-training.
+        measured: whether the loss is read, and a ValueRangeError raised when it is not finite.
+
+    Returns:
+        The new state, and the means over the step's tasks, if they are measured.
+    """
     config, data = state.config, state.data
     tasks = episode_tasks(
         data.train, config.tasks, config.ways, config.shots, config.queries, config.seed, state.step,
         mean=data.mean, std=data.std, centred=True, device=state.device,
     )  # fmt: skip
-    gradient, outputs = meta_gradient(state.model, state.values, tasks, config.inner())
+    model = _checked_model(state, tasks)
+    objective, outputs = MetaObjective(model, tasks, config.inner(), "auto").gradient(state.values)
+    gradient = objective.dense()
     truth = torch.stack([task.query_y for task in tasks]).flatten(0, 1)
     outputs = outputs.view_as(truth)
-    loss = float((outputs - truth).square().sum() / 2 / len(truth))
-    if not math.isfinite(loss):
-        raise ValueRangeError(
-            f"the meta-loss is {loss} at step {state.step}: lower inner_rate ({config.inner_rate:g}) or "
-            f"learning_rate ({config.learning_rate:g})"
-        )
+    metrics = _metrics(state, outputs, truth) if measured else None
     for name, parameter in state.params.items():
         parameter.grad = gradient[name] / len(truth)
     state.optimizer.step()
-    accuracy = float((outputs.argmax(1) == truth.argmax(1)).double().mean())
-    return replace(state, step=state.step + 1), StepMetrics(state.step + 1, loss, accuracy)
+    return replace(state, model=model, checked=True, step=state.step + 1), metrics
+
+
+def _checked_model(state: MetaTrainState, tasks: Sequence[Task]) -> Model:
+    """The model, checked on the tasks unless it was checked before."""
+    if state.checked:
+        return state.model
+    with plain_numerics():
+        return ready_for_tasks(state.model, state.values, tasks, state.config.algorithm)[0]
+
+
+def _metrics(state: MetaTrainState, outputs: Tensor, truth: Tensor) -> StepMetrics:
+    """Loss and accuracy of a step, in one transfer from the device."""
+    loss = (outputs - truth).square().sum() / 2 / len(truth)
+    right = (outputs.argmax(1) == truth.argmax(1)).double().mean()
+    metrics = StepMetrics(state.step + 1, *torch.stack([loss.double(), right]).tolist())
+    if not math.isfinite(metrics.loss):
+        raise ValueRangeError(
+            f"the meta-loss is {metrics.loss} at step {state.step}: {_advice(state.config)}"
+        )
+    return metrics
+
+
+def _advice(config: MetaTrainConfig) -> str:
+    return f"lower inner_rate ({config.inner_rate:g}) or learning_rate ({config.learning_rate:g})"
 
 
 def adapted_accuracies(
@@ -147,27 +193,38 @@ def adapted_accuracies(
         queries: query images per class.
         seed: seed of the tasks.
     """
-    config, found = state.config, np.empty(tasks)
+    config, data, values, found = state.config, state.data, state.values, []
     for i in range(tasks):
         episode = sample_episode(split, config.ways, config.shots, queries, seed, i)
-        query, support = (
-            normalise(take(split.images, rows.ravel(), state.device), state.data.mean, state.data.std)
-            for rows in (episode.query, episode.support)
+        (task,) = tasks_of_episodes(
+            split, [episode], mean=data.mean, std=data.std, centred=True, device=state.device
         )
-        task = episode_task(episode, query, support, centred=True)
-        with torch.no_grad():
-            outputs = meta_output(state.model, state.values, task, config.inner()).view_as(task.query_y)
-        found[i] = float((outputs.argmax(1) == task.query_y.argmax(1)).double().mean())
-    return found
+        state = replace(state, model=_checked_model(state, [task]), checked=True)
+        with torch.no_grad(), plain_numerics():
+            outputs = query_output(state.model, values, task, config.inner()).view_as(task.query_y)
+        found.append((outputs.argmax(1) == task.query_y.argmax(1)).double().mean())
+    return torch.stack(found).cpu().numpy()
 
 
 def meta_state_tensors(state: MetaTrainState) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """The state to save: named CPU tensors, and numbers and settings as JSON values."""
+    """The state to save: named CPU tensors, and numbers and settings as JSON values.
+
+    Returns:
+        The tensors and the values.
+
+    Raises:
+        ValueRangeError: a parameter is not finite; steps that are not measured do not notice.
+    """
     tensors = {f"params/{name}": value for name, value in state.values.items()}
     for name, parameter in state.params.items():
         moments = state.optimizer.state.get(parameter, {})
         tensors |= {f"{kind}/{name}": moments[kind] for kind in ("exp_avg", "exp_avg_sq") if kind in moments}
     copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    for name, value in copies.items():
+        if not bool(value.isfinite().all()):
+            raise ValueRangeError(
+                f"{name!r} is not finite after step {state.step}, and is not saved: {_advice(state.config)}"
+            )
     return copies, {"step": state.step, "config": asdict(state.config), "data": _data_record(state.data)}
 
 

@@ -152,7 +152,8 @@ def empirical_ntk(
         outputs: "full" for n1·k × n2·k, "sum" for the n1 × n2 kernel of the sum of the outputs.
         select: names of parameters, or a predicate on names; None for all that require a gradient.
         chunk: most samples differentiated together; None for all.
-        memory: bytes of temporary tensors (2 GiB for None); as few samples are differentiated together as that needs.
+        memory: bytes of temporary tensors (None: 2 GiB on a CPU, on CUDA by the free memory); as few samples are
+            differentiated together as that needs.
             "generic" holds D numbers for each row of a tile.
         method: "auto" takes "layerwise", and "generic" for the parameters which that does not cover.
         dtype: of the kernel and of its accumulation, float64 for None. torch.float32 is faster and leaves an error

@@ -132,7 +132,7 @@ def empirical_meta_ntk(
         other: the tasks of the columns; None for the symmetric kernel.
         params: values of the parameters; None for a module's own.
         chunk: most rows that "generic" differentiates together; it holds Nnk · D numbers of the network's dtype.
-        memory: bytes of temporary tensors of "factored" (2 GiB for None).
+        memory: bytes of temporary tensors of "factored" (None: 2 GiB on a CPU, on CUDA by the free memory).
         method: "auto" takes "factored" for ``FullyConnected(...).model`` and its centred form, else "generic".
         dtype: of the kernel and of its accumulation, float64 for None.
 

@@ -185,7 +185,7 @@ def meta_ntk(
         outputs: "full" for Nnk rows, "sum" for the kernel of the summed outputs.
         select: names of parameters, or a predicate on names; None for all that require a gradient.
         chunk: most samples differentiated together; None for all.
-        memory: bytes of temporary tensors; None for 2 GiB.
+        memory: bytes of temporary tensors; None for 2 GiB on a CPU, and on CUDA for what is free.
         method: how the NTK is computed.
         dtype: of the NTK and of the result, float64 for None. The steps in between are float64, and take the NTK at
             its own dtype's rounding.

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from mamltheory.accelerator import memory_budget
 from mamltheory.arguments import (
     check_choice,
     check_function,
@@ -205,6 +206,7 @@ def _pruned(
         patches=partial(draw_patches, data) if "regions" in chosen else None,
         settings=kernel,
         device=device,
+        memory=memory_budget(device, 0) or None,  # one for all batches, on whose sizes the last bits depend
     )
     state = SearchState()
     while not Round.of(state, rules).is_finished:

@@ -5,8 +5,10 @@ import inspect
 import pytest
 import torch
 
-from mamltheory.fewshot import augment, resnet
+from mamltheory.fewshot import augment, meta_train, resnet, training
 from mamltheory.fewshot.augment import Augmentation, draw_augmentation
+from mamltheory.fewshot.conv4 import conv4
+from mamltheory.fewshot.meta_train import MetaTrainConfig, start_meta_training
 from mamltheory.fewshot.training import TrainConfig, start_training, train_epoch
 from mamltheory.nas.scoring import linear_regions
 from mamltheory.rng import generator
@@ -14,16 +16,27 @@ from tests.fake_cuda import CardError, fake_cuda
 from tests.fewshot.small import SmallNet, noise_data
 
 DATA = noise_data(12, classes=3, per_class=8)
+IMAGES = noise_data(16, classes=2, per_class=2)
 
 
 def trained_without_waits(card, precision="fp32", allowed=0):
     """Places where the host waits in every step of an epoch."""
     config = TrainConfig(batch_size=8, epochs=1, milestones=(), precision=precision)
     state = start_training(SmallNet(3, 4), DATA, config, "cuda")
-    card.waits.clear()
+    card.clear()
     train_epoch(state)
     assert state.steps == 3
+    assert max(card.blocking.values()) < state.steps, card.blocking
     assert sum(count >= state.steps for count in card.waits.values()) == allowed, card.waits
+
+
+def meta_trained_without_waits(card):
+    config = MetaTrainConfig("anil", 2, 1, 1, tasks=1, learning_rate=0.01)
+    state = start_meta_training(conv4(2, 16, 0, channels=2), IMAGES, config, "cuda")
+    state, _ = meta_train.meta_train_step(state)
+    card.clear()
+    meta_train.meta_train_step(state, measured=False)
+    assert not card.waits + card.blocking, card.waits
 
 
 def augmented(_card):
@@ -58,13 +71,20 @@ PLANTED = {
         CardError,
     ),
     "a wait in every step": (
-        train,
+        training,
         "_train_step",
         (
             "loss.detach().double() * len(rows)",
             "torch.tensor(loss.item(), device=y.device).double() * len(rows)",
         ),
         trained_without_waits,
+        AssertionError,
+    ),
+    "a wait in a step of a meta-training": (
+        meta_train,
+        "meta_train_step",
+        ("gradient[name] / len(truth)", "gradient[name] / len(truth) if gradient[name].any() else None"),
+        meta_trained_without_waits,
         AssertionError,
     ),
 }

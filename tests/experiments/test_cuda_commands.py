@@ -50,6 +50,22 @@ def test_a_search_finds_the_cell_of_the_cpu(tmp_path):
     assert there[1] == "finished"
 
 
+@pytest.mark.usefixtures("card", "few_images")
+def test_a_search_keeps_the_budget_of_its_first_start(tmp_path, monkeypatch):
+    """On a GPU the last bits of scores depend on the sizes of batches, and these on the budget."""
+    settings, given, scores = begun(tmp_path, device="cuda"), [], search.CellScorer.scores
+
+    def noting(scorer, *arguments):
+        given.append(scorer.memory)
+        return scores(scorer, *arguments)
+
+    monkeypatch.setattr(search.CellScorer, "scores", noting)
+    search.write_state(settings, dataclasses.replace(search.saved_search(settings), memory=1 << 28))
+    search.search_cells(settings)
+    assert set(given) == {1 << 28}
+    assert read_run(settings.out)["results"]["memory"] == 1 << 28 == search.saved_search(settings).memory
+
+
 @pytest.mark.usefixtures("card", "enough_images")
 def test_a_search_by_halving_finds_a_cell(tmp_path):
     others = {

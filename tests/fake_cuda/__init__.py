@@ -4,7 +4,8 @@ Within ``fake_cuda()`` tensors may be put on "cuda". They say that they are on `
 have the CPU's values. What CUDA refuses is refused: operands on two devices (indices and 0-dimensional tensors of the
 CPU excepted, as on CUDA), ``numpy()``, generators of the other device, and, under torch's deterministic algorithms,
 operations that have no deterministic form. Every launch, every wait of the host (``item()``, ``cpu()``, ``bool()``,
-``nonzero``, ...) and every upload is counted, waits and uploads with the line of the package that caused them:
+``nonzero``, ...) and every upload is counted, waits and uploads with the line of the package that caused them, and
+uploads that the host waits for once more as ``blocking``:
 
 >>> import torch
 >>> from tests.fake_cuda import fake_cuda

@@ -1,5 +1,6 @@
 """The block in which there is a device: names, generators and autocast, as a program in Python sees them."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from unittest import mock
@@ -148,6 +149,13 @@ class _Names(TorchFunctionMode):
         return result
 
 
+def _forget_kept_networks() -> None:
+    """Drops the networks that the package keeps for the device: a real one may have the same name."""
+    scorers = sys.modules.get("mamltheory.nas.scoring.scorers")
+    if scorers is not None:
+        scorers._whole_supernet.cache_clear()
+
+
 @contextmanager
 def fake_cuda(free: int = 8 << 30, tf32: bool = False) -> Iterator[Card]:
     """Within the block there is one CUDA device, "cuda:0"; see the package.
@@ -181,6 +189,7 @@ def fake_cuda(free: int = 8 << 30, tf32: bool = False) -> Iterator[Card]:
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.callback(torch.__future__.set_swap_module_params_on_conversion, kept[0])
         stack.callback(torch._C._set_only_lift_cpu_tensors, kept[1])
+        stack.callback(_forget_kept_networks)
         torch.__future__.set_swap_module_params_on_conversion(
             True
         )  # parameters stay the objects that they are

@@ -108,12 +108,18 @@ class Card(TorchDispatchMode):
         launches: how often each operation ran on the device, by its name; views and allocations are not counted.
         waits: how often the host waited for the device, by (operation, place); see ``place``.
         uploads: how often data came from the CPU, by (operation, place).
+        blocking: the uploads among them for which the host waits, without ``non_blocking``.
     """
 
     def __init__(self, tf32: bool) -> None:
         super().__init__()
         self.tf32 = tf32
-        self.launches, self.waits, self.uploads = Counter(), Counter(), Counter()
+        self.launches, self.waits, self.uploads, self.blocking = (Counter() for _ in range(4))
+
+    def clear(self) -> None:
+        """Counts from 0 again."""
+        for counts in (self.launches, self.waits, self.uploads, self.blocking):
+            counts.clear()
 
     @classmethod
     def _should_skip_dynamo(cls):
@@ -129,7 +135,7 @@ class Card(TorchDispatchMode):
             return function(*args, **kwargs)
         traits = rules.traits(function)
         self._check(function, traits, args, tensors, ours)
-        self._note(traits, args, wanted, made_here)
+        self._note(traits, args, kwargs, made_here)
         tf32 = self.tf32 and self._in_tf32(traits.name)
         inner_args = [_held(each, tf32) for each in args]
         inner_kwargs = {name: _held(each, tf32) for name, each in kwargs.items()}
@@ -160,15 +166,15 @@ class Card(TorchDispatchMode):
         ):
             raise CardError(f"{function} does not have a deterministic implementation on CUDA, at {place()}")
 
-    def _note(self, traits, args, wanted, made_here) -> None:
-        name = traits.name
+    def _note(self, traits, args, kwargs, made_here) -> None:
+        name, wanted = traits.name, kwargs.get("device")
         if traits.reads:
             self.waits[name, place()] += 1
         elif traits.indexed:
             filled = name != "index" and len(args) > 2 and args[2].numel() == 1  # masked_fill needs no count
             for each in _tensors(args[1]):
                 if not isinstance(each, CardTensor):
-                    self.uploads[name, place()] += 1
+                    self._note_upload(name, False)
                 elif each.dtype in (torch.bool, torch.uint8) and not filled:
                     self.waits[name, place()] += 1
         elif name in rules.COPIES:
@@ -181,9 +187,15 @@ class Card(TorchDispatchMode):
             if source and not goal:
                 self.waits[name, place()] += 1
             elif goal and not source:
-                self.uploads[name, place()] += 1
+                self._note_upload(name, kwargs.get("non_blocking", len(args) > 2 and args[2]))
         if traits.launches:
             self.launches[name] += 1
+
+    def _note_upload(self, name: str, in_background: bool) -> None:
+        where = name, place()
+        self.uploads[where] += 1
+        if not in_background:
+            self.blocking[where] += 1
 
     def _in_tf32(self, name: str) -> bool:
         return (name in rules.CONVOLUTIONS and torch.backends.cudnn.allow_tf32) or (

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 COLUMNS = 1 << 12
-"""Columns of rows that are converted to another dtype together: few enough that they stay in the cache."""
+"""Columns of rows that a CPU converts to another dtype together: few enough that they stay in the cache."""
 BLOCK = 1 << 22
 """Products of positions that are held together, in numbers of the kernel's dtype."""
 STRIP = 64
@@ -135,9 +135,10 @@ def _columns(left: Tensor, right: Tensor, dtype: torch.dtype) -> Iterator[tuple[
     if left.dtype == right.dtype == dtype:
         yield left, right
         return
-    for start in range(0, left.shape[1], COLUMNS):
-        part = left[:, start : start + COLUMNS].to(dtype)
-        yield part, part if right is left else right[:, start : start + COLUMNS].to(dtype)
+    width = max(COLUMNS, BLOCK // len(left)) if left.is_cuda else COLUMNS
+    for start in range(0, left.shape[1], width):
+        part = left[:, start : start + width].to(dtype)
+        yield part, part if right is left else right[:, start : start + width].to(dtype)
 
 
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
@@ -196,7 +197,12 @@ def _blocks(n: int, m: int, size: int) -> Iterator[tuple[slice, slice]]:
             yield slice(start, start + rows), slice(first, first + columns)
 
 
-def add_grams(totals: Float[Tensor, "c p p"], rows: Float[Tensor, "m d"], groups: Sequence[int]) -> None:
+def add_grams(
+    totals: Float[Tensor, "c p p"],
+    rows: Float[Tensor, "m d"],
+    groups: Sequence[int],
+    places: Int[Tensor, " g"] | None = None,
+) -> None:
     """Adds R_c R_cᵀ to the totals of these groups of samples in place.
 
     Products of at most LONG columns are taken in the dtype of the rows, and their sums in that of the totals.
@@ -205,10 +211,13 @@ def add_grams(totals: Float[Tensor, "c p p"], rows: Float[Tensor, "m d"], groups
         totals: one Gram matrix for each group of samples.
         rows: gradients; the rows of the first of the groups come first, and all have as many.
         groups: places in the totals.
+        places: the same on the device of the totals, which a caller may have there for many layers.
     """
     rows = rows.view(len(groups), -1, rows.shape[1])
-    everyone = list(groups) == list(range(len(totals)))
-    places = None if everyone else torch.tensor(groups, device=totals.device)
+    if list(groups) == list(range(len(totals))):
+        places = None
+    elif places is None:
+        places = torch.tensor(groups, device=totals.device)
     for part in rows.split(LONG, 2):
         product = _symmetric_product(part)
         if places is None:

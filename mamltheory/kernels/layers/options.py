@@ -16,7 +16,7 @@ Select = Collection[str] | Callable[[str], bool] | None
 """Names of parameters, or a predicate on names; None for all that require a gradient."""
 
 MEMORY = 2 << 30
-"""Default budget of a kernel's temporary tensors, in bytes."""
+"""Default budget of a kernel's temporary tensors on a CPU, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class KernelOptions:
         outputs: "full" for a row for every output of every sample, "sum" for the kernel of the summed outputs.
         select: which parameters the gradients are taken by.
         chunk: most samples in a tile; None for all.
-        memory: most bytes of temporary tensors; None for MEMORY.
+        memory: most bytes of temporary tensors; None for MEMORY on a CPU, and on CUDA for
+            what is free (:func:`mamltheory.accelerator.memory_budget`).
         method: "auto" takes "layerwise", and "generic" for the parameters which that does not cover.
         dtype: of the kernel and of its accumulation; None for float64.
     """

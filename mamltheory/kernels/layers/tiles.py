@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mamltheory.accelerator import memory_budget
 from mamltheory.errors import ConfigurationError
 from mamltheory.kernels.layers.allocator import keep_freed_memory
 from mamltheory.kernels.layers.gram import Gradients, LayerFactors, add_contraction, settled
@@ -97,7 +98,7 @@ def tiled_kernels(
         ConfigurationError: a single sample does not fit the budget; the message names what asked for too much.
     """
     keep_freed_memory()
-    memory = MEMORY if options.memory is None else options.memory
+    memory = memory_budget(x1.device, MEMORY) if options.memory is None else options.memory
     size = max(len(x1), 0 if x2 is None else len(x2))
     size = size if options.chunk is None else min(size, options.chunk)
     while True:

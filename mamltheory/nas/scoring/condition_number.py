@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mamltheory.accelerator import uploaded
 from mamltheory.errors import ShapeError, SingularKernelError, UnsupportedModelError
 from mamltheory.kernels.empirical import Outputs
 from mamltheory.kernels.layers.layerwise import layerwise_kernels
@@ -19,7 +20,7 @@ from mamltheory.kernels.meta import Sizes, joint_inputs, joint_sizes, meta_ntk_f
 from mamltheory.linalg import conditioning
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import Network
-from mamltheory.nas.scoring.candidate_batch import candidate_kernels
+from mamltheory.nas.scoring.candidate_batch import candidate_kernels, on_cpu
 from mamltheory.nas.scoring.score import Failure, ScoreSettings, Weights
 from mamltheory.tasks import Task, check_tasks
 
@@ -70,11 +71,13 @@ def score_kernel(network: Network, tasks: Sequence[Task], settings: ScoreSetting
         settings: which kernel is scored.
 
     Returns:
-        The kernel in float64. ShapeError is raised where the network's head does not fit the tasks, and
+        The kernel in float64 on the CPU. ShapeError is raised where the network's head does not fit the tasks, and
         UnsupportedModelError for BatchNorm.
     """
     tasks = _checked(network, tasks)
-    theta, head = network_kernels(network, _images(network, tasks), settings.outputs, settings.weights)
+    theta, head = on_cpu(
+        *network_kernels(network, _images(network, tasks), settings.outputs, settings.weights)
+    )
     return scored_kernel(theta, head, joint_sizes(theta, tasks), settings)
 
 
@@ -111,8 +114,13 @@ def _checked(network: Network, tasks: Sequence[Task]) -> tuple[Task, ...]:
 
 
 def _images(network: Network, tasks: Sequence[Task]) -> Tensor:
+    return _placed(network, joint_inputs(tasks))
+
+
+def _placed(network: Network, images: Tensor) -> Tensor:
+    """The images where the network is, and in its dtype."""
     like = network.classifier.weight
-    return joint_inputs(tasks).to(device=like.device, dtype=like.dtype)
+    return uploaded(images.to(like.dtype), like.device)
 
 
 def scored_kernel(
@@ -149,7 +157,7 @@ def candidate_conditions(
         candidates: the networks that are scored.
         tasks: as for :func:`score_kernel`.
         settings: which kernel is scored, and how.
-        memory: bytes that a batch of candidates may hold; None for the default of
+        memory: bytes that a batch of candidates may hold; None as for
             :func:`mamltheory.nas.scoring.candidate_batch.candidate_kernels`.
         halved: called whenever a batch does not fit and half as many candidates are taken.
 
@@ -166,9 +174,8 @@ def candidate_conditions(
         memory,
         halved,
     )
-    return [
-        _measured(theta, head, tasks, settings, network.classifier.weight.dtype) for theta, head in kernels
-    ]
+    dtype = network.classifier.weight.dtype
+    return [_measured(*pair, tasks, settings, dtype) for pair in kernels]
 
 
 def own_conditions(
@@ -193,7 +200,7 @@ def own_conditions(
         ShapeError: the numbers or sizes of images differ.
     """
     checked = [_checked(network, each) for each in tasks]
-    images = [_images(network, each) for each in checked]
+    images = [joint_inputs(each) for each in checked]
     if len(shapes := {tuple(each.shape): None for each in images}) > 1:
         raise ShapeError(
             f"the candidates' images have shapes {', '.join(map(str, shapes))}: expected as many of one size for "
@@ -202,7 +209,7 @@ def own_conditions(
     kernels = candidate_kernels(
         network,
         candidates,
-        torch.stack(images),
+        _placed(network, torch.stack(images)),
         settings.outputs,
         settings.weights,
         memory,
@@ -236,4 +243,4 @@ def condition_score(network: Network, tasks: Sequence[Task], settings: ScoreSett
     """C_N, Eq. (14), of a network on a batch of tasks; +inf for a network that cannot be scored, never NaN."""
     tasks = _checked(network, tasks)
     kernels = network_kernels(network, _images(network, tasks), settings.outputs, settings.weights)
-    return _measured(*kernels, tasks, settings, network.classifier.weight.dtype)[0]
+    return _measured(*on_cpu(*kernels), tasks, settings, network.classifier.weight.dtype)[0]

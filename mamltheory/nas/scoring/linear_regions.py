@@ -38,8 +38,17 @@ def region_count(candidates: Candidates, patches: Float[Tensor, "n 1 h w"], seed
 def region_counts(
     candidates: Sequence[Candidates], patches: Float[Tensor, "n 1 h w"], seed: int
 ) -> list[int]:
-    """R_N of many supernets on the same patches and weights, as :func:`region_count` one after the other."""
-    counter = PatternCounter(_thin().drawn(seed, patches.device), patches)
+    """R_N of many supernets on the same patches and weights, as :func:`region_count` one after the other.
+
+    Args:
+        candidates: the supernets.
+        patches: the inputs, on any device. They are counted on the CPU: from a GPU each value would be a transfer.
+        seed: seed of the weights.
+
+    Returns:
+        One number for each supernet.
+    """
+    counter = PatternCounter(_thin().drawn(seed), patches.cpu())
     return [counter.count(each) for each in candidates]
 
 
@@ -133,20 +142,15 @@ class _Thin:
         layers: its convolutions and head, by the names that they had before.
         matrices: the modules in their place.
         seed: seed of its weights; None while they are being drawn.
-        device: device of its weights.
     """
 
     network: Network
     layers: list[tuple[str, nn.Conv2d | nn.Linear]]
     matrices: "list[_Dense]"
     seed: int | None = 0
-    device: torch.device | None = None
 
-    def drawn(self, seed: int, device: torch.device) -> Network:
+    def drawn(self, seed: int) -> Network:
         """The network with the weights of ``thin_network`` for this seed."""
-        if self.device != device:
-            self.network.to(device)
-            self.device = device
         if self.seed != seed:
             self.seed = None  # what is drawn in part, because of an interruption, is drawn again
             for name, layer in self.layers:

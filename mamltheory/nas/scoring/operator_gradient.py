@@ -24,12 +24,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mamltheory.accelerator import float32_products, out_of_memory
+from mamltheory.accelerator import float32_products, memory_budget, out_of_memory, uploaded
 from mamltheory.errors import ConfigurationError, SingularKernelError, ValueRangeError
 from mamltheory.kernels.meta import Sizes, joint_inputs, joint_sizes
 from mamltheory.linalg import conditioning
 from mamltheory.nas.genotype import Candidates, Operator
 from mamltheory.nas.network import Network, supernet
+from mamltheory.nas.scoring.candidate_batch import on_cpu
 from mamltheory.nas.scoring.condition_number import scored_kernel, scored_parameters
 from mamltheory.nas.scoring.score import Failure, Job, Score, ScoreSettings, jobs_by_repeat
 from mamltheory.nas.scoring.scorers import CellScorer
@@ -38,7 +39,7 @@ from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task, check_tasks
 
 GRAPH = 2 << 30
-"""Bytes of the graph of a chunk of samples, by default."""
+"""Bytes of the graph of a chunk of samples on a CPU, by default."""
 TENSORS = 350
 """Tensors of the size of the stem's output that the graph of a full supernet holds for each cell, about."""
 
@@ -73,7 +74,7 @@ def operator_gradients(
         tasks: images; their labels do not matter.
         settings: which kernel is scored, and how.
         width: of the bump that stands for ReLU″, in units of a ReLU's input (1 after a norm).
-        chunk: most samples in a graph; None for as many as fit into about GRAPH bytes. With several chunks both
+        chunk: most samples in a graph; None for as many as :func:`fitting_samples` finds. With several chunks both
             passes run twice, and the result is the same up to rounding.
 
     Returns:
@@ -85,11 +86,11 @@ def operator_gradients(
     if chunk is not None and chunk < 1:
         raise ConfigurationError(f"chunk is {chunk}: expected at least 1 sample")
     like, tasks = network.classifier.weight, check_tasks(tasks)
-    x = joint_inputs(tasks).to(device=like.device, dtype=like.dtype)
+    x = uploaded(joint_inputs(tasks).to(like.dtype), like.device)
     selections = scored_parameters(network, settings.weights)
     operators = candidates.operators()
     shares = [1 / len(candidates.on(o.cell, o.edge)) for o in operators]
-    mixing = torch.tensor(shares, dtype=like.dtype, device=like.device, requires_grad=True)
+    mixing = uploaded(torch.tensor(shares, dtype=like.dtype), like.device).requires_grad_()
     network.restrict(candidates).mix(dict(zip(operators, mixing.unbind(), strict=True)))
     parts = x.split(chunk or fitting_samples(network, operators, x))
 
@@ -101,9 +102,9 @@ def operator_gradients(
         for part in parts:
             graph = tape(part, len(parts) == 1)
             gradients.add(graph)
-        theta, last = gradients.grams(selections)
-        value, weights = log_score_slopes(theta, last, joint_sizes(theta, tasks), settings, like.dtype)
-        gradients.turn(selections, weights)
+        theta, last = on_cpu(*gradients.grams(selections))
+        value, slopes = log_score_slopes(theta, last, joint_sizes(theta, tasks), settings, like.dtype)
+        gradients.turn(selections, uploaded(torch.stack(slopes), like.device).unbind())
         total = torch.zeros_like(mixing)
         for i, part in enumerate(parts):
             if graph is None or len(parts) > 1:
@@ -115,11 +116,24 @@ def operator_gradients(
     return OperatorGradients(value, dict(zip(operators, total.tolist(), strict=True)))
 
 
-def fitting_samples(network: Network, operators: Sequence[Operator], x: Tensor) -> int:
-    """Samples of ``x`` whose graph, of both passes, takes about GRAPH bytes; at least 1."""
+def fitting_samples(
+    network: Network, operators: Sequence[Operator], x: Tensor, memory: int | None = None
+) -> int:
+    """How many samples have a graph, of both passes, of about so many bytes.
+
+    Args:
+        network: the network.
+        operators: its live operators.
+        x: the samples.
+        memory: the bytes; None for GRAPH on a CPU, and on CUDA for what is free.
+
+    Returns:
+        Their number, at least 1 and at most that of ``x``.
+    """
+    memory = memory_budget(network.classifier.weight.device, GRAPH) if memory is None else memory
     size, share = network.settings, len(operators) / len(Candidates().operators())
     place = size.channels * x[0, 0].numel() / size.stem_stride**2 * x.element_size()
-    return max(1, min(len(x), int(GRAPH / (TENSORS * share * size.cells * place))))
+    return max(1, min(len(x), int(memory / (TENSORS * share * size.cells * place))))
 
 
 def first_order_differences(
@@ -180,7 +194,8 @@ class GradientScorer:
         network = supernet(candidates, scorer.network, seed)
         tasks = self._sampler()(generator(scorer.seed, "score-tasks", *index))
         try:
-            found, halvings = self._gradients(network.to(scorer.device), candidates, tasks)
+            network = network.to(scorer.device, non_blocking=True)
+            found, halvings = self._gradients(network, candidates, tasks)
         except (SingularKernelError, ValueRangeError) as error:
             why: Failure = "singular" if isinstance(error, SingularKernelError) else "not finite"
             return dict.fromkeys((None, *candidates.operators()), Score(math.inf, 1.0, why))
@@ -194,7 +209,8 @@ class GradientScorer:
     ) -> tuple[OperatorGradients, int]:
         """The gradients, and how often the samples of a graph were halved because memory ran out."""
         x, settings, halvings = joint_inputs(tasks), self.scorer.settings, 0
-        chunk = min(self.chunk or fitting_samples(network, candidates.operators(), x), len(x))
+        memory, operators = self.scorer.memory, candidates.operators()
+        chunk = min(self.chunk or fitting_samples(network, operators, x, memory), len(x))
         while True:
             try:
                 return operator_gradients(network, candidates, tasks, settings, self.width, chunk), halvings

@@ -5,7 +5,9 @@ the order, the chunks or the process in which scores are computed. The scorer by
 :class:`mamltheory.nas.scoring.operator_gradient.GradientScorer`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
@@ -16,7 +18,6 @@ from mamltheory.errors import ConfigurationError
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import Network, NetworkSettings, initialise_layer, supernet
 from mamltheory.nas.operations import Head
-from mamltheory.nas.scoring.candidate_batch import MEMORY
 from mamltheory.nas.scoring.condition_number import candidate_conditions, own_conditions
 from mamltheory.nas.scoring.linear_regions import region_counts
 from mamltheory.nas.scoring.score import Failure, Job, Score, ScoreSettings, jobs_by_repeat
@@ -40,7 +41,9 @@ class CellScorer:
             when the search does not use the criterion; the score is then constant.
         settings: how a kernel is built and read.
         device: where the networks are run.
-        memory: bytes that a batch of candidates may hold.
+        memory: bytes that a batch of candidates, or the graph of a gradient, may hold; None for what fits a CPU or the
+            free memory of a GPU (:func:`mamltheory.accelerator.memory_budget`). On a GPU the last bits of scores
+            depend on it: a search takes one number for all of its scores.
     """
 
     network: NetworkSettings
@@ -49,7 +52,7 @@ class CellScorer:
     patches: Callable[[torch.Generator], Tensor] | None = None
     settings: ScoreSettings = field(default_factory=ScoreSettings)
     device: str = "cpu"
-    memory: int = MEMORY
+    memory: int | None = None
 
     def __call__(self, candidates: Candidates, jobs: Sequence[Job]) -> dict[Job, Score]:
         """The scores of jobs; see :class:`mamltheory.nas.scoring.score.Scorer`."""
@@ -72,20 +75,22 @@ class CellScorer:
         """
         index = (round_index, repeat)
         conditions: Conditions = [(1.0, None)] * len(networks)
-        regions: Sequence[int] = [1] * len(networks)
         halved: list[None] = []
-        if self.tasks is not None:
-            seed = derived_seed(self.seed, "score-weights", *index)
-            network = _whole_supernet(self.network, seed, self.device)
-            tasks = self.tasks(generator(self.seed, "score-tasks", *index))
-            conditions = candidate_conditions(
-                network, networks, tasks, self.settings, self.memory, partial(halved.append, None)
-            )
-        if self.patches is not None:
-            patches = self.patches(generator(self.seed, "score-patches", *index))
-            seed = derived_seed(self.seed, "thin-weights", *index)
-            regions = region_counts(networks, patches, seed)
-        return _scores(conditions, regions, len(halved))
+        with _beside(self.device, partial(self._regions, networks, index)) as regions:
+            if self.tasks is not None:
+                seed = derived_seed(self.seed, "score-weights", *index)
+                network = _whole_supernet(self.network, seed, self.device)
+                tasks = self.tasks(generator(self.seed, "score-tasks", *index))
+                conditions = candidate_conditions(
+                    network, networks, tasks, self.settings, self.memory, partial(halved.append, None)
+                )
+            return _scores(conditions, regions(), len(halved))
+
+    def _regions(self, networks: Sequence[Candidates], index: tuple[int, int]) -> list[int]:
+        if self.patches is None:
+            return [1] * len(networks)
+        patches = self.patches(generator(self.seed, "score-patches", *index))
+        return region_counts(networks, patches, derived_seed(self.seed, "thin-weights", *index))
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,9 @@ class IndependentDraws:
             )
         networks = [job.network(candidates) for job in jobs]
         halved: list[None] = []
-        conditions = self._conditions(networks, jobs, partial(halved.append, None))
-        scores = _scores(conditions, self._regions(networks, jobs), len(halved))
+        with _beside(self.scorer.device, partial(self._regions, networks, jobs)) as regions:
+            conditions = self._conditions(networks, jobs, partial(halved.append, None))
+            scores = _scores(conditions, regions(), len(halved))
         return dict(zip(jobs, scores, strict=True))
 
     def _conditions(
@@ -132,7 +138,7 @@ class IndependentDraws:
         head = Head(like.in_features, like.out_features)
         stream = generator(self.scorer.seed, f"head of the {which}", *_pair(job))
         initialise_layer(head, self.scorer.network.initialisation, stream)
-        return head.to(like.weight.device)
+        return head
 
     def _regions(self, networks: Sequence[Candidates], jobs: Sequence[Job]) -> list[int]:
         scorer, counts = self.scorer, [1] * len(jobs)
@@ -148,6 +154,16 @@ class IndependentDraws:
             for place, count in zip(places, found, strict=True):
                 counts[place] = count
         return counts
+
+
+@contextmanager
+def _beside(device: str, work: Callable[[], list[int]]) -> Iterator[Callable[[], list[int]]]:
+    """A function that returns the result of work on the CPU, which a thread does while a GPU is busy."""
+    if torch.device(device).type != "cuda":
+        yield work
+        return
+    with ThreadPoolExecutor(1) as thread:
+        yield thread.submit(work).result
 
 
 def _pair(job: Job) -> tuple[int, int, int]:
@@ -166,4 +182,4 @@ def _scores(conditions: Conditions, regions: Iterable[int], halvings: int) -> li
 @lru_cache(maxsize=2)
 def _whole_supernet(settings: NetworkSettings, seed: int, device: str) -> Network:
     """The supernet of all operations, kept for the other networks that have the same weights."""
-    return supernet(Candidates(), settings, seed).to(device)
+    return supernet(Candidates(), settings, seed).to(device, non_blocking=True)

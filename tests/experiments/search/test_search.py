@@ -96,6 +96,7 @@ def test_every_score_of_a_search_on_a_gpu_is_computed_deterministically(tmp_path
     settings, seen = begun(tmp_path), []
     scores, real = CellScorer.scores, search.scorer_of
     monkeypatch.setattr(search, "scorer_of", lambda *args: dataclasses.replace(real(*args), device="cuda"))
+    monkeypatch.setattr(search, "memory_budget", lambda *_: 1 << 30)
 
     def noting(scorer, *arguments):
         seen.append(torch.are_deterministic_algorithms_enabled())

@@ -13,7 +13,7 @@ from mamltheory.kernels.meta import joint_inputs
 from mamltheory.nas.genotype import Candidates, Edge, Operator, random_genotype
 from mamltheory.nas.network import build, supernet
 from mamltheory.nas.scoring import candidate_batch as batched
-from mamltheory.nas.scoring.candidate_batch import CandidateBatch, candidate_kernels
+from mamltheory.nas.scoring.candidate_batch import CandidateBatch, candidate_kernels, stacked_heads
 from mamltheory.nas.scoring.checkpointing import row_bytes
 from mamltheory.nas.scoring.condition_number import candidate_conditions, condition_score, network_kernels
 from mamltheory.nas.scoring.score import ScoreSettings
@@ -91,7 +91,7 @@ def test_rows_take_the_bytes_that_are_booked_for_them(ways):
     network, candidates = shaken(1), [Candidates()] * 3
     x = torch.stack([joint_inputs(tasks(seed, 1, 8)).double() for seed in range(3)])
     names = {name for name, value in network.named_parameters() if value.dim() > 1}
-    batch = CandidateBatch(network, candidates, x, names, [network.classifier] * 3)
+    batch = CandidateBatch(network, candidates, x, names, stacked_heads([network.classifier] * 3))
     logits, found = batch.chain.forward(batch.images, ways, 1 << 30), []
     batch.chain.backward(
         [torch.ones_like(logits)] * ways,
