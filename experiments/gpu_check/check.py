@@ -20,7 +20,8 @@ from mamltheory.runtime.device import choose_device, environment
 from mamltheory.runtime.interrupt import check_interrupted
 from mamltheory.runtime.records import plain, replace_file, to_json
 
-from .process import ROOT, check_fake_device
+from ..program import ROOT
+from .process import check_fake_device
 from .report import faults_of, report_text
 from .settings import FAKE, STAGES, GpuCheck, Stage
 from .wheels import wheel_list

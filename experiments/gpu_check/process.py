@@ -7,7 +7,6 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
@@ -15,11 +14,9 @@ from mamltheory.errors import ConfigurationError
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.records import to_json
 
+from ..program import ROOT
 from .machine import Machine
 from .settings import FAKE
-
-ROOT = Path(__file__).resolve().parents[len(__package__.split("."))]
-"""The folder from which a process can import this package, and in a checkout the tests."""
 
 
 def check_fake_device() -> None:
