@@ -6,15 +6,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from mamltheory.fewshot.evaluate import EvaluationConfig, evaluate_network
-from mamltheory.fewshot.train import start_training, train_epoch
 from torch import Tensor, nn
 
 import mamltheory as mt
 from mamltheory.accelerator import float32_products
 from mamltheory.fewshot.conv4 import conv4
+from mamltheory.fewshot.evaluation import EvaluationConfig, evaluate_network
 from mamltheory.fewshot.execution import Precision
 from mamltheory.fewshot.meta_train import MetaTrainConfig, meta_train_step, start_meta_training
+from mamltheory.fewshot.training import start_training, train_epoch
 from mamltheory.nas.scoring.condition_number import candidate_conditions, condition_score
 from mamltheory.nas.scoring.linear_regions import random_patches, region_counts
 from mamltheory.nas.scoring.operator_gradient import operator_gradients

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from mamltheory.fewshot.train import TrainState, start_training, train_epoch
 from torch import Tensor
 
 from mamltheory.fewshot.conv4 import conv4
@@ -19,6 +18,7 @@ from mamltheory.fewshot.meta_train import (
     restore_meta_training,
     start_meta_training,
 )
+from mamltheory.fewshot.training import TrainState, start_training, train_epoch
 from mamltheory.fewshot.training_state import restore, state_tensors
 from mamltheory.nas.scoring.operator_gradient import GradientScorer
 from mamltheory.runtime.device import deterministic

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from mamltheory.fewshot.train import start_training, train_epoch
 
 from mamltheory.fewshot.execution import Precision
+from mamltheory.fewshot.training import start_training, train_epoch
 from mamltheory.nas.scoring.condition_number import candidate_conditions
 from mamltheory.nas.scoring.operator_gradient import GradientScorer
 

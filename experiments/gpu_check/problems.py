@@ -5,10 +5,10 @@ from functools import partial
 
 import numpy as np
 import torch
-from mamltheory.fewshot.train import TrainConfig
 from torch import Tensor
 
 from mamltheory.fewshot.images import ImageData, ImageSplit
+from mamltheory.fewshot.training import TrainConfig
 from mamltheory.nas.genotype import Candidates, published_genotypes
 from mamltheory.nas.network import Network, NetworkSettings, derived_network, supernet
 from mamltheory.nas.scoring.score import ScoreSettings

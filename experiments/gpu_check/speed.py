@@ -9,24 +9,25 @@ from functools import partial
 from unittest import mock
 
 import torch
-from mamltheory.fewshot.train import TrainConfig, TrainState, start_training, train_epoch
-from mamltheory.nas.search.algorithm1 import run_search
-from mamltheory.nas.search.settings import SearchSettings
 from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from mamltheory.fewshot.execution import Precision
+from mamltheory.fewshot.training import TrainConfig, TrainState, start_training, train_epoch
 from mamltheory.kernels.layers import convolutions
 from mamltheory.kernels.layers.rules import layer_gradients
+from mamltheory.nas.algorithms.algorithm1 import run_search
+from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.genotype import Candidates, published_genotypes
 from mamltheory.nas.network import NetworkSettings, derived_network
 from mamltheory.nas.scoring.condition_number import candidate_conditions
 from mamltheory.nas.scoring.linear_regions import random_patches, region_counts
 from mamltheory.nas.scoring.score import Job, Score, ScoreSettings
+from mamltheory.nas.searches import PATCH_IMAGES, PATCHES
 from mamltheory.rng import generator
 
-from ..search.search import CHUNK, PATCH_IMAGES, PATCHES, rules_of, score_chunk, scorer_of
+from ..search.search import CHUNK, rules_of, score_chunk, scorer_of
 from ..search.settings import SEARCH
 from ..training.settings import TRAIN
 from .machine import Line, Machine, attempt
