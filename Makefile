@@ -1,7 +1,7 @@
 # Each command makes its own virtual environment in .venv, once; it needs Python 3.11+, pip and git.
 #   make demo    the whole paper on the embedded data: figures and a table in runs/, within five minutes on two cores
 #   make test    lint, types, the fast tests, and whether paper_checks.md agrees with them
-#   make slow    the tests that take minutes        make cuda   the tests that need a CUDA device
+#   make slow    the tests that take minutes        make cuda   the tests that need a CUDA device, and gpu-check
 #   make explore the property tests fifty times, with random examples and in random order
 #   make minimum the fast tests with the oldest versions of the dependencies, in an environment in .venv-minimum
 #   make lint    lint, types and formatting         make clean  remove what these commands made
@@ -96,6 +96,7 @@ minimum:
 cuda: $(STAMP)
 	@echo "running the tests that need a CUDA device"
 	@$(BIN)/python -m pytest -q -m cuda
+	@$(RUN) gpu-check
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """``python -m experiments COMMAND [flags]``: presets < configuration file < flags, then the command.
 
-Exit codes: 0 success; 2 a mistake in settings or data, or an error of the disk (one line on standard error;
-``--debug`` adds the traceback); 130 and 143 a stop by Ctrl-C or SIGTERM after the current step; 141 a closed pipe.
+Exit codes: 0 success; 1 a fault that ``gpu-check`` found; 2 a mistake in settings or data, or an error of the disk
+(one line on standard error; ``--debug`` adds the traceback); 130 and 143 a stop by Ctrl-C or SIGTERM after the current
+step; 141 a closed pipe.
 """
 
 import argparse

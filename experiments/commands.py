@@ -10,6 +10,7 @@ from typing import Any
 
 from .benchmarks.settings import Benchmark
 from .data.settings import Data, Glyphs
+from .gpu_check.settings import GpuCheck
 from .program import PACKAGE
 from .search.settings import SEARCH, Protocols, Search
 from .settings import Demo, Doctor, PublishedCells
@@ -85,6 +86,7 @@ COMMANDS = {
     ),
     "plateau": Command(Plateau, "theory.plateau:plot_plateau", THEORY, results=OUT),
     "benchmark": Command(Benchmark, "benchmarks.benchmark:run_benchmark", SPEED, results=("out", "runs")),
+    "gpu-check": Command(GpuCheck, "gpu_check.check:run_gpu_check", SPEED, results=OUT),
     "search": Command(Search, "search.search:search_and_draw", CELLS, SEARCH, ranks=True),
     "protocols": Command(Protocols, "search.comparison:compare_protocols", CELLS, results=OUT),
     "cell": Command(PublishedCells, "genotypes:write_published_cell", CELLS, positional="name", folders=()),

@@ -61,7 +61,7 @@ FAMILIES = (
     {"data"},
     {"theory", "training", "benchmarks"},
     {"search"},
-    {"studies", "tables"},
+    {"studies", "tables", "gpu_check"},
     {"demo", "commands"},
     {"__main__"},
 )
