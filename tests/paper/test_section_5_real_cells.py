@@ -31,7 +31,7 @@ FLOAT32 = 2e-3
 """The search differentiates in float32; the error of C_N is that times C_N."""
 
 
-def draw_patches(stream, count=120):
+def draw_patches(stream, count=200):
     """Patches of smooth images, some of which lie in one region."""
     images = torch.rand(10, 3, 5, 5, generator=stream)
     return random_patches(torch.nn.functional.interpolate(images, size=20, mode="bilinear"), count, stream)
