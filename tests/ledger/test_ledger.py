@@ -137,6 +137,14 @@ def test_a_bound_is_not_rounded_to_the_value_that_it_bounds():
     assert number_text(Measured("share", 12, 11.5, above=True)) == "share: 12 (> 11.5)"
 
 
+def test_a_text_is_out_of_date_when_it_is_missing_or_says_something_else(tmp_path):
+    path, text = tmp_path / "page.html", "error: 0.5 (< 1)"
+    assert ledger_plugin.is_stale(path, text)
+    path.write_text("error: 0.25 (< 1)", encoding="utf-8")
+    assert not ledger_plugin.is_stale(path, text)
+    assert ledger_plugin.is_stale(path, text.replace("1)", "2)"))
+
+
 def test_the_order_in_which_cases_report_does_not_make_the_ledger_stale():
     numbers = (Measured("a", 0.1, 1.0), Measured("b", 0.2, 1.0))
     one, other, less = (

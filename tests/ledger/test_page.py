@@ -11,6 +11,7 @@ import pytest
 from tests.ledger.bars import counts_by_section
 from tests.ledger.ledger import Erratum, Measured, Outcome, Statement, load
 from tests.ledger.page import GAP, HEIGHT, LEFT, WIDTH, label, layout, render_page
+from tests.ledger.plugin import draw
 from tests.ledger.text import skeleton
 
 ROOT = Path(__file__).parents[2]
@@ -130,3 +131,12 @@ def test_the_bars_count_every_statement_once_worst_verdict_first():
     committed = json.loads((ROOT / "figures" / "verdict_bars.json").read_text("utf-8"))["data"]["counts"]
     assert list(committed) == list(dict.fromkeys(one.where for one in STATEMENTS))
     assert sum(sum(each.values()) for each in committed.values()) == len(STATEMENTS)
+
+
+def test_the_figure_is_written_with_its_numbers(tmp_path):
+    draw(SMALL, [Outcome("Eq. (1)", "test_a", True), Outcome("Sec. 5: </script>", "test_b", False)], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"verdict_bars.{end}" for end in ("json", "pdf", "png")
+    }
+    written = json.loads((tmp_path / "verdict_bars.json").read_text("utf-8"))
+    assert written["data"]["counts"] == {"Section 3": {"holds": 1}, "Section 5": {"FAILS": 1}}
