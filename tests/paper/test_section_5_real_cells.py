@@ -76,7 +76,8 @@ def order(values):
 def test_both_scores_of_random_cells_are_those_of_networks_written_out_and_rank_them_alike(count, measured):
     """Cells with two inputs a node and with nine edges in turn, with the kernels of MAML and of ANIL.
 
-    The search counts regions in float32: where a channel is constant, the signs of rounding errors can add some.
+    The search counts regions in float32. Where the terms of a node cancel to about 1e-9, as in one of these cells,
+    rounding decides which ReLUs are on and can add regions.
     """
     cells = [
         random_genotype(generator(seed, "cell"), ("two", "all")[seed % 2]).candidates()
