@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from mamltheory import generator
+from mamltheory.nas.algorithms.algorithm1 import run_search
+from mamltheory.nas.algorithms.settings import SearchSettings
+from mamltheory.nas.algorithms.state import SearchState
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, random_genotype
 from mamltheory.nas.network import NetworkSettings, supernet
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.scoring.linear_regions import random_patches, thin_network
 from mamltheory.nas.scoring.score import Score, ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer
-from mamltheory.nas.search.algorithm1 import run_search
-from mamltheory.nas.search.settings import SearchSettings
-from mamltheory.nas.search.state import SearchState
 from mamltheory.rng import derived_seed
 from tests.nas.cases import draw_tasks
 from tests.reference.nas_cells import condition_numbers, linear_regions
