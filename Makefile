@@ -5,8 +5,8 @@
 #   make explore the property tests fifty times, with random examples and in random order
 #   make minimum the fast tests with the oldest versions of the dependencies, in an environment in .venv-minimum
 #   make lint    lint, types and formatting         make clean  remove what these commands made
-#   make ledger  write paper_checks.md from the tests' outcomes
-#   make figures make all of figures/ again, except the map of the verdicts (make ledger): many CPU hours
+#   make ledger  write paper_checks.md, its page and its figure from the tests' outcomes
+#   make figures make all of figures/ again, except those of the verdicts (make ledger): many CPU hours
 # On Linux without a GPU, TORCH_INDEX= (PyTorch's index of CPU builds) saves the download of the CUDA libraries.
 
 PYTHON ?= python3

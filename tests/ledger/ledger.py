@@ -27,11 +27,23 @@ VERDICTS = {
     "not checkable here": "the reason is given",
 }
 """Every verdict, worst first, with what it means."""
+COLOURS = dict(
+    zip(
+        VERDICTS,
+        ("#000000", "#000000", "#D55E00", "#E69F00", "#F0E442", "#009E73", "#56B4E9", "#D9D9D9"),
+        strict=True,
+    )
+)
+"""Of Okabe and Ito, readable with every common colour blindness."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A numbered statement of the paper in our words, with what it rests on; see ``tests/paper/statements.toml``."""
+    """A numbered statement of the paper in our words, with what it rests on; see ``tests/paper/statements.toml``.
+
+    important: its place among the results that the summary names, 0 for none; these have a consequence in one sentence,
+    a formula, and the names of the measured numbers that show it.
+    """
 
     id: str
     where: str
@@ -42,6 +54,10 @@ class Statement:
     errata: tuple[str, ...] = ()
     reason: str = ""
     condition: str = ""
+    important: int = 0
+    consequence: str = ""
+    formula: str = ""
+    numbers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

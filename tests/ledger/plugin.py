@@ -1,8 +1,8 @@
 """Hooks that collect what the tests say of the paper's statements; they work under xdist too.
 
-``--ledger write`` writes paper_checks.md, ``--ledger check`` fails when it is stale, and ``--ledger slow`` stores the
-outcomes of the slow tests, which the other two add to their own. ``--row "Eq. (12)"`` runs the tests of one row alone
-and prints its numbers.
+``--ledger write`` writes paper_checks.md, its page and its figure. ``--ledger check`` fails when one of the two texts
+is stale. ``--ledger slow`` stores the outcomes of the slow tests, which the other two add to their own.
+``--row "Eq. (12)"`` runs the tests of one row alone and prints its numbers.
 """
 
 import dataclasses
@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.ledger.ledger import Measured, Outcome, load, merged, of, verdict
-from tests.ledger.text import number_text, numbers_of, render, skeleton
+from tests.ledger.page import render_page
+from tests.ledger.text import BARS, PAGE, number_text, numbers_of, render, skeleton
 
 ROOT = Path(__file__).parents[2]
 LEDGER, STATEMENTS = ROOT / "paper_checks.md", ROOT / "tests" / "paper" / "statements.toml"
+FIGURES = ROOT / "figures"
 SLOW = ROOT / "tests" / "paper" / "slow_outcomes.json"
 collected = pytest.StashKey[list[Outcome]]()
 mutants = pytest.StashKey[list[tuple[str, str, str]]]()
@@ -127,29 +129,37 @@ def pytest_sessionfinish(session, exitstatus):
         return
     slow_date, slow = read_slow()
     statements, errata = load(STATEMENTS)
-    text = render(statements, errata, [*outcomes, *slow], slow_date, session.config.stash[mutants])
+    outcomes = [*outcomes, *slow]
+    texts = {
+        LEDGER: render(statements, errata, outcomes, slow_date, session.config.stash[mutants]),
+        FIGURES / PAGE: render_page(statements, errata, outcomes),
+    }
     if mode == "write":
-        LEDGER.write_text(text, encoding="utf-8")
-        draw(statements, merged([*outcomes, *slow]))
-    elif exitstatus == pytest.ExitCode.OK and is_stale(text):
-        session.config.get_terminal_writer().line("paper_checks.md is out of date: run make ledger", red=True)
+        for path, text in texts.items():
+            path.write_text(text, encoding="utf-8")
+        draw(statements, merged(outcomes))
+    elif exitstatus == pytest.ExitCode.OK and (
+        stale := [path.name for path in texts if is_stale(path, texts[path])]
+    ):
+        terminal = session.config.get_terminal_writer()
+        terminal.line(f"out of date: {', '.join(stale)}; run make ledger", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def is_stale(text):
+def is_stale(path, text):
     """Whether a statement, verdict, test, bound or mutant differs; values alone may, from machine to machine."""
-    return not LEDGER.exists() or skeleton(LEDGER.read_text(encoding="utf-8")) != skeleton(text)
+    return not path.exists() or skeleton(path.read_text(encoding="utf-8")) != skeleton(text)
 
 
-def draw(statements, outcomes):
+def draw(statements, outcomes, directory=FIGURES):
     # here alone: every test process would wait a second for matplotlib
     from experiments.plotting import figure, save_figure
-    from tests.ledger.graph import draw_verdicts
+    from tests.ledger.bars import counts_by_section, draw_bars
 
-    verdicts = {one.id: verdict(one, of(one.id, outcomes)) for one in statements}
-    with figure("page", 8.5) as (drawing, axes):
-        draw_verdicts(axes[0, 0], statements, verdicts)
-        save_figure(drawing, "verdicts", {"verdicts": verdicts}, ROOT / "figures")
+    counts = counts_by_section(statements, {one.id: verdict(one, of(one.id, outcomes)) for one in statements})
+    with figure("page", 4.4) as (drawing, axes):
+        draw_bars(axes[0, 0], counts)
+        save_figure(drawing, BARS, {"counts": counts}, directory)
 
 
 def tested_code():

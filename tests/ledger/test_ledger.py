@@ -5,7 +5,7 @@ import pytest
 from mamltheory.errors import DataError
 from tests.ledger import plugin as ledger_plugin
 from tests.ledger.ledger import MISSING, Erratum, Measured, Outcome, Statement, load, merged, verdict
-from tests.ledger.text import render, skeleton
+from tests.ledger.text import number_text, render, skeleton
 
 pytest_plugins = "pytester"
 PLAIN = Statement("Eq. (2)", "Section 3", "identity", "the loss")
@@ -63,7 +63,26 @@ def test_the_text_has_a_row_for_every_statement_and_erratum_with_number_and_boun
     assert r"a \| sign" in text
     assert "*Reason:* nothing depends on it" in text
     assert "2 errata, 1 of them proven by numbers" in text
-    assert "The most important" not in text
+    assert "Of 1 statements that can be checked here, none fails" in text
+    assert "1 hold as printed" in text
+    assert "the errata that matter" not in text
+    assert "<b>Section 3</b>: 1 × holds</summary>" in text
+    assert text.count("<details>") == text.count("\n</details>\n") == 2 + 2 + 1
+
+
+def test_what_fails_is_said_first():
+    text = render([PLAIN], [], [outcome(False)])
+    assert "**Not everything holds: 1 × FAILS.** Of the others" in text
+    assert "theory holds" not in text
+
+
+def test_the_results_stand_first_with_formula_and_number():
+    chief = Statement("Eq. (3)", "Section 3", "identity", "", important=1, consequence="It is so.", formula="|a|",
+                      numbers=("error", "gap"))  # fmt: skip
+    text = render([PLAIN, chief], [], [Outcome("Eq. (3)", "t", True, measured=(Measured("error", 0.5, 1),))])
+    assert text.splitlines()[6] == (
+        r"| **Eq. (3).** It is so. | \|a\| | error: 0.5 (< 1)<br>gap: NOT MEASURED |"
+    )
 
 
 def test_the_summary_names_the_most_important_errata_with_the_numbers_of_the_tests():
@@ -74,11 +93,11 @@ def test_the_summary_names_the_most_important_errata_with_the_numbers_of_the_tes
     worse, better = Measured("error", 0.5, 0.2, above=True), Measured("error", 0.7, 0.2, above=True)
     text = render([], errata, [Outcome("E2", name, True, measured=(one,)) for name, one in
                                (("test_a", better), ("test_b", worse))])  # fmt: skip
-    summary = text[text.index("The most important") : text.index("## Statements")].split("\n")[2:]
+    summary = text[text.index("| the errata that matter") : text.index("## Statements")].split("\n")[2:]
     assert summary[0] == (
-        "1. **E2, Eq. (2).** E2 matters. Correct is: b = c. Measured: error: 0.5 (> 0.2); loss: NOT MEASURED."
+        "| **E2, Eq. (2).** E2 matters. | b = c | error: 0.5 (> 0.2)<br>loss: NOT MEASURED |"
     )
-    assert summary[1].startswith("2. **E1, Eq. (2).** E1 matters.")
+    assert summary[1].startswith("| **E1, Eq. (2).** E1 matters.")
     assert "E3 matters" not in text
 
 
@@ -112,6 +131,18 @@ def test_values_may_differ_between_machines_and_nothing_else():
     assert text(2.3e-3, 1e-2) == text(2.4e-3, 1e-2) == text(-3.0, 1e-2) == text(1e-12, 1e-2)
     assert text(2.3e-3, 1e-2) != text(2.3e-3, 2e-2)
     assert text(2.3e-3, 1e-2) != text(2.3e-3, 1e-2, passed=False)
+
+
+def test_a_bound_is_not_rounded_to_the_value_that_it_bounds():
+    assert number_text(Measured("share", 12, 11.5, above=True)) == "share: 12 (> 11.5)"
+
+
+def test_a_text_is_out_of_date_when_it_is_missing_or_says_something_else(tmp_path):
+    path, text = tmp_path / "page.html", "error: 0.5 (< 1)"
+    assert ledger_plugin.is_stale(path, text)
+    path.write_text("error: 0.25 (< 1)", encoding="utf-8")
+    assert not ledger_plugin.is_stale(path, text)
+    assert ledger_plugin.is_stale(path, text.replace("1)", "2)"))
 
 
 def test_the_order_in_which_cases_report_does_not_make_the_ledger_stale():

@@ -1,4 +1,4 @@
-"""The ledger as Markdown for a reader: a summary, the statements in the paper's order, the errata, how to re-run."""
+"""The ledger as Markdown for a reader: the result first, then, folded, statements, errata and planted errors."""
 
 import math
 import re
@@ -6,7 +6,18 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from tests.ledger.ledger import MISSING, VERDICTS, Erratum, Measured, Outcome, Statement, merged, of, verdict
+from tests.ledger.ledger import (
+    FAILS,
+    MISSING,
+    VERDICTS,
+    Erratum,
+    Measured,
+    Outcome,
+    Statement,
+    merged,
+    of,
+    verdict,
+)
 
 SEVERITIES = {
     "claim": "breaks the claim as stated (a repair is given)",
@@ -16,6 +27,8 @@ SEVERITIES = {
 }
 ROUNDING = 1e-7
 """Below it a measured error is rounding, whose digits differ between machines: only this is printed."""
+BARS, PAGE = "verdict_bars", "paper_checks.html"
+"""Names of the figure and of the page in ``figures/``."""
 
 
 def render(
@@ -34,13 +47,15 @@ def render(
     verdicts = {one.id: verdict(one, of(one.id, outcomes)) for one in statements}
     parts = [
         "# The paper's statements, checked by machine\n",
-        _introduction(slow_date),
-        _summary(verdicts, errata, outcomes),
+        _result(statements, verdicts, outcomes),
+        _most_important(errata, outcomes),
+        _pointers(),
         "## Statements\n",
         *_sections(statements, verdicts, outcomes),
         "## Errata\n",
         *_errata(errata, outcomes),
-        "## Deliberate errors\n",
+        "## How these files are made\n",
+        _introduction(slow_date),
         _mutants(mutants),
     ]
     return "\n".join(parts)
@@ -55,6 +70,63 @@ def skeleton(text: str) -> str:
     )
 
 
+def _result(statements: Sequence[Statement], verdicts: dict[str, str], outcomes: Sequence[Outcome]) -> str:
+    """What holds: the numbers of verdicts in a sentence, and the chief results."""
+    counts = Counter(verdicts.values())
+    checked = len(verdicts) - counts["not checkable here"]
+    bad = {name: counts[name] for name in (FAILS, MISSING, "refuted")}
+    if any(bad.values()):
+        head = f"**Not everything holds: {_listed(bad)}.** Of the others that can be checked here,"
+    else:
+        head = (
+            f"**With the corrections below, the paper's theory holds.** Of {checked} statements that can be checked "
+            "here, none fails and none is beyond repair:"
+        )
+    lines = [
+        f"{head} {counts['holds']} hold as printed, {counts['definition']} are definitions that the code follows, "
+        f"{counts['holds under a condition']} hold under a condition that the paper does not state, and "
+        f"{counts['holds as corrected']} hold as corrected. {counts['not checkable here']} more have a reason why "
+        "they are not checked. A number stands with the bound that its test holds it against.\n"
+    ]
+    chosen = sorted((one for one in statements if one.important), key=lambda one: one.important)
+    if chosen:
+        lines.append("| what holds | as a formula | measured |\n|---|---|---|")
+        for one in chosen:
+            says = f"**{one.id}.** {one.consequence}"
+            lines.append(_line(says, one.formula, _shown(one.id, one.numbers, outcomes)))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} × {name}" for name, count in counts.items() if count)
+
+
+def _most_important(errata: Sequence[Erratum], outcomes: Sequence[Outcome]) -> str:
+    chosen = sorted((one for one in errata if one.important), key=lambda one: one.important)
+    if not chosen:
+        return ""
+    lines = ["| the errata that matter | correct is | measured |\n|---|---|---|"]
+    for one in chosen:
+        says = f"**{one.id}, {one.where}.** {one.consequence}"
+        lines.append(_line(says, one.corrected, _shown(one.id, one.numbers, outcomes)))
+    return "\n".join(lines) + "\n"
+
+
+def _shown(subject: str, names: Sequence[str], outcomes: Sequence[Outcome]) -> str:
+    """The numbers of these names, one on a line."""
+    found = {number.what: number_text(number) for number in numbers_of(subject, outcomes)}
+    return "<br>".join(found.get(what, f"{what}: NOT MEASURED") for what in names)
+
+
+def _pointers() -> str:
+    return (
+        f"![Verdicts by section](figures/{BARS}.png)\n\n"
+        f"[`figures/{PAGE}`](figures/{PAGE}), opened in a browser, is the same as a graph: what rests on what, with a\n"
+        "filter by verdict and a search.\n"
+    )
+
+
 def _introduction(slow_date: str) -> str:
     slow = f" Rows marked ◷ rest on slow tests, last run on {slow_date}." if slow_date else ""
     return (
@@ -63,33 +135,10 @@ def _introduction(slow_date: str) -> str:
         f"λ0 τ.{slow} A number is the worst over all cases of the test, beside the bound that it was held against;\n"
         "an error below 1e-7 is rounding.\n\n"
         "One row again, with its numbers (here that of Eq. (78); the name is the row's first column):\n\n"
-        "```sh\n.venv/bin/python -m pytest -m '' --row 'Eq. (78)'\n```\n"
+        "```sh\n.venv/bin/python -m pytest -m '' --row 'Eq. (78)'\n```\n\n"
+        "| verdict | meaning |\n|---|---|\n"
+        + "".join(f"| {name} | {meaning} |\n" for name, meaning in VERDICTS.items())
     )
-
-
-def _summary(verdicts: dict[str, str], errata: Sequence[Erratum], outcomes: Sequence[Outcome]) -> str:
-    counts = Counter(verdicts.values())
-    lines = ["## Summary\n", "| verdict | statements | meaning |", "|---|---|---|"]
-    lines += [f"| {name} | {counts[name]} | {text} |" for name, text in VERDICTS.items() if counts[name]]
-    proven = sum(bool(numbers_of(one.id, outcomes)) for one in errata)
-    lines.append(f"\n{len(errata)} errata, {proven} of them proven by numbers below. By what they cost:\n")
-    kinds = Counter(one.severity for one in errata)
-    lines += [f"- {kinds[severity]} × {text}" for severity, text in SEVERITIES.items() if kinds[severity]]
-    return "\n".join(lines) + "\n" + _most_important(errata, outcomes)
-
-
-def _most_important(errata: Sequence[Erratum], outcomes: Sequence[Outcome]) -> str:
-    chosen = sorted((one for one in errata if one.important), key=lambda one: one.important)
-    if not chosen:
-        return ""
-    entries = []
-    for place, one in enumerate(chosen, 1):
-        found = {number.what: number_text(number) for number in numbers_of(one.id, outcomes)}
-        shown = "; ".join(found.get(what, f"{what}: NOT MEASURED") for what in one.numbers)
-        entries.append(
-            f"{place}. **{one.id}, {one.where}.** {one.consequence} Correct is: {one.corrected}. Measured: {shown}."
-        )
-    return "\nThe most important, by their consequences:\n\n" + "\n".join(entries) + "\n"
 
 
 def numbers_of(subject: str, outcomes: Sequence[Outcome]) -> tuple[Measured, ...]:
@@ -104,14 +153,22 @@ def _nearest(measured: Iterable[Measured]) -> tuple[Measured, ...]:
     return tuple(numbers.values())
 
 
+def folded(title: str, about: str, content: str) -> str:
+    """Content that a click on its title unfolds; Markdown inside needs the empty lines."""
+    return f"<details><summary><b>{title}</b>: {about}</summary>\n\n{content}\n</details>\n"
+
+
 def _sections(
     statements: Sequence[Statement], verdicts: dict[str, str], outcomes: Sequence[Outcome]
 ) -> list[str]:
     parts = []
     for where, group in groupby(statements, key=lambda one: one.where):
-        rows = [_row(one, verdicts[one.id], of(one.id, outcomes)) for one in group]
+        members = list(group)
+        counts = Counter(verdicts[one.id] for one in members)
+        about = ", ".join(f"{counts[name]} × {name}" for name in VERDICTS if counts[name])
+        rows = [_row(one, verdicts[one.id], of(one.id, outcomes)) for one in members]
         head = "| statement | verdict | what it says | measured | tests |\n|---|---|---|---|---|\n"
-        parts.append(f"### {where}\n\n{head}" + "".join(rows))
+        parts.append(folded(where, about, head + "".join(rows)))
     return parts
 
 
@@ -120,29 +177,35 @@ def _row(statement: Statement, verdict_: str, outcomes: Sequence[Outcome]) -> st
     notes += [f"*Condition:* {statement.condition}"] if statement.condition else []
     notes += [f"*Reason:* {statement.reason}"] if statement.reason and not outcomes else []
     notes += [f"*Errata:* {', '.join(statement.errata)}"] if statement.errata else []
-    cells = (statement.id, f"**{verdict_}**", "<br>".join(notes), _numbers(outcomes), _tests(outcomes))
-    return f"| {' | '.join(_cell(text) for text in cells)} |\n"
+    return _line(
+        statement.id, f"**{verdict_}**", "<br>".join(notes), _numbers(outcomes), _tests(outcomes), end="\n"
+    )
 
 
 def _errata(errata: Sequence[Erratum], outcomes: Sequence[Outcome]) -> list[str]:
-    rows = [
-        "| no. | where | what is wrong | correct is | cost | measured | tests |\n|---|---|---|---|---|---|---|\n"
-    ]
-    for one in errata:
-        found = of(one.id, outcomes)
-        tests = _tests(found) or f"*Reason:* {one.reason or MISSING}"
-        cells = (one.id, one.where, one.wrong, one.corrected, one.severity, _numbers(found), tests)
-        rows.append(f"| {' | '.join(_cell(text) for text in cells)} |\n")
-    return ["".join(rows)]
+    proven = sum(bool(numbers_of(one.id, outcomes)) for one in errata)
+    parts = [f"{len(errata)} errata, {proven} of them proven by numbers. By what they cost:\n"]
+    head = "| no. | where | what is wrong | correct is | measured | tests |\n|---|---|---|---|---|---|\n"
+    for severity, meaning in SEVERITIES.items():
+        rows = [_erratum(one, of(one.id, outcomes)) for one in errata if one.severity == severity]
+        if rows:
+            parts.append(folded(f"{len(rows)} × {severity}", meaning, head + "".join(rows)))
+    return parts
+
+
+def _erratum(erratum: Erratum, outcomes: Sequence[Outcome]) -> str:
+    tests = _tests(outcomes) or f"*Reason:* {erratum.reason or MISSING}"
+    return _line(
+        erratum.id, erratum.where, erratum.wrong, erratum.corrected, _numbers(outcomes), tests, end="\n"
+    )
 
 
 def _mutants(mutants: Sequence[tuple[str, str, str]]) -> str:
-    head = (
-        f"Each of {len(mutants)} wrong formulas, put into a copy of the code, makes the exact tests fail.\n\n"
-        "| error | file | first test that fails |\n|---|---|---|\n"
-    )
-    return head + "".join(
-        f"| {name} | `{file}` | `{test}` |\n" for name, file, test in sorted(map(tuple, mutants))
+    rows = "".join(f"| {name} | `{file}` | `{test}` |\n" for name, file, test in sorted(map(tuple, mutants)))
+    return folded(
+        "Deliberate errors",
+        f"each of {len(mutants)} wrong formulas, put into a copy of the code, makes the exact tests fail",
+        "| error | file | first test that fails |\n|---|---|---|\n" + rows,
     )
 
 
@@ -154,7 +217,12 @@ def number_text(one: Measured) -> str:
     """A measured number beside its bound, rounded so that it is the same on every machine."""
     sign = ">" if one.above else "<"
     value = "< 1e-7" if abs(one.value) < ROUNDING else _two_digits(one.value)
-    return f"{one.what}: {value} ({sign} {_two_digits(one.bound)})"
+    return f"{one.what}: {value} ({sign} {_bound(one.bound)})"
+
+
+def _bound(value: float) -> str:
+    # two digits of a bound of 11.5 would be 12, which no value of 12 exceeds
+    return f"{value:.3g}" if 0.01 <= abs(value) < 1000 else _two_digits(value)
 
 
 def _two_digits(value: float) -> str:
@@ -167,6 +235,11 @@ def _rounded(value: float) -> float:
 
 def _tests(outcomes: Sequence[Outcome]) -> str:
     return "<br>".join(f"{'◷ ' if one.slow else ''}`{one.test}` ({one.cases})" for one in outcomes)
+
+
+def _line(*cells: str, end: str = "") -> str:
+    """A row of a table."""
+    return f"| {' | '.join(_cell(text) for text in cells)} |{end}"
 
 
 def _cell(text: str) -> str:

@@ -68,7 +68,10 @@ def test_no_two_entries_share_an_id():
         (
             "statement",
             {"id", "where", "kind", "claim", "uses"},
-            {"restates", "errata", "reason", "condition"},
+            {
+                *("restates", "errata", "reason", "condition"),
+                *("important", "consequence", "formula", "numbers"),
+            },
         ),
         (
             "erratum",
@@ -112,6 +115,14 @@ def test_three_errata_are_the_most_important_each_with_its_consequence_and_numbe
     assert not any(
         "consequence" in entry or "numbers" in entry for entry in ERRATA.values() if entry not in chosen
     )
+
+
+def test_the_results_that_the_summary_names_have_a_formula_a_consequence_and_numbers():
+    chosen = [entry for entry in STATEMENTS.values() if "important" in entry]
+    assert sorted(entry["important"] for entry in chosen) == [1, 2, 3, 4]
+    for entry in chosen:
+        assert {"consequence", "formula", "numbers"} <= set(entry), entry["id"]
+        assert len(entry["numbers"]) >= 2, entry["id"]
 
 
 def test_statements_rest_on_statements_of_the_file_without_a_circle():
