@@ -45,6 +45,8 @@ figures: $(STAMP)
 	$(RUN) bounds --out figures
 	$(RUN) lipschitz --out figures
 	$(RUN) plateau --out figures
+	$(RUN) ensemble --out figures
+	$(RUN) laziness --out figures
 	$(RUN) convergence --preset wide --out figures/wide
 	$(RUN) drift --preset wide --out figures/wide
 	$(RUN) equivalence --preset wide --out figures/wide

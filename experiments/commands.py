@@ -23,9 +23,12 @@ from .theory.settings import (
     Bounds,
     Convergence,
     Drift,
+    Ensemble,
     Equivalence,
+    Laziness,
     Lipschitz,
     Plateau,
+    Verify,
 )
 from .training.settings import EVALUATE, META_TRAIN, TRAIN, Evaluate, MetaTrain, Predict, Train
 
@@ -85,6 +88,9 @@ COMMANDS = {
         Equivalence, "theory.equivalence:plot_equivalence", THEORY, EQUIVALENCE, results=OUT
     ),
     "plateau": Command(Plateau, "theory.plateau:plot_plateau", THEORY, results=OUT),
+    "ensemble": Command(Ensemble, "theory.ensemble:plot_ensemble", THEORY, results=OUT),
+    "laziness": Command(Laziness, "theory.laziness:plot_laziness", THEORY, results=OUT),
+    "verify": Command(Verify, "theory.verify:verify_network", THEORY, positional="network", results=OUT),
     "benchmark": Command(Benchmark, "benchmarks.benchmark:run_benchmark", SPEED, results=("out", "runs")),
     "gpu-check": Command(GpuCheck, "gpu_check.check:run_gpu_check", SPEED, results=OUT),
     "search": Command(Search, "search.search:search_and_draw", CELLS, SEARCH, ranks=True),

@@ -34,7 +34,10 @@ Closed forms
     adapted_output                              the output after the inner loop
     trained_output                              the meta-output after training, on any task
     trained_output_on_training_tasks            the meta-output after training, on the training tasks
-    kernel_regression                           both from the NTK alone, Theorem 2
+    kernel_regression                           both from the NTK alone, Theorem 2; with nngp= the ensemble's covariance
+
+Your own network
+    verify                            the theorems for networks of several widths: measured, fitted and judged
 
 ``mamltheory.fewshot`` has data, training and evaluation, ``mamltheory.nas`` cells and their searches.
 """
@@ -44,6 +47,7 @@ from typing import TYPE_CHECKING
 from mamltheory.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from mamltheory.finite_width.verification import verify
     from mamltheory.inner_loop import InnerLoop, adapt, meta_output
     from mamltheory.kernels.analytic import analytic_last_layer_ntk, analytic_ntk, nngp
     from mamltheory.kernels.empirical import empirical_last_layer_ntk, empirical_ntk
@@ -109,6 +113,7 @@ __all__ = [
     "train",
     "trained_output",
     "trained_output_on_training_tasks",
+    "verify",
 ]
 
 _PLACES = {
@@ -148,6 +153,7 @@ _PLACES = {
     "train": "maml",
     "trained_output": "predictors",
     "trained_output_on_training_tasks": "predictors",
+    "verify": "finite_width.verification",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _PLACES, packages=("fewshot", "nas"))

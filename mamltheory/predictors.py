@@ -10,6 +10,13 @@ for λ0 and η0 there, because the kernels carry 1/l.
 
 f_0: Theorem 2 drops it by Assumption 5. It does not vanish with the width: either pass it, or omit it for the centred
 network f_θ − f_{θ0}, where f_0 = 0 exactly.
+
+Ensembles: F_t is affine in f_0, F_t = F̄_t + Γ f_0 over the joint samples, with
+
+    Γ = A(·) − Φ(·, 𝒳) T(Φ) A(𝒳),   on the training tasks Γ = ρ(Φ) A(𝒳),   A_i = [I, −C_i].
+
+In the limit f_0 is Gaussian with mean 0 and the NNGP kernel K as its covariance, and Θ is constant. Over
+initialisations the trained outputs are then Gaussian: their mean is F̄_t, which is Eq. (12), their covariance Γ K Γᵀ.
 """
 
 from collections.abc import Sequence
@@ -150,10 +157,19 @@ def trained_output_on_training_tasks(
 
 @dataclass(frozen=True)
 class KernelPrediction:
-    """Outputs of the kernel regression on the training tasks and the test tasks, flattened like the labels."""
+    """Outputs of the kernel regression, flattened like the labels; covariances over initialisations if asked for.
+
+    Args:
+        train: the outputs on the training tasks, their mean for an ensemble.
+        test: those on the test tasks.
+        train_covariance: the covariance of the outputs on the training tasks; None without ``nngp``.
+        test_covariance: that on the test tasks.
+    """
 
     train: Float[Tensor, " q"]
     test: Float[Tensor, " p"]
+    train_covariance: Float[Tensor, "q q"] | None = None
+    test_covariance: Float[Tensor, "p p"] | None = None
 
 
 def kernel_regression(
@@ -164,10 +180,14 @@ def kernel_regression(
     outer: Dynamics,
     adaptation: Float[Tensor, "a a"] | None = None,
     f0: Float[Tensor, " a"] | None = None,
+    nngp: Float[Tensor, "a a"] | None = None,
 ) -> KernelPrediction:
     """MAML as kernel regression, Theorem 2: Eqs. (12)–(13) from the NTK alone; ANIL with ``adaptation`` = 𝒦.
 
-    A ShapeError says which of the kernel, ``f0`` and the labels do not fit together; other errors are those of
+    With ``nngp`` it is the ensemble of networks that are trained from independent initialisations: their mean, which
+    is Eq. (12), and their covariance Γ K Γᵀ.
+
+    A ShapeError says which of the kernels, ``f0`` and the labels do not fit together; other errors are those of
     :func:`mamltheory.linalg.time_operator`.
 
     Args:
@@ -177,44 +197,69 @@ def kernel_regression(
         inner: how long the inner loop runs.
         outer: how long the outer loop runs.
         adaptation: 𝒦 over the same samples, for ANIL; None for MAML.
-        f0: the untrained network's outputs on the same samples, flattened; None for a centred network.
+        f0: the untrained network's outputs on the same samples, flattened; None for a centred network. With ``nngp``
+            the mean of these outputs over initialisations, None for 0.
+        nngp: K over the same samples, the covariance of the untrained outputs over initialisations; None for a single
+            network.
 
     Returns:
-        The outputs on the training and test tasks.
+        The outputs on the training and test tasks; with ``nngp`` their means and covariances.
 
     Example:
         >>> import torch
         >>> from mamltheory import Converged, FullyConnected, GradientDescent, Task
-        >>> from mamltheory import analytic_ntk, joint_inputs, kernel_regression
+        >>> from mamltheory import analytic_ntk, joint_inputs, kernel_regression, nngp
         >>> x, y = torch.eye(4), torch.tensor([[1.0], [-1.0]])
         >>> tasks, test_tasks = [Task(x[:2], y, x[2:], y)], [Task(x[2:], y, x[:2], y)]
-        >>> theta = analytic_ntk(FullyConnected(4, width=8, depth=1), joint_inputs(tasks + test_tasks))
-        >>> kernel_regression(theta, tasks, test_tasks, GradientDescent(0.1, 1), Converged()).train.round()
+        >>> net, samples = FullyConnected(4, width=8, depth=1), joint_inputs(tasks + test_tasks)
+        >>> theta, inner = analytic_ntk(net, samples), GradientDescent(0.1, 1)
+        >>> kernel_regression(theta, tasks, test_tasks, inner, Converged()).train.round()
         tensor([ 1., -1.], dtype=torch.float64)
+        >>> ensemble = kernel_regression(theta, tasks, test_tasks, inner, Converged(), nngp=nngp(net, samples))
+        >>> bool((ensemble.test_covariance.diagonal() > 0).all())  # networks differ on tasks that are new to them
+        True
     """
     tasks = check_tasks(tasks)
-    if not isinstance(test_tasks, Sequence) or test_tasks:
-        test_tasks = check_tasks(test_tasks)
-    every = check_tasks((*tasks, *test_tasks))
-    check_array("theta", theta, None, None)
-    for name, matrix in (("theta", theta), ("adaptation", adaptation)):
-        if matrix is not None:
-            check_array(name, matrix, len(theta), len(theta))
-    if f0 is not None:
-        check_array("f0 (flattened by .reshape(-1))", f0, len(theta))
+    every = _checked_together(theta, tasks, test_tasks, {"adaptation": adaptation, "nngp": nngp}, f0)
     sizes = joint_sizes(theta, every)
-    _check_outputs(every, sizes)
     rows = composition(theta if adaptation is None else adaptation, sizes, inner)
     phi = composite_kernel(rows, theta)
     start = _adapted_start(rows, every, sizes, f0)
     trained = sum(query for query, _ in sizes[: len(tasks)])
     labels, phi_train = query_labels(tasks), phi[:trained, :trained]
     return KernelPrediction(
-        train=trained_output_on_training_tasks(phi_train, start[:trained], labels, outer),
-        test=trained_output(
-            phi[trained:, :trained], phi_train, start[trained:], start[:trained], labels, outer
-        ),
+        trained_output_on_training_tasks(phi_train, start[:trained], labels, outer),
+        trained_output(phi[trained:, :trained], phi_train, start[trained:], start[:trained], labels, outer),
+        *(() if nngp is None else _covariances(rows, phi, trained, outer, nngp)),
     )
+
+
+def _checked_together(
+    theta: Tensor, tasks: tuple[Task, ...], test_tasks: Sequence[Task], others: dict[str, Tensor | None],
+    f0: Tensor | None,
+) -> tuple[Task, ...]:  # fmt: skip
+    """All tasks, after a check that they, the NTK, the ``others`` of its size and ``f0`` fit together."""
+    if not isinstance(test_tasks, Sequence) or test_tasks:
+        test_tasks = check_tasks(test_tasks)
+    every = check_tasks((*tasks, *test_tasks))
+    check_array("theta", theta, None, None)
+    for name, matrix in {"theta": theta, **others}.items():
+        if matrix is not None:
+            check_array(name, matrix, len(theta), len(theta))
+    if f0 is not None:
+        check_array("f0 (flattened by .reshape(-1))", f0, len(theta))
+    _check_outputs(every, joint_sizes(theta, every))
+    return every
+
+
+def _covariances(
+    rows: Tensor, phi: Tensor, trained: int, outer: Dynamics, nngp: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Γ K Γᵀ on the ``trained`` rows of the training tasks and on the others; K = ``nngp``, A = ``rows``."""
+    phi_train, seen = phi[:trained, :trained], rows[:trained]
+    on_training = residual_operator(phi_train, outer) @ seen
+    on_test = rows[trained:] - phi[trained:, :trained] @ (time_operator(phi_train, outer) @ seen)
+    return composite_kernel(on_training, nngp), composite_kernel(on_test, nngp)
 
 
 def _check_outputs(tasks: tuple[Task, ...], sizes: Sequence[tuple[int, int]]) -> None:

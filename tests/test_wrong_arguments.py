@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 
 import mamltheory as mt
 from mamltheory.errors import MamlTheoryError
@@ -18,6 +19,12 @@ THETA = mt.empirical_ntk(MODEL, mt.joint_inputs(TASKS), params=PARAMS)
 ON_TASKS = {"model": MODEL, "params": PARAMS, "tasks": TASKS, "inner": INNER}
 SAMPLES = {"net": NET, "x1": X, "x2": X}
 TRAINED = {"phi_train": MATRIX, "train_start": ROW, "labels": ROW}
+
+
+def built(width):
+    """A network of a width, as ``verify`` takes it."""
+    return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 2))
+
 
 RIGHT = {
     "Converged": {"ridge": 1e-3},
@@ -49,6 +56,7 @@ RIGHT = {
     "generator": {"seed": 0, "purpose": "a use"},
     "joint_inputs": {"tasks": TASKS},
     "kernel_regression": {
+        "nngp": THETA,
         "theta": THETA,
         "tasks": TASKS[:1],
         "test_tasks": TASKS[1:],
@@ -77,6 +85,18 @@ RIGHT = {
     "train": {**ON_TASKS, "eta0": 0.01, "steps": 2},
     "trained_output": {"phi_test_train": MATRIX, "test_start": ROW, **TRAINED, "outer": FLOW},
     "trained_output_on_training_tasks": {**TRAINED, "outer": FLOW},
+    "verify": {
+        "build": built,
+        "widths": (4, 8),
+        "tasks": TASKS[:1],
+        "inner": INNER,
+        "test_tasks": TASKS[1:],
+        "steps": 1,
+        "seeds": 2,
+        "scale": float,
+        "lipschitz": False,
+        "after": None,
+    },
 }
 
 

@@ -46,10 +46,10 @@ def batch_of_starts(settings: Theory, net: FullyConnected, batch: int) -> Parame
     return {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
 
 
-def batch_residuals(
+def trained_batch(
     net: FullyConnected, starts: Parameters, problem: Problem, steps: int
-) -> Float[Tensor, "networks t"]:
-    """‖g(θ_t)‖ for t = 0 … steps of every network; infinity or NaN for a network that diverges.
+) -> tuple[Float[Tensor, "networks t"], Parameters]:
+    """Train many networks as one batch; residuals are infinite or NaN for a network that diverges.
 
     Args:
         net: The network.
@@ -58,7 +58,7 @@ def batch_residuals(
         steps: Meta-training steps.
 
     Returns:
-        The residuals.
+        ‖g(θ_t)‖ for t = 0 … steps of every network, and the trained parameters, stacked.
     """
     labels, rate = query_labels(problem.tasks), problem.eta0 / net.model.scale
     params, residuals = starts, []
@@ -68,11 +68,19 @@ def batch_residuals(
         return square_loss(outputs, labels), outputs
 
     slopes = vmap(grad_and_value(loss, has_aux=True))
-    for _ in range(steps + 1):
+    for step in range(steps + 1):
         gradient, (_, outputs) = slopes(params)
         residuals.append((outputs - labels).norm(dim=1))
-        params = {name: theta - rate * gradient[name] for name, theta in params.items()}
-    return torch.stack(residuals, dim=1).detach()
+        if step < steps:
+            params = {name: theta - rate * gradient[name] for name, theta in params.items()}
+    return torch.stack(residuals, dim=1).detach(), {name: theta.detach() for name, theta in params.items()}
+
+
+def batch_residuals(
+    net: FullyConnected, starts: Parameters, problem: Problem, steps: int
+) -> Float[Tensor, "networks t"]:
+    """The residuals of :func:`trained_batch`, of which the arguments are."""
+    return trained_batch(net, starts, problem, steps)[0]
 
 
 def measure_share(settings: Theory, problem: Problem, pair: tuple[int, int]) -> dict[str, Any]:

@@ -154,6 +154,86 @@ class Plateau(Theory):
         require_widths("taus", self.taus)
 
 
+@dataclass(frozen=True)
+class Ensemble(Theory):
+    """Trained networks over initialisations: their mean is Eq. (12), their covariance that of the NNGP kernel."""
+
+    out: Path = Path("runs/ensemble")
+    """Folder for the figures and their numbers."""
+
+    widths: tuple[int, ...] = (16, 64, 256)
+    """Widths l of the hidden layers, increasing."""
+    depth: int = 1
+    """Number of hidden layers L."""
+    batches: int = 2
+    """Batches of 25 networks in the ensemble of every width."""
+    steps: int = 50
+    """Meta-training steps t."""
+    tau: int = 8
+    """Inner-loop steps τ."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(self, 2, ("batches",))
+
+
+@dataclass(frozen=True)
+class Laziness(Theory):
+    """Where the theory must fail it is seen to: mean field, rich multipliers, large rates, small initial weights."""
+
+    out: Path = Path("runs/laziness")
+    """Folder for the figures and their numbers."""
+
+    widths: tuple[int, ...] = (64, 256, 1024)
+    """Widths l of the hidden layers, increasing."""
+    depth: int = 1
+    """Number of hidden layers L."""
+    seeds: int = 2
+    """Independent initialisations per width."""
+    steps: int = 30
+    """Meta-training steps t."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """The theorems for a network of your own, MODULE:FUNCTION of the width: rate, drift, K, kernel regression."""
+
+    network: str = ""
+    """MODULE:FUNCTION of the width that returns a module, the flag is optional; "" for a convolutional example."""
+    widths: tuple[int, ...] = (8, 16, 32, 64)
+    """Widths l of the networks, increasing."""
+    seeds: int = 3
+    """Independent initialisations per width, for the intervals of slopes."""
+    steps: int = 30
+    """Meta-training steps t."""
+    tau: int = 1
+    """Inner-loop steps τ."""
+    algorithm: Literal["maml", "anil"] = "maml"
+    """Adapt all parameters (maml) or the last layer alone (anil)."""
+    shape: tuple[int, ...] = (1, 6, 6)
+    """Shape of one sample; samples are random points on the unit sphere."""
+    samples: int = 2
+    """Query samples and support samples of a task."""
+    task_count: int = 2
+    """Number of training tasks N; as many again are held out."""
+    tasks: str = ""
+    """MODULE:FUNCTION that returns (training tasks, held-out tasks) in place of random points."""
+    lipschitz: bool = True
+    """Evaluate K of Lemma 1 and the bounds (29) and (30), which takes most of the time."""
+    out: Path = Path("runs/verify")
+    """Folder for the report and the figure."""
+    seed: int = 0
+    """Seed of every random draw."""
+
+    def __post_init__(self) -> None:
+        require_widths("widths", self.widths)
+        require_at_least(self, 2, ("seeds",))
+        require_at_least(self, 1, ("steps", "tau", "samples", "task_count"))
+        require_at_least(self, 0, ("seed",))
+        sizes = len(self.shape) > 0 and min(self.shape) >= 1
+        require(sizes, f"shape is {self.shape}: expected whole numbers of at least 1")
+
+
 # Wide networks: the factored fast weights need one copy of the parameters for all tasks, 0.5 GB at l = 8192.
 _WIDE: dict[str, Any] = {"widths": (64, 256, 1024, 4096, 8192), "seeds": 3, "steps": 50}
 CONVERGENCE = {"wide": Convergence(**_WIDE, out=Path("runs/convergence-wide"))}

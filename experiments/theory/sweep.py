@@ -72,8 +72,23 @@ def network_of_width(settings: Theory, width: int) -> FullyConnected:
 
 def make_problem(settings: Theory) -> Problem:
     """Tasks and learning rates; they depend on the limit kernels alone and are the same for all widths."""
-    tasks, test_tasks = theory_tasks(settings)
-    net = network_of_width(settings, 1)
+    return problem_of(network_of_width(settings, 1), *theory_tasks(settings), settings)
+
+
+def problem_of(
+    net: FullyConnected, tasks: tuple[Task, ...], test_tasks: tuple[Task, ...], settings: Theory
+) -> Problem:
+    """The tasks with the learning rates that fit a network's limit kernels; its width does not matter.
+
+    Args:
+        net: The network.
+        tasks: The training tasks.
+        test_tasks: The held-out tasks.
+        settings: The inner loop's number of steps and algorithm.
+
+    Returns:
+        The problem.
+    """
     top = max(extreme_eigenvalues(analytic_ntk(net, task.support_x))[1] for task in (*tasks, *test_tasks))
     inner = InnerLoop(0.5 / top, settings.tau, settings.algorithm)
     low, high = extreme_eigenvalues(analytic_meta_ntk(net, tasks, settings.algorithm, inner.dynamics))

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from mamltheory.errors import ValueRangeError
-from mamltheory.inner_loop import InnerLoop, meta_output
+from mamltheory.guard import ready_for_tasks
+from mamltheory.inner_loop import InnerLoop, algorithm_of, query_output
 from mamltheory.kernels.empirical_meta import stacked_meta_jacobian
-from mamltheory.networks import Model, check_finite
+from mamltheory.networks import Model
 from mamltheory.tasks import Parameters, Task, check_tasks
 
 
@@ -127,13 +128,14 @@ def _hessian_products(
     model: Model, params: Parameters, tasks: Sequence[Task], inner: InnerLoop
 ) -> list[Callable[[Parameters], Parameters]]:
     """The maps v ↦ ∇²F_a(θ) v for every meta-output a of every task (the Hessian is symmetric, so one reverse pass)."""
-    check_finite(params)
+    tasks = check_tasks(tasks)
+    model, params = ready_for_tasks(model, params, tasks, algorithm_of(inner))
     pullbacks = []
-    for task in check_tasks(tasks):
+    for task in tasks:
         for row in range(task.query_y.numel()):
 
             def single(theta: Parameters, task: Task = task, row: int = row) -> Tensor:
-                return meta_output(model, theta, task, inner)[row]
+                return query_output(model, theta, task, inner)[row]
 
             pullbacks.append(vjp(grad(single), params)[1])
     return [partial(_pulled_back, pullback) for pullback in pullbacks]

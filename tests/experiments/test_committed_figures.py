@@ -44,7 +44,7 @@ def recorded(settings):
     return plain(without_paths(settings))
 
 
-@pytest.mark.parametrize("name", ["bounds", "lipschitz", "plateau"])
+@pytest.mark.parametrize("name", ["bounds", "lipschitz", "plateau", "ensemble", "laziness"])
 def test_the_figures_of_the_theory_are_those_of_the_commands(name):
     kept = {k: v for k, v in recorded(settings_of(name, "figures")).items() if k != "runs"}
     assert config(f"{name}_sphere.json") == kept
