@@ -4,6 +4,7 @@
 #   make slow    the tests that take minutes        make cuda   the tests that need a CUDA device, and gpu-check
 #   make explore the property tests fifty times, with random examples and in random order
 #   make minimum the fast tests with the oldest versions of the dependencies, in an environment in .venv-minimum
+#   make mutants 300 random mutants of the package, each against the tests of its module: hours; it resumes
 #   make lint    lint, types and formatting         make clean  remove what these commands made
 #   make ledger  write paper_checks.md, its page and its figure from the tests' outcomes
 #   make figures make all of figures/ again, except those of the verdicts (make ledger): many CPU hours
@@ -19,9 +20,9 @@ STAMP := $(VENV)/.installed
 # environment says, for collection takes twice as long without it.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: help demo figures test ledger slow explore minimum cuda lint clean install
+.PHONY: help demo figures test ledger slow explore minimum mutants cuda lint clean install
 help:
-	@sed -n '2,9s/^# *//p' Makefile
+	@sed -n '2,10s/^# *//p' Makefile
 
 install: $(STAMP)
 
@@ -79,7 +80,7 @@ ledger: $(STAMP)
 
 slow: $(STAMP)
 	@echo "running the slow tests"
-	@$(PYTEST) -m "slow and not cuda" --ledger slow
+	@TANGENTS=$(TANGENTS) $(PYTEST) -m "slow and not cuda" --ledger slow
 
 explore: $(STAMP)
 	@for order in $$(seq 50); do echo "random order $$order"; HYPOTHESIS_PROFILE=exploring OMP_NUM_THREADS=1 \
@@ -94,6 +95,10 @@ minimum:
 	@$(OLDEST)/bin/python -m pip install -q --disable-pip-version-check \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c $(OLDEST)/oldest.txt -e '.[test]'
 	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n 2 --dist worksteal
+
+COUNT ?= 300
+mutants: $(STAMP)
+	@$(BIN)/python -m tests.mutants.campaign --count $(COUNT)
 
 cuda: $(STAMP)
 	@echo "running the tests that need a CUDA device"

@@ -13,7 +13,8 @@ MAML and ANIL
     adapt, meta_output                the adapted parameters θ', and the output F_θ = f_{θ'}(X)
     meta_outputs, meta_loss           F_θ of all tasks, and the meta-loss (2)
     meta_gradient, meta_method        its exact gradient (3), and how that is computed
-    train                             full-batch gradient descent (28), with a record
+    train                             gradient descent (28), with a record
+    Optimiser                         its momentum, batches of tasks, and the parameters that it moves
 
 Kernels
     analytic_ntk, nngp                the NTK and NNGP kernel of infinite width
@@ -24,10 +25,15 @@ Kernels
     meta_ntk                          the MetaNTK Φ of tasks, from a network
     meta_ntk_from_ntk                 Φ from the NTK over the joint inputs
     analytic_meta_ntk                 Φ at infinite width
+    adaptation_ntk                    the kernel of an inner loop's own parameters and rates (BOIL, CAVIA, Meta-SGD)
+    first_order_meta_ntk              what takes the place of Φ for first-order MAML
     empirical_meta_ntk                Φ̂ = (1/l) ∇F ∇Fᵀ of a finite network
+    monte_carlo_ntk                   the mean NTK of any architecture, a KernelEstimate with standard errors
+    monte_carlo_meta_ntk              the mean MetaNTK, likewise
 
 Closed forms
     GradientFlow, GradientDescent, Converged    how long a loop runs
+    ScheduledDescent, SampledDescent            with a rate a step and momentum; on some tasks a step
     time_operator, residual_operator            what is learnt of a kernel's labels by then, and what is left
     condition_number                            σ_max/σ_min of a kernel, Eq. (14)
     score                                       log₁₀ of it, with its interval over initialisations and tasks
@@ -49,19 +55,23 @@ from mamltheory.lazy import lazy_names
 if TYPE_CHECKING:
     from mamltheory.finite_width.verification import verify
     from mamltheory.inner_loop import InnerLoop, adapt, meta_output
+    from mamltheory.kernels.adaptation import adaptation_ntk, first_order_meta_ntk
     from mamltheory.kernels.analytic import analytic_last_layer_ntk, analytic_ntk, nngp
     from mamltheory.kernels.empirical import empirical_last_layer_ntk, empirical_ntk
     from mamltheory.kernels.empirical_meta import empirical_meta_ntk
     from mamltheory.kernels.meta import analytic_meta_ntk, joint_inputs, meta_ntk, meta_ntk_from_ntk
+    from mamltheory.kernels.monte_carlo import KernelEstimate, monte_carlo_meta_ntk, monte_carlo_ntk
     from mamltheory.linalg import (
         Converged,
         GradientDescent,
         GradientFlow,
+        SampledDescent,
+        ScheduledDescent,
         condition_number,
         residual_operator,
         time_operator,
     )
-    from mamltheory.maml import train
+    from mamltheory.maml import Optimiser, train
     from mamltheory.networks import FullyConnected, Model, centred, from_module, linearised
     from mamltheory.objective import meta_gradient, meta_loss, meta_method, meta_outputs
     from mamltheory.predictors import (
@@ -82,9 +92,14 @@ __all__ = [
     "GradientDescent",
     "GradientFlow",
     "InnerLoop",
+    "KernelEstimate",
     "Model",
+    "Optimiser",
+    "SampledDescent",
+    "ScheduledDescent",
     "Task",
     "adapt",
+    "adaptation_ntk",
     "adapted_output",
     "analytic_last_layer_ntk",
     "analytic_meta_ntk",
@@ -94,6 +109,7 @@ __all__ = [
     "empirical_last_layer_ntk",
     "empirical_meta_ntk",
     "empirical_ntk",
+    "first_order_meta_ntk",
     "from_module",
     "generator",
     "joint_inputs",
@@ -106,6 +122,8 @@ __all__ = [
     "meta_ntk_from_ntk",
     "meta_output",
     "meta_outputs",
+    "monte_carlo_meta_ntk",
+    "monte_carlo_ntk",
     "nngp",
     "residual_operator",
     "score",
@@ -118,6 +136,7 @@ __all__ = [
 
 _PLACES = {
     "adapt": "inner_loop",
+    "adaptation_ntk": "kernels.adaptation",
     "adapted_output": "predictors",
     "analytic_last_layer_ntk": "kernels.analytic",
     "analytic_meta_ntk": "kernels.meta",
@@ -128,6 +147,7 @@ _PLACES = {
     "empirical_last_layer_ntk": "kernels.empirical",
     "empirical_meta_ntk": "kernels.empirical_meta",
     "empirical_ntk": "kernels.empirical",
+    "first_order_meta_ntk": "kernels.adaptation",
     "from_module": "networks",
     "FullyConnected": "networks",
     "generator": "rng",
@@ -136,6 +156,7 @@ _PLACES = {
     "InnerLoop": "inner_loop",
     "joint_inputs": "kernels.meta",
     "kernel_regression": "predictors",
+    "KernelEstimate": "kernels.monte_carlo",
     "linearised": "networks",
     "meta_gradient": "objective",
     "meta_loss": "objective",
@@ -145,8 +166,13 @@ _PLACES = {
     "meta_output": "inner_loop",
     "meta_outputs": "objective",
     "Model": "networks",
+    "monte_carlo_meta_ntk": "kernels.monte_carlo",
+    "monte_carlo_ntk": "kernels.monte_carlo",
     "nngp": "kernels.analytic",
+    "Optimiser": "maml",
     "residual_operator": "linalg",
+    "SampledDescent": "linalg",
+    "ScheduledDescent": "linalg",
     "score": "score",
     "Task": "tasks",
     "time_operator": "linalg",

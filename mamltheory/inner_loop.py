@@ -4,9 +4,13 @@
 
 P is the identity for MAML and the projection on the last linear layer for ANIL. Eq. (1) prints the step
 without λ; line 5 of the algorithm has it.
+
+Variants: a rate for each step (λ_s), a choice of the parameters that move (BOIL, CAVIA, the last k layers: another P),
+and a factor for each parameter (Meta-SGD: P = Λ diagonal). Their kernel is 𝒦 = (1/l) ∇_S f Λ ∇_S fᵀ inside A, Θ outside
+(:func:`mamltheory.kernels.adaptation.adaptation_ntk`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,12 +20,12 @@ from torch import Tensor, nn
 from torch.func import grad
 
 from mamltheory.accelerator import out_of_memory
-from mamltheory.errors import ConfigurationError, UnsupportedModelError, ValueRangeError
+from mamltheory.dynamics import GradientDescent, ScheduledDescent, is_number
+from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelError, ValueRangeError
 from mamltheory.guard import ready_for_tasks
-from mamltheory.linalg import GradientDescent, is_number
 from mamltheory.modules import plain_numerics
 from mamltheory.networks import Model, in_transform, not_differentiable, output_of
-from mamltheory.tasks import Parameters, Task
+from mamltheory.tasks import Parameters, Select, Task, selected_names
 
 Algorithm = Literal["maml", "anil"]
 
@@ -31,37 +35,101 @@ class InnerLoop:
     """The inner loop of MAML or ANIL.
 
     Args:
-        lam0: λ0; the rate is λ = λ0 / l, with l the scale of the model.
+        lam0: λ0, or a tuple with one for each step; the rate is λ = λ0 / l, with l the scale of the model.
         tau: τ, the number of steps.
         algorithm: "maml" adapts all parameters, "anil" the last linear layer.
         first_order: drop the derivative of the adaptation in the meta-gradient (first-order MAML).
+        select: names of the parameters that move, or a predicate on names, among those of the algorithm: without the
+            head for BOIL, the context alone for CAVIA.
+        factors: Λ by names of parameters: factors of the rate, numbers or tensors of the parameter's shape (Meta-SGD);
+            1 for the others.
 
     Raises:
-        ValueRangeError: a negative ``lam0`` or ``tau``, or an unknown algorithm.
+        ValueRangeError: a negative ``lam0`` or ``tau``, an unknown algorithm, or factors that are not finite.
 
     Example:
         >>> from mamltheory import InnerLoop
         >>> InnerLoop(lam0=0.1, tau=2, algorithm="anil").dynamics
         GradientDescent(rate=0.1, steps=2)
+        >>> InnerLoop(lam0=(0.2, 0.1), tau=2, select=lambda name: name != "bias").dynamics
+        ScheduledDescent(rates=(0.2, 0.1), momentum=0.0)
     """
 
-    lam0: float
+    lam0: float | tuple[float, ...]
     tau: int = 1
     algorithm: Algorithm = "maml"
     first_order: bool = False
+    select: Select = None
+    factors: Mapping[str, float | Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if not (is_number(self.lam0) and self.lam0 >= 0):
+        if not isinstance(self.lam0, tuple) and not (is_number(self.lam0) and self.lam0 >= 0):
             raise ValueRangeError(f"lam0 is {self.lam0!r}: expected a finite number of at least 0")
         if not (is_number(self.tau) and self.tau >= 0 and self.tau == int(self.tau)):
             raise ValueRangeError(f"tau is {self.tau!r}: expected a whole number of inner steps, at least 0")
         if not isinstance(self.algorithm, str) or self.algorithm not in ("maml", "anil"):
             raise ValueRangeError(f"algorithm is {self.algorithm!r}: expected 'maml' or 'anil'")
+        if isinstance(self.lam0, tuple) and len(ScheduledDescent(self.lam0).rates) != self.tau:
+            raise ValueRangeError(
+                f"lam0 has {len(self.lam0)} rates and tau is {self.tau}: expected one rate for each step"
+            )
+        for name, factor in _entries(self.factors):
+            if not isinstance(name, str) or not _is_finite(factor):
+                raise ValueRangeError(
+                    f"the factor of {name!r} is {factor!r}: expected a finite number or tensor for a name"
+                )
 
     @property
-    def dynamics(self) -> GradientDescent:
-        """The same loop as a function of the kernel: τ steps of rate λ0 on Θ (which carries 1/l)."""
+    def dynamics(self) -> GradientDescent | ScheduledDescent:
+        """The same loop as a function of the kernel: τ steps of rate λ0 on 𝒦 (which carries 1/l and Λ)."""
+        if isinstance(self.lam0, tuple):
+            return ScheduledDescent(self.lam0)
         return GradientDescent(self.lam0, self.tau)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """λ0 of every step."""
+        return self.lam0 if isinstance(self.lam0, tuple) else (self.lam0,) * int(self.tau)
+
+    @property
+    def rate(self) -> float:
+        """λ0 of all steps; a ConfigurationError where they differ."""
+        if isinstance(self.lam0, tuple):
+            raise ConfigurationError(f"lam0 is {self.lam0}: expected one rate for all steps")
+        return self.lam0
+
+    @property
+    def plain(self) -> bool:
+        """Whether all steps have one rate, for all parameters of the algorithm: the loops in factored form."""
+        return not isinstance(self.lam0, tuple) and self.select is None and self.factors is None
+
+    def scaled(self, gradient: Parameters) -> Parameters:
+        """Λ times a gradient by name; a ShapeError for a factor of another shape than its parameter."""
+        factors, result = dict(self.factors or {}), dict(gradient)
+        for name in set(factors) & set(gradient):
+            factor, value = factors[name], gradient[name]
+            if isinstance(factor, Tensor):
+                if factor.dim() and factor.shape != value.shape[-factor.dim() :]:
+                    raise ShapeError(
+                        f"the factor of {name!r} has shape {tuple(factor.shape)}: expected a number or the parameter's "
+                        f"shape {tuple(value.shape)}"
+                    )
+                factor = factor.to(value)
+            result[name] = factor * value
+        return result
+
+
+def _entries(factors: object) -> list[tuple[object, object]]:
+    """The factors by name; a ValueRangeError unless they are a mapping or None."""
+    if not isinstance(factors, Mapping | None):
+        raise ValueRangeError(f"factors is {factors!r}: expected a dict from names to numbers or tensors")
+    return list((factors or {}).items())
+
+
+def _is_finite(factor: object) -> bool:
+    if isinstance(factor, Tensor):
+        return factor.is_floating_point() and not factor.is_sparse and bool(torch.isfinite(factor).all())
+    return is_number(factor)
 
 
 def algorithm_of(inner: InnerLoop) -> Algorithm:
@@ -79,7 +147,24 @@ def square_loss(prediction: Tensor, target: Tensor) -> Float[Tensor, ""]:
 
 
 def adapted_names(model: Model, params: Parameters, inner: InnerLoop) -> frozenset[str]:
-    """Names of the parameters that the inner loop moves: all for MAML, the head's for ANIL, except frozen ones."""
+    """Names of the parameters that the inner loop moves: the algorithm's except frozen ones, among ``inner.select``."""
+    names = _algorithm_names(model, params, inner)
+    unknown = {name for name, _ in _entries(inner.factors)} - set(params)
+    if unknown:
+        raise ConfigurationError(
+            f"factors names {sorted(map(str, unknown))}, but the network has {sorted(params)}"
+        )
+    if inner.select is None:
+        return names
+    chosen = names & selected_names(params, inner.select)
+    if not chosen:
+        raise ConfigurationError(
+            f"select names none of the parameters {sorted(names)} that the algorithm moves"
+        )
+    return chosen
+
+
+def _algorithm_names(model: Model, params: Parameters, inner: InnerLoop) -> frozenset[str]:
     moving = frozenset(model.moving(params))
     if not moving:
         raise ConfigurationError("no parameter requires a gradient: call network.requires_grad_(True)")
@@ -132,9 +217,9 @@ def plain_gradient(loss: Callable[[Parameters], Tensor], values: Parameters) -> 
 def inner_path(model: Model, params: Parameters, task: Task, inner: InnerLoop) -> list[Parameters]:
     """θ_0, θ_1, …, θ_τ of the ``inner`` loop of the ``model`` on the ``task``, differentiable in ``params``."""
     path = [params]
-    rate = inner.lam0 / model.scale
-    for _ in range(inner.tau):
-        gradient = support_gradient(model, path[-1], task, inner)
+    for lam0 in inner.rates:
+        rate = lam0 / model.scale
+        gradient = inner.scaled(support_gradient(model, path[-1], task, inner))
         if inner.first_order:
             gradient = {name: value.detach() for name, value in gradient.items()}
         moved = {name: path[-1][name] - rate * value for name, value in gradient.items()}

@@ -6,6 +6,7 @@ Every closed form of the paper is a spectral function of a kernel M = V diag(s) 
     gradient flow, time t     e^{−ts}                                      −expm1(−ts) / s
     τ steps of rate λ         (1 − λs)^τ                                   λ Σ_{q<τ} (1 − λs)^q
     until convergence         0 (ridge r: r/(s + r))                       1 / (s + r)
+    rates λ_t, momentum μ     v ← μ v + ρ,  ρ ← ρ − λ_t s v                v ← μ v + 1 − s T,  T ← T + λ_t v
 
 T is entire in s for finite time (its value at s = 0 is t, or λτ), so that a singular kernel is harmless
 there; no inverse is ever formed. Eigenvalues that are negative by rounding alone count as zero. The same
@@ -15,105 +16,29 @@ functions serve the inner loop (t = λ0 τ) and the outer loop (t = η0 t) of Eq
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, SupportsFloat
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mamltheory.errors import ConfigurationError, ShapeError, SingularKernelError, ValueRangeError
+from mamltheory.dynamics import (
+    Converged,
+    Dynamics,
+    GradientDescent,
+    GradientFlow,
+    SampledDescent,
+    ScheduledDescent,
+    SpectralDynamics,
+    check_dynamics,
+)
+from mamltheory.errors import ShapeError, SingularKernelError, ValueRangeError
 
 Measure = Literal["condition", "harmonic"]
 """How far a kernel is from a multiple of the identity: by its extreme eigenvalues, or by means over all of them."""
 
 CLOSE = 1e-5
 """Relative distance of eigenvalues below which a divided difference is taken around their mean."""
-
-
-@dataclass(frozen=True)
-class GradientFlow:
-    """Continuous time: the paper's e^{−λ0 Θ τ}.
-
-    Args:
-        time: the product λ0 τ, or η0 t; at least 0.
-
-    Example:
-        >>> import torch, mamltheory as mt
-        >>> round(mt.residual_operator(torch.tensor([[2.0]]), mt.GradientFlow(time=0.5)).item(), 4)  # e^{-0.5 · 2}
-        0.3679
-    """
-
-    time: float
-
-    def __post_init__(self) -> None:
-        _check_nonnegative("time", self.time, "use Converged(ridge) for infinite time")
-
-
-@dataclass(frozen=True)
-class GradientDescent:
-    """Steps of gradient descent: (I − λ0 Θ)^τ.
-
-    Args:
-        rate: λ0 or η0, the learning rate times the width; at least 0.
-        steps: their number τ or t; a whole number of at least 0.
-
-    Example:
-        >>> import torch, mamltheory as mt
-        >>> mt.residual_operator(torch.tensor([[2.0]]), mt.GradientDescent(rate=0.25, steps=3)).item()
-        0.125
-    """
-
-    rate: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        _check_nonnegative("rate", self.rate, "use Converged(ridge) for infinite time")
-        if not (is_number(self.steps) and self.steps >= 0 and self.steps == int(self.steps)):
-            raise ValueRangeError(f"steps is {self.steps}: expected a whole number of at least 0")
-
-
-@dataclass(frozen=True)
-class Converged:
-    """Infinite time: T(M) = (M + rI)⁻¹.
-
-    Args:
-        ridge: r, at least 0. A kernel that is singular needs one above its rounding errors.
-
-    Example:
-        >>> import torch, mamltheory as mt
-        >>> mt.time_operator(torch.tensor([[0.0]]), mt.Converged(ridge=0.5)).item()
-        2.0
-    """
-
-    ridge: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_nonnegative("ridge", self.ridge, "choose a small positive number such as 1e-3")
-
-
-Dynamics = GradientFlow | GradientDescent | Converged
-"""How, and for how long, a loop ran."""
-
-
-def _check_dynamics(dynamics: Dynamics) -> None:
-    if not isinstance(dynamics, Dynamics):
-        raise ConfigurationError(
-            f"dynamics is {dynamics!r}: expected Converged(ridge), GradientDescent(rate, steps) or GradientFlow(time)"
-        )
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a finite real number."""
-    try:
-        return isinstance(value, SupportsFloat) and math.isfinite(value)
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
-def _check_nonnegative(name: str, value: float, advice: str) -> None:
-    if not (is_number(value) and value >= 0):
-        raise ValueRangeError(f"{name} is {value!r}: expected a finite number of at least 0; {advice}")
 
 
 def symmetrised(matrix: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
@@ -158,7 +83,7 @@ def rounding_level(eigenvalues: Float[Tensor, " p"], dtype: torch.dtype = torch.
 
 
 def residual_values(
-    s: Float[Tensor, " p"], dynamics: Dynamics, level: float | None = None
+    s: Float[Tensor, " p"], dynamics: SpectralDynamics, level: float | None = None
 ) -> Float[Tensor, " p"]:
     """ρ(s), the share of the residual left along eigenvectors of eigenvalues s; as :func:`learnt_values`."""
     match dynamics:
@@ -166,12 +91,18 @@ def residual_values(
             return torch.exp(-time * s)
         case GradientDescent(rate, steps):
             return (1 - rate * s) ** steps
+        case ScheduledDescent(rates, momentum):
+            left, velocity = torch.ones_like(s), torch.zeros_like(s)
+            for rate in rates:
+                velocity = momentum * velocity + left
+                left = left - rate * s * velocity
+            return left
         case Converged(ridge):
             return ridge / _lifted(s, ridge, level)
 
 
 def learnt_values(
-    s: Float[Tensor, " p"], dynamics: Dynamics, level: float | None = None
+    s: Float[Tensor, " p"], dynamics: SpectralDynamics, level: float | None = None
 ) -> Float[Tensor, " p"]:
     """T(s) = (1 − ρ(s))/s without cancellation, finite at s = 0 for finite time.
 
@@ -191,6 +122,12 @@ def learnt_values(
             return torch.where(late, by_quotient, time * _relative_expm1(-z.clamp(max=1)))
         case GradientDescent(rate, steps):
             return _geometric_sum(s, rate, steps)
+        case ScheduledDescent(rates, momentum):
+            learnt, velocity = torch.zeros_like(s), torch.zeros_like(s)
+            for rate in rates:
+                velocity = momentum * velocity + 1 - s * learnt
+                learnt = learnt + rate * velocity
+            return learnt
         case Converged(ridge):
             return 1 / _lifted(s, ridge, level)
 
@@ -227,7 +164,7 @@ def _geometric_sum(s: Float[Tensor, " p"], rate: float, steps: int) -> Float[Ten
     return rate * torch.where(z < 0.5, by_log, by_quotient)
 
 
-def divided_differences(s: Float[Tensor, " p"], dynamics: Dynamics) -> Float[Tensor, "p p"]:
+def divided_differences(s: Float[Tensor, " p"], dynamics: SpectralDynamics) -> Float[Tensor, "p p"]:
     """Γ_ij = (T(s_i) − T(s_j))/(s_i − s_j), around the mean of two eigenvalues that are close."""
     # T changes on the scale of s or of one over the time, whichever is larger. A step of CLOSE of it leaves both the
     # truncation and the cancellation near 1e-10, except where gradient descent is about to diverge (λs near 2).
@@ -235,10 +172,8 @@ def divided_differences(s: Float[Tensor, " p"], dynamics: Dynamics) -> Float[Ten
         case Converged():
             learnt = learnt_values(s, dynamics)
             return -torch.outer(learnt, learnt)
-        case GradientFlow(time):
-            horizon = time
-        case GradientDescent(rate, steps):
-            horizon = rate * steps
+        case _:
+            horizon = dynamics.horizon
     if horizon == 0:
         return torch.zeros(len(s), len(s), dtype=s.dtype, device=s.device)
     mean, gap = (s[:, None] + s) / 2, s[:, None] - s
@@ -248,7 +183,9 @@ def divided_differences(s: Float[Tensor, " p"], dynamics: Dynamics) -> Float[Ten
 
 
 def _spectral(
-    matrix: Float[Tensor, "p p"], values: Callable[[Tensor, Dynamics, float], Tensor], dynamics: Dynamics
+    matrix: Float[Tensor, "p p"],
+    values: Callable[[Tensor, SpectralDynamics, float], Tensor],
+    dynamics: SpectralDynamics,
 ) -> Float[Tensor, "p p"]:
     eigenvalues, vectors = torch.linalg.eigh(symmetrised(matrix))
     level = rounding_level(eigenvalues, matrix.dtype)
@@ -265,15 +202,11 @@ def _spectral(
     return (vectors * result) @ vectors.T
 
 
-def _check_resolved(s: Tensor, level: float, dynamics: Dynamics) -> None:
+def _check_resolved(s: Tensor, level: float, dynamics: SpectralDynamics) -> None:
     """Refuse times so long that it matters whether an eigenvalue is zero or of the size of rounding."""
-    match dynamics:
-        case GradientFlow(time):
-            horizon = time
-        case GradientDescent(rate, steps):
-            horizon = rate * steps
-        case _:
-            return
+    if isinstance(dynamics, Converged):
+        return
+    horizon = dynamics.horizon
     if horizon * level > 1 and bool((s.abs() <= level).any()):
         raise SingularKernelError(
             f"the kernel is singular up to rounding ({level:.3g}), and a time of {horizon:.3g} is long enough for "
@@ -291,11 +224,11 @@ class _TimeOperator(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(matrix: Tensor, dynamics: Dynamics) -> Tensor:
+    def forward(matrix: Tensor, dynamics: SpectralDynamics) -> Tensor:
         return _spectral(matrix, learnt_values, dynamics)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Dynamics], output: Tensor) -> None:  # noqa: ARG004
+    def setup_context(ctx, inputs: tuple[Tensor, SpectralDynamics], output: Tensor) -> None:  # noqa: ARG004
         matrix, ctx.dynamics = inputs
         ctx.save_for_backward(matrix)
         ctx.save_for_forward(matrix)
@@ -335,8 +268,25 @@ def time_operator(matrix: Float[Tensor, "p p"], dynamics: Dynamics) -> Float[Ten
         >>> mt.time_operator(kernel, mt.Converged()).diagonal().tolist()
         [1.0, 0.25]
     """
-    _check_dynamics(dynamics)
+    check_dynamics(dynamics)
+    if isinstance(dynamics, SampledDescent):
+        return _sampled(matrix, dynamics)[0]
     return _TimeOperator.apply(matrix, dynamics)
+
+
+def _sampled(matrix: Float[Tensor, "p p"], dynamics: SampledDescent) -> tuple[Tensor, Tensor]:
+    """T and ρ = I − M T of steps on some rows each: v ← μ v + P_t ρ, T ← T + η v, with P_t the rows of step t."""
+    kernel = symmetrised(matrix)
+    left = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
+    learnt = velocity = moved = torch.zeros_like(left)  # moved = M v
+    for rows in dynamics.row_indices(len(kernel)):
+        index = torch.tensor(rows, device=kernel.device)
+        velocity = (dynamics.momentum * velocity).index_add(0, index, left[index])
+        moved = dynamics.momentum * moved + kernel[:, index] @ left[index]
+        learnt, left = learnt + dynamics.rate * velocity, left - dynamics.rate * moved
+    if not bool(torch.isfinite(left).all()):
+        raise ValueRangeError(f"the loop diverges at the rate {dynamics.rate}: take a smaller one")
+    return learnt, left
 
 
 def residual_operator(matrix: Float[Tensor, "p p"], dynamics: Dynamics) -> Float[Tensor, "p p"]:
@@ -351,7 +301,9 @@ def residual_operator(matrix: Float[Tensor, "p p"], dynamics: Dynamics) -> Float
         >>> mt.residual_operator(kernel, mt.GradientDescent(rate=0.5, steps=2)).diagonal().tolist()
         [0.25, 0.0]
     """
-    _check_dynamics(dynamics)
+    check_dynamics(dynamics)
+    if isinstance(dynamics, SampledDescent):
+        return _sampled(matrix, dynamics)[1]
     return _spectral(matrix, residual_values, dynamics)
 
 

@@ -1,6 +1,8 @@
-"""Training by full-batch MAML or ANIL: gradient descent (28) on the meta-loss, with a record of every step.
+"""Training by MAML or ANIL: gradient descent (28) on the meta-loss, with a record of every step.
 
-θ_{t+1} = θ_t − η J(θ_t)ᵀ (F_{θ_t} − 𝒴),   η = η0 / l
+    θ_{t+1} = θ_t − η J(θ_t)ᵀ (F_{θ_t} − 𝒴),   η = η0 / l
+
+or on the loss of a batch of tasks at every step, with momentum, and of some parameters alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,15 +12,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mamltheory.dynamics import (
+    Dynamics,
+    GradientDescent,
+    SampledDescent,
+    ScheduledDescent,
+    check_momentum,
+    checked_batches,
+)
 from mamltheory.errors import ConfigurationError, ValueRangeError
+from mamltheory.factored.meta_gradient import FactoredGradient
 from mamltheory.guard import ready_for_tasks
 from mamltheory.inner_loop import InnerLoop, algorithm_of, square_loss
 from mamltheory.kernels.empirical_meta import empirical_meta_ntk
-from mamltheory.linalg import GradientDescent
 from mamltheory.modules import plain_numerics
 from mamltheory.networks import Model, output_of
-from mamltheory.objective import Chosen, MetaObjective, Method, chosen_method
-from mamltheory.tasks import Parameters, Task, check_tasks, query_labels
+from mamltheory.objective import Chosen, DenseGradient, MetaObjective, Method, chosen_method
+from mamltheory.tasks import Parameters, Select, Task, check_tasks, query_labels, selected_names
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,68 @@ class MetaState:
     params: Parameters
     step: int = 0
     path_length: float = 0.0
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """What outer steps do besides following the gradient of the whole loss.
+
+    Args:
+        momentum: μ of heavy-ball momentum: v ← μ v + ∇𝓛, θ ← θ − η v.
+        batches: for every step the numbers of the tasks whose losses it sums (SGD); None for all tasks. A record of
+            training has the loss and the outputs of all tasks nevertheless.
+        select: names of the parameters that move, or a predicate on names; None for all that require a gradient.
+
+    Raises:
+        ValueRangeError: a momentum outside of [0, 1), or batches that are not whole numbers.
+
+    Example:
+        >>> from mamltheory import Optimiser
+        >>> Optimiser(batches=((0, 1), (2, 3))).dynamics(eta0=0.5, steps=2, rows=1)
+        SampledDescent(rate=0.5, batches=((0, 1), (2, 3)), rows=1, momentum=0.0)
+    """
+
+    momentum: float = 0.0
+    batches: tuple[tuple[int, ...], ...] | None = None
+    select: Select = None
+
+    def __post_init__(self) -> None:
+        check_momentum(self.momentum)
+        if self.batches is not None:
+            object.__setattr__(self, "batches", checked_batches(self.batches))
+
+    def dynamics(self, eta0: float, steps: int, rows: int | tuple[int, ...] = 1) -> Dynamics:
+        """The same outer loop as a function of the MetaNTK, for closed forms.
+
+        Args:
+            eta0: η0.
+            steps: how many steps.
+            rows: n·k, or one number for each task where they differ; needed with batches alone.
+
+        Returns:
+            GradientDescent, ScheduledDescent with momentum, or SampledDescent with batches.
+        """
+        if self.batches is not None:
+            return SampledDescent(eta0, self.batches, rows, self.momentum)
+        return (
+            ScheduledDescent((eta0,) * steps, self.momentum)
+            if self.momentum
+            else GradientDescent(eta0, steps)
+        )
+
+
+def check_optimiser(optimiser: Optimiser, steps: int, tasks: int) -> None:
+    """A ConfigurationError unless it is an Optimiser with one batch a step, or none, of tasks that exist."""
+    if not isinstance(optimiser, Optimiser):
+        raise ConfigurationError(f"optimiser is {optimiser!r}: expected Optimiser(momentum, batches, select)")
+    if optimiser.batches is None:
+        return
+    last = max(map(max, optimiser.batches), default=0)
+    if len(optimiser.batches) != steps or last >= tasks:
+        raise ConfigurationError(
+            f"got {len(optimiser.batches)} batches of tasks up to {last}, for {steps} steps on {tasks} tasks: expected "
+            f"one batch a step, of tasks from 0 to {tasks - 1}"
+        )
 
 
 @dataclass(frozen=True)
@@ -115,16 +187,17 @@ def descend(
         θ_t is a new tensor.
     """
     model, params = ready_for_tasks(model, params, (*check_tasks(tasks), *test_tasks), algorithm_of(inner))
-    return _descend(model, params, tasks, inner, eta0, test_tasks, method, reuse=False)
+    return _descend(model, params, tasks, inner, eta0, test_tasks, method, Optimiser(), reuse=False)
 
 
 def _descend(
     model: Model, params: Parameters, tasks: Sequence[Task], inner: InnerLoop, eta0: float,
-    test_tasks: Sequence[Task], method: Method, reuse: bool, last: int | None = None,
+    test_tasks: Sequence[Task], method: Method, optimiser: Optimiser, reuse: bool, last: int | None = None,
 ) -> Iterator[tuple[MetaState, Observation]]:  # fmt: skip
     """:func:`descend` up to step ``last``; with ``reuse``, θ_{t+1} takes the memory of θ_t, except that of θ_0."""
     GradientDescent(eta0, 1)  # checks the rate
     objective, test_tasks = MetaObjective(model, tasks, inner, method), tuple(test_tasks)
+    step_direction = _directions(objective, params, optimiser)
     labels, rate = query_labels(objective.tasks), eta0 / model.scale
     state, start, limit = MetaState(params), params, _largest_loss(model, params, objective.tasks)
     while True:
@@ -132,7 +205,7 @@ def _descend(
         if state.step == last:
             outputs = objective.outputs(state.params)
         else:
-            gradient, outputs = objective.gradient(state.params)
+            gradient, outputs = step_direction(state)
         seen = Observation(
             step=state.step,
             loss=float(square_loss(outputs, labels)),
@@ -156,6 +229,34 @@ def _descend(
             moved = {k: v if k in model.frozen else v.detach().clone() for k, v in moved.items()}
         length = gradient.step_(moved, rate)
         state = MetaState(moved, state.step + 1, state.path_length + length)
+
+
+def _directions(
+    objective: MetaObjective, params: Parameters, optimiser: Optimiser
+) -> Callable[[MetaState], tuple[FactoredGradient | DenseGradient, Tensor]]:
+    """The map from a state to what its step follows, and the outputs of all tasks; to be called once a step."""
+    names = None if optimiser.select is None else selected_names(params, optimiser.select)
+    if names is None and optimiser.batches is None and optimiser.momentum == 0:
+        return lambda state: objective.gradient(state.params)
+    batches: dict[tuple[int, ...], MetaObjective] = {}
+    velocity: Parameters = {}
+
+    def direction(state: MetaState) -> tuple[DenseGradient, Tensor]:
+        if optimiser.batches is None:
+            gradient, outputs = objective.gradient(state.params)
+        else:
+            batch = optimiser.batches[state.step]
+            if batch not in batches:
+                batches[batch] = objective.on([objective.tasks[i] for i in batch])
+            gradient, _ = batches[batch].gradient(state.params)
+            outputs = objective.outputs(state.params)
+        dense = gradient.dense()
+        for name in dense if names is None else names & set(dense):
+            old = velocity.get(name)
+            velocity[name] = dense[name] if old is None else optimiser.momentum * old + dense[name]
+        return DenseGradient(dict(velocity)), outputs
+
+    return direction
 
 
 def _largest_loss(model: Model, params: Parameters, tasks: Sequence[Task]) -> float:
@@ -188,11 +289,12 @@ def train(
     kernel_steps: Sequence[int] = (),
     method: Method = "auto",
     progress: Callable[[Observation], None] | None = None,
+    optimiser: Optimiser = Optimiser(),
 ) -> TrainingRecord:
-    """``steps`` steps of full-batch MAML or ANIL from ``params``, Eq. (28), with a record of every step.
+    """``steps`` steps of MAML or ANIL from ``params``, Eq. (28), with a record of every step.
 
     Memory: θ_t and the given θ_0, which stays as it is, and the activations; "generic" also holds a gradient. Errors
-    are those of :func:`mamltheory.objective.meta_gradient`, and a ValueRangeError when the loss diverges.
+    are those of :func:`mamltheory.objective.meta_gradient`, and of a diverging loss or batches that do not fit.
 
     Args:
         model: a Model, or a torch module.
@@ -206,6 +308,7 @@ def train(
         kernel_steps: the steps at which the empirical MetaNTK Φ̂_t is recorded; step 0 always comes with them.
         method: as for :func:`mamltheory.objective.meta_gradient`; the record names the one that was used.
         progress: is called with the observation of every step, as ``lambda seen: print(seen.step, seen.loss)``.
+        optimiser: momentum, batches of tasks, and the parameters that move; none and all by default.
 
     Returns:
         The record of the run. A ValueRangeError is raised for ``kernel_steps`` outside of it, and a ConfigurationError
@@ -224,8 +327,11 @@ def train(
     wanted = {0, *kernel_steps} if kernel_steps else set()
     model, params = ready_for_tasks(model, params, (*check_tasks(tasks), *test_tasks), algorithm_of(inner))
     chosen = chosen_method(method, model, tasks, inner)
+    check_optimiser(optimiser, steps, len(tasks))
     observations, kernels = [], {}
-    for state, seen in _descend(model, params, tasks, inner, eta0, test_tasks, chosen, True, steps):
+    for state, seen in _descend(
+        model, params, tasks, inner, eta0, test_tasks, chosen, optimiser, True, steps
+    ):
         observations.append(seen)
         if progress is not None:
             progress(seen)

@@ -6,6 +6,8 @@ Standard parameterisation: W^i ~ N(0, σ_w²/fan_in), b^i ~ N(0, σ_b²). Eq. (1
 the variance; f_0 would then grow with the width, so that the fan-in must be meant.
 NTK parameterisation: the same function at initialisation, with W^i = σ_w/√fan_in · ω^i, b^i = σ_b β^i, and ω, β
 standard normal.
+A residual network has h^{i+1} = h^i + W^{i+1} σ(h^i) + b^{i+1} between hidden layers; layer normalisation without
+parameters takes the place of h^i inside σ.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -20,6 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import jvp
 
+from mamltheory.activations import FACTORED, Activation, activation_function, check_activation
+from mamltheory.dynamics import is_number
 from mamltheory.errors import (
     ConfigurationError,
     NetworkError,
@@ -27,15 +31,11 @@ from mamltheory.errors import (
     UnsupportedModelError,
     ValueRangeError,
 )
-from mamltheory.linalg import is_number
 from mamltheory.modules import call_module, check_module, guarded_forward, unwrapped
 from mamltheory.tasks import Parameters
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "erf": torch.erf,
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-}
+NORM_EPSILON = 1e-5
+"""What layer normalisation adds to the variance, as in torch."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Model:
             parameterisation, 1 in NTK parameterisation and for a network without a width.
         head: names of the parameters of the last linear layer, which ANIL's inner loop adapts; empty for a network
             without one, None to find them in the module when samples are given.
-        network: the fully connected network that this is, if it is one; MAML then needs no per-task weights.
+        network: the fully connected network that this is, if it is one without residuals and normalisation and with
+            erf, tanh or ReLU; MAML then needs no per-task weights.
         origin: the parameters θ0 of a centred network f_θ − f_{θ0}.
         module: the torch module that ``function`` calls, if it calls one.
         frozen: names of the parameters that stay constant.
@@ -98,10 +99,13 @@ class FullyConnected:
         width: l, of every hidden layer.
         depth: L, the number of hidden layers.
         output_dim: k.
-        activation: the name of σ.
+        activation: the name of σ ("erf", "tanh", "relu", "gelu", "silu", "softplus", "sin"), or any smooth pointwise
+            function of a tensor.
         sigma_w: σ_w.
         sigma_b: σ_b.
         parameterisation: "standard" or "ntk", as at the head of this module.
+        residual: add the preactivations of a hidden layer to those of the next.
+        layer_norm: normalise the preactivations of hidden layers before σ, without parameters.
 
     Raises:
         ValueRangeError: a size below 1, a negative variance, or an unknown name.
@@ -118,10 +122,12 @@ class FullyConnected:
     width: int
     depth: int
     output_dim: int = 1
-    activation: Literal["erf", "tanh", "relu"] = "erf"
+    activation: str | Activation = "erf"
     sigma_w: float = 1.5
     sigma_b: float = 0.1
     parameterisation: Literal["standard", "ntk"] = "standard"
+    residual: bool = False
+    layer_norm: bool = False
 
     def __post_init__(self) -> None:
         for name in ("input_dim", "width", "depth", "output_dim"):
@@ -135,12 +141,14 @@ class FullyConnected:
                 f"sigma_w is {self.sigma_w}, sigma_b is {self.sigma_b}: "
                 "expected finite sigma_w > 0 and sigma_b >= 0"
             )
-        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
-            raise ValueRangeError(f"activation is {self.activation!r}: expected one of {sorted(ACTIVATIONS)}")
+        check_activation(self.activation)
         if not isinstance(self.parameterisation, str) or self.parameterisation not in ("standard", "ntk"):
             raise ValueRangeError(
                 f"parameterisation is {self.parameterisation!r}: expected 'standard' or 'ntk'"
             )
+        for name in ("residual", "layer_norm"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueRangeError(f"{name} is {getattr(self, name)!r}: expected True or False")
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -152,7 +160,10 @@ class FullyConnected:
         """The network as a pure function, with scale l (standard) or 1 (NTK parameterisation)."""
         head = f"{self.depth + 1}"
         scale = float(self.width) if self.parameterisation == "standard" else 1.0
-        return Model(self._forward, scale, frozenset({f"weight{head}", f"bias{head}"}), self)
+        plain = self.activation in FACTORED and not (self.residual or self.layer_norm)
+        return Model(
+            self._forward, scale, frozenset({f"weight{head}", f"bias{head}"}), self if plain else None
+        )
 
     def check(self, params: Parameters, x: Tensor) -> None:
         """A ShapeError for parameters or samples that are not this network's, or not of one dtype and device."""
@@ -177,14 +188,17 @@ class FullyConnected:
     def _forward(self, params: Parameters, x: Tensor) -> Tensor:
         if x.dim() != 2 or x.shape[1] != self.input_dim:
             raise ShapeError(f"x has shape {tuple(x.shape)}, expected samples × {self.input_dim}")
+        h = x
         for i, fan_in in enumerate(self.sizes[:-1], start=1):
             weight, bias = params[f"weight{i}"], params[f"bias{i}"]
             if self.parameterisation == "ntk":
                 weight, bias = self.sigma_w / fan_in**0.5 * weight, self.sigma_b * bias
-            x = nn.functional.linear(x, weight, bias)
+            step = nn.functional.linear(x, weight, bias)
+            h = h + step if self.residual and 1 < i <= self.depth else step
             if i <= self.depth:
-                x = ACTIVATIONS[self.activation](x)
-        return x
+                x = nn.functional.layer_norm(h, (self.width,), eps=NORM_EPSILON) if self.layer_norm else h
+                x = activation_function(self.activation)(x)
+        return h
 
     def initialise(self, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Parameters:
         """Gaussian parameters θ_0 of Eq. (16), W^i of shape fan_out × fan_in, on the CPU."""

@@ -64,7 +64,7 @@ def meta_method(model: Model | nn.Module, tasks: Sequence[Task], inner: InnerLoo
             f"got a {type(model).__name__} and a {type(inner).__name__}: expected a Model or torch.nn.Module, and an "
             "InnerLoop"
         )
-    if isinstance(model, nn.Module) or model.network is None:
+    if isinstance(model, nn.Module) or model.network is None or not inner.plain:
         return "generic"
     rows = max(inner.tau * len(task.support_x) + len(task.query_x) for task in tasks)
     return "factored" if rows < max(model.network.width / 2, 384) else "generic"
@@ -77,6 +77,10 @@ def chosen_method(method: Method, model: Model, tasks: Sequence[Task], inner: In
     if method == "factored" and model.network is None:
         raise UnsupportedModelError(
             "method='factored' needs a FullyConnected network, centred or not: take method='generic'"
+        )
+    if method == "factored" and not inner.plain:
+        raise ConfigurationError(
+            "method='factored' needs one rate for all steps and parameters of the algorithm: take method='generic'"
         )
     return meta_method(model, tasks, inner) if method == "auto" else method
 
@@ -236,6 +240,10 @@ class MetaObjective:
         self.model, self.tasks, self.inner = model, check_tasks(tasks), inner
         self.method, self.chunk = chosen_method(method, model, self.tasks, inner), chunk
         self.stacks = stack_tasks(self.tasks, model, chunk) if self.method == "factored" else ()
+
+    def on(self, tasks: Sequence[Task]) -> "MetaObjective":
+        """The same loss of other tasks."""
+        return MetaObjective(self.model, tasks, self.inner, self.method, self.chunk)
 
     @plain_numerics()
     def gradient(self, params: Parameters) -> tuple[FactoredGradient | DenseGradient, Tensor]:

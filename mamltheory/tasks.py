@@ -1,16 +1,20 @@
 """Few-shot tasks as in Section 3 of the paper, checked."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mamltheory.errors import ShapeError, ValueRangeError
+from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
 
 Parameters = dict[str, Tensor]
 """The parameters θ of a network by name."""
+
+Select = Collection[str] | Callable[[str], bool] | None
+"""Names of parameters, or a predicate on names; None for all that require a gradient."""
+
 
 PARTS = "query_x", "query_y", "support_x", "support_y"
 
@@ -187,3 +191,26 @@ def check_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
 def query_labels(tasks: Sequence[Task]) -> Float[Tensor, " Nnk"]:
     """The stacked query labels 𝒴, flattened task by task, sample-major and class-minor."""
     return torch.cat([task.query_y.reshape(-1) for task in check_tasks(tasks)])
+
+
+def selected_names(params: Parameters, select: Collection[str] | Callable[[str], bool]) -> frozenset[str]:
+    """The names of parameters that ``select`` stands for; a ConfigurationError unless they exist, at least one."""
+    if isinstance(select, str) or not (callable(select) or isinstance(select, Collection)):
+        raise ConfigurationError(
+            f"select is {select!r}: expected names of parameters, [{select!r}] for a single one, or a predicate"
+        )
+    try:
+        names = frozenset(name for name in params if select(name)) if callable(select) else frozenset(select)
+    except Exception as error:
+        raise ConfigurationError(
+            f"select fails ({type(error).__name__}: {error}): expected names of parameters or a predicate on names"
+        ) from error
+    if names - set(params):
+        raise ConfigurationError(
+            f"select names {sorted(map(str, names - set(params)))}, but the network has {sorted(params)}"
+        )
+    if not names:
+        raise ConfigurationError(
+            f"select={select!r} names no parameter of the network: it has {sorted(params)}"
+        )
+    return names

@@ -16,7 +16,7 @@ MOST_NAMES_OF_SEVERAL_MODULES = 20
 # From the ground up; a module may import from the rows below its own, and a part from itself.
 LAYERS = (
     {"errors", "accelerator", "lazy"},
-    {"files", "rng", "tasks", "modules", "intervals", "arguments"},
+    {"files", "rng", "tasks", "modules", "intervals", "arguments", "activations", "dynamics"},
     {"strict_json"},
     {"linalg", "products"},
     {"networks"},

@@ -37,12 +37,18 @@ RIGHT = {
         "sigma_w": 1.5,
         "sigma_b": 0.1,
         "parameterisation": "standard",
+        "residual": False,
+        "layer_norm": False,
     },
     "GradientDescent": {"rate": 0.1, "steps": 3},
     "GradientFlow": {"time": 1.0},
-    "InnerLoop": {"lam0": 0.1, "tau": 1, "algorithm": "maml"},
+    "InnerLoop": {"lam0": 0.1, "tau": 1, "algorithm": "maml", "select": ["bias1"], "factors": {"bias1": 2.0}},
+    "Optimiser": {"momentum": 0.0, "batches": ((0,), (1,))},
+    "SampledDescent": {"rate": 0.1, "batches": ((0,), (1,)), "rows": 1, "momentum": 0.0},
+    "ScheduledDescent": {"rates": (0.1, 0.2), "momentum": 0.0},
     "Task": {"query_x": X, "query_y": Y, "support_x": X, "support_y": Y},
     "adapt": {"model": MODEL, "params": PARAMS, "task": TASKS[0], "inner": INNER},
+    "adaptation_ntk": {"model": MODEL, "inner": INNER, "x1": X, "x2": X, "params": PARAMS},
     "adapted_output": {"query_support": MATRIX, "support_support": MATRIX, "support_y": ROW, "inner": FLOW},
     "analytic_last_layer_ntk": SAMPLES,
     "analytic_meta_ntk": {"net": NET, "tasks": TASKS, "algorithm": "maml", "dynamics": FLOW},
@@ -52,6 +58,7 @@ RIGHT = {
     "empirical_last_layer_ntk": {"model": MODEL, "x1": X, "params": PARAMS},
     "empirical_meta_ntk": ON_TASKS,
     "empirical_ntk": {"model": MODEL, "x1": X, "params": PARAMS, "outputs": "full", "method": "auto"},
+    "first_order_meta_ntk": {"theta": THETA, "sizes": joint_sizes(THETA, TASKS), "dynamics": FLOW},
     "from_module": {"module": MODULE},
     "generator": {"seed": 0, "purpose": "a use"},
     "joint_inputs": {"tasks": TASKS},
@@ -71,6 +78,15 @@ RIGHT = {
     "meta_ntk_from_ntk": {"theta": THETA, "sizes": joint_sizes(THETA, TASKS), "dynamics": FLOW},
     "meta_output": {"model": MODEL, "params": PARAMS, "task": TASKS[0], "inner": INNER},
     "meta_outputs": ON_TASKS,
+    "monte_carlo_meta_ntk": {
+        "build": NET,
+        "tasks": TASKS,
+        "inner": INNER,
+        "draws": 2,
+        "seed": 0,
+        "scale": 1.0,
+    },
+    "monte_carlo_ntk": {"build": NET, "x1": X, "draws": 2, "seed": 0, "scale": 1.0, "outputs": "full"},
     "nngp": SAMPLES,
     "residual_operator": {"matrix": MATRIX, "dynamics": FLOW},
     "score": {
@@ -82,7 +98,7 @@ RIGHT = {
         "dynamics": FLOW,
     },
     "time_operator": {"matrix": MATRIX, "dynamics": FLOW},
-    "train": {**ON_TASKS, "eta0": 0.01, "steps": 2},
+    "train": {**ON_TASKS, "eta0": 0.01, "steps": 2, "optimiser": mt.Optimiser(batches=((0,), (1,)))},
     "trained_output": {"phi_test_train": MATRIX, "test_start": ROW, **TRAINED, "outer": FLOW},
     "trained_output_on_training_tasks": {**TRAINED, "outer": FLOW},
     "verify": {
@@ -101,7 +117,7 @@ RIGHT = {
 
 
 def test_all_public_names_are_tried():
-    assert RIGHT.keys() | {"Model"} == set(mt.__all__)
+    assert RIGHT.keys() | {"KernelEstimate", "Model"} == set(mt.__all__)
 
 
 @pytest.mark.parametrize("name", RIGHT)

@@ -24,9 +24,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mamltheory.activations import activation_function
 from mamltheory.errors import ShapeError
 from mamltheory.inner_loop import InnerLoop
-from mamltheory.networks import ACTIVATIONS, FullyConnected, Model
+from mamltheory.networks import FullyConnected, Model
 from mamltheory.products import affine, matmul
 from mamltheory.tasks import PARTS, Parameters, Task
 
@@ -283,7 +284,7 @@ def forward_pass(layers: Sequence[AffineLayer], activation: str, x: Tensor, fast
         overlaps.append(None if change is None else activation_overlap(layers[p], z, change))
         h = forward(layers[p], z, change, rate, overlap=overlaps[p])
         if p < len(layers) - 1:
-            activations.append(ACTIVATIONS[activation](h))
+            activations.append(activation_function(activation)(h))
             slope, curvature = slope_and_curvature(activation, h, activations[-1])
             slopes.append(slope)
             curvatures.append(curvature)
@@ -351,7 +352,7 @@ def factor_path(
     layers = network_layers(net, params, support_x)
     if support_y.shape[-1] != net.output_dim:
         raise ShapeError(f"the tasks have labels of {support_y.shape[-1]} numbers, expected {net.output_dim}")
-    rate, first = inner.lam0 / net.model.scale, len(layers) - 1 if inner.algorithm == "anil" else 0
+    rate, first = inner.rate / net.model.scale, len(layers) - 1 if inner.algorithm == "anil" else 0
     fast: list[FastWeights] = [(None,) * len(layers)]
     steps: list[ForwardPass] = []
     cotangents: list[dict[int, Tensor]] = []

@@ -14,72 +14,27 @@ Aⁱ is the contribution of the layer after σ(hⁱ), and T¹ that of the first 
 
 In the limit (1/l) J Jᵀ loses the first layer and all biases, whose gradients do not grow with l. The last
 layer alone contributes A^L: that is 𝒦 of Eq. (112).
-Sources: Cho & Saul (2009) for ReLU, Williams (1997) for erf; atan2 in place of arccos and arcsin, which lose half
-of the digits where points coincide.
+
+A residual network adds Kⁱ and Tⁱ to the right-hand sides of Kⁱ⁺¹ and Tⁱ⁺¹, for i < L. Layer normalisation divides
+Kⁱ and Tⁱ by √((Kⁱ(x, x) + ε)(Kⁱ(x', x') + ε)) before σ: the mean over neurons vanishes, the variance is Kⁱ(x, x), and
+what it takes from a gradient is of rank two among l.
+
+:mod:`mamltheory.kernels.moments` states how exact the moments Λ are. ReLU needs the angle between points to full
+precision, and k11 k22 − k12² has lost half of its digits where they are nearly parallel: :class:`_Angles` carries it.
 """
 
+import itertools
 import math
-from functools import lru_cache
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
-from mamltheory.networks import FullyConnected
+from mamltheory.kernels.moments import moments_of, relu_moments_at_angle
+from mamltheory.networks import NORM_EPSILON, FullyConnected
 from mamltheory.tasks import check_array
-
-QUADRATURE_NODES = 160
-PAIRS_IN_A_BLOCK = 64  # 13 MB for each table of nodes × nodes
-
-
-def relu_moments(k11: Tensor, k12: Tensor, k22: Tensor) -> tuple[Tensor, Tensor]:
-    """E[σ(u)σ(v)] and E[σ'(u)σ'(v)] for ReLU (arc-cosine kernels)."""
-    area = (k11 * k22 - k12.square()).clamp(min=0).sqrt()
-    angle = torch.atan2(area, k12)
-    return (area + (math.pi - angle) * k12) / (2 * math.pi), (math.pi - angle) / (2 * math.pi)
-
-
-def erf_moments(k11: Tensor, k12: Tensor, k22: Tensor) -> tuple[Tensor, Tensor]:
-    """E[σ(u)σ(v)] and E[σ'(u)σ'(v)] for erf (arc-sine kernel)."""
-    root = ((1 + 2 * k11) * (1 + 2 * k22) - 4 * k12.square()).sqrt()
-    return 2 / math.pi * torch.atan2(2 * k12, root), 4 / math.pi / root
-
-
-@lru_cache
-def _gaussian_trapezium(nodes: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of the trapezium rule for E[g(z)], z standard normal, on |z| ≤ 8.5."""
-    points = np.linspace(-8.5, 8.5, nodes)
-    weights = np.exp(-(points**2) / 2)
-    return torch.from_numpy(points), torch.from_numpy(weights / weights.sum())
-
-
-def tanh_moments(k11: Tensor, k12: Tensor, k22: Tensor) -> tuple[Tensor, Tensor]:
-    """E[σ(u)σ(v)] and E[σ'(u)σ'(v)] for tanh, by the trapezium rule in two dimensions."""
-    # On functions that are analytic around the real axis the rule converges exponentially, here to 1e-9 for
-    # variances k up to 10 and 1e-4 up to 30; Gauss–Hermite with as many nodes is off by 1e-3 there, because the
-    # poles of tanh(√k z) come near.
-    shape = torch.broadcast_shapes(k11.shape, k12.shape, k22.shape)
-    pairs = torch.stack([part.expand(shape).reshape(-1) for part in (k11, k12, k22)])
-    moments = [_tanh_moments_of_pairs(*block) for block in pairs.split(PAIRS_IN_A_BLOCK, dim=1)]
-    value, slope = (torch.cat(parts).reshape(shape) for parts in zip(*moments, strict=True))
-    return value, slope
-
-
-def _tanh_moments_of_pairs(k11: Tensor, k12: Tensor, k22: Tensor) -> tuple[Tensor, Tensor]:
-    """(u, v) = (√k11 z, k12/√k11 z + √(k22 − k12²/k11) w) with independent standard normal z, w."""
-    points, weights = (part.to(k12) for part in _gaussian_trapezium(QUADRATURE_NODES))
-    scale = k11.clamp(min=torch.finfo(k12.dtype).tiny).sqrt()
-    u = torch.tanh(scale[:, None] * points)
-    spread = (k22 - (k12 / scale).square()).clamp(min=0).sqrt()
-    v = torch.tanh((k12 / scale)[:, None, None] * points[:, None] + spread[:, None, None] * points)
-    value = torch.einsum("...p,...pq,p,q->...", u, v, weights, weights)
-    slope = torch.einsum("...p,...pq,p,q->...", 1 - u.square(), 1 - v.square(), weights, weights)
-    return value, slope
-
-
-MOMENTS = {"relu": relu_moments, "erf": erf_moments, "tanh": tanh_moments}
 
 
 def expand_outputs(kernel: Float[Tensor, "p q"], outputs: int) -> Float[Tensor, "pk qk"]:
@@ -101,24 +56,101 @@ def _checked(net: FullyConnected, x: Tensor) -> Tensor:
     return x.double()
 
 
-def _layers(net: FullyConnected, x1: Tensor, x2: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(Λⁱ, Λ̇ⁱ, Kⁱ⁺¹) of every hidden layer, between all pairs of samples."""
-    moments = MOMENTS[net.activation]
+@dataclass(frozen=True)
+class _Layer:
+    """Λⁱ and Λ̇ⁱ, σ_w² Λⁱ + σ_b², and what normalisation multiplied Kⁱ and Tⁱ by; between all pairs of samples."""
+
+    value: Tensor
+    slope: Tensor
+    following: Tensor
+    stretch: Tensor | float
+
+
+def _layers(net: FullyConnected, x1: Tensor, x2: Tensor) -> list[_Layer]:
+    """The hidden layers i = 1 … L."""
+    moments = moments_of(net.activation)
 
     def preactivation(second_moment: Tensor) -> Tensor:
         return net.sigma_w**2 * second_moment + net.sigma_b**2
 
     k12 = preactivation(x1 @ x2.T / net.input_dim)
     k11, k22 = (preactivation(x.square().sum(1) / net.input_dim) for x in (x1, x2))
-    # The moments contain √(k11 k22 − k12²): where samples coincide it must be 0, and not 1e-8, the root of 1e-16.
+    # where samples coincide, their covariance must be their variance to the last digit
     same = (x1[:, None] == x2[None]).all(-1)
+    angle = _first_angles(net, x1, x2).masked_fill(same, 0) if net.activation == "relu" else None
     layers = []
     for _ in range(net.depth):
         k12 = torch.where(same, k11[:, None], k12)
-        value, slope = moments(k11[:, None], k12, k22[None, :])
-        k12, k11, k22 = preactivation(value), *(preactivation(moments(k, k, k)[0]) for k in (k11, k22))
-        layers.append((value, slope, k12))
+        n11, n22 = k11, k22
+        stretch: Tensor | float = 1.0
+        if net.layer_norm:
+            one, two = ((k + NORM_EPSILON).rsqrt() for k in (k11, k22))
+            n11, n22, stretch = k11 * one.square(), k22 * two.square(), one[:, None] * two
+        if angle is None:
+            value, slope = moments(n11[:, None], k12 * stretch, n22[None, :])
+            m11, m22 = (moments(k, k, k)[0] for k in (n11, n22))
+        else:
+            value, slope = relu_moments_at_angle((n11[:, None] * n22).sqrt(), angle)
+            m11, m22 = n11 / 2, n22 / 2
+            angle = _next_angles(net, (k11, k22), (n11, n22), angle)
+        following, q11, q22 = (preactivation(m) for m in (value, m11, m22))
+        layers.append(_Layer(value, slope, following, stretch))
+        if net.residual:
+            k12, k11, k22 = k12 + following, k11 + q11, k22 + q22
+        else:
+            k12, k11, k22 = following, q11, q22
     return layers
+
+
+def _first_angles(net: FullyConnected, x1: Tensor, x2: Tensor) -> Tensor:
+    """The angles between the vectors (σ_w x/√d, σ_b), by Kahan's formula: exact near 0 and near π."""
+    one, two = (
+        nn.functional.normalize(
+            torch.cat([net.sigma_w / net.input_dim**0.5 * x, torch.full_like(x[:, :1], net.sigma_b)], 1)
+        )
+        for x in (x1, x2)
+    )
+    apart, together = (
+        torch.cdist(one, sign * two, compute_mode="donot_use_mm_for_euclid_dist") for sign in (1, -1)
+    )
+    return 2 * torch.atan2(apart, together)
+
+
+def _next_angles(
+    net: FullyConnected, before: tuple[Tensor, Tensor], inside: tuple[Tensor, Tensor], angle: Tensor
+) -> Tensor:
+    """The angles between samples after a layer of ReLU, from the gaps √(k11 k22) − k12, which are sums of small terms.
+
+    Args:
+        net: the network.
+        before: k11 and k22 of the layer's preactivations.
+        inside: the same after normalisation.
+        angle: the angles of both.
+
+    Returns:
+        The angles of the next preactivations, with an error of 1e-16 and not of 1e-8 where they are small.
+    """
+    one, two = (k.sqrt() for k in before)
+    half = (inside[0][:, None] * inside[1]).sqrt() / 2
+    missing = 2 * (angle / 2).sin().square()  # 1 − cos
+    gap = net.sigma_w**2 * half * (missing - (angle.sin() - angle * angle.cos()) / math.pi)
+    roots = [
+        tuple(net.sigma_w * (k / 2).sqrt() for k in inside),
+        tuple(net.sigma_b * k.new_ones(len(k)) for k in inside),
+    ]
+    if net.residual:
+        gap = gap + one[:, None] * two * missing
+        roots.append((one, two))
+    sums = [torch.stack([root[side].square() for root in roots]).sum(0) for side in (0, 1)]
+    size = (sums[0][:, None] * sums[1]).sqrt()
+    products = torch.stack([root[0][:, None] * root[1] for root in roots]).sum(0)
+    crossed = torch.stack(
+        [a[0][:, None] * b[1] - b[0][:, None] * a[1] for a, b in itertools.combinations(roots, 2)]
+    )
+    crossed = crossed.square().sum(0)
+    total = gap + crossed / (size + products).clamp(min=torch.finfo(size.dtype).tiny)  # √(k11 k22) − k12
+    share = (total / (2 * size).clamp(min=torch.finfo(size.dtype).tiny)).clamp(0, 1)
+    return 2 * torch.atan2(share.sqrt(), (1 - share).sqrt())
 
 
 def analytic_ntk(
@@ -149,8 +181,10 @@ def analytic_ntk(
     x1 = _checked(net, x1)
     x2 = x1 if x2 is None else _checked(net, x2)
     ntk = _first_layer(net, x1, x2, finite_width)
-    for value, slope, following in _layers(net, x1, x2):
-        ntk = _layer_itself(net, value, following, finite_width) + net.sigma_w**2 * slope * ntk
+    for i, layer in enumerate(_layers(net, x1, x2), 1):
+        skipped = ntk if net.residual and i < net.depth else 0.0
+        itself = _layer_itself(net, layer, finite_width)
+        ntk = skipped + itself + net.sigma_w**2 * layer.slope * layer.stretch * ntk
     return expand_outputs(ntk, net.output_dim)
 
 
@@ -174,8 +208,8 @@ def analytic_last_layer_ntk(
     """
     x1 = _checked(net, x1)
     x2 = x1 if x2 is None else _checked(net, x2)
-    value, _, following = _layers(net, x1, x2)[-1]
-    return expand_outputs(_layer_itself(net, value, following, finite_width), net.output_dim)
+    last = _layers(net, x1, x2)[-1]
+    return expand_outputs(_layer_itself(net, last, finite_width), net.output_dim)
 
 
 def nngp(
@@ -194,7 +228,7 @@ def nngp(
     """
     x1 = _checked(net, x1)
     x2 = x1 if x2 is None else _checked(net, x2)
-    return expand_outputs(_layers(net, x1, x2)[-1][2], net.output_dim)
+    return expand_outputs(_layers(net, x1, x2)[-1].following, net.output_dim)
 
 
 def _first_layer(net: FullyConnected, x1: Tensor, x2: Tensor, finite_width: bool) -> Tensor:
@@ -204,7 +238,7 @@ def _first_layer(net: FullyConnected, x1: Tensor, x2: Tensor, finite_width: bool
     return (products + 1) / net.width if finite_width else torch.zeros_like(products)
 
 
-def _layer_itself(net: FullyConnected, value: Tensor, following: Tensor, finite_width: bool) -> Tensor:
+def _layer_itself(net: FullyConnected, layer: _Layer, finite_width: bool) -> Tensor:
     if net.parameterisation == "ntk":
-        return following
-    return value + 1 / net.width if finite_width else value
+        return layer.following
+    return layer.value + 1 / net.width if finite_width else layer.value

@@ -20,11 +20,11 @@ from mamltheory.kernels.layers.jacobian import Outputs, selected
 from mamltheory.kernels.layers.jacobian import gram as gram
 from mamltheory.kernels.layers.jacobian import jacobian as jacobian
 from mamltheory.kernels.layers.layerwise import layerwise_kernels
-from mamltheory.kernels.layers.options import KernelOptions, Method, Select
+from mamltheory.kernels.layers.options import KernelOptions, Method
 from mamltheory.kernels.layers.tiles import Budget, Pass, general_gradients, tiled_kernels
 from mamltheory.modules import is_dense, plain_numerics
 from mamltheory.networks import FullyConnected, Model, output_of
-from mamltheory.tasks import Parameters
+from mamltheory.tasks import Parameters, Select, selected_names
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,7 @@ class Checked:
                     "no parameter requires a gradient: call network.requires_grad_(True), or name some by select="
                 )
             return self._not_empty(selected(moving, None))
-        if isinstance(select, str) or not (callable(select) or isinstance(select, Collection)):
-            raise ConfigurationError(
-                f"select is {select!r}: expected names of parameters, [{select!r}] for a single one, or a predicate"
-            )
-        if callable(select):
-            select = {name for name in self.params if select(name)}
-        return self._not_empty(selected(self.params, select))
+        return self._not_empty(selected(self.params, selected_names(self.params, select)))
 
     def _not_empty(self, chosen: Parameters) -> frozenset[str]:
         """The names without those of parameters that have no entries, or all of them if none has any."""

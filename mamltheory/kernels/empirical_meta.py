@@ -56,14 +56,15 @@ def meta_jacobian(
     rows = jacobian(model, path[-1], task.query_x, chunk=chunk)
     if inner.first_order:
         return rows
-    rate = inner.lam0 / model.scale
     names = adapted_names(model, params, inner)
-    for theta in reversed(path[:-1]):
-        product = _hessian_vector_product(model, theta, task)
+    for theta, lam0 in zip(reversed(path[:-1]), reversed(inner.rates), strict=True):
+        product, rate = _hessian_vector_product(model, theta, task), lam0 / model.scale
 
-        def step(row: Parameters, product: Callable[[Parameters], Parameters] = product) -> Parameters:
+        def step(
+            row: Parameters, product: Callable[[Parameters], Parameters] = product, rate: float = rate
+        ) -> Parameters:
             moved = {name: value if name in names else torch.zeros_like(value) for name, value in row.items()}
-            curvature = product(moved)
+            curvature = product(inner.scaled(moved))
             return {name: value - rate * curvature[name] for name, value in row.items()}
 
         rows = vmap(step, chunk_size=chunk)(rows)
@@ -157,14 +158,15 @@ def empirical_meta_ntk(
     dtype = dtype or torch.float64
     tasks, other = check_tasks(tasks), None if other is None else check_tasks(other)
     pure, params = ready_for_tasks(model, params, (*tasks, *(other or ())), algorithm_of(inner))
-    if pure.network is not None and method != "generic":
+    if pure.network is not None and inner.plain and method != "generic":
         kernel = factored_meta_ntk(
             pure.network, params, tasks, inner, other, origin=pure.origin, memory=memory, dtype=dtype
         )
         return kernel / pure.scale
     if method == "factored":
         raise UnsupportedModelError(
-            "only FullyConnected(...).model and its centred form show their layers: use method='auto' or 'generic'"
+            "only FullyConnected(...).model and its centred form show their layers, and only an inner loop of one rate "
+            "for all parameters has factors: use method='auto' or 'generic'"
         )
     rows = stacked_meta_jacobian(pure, params, tasks, inner, chunk)
     columns = rows if other is None else stacked_meta_jacobian(pure, params, other, inner, chunk)

@@ -22,11 +22,11 @@ from mamltheory.inner_loop import Algorithm
 from mamltheory.kernels.analytic import analytic_last_layer_ntk, analytic_ntk
 from mamltheory.kernels.empirical import checked_network, kernels_of
 from mamltheory.kernels.layers.jacobian import Outputs
-from mamltheory.kernels.layers.options import KernelOptions, Method, Select
+from mamltheory.kernels.layers.options import KernelOptions, Method
 from mamltheory.linalg import Converged, Dynamics, symmetrised, time_operator
 from mamltheory.modules import plain_numerics
 from mamltheory.networks import FullyConnected, Model
-from mamltheory.tasks import Parameters, Task, check_array, check_tasks
+from mamltheory.tasks import Parameters, Select, Task, check_array, check_tasks
 
 Sizes = Sequence[tuple[int, int]]
 """Rows of (query, support) of every task in a joint kernel: (n·k, m·k), or (n, m) for one output."""
@@ -147,7 +147,7 @@ def meta_ntk_from_ntk(
     check_array("theta", theta, None, None)
     if adaptation is not None:
         check_array("adaptation", adaptation, *theta.shape)
-    if not _are_sizes(sizes):
+    if not are_sizes(sizes):
         raise ShapeError(
             f"sizes is {sizes!r}: expected whole numbers (query rows, support rows) of every task, as joint_sizes "
             "returns them"
@@ -249,7 +249,8 @@ def analytic_meta_ntk(
     return meta_ntk_from_ntk(theta, joint_sizes(theta, tasks), dynamics, last)
 
 
-def _are_sizes(sizes: object) -> bool:
+def are_sizes(sizes: object) -> bool:
+    """Whether it is a sequence of pairs of whole numbers."""
     return isinstance(sizes, Sequence) and all(
         isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(rows, Integral) for rows in pair)
         for pair in sizes

@@ -34,8 +34,9 @@ from mamltheory.finite_width.bounds import (
     theorem3_path_bound,
     theorem3_residual_bound,
 )
-from mamltheory.kernels.analytic import _layers, erf_moments
+from mamltheory.kernels.analytic import _layers
 from mamltheory.kernels.empirical_meta import meta_jacobian, stacked_meta_jacobian
+from mamltheory.kernels.moments import erf_moments
 from mamltheory.maml import descend
 from mamltheory.networks import from_module
 from mamltheory.tasks import query_labels
@@ -104,8 +105,8 @@ def unequal(widths, seed, sigma_w, sigma_b):
 def test_the_limit_kernel_depends_on_the_ratios_of_the_widths(ratios, measured):
     """Θ = α_2 q² + α_1 q¹ σ_w² q̇²: with l = min l_i alone, as printed, it would be that of equal widths."""
     net, x, l = FullyConnected(4, 10, 2, 1, "relu"), sphere(generator(0, "samples"), 3, 4), 256  # noqa: E741
-    (q1, _, _), (q2, slope2, _) = _layers(net, x, x)
-    expected = ratios[1] * q2 + ratios[0] * q1 * net.sigma_w**2 * slope2
+    first, second = _layers(net, x, x)
+    expected = ratios[1] * second.value + ratios[0] * first.value * net.sigma_w**2 * second.slope
     networks = [
         unequal([ratio * l for ratio in ratios], seed, net.sigma_w, net.sigma_b) for seed in range(16)
     ]

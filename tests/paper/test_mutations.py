@@ -38,20 +38,18 @@ MUTANTS = [
         "start[support] += task.support_y",
     ),
     Mutant("sigma-for-sigma-squared", "linalg.py", "z = rate * s", "z = rate * s.clamp(min=0).sqrt()"),
-    Mutant(
-        "lambda-missing-in-the-inner-step", "inner_loop.py", "rate = inner.lam0 / model.scale", "rate = 1.0"
-    ),
+    Mutant("lambda-missing-in-the-inner-step", "inner_loop.py", "rate = lam0 / model.scale", "rate = 1.0"),
     Mutant(
         "lambda-not-divided-by-the-width",
         "inner_loop.py",
-        "rate = inner.lam0 / model.scale",
-        "rate = inner.lam0",
+        "rate = lam0 / model.scale",
+        "rate = lam0",
     ),
     Mutant(
         "lambda-missing-before-the-hessian",
         "kernels/empirical_meta.py",
-        "rate = inner.lam0 / model.scale",
-        "rate = 1.0",
+        "lam0 / model.scale",
+        "1.0",
     ),
     Mutant("hessian-left-out", "inner_loop.py", "if inner.first_order:", "if True:"),
     Mutant(
@@ -131,8 +129,8 @@ MUTANTS = [
     Mutant(
         "lambda-not-divided-by-the-width-in-the-factors",
         "factored/fast_weights.py",
-        "rate, first = inner.lam0 / net.model.scale",
-        "rate, first = inner.lam0",
+        "rate, first = inner.rate / net.model.scale",
+        "rate, first = inner.rate",
     ),
     Mutant(
         "fast-weights-with-the-wrong-sign",

@@ -14,8 +14,10 @@ from mamltheory import (
     GradientDescent,
     InnerLoop,
     Task,
+    analytic_ntk,
     empirical_last_layer_ntk,
     empirical_ntk,
+    first_order_meta_ntk,
     joint_inputs,
     kernel_regression,
     linearised,
@@ -162,3 +164,32 @@ def test_first_order_maml_has_a_kernel_that_is_not_symmetric_and_trains_neverthe
     loop = InnerLoop(inner.lam0, inner.tau, first_order=True)
     record = train(net.model, params, tasks, loop, 0.5 * largest_rate(full @ full.T / net.width), 120)
     measured("loss after 120 steps, of its start", record.losses()[-1] / record.losses()[0], below=0.01)
+
+
+@pytest.mark.paper("Sec. 2: other variants")
+def test_first_order_maml_does_not_contract_in_general(measured):
+    """Two tasks whose queries lie near their supports, turned towards each other: J J_FOᵀ/l has a negative eigenvalue.
+
+    With q_i = s_i + ε s_j the remainders r_i = q_i − s_i meet the other query, and it is near [[ε², ε], [ε, ε²]].
+    """
+    unit = torch.eye(4, dtype=torch.float64)
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    pairs = ((0, 1), (1, 0))
+    queries = [torch.nn.functional.normalize(unit[i : i + 1] + 0.4 * unit[j : j + 1]) for i, j in pairs]
+    tasks = [Task(query, zero, unit[i : i + 1], zero) for i, query in enumerate(queries)]
+    net = FullyConnected(4, 128, 2, 1, "erf")
+    theta = analytic_ntk(net, joint_inputs(tasks))
+    sizes = joint_sizes(theta, tasks)
+    kernel = first_order_meta_ntk(theta, sizes, Converged())
+    measured("least real part of the eigenvalues", torch.linalg.eigvals(kernel).real.min(), below=-0.1)
+    phi = meta_ntk_from_ntk(theta, sizes, Converged())
+    measured("least eigenvalue of Φ, for MAML", extreme_eigenvalues(phi)[0], above=0.1)
+    params = start(net)
+    model, rate = linearised(net.model, params), 0.5 * largest_rate(phi)
+    for first_order, name, limits in (
+        (True, "first-order MAML", {"above": 100}),
+        (False, "MAML", {"below": 0.1}),
+    ):
+        loop = InnerLoop(1.0, 20, first_order=first_order)
+        losses = train(model, params, tasks, loop, rate, 20).losses()
+        measured(f"loss after 20 steps, of its start: {name}, linearised", losses[-1] / losses[0], **limits)

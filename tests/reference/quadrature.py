@@ -1,12 +1,16 @@
 """E[σ(u)σ(v)] and E[σ'(u)σ'(v)] by nested Gauss–Legendre panels, with a panel's edge at every kink."""
 
 import numpy as np
-from scipy.special import erf
+from scipy.special import erf, expit, ndtr
 
 FUNCTIONS = {
     "relu": (lambda h: np.maximum(h, 0), lambda h: (h > 0).astype(float)),
     "erf": (erf, lambda h: 2 / np.sqrt(np.pi) * np.exp(-(h**2))),
     "tanh": (np.tanh, lambda h: 1 / np.cosh(np.clip(h, -300, 300)) ** 2),
+    "gelu": (lambda h: h * ndtr(h), lambda h: ndtr(h) + h * density(h)),
+    "silu": (lambda h: h * expit(h), lambda h: expit(h) * (1 + h * expit(-h))),
+    "softplus": (lambda h: np.logaddexp(0, h), expit),
+    "sin": (np.sin, np.cos),
 }
 REACH = 9.5  # standard deviations; the rest weighs 2e-21
 POINTS, WEIGHTS = np.polynomial.legendre.leggauss(20)

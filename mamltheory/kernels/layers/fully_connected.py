@@ -10,10 +10,11 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mamltheory.activations import activation_function
 from mamltheory.kernels.layers.gram import Gradients, LayerFactors
 from mamltheory.kernels.layers.jacobian import Outputs
 from mamltheory.kernels.layers.tiles import Budget, Pass
-from mamltheory.networks import ACTIVATIONS, FullyConnected, output_of
+from mamltheory.networks import FullyConnected, output_of
 from mamltheory.products import affine, matmul
 from mamltheory.tasks import Parameters
 
@@ -97,7 +98,7 @@ def _forward(net: FullyConnected, params: Parameters, x: Tensor) -> tuple[list[T
         scale, shift = _scales(net, i)
         hidden = affine(inputs[-1], params[f"weight{i}"], params[f"bias{i}"], shift, scale).requires_grad_()
         with torch.enable_grad():
-            value = ACTIVATIONS[net.activation](hidden)
+            value = activation_function(net.activation)(hidden)
         slopes.append(torch.autograd.grad(value.sum(), hidden)[0])
         inputs.append(value.detach())
     return inputs, slopes

@@ -1,6 +1,5 @@
 """How an empirical kernel is computed: what every function between the public ones and the tiles shares."""
 
-from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,12 +7,10 @@ import torch
 
 from mamltheory.errors import ConfigurationError, ValueRangeError
 from mamltheory.kernels.layers.jacobian import Outputs, check_dtype, check_outputs
+from mamltheory.tasks import Select
 
 Method = Literal["auto", "layerwise", "generic"]
 """How a kernel is computed: "layerwise" from the layers' formulas, "generic" by vmap of jacrev, or whichever fits."""
-
-Select = Collection[str] | Callable[[str], bool] | None
-"""Names of parameters, or a predicate on names; None for all that require a gradient."""
 
 MEMORY = 2 << 30
 """Default budget of a kernel's temporary tensors on a CPU, in bytes."""
