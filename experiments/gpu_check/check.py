@@ -23,7 +23,7 @@ from mamltheory.runtime.records import plain, replace_file, to_json
 from ..program import ROOT
 from .process import check_fake_device
 from .report import faults_of, report_text
-from .settings import FAKE, STAGES, GpuCheck, Stage
+from .settings import FAKE, STAGES, CheckStage, GpuCheck
 from .wheels import wheel_list
 
 PAUSE = 0.2
@@ -42,7 +42,7 @@ def run_gpu_check(settings: GpuCheck) -> int:
         return 0
     data = described(settings)
     name = f"gpu_{re.sub(r'[^A-Za-z0-9]+', '_', data['name']).strip('_')}"
-    write = lambda: write_report(settings.out, name, data, settings)  # noqa: E731
+    write = lambda: report_stages(settings.out, name, data, settings)  # noqa: E731
     chosen = {key: stage for key, stage in STAGES.items() if not settings.stages or key in settings.stages}
     end, shares = time.monotonic() + 60 * settings.minutes, [stage.share for stage in chosen.values()]
     write()  # before the log, which is known by it as a result of this program
@@ -93,7 +93,7 @@ def described(settings: GpuCheck) -> Record:
     }
 
 
-def write_report(folder: Path, name: str, data: Record, settings: GpuCheck) -> None:
+def report_stages(folder: Path, name: str, data: Record, settings: GpuCheck) -> None:
     """Write the record as JSON and as Markdown."""
     config = {"minutes": settings.minutes, "stages": settings.stages}
     replace_file(folder / f"{name}.json", to_json({"data": plain(data), "config": plain(config)}).encode())
@@ -101,7 +101,7 @@ def write_report(folder: Path, name: str, data: Record, settings: GpuCheck) -> N
 
 
 def run_stage_process(
-    stage: Stage, device: str, record: Record, log: Path, write: Callable[[], None]
+    stage: CheckStage, device: str, record: Record, log: Path, write: Callable[[], None]
 ) -> None:
     """Run a stage in a fresh process and record its lines as they come; it is killed at its limit.
 

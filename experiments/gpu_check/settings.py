@@ -11,7 +11,7 @@ FAKE = "fake"
 
 
 @dataclass(frozen=True)
-class Stage:
+class CheckStage:
     """A part of the check that runs in its own process.
 
     Attributes:
@@ -25,8 +25,8 @@ class Stage:
     share: float
 
 
-def _stage(title: str, function: str, share: float) -> Stage:
-    return Stage(title, f"{__package__}.{function}", share)
+def _stage(title: str, function: str, share: float) -> CheckStage:
+    return CheckStage(title, f"{__package__}.{function}", share)
 
 
 STAGES = {

@@ -11,8 +11,8 @@ from ..plotting import curve, figure, legend_below, ticks_at
 from .constants import constants, drift_bounds, path_bounds
 from .report import (
     draw_power_law,
-    falls,
     power_law_record,
+    power_law_words,
     save_theory_figure,
     subtitle,
 )
@@ -35,7 +35,7 @@ def plot_drift(settings: Drift) -> int:
     draw_drift(result)
     for name in (*MOVEMENTS, *KERNELS):
         law = power_law_record(settings.widths, result.values(name))
-        print(falls(f"the {name.replace('_', ' ')}", law, settings.widths))
+        print(power_law_words(f"the {name.replace('_', ' ')}", law, settings.widths))
     return 0
 
 

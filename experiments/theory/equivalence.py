@@ -8,8 +8,8 @@ from ..plotting import figure, legend_below
 from .report import (
     draw_power_law,
     draw_reference,
-    falls,
     power_law_record,
+    power_law_words,
     save_theory_figure,
     subtitle,
 )
@@ -30,7 +30,11 @@ def plot_equivalence(settings: Equivalence) -> int:
     draw_equivalence(result)
     data = equivalence_numbers(result)
     for name in CLOSED_FORMS:
-        print(falls(f"the deviation from the closed form with the {name}", data[name], settings.widths))
+        print(
+            power_law_words(
+                f"the deviation from the closed form with the {name}", data[name], settings.widths
+            )
+        )
     return 0
 
 

@@ -14,8 +14,8 @@ from ..plotting import curve, figure, legend_below, ticks_at
 from .constants import constants, sweep_settings
 from .report import (
     draw_power_law,
-    falls,
     power_law_record,
+    power_law_words,
     save_theory_figure,
     subtitle,
 )
@@ -37,7 +37,7 @@ def plot_lipschitz(settings: Lipschitz) -> int:
     for depth, column_ in data.items():
         for activation, record in column_.items():
             what = f"{depth}, {NAMES[activation]}: the rate of change of the Jacobian"
-            print(falls(what, record["rate_of_change"], settings.widths))
+            print(power_law_words(what, record["rate_of_change"], settings.widths))
     return 0
 
 

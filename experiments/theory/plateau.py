@@ -29,8 +29,8 @@ from ..plotting import curve, figure, legend_below, ticks_at
 from .constants import sweep_settings
 from .report import (
     draw_power_law,
-    falls,
     power_law_record,
+    power_law_words,
     save_theory_figure,
     signed,
     subtitle,
@@ -56,7 +56,11 @@ def plot_plateau(settings: Plateau) -> int:
     result = run_sweep(sweep_settings(settings), "plateau", Measurement("plateau", measure_deviations))
     data = plateau_numbers(settings, result)
     draw_plateau(settings, data)
-    print(falls("the deviation from the closed form in discrete time", data["discrete"], settings.widths))
+    print(
+        power_law_words(
+            "the deviation from the closed form in discrete time", data["discrete"], settings.widths
+        )
+    )
     print(
         f"the printed form stops at a deviation of {data['plateau']:.3f}; at width {settings.widths[-1]} it is "
         f"{data['printed']['rms'][-1]:.3f}"

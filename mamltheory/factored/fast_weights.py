@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mamltheory.activations import activation_function
+from mamltheory.activations import Activation, activation_function
 from mamltheory.errors import ShapeError
 from mamltheory.inner_loop import InnerLoop
 from mamltheory.networks import FullyConnected, Model
@@ -89,7 +89,7 @@ class FactorPath:
     """
 
     layers: tuple[AffineLayer, ...]
-    activation: str
+    activation: str | Activation
     rate: float
     first: int
     steps: tuple[ForwardPass, ...]
@@ -245,7 +245,7 @@ LOG_SLOPE = math.log(2 / math.pi**0.5)
 """log erf'(0)."""
 
 
-def slope_and_curvature(activation: str, h: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
+def slope_and_curvature(activation: str | Activation, h: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
     """σ'(h) and σ''(h)/σ'(h) at z = σ(h); None where the second derivative is zero."""
     match activation:
         case "erf":
@@ -256,7 +256,7 @@ def slope_and_curvature(activation: str, h: Tensor, z: Tensor) -> tuple[Tensor, 
             return (h > 0).to(h.dtype), None
 
 
-def forward_pass(layers: Sequence[AffineLayer], activation: str, x: Tensor, fast: FastWeights, rate: float,
+def forward_pass(layers: Sequence[AffineLayer], activation: str | Activation, x: Tensor, fast: FastWeights, rate: float,
                  below: ForwardPass | None = None, first: int = 0) -> ForwardPass:  # fmt: skip
     """Forward pass of N × n samples, each through its task's network.
 

@@ -98,7 +98,8 @@ def bounds_of(
 
 def bounded(widths: Sequence[int], inside: np.ndarray) -> tuple[bool, str]:
     """From which of the ``widths`` on all networks are ``inside`` their bound (widths × seeds), and that in words."""
-    good = np.asarray(inside).all(axis=1)
+    inside = np.asarray(inside)
+    good: np.ndarray = np.all(inside, axis=1)
     if not good[-1]:
         share = f"{int(inside[-1].sum())} of {inside.shape[1]}"
         return False, f"does not hold: {share} networks of width {widths[-1]} are within the bound"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mamltheory.dynamics import GradientDescent, is_number
 from mamltheory.errors import ConfigurationError, SingularKernelError, ValueRangeError
 from mamltheory.finite_width.asymptotics import fit_power_law
 from mamltheory.finite_width.bounds import extreme_eigenvalues
@@ -22,7 +23,6 @@ from mamltheory.finite_width.verdicts import NOTHING, Verdict, verdicts_of
 from mamltheory.inner_loop import InnerLoop, algorithm_of
 from mamltheory.kernels.empirical import empirical_last_layer_ntk, empirical_ntk
 from mamltheory.kernels.meta import joint_inputs, meta_ntk
-from mamltheory.linalg import GradientDescent, is_number
 from mamltheory.maml import TrainingRecord, train
 from mamltheory.modules import guarded_forward
 from mamltheory.networks import Model, from_module
@@ -328,7 +328,10 @@ def _checked(
     if not isinstance(lipschitz, bool):
         raise ConfigurationError(f"lipschitz is {lipschitz!r}: expected True or False")
     algorithm_of(inner)
-    both = [tuple(one.to(torch.float64) for one in check_tasks(some)) for some in (tasks, test_tasks)]
-    check_tasks((*both[0], *both[1]))
+    train_tasks, held_out = (
+        tuple(one.to(torch.float64) for one in check_tasks(some)) for some in (tasks, test_tasks)
+    )
+    check_tasks((*train_tasks, *held_out))
     rate = 0.0 if eta0 is None else float(eta0)
-    return tuple(int(one) for one in widths), _Setting(*both, inner, rate, int(steps), lipschitz, seed)
+    setting = _Setting(train_tasks, held_out, inner, rate, int(steps), lipschitz, seed)
+    return tuple(int(one) for one in widths), setting

@@ -101,7 +101,9 @@ def _is_saved_state(path: Path) -> bool:
 
 def _is_result(path: Path) -> bool:
     if not path.is_dir():
-        return path.name in (BENCHMARK_LOG, PAGE) or _is_record(path.stem, _object_in(path.with_suffix(".json")))
+        return path.name in (BENCHMARK_LOG, PAGE) or _is_record(
+            path.stem, _object_in(path.with_suffix(".json"))
+        )
     records = chain(*(path.glob(f"{'*/' * depth}{RUN_FILE}") for depth in range(DEPTH)))
     if any(isinstance(_object_in(record).get("command"), str) for record in records):
         return True

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from experiments.theory.example_networks import (
-    convolutional_network,
+    convolutional,
     mean_field,
     one_hidden_layer,
     residual_network,
@@ -146,7 +146,7 @@ def test_the_theorems_hold_of_a_wide_network_and_not_in_mean_field():
 @pytest.mark.parametrize(
     ("build", "shape", "widths"),
     [
-        (convolutional_network, (1, 6, 6), (8, 32)),
+        (convolutional, (1, 6, 6), (8, 32)),
         (residual_network, (1, 6, 6), (8, 32)),
         (transformer, (3, 4), (8, 32)),
     ],

@@ -16,7 +16,7 @@ from experiments import __main__ as shell
 from experiments.gpu_check import check, process, settings
 from experiments.gpu_check.agreement import compared
 from experiments.gpu_check.machine import Machine
-from experiments.gpu_check.settings import STAGES, Stage
+from experiments.gpu_check.settings import STAGES, CheckStage
 from mamltheory.runtime.folders import check_results_folder
 from tests.experiments.gpu_check import planted
 
@@ -77,7 +77,7 @@ def test_little_memory_is_rehearsed(card):
 def plant(monkeypatch, **functions):
     """Stages in the place of all others, with seconds of ten minutes."""
     stages = {
-        name: Stage(name, f"{planted.__name__}:{function}", share)
+        name: CheckStage(name, f"{planted.__name__}:{function}", share)
         for name, (function, share) in functions.items()
     }
     for module in (settings, check):
