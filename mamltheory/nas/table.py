@@ -208,7 +208,7 @@ def load_table(path: Path | str | None = None) -> Table:
 
     Example:
         >>> table = load_table()
-        >>> len(table.cells) >= 80
+        >>> len(table.cells) >= 150
         True
     """
     file = Path(path) if path is not None else Path(str(resources.files("mamltheory.nas") / EMBEDDED_TABLE))

@@ -21,8 +21,8 @@ RECORDS = (
 )
 """The keys of NAME.json that mark this file, NAME.png, NAME.md and so on as results of this program."""
 BENCHMARK_LOG = "workers.log"
-PAGE = "README.md"
-"""A page about the results, which no command writes."""
+PAGES = ("README.md", "paper_checks.html")
+"""Pages among the figures, which no command writes."""
 DEPTH = 4
 """The greatest depth of a record below a folder of runs: EXPERIMENT/METHOD/SEED/train for those of a table."""
 MOST_BYTES = 2**26
@@ -101,7 +101,7 @@ def _is_saved_state(path: Path) -> bool:
 
 def _is_result(path: Path) -> bool:
     if not path.is_dir():
-        return path.name in (BENCHMARK_LOG, PAGE) or _is_record(
+        return path.name in (BENCHMARK_LOG, *PAGES) or _is_record(
             path.stem, _object_in(path.with_suffix(".json"))
         )
     records = chain(*(path.glob(f"{'*/' * depth}{RUN_FILE}") for depth in range(DEPTH)))

@@ -1,4 +1,4 @@
-"""What search methods gain on the embedded table of glyph cells, on halves that took no part in any choice."""
+"""What search methods gain on the embedded table of glyph cells: 150, each trained twice, 60 again at twice the scale."""
 
 from functools import lru_cache
 
@@ -23,6 +23,20 @@ def gain(method, of):
     return replay(method, of, draws=DRAWS, bootstraps=BOOTSTRAPS)
 
 
+def test_the_table_has_two_trainings_of_every_cell_and_sixty_at_twice_the_scale():
+    table = load_table()
+    assert len(table.cells) == len(table.having([(0, 1), (1, 1)])) >= 150
+    assert len(table.having([(0, 1), (0, 2)])) >= 60
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_the_default_rungs_gain_on_either_half(half):
+    found = gain(by_halving(DEFAULT_RUNGS), cells(half))
+    assert found.kept.low > 3
+    assert found.retrained.low > 1.5
+    assert found.seconds < 260
+
+
 @pytest.mark.parametrize("half", [0, 1])
 def test_halving_gains_more_than_random_cells_on_either_half(half):
     found = gain(by_halving(SMALL), cells(half))
@@ -33,10 +47,8 @@ def test_halving_gains_more_than_random_cells_on_either_half(half):
 
 def test_the_default_rungs_gain_for_the_network_and_for_its_cell():
     found = gain(by_halving(DEFAULT_RUNGS), load_table())
-    assert found.kept.mean > 4
-    assert found.kept.low > 2
-    assert found.retrained.mean > 2
-    assert found.retrained.low > 0
+    assert found.kept.low > 4
+    assert found.retrained.low > 3
     assert found.epochs == 112
 
 
