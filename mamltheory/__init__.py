@@ -72,6 +72,7 @@ if TYPE_CHECKING:
         time_operator,
     )
     from mamltheory.maml import Optimiser, train
+    from mamltheory.network_score import score
     from mamltheory.networks import FullyConnected, Model, centred, from_module, linearised
     from mamltheory.objective import meta_gradient, meta_loss, meta_method, meta_outputs
     from mamltheory.predictors import (
@@ -81,7 +82,6 @@ if TYPE_CHECKING:
         trained_output_on_training_tasks,
     )
     from mamltheory.rng import generator
-    from mamltheory.score import score
     from mamltheory.tasks import Task
 
 __version__ = "0.2.0"
@@ -173,7 +173,7 @@ _PLACES = {
     "residual_operator": "linalg",
     "SampledDescent": "linalg",
     "ScheduledDescent": "linalg",
-    "score": "score",
+    "score": "network_score",
     "Task": "tasks",
     "time_operator": "linalg",
     "train": "maml",

@@ -27,7 +27,7 @@ LAYERS = (
     {"factored"},
     {"kernels", "objective"},
     {"maml"},
-    {"predictors", "score"},
+    {"network_score", "predictors"},
     {"finite_width"},
     {"nas", "fewshot"},
     {"nas.statistics", "fewshot.network_file"},

@@ -25,10 +25,10 @@ from mamltheory.finite_width.asymptotics import root_mean_square
 from mamltheory.inner_loop import meta_output
 from mamltheory.predictors import KernelPrediction
 
-from ..plotting import COLOURS, curve, figure, ticks_at
+from ..plotting import COLOURS, curve, figure, legend_below, ticks_at
 from .bounds import BATCH, batch_of_starts, trained_batch
 from .constants import sweep_settings
-from .report import legend_room, save_theory_figure, subtitle
+from .report import save_theory_figure, subtitle
 from .settings import Ensemble, Theory
 from .sweep import Measurement, Problem, Sweep, network_of_width, run_sweep
 
@@ -127,12 +127,10 @@ def draw_predictions(axes: Axes, settings: Ensemble, data: dict[str, Any]) -> No
     average = np.asarray(data["mean_of_networks"])[-1]
     axes.plot(angles, average, "--", color=COLOURS[1], label=f"mean of {BATCH * settings.batches} networks")
     axes.plot(data["support_angles"], data["support_labels"], "k*", markersize=9, label="support samples")
-    low, high = axes.get_ylim()
-    axes.set_ylim(low - 0.45 * (high - low), high)
     axes.set_xticks([-np.pi, -np.pi / 2, 0, np.pi / 2, np.pi], ["−π", "−π/2", "0", "π/2", "π"])
     axes.set_xlabel("angle on the circle through the support samples")
     axes.set_ylabel("output on the held-out task")
-    axes.legend(fontsize=6.5, loc="lower center", ncols=2)
+    legend_below(axes, 2)
 
 
 def draw_errors(axes: Axes, settings: Ensemble, data: dict[str, Any]) -> None:
@@ -145,5 +143,4 @@ def draw_errors(axes: Axes, settings: Ensemble, data: dict[str, Any]) -> None:
     ticks_at(axes.xaxis, widths)
     axes.set_xlabel("width $l$")
     axes.set_ylabel("relative distance to Eq. (12)")
-    legend_room(axes, 0.35)
-    axes.legend(fontsize=7, loc="lower left")
+    legend_below(axes)

@@ -61,7 +61,7 @@ class Divided(nn.Module):
         return self.network(x) / self.divisor
 
 
-def convolutional(width: int) -> nn.Module:
+def small_convolution(width: int) -> nn.Module:
     """Two convolutions of ``width`` channels with tanh, for images of one channel; one output."""
     return nn.Sequential(
         nn.Conv2d(1, width, 3, padding=1), nn.Tanh(), nn.Conv2d(width, width, 3, stride=2), nn.Tanh(),

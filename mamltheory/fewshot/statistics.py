@@ -96,8 +96,8 @@ def compare_runs(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> C
     pairs = [np.asarray(a) - np.asarray(b) for a, b in zip(first, second, strict=True)]
     differences = np.array([pair.mean() for pair in pairs])
     errors = tuple(float(stats.sem(pair)) for pair in pairs)
-    p_value = sign_flip_p_value(differences)
-    return Comparison(tuple(differences.tolist()), errors, mean_interval(differences), p_value)
+    interval = mean_interval(differences)  # first, for it refuses a single run
+    return Comparison(tuple(differences.tolist()), errors, interval, sign_flip_p_value(differences))
 
 
 def compare_networks(first: np.ndarray, second: np.ndarray) -> Interval:

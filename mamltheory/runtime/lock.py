@@ -1,5 +1,6 @@
 """Only one process writes into a folder; the message to a second one names the first."""
 
+import errno
 import json
 import os
 import socket
@@ -14,6 +15,8 @@ from mamltheory.errors import ConfigurationError
 LOCK_FILE, HOLDER_FILE = ".lock", ".lock.json"
 PATIENCE = 0.2
 """Seconds in which a lock file that its holder is about to remove is gone."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""What a file system without locks answers."""
 _held: dict[Path, BaseFileLock] = {}
 
 
@@ -28,6 +31,7 @@ def hold(directory: Path) -> bool:
 
     Raises:
         ConfigurationError: another process, which the message names, holds the folder.
+        OSError: the lock cannot be made, for example in a folder that is read-only.
     """
     directory = directory.resolve()
     if directory in _held:
@@ -40,7 +44,11 @@ def hold(directory: Path) -> bool:
         raise ConfigurationError(
             f"{directory} is being written by {_holder(directory)}: wait for it, stop it, or choose another --out"
         ) from None
-    except (OSError, NotImplementedError):
+    except NotImplementedError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
         return False
     with suppress(OSError):  # a full disk: the lock holds, but nobody knows its holder
         (directory / HOLDER_FILE).write_text(json.dumps(_this_process()), encoding="utf-8")

@@ -157,7 +157,7 @@ def test_a_small_npz_that_unpacks_to_gigabytes_is_refused(tmp_path, monkeypatch)
 
 
 def test_a_negative_image_size_is_refused(tmp_path):
-    with pytest.raises(DataError, match="positive"):
+    with pytest.raises(DataError, match="from 1 to"):
         load_data(tmp_path, image_size=0)
 
 

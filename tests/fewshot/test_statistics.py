@@ -70,9 +70,11 @@ def test_beyond_sixteen_runs_the_p_value_is_an_estimate_that_does_not_change():
     values = numpy_generator(0, "differences").normal(0.5, 1, 20)
     found = sign_flip_p_value(values)
     assert found == sign_flip_p_value(values)
-    # Given the sizes, the mean of random signs is nearly normal with this deviation.
-    expected = 2 * stats.norm.sf(abs(values.sum()) / np.sqrt((values**2).sum()))
-    assert found == pytest.approx(expected, rel=0.25)
+    sums = np.zeros(1)
+    for value in values:  # all 2²⁰ patterns of signs
+        sums = np.concatenate([sums + value, sums - value])
+    expected = np.mean(np.abs(sums) >= abs(values.sum()) * (1 - 1e-12))
+    assert found == pytest.approx(expected, rel=0.4)  # four standard errors of 65,536 patterns
 
 
 def test_three_runs_cannot_reach_five_per_cent_however_large_the_difference():

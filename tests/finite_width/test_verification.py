@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from experiments.theory.example_networks import (
-    convolutional,
     mean_field,
     one_hidden_layer,
     residual_network,
+    small_convolution,
     transformer,
 )
 from mamltheory import (
@@ -146,7 +146,7 @@ def test_the_theorems_hold_of_a_wide_network_and_not_in_mean_field():
 @pytest.mark.parametrize(
     ("build", "shape", "widths"),
     [
-        (convolutional, (1, 6, 6), (8, 32)),
+        (small_convolution, (1, 6, 6), (8, 32)),
         (residual_network, (1, 6, 6), (8, 32)),
         (transformer, (3, 4), (8, 32)),
     ],

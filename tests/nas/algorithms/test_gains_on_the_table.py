@@ -1,4 +1,4 @@
-"""What search methods gain on the embedded table of glyph cells: 150, each trained twice, 60 again at twice the scale."""
+"""What search methods gain on the embedded table: 150 cells, each trained twice, 60 again at twice the scale."""
 
 from functools import lru_cache
 
