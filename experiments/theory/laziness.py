@@ -213,7 +213,7 @@ def laziness_numbers(result: Sweep) -> dict[str, Any]:
 
 def draw_laziness(settings: Laziness, data: dict[str, Any]) -> None:
     """Draw a row for each measure and a column for each control."""
-    with figure("page", 4.4, len(MEASURES), 4, sharey="row", sharex="col") as (drawing, axes):
+    with figure("page", 4.8, len(MEASURES), 4, sharey="row", sharex="col") as (drawing, axes):
         claim = "Where the theory must fail, the kernel moves and Theorem 2 is off at every width"
         drawing.suptitle(subtitle(claim, settings))
         for row, (measure, label) in zip(axes, MEASURES.items(), strict=True):
@@ -221,7 +221,7 @@ def draw_laziness(settings: Laziness, data: dict[str, Any]) -> None:
             draw_parameterisations(row[0], settings.widths, found)
             controls = (("multiplier", MULTIPLIERS), ("rate", RATES), ("sigma_w", SIGMAS))
             for panel, (name, values) in zip(row[1:], controls, strict=True):
-                draw_control(panel, settings.widths, values, np.asarray(found[name]))
+                draw_control(panel, values, np.asarray(found[name]))
             row[1].set_xscale("log")
             row[2].axvline(1, color="k", linestyle=":", linewidth=1)
             row[3].set_xscale("log")
@@ -232,30 +232,34 @@ def draw_laziness(settings: Laziness, data: dict[str, Any]) -> None:
         for column, (title, name) in enumerate(zip(titles, names, strict=True)):
             axes[0, column].set_title(title)
             axes[-1, column].set_xlabel(name)
-        axes[0, 0].legend(fontsize=6, loc="lower left")
-        axes[1, 0].legend(fontsize=6, loc="lower left")
-        axes[0, 1].legend(fontsize=6, loc="lower left")
+        handles = [*axes[0, 0].get_lines(), *axes[0, 1].get_lines()]
+        names = [parameterisation_label(name, data) for name in PARAMETERISATIONS]
+        names += [f"$l$ = {width}" for width in settings.widths]
+        drawing.legend(handles, names, loc="outside lower center", ncols=2, fontsize=7)
         save_theory_figure(drawing, "laziness", data, settings)
 
 
 def draw_parameterisations(axes: Axes, widths: tuple[int, ...], found: dict[str, Any]) -> None:
-    """Draw a measure over the width for every parameterisation, with the slopes."""
-    for i, (name, label) in enumerate(PARAMETERISATIONS.items()):
-        record = found[name]
-        text = f"{label}: {signed(record['slope'])}"
-        axes.loglog(widths, record["rms"], label=text, **curve(i + 3))
+    """Draw a measure over the width for every parameterisation."""
+    for i, name in enumerate(PARAMETERISATIONS):
+        axes.loglog(widths, found[name]["rms"], **curve(i + 3))
     ticks_at(axes.xaxis, widths)
 
 
-def draw_control(axes: Axes, widths: tuple[int, ...], values: tuple[float, ...], found: np.ndarray) -> None:
+def parameterisation_label(name: str, data: dict[str, Any]) -> str:
+    """Its name, and by which powers of the width both measures go."""
+    first, second = (signed(data["measures"][measure][name]["slope"]) for measure in MEASURES)
+    return f"{PARAMETERISATIONS[name]}: powers of $l$ {first} above, {second} below"
+
+
+def draw_control(axes: Axes, values: tuple[float, ...], found: np.ndarray) -> None:
     """Draw a measure over the values of a control, with a curve for every width.
 
     Args:
         axes: The panel.
-        widths: The widths.
         values: The values of the control.
         found: The measure, widths × seeds × values.
     """
-    for i, (width, rows) in enumerate(zip(widths, found, strict=True)):
-        axes.plot(values, root_mean_square(rows.T), label=f"$l$ = {width}", **curve(i))
+    for i, rows in enumerate(found):
+        axes.plot(values, root_mean_square(rows.T), **curve(i))
     axes.set_yscale("log")

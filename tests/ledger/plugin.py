@@ -157,7 +157,8 @@ def draw(statements, outcomes, directory=FIGURES):
     from tests.ledger.bars import counts_by_section, draw_bars
 
     counts = counts_by_section(statements, {one.id: verdict(one, of(one.id, outcomes)) for one in statements})
-    with figure("page", 4.4) as (drawing, axes):
+    with figure("page", 4.6) as (drawing, axes):
+        drawing.suptitle("What the tests say of every numbered statement of the paper")
         draw_bars(axes[0, 0], counts)
         save_figure(drawing, BARS, {"counts": counts}, directory)
 
@@ -166,7 +167,7 @@ def tested_code():
     """Digest of the modules that the slow tests run: their numbers belong to this code and no other."""
     digest = hashlib.sha256()
     package = ROOT / "mamltheory"
-    names = ["linalg", "networks", "inner_loop", "objective", "maml", "predictors"]
+    names = ["linalg", "dynamics", "activations", "networks", "inner_loop", "objective", "maml", "predictors"]
     theory = [package / f"{name}.py" for name in names]
     # kernels/layers serves modules that are no networks of Eq. (16)
     kernels = [
