@@ -146,7 +146,7 @@ def test_the_theorems_hold_of_a_wide_network_and_not_in_mean_field():
 @pytest.mark.parametrize(
     ("build", "shape", "widths"),
     [
-        (small_convolution, (1, 6, 6), (8, 32)),
+        (small_convolution, (1, 6, 6), (32, 128)),
         (residual_network, (1, 6, 6), (8, 32)),
         (transformer, (3, 4), (8, 32)),
     ],
