@@ -71,7 +71,7 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        first = result[0] if isinstance(result, tuple | list) else result
+        first = next(iter(result), None) if isinstance(result, tuple | list) else result
         if (
             function.overloadpacket.__name__ in PRODUCTS
             and first is not None

@@ -178,6 +178,7 @@ def fake_cuda(free: int = 8 << 30, tf32: bool = False) -> Iterator[Card]:
         "set_device": None,
         "empty_cache": None,
         "is_bf16_supported": True,
+        "is_current_stream_capturing": False,  # a build for CUDA asks the driver, which is not there
         "_lazy_init": None,
     }
     kept = torch.__future__.get_swap_module_params_on_conversion(), torch._C._only_lift_cpu_tensors()
