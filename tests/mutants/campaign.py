@@ -31,7 +31,7 @@ MODULES = (
         "finite_width/bounds",
         "nas",
         "fewshot/episodes",
-        "fewshot/evaluate",
+        "fewshot/evaluation",
         "fewshot/statistics",
         "fewshot/augment",
     ),
