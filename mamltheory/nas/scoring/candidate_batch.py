@@ -69,10 +69,9 @@ def candidate_kernels(
         heads: one for each candidate, in place of the network's.
 
     Yields:
-        The two kernels of one candidate after the other, on the CPU; of each batch they come from a CUDA device
-            together. ConfigurationError is raised where one candidate alone does
-        not fit, GenotypeError where the network lacks an operation, and UnsupportedModelError where it uses batch
-        statistics.
+        The two kernels of one candidate after the other, on the CPU; those of a batch come from a CUDA device in one
+            transfer. ConfigurationError is raised where one candidate alone does not fit, GenotypeError where the
+            network lacks an operation, and UnsupportedModelError where it uses batch statistics.
     """
     memory = memory_budget(x.device, MEMORY) if memory is None else memory
     room, most = memory if x.is_cuda else min(memory, CACHED), MOST_CANDIDATES
