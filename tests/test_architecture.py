@@ -27,7 +27,7 @@ LAYERS = (
     {"factored"},
     {"kernels", "objective"},
     {"maml"},
-    {"network_score", "predictors"},
+    {"network_score", "predictors", "rates"},
     {"finite_width"},
     {"nas", "fewshot"},
     {"nas.statistics", "fewshot.network_file"},
