@@ -92,27 +92,11 @@ def stages(file):
 
 def passes(folder, files):
     """Whether tests pass in a copy of the tree, or none of them is fast."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "--tb=no",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        *files,
-    ]
+    options = "-x -q --tb=no -p no:cacheprovider -p no:xdist".split()
+    command = [sys.executable, "-m", "pytest", *options, *files]
     limited = ["sh", "-c", f'ulimit -t {CPU_SECONDS}; exec "$@"', "sh", *command]  # some mutants do not end
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(folder),
-        "OMP_NUM_THREADS": "1",
-        "HYPOTHESIS_PROFILE": "mutants",
-    }
-    return subprocess.run(limited, cwd=folder, env=environment, capture_output=True).returncode in (0, 5)
+    own = {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "HYPOTHESIS_PROFILE": "mutants"}
+    return subprocess.run(limited, cwd=folder, env=os.environ | own, capture_output=True).returncode in (0, 5)
 
 
 def outcome(mutant, folder):
