@@ -92,7 +92,7 @@ def stages(file):
 
 def passes(folder, files):
     """Whether tests pass in a copy of the tree, or none of them is fast."""
-    options = "-x -q --tb=no -p no:cacheprovider -p no:xdist".split()
+    options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist"]
     command = [sys.executable, "-m", "pytest", *options, *files]
     limited = ["sh", "-c", f'ulimit -t {CPU_SECONDS}; exec "$@"', "sh", *command]  # some mutants do not end
     own = {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "HYPOTHESIS_PROFILE": "mutants"}
