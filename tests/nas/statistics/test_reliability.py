@@ -179,6 +179,7 @@ def test_independent_halves_agree_by_chance_without_signal_and_fully_with_it():
     clear = half_agreement(planted(1, 6, specific=10.0)[0], EDGES, draws(0))
     assert clear.same > 0.9
     assert clear.tau > 0.85
+    assert 0.5 < clear.tau_interval[0] <= clear.tau <= clear.tau_interval[1] <= 1
     shrunk, plain = (half_agreement(planted(2, 6, kind=1.0)[0], EDGES, draws(0), t) for t in (TYPES, None))
     assert shrunk.same > plain.same + 0.1
 
