@@ -1,8 +1,8 @@
 """Random mutants of the package, each run against the test files that cover its module, in copies of the tree.
 
-A stopped campaign resumes. Survivors are listed with the reason that ``reasons.json`` gives, if any. mutmut runs the
-whole suite first and calls functions through trampolines, which the shape checks of the tests do not survive;
-cosmic-ray has one test command for all modules and edits the working tree. Neither draws from a seed.
+A stopped campaign resumes. Survivors are listed with the reason that ``reasons.json`` gives for the line and its edit,
+if any. mutmut runs the whole suite first and calls functions through trampolines, which the shape checks of the tests
+do not survive; cosmic-ray has one test command for all modules and edits the working tree. Neither draws from a seed.
 """
 
 import argparse
@@ -56,7 +56,10 @@ def drawn(count, seed, modules):
             compile(mutated, file, "exec")
             key = hashlib.blake2b(f"{file}\n{mutated}".encode(), digest_size=6).hexdigest()
             text = f"{file}:{edit.line}: {edit.before!r} -> {edit.after!r}"
-            chosen.append({"key": key, "file": file, "edit": text, "source": mutated})
+            place = (
+                f"{file}: {edit.before!r} -> {edit.after!r} in {source.splitlines()[edit.line - 1].strip()}"
+            )
+            chosen.append({"key": key, "file": file, "edit": text, "place": place, "source": mutated})
         if len(chosen) == count:
             break
     return chosen
@@ -106,7 +109,7 @@ def outcome(mutant, folder):
     place.write_text(mutant["source"], encoding="utf-8")
     killed = not all(passes(folder, files) for files in stages(mutant["file"]) if files)
     place.write_text(original, encoding="utf-8")
-    return {"key": mutant["key"], "file": mutant["file"], "edit": mutant["edit"], "killed": killed}
+    return {name: mutant[name] for name in ("key", "file", "edit", "place")} | {"killed": killed}
 
 
 def campaign(mutants, results, jobs):
@@ -128,7 +131,7 @@ def campaign(mutants, results, jobs):
                 with results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(entry) + "\n")
                 print("killed  " if entry["killed"] else "SURVIVED", entry["edit"], flush=True)
-    return [known[mutant["key"]] for mutant in mutants]
+    return [mutant | {"killed": known[mutant["key"]]["killed"]} for mutant in mutants]
 
 
 def table(entries, reasons):
@@ -138,12 +141,12 @@ def table(entries, reasons):
         killed = [entry["killed"] for entry in entries if entry["file"] == name]
         rows.append(f"{name:56} {sum(killed):4} of {len(killed):3} killed")
     survivors = [entry for entry in entries if not entry["killed"]]
-    real = len(entries) - sum(entry["key"] in reasons for entry in survivors)
+    real = len(entries) - sum(entry["place"] in reasons for entry in survivors)
     killed = len(entries) - len(survivors)
     rows.append(
         f"{killed} of {real} killed: {100 * killed / max(real, 1):.1f} % of those without a reason to survive"
     )
-    rows += [f"survivor {e['key']}  {e['edit']}  {reasons.get(e['key'], '')}".rstrip() for e in survivors]
+    rows += [f"survivor {e['key']}  {e['edit']}  {reasons.get(e['place'], '')}".rstrip() for e in survivors]
     return "\n".join(rows)
 
 
