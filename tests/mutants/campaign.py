@@ -79,7 +79,7 @@ def imports_of_tests():
 
 
 def stages(file):
-    """The test file that mirrors a module or else its folder's, those that import the module, and LAST_STAGE."""
+    """The test file that mirrors a module, those that import the module, the others of its folder, and LAST_STAGE."""
     module, known = file.removeprefix("mamltheory/").removesuffix(".py"), imports_of_tests()
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
@@ -90,7 +90,8 @@ def stages(file):
     mirror = f"{folder}/test_{stem}.py"
     first = [mirror] if mirror in known else [name for name in near if name in covering] or near
     second = [name for name in covering or near if name not in first]
-    return [first, second, [name for name in LAST_STAGE if name not in first + second]]
+    third = [name for name in near if name not in first + second]
+    return [first, second, third, [name for name in LAST_STAGE if name not in first + second + third]]
 
 
 def passes(folder, files):
