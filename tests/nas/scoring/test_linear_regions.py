@@ -58,6 +58,7 @@ def test_on_a_fine_grid_the_count_is_the_exact_number_of_intervals_of_a_shallow_
     grid = torch.cat([between, torch.linspace(-3, 3, 500, dtype=torch.float64)])[:, None]
     exact = intervals_of_shallow_relu(weight.tolist(), bias.tolist(), -3.0, 3.0)
     assert distinct_patterns(activation_patterns(network, grid)) == exact
+    assert not any(module._forward_hooks for module in network.modules())
 
 
 @given(widths=st.lists(st.integers(1, 5), min_size=1, max_size=3), seed=st.integers(0, 1000))
