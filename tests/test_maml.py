@@ -24,7 +24,7 @@ from mamltheory.kernels.empirical import jacobian
 from mamltheory.kernels.empirical_meta import meta_jacobian, stacked_meta_jacobian
 from mamltheory.maml import descend, distance
 from mamltheory.objective import MetaObjective
-from mamltheory.tasks import query_labels
+from mamltheory.tasks import Task, query_labels
 from tests.paper.cases import relative
 from tests.strategies import as_users_run_it, task
 
@@ -240,3 +240,12 @@ def test_anil_needs_a_linear_head():
     assert meta_output(model, params, one, InnerLoop(0.1, 1)).shape == (4,)
     with pytest.raises(UnsupportedModelError, match="maml"):
         meta_output(model, params, one, InnerLoop(0.1, 1, "anil"))
+
+
+def test_large_labels_are_not_taken_for_a_loop_that_diverges():
+    params, tasks = (
+        start(),
+        [Task(t.query_x, 1e6 * t.query_y, t.support_x, t.support_y) for t in some_tasks()],
+    )
+    losses = train(NET.model, params, tasks, LOOPS[0], eta0=1e-3, steps=2).losses()
+    assert 1e11 < losses[2] < losses[0]
