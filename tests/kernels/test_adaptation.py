@@ -185,5 +185,8 @@ def test_bad_selections_and_factors_are_refused():
                 adapt(NET.model, PARAMS, TASKS[0], inner)
         with pytest.raises(ValueRangeError, match="expected a finite number"):
             InnerLoop(0.1, factors={"bias1": float("nan")})
+        for wrong in (torch.tensor([1.0, float("inf")]), torch.tensor([1]), torch.eye(2).to_sparse()):
+            with pytest.raises(ValueRangeError, match="expected a finite number or tensor"):
+                InnerLoop(0.1, factors={"bias1": wrong})
         with pytest.raises(ValueRangeError, match="expected a dict"):
             InnerLoop(0.1, factors=[1.0])
