@@ -39,7 +39,12 @@ MODULES = (
 NOT_COPIED = shutil.ignore_patterns(".*", "runs", "__pycache__", "*.egg-info", "shared")
 OTHER_TESTS = ("cuda", "experiments", "runtime", "ledger", "fake_cuda", "mutants")
 CPU_SECONDS = 400
-LAST_STAGE = ("tests/test_architecture.py", "tests/paper/test_exact.py")
+LAST_STAGE = (
+    "tests/test_architecture.py",
+    "tests/test_examples.py",
+    "tests/test_wrong_arguments.py",
+    "tests/paper/test_exact.py",
+)
 
 
 def drawn(count, seed, modules):
