@@ -319,3 +319,11 @@ def test_the_effects_of_one_edge_are_its_mean_alone():
         3,
         2,
     )  # the types say nothing that the edges do not
+
+
+def test_edges_with_two_operators_left_agree_by_chance_in_half_of_the_cases():
+    pairs, alone = [("normal", i) for i in range(4) for _ in range(2)], [("normal", 9)]
+    scores = draws(3).standard_normal((9, 12))
+    found = half_agreement(scores, pairs + alone, draws(0))
+    assert found.chance == 0.5
+    assert -1 <= found.tau_interval[0] <= found.tau_interval[1] <= 1
