@@ -184,3 +184,8 @@ def test_numbers_of_tasks_are_whole_and_below_the_largest_index(index):
     with pytest.raises(ValueRangeError, match="numbers of its tasks"):
         SampledDescent(0.1, ((0, index),))
     assert SampledDescent(0.1, ((0, 2**31 - 1),)).batches == ((0, 2**31 - 1),)
+
+
+def test_the_horizon_of_descent_with_momentum_is_that_of_longer_steps():
+    assert ScheduledDescent((0.5, 0.25), momentum=0.5).horizon == 1.5
+    assert SampledDescent(0.5, ((0,), (1,)), momentum=0.75).horizon == 4.0

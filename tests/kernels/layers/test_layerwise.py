@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mamltheory import FullyConnected, Task, condition_number, empirical_ntk, generator, meta_ntk
+from mamltheory.errors import ConfigurationError
 from mamltheory.kernels.empirical import checked_network, kernels_of
 from mamltheory.kernels.layers.fully_connected import fully_connected_gradients
 from mamltheory.kernels.layers.gram import rows_pay
@@ -323,3 +324,12 @@ def test_a_pass_of_the_closed_form_books_what_its_hidden_layers_hold(outputs):
     assert budget.used == held
     with pytest.raises(OverBudget):
         fully_connected_gradients(net, params, x, outputs, [frozenset(params)], Budget(held - 1, 5))
+
+
+def test_the_least_memory_is_that_of_one_sample():
+    """64 inputs, 64 hidden numbers and one output; cotangents twice, and the factors of both layers' gradients."""
+    network, x = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)).double(), draw(2, 64)
+    held = 8 * ((64 + 2 * 64) + (64 + 2 * 1) + (64 + 1) + (64 + 64))
+    assert empirical_ntk(network, x[:1], memory=held).shape == (1, 1)
+    with pytest.raises(ConfigurationError, match=f"at least {held} bytes"):
+        empirical_ntk(network, x[:1], memory=held - 1)
