@@ -122,9 +122,13 @@ def plot_bounds(settings: Bounds) -> int:
     """Measure and draw; returns 0."""
     columns = {f"L = {depth}": bounds_at_depth(settings, depth) for depth in range(1, settings.depth + 1)}
     draw_bounds(settings, columns)
-    for depth, data in columns.items():
-        print(f"{depth}: {convergence.convergence_result(data['residual'])}")
+    print("\n".join(bounds_result(columns)))
     return 0
+
+
+def bounds_result(columns: dict[str, dict[str, Any]]) -> list[str]:
+    """The rates and the verdict on the bound for every depth, a sentence each."""
+    return [f"{depth}: {convergence.convergence_result(data['residual'])}" for depth, data in columns.items()]
 
 
 def bounds_at_depth(settings: Bounds, depth: int) -> dict[str, Any]:
