@@ -186,7 +186,7 @@ class Search(OneSize):
     out: Path = Path("runs/search")
     """Run folder; a stopped run continues from there."""
     tensorboard: bool = False
-    """Write the numbers of metrics.jsonl as scalars of TensorBoard, too, into OUT/tensorboard (the extra tensorboard)."""
+    """Also write the numbers of metrics.jsonl for TensorBoard, into OUT/tensorboard (the extra tensorboard)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -48,7 +48,7 @@ class Train(ExperimentSettings):
     out: Path = Path("runs/train")
     """Run folder; a stopped run continues from there."""
     tensorboard: bool = False
-    """Write the numbers of metrics.jsonl as scalars of TensorBoard, too, into OUT/tensorboard (the extra tensorboard)."""
+    """Also write the numbers of metrics.jsonl for TensorBoard, into OUT/tensorboard (the extra tensorboard)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,7 +119,7 @@ class MetaTrain:
     out: Path = Path("runs/meta-train")
     """Run folder; a stopped run continues from there."""
     tensorboard: bool = False
-    """Write the numbers of metrics.jsonl as scalars of TensorBoard, too, into OUT/tensorboard (the extra tensorboard)."""
+    """Also write the numbers of metrics.jsonl for TensorBoard, into OUT/tensorboard (the extra tensorboard)."""
 
     def __post_init__(self) -> None:
         require(bool(self.data), 'data is empty: expected "glyphs" or a folder')
