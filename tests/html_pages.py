@@ -40,7 +40,7 @@ class Elements(HTMLParser):
 
 
 def fetched_by(text):
-    """What a browser would ask for to show this page, beside the page itself."""
+    """What a browser would ask for to show this page, in addition to the page."""
     elements = Elements(text)
     wanted = re.findall(r"@import|url\((?!#)|fetch\(|XMLHttp|import\(|https?:", elements.code)
     for tag, attributes in elements.found:

@@ -30,13 +30,13 @@ class Sentences:
 
 @dataclass(frozen=True)
 class DataTable:
-    """A table; columns in ``words`` are aligned to the left, all others to the right; some stand beside a chart."""
+    """A table; columns in ``words`` are aligned to the left, the others to the right; an aside follows a chart."""
 
     head: tuple[str, ...]
     rows: tuple[Column, ...]
     caption: str = ""
     words: tuple[str, ...] = ()
-    beside: bool = False
+    aside: bool = False
     kind: str = "table"
 
 

@@ -14,7 +14,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mamltheory.files import read_regular
 from mamltheory.nas.genotype import Genotype
+from mamltheory.runtime.folders import MOST_BYTES
 
 from ..plotting import curve, draw_genotype, figure, legend_below
 
@@ -77,7 +79,7 @@ def restart_names() -> None:
 
 def embedded_image(file: Path, label: str) -> Markup:
     """A PNG file within the page."""
-    data = b64encode(file.read_bytes()).decode()
+    data = b64encode(read_regular(file, MOST_BYTES)).decode()
     return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(label, data)
 
 
@@ -167,7 +169,7 @@ def interval_chart(
     return chart(draw, label, 0.9 + 0.22 * len(rows), "page")
 
 
-def histogram(values: Sequence[float], label: str, levels: Mapping[str, float]) -> Markup:
+def histogram(values: np.ndarray, label: str, levels: Mapping[str, float]) -> Markup:
     """How often values occur, with vertical lines by name."""
 
     def draw(axes: Axes) -> None:

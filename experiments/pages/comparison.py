@@ -65,9 +65,7 @@ def _verdict(accounts: Sequence[Account], evaluations: Sequence[int], pairs: Pai
         if len(evaluations) > 1
         else ()
     )
-    return PageVerdict(
-        f"{len(accounts)} runs beside each other", "open" if open_ else "plain", (*apart, *note)
-    )
+    return PageVerdict(f"{len(accounts)} runs side by side", "open" if open_ else "plain", (*apart, *note))
 
 
 def _width(interval: Interval) -> str:

@@ -9,6 +9,9 @@ from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markupsafe import Markup
 
+from mamltheory.files import read_regular
+from mamltheory.runtime.folders import MOST_BYTES
+
 from .blocks import Account, Block, DataTable, Drawing, Fragment, PageVerdict, Section, Sentences, in_figures
 from .charts import embedded_image
 from .findings import verdict_of
@@ -38,7 +41,7 @@ def documents_account(folder: Folder, name: str) -> Account:
     elif count:
         verdict = PageVerdict(f"{count[1]} {count[0]}, and no figure of them in this folder")
     else:
-        verdict = PageVerdict("Without a verdict: " + ", ".join(results))
+        verdict = PageVerdict(f"Without a verdict: {', '.join(results)}")
     what = folder.command or "figures and tables"
     key = {"result": verdict.headline}
     return Account(name, what, verdict, tuple(facts), tuple(sections), key=key)
@@ -66,7 +69,7 @@ def result_sections(folder: Folder, found: dict[str, PageVerdict | None]) -> lis
         elif "figure" in folder.object(name):
             blocks.append(Sentences((f"{picture.name} is not there: its numbers are in {name}.json.",)))
         if text.exists():
-            blocks.append(Fragment(html_of(text.read_text(encoding="utf-8", errors="replace"))))
+            blocks.append(Fragment(html_of(read_regular(text, MOST_BYTES).decode(errors="replace"))))
         settings = folder.object(name).get("config") or folder.object(name).get("settings")
         if folder.record is None and isinstance(settings, dict) and settings:
             rows = tuple((key, setting_words(value)) for key, value in settings.items())

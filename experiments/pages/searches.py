@@ -22,6 +22,7 @@ from .blocks import (
     PageVerdict,
     Section,
     Sentences,
+    Tone,
     in_figures,
     in_percent,
     signed_points,
@@ -307,10 +308,8 @@ def _halving_verdict(record: Mapping[str, Any]) -> PageVerdict:
     if record.get("diverged"):
         sentences.append(f"Trainings that diverged: cells {', '.join(map(str, record['diverged']))}.")
     confirmed = record.get("confirmed")
-    headline, tone = (
-        f"Cell {record['cell']} of {cells}, {signed_points(gain)} from their mean at {at}",
-        "plain",
-    )
+    tone: Tone = "plain"
+    headline = f"Cell {record['cell']} of {cells}, {signed_points(gain)} from their mean at {at}"
     if confirmed and confirmed["gain of the cells"] is not None:
         won, half = confirmed["gain of the cells"], confirmed["half-width of the cells"]
         width = "" if half is None else f" ± {100 * half:.1f}"
@@ -364,4 +363,4 @@ def _rungs(record: Mapping[str, Any]) -> Iterator[Drawing | DataTable | Sentence
             )
         )
     head = ("cells", "epochs", "ranked by", "mean", "best", "found cell", "its place")
-    yield DataTable(head, tuple(rows), words=("ranked by",), beside=True)
+    yield DataTable(head, tuple(rows), words=("ranked by",), aside=True)

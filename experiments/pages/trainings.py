@@ -1,4 +1,4 @@
-"""The accounts of trainings, evaluations and predictions: accuracy with its interval, beside chance."""
+"""The accounts of trainings, evaluations and predictions: accuracy with its interval, and chance."""
 
 import csv
 import json
@@ -11,7 +11,9 @@ from safetensors import SafetensorError, safe_open
 from mamltheory.errors import GenotypeError
 from mamltheory.fewshot.network_file import HEADER
 from mamltheory.fewshot.trained import NETWORK_FILE
+from mamltheory.files import read_regular
 from mamltheory.nas.genotype import Genotype
+from mamltheory.runtime.folders import MOST_BYTES
 
 from ..training.evaluate import accuracies_of
 from .blocks import (
@@ -122,7 +124,7 @@ def _spread(rows: Sequence[Any]) -> list[Any]:
 
 
 def _trained_genotype(run: Folder) -> Genotype | None:
-    """The cell of a trained network, from its file or from the genotype beside it."""
+    """The cell of a trained network, from its file or from the genotype in its folder."""
     try:
         with safe_open(run.path / NETWORK_FILE, "pt") as opened:
             header = json.loads((opened.metadata() or {}).get(HEADER, "{}"))
@@ -217,15 +219,15 @@ def evaluation_account(run: Folder, name: str) -> Account:
     facts.append(("parameters", in_figures(run.results.get("parameters"))))
     accuracies = 100 * accuracies_of(dict(run.results))
     picture = histogram(accuracies, "accuracy on a task (%)", {"mean": 100 * mean, "chance": 100 * chance})
-    worst = (
+    spread = (
         ("mean", in_percent(mean)),
         ("standard deviation over tasks", f"{accuracies.std(ddof=1):.1f} points"),
+        ("worst and best task", f"{accuracies.min():.1f} and {accuracies.max():.1f} %"),
     )
-    worst += (("worst and best task", f"{accuracies.min():.1f} and {accuracies.max():.1f} %"),)
     head = ("over tasks", "")
     blocks = (
         Drawing(picture, "Tasks by their accuracy."),
-        DataTable(head, worst, words=("over tasks",), beside=True),
+        DataTable(head, spread, words=("over tasks",), aside=True),
     )
     key = {"result": with_half_width(mean, half), "parameters": in_figures(run.results.get("parameters"))}
     return Account(name, what, verdict, tuple(facts), (Section("Over the tasks", blocks),), key=key)
@@ -239,7 +241,7 @@ def prediction_account(run: Folder, name: str) -> Account:
     sections = [Section("Summary", (Sentences(lines),))]
     file = run.path / "predictions.csv"
     if file.exists():
-        head, *rows = csv.reader(file.read_text(encoding="utf-8").splitlines())
+        head, *rows = csv.reader(read_regular(file, MOST_BYTES).decode().splitlines())
         few = tuple(map(tuple, rows[:MOST_ROWS]))
         caption = f"{len(few)} of {len(rows)} images; {Path(file).name} has all."
         table = DataTable(tuple(head), few, caption, ("file", "class"))
