@@ -140,14 +140,13 @@ def meta_training_account(run: Folder, name: str) -> Account:
     kind = f"{config['ways']}-way {config['shots']}-shot"
     if "accuracy" in run.results:
         mean, half = run.results["accuracy"], run.results["half_width"]
-        before = with_half_width(*run.results["before"])
+        start, width = run.results["before"]
+        before = with_half_width(start, width)
+        tone = _beyond(mean, half, chance)
         verdict = PageVerdict(
-            f"{with_half_width(mean, half)} on unseen {_classes(config)} ({kind})",
-            _beyond(mean, half, chance),
-            (
-                f"Before training {before}, chance {in_percent(chance)}; 95 % interval over {config['test_tasks']} "
-                "tasks.",
-            ),
+            f"{with_half_width(mean, half)} on unseen {_classes(config)} ({kind}), {before} before training",
+            "weak" if tone == "clear" and mean - half <= start + width else tone,
+            (f"Chance is {in_percent(chance)}; 95 % intervals over {config['test_tasks']} tasks.",),
         )
         facts = [("accuracy", with_half_width(mean, half)), ("before training", before)]
     else:
