@@ -1,7 +1,6 @@
 """Charts as inline SVG: text stays text, black takes the colour of the page, and nothing is fetched."""
 
 import io
-import itertools
 import re
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,9 @@ from ..plotting import curve, draw_genotype, figure, legend_below
 
 FONT = "system-ui,'Segoe UI',Roboto,'DejaVu Sans',sans-serif"
 NO_METADATA: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-_NUMBERS = itertools.count(1)
+HEAD = "<svg role="
+MARK = "\ue000"
+"""Begins the names of the parts of a chart, until :func:`with_numbered_charts` tells those of several apart."""
 
 
 def chart(draw: Callable[[Axes], None], label: str, height: float = 2.3, width: str = "column") -> Markup:
@@ -43,7 +44,7 @@ def chart(draw: Callable[[Axes], None], label: str, height: float = 2.3, width: 
 
 
 def svg_of(drawing: Figure, label: str, crop: bool = False) -> Markup:
-    """The figure as an SVG element that fills its place; its names differ from those of all other charts.
+    """The figure as an SVG element that fills its place.
 
     Args:
         drawing: The figure.
@@ -64,17 +65,16 @@ def svg_of(drawing: Figure, label: str, crop: bool = False) -> Markup:
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
     text = re.sub(r' (?:xmlns(?::xlink)?|version)="[^"]*"', "", text)
     text = re.sub(r"'DejaVu Sans'[^;\"]*", FONT, text).replace("#000000", "currentColor")
-    name = f"c{next(_NUMBERS)}-"
-    text = re.sub(r'\bid="', f'id="{name}', text)
-    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}", text)
-    head = f'<svg role="img" aria-label="{Markup.escape(label)}"'
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{MARK}", text)
+    head = f'{HEAD}"img" aria-label="{Markup.escape(label)}"'
     return Markup(text.replace("<svg", head, 1).strip())
 
 
-def restart_names() -> None:
-    """Name the charts of a page from 1, so that the same run gives the same bytes."""
-    global _NUMBERS
-    _NUMBERS = itertools.count(1)
+def with_numbered_charts(page: str) -> str:
+    """The page with other names of parts in every chart: a browser looks for a name in the whole page."""
+    first, *rest = page.split(HEAD)
+    parts = [HEAD + part.replace(MARK, f"c{number}-") for number, part in enumerate(rest, 1)]
+    return first + "".join(parts)
 
 
 def embedded_image(file: Path, label: str) -> Markup:

@@ -19,7 +19,7 @@ from ..commands import COMMANDS
 from ..program import PROGRAM
 from ..runs import quoted
 from .blocks import Account, DataTable, PageVerdict, Section, Sentences, time_in_words
-from .charts import restart_names
+from .charts import with_numbered_charts
 from .comparison import comparison_account
 from .documents import DRAWN_AGAIN, documents_account, file_names, result_sections, setting_words
 from .results import Folder, folders_at
@@ -55,7 +55,6 @@ def write_page(settings: RunReport) -> int:
                    .values())  # fmt: skip
     names = names_of([each.path for each in folders])
     place = _place(settings, names)
-    restart_names()
     accounts = [account_of(folder, name) for folder, name in zip(folders, names, strict=True)]
     shown = [comparison_account(folders, accounts), *accounts] if len(accounts) > 1 else accounts
     replace_file(place, rendered(shown).encode())
@@ -188,6 +187,7 @@ def rendered(accounts: Sequence[Account]) -> str:
         loader=jinja2.FileSystemLoader(PLACE), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    return environment.get_template("page.html").render(
+    page = environment.get_template("page.html").render(
         accounts=accounts, mark=PAGE_MARK, version=__version__, title=accounts[0].name
     )
+    return with_numbered_charts(page)

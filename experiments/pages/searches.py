@@ -13,6 +13,7 @@ from mamltheory.nas.algorithms.state import RoundReport
 from mamltheory.nas.genotype import Genotype
 
 from ..cell_drawing import LABELS
+from ..search.halving import MEASUREMENTS
 from ..theory.report import signed
 from .blocks import (
     Account,
@@ -283,15 +284,16 @@ def _halving_account(run: Folder, name: str, record: Mapping[str, Any]) -> Accou
             ("cost in full trainings", in_figures(cost["full trainings"], 3)),
             ("epochs", str(cost["epochs"])),
         ]
-    verdict = _halving_verdict(record)
+    measured = len(list((run.path / MEASUREMENTS).glob("*.json")))
+    verdict = PageVerdict(f"Not finished: {measured} short trainings are measured", "open")
+    if record:
+        verdict = _halving_verdict(record)
     key = {"result": verdict.headline, "parameters": in_figures(parameters)}
     facts = _facts(run, parameters, more)
     return Account(name, "search by successive halving", verdict, facts, tuple(sections), key=key)
 
 
 def _halving_verdict(record: Mapping[str, Any]) -> PageVerdict:
-    if not record:
-        return PageVerdict("Not finished: no rung is recorded", "open")
     control, cells = record["control"], len(record["rungs"][0]["cells"])
     gain = 100 * (control["found"] - control["random cells"])
     at = f"epoch {control['epochs']}"

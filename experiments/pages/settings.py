@@ -9,7 +9,6 @@ class RunReport:
     """One HTML page of a run, or of several compared: verdict, cell, course, curves, tables, settings, versions."""
 
     runs: tuple[Path, ...] = ()
-    """Folders that commands wrote, finished or not; a folder that holds runs stands for all of them. The flag is
-    optional: report RUN RUN."""
+    """Folders of runs, finished or not, or folders that hold some; the flag is optional: report RUN RUN."""
     out: Path = Path("runs/report")
     """The page, a name that ends in .html, or its folder."""

@@ -12,6 +12,7 @@ from PIL import Image
 from experiments import __main__ as shell
 from experiments.pages.documents import html_of
 from experiments.pages.findings import verdict_of
+from experiments.search.settings import Search
 from mamltheory.runtime.folders import check_results_folder, check_run_folder
 from tests.experiments.pages.runs import FIGURES, KINDS, evaluated, halved, search_begun, trained, write
 from tests.html_pages import Elements, fetched_by
@@ -95,6 +96,14 @@ def test_what_an_unfinished_run_lacks_is_said_with_the_command_that_continues(tm
     assert "metrics.jsonl is damaged" in words
     assert "learning_curves.json cannot be read" in words
     assert "no epoch is done" in words
+
+
+def test_a_halving_that_is_not_finished_counts_its_trainings(tmp_path):
+    settings = Search(method="halving", parameters="36000:42000", out=tmp_path / "search")
+    folder = write(settings.out, "search", settings, status="running")
+    (folder / "measurements").mkdir()
+    (folder / "measurements" / "000-epoch-2.json").write_text("{}")
+    assert headline(page_of(tmp_path, folder)) == "Not finished: 1 short trainings are measured"
 
 
 def test_results_of_another_shape_are_no_crash(tmp_path):
