@@ -7,9 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from markupsafe import Markup
 from PIL import Image
 
 from experiments import __main__ as shell
+from experiments.pages import charts
 from experiments.pages.documents import html_of
 from experiments.pages.findings import verdict_of
 from experiments.search.settings import Search
@@ -18,6 +20,12 @@ from tests.experiments.pages.runs import FIGURES, KINDS, evaluated, halved, sear
 from tests.html_pages import Elements, fetched_by
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def no_charts(monkeypatch):
+    """Empty pictures in the place of charts, for tests of words: drawing takes most of the time."""
+    monkeypatch.setattr(charts, "svg_of", lambda *_, **__: Markup("<svg></svg>"))
 
 
 def page_of(tmp_path, *folders):
@@ -81,6 +89,7 @@ def test_the_page_of_a_search_has_cell_size_score_and_every_round(tmp_path):
     assert len(Elements(page).of("td", "kept")) == 18
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_what_an_unfinished_run_lacks_is_said_with_the_command_that_continues(tmp_path):
     words = words_of(page_of(tmp_path, search_begun(tmp_path / "search")))
     assert "What is missing The run was interrupted; it continues with: python -m experiments search" in words
@@ -98,6 +107,7 @@ def test_what_an_unfinished_run_lacks_is_said_with_the_command_that_continues(tm
     assert "no epoch is done" in words
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_a_halving_that_is_not_finished_counts_its_trainings(tmp_path):
     settings = Search(method="halving", parameters="36000:42000", out=tmp_path / "search")
     folder = write(settings.out, "search", settings, status="running")
@@ -106,6 +116,7 @@ def test_a_halving_that_is_not_finished_counts_its_trainings(tmp_path):
     assert headline(page_of(tmp_path, folder)) == "Not finished: 1 short trainings are measured"
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_results_of_another_shape_are_no_crash(tmp_path):
     folder = write(tmp_path / "search", "search", {"method": "halving"}, files={"search.json": {"rungs": 3}})
     page = page_of(tmp_path, folder)
@@ -113,6 +124,7 @@ def test_results_of_another_shape_are_no_crash(tmp_path):
     assert "do not fit this version" in words_of(page)
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_a_search_that_is_confirmed_says_so(tmp_path):
     confirmed = {"gain of the cells": 0.05, "half-width of the cells": 0.02}
     page = page_of(tmp_path, halved(tmp_path / "one", confirmed))
@@ -122,6 +134,7 @@ def test_a_search_that_is_confirmed_says_so(tmp_path):
     assert 'class="verdict weak"' in page
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_two_evaluations_are_compared_on_their_tasks(tmp_path):
     better, worse = [8, 9, 10, 9], [5, 7, 6, 7]
     folders = [evaluated(tmp_path / name, rows) for name, rows in (("a", worse), ("b", better))]
@@ -139,6 +152,7 @@ def test_two_evaluations_are_compared_on_their_tasks(tmp_path):
     assert "cannot be told apart" in headline(page)
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_a_folder_of_runs_stands_for_all_of_them(tmp_path):
     runs = tmp_path / "runs"
     trained(runs / "one" / "train")
@@ -198,6 +212,7 @@ def test_measurements_of_the_theory_are_summed_up_by_width(tmp_path):
     assert re.findall(r"<td>([\d.]+)</td>", page)[:6] == ["64", "3", "1.64", "128", "3", "2.28"]
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_text_of_users_is_text(tmp_path):
     bad = '<script>alert("x")</script>'
     folder = trained(tmp_path / "<b>&run", data=bad)
@@ -217,6 +232,7 @@ def test_text_of_users_is_text(tmp_path):
     assert fetched_by(shown) == []
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_nothing_of_others_is_overwritten_and_pages_may_lie_among_results(tmp_path, capsys):
     folder = trained(tmp_path / "train")
     mine = tmp_path / "mine.html"
