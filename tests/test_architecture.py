@@ -63,6 +63,7 @@ FAMILIES = (
     {"search"},
     {"studies", "tables", "gpu_check"},
     {"demo", "commands"},
+    {"pages"},
     {"__main__"},
 )
 SETTINGS = {"settings", "__init__"}

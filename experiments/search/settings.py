@@ -185,6 +185,8 @@ class Search(OneSize):
     """Worker processes; the result does not depend on it."""
     out: Path = Path("runs/search")
     """Run folder; a stopped run continues from there."""
+    tensorboard: bool = False
+    """Also write the numbers of metrics.jsonl for TensorBoard, into OUT/tensorboard (the extra tensorboard)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -199,6 +201,10 @@ class Search(OneSize):
         require(
             self.method == "halving" or not foreign,
             f"method {self.method} does not use {', '.join(foreign)}: leave that out, or choose halving",
+        )
+        require(
+            not self.tensorboard or self.parameters is None,
+            "a search at one size has no rounds to log: leave out --tensorboard, or give it to the training",
         )
         require(self.value("least_repeats") >= 2, "least_repeats is below 2: agreement needs two repeats")
         require_at_least(self, 1, [name for name in ("tasks", "repeats") if getattr(self, name) is not None])

@@ -47,6 +47,8 @@ class Train(ExperimentSettings):
     """Minutes between checkpoints within an epoch; the end of an epoch and a stop save a checkpoint as well."""
     out: Path = Path("runs/train")
     """Run folder; a stopped run continues from there."""
+    tensorboard: bool = False
+    """Also write the numbers of metrics.jsonl for TensorBoard, into OUT/tensorboard (the extra tensorboard)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,6 +118,8 @@ class MetaTrain:
     """Minutes between checkpoints; the end and a stop save a checkpoint as well."""
     out: Path = Path("runs/meta-train")
     """Run folder; a stopped run continues from there."""
+    tensorboard: bool = False
+    """Also write the numbers of metrics.jsonl for TensorBoard, into OUT/tensorboard (the extra tensorboard)."""
 
     def __post_init__(self) -> None:
         require(bool(self.data), 'data is empty: expected "glyphs" or a folder')
