@@ -1,7 +1,6 @@
 """The searches as one function: Algorithm 1 by any criteria and protocol, and successive halving of short trainings."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,39 +18,36 @@ from mamltheory.arguments import (
     check_whole,
     checked_device,
 )
-from mamltheory.errors import ConfigurationError, ValueRangeError
+from mamltheory.errors import ConfigurationError
+from mamltheory.fewshot.counts import TaskCounts, check_counts
 from mamltheory.fewshot.datasets import Data, data_from
-from mamltheory.fewshot.episodes import Episode, episode_tasks, sample_episode
+from mamltheory.fewshot.episodes import episode_tasks
 from mamltheory.fewshot.images import ImageData, normalise, take
-from mamltheory.fewshot.prototypes import prototype_accuracies, split_features
-from mamltheory.fewshot.trained import TrainedNetwork
-from mamltheory.fewshot.training import TrainConfig, TrainState, start_training, train_epoch
+from mamltheory.fewshot.trained import TrainedNetwork, untrained_network
+from mamltheory.fewshot.training import TrainConfig
 from mamltheory.fewshot.training_state import inputs_of
 from mamltheory.linalg import Converged
+from mamltheory.nas import short_trainings
 from mamltheory.nas.algorithms.algorithm1 import step
-from mamltheory.nas.algorithms.halving import DEFAULT_RUNGS, Measured, Rung, check_rungs, successive_halving
+from mamltheory.nas.algorithms.halving import DEFAULT_RUNGS, Measured, Rung, check_rungs
 from mamltheory.nas.algorithms.rounds import Round
 from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.algorithms.state import Decision, SearchState
 from mamltheory.nas.genotype import Genotype
-from mamltheory.nas.network import NetworkSettings, derived_network
+from mamltheory.nas.network import NetworkSettings
 from mamltheory.nas.protocols import METHODS, PROTOCOLS, Method, Protocol, criteria
 from mamltheory.nas.scoring.linear_regions import random_patches
 from mamltheory.nas.scoring.operator_gradient import GradientScorer
 from mamltheory.nas.scoring.score import Score, Scorer, ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
-from mamltheory.nas.sizes import Band, random_genotype_within
-from mamltheory.rng import derived_seed, generator
+from mamltheory.nas.sizes import Band
+from mamltheory.rng import generator
 from mamltheory.tasks import Task
 
 PATCHES, PATCH_IMAGES = 3000, 300
 """Inputs of the region count (released code), and the images that they are cut from."""
 FINAL_DRAWS = 4
 """New draws for the scores of the found network."""
-VALIDATION_TASKS, WAYS, QUERIES = 1000, 5, 15
-"""The tasks that measure a candidate of halving; they have one shot."""
-TRIES = 20
-"""Draws per cell that is wanted; the space holds few different cells of some sizes."""
 RULES = (
     *("repeats", "ties", "difference", "estimator", "shrinkage", "stopping", "least_repeats"),
     "common_random_numbers",
@@ -94,6 +90,7 @@ def search(
     repeats: int | None = None,
     parameters: tuple[int, int] | None = None,
     rungs: Sequence[Rung] = DEFAULT_RUNGS,
+    config: TrainConfig | None = None,
     seed: int = 0,
     device: str = "cpu",
     progress: Callable[[str], None] | None = None,
@@ -114,6 +111,7 @@ def search(
         repeats: draws that are averaged, with stopping the most of them; None for the protocol's.
         parameters: of halving, the fewest and the most parameters of a network.
         rungs: of halving, the cells and the epochs of each stage.
+        config: of halving, the recipe of its trainings, with the epochs of the last rung; None for the usual one.
         seed: seed of every random draw.
         device: where to compute.
         progress: is called with a line after every round or rung.
@@ -129,36 +127,49 @@ def search(
         >>> len(found.trace), found.scores
         (486, ())
     """
-    _check_names(method, protocol, size, seed, progress)
-    own = {name: value for name, value in (("tasks", tasks), ("repeats", repeats)) if value is not None}
-    check_whole(ways=ways, shots=shots, queries=queries, **own)
-    _check_parameters(method, parameters)
-    device = str(checked_device(device))
-    data, size, say = data_from(data, image_size), size or NetworkSettings(), progress or (lambda _: None)
-    size = dataclasses.replace(size, classes=len(data.train.class_names))
-    if parameters is not None:
-        return _halved(data, size, _band(parameters), _rungs(rungs), seed, device, say)
-    values = {**PROTOCOLS[protocol], **METHODS[method], **own}
-    return _pruned(data, method, values, size, (ways, shots, queries), seed, device, say)
+    _check_names(method, protocol, size, config, seed, device, progress)
+    check_whole(ways=ways, shots=shots, queries=queries)
+    values, band = _values(method, protocol, tasks=tasks, repeats=repeats), _band(method, parameters)
+    data, say = data_from(data, image_size), progress or (lambda _: None)
+    size = dataclasses.replace(size or NetworkSettings(), classes=len(data.train.class_names))
+    if band is not None:
+        return _halved(data, size, band, _rungs(rungs), config, seed, str(device), say)
+    return _pruned(data, method, values, size, (ways, shots, queries), seed, str(device), say)
 
 
-def _check_names(method: object, protocol: object, size: object, seed: object, progress: object) -> None:
+def _values(method: Method, protocol: Protocol, **own: int | None) -> dict[str, Any]:
+    """The settings of Algorithm 1 by protocol, method and the numbers that are given."""
+    given = {name: value for name, value in own.items() if value is not None}
+    check_whole(**given)
+    return {**PROTOCOLS[protocol], **METHODS[method], **given}
+
+
+def _check_names(
+    method: object,
+    protocol: object,
+    size: object,
+    config: object,
+    seed: object,
+    device: object,
+    progress: object,
+) -> None:
     check_choice(get_args(Method), method=method)
     check_choice(get_args(Protocol), protocol=protocol)
     check_kind(NetworkSettings, size=size)
+    check_kind(TrainConfig, config=config)
     check_seed(seed)
     check_function(progress=progress)
+    checked_device(device)
 
 
-def _check_parameters(method: str, parameters: object) -> None:
+def _band(method: str, parameters: object) -> Band | None:
     if (parameters is None) == (method == "halving"):
         raise ConfigurationError(
             f"parameters is {parameters} for the method {method}: give halving two numbers such as (36000, 42000), and "
             "the other methods None"
         )
-
-
-def _band(parameters: object) -> Band:
+    if parameters is None:
+        return None
     if not isinstance(parameters, tuple | list) or len(parameters) != 2:
         raise ConfigurationError(
             f"parameters is {parameters!r:.80}: expected two numbers, as in (36000, 42000)"
@@ -187,6 +198,9 @@ def _pruned(
 ) -> Found:
     """Algorithm 1 from the full supernet to its end."""
     chosen = criteria(method, bool(values["regions"]))
+    if "condition" in chosen:
+        given = {**dict(zip(("ways", "shots", "queries"), counts, strict=True)), "tasks": values["tasks"]}
+        check_counts(data, given, [TaskCounts("train", tasks="tasks")])
     rules = SearchSettings(
         seed=seed,
         criteria=chosen,
@@ -218,7 +232,7 @@ def _pruned(
             )
     genotype, draws = state.candidates.genotype(), range(FINAL_DRAWS if chosen else 0)
     scores = tuple(scorer.scores([state.candidates], state.round_index, draw)[0] for draw in draws)
-    network = derived_network(genotype, size, derived_seed(seed, "training weights"))
+    network = untrained_network(genotype, size, seed)
     return Found(method, genotype, network.to(device), scores, state.trace)
 
 
@@ -258,78 +272,21 @@ def _halved(
     size: NetworkSettings,
     band: Band,
     rungs: tuple[Rung, ...],
+    config: TrainConfig | None,
     seed: int,
     device: str,
     say: Callable[[str], None],
 ) -> Found:
-    """Successive halving; all candidates share the initial weights of equal layers, the order and the augmentation."""
-    cells = different_genotypes(band, rungs[0].candidates, generator(seed, "halving candidates"), size)
-    last = rungs[-1].epochs
-    milestones = tuple(each for each in (7, 10) if each < last)
-    config = TrainConfig(
-        learning_rate=0.1, epochs=last, milestones=milestones, drop_path=0.0, flip=data.mirrors, seed=seed
+    """Successive halving of random cells of one size."""
+    epochs = rungs[-1].epochs
+    usual = short_trainings.recipe(data, epochs, seed)
+    config = usual if config is None else dataclasses.replace(config, epochs=epochs)
+    tasks = [short_trainings.task_counts(data, "val")]
+    check_counts(data, {"config.batch_size": config.batch_size}, tasks, batch="config.batch_size")
+    stream = generator(seed, short_trainings.CANDIDATES)
+    cells = short_trainings.different_genotypes(band, rungs[0].candidates, stream, size)
+    standings, best, measured = short_trainings.halve_in_memory(
+        data, cells, rungs, size, config, seed, device, say
     )
-    episodes = _validation_tasks(data, seed)
-    alive: dict[int, TrainState] = {}
-    measured: dict[int, list[Measured]] = {}
-
-    def measure(numbers: Sequence[int], rung: Rung) -> list[Measured]:
-        for number in set(alive) - set(numbers):
-            del alive[number]  # weights and momenta of a cell that is out
-        for number in numbers:
-            if number not in alive:
-                network = derived_network(cells[number], size, derived_seed(seed, "training weights"))
-                alive[number] = start_training(network, data, config, device)
-            alive[number], found = _trained_to(alive[number], rung.epochs, episodes)
-            measured.setdefault(number, []).append(found)
-        best = max((each[-1].accuracy for i, each in measured.items() if i in numbers), default=math.nan)
-        say(
-            f"epoch {rung.epochs}: {len(numbers)} cells, the best with {100 * best:.1f} % on validation tasks"
-        )
-        return [measured[number][-1] for number in numbers]
-
-    standings = successive_halving(len(cells), rungs, measure)
-    winner = standings[-1][1][0]
-    if measured[winner][-1].diverged:
-        raise ConfigurationError(
-            "all trainings of the last rung diverged: choose other cells by another seed"
-        )
-    best = alive[winner].network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     network = TrainedNetwork(best, inputs_of(data), data.train.class_names)
-    ranked = tuple((rung, tuple(numbers)) for rung, numbers in standings)
-    return Found("halving", cells[winner], network, tuple(measured[winner]), standings=ranked)
-
-
-def different_genotypes(
-    band: Band, count: int, random: torch.Generator, size: NetworkSettings
-) -> tuple[Genotype, ...]:
-    """Random genotypes of a band with two inputs per node, no two alike; raises ConfigurationError for too few."""
-    found = dict[Genotype, None]()
-    for _ in range(TRIES * count):
-        if len(found) == count:
-            break
-        found[random_genotype_within(band, random, size)] = None
-    if len(found) < count:
-        raise ConfigurationError(
-            f"only {len(found)} different cells with {band} parameters were found, and {count} are needed: widen the "
-            "band, or ask for fewer cells"
-        )
-    return tuple(found)
-
-
-def _trained_to(state: TrainState, epoch: int, episodes: Sequence[Episode]) -> tuple[TrainState, Measured]:
-    """A training at the end of an epoch, and its loss and accuracy there."""
-    loss = math.nan
-    try:
-        while state.epoch < epoch:
-            state, metrics = train_epoch(state)
-            loss = math.nan if metrics is None else metrics.loss
-    except ValueRangeError:
-        return state, Measured(math.nan, math.nan, diverged=True)
-    features = split_features(state.network, state.data.val, state.data.mean, state.data.std, state.device)
-    return state, Measured(loss, float(prototype_accuracies(features, episodes).mean()))
-
-
-def _validation_tasks(data: ImageData, seed: int) -> tuple[Episode, ...]:
-    tasks_seed = derived_seed(seed, "halving tasks val")
-    return tuple(sample_episode(data.val, WAYS, 1, QUERIES, tasks_seed, i) for i in range(VALIDATION_TASKS))
+    return Found("halving", cells[standings[-1][1][0]], network, measured, standings=standings)
