@@ -202,9 +202,9 @@ class LastLayer:
 class Evaluate(LastLayer):
     """Accuracy of a trained network on few-shot test tasks, with its confidence interval (Table 1)."""
 
-    data: str = EMBEDDED_DATA
-    """The data set with the images of the training: "glyphs", "glyphs-mini", "pictures", or a folder. Its training
-    images must equal those of the training; validation and test classes may differ."""
+    data: str | None = None
+    """None: the data of the training. Another place, by name or folder, must hold the same training images; its
+    validation and test classes may differ."""
     split: Literal["val", "test"] = "test"
     """Classes to draw the tasks from."""
     ways: int = 5

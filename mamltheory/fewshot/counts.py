@@ -123,7 +123,8 @@ def _fit_ways(
     ways, classes = _number(counts.ways, values), len(split.class_names)
     if ways <= classes:
         return "", True
-    reason = f"{_named(counts.ways, values, 'ways')}, and there are {classes} {NAMES[counts.split]} classes"
+    have = f"there {'is 1' if classes == 1 else f'are {classes}'} {NAMES[counts.split]} class{'es' * (classes != 1)}"
+    reason = f"{_named(counts.ways, values, 'ways')}, and {have}"
     if isinstance(counts.ways, int) or classes < 2:
         return reason, False
     fitted[counts.ways] = min(fitted[counts.ways], classes)
@@ -191,7 +192,7 @@ def certain_tasks(split: ImageSplit, ways: int, images: int) -> int:
 
 
 def fewer(split: ImageSplit, ways: int, shots: int, queries: int) -> tuple[int, int]:
-    """As many ways and queries as a split has, at most these; one query where a class has no image for it.
+    """As many ways and queries as a split has, at most these; two ways and one query even where it has less.
 
     Args:
         split: the images.
@@ -203,4 +204,4 @@ def fewer(split: ImageSplit, ways: int, shots: int, queries: int) -> tuple[int, 
         Ways and queries.
     """
     room = min(map(len, split.members)) - shots
-    return min(ways, len(split.class_names)), max(1, min(queries, room))
+    return max(2, min(ways, len(split.class_names))), max(1, min(queries, room))

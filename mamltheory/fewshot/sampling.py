@@ -57,9 +57,13 @@ def tasks_from(
     check_seed(seed)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ConfigurationError(f"dtype is {dtype!r:.80}: expected torch.float32 or torch.float64")
-    chosen, known = getattr(data, split), {"mean": data.mean, "std": data.std}
+    chosen = getattr(data, split)
     try:
-        return list(episode_tasks(chosen, count, ways, shots, queries, seed, **known, dtype=dtype))
+        return list(
+            episode_tasks(
+                chosen, count, ways, shots, queries, seed, mean=data.mean, std=data.std, dtype=dtype
+            )
+        )
     except (ConfigurationError, DataError):
         given = {"count": count, "ways": ways, "shots": shots, "queries": queries}
         check_counts(data, given, [TaskCounts(split, tasks="count")])

@@ -167,8 +167,8 @@ def halve_in_memory(
                 alive[number] = start_training(
                     untrained_network(cells[number], size, seed), data, config, device
                 )
-            alive[number], found = _trained(alive[number], rung.epochs, tasks)
-            measured.setdefault(number, []).append(found)
+            alive[number], last = _trained(alive[number], rung.epochs, tasks)
+            measured.setdefault(number, []).append(last)
         found = [measured[number][-1] for number in numbers]
         check_trained(found, rung, f"lower learning_rate, which is {config.learning_rate:g}")
         best = max(each.accuracy for each in found if not each.diverged)
