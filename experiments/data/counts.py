@@ -29,12 +29,17 @@ def joint_shortage(first: Shortage | None, second: Shortage) -> Shortage:
     return dataclasses.replace(first, reasons=first.reasons + second.reasons, fitting=fitting)
 
 
+def numbers_in(settings: object) -> dict[str, int]:
+    """The settings that are whole numbers."""
+    return {name: value for name, value in vars(settings).items() if type(value) is int}
+
+
 def search_shortage(settings: Search, data: ImageData) -> Shortage | None:
     """What the data lack for the tasks that score cells, or for the trainings and tasks of halving."""
     settings = settings.resolved()
     if settings.method == "halving":
         tasks = [task_counts(data, name) for name in ("val", "test")]
-        found = shortage_of(data, vars(settings), tasks, "search_batch_size")
+        found = shortage_of(data, numbers_in(settings), tasks, "search_batch_size")
         recipe = settings.then_train
         later = None if recipe is None else train_shortage(TRAIN[recipe], data)
         if later is None:
@@ -42,12 +47,12 @@ def search_shortage(settings: Search, data: ImageData) -> Shortage | None:
         reasons = tuple(f"in the recipe {recipe} of then_train, {reason}" for reason in later.reasons)
         return joint_shortage(found, dataclasses.replace(later, reasons=reasons, fitting={}))
     scored = [TaskCounts("train", tasks="tasks")] if "condition" in settings.criteria else []
-    return shortage_of(data, vars(settings), scored)
+    return shortage_of(data, numbers_in(settings), scored)
 
 
 def train_shortage(settings: Train, data: ImageData) -> Shortage | None:
     """What the data lack for the batches of a training, and for its validations if there are any."""
-    found = shortage_of(data, vars(settings), batch="batch_size")
+    found = shortage_of(data, numbers_in(settings), batch="batch_size")
     ways, queries = fewer(data.val, 5, 1, 15)
     unmeasured = (
         shortage_of(data, {}, [TaskCounts("val", ways, 1, queries)]) if settings.validate_every else None
@@ -59,13 +64,13 @@ def train_shortage(settings: Train, data: ImageData) -> Shortage | None:
 
 def evaluate_shortage(settings: Evaluate, data: ImageData) -> Shortage | None:
     """What the data lack for the tasks of an evaluation."""
-    return shortage_of(data, vars(settings), [TaskCounts(settings.split)])
+    return shortage_of(data, numbers_in(settings), [TaskCounts(settings.split)])
 
 
 def meta_train_shortage(settings: MetaTrain, data: ImageData) -> Shortage | None:
     """What the data lack for the tasks of the outer steps, and for those that test, which have a query at least."""
     tested = [TaskCounts(name, queries=1) for name in dict.fromkeys(("val", settings.split))]
-    return shortage_of(data, vars(settings), [TaskCounts("train", tasks="tasks"), *tested])
+    return shortage_of(data, numbers_in(settings), [TaskCounts("train", tasks="tasks"), *tested])
 
 
 def stability_shortage(settings: Stability, data: ImageData) -> Shortage | None:
@@ -76,7 +81,7 @@ def stability_shortage(settings: Stability, data: ImageData) -> Shortage | None:
 
 def study_shortage(settings: Correlation | Tabulate, data: ImageData) -> Shortage | None:
     """What the data lack for the batches, the pools of training classes and the test tasks of a study."""
-    found = shortage_of(data, vars(settings), [STUDY], "batch_size")
+    found = shortage_of(data, numbers_in(settings), [STUDY], "batch_size")
     classes, fewest = len(data.train.class_names), min(map(len, data.train.members))
     given = {"pools": (settings.pools, classes // WAYS, f"{classes} training classes, {WAYS} for each pool")}
     if isinstance(settings, Correlation):

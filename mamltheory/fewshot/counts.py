@@ -134,7 +134,7 @@ def _fit_ways(
 def _fit_images(
     split: ImageSplit, counts: TaskCounts, values: Mapping[str, int], fitted: dict[str, int]
 ) -> tuple[str, bool]:
-    """The same for the images of a class: fewer queries first, then fewer shots."""
+    """The same for the images of a class: fewer queries if that is enough, else fewer shots, else fewer of both."""
     shots, queries = (_number(each, values) for each in (counts.shots, counts.queries))
     sizes = sorted(((len(rows), i) for i, rows in enumerate(split.members)), reverse=True)
     # Tasks that share no image take other classes than those that are used up, others any class.
@@ -144,14 +144,18 @@ def _fit_images(
         f"shots + queries is {shots} + {queries}, and the {NAMES[counts.split]} class {split.class_names[label]!r} has "
         f"{fewest} image{'s' * (fewest != 1)}"
     )  # fmt: skip
-    least = {name: 1 if isinstance(name, str) else name for name in (counts.shots, counts.queries)}
-    if least[counts.shots] + least[counts.queries] > fewest:
+    least = [1 if isinstance(count, str) else count for count in (counts.shots, counts.queries)]
+    if sum(least) > fewest:
         return reason, not reason
-    if isinstance(counts.queries, str):
-        room = fewest - _number(counts.shots, fitted)
-        fitted[counts.queries] = max(1, min(fitted[counts.queries], room))
-    if isinstance(counts.shots, str):
-        fitted[counts.shots] = min(fitted[counts.shots], fewest - _number(counts.queries, fitted))
+    shots, queries = (_number(each, fitted) for each in (counts.shots, counts.queries))
+    if isinstance(counts.queries, str) and shots < fewest:
+        queries = min(queries, fewest - shots)
+    elif isinstance(counts.shots, str) and queries < fewest:
+        shots = min(shots, fewest - queries)
+    elif isinstance(counts.shots, str):
+        shots, queries = fewest - fewest // 2, fewest // 2
+    for name, value in ((counts.shots, shots), (counts.queries, queries)):
+        fitted |= {name: value} if isinstance(name, str) else {}
     return reason, True
 
 

@@ -111,7 +111,7 @@ def search(
         repeats: draws that are averaged, with stopping the most of them; None for the protocol's.
         parameters: of halving, the fewest and the most parameters of a network.
         rungs: of halving, the cells and the epochs of each stage.
-        config: of halving, the recipe of its trainings, with the epochs of the last rung; None for the usual one.
+        config: of halving, the recipe of its trainings, with the seed and the rungs' epochs; None for the usual one.
         seed: seed of every random draw.
         device: where to compute.
         progress: is called with a line after every round or rung.
@@ -280,7 +280,7 @@ def _halved(
     """Successive halving of random cells of one size."""
     epochs = rungs[-1].epochs
     usual = short_trainings.recipe(data, epochs, seed)
-    config = usual if config is None else dataclasses.replace(config, epochs=epochs)
+    config = usual if config is None else dataclasses.replace(config, epochs=epochs, seed=seed)
     tasks = [short_trainings.task_counts(data, "val")]
     check_counts(data, {"config.batch_size": config.batch_size}, tasks, batch="config.batch_size")
     stream = generator(seed, short_trainings.CANDIDATES)
