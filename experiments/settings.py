@@ -24,8 +24,8 @@ class ExperimentSettings:
     """The images and the size of the network; search and training share these settings."""
 
     data: str = EMBEDDED_DATA
-    """"glyphs", "glyphs-mini" or "pictures" (embedded, no download), or a folder: of images in train/CLASS/, val/CLASS/ and
-    test/CLASS/, of CLASS/ alone to be split, or of a public set; `data check FOLDER` says which it is."""
+    """"glyphs", "glyphs-mini" or "pictures" (embedded, no download), or a folder: {train,val,test}/CLASS/ with images,
+    CLASS/ alone with --split, or a public set; `data check FOLDER` says what it is."""
     split: str | None = None
     """For folders CLASS/* without splits: shares of the classes for training, validation and test, as in 60/20/20."""
     split_seed: int = 0

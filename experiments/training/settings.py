@@ -71,8 +71,8 @@ class MetaTrain:
     """Train Conv4 by second-order MAML or ANIL with the code of the theory, and test it on unseen classes."""
 
     data: str = EMBEDDED_DATA
-    """"glyphs", "glyphs-mini" or "pictures" (embedded, no download), or a folder: of images in train/CLASS/, val/CLASS/ and
-    test/CLASS/, of CLASS/ alone to be split, or of a public set; `data check FOLDER` says which it is."""
+    """"glyphs", "glyphs-mini" or "pictures" (embedded, no download), or a folder: {train,val,test}/CLASS/ with images,
+    CLASS/ alone with --class-split, or a public set; `data check FOLDER` says what it is."""
     class_split: str | None = None
     """For folders CLASS/* without splits: shares of the classes for training, validation and test, as in 60/20/20
     (--split of other commands)."""
