@@ -204,7 +204,7 @@ def test_data_with_splits_take_no_other(tmp_path):
 def test_folders_with_the_names_of_splits_are_no_classes(tmp_path, names):
     for name in names:
         layouts.put(tmp_path / name / "a.png", encoded(np.zeros((8, 8, 3), np.uint8)))
-    with pytest.raises(DataError, match="no known layout"):
+    with pytest.raises(DataError, match="looks like splits without classes"):
         load_data(tmp_path, split=(60, 20, 20))
 
 
