@@ -23,8 +23,7 @@ from mamltheory.fewshot.counts import TaskCounts, check_counts
 from mamltheory.fewshot.datasets import Data, data_from
 from mamltheory.fewshot.episodes import episode_tasks
 from mamltheory.fewshot.images import ImageData, normalise, take
-from mamltheory.fewshot.trained import TrainedNetwork, untrained_network
-from mamltheory.fewshot.training import TrainConfig
+from mamltheory.fewshot.trained import TrainedNetwork
 from mamltheory.fewshot.training_state import inputs_of
 from mamltheory.linalg import Converged
 from mamltheory.nas import short_trainings
@@ -34,14 +33,14 @@ from mamltheory.nas.algorithms.rounds import Round
 from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.algorithms.state import Decision, SearchState
 from mamltheory.nas.genotype import Genotype
-from mamltheory.nas.network import NetworkSettings
+from mamltheory.nas.network import NetworkSettings, derived_network
 from mamltheory.nas.protocols import METHODS, PROTOCOLS, Method, Protocol, criteria
 from mamltheory.nas.scoring.linear_regions import random_patches
 from mamltheory.nas.scoring.operator_gradient import GradientScorer
 from mamltheory.nas.scoring.score import Score, Scorer, ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
 from mamltheory.nas.sizes import Band
-from mamltheory.rng import generator
+from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task
 
 PATCHES, PATCH_IMAGES = 3000, 300
@@ -90,7 +89,6 @@ def search(
     repeats: int | None = None,
     parameters: tuple[int, int] | None = None,
     rungs: Sequence[Rung] = DEFAULT_RUNGS,
-    config: TrainConfig | None = None,
     seed: int = 0,
     device: str = "cpu",
     progress: Callable[[str], None] | None = None,
@@ -111,7 +109,6 @@ def search(
         repeats: draws that are averaged, with stopping the most of them; None for the protocol's.
         parameters: of halving, the fewest and the most parameters of a network.
         rungs: of halving, the cells and the epochs of each stage.
-        config: of halving, the recipe of its trainings, with the seed and the rungs' epochs; None for the usual one.
         seed: seed of every random draw.
         device: where to compute.
         progress: is called with a line after every round or rung.
@@ -127,49 +124,36 @@ def search(
         >>> len(found.trace), found.scores
         (486, ())
     """
-    _check_names(method, protocol, size, config, seed, device, progress)
-    check_whole(ways=ways, shots=shots, queries=queries)
-    values, band = _values(method, protocol, tasks=tasks, repeats=repeats), _band(method, parameters)
-    data, say = data_from(data, image_size), progress or (lambda _: None)
-    size = dataclasses.replace(size or NetworkSettings(), classes=len(data.train.class_names))
-    if band is not None:
-        return _halved(data, size, band, _rungs(rungs), config, seed, str(device), say)
-    return _pruned(data, method, values, size, (ways, shots, queries), seed, str(device), say)
+    _check_names(method, protocol, size, seed, progress)
+    own = {name: value for name, value in (("tasks", tasks), ("repeats", repeats)) if value is not None}
+    check_whole(ways=ways, shots=shots, queries=queries, **own)
+    _check_parameters(method, parameters)
+    device = str(checked_device(device))
+    data, size, say = data_from(data, image_size), size or NetworkSettings(), progress or (lambda _: None)
+    size = dataclasses.replace(size, classes=len(data.train.class_names))
+    if parameters is not None:
+        return _halved(data, size, _band(parameters), _rungs(rungs), seed, device, say)
+    values = {**PROTOCOLS[protocol], **METHODS[method], **own}
+    return _pruned(data, method, values, size, (ways, shots, queries), seed, device, say)
 
 
-def _values(method: Method, protocol: Protocol, **own: int | None) -> dict[str, Any]:
-    """The settings of Algorithm 1 by protocol, method and the numbers that are given."""
-    given = {name: value for name, value in own.items() if value is not None}
-    check_whole(**given)
-    return {**PROTOCOLS[protocol], **METHODS[method], **given}
-
-
-def _check_names(
-    method: object,
-    protocol: object,
-    size: object,
-    config: object,
-    seed: object,
-    device: object,
-    progress: object,
-) -> None:
+def _check_names(method: object, protocol: object, size: object, seed: object, progress: object) -> None:
     check_choice(get_args(Method), method=method)
     check_choice(get_args(Protocol), protocol=protocol)
     check_kind(NetworkSettings, size=size)
-    check_kind(TrainConfig, config=config)
     check_seed(seed)
     check_function(progress=progress)
-    checked_device(device)
 
 
-def _band(method: str, parameters: object) -> Band | None:
+def _check_parameters(method: str, parameters: object) -> None:
     if (parameters is None) == (method == "halving"):
         raise ConfigurationError(
             f"parameters is {parameters} for the method {method}: give halving two numbers such as (36000, 42000), and "
             "the other methods None"
         )
-    if parameters is None:
-        return None
+
+
+def _band(parameters: object) -> Band:
     if not isinstance(parameters, tuple | list) or len(parameters) != 2:
         raise ConfigurationError(
             f"parameters is {parameters!r:.80}: expected two numbers, as in (36000, 42000)"
@@ -232,7 +216,7 @@ def _pruned(
             )
     genotype, draws = state.candidates.genotype(), range(FINAL_DRAWS if chosen else 0)
     scores = tuple(scorer.scores([state.candidates], state.round_index, draw)[0] for draw in draws)
-    network = untrained_network(genotype, size, seed)
+    network = derived_network(genotype, size, derived_seed(seed, "training weights"))
     return Found(method, genotype, network.to(device), scores, state.trace)
 
 
@@ -272,21 +256,14 @@ def _halved(
     size: NetworkSettings,
     band: Band,
     rungs: tuple[Rung, ...],
-    config: TrainConfig | None,
     seed: int,
     device: str,
     say: Callable[[str], None],
 ) -> Found:
     """Successive halving of random cells of one size."""
-    epochs = rungs[-1].epochs
-    usual = short_trainings.recipe(data, epochs, seed)
-    config = usual if config is None else dataclasses.replace(config, epochs=epochs, seed=seed)
-    tasks = [short_trainings.task_counts(data, "val")]
-    check_counts(data, {"config.batch_size": config.batch_size}, tasks, batch="config.batch_size")
+    check_counts(data, {}, [short_trainings.task_counts(data, "val")])
     stream = generator(seed, short_trainings.CANDIDATES)
     cells = short_trainings.different_genotypes(band, rungs[0].candidates, stream, size)
-    standings, best, measured = short_trainings.halve_in_memory(
-        data, cells, rungs, size, config, seed, device, say
-    )
+    standings, best, measured = short_trainings.halve_in_memory(data, cells, rungs, size, seed, device, say)
     network = TrainedNetwork(best, inputs_of(data), data.train.class_names)
     return Found("halving", cells[standings[-1][1][0]], network, measured, standings=standings)

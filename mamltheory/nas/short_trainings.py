@@ -120,10 +120,25 @@ def ranking_accuracies(
 
 
 def recipe(data: ImageData, epochs: int, seed: int) -> TrainConfig:
-    """The usual training of a candidate: no drop path, mirrored images unless the data are characters."""
+    """The usual training of a candidate: no drop path, mirrored images unless the data are characters.
+
+    Args:
+        data: the images; a batch has at most all of them.
+        epochs: length of the training.
+        seed: seed of order and augmentation.
+
+    Returns:
+        The recipe.
+    """
     milestones = tuple(each for each in MILESTONES if each < epochs)
     return TrainConfig(
-        learning_rate=RATE, epochs=epochs, milestones=milestones, drop_path=0.0, flip=data.mirrors, seed=seed
+        batch_size=min(TrainConfig.batch_size, len(data.train)),
+        learning_rate=RATE,
+        epochs=epochs,
+        milestones=milestones,
+        drop_path=0.0,
+        flip=data.mirrors,
+        seed=seed,
     )
 
 
@@ -135,7 +150,6 @@ def halve_in_memory(
     cells: Sequence[Genotype],
     rungs: Sequence[Rung],
     size: NetworkSettings,
-    config: TrainConfig,
     seed: int,
     device: str,
     say: Callable[[str], None],
@@ -147,15 +161,14 @@ def halve_in_memory(
         cells: the candidates.
         rungs: how many of them are trained how long.
         size: channels and number of the stacked cells, and classes.
-        config: the recipe, whose epochs are those of the last rung.
-        seed: seed of the weights and of the tasks.
+        seed: seed of weights, tasks, order and augmentation.
         device: where to compute.
         say: is called with a line after every rung.
 
     Returns:
         The standings of the rungs, the network of the best cell, and what each rung measured of it.
     """
-    tasks = ranking_tasks(data, "val", seed)
+    tasks, config = ranking_tasks(data, "val", seed), recipe(data, rungs[-1].epochs, seed)
     alive: dict[int, TrainState] = {}
     measured: dict[int, list[Measured]] = {}
 
@@ -170,7 +183,7 @@ def halve_in_memory(
             alive[number], last = _trained(alive[number], rung.epochs, tasks)
             measured.setdefault(number, []).append(last)
         found = [measured[number][-1] for number in numbers]
-        check_trained(found, rung, f"lower learning_rate, which is {config.learning_rate:g}")
+        check_trained(found, rung, "choose other cells by another seed")
         best = max(each.accuracy for each in found if not each.diverged)
         say(
             f"epoch {rung.epochs}: {len(numbers)} cells, the best with {100 * best:.1f} % on validation tasks"

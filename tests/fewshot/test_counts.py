@@ -119,8 +119,11 @@ def test_python_names_all_counts_of_a_call_at_once():
     with as_users_run_it(), pytest.raises(ConfigurationError, match=r"fit: ways=4, tasks=6$") as caught:
         search(OWN, size=SIZE, tasks=8)
     assert "ways is 5, and there are 4 training classes; tasks is 8" in str(caught.value)
-    with as_users_run_it(), pytest.raises(ConfigurationError, match=r"fit: config.batch_size=48$"):
-        search(OWN, "halving", size=SIZE, parameters=(1, 9))
+    with (
+        as_users_run_it(),
+        pytest.raises(ConfigurationError, match="there is 1 validation class; give data with"),
+    ):
+        search(data_of(val=(12,)), "halving", size=SIZE, parameters=(2500, 3200))
     with as_users_run_it(), pytest.raises(ConfigurationError, match=r"fit: batch_size=48$"):
         train(OWN, CELL, TrainConfig(), size=SIZE)
     with as_users_run_it(), pytest.raises(ConfigurationError, match=r"fit: count=6, ways=4$"):

@@ -20,7 +20,6 @@ from experiments.training import evaluate, predict, train
 from experiments.training.settings import Predict
 from experiments.training.trained import read_training
 from mamltheory.errors import CheckpointError, ConfigurationError
-from mamltheory.fewshot import TrainConfig
 from mamltheory.fewshot import training as steps
 from mamltheory.nas import NetworkSettings, Rung
 from mamltheory.nas import search as in_memory
@@ -349,13 +348,13 @@ def test_where_all_trainings_diverge_there_is_one_clear_error(tmp_path):
 
 
 def test_in_memory_the_same_cells_are_kept_with_the_same_weights_as_in_run_folders(tmp_path):
-    settings = halving_settings(tmp_path / "search", confirm=0, validation_tasks=VALIDATION_TASKS)
+    usual = {"validation_tasks": VALIDATION_TASKS, "search_batch_size": 64, "search_milestones": ()}
+    settings = halving_settings(tmp_path / "search", confirm=0, **usual)
     search.search_cells(settings)
     record = json.loads((settings.out / "search.json").read_text())
-    config = TrainConfig(batch_size=32, learning_rate=0.1, milestones=(2,), drop_path=0.0, flip=False)
     rungs, band = (Rung(4, 1), Rung(2, 3, "loss")), tuple(map(int, BAND.split(":")))
     size = NetworkSettings(channels=4, cells=3, stem_stride=4)
-    found = in_memory(data_of(settings), "halving", size=size, parameters=band, rungs=rungs, config=config)
+    found = in_memory(data_of(settings), "halving", size=size, parameters=band, rungs=rungs)
     written = [
         [(cell["cell"], cell["loss"], cell["accuracy"]) for cell in rung["cells"]] for rung in record["rungs"]
     ]
