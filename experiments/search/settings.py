@@ -39,7 +39,7 @@ class OneSize(ExperimentSettings):
     rank_by: tuple[Literal["accuracy", "loss"], ...] = ("accuracy", "accuracy", "loss")
     """Halving: what ranks each rung: few-shot accuracy on the validation classes, or training loss."""
     validation_tasks: int = 1000
-    """Halving: 5-way 1-shot tasks of the validation classes, the same for all cells."""
+    """Halving: 5-way 1-shot tasks of the validation classes (of as many ways as there are), the same for all cells."""
     search_channels: int | None = None
     """Halving: channels while searching; None: --channels."""
     search_cells: int | None = None
@@ -106,7 +106,7 @@ class OneSize(ExperimentSettings):
         require(
             self.then_train in (None, *TRAIN), f"then_train is '{self.then_train}': expected one of {known}"
         )
-        require_at_least(self, 2, ("samples", "validation_tasks"))
+        require_at_least(self, 2, ("samples", "validation_tasks", "search_batch_size"))
         require_at_least(self, 1, ("proposals",))
         require_at_least(self, 0, ("confirm", "least_gain"))
         most = f"confirm is {self.confirm}: expected at most the {self.rungs[-1]} cells of the last rung"

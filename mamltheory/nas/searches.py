@@ -1,7 +1,6 @@
 """The searches as one function: Algorithm 1 by any criteria and protocol, and successive halving of short trainings."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,17 +18,17 @@ from mamltheory.arguments import (
     check_whole,
     checked_device,
 )
-from mamltheory.errors import ConfigurationError, ValueRangeError
+from mamltheory.errors import ConfigurationError
+from mamltheory.fewshot.counts import TaskCounts, check_counts
 from mamltheory.fewshot.datasets import Data, data_from
-from mamltheory.fewshot.episodes import Episode, episode_tasks, sample_episode
+from mamltheory.fewshot.episodes import episode_tasks
 from mamltheory.fewshot.images import ImageData, normalise, take
-from mamltheory.fewshot.prototypes import prototype_accuracies, split_features
 from mamltheory.fewshot.trained import TrainedNetwork
-from mamltheory.fewshot.training import TrainConfig, TrainState, start_training, train_epoch
 from mamltheory.fewshot.training_state import inputs_of
 from mamltheory.linalg import Converged
+from mamltheory.nas import short_trainings
 from mamltheory.nas.algorithms.algorithm1 import step
-from mamltheory.nas.algorithms.halving import DEFAULT_RUNGS, Measured, Rung, check_rungs, successive_halving
+from mamltheory.nas.algorithms.halving import DEFAULT_RUNGS, Measured, Rung, check_rungs
 from mamltheory.nas.algorithms.rounds import Round
 from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.algorithms.state import Decision, SearchState
@@ -40,7 +39,7 @@ from mamltheory.nas.scoring.linear_regions import random_patches
 from mamltheory.nas.scoring.operator_gradient import GradientScorer
 from mamltheory.nas.scoring.score import Score, Scorer, ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
-from mamltheory.nas.sizes import Band, random_genotype_within
+from mamltheory.nas.sizes import Band
 from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task
 
@@ -48,10 +47,6 @@ PATCHES, PATCH_IMAGES = 3000, 300
 """Inputs of the region count (released code), and the images that they are cut from."""
 FINAL_DRAWS = 4
 """New draws for the scores of the found network."""
-VALIDATION_TASKS, WAYS, QUERIES = 1000, 5, 15
-"""The tasks that measure a candidate of halving; they have one shot."""
-TRIES = 20
-"""Draws per cell that is wanted; the space holds few different cells of some sizes."""
 RULES = (
     *("repeats", "ties", "difference", "estimator", "shrinkage", "stopping", "least_repeats"),
     "common_random_numbers",
@@ -187,6 +182,9 @@ def _pruned(
 ) -> Found:
     """Algorithm 1 from the full supernet to its end."""
     chosen = criteria(method, bool(values["regions"]))
+    if "condition" in chosen:
+        given = {**dict(zip(("ways", "shots", "queries"), counts, strict=True)), "tasks": values["tasks"]}
+        check_counts(data, given, [TaskCounts("train", tasks="tasks")])
     rules = SearchSettings(
         seed=seed,
         criteria=chosen,
@@ -262,74 +260,10 @@ def _halved(
     device: str,
     say: Callable[[str], None],
 ) -> Found:
-    """Successive halving; all candidates share the initial weights of equal layers, the order and the augmentation."""
-    cells = different_genotypes(band, rungs[0].candidates, generator(seed, "halving candidates"), size)
-    last = rungs[-1].epochs
-    milestones = tuple(each for each in (7, 10) if each < last)
-    config = TrainConfig(
-        learning_rate=0.1, epochs=last, milestones=milestones, drop_path=0.0, flip=data.mirrors, seed=seed
-    )
-    episodes = _validation_tasks(data, seed)
-    alive: dict[int, TrainState] = {}
-    measured: dict[int, list[Measured]] = {}
-
-    def measure(numbers: Sequence[int], rung: Rung) -> list[Measured]:
-        for number in set(alive) - set(numbers):
-            del alive[number]  # weights and momenta of a cell that is out
-        for number in numbers:
-            if number not in alive:
-                network = derived_network(cells[number], size, derived_seed(seed, "training weights"))
-                alive[number] = start_training(network, data, config, device)
-            alive[number], found = _trained_to(alive[number], rung.epochs, episodes)
-            measured.setdefault(number, []).append(found)
-        best = max((each[-1].accuracy for i, each in measured.items() if i in numbers), default=math.nan)
-        say(
-            f"epoch {rung.epochs}: {len(numbers)} cells, the best with {100 * best:.1f} % on validation tasks"
-        )
-        return [measured[number][-1] for number in numbers]
-
-    standings = successive_halving(len(cells), rungs, measure)
-    winner = standings[-1][1][0]
-    if measured[winner][-1].diverged:
-        raise ConfigurationError(
-            "all trainings of the last rung diverged: choose other cells by another seed"
-        )
-    best = alive[winner].network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    """Successive halving of random cells of one size."""
+    check_counts(data, {}, [short_trainings.task_counts(data, "val")])
+    stream = generator(seed, short_trainings.CANDIDATES)
+    cells = short_trainings.different_genotypes(band, rungs[0].candidates, stream, size)
+    standings, best, measured = short_trainings.halve_in_memory(data, cells, rungs, size, seed, device, say)
     network = TrainedNetwork(best, inputs_of(data), data.train.class_names)
-    ranked = tuple((rung, tuple(numbers)) for rung, numbers in standings)
-    return Found("halving", cells[winner], network, tuple(measured[winner]), standings=ranked)
-
-
-def different_genotypes(
-    band: Band, count: int, random: torch.Generator, size: NetworkSettings
-) -> tuple[Genotype, ...]:
-    """Random genotypes of a band with two inputs per node, no two alike; raises ConfigurationError for too few."""
-    found = dict[Genotype, None]()
-    for _ in range(TRIES * count):
-        if len(found) == count:
-            break
-        found[random_genotype_within(band, random, size)] = None
-    if len(found) < count:
-        raise ConfigurationError(
-            f"only {len(found)} different cells with {band} parameters were found, and {count} are needed: widen the "
-            "band, or ask for fewer cells"
-        )
-    return tuple(found)
-
-
-def _trained_to(state: TrainState, epoch: int, episodes: Sequence[Episode]) -> tuple[TrainState, Measured]:
-    """A training at the end of an epoch, and its loss and accuracy there."""
-    loss = math.nan
-    try:
-        while state.epoch < epoch:
-            state, metrics = train_epoch(state)
-            loss = math.nan if metrics is None else metrics.loss
-    except ValueRangeError:
-        return state, Measured(math.nan, math.nan, diverged=True)
-    features = split_features(state.network, state.data.val, state.data.mean, state.data.std, state.device)
-    return state, Measured(loss, float(prototype_accuracies(features, episodes).mean()))
-
-
-def _validation_tasks(data: ImageData, seed: int) -> tuple[Episode, ...]:
-    tasks_seed = derived_seed(seed, "halving tasks val")
-    return tuple(sample_episode(data.val, WAYS, 1, QUERIES, tasks_seed, i) for i in range(VALIDATION_TASKS))
+    return Found("halving", cells[standings[-1][1][0]], network, measured, standings=standings)
