@@ -8,7 +8,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from mamltheory.errors import ConfigurationError, printable
+from mamltheory.errors import ConfigurationError
+from mamltheory.files import reason
 from mamltheory.nas.scoring.own_score import OwnScore
 from mamltheory.nas.space import PAPER, Space, check_operations
 
@@ -34,7 +35,7 @@ def value_of(name: str, expected: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever the module does when it is imported
-        what = f"{type(error).__name__}: {printable(error)[:300]}"
+        what = f"{type(error).__name__}: {reason(error)}"
         raise ConfigurationError(
             f"cannot find {name!r} ({what}): expected MODULE:NAME of {expected} in an importable module"
         ) from error

@@ -2,8 +2,8 @@
 
 python -m experiments search --preset glyph-smoke --space experiments.examples.own_space:space
 
-In Python: ``mamltheory.nas.search("glyphs", space=space)``. An operation takes channels, stride (1 or 2) and the kind of
-norm, and returns a module that keeps the number of channels; :class:`mamltheory.nas.Space` says what it may do.
+In Python: ``mamltheory.nas.search("glyphs", space=space)``. An operation takes channels, stride (1 or 2) and the kind
+of norm, and returns a module that keeps the number of channels; :class:`mamltheory.nas.Space` says what it may do.
 """
 
 from typing import Literal

@@ -254,7 +254,8 @@ class Candidates:
     @staticmethod
     def of(space: Space) -> "Candidates":
         """All operations of a space on all edges."""
-        return Candidates(*((space.choices(kind),) * len(space.edges) for kind in CELL_TYPES), space)
+        live = {kind: (space.choices(kind),) * len(space.edges) for kind in CELL_TYPES}
+        return Candidates(**live, space=space)
 
     def on(self, cell: CellType, edge: Edge) -> tuple[str, ...]:
         """The live operations of one edge."""
@@ -278,12 +279,10 @@ class Candidates:
                 raise GenotypeError(
                     f"{operation!r} is not alive on {cell} edge {tuple(edge)}, where {live} are"
                 )
-            left = tuple(name for name in live if name != operation)
-            edges = tuple(
-                left if e == edge else names
-                for e, names in zip(self.space.edges, getattr(result, cell), strict=True)
-            )
-            result = replace(result, **{cell: edges})
+            edges = list(getattr(result, cell))
+            edges[self.space.edges.index(edge)] = tuple(name for name in live if name != operation)
+            changed: dict[str, Any] = {cell: tuple(edges)}
+            result = replace(result, **changed)
         return result
 
     def is_single_path(self) -> bool:

@@ -42,7 +42,7 @@ from mamltheory.nas.scoring.own_score import OwnScore
 from mamltheory.nas.scoring.score import Score, Scorer, ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
 from mamltheory.nas.sizes import Band, random_genotype_within
-from mamltheory.nas.space import PAPER, Space, check_operations
+from mamltheory.nas.space import PAPER, Space, check_operations, checked_space
 from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task
 
@@ -73,6 +73,14 @@ class Found:
             halving what each rung measured.
         trace: the decisions of Algorithm 1, round by round; none for halving.
         standings: the rungs of halving with the numbers of their candidates, the best first; none otherwise.
+
+    Example:
+        >>> from mamltheory.fewshot.glyphs import glyph_data
+        >>> from mamltheory.nas import NetworkSettings, search
+        >>> size = NetworkSettings(channels=2, cells=3, stem_stride=4)
+        >>> found = search(glyph_data(16, 5, 2, 2, samples_per_class=4), "random", size=size, seed=1)
+        >>> len(found.trace), found.scores
+        (486, ())
     """
 
     method: Method
@@ -120,8 +128,7 @@ def search(
         parameters: of halving, the fewest and the most parameters of a network.
         rungs: of halving, the cells and the epochs of each stage.
         space: the operations and the nodes of the cells.
-        score: ranks networks in place of the criteria of metantk-nas: a function of network and tasks, of which small
-            numbers are good, or an :class:`mamltheory.nas.OwnScore`.
+        score: an OwnScore, or a function of network and tasks with small numbers for good ones, in place of C_N.
         seed: seed of every random draw.
         device: where to compute.
         progress: is called with a line after every round or rung.
@@ -130,16 +137,10 @@ def search(
         What was found. A ConfigurationError is raised for settings that do not fit, a DataError for wrong data.
 
     Example:
-        >>> from mamltheory.fewshot.glyphs import glyph_data
-        >>> from mamltheory.nas import NetworkSettings, search
-        >>> size = NetworkSettings(channels=2, cells=3, stem_stride=4)
-        >>> found = search(glyph_data(16, 5, 2, 2, samples_per_class=4), "random", size=size, seed=1)
-        >>> len(found.trace), found.scores
-        (486, ())
+        See :class:`Found`.
     """
-    _check_names(method, protocol, size, seed, progress)
+    _check_names(method, protocol, size, space, seed, progress)
     own_score = _own_score(score, method)
-    check_operations(space)
     own = {name: value for name, value in (("tasks", tasks), ("repeats", repeats)) if value is not None}
     check_whole(ways=ways, shots=shots, queries=queries, **own)
     _check_parameters(method, parameters)
@@ -152,12 +153,15 @@ def search(
     return _pruned(data, method, values, size, (ways, shots, queries), space, own_score, seed, device, say)
 
 
-def _check_names(method: object, protocol: object, size: object, seed: object, progress: object) -> None:
+def _check_names(
+    method: object, protocol: object, size: object, space: object, seed: object, progress: object
+) -> None:
     check_choice(get_args(Method), method=method)
     check_choice(get_args(Protocol), protocol=protocol)
     check_kind(NetworkSettings, size=size)
     check_seed(seed)
     check_function(progress=progress)
+    check_operations(checked_space(space))
 
 
 def _own_score(score: object, method: str) -> OwnScore | None:

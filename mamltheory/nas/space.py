@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from mamltheory.arguments import check_whole
-from mamltheory.errors import ConfigurationError, GenotypeError, printable
+from mamltheory.errors import ConfigurationError, GenotypeError
+from mamltheory.files import reason
 from mamltheory.nas.operations import (
     OPERATIONS,
     Leading,
@@ -198,7 +199,7 @@ def _called(function: Callable[..., Any], what: str, *arguments: Any) -> Any:
     try:
         return function(*arguments)
     except Exception as error:
-        raise ConfigurationError(f"{what} fails: {type(error).__name__}: {printable(error)[:300]}") from error
+        raise ConfigurationError(f"{what} fails: {type(error).__name__}: {reason(error)}") from error
 
 
 def checked_space(space: object) -> Space:
@@ -214,7 +215,7 @@ def check_operations(space: Space) -> None:
     It raises ConfigurationError where an operation fails, returns another shape, changes its input, or does not compute
     every sample alone and the same each time, as the kernels of single samples require.
     """
-    for name in checked_space(space).own_operations():
+    for name in space.own_operations():
         for stride in (1, 2):
             module = space.build(name, CHANNELS, stride, "group")
             for side in (8, 7):

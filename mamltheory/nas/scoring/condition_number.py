@@ -119,7 +119,7 @@ def _kernels(
     try:
         for place, each in enumerate(candidates):
             if heads:
-                network.classifier = heads[place].to(x.device)
+                network.add_module("classifier", heads[place].to(x.device))
             images = x[place] if x.dim() == 5 else x
             yield on_cpu(*network_kernels(network.restrict(each), images, settings.outputs, settings.weights))
     finally:

@@ -88,14 +88,8 @@ def operator_gradients(
 
     Raises:
         ConfigurationError: ``chunk`` is below 1.
-        UnsupportedModelError: an operation of a user is more than a sequence of known layers.
     """
-    if not all(map(runs_layer_by_layer, network.own_operations())):
-        raise UnsupportedModelError(
-            "the gradient of a score knows operations that are nn.Sequential of convolutions, linear layers and norms, "
-            "and modules without parameters: build the operations of the space so, or take "
-            "estimator='leave-one-out' (--estimator leave-one-out), which knows any"
-        )
+    _check_known(network)
     if chunk is not None and chunk < 1:
         raise ConfigurationError(f"chunk is {chunk}: expected at least 1 sample")
     like, tasks = network.classifier.weight, check_tasks(tasks)
@@ -127,6 +121,16 @@ def operator_gradients(
     finally:
         network.mix(None)
     return OperatorGradients(value, dict(zip(operators, total.tolist(), strict=True)))
+
+
+def _check_known(network: Network) -> None:
+    """Raise UnsupportedModelError for an operation of a user that is more than a sequence of known layers."""
+    if not all(map(runs_layer_by_layer, network.own_operations())):
+        raise UnsupportedModelError(
+            "the gradient of a score knows operations that are nn.Sequential of convolutions, linear layers and norms, "
+            "and modules without parameters: build the operations of the space so, or take "
+            "estimator='leave-one-out' (--estimator leave-one-out), which knows any"
+        )
 
 
 def fitting_samples(

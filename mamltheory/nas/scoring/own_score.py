@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mamltheory.arguments import check_function
-from mamltheory.errors import ConfigurationError, MamlTheoryError, printable
+from mamltheory.errors import ConfigurationError, MamlTheoryError
+from mamltheory.files import reason
 from mamltheory.tasks import Task
 
 
@@ -74,7 +75,7 @@ class OwnScore:
             if isinstance(error, MamlTheoryError):
                 raise
             raise ConfigurationError(
-                f"the score {self.name} fails: {type(error).__name__}: {printable(error)[:300]}"
+                f"the score {self.name} fails: {type(error).__name__}: {reason(error)}"
             ) from error
         return self._number(found)
 
