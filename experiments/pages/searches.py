@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from mamltheory.errors import GenotypeError
+from mamltheory.errors import ConfigurationError, GenotypeError
 from mamltheory.nas.algorithms.state import RoundReport
 from mamltheory.nas.genotype import Genotype
 
 from ..cell_drawing import LABELS
+from ..genotypes import genotype_from
 from ..search.halving import MEASUREMENTS
 from ..theory.report import signed
 from .blocks import (
@@ -53,8 +54,8 @@ def found_genotype(run: Folder) -> Genotype | None:
     """The cell that a search found; None where there is none yet."""
     found = run.object("genotype") or run.object("search").get("genotype")
     try:
-        return Genotype.from_json(found) if isinstance(found, dict) and found else None
-    except GenotypeError:
+        return genotype_from(found) if isinstance(found, dict) and found else None
+    except (GenotypeError, ConfigurationError):  # also where a user's space is not to be found
         return None
 
 

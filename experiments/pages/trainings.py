@@ -8,13 +8,14 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from mamltheory.errors import GenotypeError
+from mamltheory.errors import ConfigurationError, GenotypeError
 from mamltheory.fewshot.network_file import HEADER
 from mamltheory.fewshot.trained import NETWORK_FILE
 from mamltheory.files import read_regular
 from mamltheory.nas.genotype import Genotype
 from mamltheory.runtime.folders import MOST_BYTES
 
+from ..genotypes import genotype_from
 from ..training.evaluate import accuracies_of
 from .blocks import (
     Account,
@@ -128,8 +129,8 @@ def _trained_genotype(run: Folder) -> Genotype | None:
     try:
         with safe_open(run.path / NETWORK_FILE, "pt") as opened:
             header = json.loads((opened.metadata() or {}).get(HEADER, "{}"))
-        return Genotype.from_json(header["genotype"]) if header.get("genotype") else None
-    except (OSError, SafetensorError, ValueError, GenotypeError):
+        return genotype_from(header["genotype"]) if header.get("genotype") else None
+    except (OSError, SafetensorError, ValueError, GenotypeError, ConfigurationError):
         return found_genotype(run)
 
 

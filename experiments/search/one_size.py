@@ -18,6 +18,7 @@ from mamltheory.runtime.runlog import differences
 
 from ..data.loading import data_of, source_of
 from ..genotypes import network_size, read_genotype
+from ..named import space_of
 from ..requirements import require
 from ..settings import limits_of
 from .settings import Search
@@ -60,8 +61,9 @@ def random_cells(settings: Search, count: int, stream: str) -> tuple[Genotype, .
     Returns:
         The cells, in the order in which they were drawn; ConfigurationError is raised if the band has too few.
     """
-    random, size = generator(settings.seed, stream), full_size(settings)
-    return different_genotypes(band_of(settings), count, random, size, _form_of(settings), check_interrupted)
+    random, size, space = generator(settings.seed, stream), full_size(settings), space_of(settings.space)
+    form = _form_of(settings)
+    return different_genotypes(band_of(settings), count, random, size, form, check_interrupted, space)
 
 
 def _form_of(settings: Search) -> Literal["all", "two"]:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mamltheory.arguments import check_choice, check_whole
 from mamltheory.errors import ConfigurationError, GenotypeError
 from mamltheory.kernels.layers.convolutions import convolved_on_grid, is_plain, pixels, reads_one_grid
 
@@ -53,7 +54,22 @@ def group_count(channels: int) -> int:
 
 
 def normalisation(kind: Norm, channels: int) -> nn.Module:
-    """Norm with learnt scale and shift: "batch" for training and linear regions, "group" for kernels."""
+    """Norm with learnt scale and shift: "batch" for training and linear regions, "group" for kernels.
+
+    Args:
+        kind: "batch" or "group".
+        channels: of the images that it is applied to.
+
+    Returns:
+        The module.
+
+    Example:
+        >>> from mamltheory.nas import normalisation
+        >>> normalisation("group", 8).num_groups
+        4
+    """
+    check_choice(("batch", "group"), kind=kind)
+    check_whole(channels=channels)
     # A kernel needs outputs that depend on their own sample alone, which batch statistics violate.
     if kind == "batch":
         return nn.BatchNorm2d(channels)

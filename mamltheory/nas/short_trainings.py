@@ -24,6 +24,7 @@ from mamltheory.nas.algorithms.halving import Measured, Rung, check_trained, suc
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import NetworkSettings
 from mamltheory.nas.sizes import Band, random_genotype_within
+from mamltheory.nas.space import PAPER, Space
 from mamltheory.rng import derived_seed
 
 WAYS, SHOTS, QUERIES = 5, 1, 15
@@ -44,6 +45,7 @@ def different_genotypes(
     size: NetworkSettings,
     inputs: Literal["all", "two"] = "two",
     check: Callable[[], None] = lambda: None,
+    space: Space = PAPER,
 ) -> tuple[Genotype, ...]:
     """Random genotypes of a band, no two alike.
 
@@ -54,6 +56,7 @@ def different_genotypes(
         size: channels, cells and classes of the network whose parameters are counted.
         inputs: "two" for nodes with two inputs, or "all".
         check: is called after every draw, and may raise.
+        space: of the cells.
 
     Returns:
         The genotypes, in the order in which they were drawn.
@@ -65,7 +68,7 @@ def different_genotypes(
     for _ in range(TRIES * count):
         if len(found) == count:
             break
-        found[random_genotype_within(band, random, size, inputs)] = None
+        found[random_genotype_within(band, random, size, inputs, space=space)] = None
         check()
     if len(found) < count:
         raise ConfigurationError(
