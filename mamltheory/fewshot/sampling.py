@@ -38,8 +38,8 @@ def tasks_from(
         dtype: of images and labels.
 
     Returns:
-        The tasks: images n×3×h×w, less the mean of the training images, over their deviation. A DataError is raised for
-        data that cannot be read.
+        The tasks. Their images are n×3×h×w, less the mean of the training images, over their deviation. A DataError is
+        raised for data that cannot be read.
 
     Raises:
         ConfigurationError: numbers for which there are too few images or classes, an unknown split, or another dtype.
