@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mamltheory.errors import CheckpointError, GenotypeError
+from mamltheory.errors import CheckpointError, ConfigurationError, GenotypeError
 from mamltheory.files import reason
 from mamltheory.nas.genotype import Genotype, PublishedCell, published_genotypes
 from mamltheory.nas.network import NetworkSettings
@@ -13,6 +13,7 @@ from mamltheory.runtime.records import replace_file, to_json
 from mamltheory.runtime.runlog import RUN_FILE, read_run
 from mamltheory.strict_json import read_json_file
 
+from .named import space_of
 from .program import PROGRAM
 from .requirements import require
 from .runs import quoted
@@ -74,11 +75,21 @@ def read_genotype(path: Path) -> Genotype:
             f"{path} holds no genotype: expected an object with the keys 'normal' and 'reduce'"
         )
     try:
-        genotype = Genotype.from_json(content)
+        genotype = genotype_from(content)
     except GenotypeError as error:
         raise GenotypeError(f"{path} holds no genotype: {error}") from None
     _check_as_found(path, genotype)
     return genotype
+
+
+def genotype_from(content: dict[str, Any]) -> Genotype:
+    """The genotype in the content of a file, of the space that it names; raises GenotypeError for anything else."""
+    name = content.get("space")
+    try:
+        space = space_of(name if name is None or isinstance(name, str) else repr(name))
+    except ConfigurationError as error:
+        raise GenotypeError(f"its space is not to be had: {error}") from error
+    return Genotype.from_json(content, space)
 
 
 def _check_as_found(path: Path, genotype: Genotype) -> None:

@@ -54,9 +54,9 @@ CALLERS = {
 
 # The same for experiments: a folder a family of commands. Settings may be imported from everywhere.
 FAMILIES = (
-    {"requirements", "program"},
+    {"requirements", "program", "examples"},
     {"cell_drawing"},
-    {"config", "plotting", "runs", "terminal"},
+    {"config", "named", "plotting", "runs", "terminal"},
     {"genotypes", "doctor"},
     {"data"},
     {"theory", "training", "benchmarks"},

@@ -16,15 +16,17 @@ from matplotlib.patches import Rectangle
 from mamltheory.nas.algorithms.ranking import contests
 from mamltheory.nas.algorithms.state import Decision, RoundReport, SearchState
 from mamltheory.nas.algorithms.stopping import SEPARATED
-from mamltheory.nas.genotype import CELL_TYPES, EDGES, Genotype, Operator
+from mamltheory.nas.genotype import CELL_TYPES, Genotype, Operator
 from mamltheory.nas.scoring.score import Score
 from mamltheory.nas.sizes import genotype_parameters
+from mamltheory.nas.space import PAPER, Space
 
 from ..data.loading import data_of
 from ..genotypes import network_size
+from ..named import score_of
 from ..plotting import draw_genotype, figure, save_figure
 from ..runs import without_paths
-from .report import SHORT
+from .report import short
 from .settings import Search
 
 ROW, GAP, HEAD, LEFT = 1.0, 0.45, 2.4, 1.15
@@ -50,17 +52,17 @@ def draw_trace(
     Returns:
         The paths of PNG, PDF and numbers.
     """
-    data = trace_data(state)
-    height = 0.2 * (len(rows()) + 4 * GAP + HEAD) + 0.75
+    data, space = trace_data(state), state.candidates.space
+    height = 0.2 * (len(rows(space)) + 4 * GAP + HEAD) + 0.75
     with figure("page", height) as (drawing, axes):
         drawing.suptitle(_title(settings, seed))
-        _draw(drawing, axes[0, 0], data)
+        _draw(drawing, axes[0, 0], data, space)
         return save_figure(drawing, name, data, directory, settings, seed)
 
 
 def _title(settings: Mapping[str, Any], seed: int) -> str:
     where = f"{Path(settings['data']).name}, {settings['cells']} cells of {settings['channels']} channels"
-    return f"What each round of {NAMES[settings['method']]} took out\n{where}, seed {seed}"
+    return f"What each round of {criterion_name(settings)} took out\n{where}, seed {seed}"
 
 
 def trace_data(state: SearchState) -> dict[str, list]:
@@ -90,9 +92,9 @@ def certainties(decisions: Sequence[Decision], report: RoundReport) -> dict[str,
     return {}
 
 
-def rows() -> list[tuple[str, int, int]]:
+def rows(space: Space = PAPER) -> list[tuple[str, int, int]]:
     """(cell, node, source) from top to bottom."""
-    return [(cell, edge.node, edge.source) for cell in CELL_TYPES for edge in EDGES]
+    return [(cell, edge.node, edge.source) for cell in CELL_TYPES for edge in space.edges]
 
 
 def _contests(decisions: Sequence[Decision]) -> dict[str, list]:
@@ -135,11 +137,11 @@ def _place(operator: Operator) -> dict[str, Any]:
     return {"cell": operator.cell, "node": operator.edge.node, "source": operator.edge.source}
 
 
-def _draw(drawing: Figure, axes: Axes, data: dict[str, list]) -> None:
+def _draw(drawing: Figure, axes: Axes, data: dict[str, list], space: Space) -> None:
     first = [r["round"] for r in data["rounds"] if not r["second_stage"]]
     column = {number: i for i, number in enumerate(first)}
     columns = len(first) + (len(first) < len(data["rounds"]))
-    heights = _heights()
+    heights = _heights(space)
     _row_labels(axes, heights)
     for each in data["rounds"]:
         if each["round"] in column:
@@ -152,16 +154,16 @@ def _draw(drawing: Figure, axes: Axes, data: dict[str, list]) -> None:
     _head(axes, columns, "survivor", "")
     for each in data["survivors"]:
         y = heights[each["cell"], each["node"], each["source"]]
-        axes.text(columns + 0.5, y + 0.5, SHORT[each["operation"]], weight="bold", **_middle(7.5))
+        axes.text(columns + 0.5, y + 0.5, short(each["operation"]), weight="bold", **_middle(7.5))
     axes.set(xlim=(-LEFT, columns + 1), ylim=(max(heights.values()) + ROW + 0.1, -HEAD))
     axes.set_axis_off()
     _legend(drawing, axes)
 
 
-def _heights() -> dict[tuple[str, int, int], float]:
+def _heights(space: Space) -> dict[tuple[str, int, int], float]:
     """The top of every row, with a gap before each node and a wider one before each cell."""
     heights, y, before = {}, 0.0, None
-    for row in rows():
+    for row in rows(space):
         if before is not None and row[:2] != before[:2]:
             y += GAP if row[0] == before[0] else 2 * GAP
         heights[row] = y
@@ -170,9 +172,9 @@ def _heights() -> dict[tuple[str, int, int], float]:
 
 
 def _row_labels(axes: Axes, heights: Mapping[tuple[str, int, int], float]) -> None:
-    names = ("$c_{k-2}$", "$c_{k-1}$", "0", "1", "2")
     for (_, node, source), y in heights.items():
-        axes.text(-0.08, y + 0.5, f"{names[source]} → {node}", ha="right", va="center", fontsize=7.5)
+        name = ("$c_{k-2}$", "$c_{k-1}$")[source] if source < 2 else source - 2
+        axes.text(-0.08, y + 0.5, f"{name} → {node}", ha="right", va="center", fontsize=7.5)
     for cell in CELL_TYPES:
         tops = [y for row, y in heights.items() if row[0] == cell]
         middle = (min(tops) + max(tops) + ROW) / 2
@@ -198,7 +200,7 @@ def _draw_field(axes: Axes, at: tuple[float, float], found: Mapping[str, Any]) -
     if found["undecided"]:
         frame: dict[str, Any] = {"edgecolor": WARNING, "linewidth": 1.0, "linestyle": (0, (2.5, 1.2))}
         axes.add_patch(Rectangle((x + 0.04, y + 0.11), 0.92, 0.78, fill=False, **frame))
-    name = SHORT[found["operation"]] + ("⁼" if found["tied"] else "")
+    name = short(found["operation"]) + ("⁼" if found["tied"] else "")
     axes.text(x + 0.09, y + 0.52, name, ha="left", va="center", fontsize=7.5)
     if found["score"] is not None:
         score = _number(found["score"])
@@ -241,6 +243,11 @@ NAMES = {
 }
 
 
+def criterion_name(settings: Mapping[str, Any]) -> str:
+    """What a figure calls the search of these settings: its own score, or its method."""
+    return f"the score {settings['score']}" if settings.get("score") else NAMES[settings["method"]]
+
+
 def draw_cells(
     genotype: Genotype,
     settings: Search,
@@ -260,7 +267,7 @@ def draw_cells(
     settings = settings.resolved()
     size = network_size(settings, len(data_of(settings).train.class_names))
     parameters, edges = genotype_parameters(genotype, size), genotype.edges()
-    parts = [NAMES[settings.method], f"{parameters:,} parameters", *score_words(settings, scores)]
+    parts = [criterion_name(vars(settings)), f"{parameters:,} parameters", *score_words(settings, scores)]
     data = {
         "genotype": genotype.to_json(),
         "parameters": parameters,
@@ -281,7 +288,9 @@ def score_words(settings: Search, scores: Sequence[Score]) -> list[str]:
     """Mean ± standard error over the draws of log C_N, or of R_N if that alone decides; empty without criteria."""
     if not scores or not settings.criteria:
         return []
-    if settings.criteria == ("regions",):
+    if own := score_of(settings.score):
+        name, values = own.name, [own.ranked(score.condition) for score in scores]
+    elif settings.criteria == ("regions",):
         name, values = "$R_{\\mathcal{N}}$", [score.regions for score in scores]
     else:
         name, values = "$\\log C_{\\mathcal{N}}$", [math.log(score.condition) for score in scores]

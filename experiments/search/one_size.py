@@ -17,6 +17,7 @@ from mamltheory.runtime.runlog import differences
 
 from ..data.loading import data_of, source_of
 from ..genotypes import network_size, read_genotype
+from ..named import space_of
 from ..requirements import require
 from ..settings import limits_of
 from .settings import Search
@@ -65,10 +66,11 @@ def random_cells(settings: Search, count: int, stream: str) -> tuple[Genotype, .
     """
     band, size, form = band_of(settings), full_size(settings), _form_of(settings)
     random, found = generator(settings.seed, stream), dict[Genotype, None]()
+    space = space_of(settings.space)
     for _ in range(TRIES * count):
         if len(found) == count:
             break
-        found[random_genotype_within(band, random, size, form)] = None
+        found[random_genotype_within(band, random, size, form, space=space)] = None
         check_interrupted()
     require(
         len(found) == count,

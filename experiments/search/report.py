@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from string import ascii_lowercase
 from typing import Any
 
 from mamltheory.nas.algorithms.ranking import mean_difference
 from mamltheory.nas.algorithms.rounds import Round
 from mamltheory.nas.algorithms.state import RoundReport, SearchState, decision_to_json
-from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Operator
+from mamltheory.nas.genotype import CELL_TYPES, Candidates, Operator
 from mamltheory.nas.operations import OPERATIONS
+from mamltheory.nas.space import Space
 
 SHORT = {
     "skip_connect": "skip",
@@ -20,11 +22,30 @@ SHORT = {
     "conv_3x3": "conv",
 }
 LETTERS = dict(zip(OPERATIONS, "ksdamfc", strict=True))
-LEGEND = (
-    "operations: " + ", ".join(f"{LETTERS[name]} {SHORT[name]}" for name in OPERATIONS) + "; edges "
-    "from 0←0 to 2←3; capital: goes in this round, dot: has gone"
-)
 RULES = {"types": "the means of (cell type × operation)", "parameters": "size: the smaller goes"}
+
+
+def short(name: str) -> str:
+    """The short form of an operation's name; a user's operation keeps its own."""
+    return SHORT.get(name, name)
+
+
+def letters_of(space: Space) -> dict[str, str]:
+    """A letter for every operation: the usual ones if all are the paper's, otherwise in the order of the alphabet."""
+    if set(space.operations) <= set(LETTERS):
+        return {name: LETTERS[name] for name in space.operations}
+    return dict(zip(space.operations, ascii_lowercase, strict=False))
+
+
+def legend(space: Space) -> str:
+    """What the letters of a search mean."""
+    names, last = letters_of(space), space.edges[-1]
+    return (
+        "operations: "
+        + ", ".join(f"{letter} {short(name)}" for name, letter in names.items())
+        + "; edges from 0←0 "
+        f"to {last.node}←{last.source}; capital: goes in this round, dot: has gone"
+    )
 
 
 def worst_so_far(now: Round) -> str:
@@ -36,21 +57,21 @@ def worst_so_far(now: Round) -> str:
         return ""
     mean = dict(zip(now.operators, map(mean_difference, draws.tolist()), strict=True))
     worst = [max(members, key=mean.__getitem__) for members in now.contests.values()]
-    counts = Counter(SHORT[operator.operation] for operator in worst)
+    counts = Counter(short(operator.operation) for operator in worst)
     return "worst: " + ", ".join(f"{name} {count}" for name, count in counts.most_common())
 
 
 def edge_lines(candidates: Candidates, worst: Collection[Operator]) -> list[str]:
     """One line per cell: the letters of the live operations on every edge, the worst one as a capital."""
-    lines = []
+    lines, letters = [], letters_of(candidates.space)
     for cell in CELL_TYPES:
         words = []
-        for edge in EDGES:
+        for edge in candidates.space.edges:
             live = {
-                name: LETTERS[name].upper() if Operator(cell, edge, name) in worst else LETTERS[name]
+                name: letters[name].upper() if Operator(cell, edge, name) in worst else letters[name]
                 for name in candidates.on(cell, edge)
             }
-            words.append("".join(live.get(name, ".") for name in OPERATIONS))
+            words.append("".join(live.get(name, ".") for name in letters))
         lines.append(f"  {cell:<6} {' '.join(words)}")
     return lines
 

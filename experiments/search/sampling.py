@@ -50,7 +50,11 @@ def best_of_sampled(
             advance()
     # In the order of the repeats, whichever process was first: a sum in another order has other last bits.
     rows = [scores[repeat][0] for repeat in repeats]
-    conditions = [_mean([math.log(row[i].condition) for row in rows]) for i in range(len(cells))]
+    own = scorer.own
+    compared = [
+        [row[i].condition if own else math.log(row[i].condition) for row in rows] for i in range(len(cells))
+    ]
+    conditions = list(map(_mean, compared))
     regions = [_mean([row[i].regions for row in rows]) for i in range(len(cells))]
     places = [ranks(conditions, settings.value("ties"))]
     if "regions" in settings.criteria:
@@ -59,7 +63,7 @@ def best_of_sampled(
     best = min(range(len(cells)), key=totals.__getitem__)
     size = full_size(settings)
     record = {
-        "method": "metantk-nas in a band",
+        "method": "own score in a band" if own else "metantk-nas in a band",
         "genotype": cells[best].to_json(),
         "cell": best,
         "parameters": genotype_parameters(cells[best], size),
@@ -67,7 +71,7 @@ def best_of_sampled(
             {
                 "genotype": cell.to_json(),
                 "parameters": genotype_parameters(cell, size),
-                "log condition": conditions[i],
+                **({"score": own.ranked(conditions[i])} if own else {"log condition": conditions[i]}),
                 "regions": regions[i],
                 "rank": totals[i],
             }
@@ -75,7 +79,7 @@ def best_of_sampled(
         ],
         "config": without_paths(settings),
     }
-    names = ("by condition number", "by linear regions")
+    names = (f"by {own.name}" if own else "by condition number", "by linear regions")
     standing = ", ".join(f"{place[best]}. {name}" for place, name in zip(places, names, strict=False))
     print(f"found cell {best} of {len(cells)}: {standing}")
     return cells[best], record, sum(seconds for _, seconds in scores.values())

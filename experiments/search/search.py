@@ -20,6 +20,8 @@ from mamltheory.nas.algorithms.rounds import Round
 from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.algorithms.state import SearchState, state_from_json, state_to_json
 from mamltheory.nas.genotype import Candidates, Genotype
+from mamltheory.nas.network import supernet
+from mamltheory.nas.scoring.own_score import own_scores
 from mamltheory.nas.scoring.score import Job, Score, Scorer, ScoreSettings, halvings
 from mamltheory.nas.scoring.scorers import CellScorer
 from mamltheory.nas.searches import scorer_by
@@ -35,6 +37,7 @@ from mamltheory.tasks import Task
 
 from ..data.loading import cached_data, data_of, source_in
 from ..genotypes import network_size
+from ..named import score_of, space_of
 from ..program import PROGRAM
 from ..runs import FREE, continue_with, opened_run, quoted, say_if_finished, without_paths
 from ..training.train import draw_learning_curves, train_network
@@ -42,7 +45,7 @@ from .figures import draw_cells, draw_trace
 from .halving import checked_candidates, full_training, halve
 from .halving_report import closing_lines as halving_lines
 from .halving_report import data_flag, draw_rungs, record_of, training_command
-from .report import LEGEND, closing_lines, round_lines, search_record, worst_so_far
+from .report import closing_lines, legend, round_lines, search_record, worst_so_far
 from .sampling import best_of_sampled, sampled_cells
 from .settings import Search
 
@@ -138,6 +141,7 @@ class SavedSearch:
 def search_cells(settings: Search) -> Genotype:
     """Run or continue the search in its run folder; interruptions do not change the genotype."""
     settings = settings.resolved()
+    space_of(settings.space)  # a mistake in it is found before anything else
     device = choose_device(settings.device)
     if settings.method == "halving":
         return search_by_halving(settings, device.device)
@@ -145,7 +149,11 @@ def search_cells(settings: Search) -> Genotype:
     scorer, rules = scorer_of(settings, shared_name(device.device)), rules_of(settings)
     # A mistake in the data or the counts is found here, before the run folder is opened.
     if scorer.tasks is not None:
-        scorer.tasks(generator(settings.seed, "trial"))
+        tasks = scorer.tasks(generator(settings.seed, "trial"))
+        if scorer.own is not None:
+            # So is one in an own score: it is run once on the whole supernet.
+            network = supernet(Candidates.of(space_of(settings.space)), scorer.network, settings.seed)
+            own_scores(scorer.own, [network], tasks, scorer.device)
     if settings.parameters is not None:
         cells = sampled_cells(settings)
         with deterministic(device.device), opened_search(settings, device.device) as log:
@@ -157,7 +165,7 @@ def search_cells(settings: Search) -> Genotype:
         saved, scorer = with_budget(saved_search(settings), scorer, settings)
         say_if_finished(log, "searched")
         if not Round.of(saved.state, rules).is_finished:
-            print(LEGEND)
+            print(legend(saved.state.candidates.space))
         with spread_over(settings.jobs) as spread:
             while not Round.of(saved.state, rules).is_finished:
                 before, saved = saved.state, finish_round(saved, rules, scorer, settings, spread, log)
@@ -294,12 +302,13 @@ def write_state(settings: Search, saved: SavedSearch) -> None:
 def saved_search(settings: Search) -> SavedSearch:
     """The newest valid state in the run folder, or the full supernet."""
     checkpoint = load_state(settings.out / "state", report=print)
+    space = space_of(settings.space)
     if checkpoint is None:
-        return SavedSearch(SearchState())
+        return SavedSearch(SearchState(Candidates.of(space)))
     check_state(checkpoint, SearchContent)
     content: Mapping[str, Any] = checkpoint.state
     try:
-        state = state_from_json(content["search"])
+        state = state_from_json(content["search"], space)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from None
     return SavedSearch(state, float(content.get("cpu_seconds", 0.0)), memory=content.get("memory"))
@@ -330,6 +339,7 @@ def scorer_of(settings: Search, device: str) -> CellScorer:
             settings.kernel, settings.outputs, measure=settings.metric, dynamics=dynamics_of(settings)
         ),
         device=device,
+        own=score_of(settings.score),
     )
 
 

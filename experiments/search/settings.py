@@ -3,12 +3,22 @@
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from mamltheory.nas.protocols import KERNELS, METHODS, PROTOCOLS, Criteria, Method, Protocol, criteria
+from mamltheory.nas.protocols import (
+    KERNELS,
+    METHODS,
+    OWN_SCORE,
+    PROTOCOLS,
+    Criteria,
+    Method,
+    Protocol,
+    criteria,
+)
 
 from ..requirements import require, require_at_least
 from ..settings import (
@@ -139,6 +149,11 @@ class Search(OneSize):
     Or halving: train random cells of one size a little, keep the best, train those further. At equal size, on glyphs,
     C_N has Spearman's ρ −0.18 [−0.33, −0.01] with accuracy, the best of 16 cells by C_N + R_N gains 0.8 points [−0.6,
     2.2] over a random one, and halving 6.6 ± 3.8 (figures/equal_size.md, figures/table_glyphs_halving.md)."""
+    space: str | None = None
+    """MODULE:NAME of your own search space, a mamltheory.nas.Space, as in experiments/examples/own_space.py."""
+    score: str | None = None
+    """MODULE:NAME of your own score, a function of network and tasks or a mamltheory.nas.OwnScore, as in
+    experiments/examples/own_score.py. It takes the place of the condition number; --regions True adds ranks of R_N."""
     kernel: Literal["maml", "anil", "ntk"] = "maml"
     """Kernel whose condition number ranks the cells: MetaNTK of MAML or ANIL, or the plain NTK (TE-NAS)."""
     ways: int = 5
@@ -200,6 +215,7 @@ class Search(OneSize):
             self.method == "halving" or not foreign,
             f"method {self.method} does not use {', '.join(foreign)}: leave that out, or choose halving",
         )
+        self._check_own()
         require(self.value("least_repeats") >= 2, "least_repeats is below 2: agreement needs two repeats")
         require_at_least(self, 1, [name for name in ("tasks", "repeats") if getattr(self, name) is not None])
         require(math.isfinite(self.ridge), f"ridge is {self.ridge}: expected a finite number")
@@ -218,9 +234,32 @@ class Search(OneSize):
             "one gradient serves all networks in one repeat: give --common-random-numbers True with it",
         )
 
+    def _check_own(self) -> None:
+        """Raise ConfigurationError for names of an own space or score that cannot be, or flags that exclude them."""
+        for name in ("space", "score"):
+            text = getattr(self, name)
+            require(
+                text is None or re.fullmatch(r"[\w.]+:\w+", text) is not None,
+                f"{name} is '{text}': expected MODULE:NAME, as in experiments.examples.own_{name}:{name}",
+            )
+        require(
+            self.space is None or self.warm_start is None,
+            "the tables of --warm-start are of the paper's space: leave it out with --space",
+        )
+        if self.score is None:
+            return
+        require(
+            self.method == "metantk-nas",
+            f"method {self.method} takes no --score, which is for metantk-nas: leave one of them out",
+        )
+        for name in ("estimator", "difference", "common_random_numbers"):
+            given, only = getattr(self, name), OWN_SCORE[name]
+            require(given in (None, only), f"{name} is {given}: with --score it is {only}, leave it out")
+
     def value(self, name: str) -> Any:
         """The value of a setting; for None that of the method or the protocol."""
         given, usual = getattr(self, name), {**PROTOCOLS[self.protocol], **METHODS[self.method]}
+        usual |= OWN_SCORE if self.score else {}
         if self.parameters is not None:
             usual["two_inputs"] = True
         return usual.get(name) if given is None else given

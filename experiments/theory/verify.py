@@ -4,10 +4,6 @@ Tasks are random points on the unit sphere of the shape that the network takes, 
 """
 
 import dataclasses
-import importlib
-import os
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,6 +20,7 @@ from mamltheory.runtime.interrupt import check_interrupted
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import replace_file
 
+from ..named import function_of
 from ..plotting import curve, figure, save_figure
 from ..runs import without_paths
 from .report import draw_power_law
@@ -73,24 +70,6 @@ def verify_network(settings: Verify) -> int:
     print(found)
     write_verification(settings, found, power)
     return 0
-
-
-def function_of(name: str) -> Callable[..., Any]:
-    """The function that MODULE:FUNCTION names; modules of the current folder are found."""
-    module, colon, function = name.partition(":")
-    if not (module and colon and function):
-        raise ConfigurationError(f"got {name!r}: expected MODULE:FUNCTION, for example my_networks:build")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(
-            f"cannot find {name!r} ({error}): expected MODULE:FUNCTION of an importable module"
-        ) from error
-    if not callable(found):
-        raise ConfigurationError(f"{name!r} is a {type(found).__name__}: expected a function")
-    return found
 
 
 def tasks_of(settings: Verify, build: Build) -> tuple[tuple[Task, ...], tuple[Task, ...]]:

@@ -16,6 +16,7 @@ from mamltheory.runtime.checkpoint import Checkpoint, check_state, load_state
 
 from ..config import read_config, settings_from
 from ..data.loading import data_of
+from ..genotypes import genotype_from
 from ..requirements import require
 from ..runs import continue_with
 from .settings import Train
@@ -73,7 +74,7 @@ def saved_genotype(checkpoint: Checkpoint) -> Genotype | None:
     """The cell of a saved training, None for ResNet-12; raises CheckpointError if the state holds neither."""
     saved: Any = checkpoint.state["genotype"]
     try:
-        return None if saved is None else Genotype.from_json(saved)
+        return None if saved is None else genotype_from(saved)
     except GenotypeError as error:
         raise CheckpointError(f"{checkpoint.path} holds no genotype: {error}") from None
 

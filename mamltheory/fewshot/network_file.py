@@ -16,6 +16,7 @@ from mamltheory.fewshot.training_state import Inputs, load_weights, recorded_inp
 from mamltheory.files import reason
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import Network, NetworkSettings, derived_network
+from mamltheory.nas.space import PAPER, Space
 from mamltheory.strict_json import misfit, parse
 
 HEADER, FORMAT = "mamltheory", 1
@@ -51,7 +52,7 @@ def network_bytes(network: nn.Module, inputs: Inputs, classes: Sequence[str]) ->
     return serialised(weights, {HEADER: json.dumps(header)})
 
 
-def read_network(file: Path) -> tuple[nn.Module, Inputs, list[str]]:
+def read_network(file: Path, space: Space = PAPER) -> tuple[nn.Module, Inputs, list[str]]:
     """The network in a file, the images that it expects, and its classes; CheckpointError for any other file."""
     try:
         with safe_open(file, "pt") as opened:
@@ -62,14 +63,15 @@ def read_network(file: Path) -> tuple[nn.Module, Inputs, list[str]]:
     if wrong := misfit(header, _Header, "its header"):
         raise CheckpointError(f"{file} holds no network of this package ({wrong}): train again")
     try:
-        network, inputs = _network_of(header), recorded_inputs(header["inputs"])
+        network, inputs = _network_of(header, space), recorded_inputs(header["inputs"])
         load_weights(network, weights)
     except (MamlTheoryError, TypeError) as error:
         raise CheckpointError(f"{file} holds no network of this package: {error}") from None
     return network, inputs, header["classes"]
 
 
-def _network_of(header: Any) -> nn.Module:
+def _network_of(header: Any, space: Space) -> nn.Module:
     if header["genotype"] is None or header["size"] is None:
         return resnet12(len(header["classes"]), 0)
-    return derived_network(Genotype.from_json(header["genotype"]), NetworkSettings(**header["size"]), 0)
+    genotype = Genotype.from_json(header["genotype"], space)
+    return derived_network(genotype, NetworkSettings(**header["size"]), 0)

@@ -37,6 +37,7 @@ from mamltheory.fewshot.training import EpochMetrics, TrainConfig, start_trainin
 from mamltheory.fewshot.training_state import Inputs, inputs_of
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import Network, NetworkSettings, derived_network
+from mamltheory.nas.space import PAPER, Space, checked_space
 from mamltheory.rng import derived_seed
 
 NETWORK_FILE = "network.safetensors"
@@ -335,11 +336,12 @@ def _check_network(network: object) -> None:
         )
 
 
-def load(path: str | Path) -> TrainedNetwork:
+def load(path: str | Path, space: Space = PAPER) -> TrainedNetwork:
     """The trained network of a run of ``train`` or ``search --method halving``, or of :meth:`TrainedNetwork.save`.
 
     Args:
         path: the run folder, or the file.
+        space: that the cells of the network are of.
 
     Returns:
         The network on the CPU, in evaluation mode.
@@ -372,4 +374,4 @@ def load(path: str | Path) -> TrainedNetwork:
             f"there is no {file}: name the folder of a finished training, or a saved network; a training of an earlier "
             "version writes that file when its command is given again"
         )
-    return TrainedNetwork(*read_network(file))
+    return TrainedNetwork(*read_network(file, checked_space(space)))

@@ -1,6 +1,6 @@
 """Cells as a picture for a notebook: SVG text, without any library.
 
-The five vertices of a cell stand in a row: the two inputs, then the three nodes. An edge is an arc whose height grows
+The vertices of a cell stand in a row: the two inputs, then the nodes. An edge is an arc whose height grows
 with its length, and its operation stands at the top. No two arcs have the same ends, so that no labels overlap.
 """
 
@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-STEP, BASE, RISE = 150, 190, 40
-"""Distance of the vertices, height of their row, and height of an arc by vertex that it passes, in pixels."""
-VERTICES = ("c(k-2)", "c(k-1)", "0", "1", "2")
+STEP, TOP, RISE = 150, 30, 40
+"""Distance of the vertices, place of the highest arc, and height of an arc by vertex that it passes, in pixels."""
+INPUTS = ("c(k-2)", "c(k-1)")
 INPUT, NODE = "#B7DFB0", "#AFD3EE"
 
 
@@ -29,26 +29,27 @@ def cells_as_html(cells: Mapping[Any, Sequence[tuple[int, int, str]]]) -> str:
 
 
 def _drawing(edges: Sequence[tuple[int, int, str]]) -> str:
-    width = STEP * len(VERTICES)
-    parts = [_arc(*edge) for edge in edges]
-    parts += [_vertex(i, label) for i, label in enumerate(VERTICES)]
-    size = f'width="{width}" height="{BASE + 30}" viewBox="0 0 {width} {BASE + 30}"'
+    vertices = (*INPUTS, *map(str, range(max(vertex for _, vertex, _ in edges) - 1)))
+    width, base = STEP * len(vertices), TOP + RISE * (len(vertices) - 1)
+    parts = [_arc(base, *edge) for edge in edges]
+    parts += [_vertex(base, i, label) for i, label in enumerate(vertices)]
+    size = f'width="{width}" height="{base + 30}" viewBox="0 0 {width} {base + 30}"'
     style = 'font-family="sans-serif" font-size="12" text-anchor="middle"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{"".join(parts)}</svg>'
 
 
-def _arc(source: int, vertex: int, operation: str) -> str:
-    start, end, top = _place(source), _place(vertex), BASE - RISE * (vertex - source)
-    path = f"M{start},{BASE} Q{(start + end) // 2},{2 * top - BASE} {end},{BASE}"
+def _arc(base: int, source: int, vertex: int, operation: str) -> str:
+    start, end, top = _place(source), _place(vertex), base - RISE * (vertex - source)
+    path = f"M{start},{base} Q{(start + end) // 2},{2 * top - base} {end},{base}"
     line = f'<path d="{path}" fill="none" stroke="#555"/>'
     halo = 'stroke="white" stroke-width="4" paint-order="stroke"'
     return f'{line}<text x="{(start + end) // 2}" y="{top + 4}" {halo}>{escape(operation)}</text>'
 
 
-def _vertex(number: int, label: str) -> str:
+def _vertex(base: int, number: int, label: str) -> str:
     fill, x = INPUT if number < 2 else NODE, _place(number)
-    box = f'<rect x="{x - 24}" y="{BASE - 11}" width="48" height="22" rx="4" fill="{fill}" stroke="#555"/>'
-    return f'{box}<text x="{x}" y="{BASE + 4}">{label}</text>'
+    box = f'<rect x="{x - 24}" y="{base - 11}" width="48" height="22" rx="4" fill="{fill}" stroke="#555"/>'
+    return f'{box}<text x="{x}" y="{base + 4}">{label}</text>'
 
 
 def _place(vertex: int) -> int:

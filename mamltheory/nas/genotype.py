@@ -1,19 +1,18 @@
 """Cells as data: genotypes (the result of a search) and candidates (the live operations on every edge).
 
-A cell has two inputs (sources 0 and 1: the outputs of the last but one cell and of the last one) and three nodes
-(node i is source i + 2 of later nodes). Node i may have an edge from every source below i + 2: nine edges in all. A
-finished cell has one of two forms:
+Their operations and nodes are those of a space, :mod:`mamltheory.nas.space`; the paper's has three nodes and nine
+edges. A finished cell has one of two forms:
 
-- single-path, with one operation on each of the nine edges, as the paper's Algorithm 1 returns it;
+- single-path, with one operation on each edge, as the paper's Algorithm 1 returns it;
 - two inputs per node, as the paper's released code returns it after a second stage, and as cells are published.
 """
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,34 +20,12 @@ from torch import nn
 from mamltheory.arguments import check_choice, check_seed, check_whole
 from mamltheory.errors import ConfigurationError, GenotypeError
 from mamltheory.nas.drawing import cells_as_html
-from mamltheory.nas.operations import OPERATIONS, check_operation
+from mamltheory.nas.space import CELL_TYPES, PAPER, CellType, Edge, Operator, Space, checked_space
 
-CellType = Literal["normal", "reduce"]
-CELL_TYPES: tuple[CellType, CellType] = ("normal", "reduce")
-NODES = 3
+NODES, EDGES = PAPER.nodes, PAPER.edges
+"""Those of the paper's space: three nodes, and the nine edges, node by node."""
 MOST_CHANNELS = 4096
 """The most channels, cells and classes of a network."""
-CONCATENATED = [2, 3, 4]
-"""The nodes whose outputs a cell concatenates, numbered as sources: all of them."""
-
-
-class Edge(NamedTuple):
-    """The edge from a source to a node: node in 0, 1, 2 and source in 0, …, node + 1."""
-
-    node: int
-    source: int
-
-
-EDGES: tuple[Edge, ...] = tuple(Edge(node, source) for node in range(NODES) for source in range(node + 2))
-"""The nine edges, node by node."""
-
-
-class Operator(NamedTuple):
-    """One operator o_j of the supernet: an operation on an edge of all cells of one type."""
-
-    cell: CellType
-    edge: Edge
-    operation: str
 
 
 @dataclass(frozen=True)
@@ -57,31 +34,36 @@ class Cell:
 
     Attributes:
         nodes: for every node its (operation, source) pairs, in either of the two forms.
+        space: that the operations and the number of nodes are of.
 
     Raises:
         GenotypeError: for anything else.
     """
 
     nodes: tuple[tuple[tuple[str, int], ...], ...]
+    space: Space = field(default=PAPER, repr=False)
 
     def __post_init__(self) -> None:
-        if len(self.nodes) != NODES:
+        count = self.space.nodes
+        if len(self.nodes) != count:
             raise GenotypeError(
-                f"a cell has {NODES} nodes, got {len(self.nodes)}: list the inputs of each node"
+                f"a cell has {count} nodes, got {len(self.nodes)}: list the inputs of each node, or give the space "
+                "that the cell is of"
             )
         for i, node in enumerate(self.nodes):
-            for operation, source in node:
-                check_operation(operation)
+            self.space.check_names(operation for operation, _ in node)
+            for _, source in node:
                 if source not in range(i + 2):
                     raise GenotypeError(
                         f"node {i} has source {source!r}: it can see sources 0 to {i + 1} only"
                     )
             if len({source for _, source in node}) != len(node):
                 raise GenotypeError(f"node {i} takes a source twice: {node}; give every edge one operation")
-        inputs = [len(node) for node in self.nodes]
-        if inputs not in ([2, 2, 2], [2, 3, 4]):
+        inputs, full = [len(node) for node in self.nodes], [*range(2, count + 2)]
+        if inputs not in ([2] * count, full):
             raise GenotypeError(
-                f"the nodes have {inputs} inputs: expected 2 each (as published) or 2, 3, 4 (one operation per edge)"
+                f"the nodes have {inputs} inputs: expected 2 each (as published) or {', '.join(map(str, full))} (one "
+                "operation per edge)"
             )
 
     def edges(self) -> tuple[tuple[int, int, str], ...]:
@@ -112,6 +94,17 @@ class Genotype:
     normal: Cell
     reduce: Cell
 
+    def __post_init__(self) -> None:
+        if self.normal.space != self.reduce.space:
+            raise GenotypeError("the two cells are of different spaces: give both the same")
+        for kind in CELL_TYPES:
+            self.space.check_names((name for _, _, name in getattr(self, kind).edges()), kind)
+
+    @property
+    def space(self) -> Space:
+        """The space that both cells are of."""
+        return self.normal.space
+
     def __repr__(self) -> str:
         counts = ((kind, Counter(name for _, _, name in edges)) for kind, edges in self.edges().items())
         cells = (
@@ -123,17 +116,26 @@ class Genotype:
     def _repr_html_(self) -> str:
         return cells_as_html(self.edges())
 
-    def to_json(self) -> dict[str, list]:
-        """The genotype as lists and strings, in the form of the published cells."""
+    def to_json(self) -> dict[str, Any]:
+        """The genotype as lists and strings, in the form of the published cells; with the name of a space, if any."""
+        named: dict[str, Any] = {"space": self.space.name} if self.space.name else {}
         return {
             kind: [[list(pair) for pair in node] for node in getattr(self, kind).nodes] for kind in CELL_TYPES
-        }
+        } | named
 
     @staticmethod
-    def from_json(data: Mapping) -> "Genotype":
-        """The inverse of :meth:`to_json`, also with the 'normal_concat' and 'reduce_concat' of other searches."""
-        _check_keys(data)
-        return Genotype(*(_cell_from_json(data, kind) for kind in CELL_TYPES))
+    def from_json(data: Mapping, space: Space = PAPER) -> "Genotype":
+        """The inverse of :meth:`to_json`, also with the 'normal_concat' and 'reduce_concat' of other searches.
+
+        Args:
+            data: the genotype as lists and strings.
+            space: that the genotype is of.
+
+        Returns:
+            The genotype. GenotypeError is raised for anything else, and for a genotype of another space.
+        """
+        _check_keys(data, checked_space(space))
+        return Genotype(*(_cell_from_json(data, kind, space) for kind in CELL_TYPES))
 
     def to_module(
         self, channels: int = 48, cells: int = 5, classes: int = 64, stem_stride: int = 1, seed: int = 0
@@ -167,30 +169,37 @@ class Genotype:
         live = {}
         for kind in CELL_TYPES:
             used = {Edge(i, s): (o,) for i, node in enumerate(getattr(self, kind).nodes) for o, s in node}
-            live[kind] = tuple(used.get(edge, ()) for edge in EDGES)
-        return Candidates(**live)
+            live[kind] = tuple(used.get(edge, ()) for edge in self.space.edges)
+        return Candidates(**live, space=self.space)
 
 
-def _check_keys(data: object) -> None:
+def _check_keys(data: object, space: Space) -> None:
     if not isinstance(data, Mapping):
         return  # _cell_from_json reports it
+    concatenated = [*range(2, space.nodes + 2)]  # all nodes, numbered as sources
     for key, value in data.items():
         if key in CELL_TYPES:
+            continue
+        if key == "space":
+            if space == PAPER:
+                raise GenotypeError(
+                    f"it is of the space {str(value)[:80]!r}: give that space as well, by the argument space"
+                )
             continue
         if key not in [f"{kind}_concat" for kind in CELL_TYPES]:
             raise GenotypeError(
                 f"a genotype has no key {str(key)[:40]!r}: supported are 'normal', 'reduce' and, if they are "
-                f"{CONCATENATED}, 'normal_concat' and 'reduce_concat'"
+                f"{concatenated}, 'normal_concat' and 'reduce_concat'"
             )
         plain = isinstance(value, list | tuple | range) and all(type(each) is int for each in value)
-        if not plain or list(value) != CONCATENATED:
+        if not plain or list(value) != concatenated:
             shown = str(list(value[:8])) if plain else f"a {type(value).__name__} of other content"
             raise GenotypeError(
-                f"{key!r} is {shown}: the networks here concatenate all nodes, {CONCATENATED}, and no others"
+                f"{key!r} is {shown}: the networks here concatenate all nodes, {concatenated}, and no others"
             )
 
 
-def _cell_from_json(data: Mapping, kind: str) -> Cell:
+def _cell_from_json(data: Mapping, kind: str, space: Space) -> Cell:
     if not isinstance(data, Mapping) or kind not in data:
         raise GenotypeError(f"a genotype needs the key {kind!r}: give {{'normal': [...], 'reduce': [...]}}")
     try:
@@ -204,50 +213,60 @@ def _cell_from_json(data: Mapping, kind: str) -> Cell:
             raise GenotypeError(
                 f"the {kind} cell has [{operation!r}, {source!r}]: expected [operation name, source]"
             )
-    return Cell(nodes)
+    return Cell(nodes, space)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The live operations of a supernet 𝒩_k.
+    """The live operations of a supernet 𝒩_k; by default all of the paper's space.
 
     Attributes:
-        normal: the operations on each of the nine edges of ``EDGES``, possibly none; every node keeps an input.
+        normal: the operations on each of the space's edges, possibly none; every node keeps an input.
         reduce: likewise.
+        space: that the operations and edges are of.
 
     Raises:
         GenotypeError: for anything else.
     """
 
-    normal: tuple[tuple[str, ...], ...] = (OPERATIONS,) * len(EDGES)
-    reduce: tuple[tuple[str, ...], ...] = (OPERATIONS,) * len(EDGES)
+    normal: tuple[tuple[str, ...], ...] = (PAPER.choices("normal"),) * len(EDGES)
+    reduce: tuple[tuple[str, ...], ...] = (PAPER.choices("reduce"),) * len(EDGES)
+    space: Space = field(default=PAPER, repr=False)
 
     def __post_init__(self) -> None:
+        edges = self.space.edges
         for kind in CELL_TYPES:
             live = getattr(self, kind)
-            if len(live) != len(EDGES):
+            if len(live) != len(edges):
                 raise GenotypeError(
-                    f"the {kind} cell lists {len(live)} edges: expected {len(EDGES)}, see EDGES"
+                    f"the {kind} cell lists {len(live)} edges: expected {len(edges)}, see Space.edges"
                 )
-            for edge, names in zip(EDGES, live, strict=True):
-                if len({check_operation(name) for name in names}) != len(names):
+            for edge, names in zip(edges, live, strict=True):
+                self.space.check_names(names, kind)
+                if len(set(names)) != len(names):
                     raise GenotypeError(f"{kind} edge {tuple(edge)} lists an operation twice: {names}")
-            for node in range(NODES):
-                if not any(names for edge, names in zip(EDGES, live, strict=True) if edge.node == node):
+            for node in range(self.space.nodes):
+                if not any(names for edge, names in zip(edges, live, strict=True) if edge.node == node):
                     raise GenotypeError(
                         f"node {node} of the {kind} cell has no input left: keep one operation"
                     )
 
+    @staticmethod
+    def of(space: Space) -> "Candidates":
+        """All operations of a space on all edges."""
+        live = {kind: (space.choices(kind),) * len(space.edges) for kind in CELL_TYPES}
+        return Candidates(**live, space=space)
+
     def on(self, cell: CellType, edge: Edge) -> tuple[str, ...]:
         """The live operations of one edge."""
-        return getattr(self, cell)[EDGES.index(edge)]
+        return getattr(self, cell)[self.space.edges.index(edge)]
 
     def operators(self) -> tuple[Operator, ...]:
         """All live operators, cell by cell and edge by edge."""
         return tuple(
             Operator(kind, edge, name)
             for kind in CELL_TYPES
-            for edge in EDGES
+            for edge in self.space.edges
             for name in self.on(kind, edge)
         )
 
@@ -260,11 +279,10 @@ class Candidates:
                 raise GenotypeError(
                     f"{operation!r} is not alive on {cell} edge {tuple(edge)}, where {live} are"
                 )
-            left = tuple(name for name in live if name != operation)
-            edges = tuple(
-                left if e == edge else names for e, names in zip(EDGES, getattr(result, cell), strict=True)
-            )
-            result = replace(result, **{cell: edges})
+            edges = list(getattr(result, cell))
+            edges[self.space.edges.index(edge)] = tuple(name for name in live if name != operation)
+            changed: dict[str, Any] = {cell: tuple(edges)}
+            result = replace(result, **changed)
         return result
 
     def is_single_path(self) -> bool:
@@ -277,29 +295,36 @@ class Candidates:
             raise GenotypeError(
                 "several operations are alive on an edge: finish the search before deriving cells"
             )
-        return Genotype(*(Cell(tuple(self._node(kind, i) for i in range(NODES))) for kind in CELL_TYPES))
+        count, space = range(self.space.nodes), self.space
+        return Genotype(*(Cell(tuple(self._node(kind, i) for i in count), space) for kind in CELL_TYPES))
 
     def _node(self, kind: CellType, node: int) -> tuple[tuple[str, int], ...]:
-        return tuple((name, e.source) for e in EDGES if e.node == node for name in self.on(kind, e))
+        return tuple(
+            (name, e.source) for e in self.space.edges if e.node == node for name in self.on(kind, e)
+        )
 
     def to_json(self) -> dict[str, list[list[str]]]:
-        """Nine lists of operation names for each cell type."""
+        """A list of operation names for every edge of each cell type."""
         return {kind: [list(names) for names in getattr(self, kind)] for kind in CELL_TYPES}
 
     @staticmethod
-    def from_json(data: Mapping[str, Iterable[Iterable[str]]]) -> "Candidates":
+    def from_json(data: Mapping[str, Iterable[Iterable[str]]], space: Space = PAPER) -> "Candidates":
         """The inverse of :meth:`to_json`; raises GenotypeError for anything else."""
         if not isinstance(data, Mapping) or set(data) != set(CELL_TYPES):
             raise GenotypeError("candidates need exactly the keys 'normal' and 'reduce'")
-        return Candidates(**{kind: tuple(tuple(names) for names in data[kind]) for kind in CELL_TYPES})
+        live = {kind: tuple(tuple(names) for names in data[kind]) for kind in CELL_TYPES}
+        return Candidates(**live, space=space)
 
 
-def random_genotype(generator: torch.Generator, inputs: Literal["all", "two"] = "two") -> Genotype:
+def random_genotype(
+    generator: torch.Generator, inputs: Literal["all", "two"] = "two", space: Space = PAPER
+) -> Genotype:
     """A uniformly random genotype, the paper's "Random Cell" (Table 2).
 
     Args:
         generator: of the random numbers.
-        inputs: "two" inputs per node, or "all" nine edges.
+        inputs: "two" inputs per node, or "all" edges.
+        space: that the operations and nodes are of.
 
     Returns:
         The genotype.
@@ -315,14 +340,17 @@ def random_genotype(generator: torch.Generator, inputs: Literal["all", "two"] = 
     if not isinstance(generator, torch.Generator):
         raise ConfigurationError(f"the generator is a {type(generator).__name__}: expected a torch.Generator")
     check_choice(("all", "two"), inputs=inputs)
+    checked_space(space)
 
-    def draw(node: int) -> tuple[tuple[str, int], ...]:
+    def draw(kind: CellType, node: int) -> tuple[tuple[str, int], ...]:
         count = 2 if inputs == "two" else node + 2
         sources = sorted(torch.randperm(node + 2, generator=generator)[:count].tolist())
-        picks = torch.randint(len(OPERATIONS), (count,), generator=generator).tolist()
-        return tuple((OPERATIONS[pick], source) for pick, source in zip(picks, sources, strict=True))
+        names = space.choices(kind)
+        picks = torch.randint(len(names), (count,), generator=generator).tolist()
+        return tuple((names[pick], source) for pick, source in zip(picks, sources, strict=True))
 
-    return Genotype(*(Cell(tuple(draw(node) for node in range(NODES))) for _ in CELL_TYPES))
+    count = range(space.nodes)
+    return Genotype(*(Cell(tuple(draw(kind, node) for node in count), space) for kind in CELL_TYPES))
 
 
 @dataclass(frozen=True)

@@ -8,31 +8,28 @@ share their weights (common random numbers).
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mamltheory.errors import ConfigurationError, GenotypeError, ShapeError, ValueRangeError
-from mamltheory.nas.genotype import EDGES, NODES, Candidates, CellType, Edge, Genotype, Operator
+from mamltheory.nas.genotype import Candidates, CellType, Edge, Genotype, Operator
 from mamltheory.nas.operations import (
     Convolution,
     FactorizedReduce,
     Head,
     Norm,
-    build_operation,
     leading_module,
-    leading_step,
     normalisation,
     pointwise,
 )
+from mamltheory.nas.space import PAPER, Space
+from mamltheory.nas.weights import Initialisation, initialise
 from mamltheory.rng import derived_seed, generator
 
 Value = TypeVar("Value")
-
-Initialisation = Literal["kaiming", "default"]
-"""Kaiming normal (Section 5), or PyTorch's own, which is what the released code has in effect."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def layout(cells: int) -> tuple[CellType, ...]:
 
 
 class StackedCell(nn.Module):
-    """One cell: two inputs fitted to its channels, three nodes of summed edges, and their concatenation.
+    """One cell: two inputs fitted to its channels, nodes of summed edges, and their concatenation.
 
     An edge is the mean of its live operations. Edges from the inputs of a reduction cell have stride 2.
     """
@@ -95,8 +92,10 @@ class StackedCell(nn.Module):
         reduces: bool,
         after_reduction: bool,
         norm: Norm,
+        space: Space = PAPER,
     ) -> None:
         super().__init__()
+        self.space = space
         fit = FactorizedReduce if after_reduction else pointwise
         self.fit0, self.fit1 = fit(inputs[0], channels, norm), pointwise(inputs[1], channels, norm)
         self.relu = nn.ReLU()
@@ -108,11 +107,11 @@ class StackedCell(nn.Module):
         for edge, names in live.items():
             stride = self._strides[edge]
             for name in names:
-                step = leading_step(name, stride)
+                step = space.leading(name, stride)
                 if f"{step}{stride}" not in self.leading:
                     self.leading[f"{step}{stride}"] = leading_module(step, stride)
             self.edges[f"{edge.node}_{edge.source}"] = nn.ModuleDict(
-                {name: build_operation(name, channels, stride, norm) for name in names}
+                {name: space.build(name, channels, stride, norm) for name in names}
             )
 
     def mix(self, weights: dict[tuple[Edge, str], Tensor] | None) -> None:
@@ -171,12 +170,12 @@ class StackedCell(nn.Module):
             operations = self.edges[f"{edge.node}_{source}"]
             for name, operation in operations.items():  # type: ignore[operator]
                 if name in live[edge]:
-                    key = f"{leading_step(name, stride)}{stride}"
+                    key = f"{self.space.leading(name, stride)}{stride}"
                     if (source, key) not in leading:
                         leading[source, key] = apply(self.leading[key], states[source])
                     yield name, operation, leading[source, key]
 
-        for node in range(NODES):
+        for node in range(self.space.nodes):
             first, *others = [edge for edge in self._strides if edge.node == node and live[edge]]
             states.append(edge_output(first, operations(first)))
             for edge in others:
@@ -219,7 +218,7 @@ class Network(nn.Module):
         self.candidates, self.settings, self.kinds = candidates, settings, kinds
         self.drop_path = 0.0
         self._drop_seed, self._drop_step = 0, 0
-        channels = settings.channels
+        channels, space = settings.channels, candidates.space
         before = channels if stem else settings.input_channels
         convolution = Convolution(
             settings.input_channels, channels, 3, settings.stem_stride, padding=1, bias=False
@@ -231,10 +230,11 @@ class Network(nn.Module):
         widths, after_reduction = (before, before), False
         for kind in kinds:
             channels = 2 * channels if kind == "reduce" else channels
-            live = {edge: candidates.on(kind, edge) for edge in EDGES}
+            live = {edge: candidates.on(kind, edge) for edge in space.edges}
             reduces = kind == "reduce"
-            self.cells.append(StackedCell(live, channels, widths, reduces, after_reduction, settings.norm))
-            widths, after_reduction = (widths[1], NODES * channels), reduces
+            cell = StackedCell(live, channels, widths, reduces, after_reduction, settings.norm, space)
+            self.cells.append(cell)
+            widths, after_reduction = (widths[1], space.nodes * channels), reduces
         last = (normalisation(settings.norm, widths[1]), nn.ReLU()) if settings.final_norm else ()
         self.last = nn.Sequential(*last)
         self.classifier = Head(widths[1], settings.classes)
@@ -243,6 +243,12 @@ class Network(nn.Module):
         """The cells and their types, in the order in which they run."""
         cells = [cell for cell in self.cells if isinstance(cell, StackedCell)]
         return list(zip(self.kinds, cells, strict=True))
+
+    def own_operations(self) -> list[nn.Module]:
+        """The operations in its cells that are a user's and not the paper's."""
+        own = self.candidates.space.own_operations()
+        edges = [edge for _, cell in self.stacked_cells() for edge in cell.edges.values() if own]
+        return [each for edge in edges for name, each in edge.items() if name in own]  # type: ignore[operator]
 
     def restrict(self, candidates: Candidates) -> "Network":
         """Makes the network run these of its operations only, which is what building them alone would give.
@@ -261,7 +267,7 @@ class Network(nn.Module):
                 f"the network was built without {sorted(unknown)[0]}: build it with more candidates"
             )
         for kind, cell in self.stacked_cells():
-            cell.restrict({edge: candidates.on(kind, edge) for edge in EDGES})
+            cell.restrict({edge: candidates.on(kind, edge) for edge in candidates.space.edges})
         return self
 
     def mix(self, weights: Mapping[Operator, Tensor] | None) -> "Network":
@@ -361,36 +367,6 @@ def derived_network(genotype: Genotype, settings: NetworkSettings, seed: int) ->
 def supernet(candidates: Candidates, settings: NetworkSettings, seed: int) -> Network:
     """The supernet 𝒩_k of Algorithm 1 with these live operations, in the form that the search scores."""
     return build(candidates, settings.for_search(settings.classes), seed)
-
-
-def initialise(network: nn.Module, seed: int, initialisation: Initialisation = "kaiming") -> None:
-    """Draws all weights, every layer from (seed, its name); norms at scale 1 and shift 0."""
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            initialise_layer(module, initialisation, generator(seed, f"weights {name}"))
-        elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
-            module.reset_parameters()
-
-
-def initialise_layer(
-    module: nn.Conv2d | nn.Linear, initialisation: Initialisation, stream: torch.Generator
-) -> None:
-    """Kaiming-normal weights W ~ N(0, 2/fan_in), or N(0, 1/fan_in) for a linear head, which follows no ReLU, and no
-    bias; the default: weights and bias uniform in ±1/√fan_in, of variance 1/(3 fan_in).
-    """
-    fan_in = module.weight[0].numel()
-    with torch.no_grad():
-        if initialisation == "kaiming":
-            gain = 2.0 if isinstance(module, nn.Conv2d) else 1.0
-            draw = torch.randn(module.weight.shape, generator=stream)
-            module.weight.copy_(draw * (gain / fan_in) ** 0.5)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-            return
-        for parameter in (module.weight, module.bias):
-            if parameter is not None:
-                draw = 2 * torch.rand(parameter.shape, generator=stream) - 1
-                parameter.copy_(draw / fan_in**0.5)
 
 
 def parameter_count(network: nn.Module) -> int:

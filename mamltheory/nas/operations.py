@@ -53,7 +53,20 @@ def group_count(channels: int) -> int:
 
 
 def normalisation(kind: Norm, channels: int) -> nn.Module:
-    """Norm with learnt scale and shift: "batch" for training and linear regions, "group" for kernels."""
+    """Norm with learnt scale and shift: "batch" for training and linear regions, "group" for kernels.
+
+    Args:
+        kind: "batch" or "group".
+        channels: of the images that it is applied to.
+
+    Returns:
+        The module.
+
+    Example:
+        >>> from mamltheory.nas import normalisation
+        >>> normalisation("group", 8)
+        GroupNorm(4, 8, eps=1e-05, affine=True)
+    """
     # A kernel needs outputs that depend on their own sample alone, which batch statistics violate.
     if kind == "batch":
         return nn.BatchNorm2d(channels)

@@ -105,6 +105,14 @@ METHODS: Mapping[Method, Mapping[str, Any]] = {
 }
 """Changes of the protocol by a method; flags override each of them."""
 
+OWN_SCORE: Mapping[str, Any] = {
+    "estimator": "leave-one-out",
+    "regions": False,
+    "difference": "absolute",
+    "common_random_numbers": True,
+}
+"""Changes of the protocol by a user's score; of them flags may override the regions, whose ranks are then added."""
+
 KERNELS: Mapping[Method, Mapping[str, Any]] = {
     "te-nas": {"kernel": "ntk", "inner_time": math.inf, "ridge": 1e-3}
 }

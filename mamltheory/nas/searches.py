@@ -33,14 +33,16 @@ from mamltheory.nas.algorithms.halving import DEFAULT_RUNGS, Measured, Rung, che
 from mamltheory.nas.algorithms.rounds import Round
 from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.algorithms.state import Decision, SearchState
-from mamltheory.nas.genotype import Genotype
+from mamltheory.nas.genotype import Candidates, Genotype
 from mamltheory.nas.network import NetworkSettings, derived_network
-from mamltheory.nas.protocols import METHODS, PROTOCOLS, Method, Protocol, criteria
+from mamltheory.nas.protocols import METHODS, OWN_SCORE, PROTOCOLS, Method, Protocol, criteria
 from mamltheory.nas.scoring.linear_regions import random_patches
 from mamltheory.nas.scoring.operator_gradient import GradientScorer
+from mamltheory.nas.scoring.own_score import OwnScore
 from mamltheory.nas.scoring.score import Score, Scorer, ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
 from mamltheory.nas.sizes import Band, random_genotype_within
+from mamltheory.nas.space import PAPER, Space, check_operations, checked_space
 from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task
 
@@ -67,15 +69,24 @@ class Found:
         method: of the search.
         genotype: the cells.
         network: of halving the trained network; otherwise the cells stacked at the size of the search, untrained.
-        scores: of the network: C_N and R_N on new draws, none for random cells; of halving what each rung measured.
+        scores: of the network on new draws: C_N and R_N, or what an own score returned, none for random cells; of
+            halving what each rung measured.
         trace: the decisions of Algorithm 1, round by round; none for halving.
         standings: the rungs of halving with the numbers of their candidates, the best first; none otherwise.
+
+    Example:
+        >>> from mamltheory.fewshot.glyphs import glyph_data
+        >>> from mamltheory.nas import NetworkSettings, search
+        >>> size = NetworkSettings(channels=2, cells=3, stem_stride=4)
+        >>> found = search(glyph_data(16, 5, 2, 2, samples_per_class=4), "random", size=size, seed=1)
+        >>> len(found.trace), found.scores
+        (486, ())
     """
 
     method: Method
     genotype: Genotype
     network: nn.Module
-    scores: tuple[Score, ...] | tuple[Measured, ...]
+    scores: tuple[Score, ...] | tuple[Measured, ...] | tuple[float, ...]
     trace: tuple[Decision, ...] = ()
     standings: tuple[tuple[Rung, tuple[int, ...]], ...] = ()
 
@@ -94,6 +105,8 @@ def search(
     repeats: int | None = None,
     parameters: tuple[int, int] | None = None,
     rungs: Sequence[Rung] = DEFAULT_RUNGS,
+    space: Space = PAPER,
+    score: OwnScore | Callable[[nn.Module, Sequence[Task]], float] | None = None,
     seed: int = 0,
     device: str = "cpu",
     progress: Callable[[str], None] | None = None,
@@ -114,6 +127,8 @@ def search(
         repeats: draws that are averaged, with stopping the most of them; None for the protocol's.
         parameters: of halving, the fewest and the most parameters of a network.
         rungs: of halving, the cells and the epochs of each stage.
+        space: the operations and the nodes of the cells.
+        score: an OwnScore, or a function of network and tasks with small numbers for good ones, in place of C_N.
         seed: seed of every random draw.
         device: where to compute.
         progress: is called with a line after every round or rung.
@@ -122,14 +137,10 @@ def search(
         What was found. A ConfigurationError is raised for settings that do not fit, a DataError for wrong data.
 
     Example:
-        >>> from mamltheory.fewshot.glyphs import glyph_data
-        >>> from mamltheory.nas import NetworkSettings, search
-        >>> size = NetworkSettings(channels=2, cells=3, stem_stride=4)
-        >>> found = search(glyph_data(16, 5, 2, 2, samples_per_class=4), "random", size=size, seed=1)
-        >>> len(found.trace), found.scores
-        (486, ())
+        See :class:`Found`.
     """
-    _check_names(method, protocol, size, seed, progress)
+    _check_names(method, protocol, size, space, seed, progress)
+    own_score = _own_score(score, method)
     own = {name: value for name, value in (("tasks", tasks), ("repeats", repeats)) if value is not None}
     check_whole(ways=ways, shots=shots, queries=queries, **own)
     _check_parameters(method, parameters)
@@ -137,17 +148,31 @@ def search(
     data, size, say = data_from(data, image_size), size or NetworkSettings(), progress or (lambda _: None)
     size = dataclasses.replace(size, classes=len(data.train.class_names))
     if parameters is not None:
-        return _halved(data, size, _band(parameters), _rungs(rungs), seed, device, say)
-    values = {**PROTOCOLS[protocol], **METHODS[method], **own}
-    return _pruned(data, method, values, size, (ways, shots, queries), seed, device, say)
+        return _halved(data, size, space, _band(parameters), _rungs(rungs), seed, device, say)
+    values = {**PROTOCOLS[protocol], **METHODS[method], **(OWN_SCORE if own_score else {}), **own}
+    return _pruned(data, method, values, size, (ways, shots, queries), space, own_score, seed, device, say)
 
 
-def _check_names(method: object, protocol: object, size: object, seed: object, progress: object) -> None:
+def _check_names(
+    method: object, protocol: object, size: object, space: object, seed: object, progress: object
+) -> None:
     check_choice(get_args(Method), method=method)
     check_choice(get_args(Protocol), protocol=protocol)
     check_kind(NetworkSettings, size=size)
     check_seed(seed)
     check_function(progress=progress)
+    check_operations(checked_space(space))
+
+
+def _own_score(score: object, method: str) -> OwnScore | None:
+    if score is None:
+        return None
+    if method != "metantk-nas":
+        raise ConfigurationError(
+            f"an own score was given to the method {method}: it takes the place of the criteria of metantk-nas, leave "
+            "the method out"
+        )
+    return score if isinstance(score, OwnScore) else OwnScore(score)  # type: ignore[arg-type]
 
 
 def _check_parameters(method: str, parameters: object) -> None:
@@ -181,6 +206,8 @@ def _pruned(
     values: Mapping[str, Any],
     size: NetworkSettings,
     counts: tuple[int, int, int],
+    space: Space,
+    own: OwnScore | None,
     seed: int,
     device: str,
     say: Callable[[str], None],
@@ -207,8 +234,9 @@ def _pruned(
         settings=kernel,
         device=device,
         memory=memory_budget(device, 0) or None,  # one for all batches, on whose sizes the last bits depend
+        own=own,
     )
-    state = SearchState()
+    state = SearchState(Candidates.of(space))
     while not Round.of(state, rules).is_finished:
         before, state = state, step(state, scorer_by(rules, scorer), rules)
         if state.round_index > before.round_index:
@@ -218,8 +246,9 @@ def _pruned(
             )
     genotype, draws = state.candidates.genotype(), range(FINAL_DRAWS if chosen else 0)
     scores = tuple(scorer.scores([state.candidates], state.round_index, draw)[0] for draw in draws)
+    found = tuple(own.ranked(each.condition) for each in scores) if own else scores
     network = derived_network(genotype, size, derived_seed(seed, "training weights"))
-    return Found(method, genotype, network.to(device), scores, state.trace)
+    return Found(method, genotype, network.to(device), found, state.trace)
 
 
 def draw_tasks(
@@ -256,6 +285,7 @@ def scorer_by(rules: SearchSettings, scorer: CellScorer) -> Scorer:
 def _halved(
     data: ImageData,
     size: NetworkSettings,
+    space: Space,
     band: Band,
     rungs: tuple[Rung, ...],
     seed: int,
@@ -263,7 +293,7 @@ def _halved(
     say: Callable[[str], None],
 ) -> Found:
     """Successive halving; all candidates share the initial weights of equal layers, the order and the augmentation."""
-    cells = different_genotypes(band, rungs[0].candidates, generator(seed, "halving candidates"), size)
+    cells = different_genotypes(band, rungs[0].candidates, generator(seed, "halving candidates"), size, space)
     last = rungs[-1].epochs
     milestones = tuple(each for each in (7, 10) if each < last)
     config = TrainConfig(
@@ -301,14 +331,14 @@ def _halved(
 
 
 def different_genotypes(
-    band: Band, count: int, random: torch.Generator, size: NetworkSettings
+    band: Band, count: int, random: torch.Generator, size: NetworkSettings, space: Space = PAPER
 ) -> tuple[Genotype, ...]:
     """Random genotypes of a band with two inputs per node, no two alike; raises ConfigurationError for too few."""
     found = dict[Genotype, None]()
     for _ in range(TRIES * count):
         if len(found) == count:
             break
-        found[random_genotype_within(band, random, size)] = None
+        found[random_genotype_within(band, random, size, space=space)] = None
     if len(found) < count:
         raise ConfigurationError(
             f"only {len(found)} different cells with {band} parameters were found, and {count} are needed: widen the "

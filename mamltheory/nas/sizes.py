@@ -15,18 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mamltheory.errors import ConfigurationError, UnsupportedModelError
-from mamltheory.nas.genotype import (
-    CELL_TYPES,
-    EDGES,
-    NODES,
-    Candidates,
-    Edge,
-    Genotype,
-    Operator,
-    random_genotype,
-)
+from mamltheory.nas.genotype import Candidates, Genotype, random_genotype
 from mamltheory.nas.network import Network, NetworkSettings, layout
-from mamltheory.nas.operations import OPERATIONS, build_operation
+from mamltheory.nas.space import CELL_TYPES, PAPER, Edge, Operator, Space
 
 CHANNELS = 16
 """Width at which the sizes of operations are compared; their order is the same at any other."""
@@ -34,7 +25,7 @@ CHANNELS = 16
 
 def genotype_parameters(genotype: Genotype, size: NetworkSettings) -> int:
     """Number of parameters of the network that stacks these cells: ``parameter_count(derived_network(...))``."""
-    common, own = _parts(size)
+    common, own = _parts(size, genotype.space)
     return common + sum(own[operator] for operator in genotype.candidates().operators())
 
 
@@ -62,7 +53,7 @@ def random_genotype_like(
     inputs: Literal["all", "two"] = "two" if all(len(node) == 2 for node in genotype.normal.nodes) else "all"
     nearest, least = None, float("inf")
     for _ in range(draws):
-        drawn = random_genotype(generator, inputs)
+        drawn = random_genotype(generator, inputs, genotype.space)
         gap = abs(genotype_parameters(drawn, size) - target) / target
         if gap < least and drawn != genotype:
             nearest, least = drawn, gap
@@ -114,24 +105,28 @@ class Band:
         return Band(max(1, round(parameters * (1 - tolerance))), round(parameters * (1 + tolerance)))
 
 
-def reachable_sizes(size: NetworkSettings, inputs: Literal["all", "two"] = "two") -> Band:
+def reachable_sizes(
+    size: NetworkSettings, inputs: Literal["all", "two"] = "two", space: Space = PAPER
+) -> Band:
     """The smallest and the largest number of parameters of any genotype's network.
 
     Args:
         size: of the networks.
         inputs: "two" inputs of a node, or "all" edges.
+        space: that the genotypes are of.
 
     Returns:
         Both numbers. Neither says that every size between them occurs.
     """
-    common, own = _parts(size)
+    common, own = _parts(size, space)
 
     def extreme(choose: Callable[..., int], sign: int) -> int:
         total = common
         for kind in CELL_TYPES:
-            for node in range(NODES):
-                edges = [edge for edge in EDGES if edge.node == node]
-                best = (choose(own[Operator(kind, edge, name)] for name in OPERATIONS) for edge in edges)
+            for node in range(space.nodes):
+                edges = [edge for edge in space.edges if edge.node == node]
+                names = space.choices(kind)
+                best = (choose(own[Operator(kind, edge, name)] for name in names) for edge in edges)
                 total += sum(sorted(best, key=lambda x: sign * x)[: 2 if inputs == "two" else None])
         return total
 
@@ -144,6 +139,7 @@ def random_genotype_within(
     size: NetworkSettings,
     inputs: Literal["all", "two"] = "two",
     draws: int = 20_000,
+    space: Space = PAPER,
 ) -> Genotype:
     """A uniformly random genotype among those whose network lies in the band.
 
@@ -153,6 +149,7 @@ def random_genotype_within(
         size: of the network.
         inputs: "two" inputs of a node, or "all" edges.
         draws: random genotypes that are tried before the band is taken for empty.
+        space: that the genotypes are of.
 
     Returns:
         The first genotype that is drawn within the band.
@@ -160,10 +157,10 @@ def random_genotype_within(
     Raises:
         ConfigurationError: no genotype was found; the message says which sizes can be reached.
     """
-    reachable, nearest, least = reachable_sizes(size, inputs), 0, float("inf")
+    reachable, nearest, least = reachable_sizes(size, inputs, space), 0, float("inf")
     if band.most >= reachable.least and band.least <= reachable.most:
         for _ in range(draws):
-            drawn = random_genotype(generator, inputs)
+            drawn = random_genotype(generator, inputs, space)
             parameters = genotype_parameters(drawn, size)
             if parameters in band:
                 return drawn
@@ -176,19 +173,19 @@ def random_genotype_within(
     )
 
 
-def operator_parameters(operator: Operator) -> int:
+def operator_parameters(operator: Operator, space: Space = PAPER) -> int:
     """Number of weights of an operation in its place, at ``CHANNELS`` channels."""
     stride = 2 if operator.cell == "reduce" and operator.edge.source < 2 else 1
-    module = build_operation(operator.operation, CHANNELS, stride, "group")
+    module = space.build(operator.operation, CHANNELS, stride, "group")
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 @lru_cache(maxsize=8)
-def _parts(size: NetworkSettings) -> tuple[int, dict[Operator, int]]:
+def _parts(size: NetworkSettings, space: Space) -> tuple[int, dict[Operator, int]]:
     """Parameters that every genotype has, and of every operator in all cells of its type together."""
     kinds = layout(size.cells)
     with torch.device("meta"):  # shapes alone
-        network = Network(Candidates(), size, kinds)
+        network = Network(Candidates.of(space), size, kinds)
     common, own = 0, Counter[Operator]()
     for name, value in network.named_parameters():
         path = name.split(".")  # cells.CELL.edges.NODE_SOURCE.OPERATION.…

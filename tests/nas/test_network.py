@@ -10,12 +10,12 @@ from mamltheory.nas.network import (
     NetworkSettings,
     build,
     derived_network,
-    initialise_layer,
     layout,
     parameter_count,
     supernet,
 )
 from mamltheory.nas.operations import Convolution, Head
+from mamltheory.nas.weights import initialise_layer
 from mamltheory.rng import generator
 
 SMALL = NetworkSettings(channels=4, cells=3, classes=5, stem_stride=2)

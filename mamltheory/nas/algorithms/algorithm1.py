@@ -124,7 +124,7 @@ def _tie_break(now: Round, place: int, condition: float, regions: float) -> tupl
     if settings.ties == "dense":
         return -condition, regions, place
     name = f"tie {operator.cell} {operator.edge.node} {operator.edge.source} {operator.operation}"
-    size = operator_parameters(operator) if settings.shrinkage else 0
+    size = operator_parameters(operator, now.state.candidates.space) if settings.shrinkage else 0
     return -condition, regions, size, derived_seed(settings.seed, name, now.state.round_index)
 
 

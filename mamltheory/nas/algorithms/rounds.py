@@ -26,9 +26,10 @@ from mamltheory.nas.algorithms.stopping import (
     round_reliability,
     undecided_edges,
 )
-from mamltheory.nas.genotype import CELL_TYPES, NODES, Candidates, Operator
+from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.scoring.score import Job
 from mamltheory.nas.sizes import operator_parameters
+from mamltheory.nas.space import CELL_TYPES, Operator
 from mamltheory.rng import numpy_generator
 
 Draws = Float[np.ndarray, "o r"]
@@ -197,7 +198,7 @@ def competitors(candidates: Candidates, inputs: Literal["all", "two"]) -> tuple[
     if choices or inputs == "all":
         return choices
     for cell in CELL_TYPES:  # second stage: the first node that has more than two inputs
-        for node in range(NODES):
+        for node in range(candidates.space.nodes):
             members = tuple(o for o in live if o.cell == cell and o.edge.node == node)
             if len(members) > 2:
                 return members
@@ -218,7 +219,8 @@ def shrunken_differences(now: Round, found: RoundReliability) -> list[float]:
     draws = now.decisive
     values = np.where((draws == -math.inf).any(1), -math.inf, math.inf)
     if compared := now.compared(draws):
-        sizes = list(map(operator_parameters, compared.operators))
+        space = now.state.candidates.space
+        sizes = [operator_parameters(o, space) for o in compared.operators]
         scores = decisive_scores(compared, sizes, found.basis, undecided_edges(compared, found))
         values[np.isfinite(draws).all(1)] = scores
     return values.tolist()

@@ -3,14 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Annotated, TypedDict
 
 from mamltheory.errors import CheckpointError
 from mamltheory.files import reason
 from mamltheory.nas.algorithms.stopping import RoundReliability, Stop
-from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Edge, Operator
-from mamltheory.nas.operations import OPERATIONS
+from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.scoring.score import Failure, Job, Score
+from mamltheory.nas.space import CELL_TYPES, PAPER, Edge, Operator, Space
 from mamltheory.strict_json import misfit
 
 Number = Annotated[int, 0]
@@ -130,22 +131,23 @@ def decision_to_json(d: Decision) -> list:
     return [d.round_index, d.operator, *numbers, d.rank, d.pruned, d.tied, d.undecided]
 
 
-def state_from_json(data: Mapping) -> SearchState:
-    """The state of :func:`state_to_json`; raises CheckpointError for anything else."""
+def state_from_json(data: Mapping, space: Space = PAPER) -> SearchState:
+    """The state of :func:`state_to_json` in this space; raises CheckpointError for anything else."""
     if wrong := misfit(data, _Saved, "the saved search"):
         raise CheckpointError(f"not a saved search ({wrong}): start the search again with another --out")
     try:
+        live = partial(_live_operator, space)
         scores = {
-            Job(data["round"], repeat, _operator(removed), _operator(pair)): Score(float(c), float(r), why)
-            for repeat, removed, pair, c, r, why in data["scores"]
+            Job(data["round"], repeat, *(o and live(o) for o in both)): Score(float(c), float(r), why)
+            for repeat, *both, c, r, why in data["scores"]
         }
         trace = tuple(
-            Decision(k, _live_operator(o), float(c), float(r), rank, pruned, tied, undecided)
+            Decision(k, live(o), float(c), float(r), rank, pruned, tied, undecided)
             for k, o, c, r, rank, pruned, tied, undecided in data["trace"]
         )
         reports = tuple(RoundReport.from_json(report) for report in data["reports"])
-        history = {_live_operator(o): tuple(map(float, values)) for o, values in data["history"]}
-        candidates = Candidates.from_json(data["candidates"])
+        history = {live(o): tuple(map(float, values)) for o, values in data["history"]}
+        candidates = Candidates.from_json(data["candidates"], space)
         return SearchState(candidates, data["round"], scores, trace, reports, history)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -157,12 +159,8 @@ def _number(value: float) -> float | str:
     return value if math.isfinite(value) else repr(value)
 
 
-def _operator(data: Sequence | None) -> Operator | None:
-    return None if data is None else _live_operator(data)
-
-
-def _live_operator(data: Sequence) -> Operator:
+def _live_operator(space: Space, data: Sequence) -> Operator:
     cell, edge, operation = data
-    if cell not in CELL_TYPES or Edge(*edge) not in EDGES or operation not in OPERATIONS:
+    if cell not in CELL_TYPES or Edge(*edge) not in space.edges or operation not in space.choices(cell):
         raise ValueError(f"no such operator: {data}")
     return Operator(cell, Edge(*edge), operation)

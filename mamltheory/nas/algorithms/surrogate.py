@@ -8,17 +8,16 @@ from jaxtyping import Float
 
 from mamltheory.errors import ConfigurationError
 from mamltheory.nas.genotype import CELL_TYPES, Genotype
-from mamltheory.nas.operations import OPERATIONS
 
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 FEWEST = 8
 
 
 def operation_counts(genotype: Genotype) -> Float[np.ndarray, " 14"]:
-    """How often each of the seven operations occurs in the normal and in the reduction cell."""
+    """How often each operation of its space occurs in the normal and in the reduction cell."""
     edges = genotype.edges()
     names = [[name for *_, name in edges[kind]] for kind in CELL_TYPES]
-    return np.array([each.count(name) for each in names for name in OPERATIONS], dtype=float)
+    return np.array([each.count(name) for each in names for name in genotype.space.operations], dtype=float)
 
 
 @dataclass(frozen=True, eq=False)

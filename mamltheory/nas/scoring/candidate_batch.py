@@ -25,7 +25,7 @@ from mamltheory.kernels.layers.jacobian import Outputs
 from mamltheory.kernels.layers.pooling import pooled
 from mamltheory.kernels.layers.recorder import LayerCall, layers_of
 from mamltheory.kernels.layers.tiles import OverBudget
-from mamltheory.nas.genotype import EDGES, Candidates, CellType, Edge
+from mamltheory.nas.genotype import Candidates, CellType, Edge
 from mamltheory.nas.network import Network, StackedCell
 from mamltheory.nas.scoring.batch_indices import Group, averaged, batch_indices, holders
 from mamltheory.nas.scoring.cell_layers import Activation, run_layer
@@ -214,8 +214,9 @@ class CandidateBatch:
         self.images = x.flatten(0, 1) if self.own_images else x.repeat(len(candidates), 1, 1, 1)
         self.head: nn.Module = network.classifier if heads is None else heads
         self.everyone = tuple(range(len(candidates)))
+        self.edges = network.candidates.space.edges
         self.live = {
-            kind: {edge: [each.on(kind, edge) for each in candidates] for edge in EDGES}
+            kind: {edge: [each.on(kind, edge) for each in candidates] for edge in self.edges}
             for kind in dict.fromkeys(network.kinds)
         }
         edges = itertools.chain(*(each.values() for each in self.live.values()))
@@ -238,7 +239,9 @@ class CandidateBatch:
             return 0
         pairs = list(zip(self.candidates, candidates, strict=True))
         equal = {
-            kind: all(one.on(kind, edge) == other.on(kind, edge) for one, other in pairs for edge in EDGES)
+            kind: all(
+                one.on(kind, edge) == other.on(kind, edge) for one, other in pairs for edge in self.edges
+            )
             for kind in set(self.network.kinds)
         }
         return 1 + sum(itertools.takewhile(bool, (equal[kind] for kind in self.network.kinds)))
@@ -331,11 +334,12 @@ class CandidateBatch:
             return part.new_zeros(len(self.images), *part.shape[1:]).index_copy(0, rows, part)
         # A norm of a pooled state runs once for equal scales and shifts: before training all norms are equal. On a
         # GPU the comparison would have to wait for what runs.
-        norm = operation[0] if isinstance(operation, nn.Sequential) else None
+        norm = operation[0] if isinstance(operation, nn.Sequential) and len(operation) == 1 else None
         if not isinstance(norm, nn.GroupNorm) or norm in self.chain.layers or state.x.is_cuda:
             return run_layer(operation, state, partial(record, group))
         for other, part in state.normed:
-            if torch.equal(norm.weight, other.weight) and torch.equal(norm.bias, other.bias):
+            alike = (norm.num_groups, norm.eps) == (other.num_groups, other.eps)
+            if alike and torch.equal(norm.weight, other.weight) and torch.equal(norm.bias, other.bias):
                 return part
         state.normed.append((norm, run_layer(operation, state, partial(record, group))))
         return state.normed[-1][1]

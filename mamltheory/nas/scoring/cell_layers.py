@@ -18,7 +18,7 @@ from mamltheory.kernels.layers.convolutions import (
     reads_one_grid,
     zero_padded,
 )
-from mamltheory.nas.operations import FactorizedReduce
+from mamltheory.nas.operations import Convolution, FactorizedReduce
 
 Record = Callable[[nn.Module, Tensor, Tensor, Geometry | None], None]
 """Takes a layer, its input, its output, and the geometry of a convolution on that input."""
@@ -71,6 +71,25 @@ def run_layer(module: nn.Module, state: Tensor | Activation, record: Record) -> 
             output = module(state.x)
             record(module, state.x, output, None)
             return output
+
+
+KNOWN = (nn.Conv2d, Convolution, nn.Linear, nn.GroupNorm, nn.LayerNorm)
+
+
+def runs_layer_by_layer(module: nn.Module) -> bool:
+    """Whether :func:`run_layer` and its records show all that a module does with its parameters.
+
+    Args:
+        module: an operation.
+
+    Returns:
+        True for sequences of known layers, of which none is used twice, and of modules without parameters.
+    """
+    names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    known = (nn.Sequential, FactorizedReduce, *KNOWN)
+    return len(names) == len([*module.parameters()]) and all(
+        type(part) in known or not [*part.parameters()] for part in module.modules()
+    )
 
 
 def _convolution(layer: nn.Conv2d, x: Tensor, on_grid: bool, record: Record) -> Tensor:

@@ -21,6 +21,7 @@ from mamltheory.linalg import conditioning
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import Network
 from mamltheory.nas.scoring.candidate_batch import candidate_kernels, on_cpu
+from mamltheory.nas.scoring.cell_layers import runs_layer_by_layer
 from mamltheory.nas.scoring.score import Failure, ScoreSettings, Weights
 from mamltheory.tasks import Task, check_tasks
 
@@ -50,9 +51,8 @@ def network_kernels(
             )
     params = {name: value.detach() for name, value in network.named_parameters()}
     selections = scored_parameters(network, weights)
-    theta, head = layerwise_kernels(
-        network, x, None, selections, params, KernelOptions(outputs), trusted=True
-    )
+    trusted = all(map(runs_layer_by_layer, network.own_operations()))
+    theta, head = layerwise_kernels(network, x, None, selections, params, KernelOptions(outputs), trusted)
     return theta, head
 
 
@@ -97,9 +97,33 @@ def score_kernels(
     """
     tasks = _checked(network, tasks)
     x = _images(network, tasks)
-    kernels = candidate_kernels(network, candidates, x, settings.outputs, settings.weights)
-    for theta, head in kernels:
+    for theta, head in _kernels(network, candidates, x, settings, None, None):
         yield scored_kernel(theta, head, joint_sizes(theta, tasks), settings)
+
+
+def _kernels(
+    network: Network,
+    candidates: Sequence[Candidates],
+    x: Float[Tensor, "*own n c h w"],
+    settings: ScoreSettings,
+    memory: int | None,
+    halved: Callable[[], None] | None,
+    heads: Sequence[nn.Linear] | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(Θ̂, 𝒦̂) of every candidate: in batches, or one after the other where a batch does not know an operation."""
+    if all(map(runs_layer_by_layer, network.own_operations())):
+        outputs, weights = settings.outputs, settings.weights
+        yield from candidate_kernels(network, candidates, x, outputs, weights, memory, halved, heads)
+        return
+    usual = network.classifier
+    try:
+        for place, each in enumerate(candidates):
+            if heads:
+                network.add_module("classifier", heads[place].to(x.device))
+            images = x[place] if x.dim() == 5 else x
+            yield on_cpu(*network_kernels(network.restrict(each), images, settings.outputs, settings.weights))
+    finally:
+        network.restrict(network.candidates).classifier = usual
 
 
 def _checked(network: Network, tasks: Sequence[Task]) -> tuple[Task, ...]:
@@ -165,15 +189,7 @@ def candidate_conditions(
         C_N of each candidate, and why it is +inf where it is. Errors are raised as by :func:`score_kernel`.
     """
     tasks = _checked(network, tasks)
-    kernels = candidate_kernels(
-        network,
-        candidates,
-        _images(network, tasks),
-        settings.outputs,
-        settings.weights,
-        memory,
-        halved,
-    )
+    kernels = _kernels(network, candidates, _images(network, tasks), settings, memory, halved)
     dtype = network.classifier.weight.dtype
     return [_measured(*pair, tasks, settings, dtype) for pair in kernels]
 
@@ -206,16 +222,8 @@ def own_conditions(
             f"the candidates' images have shapes {', '.join(map(str, shapes))}: expected as many of one size for "
             "every candidate; draw tasks of equal numbers and sizes"
         )
-    kernels = candidate_kernels(
-        network,
-        candidates,
-        _placed(network, torch.stack(images)),
-        settings.outputs,
-        settings.weights,
-        memory,
-        halved,
-        heads,
-    )
+    x = _placed(network, torch.stack(images))
+    kernels = _kernels(network, candidates, x, settings, memory, halved, heads)
     dtype = network.classifier.weight.dtype
     return [_measured(*pair, each, settings, dtype) for pair, each in zip(kernels, checked, strict=True)]
 

@@ -6,7 +6,7 @@ and 3×3 patches of a single colour channel as inputs (each larger input would b
 the patterns of a batch depend on one another: all patches are counted together.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from mamltheory.accelerator import float32_products
 from mamltheory.errors import ShapeError, UnsupportedModelError
-from mamltheory.nas.genotype import EDGES, Candidates, Edge
-from mamltheory.nas.network import Network, NetworkSettings, build, initialise_layer, mean_of
-from mamltheory.rng import generator
+from mamltheory.nas.genotype import Candidates
+from mamltheory.nas.network import Network, NetworkSettings, build, mean_of
+from mamltheory.nas.space import PAPER, Edge, Space
+from mamltheory.nas.weights import draw_weights
 
 PATCH = 3
 
@@ -48,7 +49,8 @@ def region_counts(
     Returns:
         One number for each supernet.
     """
-    counter = PatternCounter(_thin().drawn(seed), patches.cpu())
+    space = candidates[0].space if candidates else PAPER
+    counter = PatternCounter(_thin(space).drawn(seed), patches.cpu())
     return [counter.count(each) for each in candidates]
 
 
@@ -117,7 +119,7 @@ class PatternCounter:
     def _run(self, candidates: Candidates) -> None:
         s0 = s1 = self._value(self.network.stem, Value(-1, self.x, []))
         for kind, cell in self.network.stacked_cells():
-            live = {edge: candidates.on(kind, edge) for edge in EDGES}
+            live = {edge: candidates.on(kind, edge) for edge in candidates.space.edges}
             s0, s1 = s1, cell.walk(self._value, self._edge_output, live, s0, s1)
         self._value(self.network.last, s1)
 
@@ -139,13 +141,13 @@ class _Thin:
 
     Attributes:
         network: the network.
-        layers: its convolutions and head, by the names that they had before.
+        layers: its layers with weights but norms, by the names that they had before.
         matrices: the modules in their place.
         seed: seed of its weights; None while they are being drawn.
     """
 
     network: Network
-    layers: list[tuple[str, nn.Conv2d | nn.Linear]]
+    layers: list[tuple[str, nn.Module]]
     matrices: "list[_Dense]"
     seed: int | None = 0
 
@@ -154,9 +156,7 @@ class _Thin:
         if self.seed != seed:
             self.seed = None  # what is drawn in part, because of an interruption, is drawn again
             for name, layer in self.layers:
-                initialise_layer(
-                    layer, self.network.settings.initialisation, generator(seed, f"weights {name}")
-                )
+                draw_weights(name, layer, seed, self.network.settings.initialisation)
             for module in self.matrices:
                 module.matrices.clear()
             self.seed = seed
@@ -164,11 +164,12 @@ class _Thin:
 
 
 @lru_cache(maxsize=1)
-def _thin() -> _Thin:
+def _thin(space: Space) -> _Thin:
     """Kept for all repeats: to build the network takes longer than to draw its weights, and to run it."""
-    network = thin_network(Candidates(), 0)
-    layers = [(n, layer) for n, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    densify(network)
+    network = thin_network(Candidates.of(space), 0)
+    layers = [(n, each) for n, each in network.named_modules() if [*each.parameters(recurse=False)]]
+    layers = [(n, each) for n, each in layers if not isinstance(each, nn.BatchNorm2d)]
+    densify(network, keep=[part for own in network.own_operations() for part in own.modules()])
     return _Thin(network, layers, [each for each in network.modules() if isinstance(each, _Dense)])
 
 
@@ -261,18 +262,24 @@ class _Dense(nn.Module):
         return (x.flatten(1) @ matrix).reshape(len(x), *out)
 
 
-def densify(network: nn.Module) -> None:
-    """Replaces, in place, every run of convolutions by its matrix; for tiny inputs and without gradient."""
+def densify(network: nn.Module, keep: Collection[nn.Module] = ()) -> None:
+    """Replaces, in place, every run of convolutions by its matrix; for tiny inputs and without gradient.
+
+    Args:
+        network: the network.
+        keep: modules that stay as they are.
+    """
     for parent in list(network.modules()):
         if isinstance(parent, _Dense):
             continue
         run: list[str] = []
         for name, child in [*parent.named_children(), ("", None)]:
-            if isinstance(child, nn.Conv2d | nn.AvgPool2d) and (isinstance(parent, nn.Sequential) or not run):
+            linear = isinstance(child, nn.Conv2d | nn.AvgPool2d) and child not in keep
+            if linear and (isinstance(parent, nn.Sequential) or not run):
                 run.append(name)
                 continue
             _merge(parent, run)
-            run = [name] if isinstance(child, nn.Conv2d | nn.AvgPool2d) else []
+            run = [name] if linear else []
 
 
 def _merge(parent: nn.Module, run: list[str]) -> None:

@@ -25,12 +25,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mamltheory.accelerator import float32_products, memory_budget, out_of_memory, uploaded
-from mamltheory.errors import ConfigurationError, SingularKernelError, ValueRangeError
+from mamltheory.errors import (
+    ConfigurationError,
+    SingularKernelError,
+    UnsupportedModelError,
+    ValueRangeError,
+)
 from mamltheory.kernels.meta import Sizes, joint_inputs, joint_sizes
 from mamltheory.linalg import conditioning
 from mamltheory.nas.genotype import Candidates, Operator
 from mamltheory.nas.network import Network, supernet
 from mamltheory.nas.scoring.candidate_batch import on_cpu
+from mamltheory.nas.scoring.cell_layers import runs_layer_by_layer
 from mamltheory.nas.scoring.condition_number import scored_kernel, scored_parameters
 from mamltheory.nas.scoring.score import Failure, Job, Score, ScoreSettings, jobs_by_repeat
 from mamltheory.nas.scoring.scorers import CellScorer
@@ -83,6 +89,7 @@ def operator_gradients(
     Raises:
         ConfigurationError: ``chunk`` is below 1.
     """
+    _check_known(network)
     if chunk is not None and chunk < 1:
         raise ConfigurationError(f"chunk is {chunk}: expected at least 1 sample")
     like, tasks = network.classifier.weight, check_tasks(tasks)
@@ -114,6 +121,16 @@ def operator_gradients(
     finally:
         network.mix(None)
     return OperatorGradients(value, dict(zip(operators, total.tolist(), strict=True)))
+
+
+def _check_known(network: Network) -> None:
+    """Raise UnsupportedModelError for an operation of a user that is more than a sequence of known layers."""
+    if not all(map(runs_layer_by_layer, network.own_operations())):
+        raise UnsupportedModelError(
+            "the gradient of a score knows operations that are nn.Sequential of convolutions, linear layers and norms, "
+            "and modules without parameters: build the operations of the space so, or take "
+            "estimator='leave-one-out' (--estimator leave-one-out), which knows any"
+        )
 
 
 def fitting_samples(

@@ -18,10 +18,11 @@ from mamltheory.kernels.layers.layerwise import layerwise_kernels
 from mamltheory.kernels.layers.options import KernelOptions
 from mamltheory.kernels.meta import meta_ntk_from_ntk
 from mamltheory.linalg import Dynamics, Measure, conditioning
-from mamltheory.nas.network import Network, initialise_layer
+from mamltheory.nas.network import Network
 from mamltheory.nas.operations import Head
 from mamltheory.nas.scoring.condition_number import network_kernels
 from mamltheory.nas.scoring.score import RIDGE
+from mamltheory.nas.weights import initialise_layer
 from mamltheory.rng import generator
 
 KERNELS = ("maml", "anil", "ntk")

@@ -60,10 +60,11 @@ Failure = Literal["not finite", "no gradient", "singular"]
 
 @dataclass(frozen=True)
 class Score:
-    """C_N and R_N of one network.
+    """C_N, or what a search has in its place, and R_N of one network.
 
     Attributes:
-        condition: C_N, lower is better; +∞ for a network that cannot be scored.
+        condition: C_N, or a user's score in its place, the sign such that lower is better; +∞ for a network that
+            cannot be scored.
         regions: R_N, higher is better.
         failure: why C_N is +∞, where it is known; equality of scores ignores it.
         halvings: how often the batch of which this is the first score had to be halved because of memory.

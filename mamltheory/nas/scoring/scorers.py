@@ -16,11 +16,14 @@ from torch import Tensor, nn
 
 from mamltheory.errors import ConfigurationError
 from mamltheory.nas.genotype import Candidates
-from mamltheory.nas.network import Network, NetworkSettings, initialise_layer, supernet
+from mamltheory.nas.network import Network, NetworkSettings, supernet
 from mamltheory.nas.operations import Head
 from mamltheory.nas.scoring.condition_number import candidate_conditions, own_conditions
 from mamltheory.nas.scoring.linear_regions import region_counts
+from mamltheory.nas.scoring.own_score import OwnScore, own_scores
 from mamltheory.nas.scoring.score import Failure, Job, Score, ScoreSettings, jobs_by_repeat
+from mamltheory.nas.space import Space
+from mamltheory.nas.weights import initialise_layer
 from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task
 
@@ -44,6 +47,7 @@ class CellScorer:
         memory: bytes that a batch of candidates, or the graph of a gradient, may hold; None for what fits a CPU or the
             free memory of a GPU (:func:`mamltheory.accelerator.memory_budget`). On a GPU the last bits of scores
             depend on it: a search takes one number for all of its scores.
+        own: a user's score in place of the condition number, of the same networks on the same tasks.
     """
 
     network: NetworkSettings
@@ -53,6 +57,7 @@ class CellScorer:
     settings: ScoreSettings = field(default_factory=ScoreSettings)
     device: str = "cpu"
     memory: int | None = None
+    own: OwnScore | None = None
 
     def __call__(self, candidates: Candidates, jobs: Sequence[Job]) -> dict[Job, Score]:
         """The scores of jobs; see :class:`mamltheory.nas.scoring.score.Scorer`."""
@@ -79,8 +84,11 @@ class CellScorer:
         with _beside(self.device, partial(self._regions, networks, index)) as regions:
             if self.tasks is not None:
                 seed = derived_seed(self.seed, "score-weights", *index)
-                network = _whole_supernet(self.network, seed, self.device)
                 tasks = self.tasks(generator(self.seed, "score-tasks", *index))
+                if self.own is not None:
+                    found = own_scores(self.own, _supernets(networks, self.network, seed), tasks, self.device)
+                    return _scores([(each, None) for each in found], regions(), 0)
+                network = _whole_supernet(self.network, seed, self.device, networks[0].space)
                 conditions = candidate_conditions(
                     network, networks, tasks, self.settings, self.memory, partial(halved.append, None)
                 )
@@ -111,6 +119,10 @@ class IndependentDraws:
             raise ConfigurationError(
                 f"the jobs are of rounds {rounds}, which have different weights: ask for each round separately"
             )
+        if self.scorer.own is not None:
+            raise ConfigurationError(
+                "an own score has common random numbers: leave common_random_numbers True"
+            )
         networks = [job.network(candidates) for job in jobs]
         halved: list[None] = []
         with _beside(self.scorer.device, partial(self._regions, networks, jobs)) as regions:
@@ -124,19 +136,20 @@ class IndependentDraws:
         scorer = self.scorer
         if scorer.tasks is None:
             return [(1.0, None)] * len(jobs)
-        pairs = [_pair(job) for job in jobs]
+        space = networks[0].space
+        pairs = [_pair(job, space) for job in jobs]
         drawn = {pair: scorer.tasks(generator(scorer.seed, "own tasks", *pair)) for pair in set(pairs)}
         seed = derived_seed(scorer.seed, "score-weights", jobs[0].round_index)
-        network = _whole_supernet(scorer.network, seed, scorer.device)
-        heads = [self._head(job, network.classifier) for job in jobs]
+        network = _whole_supernet(scorer.network, seed, scorer.device, space)
+        heads = [self._head(job, pair, network.classifier) for job, pair in zip(jobs, pairs, strict=True)]
         tasks = [drawn[pair] for pair in pairs]
         return own_conditions(network, networks, tasks, heads, scorer.settings, scorer.memory, halved)
 
-    def _head(self, job: Job, like: nn.Linear) -> nn.Linear:
+    def _head(self, job: Job, pair: tuple[int, int, int], like: nn.Linear) -> nn.Linear:
         """The head of the supernet, or of the candidate, of a pair."""
         which = "supernet" if job.removed is None else "candidate"
         head = Head(like.in_features, like.out_features)
-        stream = generator(self.scorer.seed, f"head of the {which}", *_pair(job))
+        stream = generator(self.scorer.seed, f"head of the {which}", *pair)
         initialise_layer(head, self.scorer.network.initialisation, stream)
         return head
 
@@ -146,7 +159,7 @@ class IndependentDraws:
             return counts
         members: dict[tuple[int, int, int], list[int]] = {}
         for place, job in enumerate(jobs):
-            members.setdefault(_pair(job), []).append(place)
+            members.setdefault(_pair(job, networks[0].space), []).append(place)
         for pair, places in members.items():
             patches = scorer.patches(generator(scorer.seed, "own patches", *pair))
             thin = derived_seed(scorer.seed, "own thin weights", *pair)
@@ -166,11 +179,11 @@ def _beside(device: str, work: Callable[[], list[int]]) -> Iterator[Callable[[],
         yield thread.submit(work).result
 
 
-def _pair(job: Job) -> tuple[int, int, int]:
+def _pair(job: Job, space: Space) -> tuple[int, int, int]:
     """What the draws of a pair follow from: round, repeat, and the candidate's number."""
     if job.pair is None:
         raise ConfigurationError(f"{job} names no pair: give Job.pair, or use CellScorer")
-    return job.round_index, job.repeat, Candidates().operators().index(job.pair)
+    return job.round_index, job.repeat, Candidates.of(space).operators().index(job.pair)
 
 
 def _scores(conditions: Conditions, regions: Iterable[int], halvings: int) -> list[Score]:
@@ -179,7 +192,12 @@ def _scores(conditions: Conditions, regions: Iterable[int], halvings: int) -> li
     return [Score(c, float(r), why, halvings if i == 0 else 0) for i, ((c, why), r) in rows]
 
 
+def _supernets(networks: Sequence[Candidates], size: NetworkSettings, seed: int) -> Iterator[Network]:
+    """Each of the networks with no other operations than its own, built when it is asked for."""
+    return (supernet(each, size, seed) for each in networks)
+
+
 @lru_cache(maxsize=2)
-def _whole_supernet(settings: NetworkSettings, seed: int, device: str) -> Network:
+def _whole_supernet(settings: NetworkSettings, seed: int, device: str, space: Space) -> Network:
     """The supernet of all operations, kept for the other networks that have the same weights."""
-    return supernet(Candidates(), settings, seed).to(device, non_blocking=True)
+    return supernet(Candidates.of(space), settings, seed).to(device, non_blocking=True)

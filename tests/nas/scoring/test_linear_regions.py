@@ -16,6 +16,7 @@ from mamltheory.nas.scoring.linear_regions import (
     region_counts,
     thin_network,
 )
+from mamltheory.nas.space import PAPER
 from mamltheory.rng import generator
 from tests.reference.nas_regions import (
     count_by_products,
@@ -190,21 +191,21 @@ def test_what_has_no_regions_is_refused():
 
 
 def test_weights_that_an_interruption_left_half_drawn_are_drawn_again(monkeypatch):
-    before, drawn, usual = region_counts([Candidates()], patches(), 5), [], regions.initialise_layer
+    before, drawn, usual = region_counts([Candidates()], patches(), 5), [], regions.draw_weights
 
-    def interrupted(layer, *how):
-        drawn.append(layer)
+    def interrupted(name, *how):
+        drawn.append(name)
         if len(drawn) > 20:
             raise KeyboardInterrupt
-        usual(layer, *how)
+        usual(name, *how)
 
     with monkeypatch.context() as patched:
-        patched.setattr(regions, "initialise_layer", interrupted)
+        patched.setattr(regions, "draw_weights", interrupted)
         with pytest.raises(KeyboardInterrupt):
             region_counts([Candidates()], patches(), 6)
     assert region_counts([Candidates()], patches(), 5) == before
     fresh = dict(thin_network(Candidates(), 5).named_parameters())
-    kept = regions._thin()
+    kept = regions._thin(PAPER)
     assert all(torch.equal(layer.weight, fresh[f"{name}.weight"]) for name, layer in kept.layers)
 
 

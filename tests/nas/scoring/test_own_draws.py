@@ -5,11 +5,12 @@ import torch
 
 from mamltheory.errors import ConfigurationError, ShapeError
 from mamltheory.nas.genotype import Candidates
-from mamltheory.nas.network import NetworkSettings, initialise_layer, supernet
+from mamltheory.nas.network import NetworkSettings, supernet
 from mamltheory.nas.scoring.condition_number import condition_score, own_conditions
 from mamltheory.nas.scoring.linear_regions import region_count
 from mamltheory.nas.scoring.score import Job, ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
+from mamltheory.nas.weights import initialise_layer
 from mamltheory.rng import derived_seed, generator
 from tests.nas.cases import draw_tasks as several_tasks
 

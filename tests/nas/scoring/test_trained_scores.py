@@ -11,8 +11,9 @@ from torch import nn
 import mamltheory as mt
 from mamltheory.linalg import Converged, conditioning
 from mamltheory.nas.genotype import random_genotype
-from mamltheory.nas.network import NetworkSettings, derived_network, initialise_layer
+from mamltheory.nas.network import NetworkSettings, derived_network
 from mamltheory.nas.scoring.pool import Batch, PoolSettings, PoolTasks, trained_scores
+from mamltheory.nas.weights import initialise_layer
 from mamltheory.rng import generator, numpy_generator
 from tests.reference.kernels_autograd import ntk
 
