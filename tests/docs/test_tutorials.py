@@ -17,7 +17,8 @@ SMALL = {
 classes, images, side = 6, 16, 12
 channels, parameters = 2, (2_000, 4_000)
 rungs, epochs, tasks = ((2, 1), (1, 2)), 3, 4
-"""
+""",
+    "own": "count, channels = 8, 2",
 }
 """What takes the place of the cell tagged ``sizes`` in the fast test, by page."""
 
