@@ -32,6 +32,8 @@ LABELS = {
 }
 """Labels of operations; any other name is shown unchanged."""
 HALF_WIDTH, HALF_HEIGHT = 0.15, 0.36
+MOST_TRIED = 6
+"""Edges whose sides are chosen for few crossings: all of them in cells of up to five nodes."""
 TURN = 0.24  # where a lane begins and ends, in columns from the node's centre
 
 
@@ -86,8 +88,9 @@ def _lanes(edges: list[tuple[int, int]], last: int) -> dict[tuple[int, int], int
     free = [edge for edge in edges if edge[0] >= 2 and edge not in lanes]
     outputs = [(node, last + 1) for node in range(2, last)]
     best: tuple[tuple[int, int, int], dict[tuple[int, int], int]] | None = None
-    for *sides, down in itertools.product((1, -1), repeat=len(free) + 1):
-        chosen = fixed | dict(zip(free, sides, strict=True)) | dict.fromkeys(outputs, -down)
+    tried, rest = free[:MOST_TRIED], {edge: (-1) ** i for i, edge in enumerate(free[MOST_TRIED:])}
+    for *sides, down in itertools.product((1, -1), repeat=len(tried) + 1):
+        chosen = fixed | rest | dict(zip(tried, sides, strict=True)) | dict.fromkeys(outputs, -down)
         found = _one_layout(chosen, set(outputs))
         between = {edge: lane for edge, lane in found.items() if edge not in outputs}
         cost = (_crossings(between), _crossings(found), max(map(abs, found.values()), default=0))

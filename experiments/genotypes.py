@@ -83,12 +83,22 @@ def read_genotype(path: Path) -> Genotype:
 
 
 def genotype_from(content: dict[str, Any]) -> Genotype:
-    """The genotype in the content of a file, of the space that it names; raises GenotypeError for anything else."""
+    """The genotype in the content of a file.
+
+    Args:
+        content: The genotype, with the MODULE:NAME of its space if that is a user's.
+
+    Returns:
+        The genotype. GenotypeError is raised for other content.
+
+    Raises:
+        ConfigurationError: Its space is not to be found from here.
+    """
     name = content.get("space")
     try:
         space = space_of(name if name is None or isinstance(name, str) else repr(name))
     except ConfigurationError as error:
-        raise GenotypeError(f"its space is not to be had: {error}") from error
+        raise ConfigurationError(f"{error}; run this command in the folder that the search ran in") from error
     return Genotype.from_json(content, space)
 
 

@@ -14,7 +14,7 @@ from mamltheory.nas.scoring.own_score import OwnScore
 from mamltheory.nas.space import PAPER, Space, check_operations
 
 
-def value_of(name: str, expected: str) -> Any:
+def named_value(name: str, expected: str) -> Any:
     """What MODULE:NAME names; modules of the current folder are found.
 
     Args:
@@ -43,7 +43,7 @@ def value_of(name: str, expected: str) -> Any:
 
 def function_of(name: str) -> Callable[..., Any]:
     """The function that MODULE:FUNCTION names; raises ConfigurationError for anything else."""
-    found = value_of(name, "a function")
+    found = named_value(name, "a function")
     if not callable(found):
         raise ConfigurationError(f"{name!r} is a {type(found).__name__}: expected a function")
     return found
@@ -54,7 +54,7 @@ def space_of(name: str | None) -> Space:
     """The search space that MODULE:NAME names, checked; the paper's for None."""
     if name is None:
         return PAPER
-    found = value_of(name, "a search space")
+    found = named_value(name, "a search space")
     if not isinstance(found, Space):
         raise ConfigurationError(f"{name!r} is a {type(found).__name__}: expected a mamltheory.nas.Space")
     check_operations(found)
@@ -65,7 +65,7 @@ def score_of(name: str | None) -> OwnScore | None:
     """The score that MODULE:NAME names, which is a function or an OwnScore; None for None."""
     if name is None:
         return None
-    found = value_of(name, "a score")
+    found = named_value(name, "a score")
     if not isinstance(found, OwnScore) and (isinstance(found, type) or not callable(found)):
         raise ConfigurationError(
             f"{name!r} is a {type(found).__name__}: expected a function of network and tasks, or an OwnScore"

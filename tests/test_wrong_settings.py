@@ -17,6 +17,7 @@ SIZE = nas.NetworkSettings(channels=2, cells=3, stem_stride=4)
 GENOTYPE = nas.random_genotype(generator(0, "test cell"))
 CONFIG = fewshot.TrainConfig(epochs=1, batch_size=8, milestones=(), flip=False)
 DATA = glyph_data(16, 3, 2, 2, samples_per_class=4)
+SPACE = nas.Space(nodes=1)
 INPUTS = fewshot.Inputs(16, 3, DATA.mean, DATA.std, mirrors=False)
 NETWORK = fewshot.TrainedNetwork(GENOTYPE.to_module(2, 3, 3, 4), INPUTS, DATA.train.class_names)
 COUNTS = {"ways": 2, "shots": 1, "queries": 1, "seed": 0}
@@ -50,10 +51,21 @@ RIGHT = {
             "repeats": None,
             "parameters": None,
             "rungs": (),
+            "space": SPACE,
+            "score": None,
             "device": "cpu",
         },
     ),
-    "random_genotype": (nas.random_genotype, {"generator": generator(0, "cells"), "inputs": "two"}),
+    "random_genotype": (
+        nas.random_genotype,
+        {"generator": generator(0, "cells"), "inputs": "two", "space": SPACE},
+    ),
+    "Space": (
+        nas.Space,
+        {"operations": SPACE.operations, "nodes": 1, "normal": (), "reduce": (), "name": ""},
+    ),
+    "OwnScore": (nas.OwnScore, {"function": max, "largest_is_best": False}),
+    "normalisation": (nas.normalisation, {"kind": "group", "channels": 4}),
     "to_module": (
         GENOTYPE.to_module,
         {"channels": 2, "cells": 3, "classes": 2, "stem_stride": 4, "seed": 0},

@@ -201,7 +201,8 @@ def _draw_field(axes: Axes, at: tuple[float, float], found: Mapping[str, Any]) -
         frame: dict[str, Any] = {"edgecolor": WARNING, "linewidth": 1.0, "linestyle": (0, (2.5, 1.2))}
         axes.add_patch(Rectangle((x + 0.04, y + 0.11), 0.92, 0.78, fill=False, **frame))
     name = short(found["operation"]) + ("⁼" if found["tied"] else "")
-    axes.text(x + 0.09, y + 0.52, name, ha="left", va="center", fontsize=7.5)
+    size = min(7.5, 52 / len(name))  # a user's operation may have a long name
+    axes.text(x + 0.09, y + 0.52, name, ha="left", va="center", fontsize=size)
     if found["score"] is not None:
         score = _number(found["score"])
         axes.text(x + 0.93, y + 0.52, score, ha="right", va="center", fontsize=6.5, color="0.2")

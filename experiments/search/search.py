@@ -141,7 +141,8 @@ class SavedSearch:
 def search_cells(settings: Search) -> Genotype:
     """Run or continue the search in its run folder; interruptions do not change the genotype."""
     settings = settings.resolved()
-    space_of(settings.space)  # a mistake in it is found before anything else
+    space_of(settings.space)  # mistakes in a user's modules are found before anything else
+    score_of(settings.score)
     device = choose_device(settings.device)
     if settings.method == "halving":
         return search_by_halving(settings, device.device)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mamltheory.arguments import check_choice, check_whole
 from mamltheory.errors import ConfigurationError, GenotypeError
 from mamltheory.kernels.layers.convolutions import convolved_on_grid, is_plain, pixels, reads_one_grid
 
@@ -64,9 +65,11 @@ def normalisation(kind: Norm, channels: int) -> nn.Module:
 
     Example:
         >>> from mamltheory.nas import normalisation
-        >>> normalisation("group", 8)
-        GroupNorm(4, 8, eps=1e-05, affine=True)
+        >>> normalisation("group", 8).num_groups
+        4
     """
+    check_choice(("batch", "group"), kind=kind)
+    check_whole(channels=channels)
     # A kernel needs outputs that depend on their own sample alone, which batch statistics violate.
     if kind == "batch":
         return nn.BatchNorm2d(channels)

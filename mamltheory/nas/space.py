@@ -108,6 +108,8 @@ class Space:
 
     def __post_init__(self) -> None:
         check_whole(most=MOST_NODES, nodes=self.nodes)
+        if not isinstance(self.name, str):
+            raise ConfigurationError(f"name is {self.name!r:.80}: expected MODULE:NAME, or ''")
         operations: Any = self.operations
         if not isinstance(operations, Mapping) or not 1 <= len(operations) <= MOST_OPERATIONS:
             raise ConfigurationError(

@@ -29,14 +29,15 @@ class OwnScore:
         ConfigurationError: something other than a function.
 
     Example:
-        >>> from mamltheory.nas import NetworkSettings, OwnScore, search
         >>> from mamltheory.fewshot.glyphs import glyph_data
+        >>> from mamltheory.nas import NetworkSettings, OwnScore, Space, search
         >>> def parameters(network, tasks):
         ...     return sum(parameter.numel() for parameter in network.parameters())
-        >>> size = NetworkSettings(channels=2, cells=3, stem_stride=4)
-        >>> data, score = glyph_data(16, 5, 2, 2, samples_per_class=4), OwnScore(parameters, largest_is_best=True)
-        >>> score.value(search(data, "random", size=size).network, ())
-        2907.0
+        >>> data, size = glyph_data(16, 5, 2, 2, samples_per_class=6), NetworkSettings(4, 3, stem_stride=4)
+        >>> space = Space(nodes=1, normal=("skip_connect", "conv_3x3"), reduce=("conv_3x3",))
+        >>> found = search(data, score=OwnScore(parameters, largest_is_best=True), space=space, size=size, repeats=1)
+        >>> found.genotype
+        Genotype(normal: 2 conv_3x3; reduce: 2 conv_3x3)
     """
 
     function: Callable[[nn.Module, Sequence[Task]], float]

@@ -155,6 +155,8 @@ def half_agreement(
     if scores.shape[1] < 2:
         raise ConfigurationError(f"halves need at least 2 repeats, got {scores.shape[1]}")
     halves = _halves(scores.shape[1], draws, random)
+    if earlier is not None and earlier.shape[1] < 2:
+        earlier = None  # a single repeat has no halves
     before = None if earlier is None else (earlier, _halves(earlier.shape[1], draws, random))
     left, right = (
         _summaries(scores, half, edges, types, before and (before[0], before[1][k]))

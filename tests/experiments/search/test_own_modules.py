@@ -139,9 +139,12 @@ def test_mistakes_are_one_line_before_anything_is_written(tmp_path, monkeypatch,
     assert not out.exists() or not files(out)
 
 
-def test_a_genotype_whose_space_is_gone_says_so(tmp_path):
+def test_a_genotype_whose_space_is_gone_says_so(tmp_path, capsys):
     cell = tmp_path / "cell.json"
     content = {"space": "no_such_module:space", "normal": [], "reduce": []}
     cell.write_text(json.dumps(content))
     assert shell.main(["train", *flags(genotype=cell, out=tmp_path / "train", **SIZE)]) == 2
+    shown = capsys.readouterr().err
+    assert "cannot find 'no_such_module:space'" in shown
+    assert "in the folder that the search ran in" in shown
     assert space_of(SPACE) == space

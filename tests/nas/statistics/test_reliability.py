@@ -182,6 +182,12 @@ def test_independent_halves_agree_by_chance_without_signal_and_fully_with_it():
     assert shrunk.same > plain.same + 0.1
 
 
+def test_halves_take_no_notice_of_a_single_earlier_repeat():
+    scores, earlier = planted(2, 6, kind=1.0)[0], planted(3, 1)[0]
+    found = [half_agreement(scores, EDGES, draws(0), TYPES, 10, each) for each in (earlier, None)]
+    assert found[0] == found[1]
+
+
 def test_agreement_of_halves_grows_as_the_reliability_says():
     """For normal scores, tau = 2/π · arcsin(correlation)."""
     found = [half_agreement(planted(s, 12, specific=0.5)[0], EDGES, draws(s), draws=40) for s in range(8)]
