@@ -83,12 +83,9 @@ figures: $(STAMP)
 	$(RUN) benchmark --cases scoring --name scoring --rounds 3 --out figures
 
 test: $(SITE_STAMP)
-	@echo "checking style"
-	@$(BIN)/ruff check -q .
-	@echo "checking types"
-	@$(BIN)/mypy --no-error-summary
-	@echo "building the site, without its tutorials"
-	@export RUN_TUTORIALS=0; $(SITE)
+	@echo "checking style and types, and building the site, whose tutorials the tests execute"
+	@(export RUN_TUTORIALS=0; $(SITE)) & site=$$!; $(BIN)/ruff check -q . && $(BIN)/mypy --no-error-summary; \
+	  checked=$$?; wait $$site && exit $$checked
 	@echo "running the fast tests, and comparing paper_checks.md with their outcomes"
 	@$(PYTEST) --ledger check
 
