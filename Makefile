@@ -41,7 +41,7 @@ demo: $(STAMP)
 
 # What the site needs, some sixty small packages of Sphinx and Jupyter, is installed for `docs` and `test` alone.
 SITE_STAMP := $(VENV)/.installed-docs
-SITE = rm -rf docs/_build docs/api/generated && PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=2 $(BIN)/python -m sphinx -q -W \
+SITE = rm -rf docs/_build docs/api/generated && PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W \
   --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
 
 $(SITE_STAMP): $(STAMP)

@@ -50,7 +50,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off" if os.environ.get("RUN_TUTORIALS") == "0" else "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = 1200  # seconds a cell, for busy machines
 nb_execution_in_temp = True
 nb_merge_streams = True
 
