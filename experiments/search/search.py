@@ -21,6 +21,7 @@ from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.algorithms.state import SearchState, state_from_json, state_to_json
 from mamltheory.nas.genotype import Candidates, Genotype
 from mamltheory.nas.network import supernet
+from mamltheory.nas.scoring.operator_gradient import check_known_operations
 from mamltheory.nas.scoring.own_score import own_scores
 from mamltheory.nas.scoring.score import Job, Score, Scorer, ScoreSettings, halvings
 from mamltheory.nas.scoring.scorers import CellScorer
@@ -150,11 +151,7 @@ def search_cells(settings: Search) -> Genotype:
     scorer, rules = scorer_of(settings, shared_name(device.device)), rules_of(settings)
     # A mistake in the data or the counts is found here, before the run folder is opened.
     if scorer.tasks is not None:
-        tasks = scorer.tasks(generator(settings.seed, "trial"))
-        if scorer.own is not None:
-            # So is one in an own score: it is run once on the whole supernet.
-            network = supernet(Candidates.of(space_of(settings.space)), scorer.network, settings.seed)
-            own_scores(scorer.own, [network], tasks, scorer.device)
+        try_out(settings, scorer, scorer.tasks(generator(settings.seed, "trial")))
     if settings.parameters is not None:
         cells = sampled_cells(settings)
         with deterministic(device.device), opened_search(settings, device.device) as log:
@@ -172,6 +169,17 @@ def search_cells(settings: Search) -> Genotype:
                 before, saved = saved.state, finish_round(saved, rules, scorer, settings, spread, log)
                 print("\n".join(round_lines(before, saved.state)), flush=True)
         return write_results(saved, settings, log)
+
+
+def try_out(settings: Search, scorer: CellScorer, tasks: Sequence[Task]) -> None:
+    """Run a user's score once on the whole supernet, and ask whether the gradient knows a user's operations."""
+    if settings.space is None and scorer.own is None:
+        return
+    network = supernet(Candidates.of(space_of(settings.space)), scorer.network, settings.seed)
+    if scorer.own is not None:
+        own_scores(scorer.own, [network], tasks, scorer.device)
+    elif settings.estimator == "gradient":
+        check_known_operations(network)
 
 
 def with_budget(saved: SavedSearch, scorer: CellScorer, settings: Search) -> tuple[SavedSearch, CellScorer]:

@@ -13,7 +13,7 @@ PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 FEWEST = 8
 
 
-def operation_counts(genotype: Genotype) -> Float[np.ndarray, " 14"]:
+def operation_counts(genotype: Genotype) -> Float[np.ndarray, " counts"]:
     """How often each operation of its space occurs in the normal and in the reduction cell."""
     edges = genotype.edges()
     names = [[name for *_, name in edges[kind]] for kind in CELL_TYPES]
@@ -32,7 +32,7 @@ class Surrogate:
             each of them; below zero if they are worse than the mean, and zero if all accuracies are equal.
     """
 
-    weights: Float[np.ndarray, " 14"]
+    weights: Float[np.ndarray, " counts"]
     intercept: float
     penalty: float
     explained: float

@@ -89,7 +89,7 @@ def operator_gradients(
     Raises:
         ConfigurationError: ``chunk`` is below 1.
     """
-    _check_known(network)
+    check_known_operations(network)
     if chunk is not None and chunk < 1:
         raise ConfigurationError(f"chunk is {chunk}: expected at least 1 sample")
     like, tasks = network.classifier.weight, check_tasks(tasks)
@@ -123,7 +123,7 @@ def operator_gradients(
     return OperatorGradients(value, dict(zip(operators, total.tolist(), strict=True)))
 
 
-def _check_known(network: Network) -> None:
+def check_known_operations(network: Network) -> None:
     """Raise UnsupportedModelError for an operation of a user that is more than a sequence of known layers."""
     if not all(map(runs_layer_by_layer, network.own_operations())):
         raise UnsupportedModelError(

@@ -99,6 +99,13 @@ def nan(network, tasks): return float("nan")
 def rows(network, tasks): return network(tasks[0].query_x)
 def too_large(channels, stride, norm): return nn.Conv2d(channels, channels, 3)
 shrinking = Space({"too_large": too_large})
+class Residual(nn.Module):
+    def __init__(self, channels, stride):
+        super().__init__()
+        self.layer = nn.Conv2d(channels, channels, 1, stride)
+    def forward(self, x): return self.layer(x) * 2
+def residual(channels, stride, norm): return Residual(channels, stride)
+residuals = Space({"residual": residual})
 number = 3
 """
 
@@ -114,6 +121,7 @@ number = 3
         ({"score": "own_parts:OwnScore"}, "'own_parts:OwnScore' is a type: expected a function"),
         ({"space": "own_parts:fails"}, "'own_parts:fails' is a function: expected a mamltheory.nas.Space"),
         ({"space": "own_parts:shrinking"}, "the operation 'too_large' with stride 1 makes (3, 8, 6, 6)"),
+        ({"space": "own_parts:residuals", "protocol": "stable"}, "or take estimator='leave-one-out'"),
         ({"score": "broken_parts:score"}, "cannot find 'broken_parts:score' ("),
         ({"score": "own_parts:fails"}, "the score fails fails: RuntimeError: of mine"),
         ({"score": "own_parts:nan"}, "the score nan returns nan"),
