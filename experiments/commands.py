@@ -11,6 +11,7 @@ from typing import Any
 from .benchmarks.settings import Benchmark
 from .data.settings import Data, Glyphs
 from .gpu_check.settings import GpuCheck
+from .pages.settings import RunReport
 from .program import PACKAGE
 from .search.settings import SEARCH, Protocols, Search
 from .settings import Demo, Doctor, PublishedCells
@@ -106,6 +107,7 @@ COMMANDS = {
     ),
     "tabulate": Command(Tabulate, "studies.tabulate:tabulate_cells", CELLS, TABULATE, ranks=True),
     "stability": Command(Stability, "studies.stability:study_stability", CELLS, STABILITY, results=OUT),
+    "report": Command(RunReport, "pages.report:write_page", CELLS, positional="runs", folders=()),
     "data": Command(Data, "data.check:check_data", CELLS, positional="path", verb="check", results=OUT),
     "glyphs": Command(Glyphs, "data.check:draw_glyphs", CELLS, results=OUT),
 }

@@ -20,6 +20,8 @@ from mamltheory.runtime.distributed import world
 from mamltheory.runtime.interrupt import Interrupted, check_interrupted
 from mamltheory.runtime.progress import Advance, stage
 from mamltheory.runtime.runlog import RunLog, open_run, recorded
+from mamltheory.runtime.scalars import FOLDER as SCALARS
+from mamltheory.runtime.scalars import summary_writer
 from mamltheory.strict_json import INFINITE
 
 from .program import program_in
@@ -27,7 +29,7 @@ from .program import program_in
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-FREE = ("out", "jobs", "device")
+FREE = ("out", "jobs", "device", "tensorboard")
 """Settings that do not change the numbers: a run may continue with other values of them."""
 
 
@@ -85,8 +87,11 @@ def opened_run(
     """
     where = environment(device, product_route()) | ({"processes": processes} if processes > 1 else {})
     place, kept = folder or settings.out, settings if config is None else config
+    writer = summary_writer() if getattr(settings, "tensorboard", False) else None
     log = open_run(place, command, kept, settings.seed, where, free, before, known)
     with recorded(log, again):
+        if writer is not None:
+            log = dataclasses.replace(log, scalars=writer(str(place / SCALARS)))
         yield log
 
 

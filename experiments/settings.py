@@ -24,7 +24,8 @@ class ExperimentSettings:
     """The images and the size of the network; search and training share these settings."""
 
     data: str = EMBEDDED_DATA
-    """"glyphs", "glyphs-mini" or "pictures" (embedded, no download), or the folder of mini- or tieredImageNet."""
+    """"glyphs", "glyphs-mini" or "pictures" (embedded, no download), or a folder: {train,val,test}/CLASS/ with images,
+    CLASS/ alone with --split, or a public set; `data check FOLDER` says what it is."""
     split: str | None = None
     """For folders CLASS/* without splits: shares of the classes for training, validation and test, as in 60/20/20."""
     split_seed: int = 0

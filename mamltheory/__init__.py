@@ -14,6 +14,7 @@ MAML and ANIL
     meta_outputs, meta_loss           F_θ of all tasks, and the meta-loss (2)
     meta_gradient, meta_method        its exact gradient (3), and how that is computed
     train                             gradient descent (28), with a record
+    largest_rate, largest_inner_rate  below which the outer and the inner loop contract, Theorem 3
     Optimiser                         its momentum, batches of tasks, and the parameters that it moves
 
 Kernels
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
         trained_output,
         trained_output_on_training_tasks,
     )
+    from mamltheory.rates import largest_inner_rate, largest_rate
     from mamltheory.rng import generator
     from mamltheory.tasks import Task
 
@@ -114,6 +116,8 @@ __all__ = [
     "generator",
     "joint_inputs",
     "kernel_regression",
+    "largest_inner_rate",
+    "largest_rate",
     "linearised",
     "meta_gradient",
     "meta_loss",
@@ -157,6 +161,8 @@ _PLACES = {
     "joint_inputs": "kernels.meta",
     "kernel_regression": "predictors",
     "KernelEstimate": "kernels.monte_carlo",
+    "largest_inner_rate": "rates",
+    "largest_rate": "rates",
     "linearised": "networks",
     "meta_gradient": "objective",
     "meta_loss": "objective",

@@ -217,9 +217,9 @@ def _descend(
         if not seen.loss <= limit:
             raise ValueRangeError(
                 f"the meta-loss is {seen.loss:.3g} at step {state.step}, where no loop that converges takes it: the "
-                "learning rates are too large; take "
-                f"eta0 < 2/(sigma_max + sigma_min) of the MetaNTK and lam0 < 2/sigma_max of the NTK (eta0 = {eta0}, "
-                f"lam0 = {inner.lam0})"
+                f"learning rates are too large, eta0 = {eta0} or lam0 = {inner.lam0}; stay below "
+                "mamltheory.largest_inner_rate(model, tasks, inner) with lam0, and then below "
+                "mamltheory.largest_rate(meta_ntk(...)) with eta0"
             )
         yield state, seen
         if gradient is None:

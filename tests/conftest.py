@@ -18,6 +18,9 @@ from tests.ledger.plugin import (  # noqa: F401 - hooks and a fixture
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("exploring", deadline=None)
+hypothesis.settings.register_profile(  # of a failing test nothing is asked but that it fails
+    "mutants", deadline=None, derandomize=True, phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate)
+)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 

@@ -27,12 +27,13 @@ LAYERS = (
     {"factored"},
     {"kernels", "objective"},
     {"maml"},
-    {"network_score", "predictors"},
+    {"network_score", "predictors", "rates"},
     {"finite_width"},
     {"nas", "fewshot"},
     {"nas.statistics", "fewshot.network_file"},
     {"nas.scoring", "fewshot.trained"},
     {"nas.algorithms"},
+    {"nas.short_trainings"},
     {"nas.searches"},
 )
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
@@ -63,6 +64,7 @@ FAMILIES = (
     {"search"},
     {"studies", "tables", "gpu_check"},
     {"demo", "commands"},
+    {"pages"},
     {"__main__"},
 )
 SETTINGS = {"settings", "__init__"}
@@ -195,6 +197,16 @@ def prints_and_asserts(tree: ast.Module) -> list[str]:
     return asserts + [f"print (line {call.lineno})" for call in calls if call.func.id == "print"]
 
 
+def changeable_values(tree: ast.Module) -> list[str]:
+    """Data classes that are compared by value and can be changed, unlike values; state is compared by identity."""
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    found = [
+        (holder.name, ast.unparse(decorator)) for holder in classes for decorator in holder.decorator_list
+    ]
+    allowed = ("frozen=True", "eq=False")
+    return [name for name, text in found if "dataclass" in text and not any(a in text for a in allowed)]
+
+
 def calls_elsewhere(file: str, tree: ast.Module) -> list[str]:
     """Functions that a module of the package calls although it may not.
 
@@ -236,6 +248,10 @@ def test_the_package_neither_prints_nor_asserts():
 
 def test_annotations_are_evaluated_so_that_shapes_are_checked():
     assert _by_file(lambda tree: [n for n in _imported(tree) if n == "__future__"], [*PRODUCT, *TESTS]) == {}
+
+
+def test_values_are_frozen():
+    assert _by_file(changeable_values, PRODUCT) == {}
 
 
 def test_every_public_name_says_what_it_computes():
@@ -341,6 +357,8 @@ LONG = "def f():\n" + "    pass\n" * MOST_LINES_PER_FUNCTION
         (public_without_docstring, "x = 1"),
         (public_without_docstring, '"""A module."""\ndef f(): pass'),
         (public_without_docstring, '"""A module."""\nclass A:\n    """A."""\n    def f(self): pass'),
+        (changeable_values, "@dataclass\nclass A:\n    x: int"),
+        (changeable_values, "@dataclass(frozen=False, order=True)\nclass A:\n    x: int"),
         (imports_of_test_modules, "from tests.nas.test_network import small"),
     ],
 )

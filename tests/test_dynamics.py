@@ -177,3 +177,15 @@ def test_dynamics_of_an_optimiser():
     assert Optimiser().dynamics(0.1, 3) == GradientDescent(0.1, 3)
     assert Optimiser(0.5).dynamics(0.1, 3) == ScheduledDescent((0.1,) * 3, 0.5)
     assert Converged().horizon == float("inf")
+
+
+@pytest.mark.parametrize("index", [-1, 2**31, 0.5])
+def test_numbers_of_tasks_are_whole_and_below_the_largest_index(index):
+    with pytest.raises(ValueRangeError, match="numbers of its tasks"):
+        SampledDescent(0.1, ((0, index),))
+    assert SampledDescent(0.1, ((0, 2**31 - 1),)).batches == ((0, 2**31 - 1),)
+
+
+def test_the_horizon_of_descent_with_momentum_is_that_of_longer_steps():
+    assert ScheduledDescent((0.5, 0.25), momentum=0.5).horizon == 1.5
+    assert SampledDescent(0.5, ((0,), (1,)), momentum=0.75).horizon == 4.0

@@ -14,6 +14,7 @@ from mamltheory import (
     linearised,
     meta_gradient,
     meta_loss,
+    meta_method,
     meta_output,
     meta_outputs,
     train,
@@ -24,7 +25,7 @@ from mamltheory.kernels.empirical import jacobian
 from mamltheory.kernels.empirical_meta import meta_jacobian, stacked_meta_jacobian
 from mamltheory.maml import descend, distance
 from mamltheory.objective import MetaObjective
-from mamltheory.tasks import query_labels
+from mamltheory.tasks import Task, query_labels
 from tests.paper.cases import relative
 from tests.strategies import as_users_run_it, task
 
@@ -240,3 +241,22 @@ def test_anil_needs_a_linear_head():
     assert meta_output(model, params, one, InnerLoop(0.1, 1)).shape == (4,)
     with pytest.raises(UnsupportedModelError, match="maml"):
         meta_output(model, params, one, InnerLoop(0.1, 1, "anil"))
+
+
+def test_large_labels_are_not_taken_for_a_loop_that_diverges():
+    params, tasks = (
+        start(),
+        [Task(t.query_x, 1e6 * t.query_y, t.support_x, t.support_y) for t in some_tasks()],
+    )
+    losses = train(NET.model, params, tasks, LOOPS[0], eta0=1e-3, steps=2).losses()
+    assert 1e11 < losses[2] < losses[0]
+
+
+def test_the_method_follows_the_task_with_the_most_rows():
+    """Tasks of 2 + 2 and of 300 + 200 rows: with two steps the larger one has 800, and half of the width is 500."""
+    net, tasks = FullyConnected(4, 1000, 1), [task(0, 0, 2, 2), task(0, 1, 200, 300)]
+    assert meta_method(net.model, tasks, InnerLoop(0.1, 2)) == "generic"
+    assert meta_method(net.model, tasks, InnerLoop(0.1, 0)) == "factored"
+    assert meta_method(net.model, tasks[:1], InnerLoop(0.1, 2)) == "factored"
+    assert meta_method(FullyConnected(4, 10, 1).model, [task(0, 1, 83, 300)], InnerLoop(0.1)) == "factored"
+    assert meta_method(FullyConnected(4, 10, 1).model, [task(0, 1, 84, 300)], InnerLoop(0.1)) == "generic"

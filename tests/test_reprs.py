@@ -39,7 +39,8 @@ def test_a_training_tells_its_progress_and_its_record_is_short():
     assert tuple(seen) == record.observations
     assert [each.step for each in seen] == [0, 1, 2, 3]
     text = repr(record)
-    assert text.startswith("TrainingRecord(3 steps, loss ")
+    losses = record.losses()
+    assert text.startswith(f"TrainingRecord(3 steps, loss {losses[0]:.3g} → {losses[3]:.3g}, moved ")
     assert "kernels at [0, 3]" in text
     assert len(text) < 150
     assert dataclasses.is_dataclass(record)

@@ -70,6 +70,8 @@ RIGHT = {
         "inner": FLOW,
         "outer": FLOW,
     },
+    "largest_inner_rate": ON_TASKS,
+    "largest_rate": {"kernel": MATRIX, "momentum": 0.5},
     "linearised": {"model": MODEL, "params0": PARAMS},
     "meta_gradient": ON_TASKS,
     "meta_loss": ON_TASKS,

@@ -148,11 +148,11 @@ def write_report(
     table = settings.out / f"{name}.md"
     replace_file(table, report.benchmark_tables(_plain(data)).encode())
     if found := report.points_by_group(measured["cases"]):
-        with figure("page", 4.6, rows=2, columns=len(found), sharex="col") as (sheet, axes):
+        with figure("page", 5.2, rows=2, columns=len(found), sharex="col") as (sheet, axes):
             machine = data["machine"]
             threads = "one thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
             sheet.suptitle(f"Time and memory of a call in float32: {machine['processor']}, {threads}")
-            report.draw_panels(sheet, axes, found, "CPU" if settings.device == "cpu" else "device")
+            report.draw_panels(axes, found, "CPU" if settings.device == "cpu" else "device")
             paths = save_figure(sheet, name, data, settings.out, kept, settings.seed)
         print(f"wrote {paths[0]} (and .pdf, .json) and {table}")
     else:

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from ..plotting import curve, ticks_at
+from ..plotting import curve, legend_below, ticks_at
 
 HEAD = (
     "| method | {clock} s | ratio | ratio, tuned allocator | peak MB | ratio | difference to float64 | "
@@ -139,7 +138,9 @@ STYLES = {
     "learn2learn": 5,
     "neural-tangents": 5,
 }
-"""A method has one style in all panels, and no panel has two equal styles; also the order of the legend."""
+"""A method has one style in all panels, and no panel has two equal styles; also the order of the legends."""
+UNRESOLVED = 4
+"""Megabytes of free memory that a call may take without a rise that is seen."""
 
 
 def points_by_group(
@@ -160,13 +161,10 @@ def points_by_group(
     return found
 
 
-def draw_panels(
-    drawing: Figure, axes: np.ndarray, found: Mapping[str, Mapping[str, list]], clock: str
-) -> None:
-    """Draw a column of panels per group: time above, memory below.
+def draw_panels(axes: np.ndarray, found: Mapping[str, Mapping[str, list]], clock: str) -> None:
+    """Draw a column of panels per group: time above, memory below, and under them the methods of this group.
 
     Args:
-        drawing: The figure.
         axes: Two rows of axes.
         found: Records by group, method and width, as :func:`points_by_group` returns them.
         clock: What the seconds are of: "CPU" or "device".
@@ -183,20 +181,11 @@ def draw_panels(
         time.set_title(group)
         for panel in (time, memory):
             ticks_at(panel.xaxis, widths)
+        memory.axhspan(0, UNRESOLVED, color="0.9", zorder=0, label=f"below {UNRESOLVED} MB: not resolved")
         memory.set_xlabel("width $l$")
+        legend_below(memory)
     axes[0][0].set_ylabel(f"{clock} seconds a call")
     axes[1][0].set_ylabel("peak memory, MB")
-    draw_legend(drawing, axes)
-
-
-def draw_legend(drawing: Figure, axes: np.ndarray) -> None:
-    """One legend for all panels, below them."""
-    labelled: dict[str, Any] = {}
-    for row in axes:
-        for panel in row:
-            labelled |= {label: line for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    names = sorted(labelled, key=_position)
-    drawing.legend([labelled[name] for name in names], names, loc="outside lower center", ncols=5)
 
 
 def _position(name: str) -> int:

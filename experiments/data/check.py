@@ -22,6 +22,7 @@ from ..plotting import figure, save_figure
 from ..requirements import require
 from ..runs import image_stage, warn, without_paths
 from ..settings import shares_of
+from .counts import fitting_defaults
 from .loading import describe_copies
 from .report import Report, channel_line, size_lines, storage_lines
 from .settings import Data, Glyphs
@@ -53,6 +54,8 @@ def check_data(settings: Data) -> int:
     data = report.complete()
     print(printable(channel_line(channel_order(data.train), report)))
     check_images(report, settings.path)
+    for line in fitting_defaults(data):
+        print(printable(f"{'small':10} the usual counts of a command do not fit; these do: {line}"))
     if settings.prepare is not None:
         write_prepared_data(data, settings, settings.prepare)
     return 0

@@ -4,9 +4,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mamltheory.errors import printable
+from mamltheory.errors import DataError, printable
 from mamltheory.fewshot.datasets import ImageData, embedded_count, load_data
+from mamltheory.fewshot.formats import recognise
 from mamltheory.fewshot.formats.common import SPLITS
+from mamltheory.fewshot.formats.folders import FLAT_FORMAT
 from mamltheory.fewshot.inspection import Copies, copies, image_hashes, sampled
 
 from ..runs import alone_or_leading, image_stage, quoted, warn
@@ -63,6 +65,14 @@ def describe_copies(found: Copies) -> str:
 def data_of(settings: ExperimentSettings) -> ImageData:
     """The images of the settings; raises DataError if they do not exist."""
     return cached_data(*source_in(settings))
+
+
+def is_without_splits(data: str) -> bool:
+    """Whether the data are folders of classes without splits, which a command splits; False where nothing is there."""
+    try:
+        return embedded_count(data) is None and recognise(Path(data))[0] is FLAT_FORMAT
+    except DataError:
+        return False
 
 
 def source_in(settings: ExperimentSettings | MetaTrain) -> tuple:

@@ -1,6 +1,7 @@
 """The table and the figure of the comparison of protocols."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from ..plotting import curve, figure, legend_below, save_figure
 from .report import SHORT
@@ -120,8 +121,10 @@ def _average(values: list[float]) -> float | None:
 
 def draw_comparison(found: Mapping, settings: Protocols) -> None:
     """Draw the share of equal prunings by round, and equal final operators against the cost."""
-    with figure("page", 2.9, columns=2) as (drawing, axes):
-        drawing.suptitle("Do independent searches find the same cell? Pairs of searches by protocol")
+    where = f"{Path(settings.data).name}, {settings.cells} cells of {settings.channels} channels"
+    with figure("page", 3.1, columns=2) as (drawing, axes):
+        question = "Do independent searches find the same cell? Pairs of searches by protocol"
+        drawing.suptitle(f"{question}\n{where}, seeds from {settings.seed}")
         left, right = axes[0]
         for i, (name, each) in enumerate(found["protocols"].items()):
             style, same = curve(i), [v for v in each["summary"]["rounds"] if v is not None]

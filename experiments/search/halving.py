@@ -19,11 +19,19 @@ from typing import Annotated, Any, NamedTuple, TypedDict
 import numpy as np
 import torch
 
-from mamltheory.errors import ConfigurationError, ValueRangeError
-from mamltheory.fewshot.episodes import Episode, sample_episode
-from mamltheory.fewshot.prototypes import prototype_accuracies, split_features
-from mamltheory.nas.algorithms.halving import Headroom, Measured, Rung, headroom, ranked, successive_halving
+from mamltheory.errors import ValueRangeError
+from mamltheory.fewshot.episodes import Episode
+from mamltheory.nas.algorithms.halving import (
+    Headroom,
+    Measured,
+    Rung,
+    check_trained,
+    headroom,
+    ranked,
+    successive_halving,
+)
 from mamltheory.nas.genotype import Genotype
+from mamltheory.nas.short_trainings import questions, ranking_accuracies, ranking_tasks
 from mamltheory.rng import derived_seed
 from mamltheory.runtime.distributed import spread_over
 from mamltheory.runtime.interrupt import check_interrupted
@@ -34,16 +42,16 @@ from mamltheory.runtime.temporary import FOLDER, owner
 from mamltheory.runtime.workers import Mapper
 from mamltheory.strict_json import sealed
 
+from ..data.counts import refuse_shortage, search_shortage
 from ..data.loading import data_of
 from ..genotypes import write_genotype
 from ..requirements import require
 from ..training.settings import TRAIN, Train
 from ..training.train import epoch_lines, train_network
-from .one_size import SHOTS, at_scale, candidates_of, controls_of
+from .one_size import at_scale, candidates_of, controls_of
 from .settings import Search
 
 CANDIDATES, MEASUREMENTS, GENOTYPES, TRAINED = "candidates", "measurements", "genotypes", "train"
-WAYS, QUERIES = 5, 15
 
 
 class Item(NamedTuple):
@@ -110,22 +118,7 @@ def rungs_of(settings: Search) -> tuple[Rung, ...]:
 def checked_candidates(settings: Search) -> tuple[Genotype, ...]:
     """The candidates; a mistake in counts, band or table is found here, before the run folder is opened."""
     data = data_of(at_scale(settings))
-    for name in ("val", "test"):
-        split = getattr(data, name)
-        classes, fewest = len(split.class_names), min(len(members) for members in split.members)
-        require(
-            classes >= WAYS and fewest >= SHOTS + QUERIES,
-            f"{settings.data} has {classes} {'validation' if name == 'val' else name} classes with {fewest} images or "
-            f"more: halving ranks cells by {WAYS}-way tasks with {SHOTS + QUERIES} images of a class; choose other "
-            "data, or another --split",
-        )
-    batch, count = settings.search_batch_size, len(data.train)
-    require(2 <= batch <= count, f"search_batch_size is {batch}: expected 2 to the {count} training images")
-    if settings.then_train is not None:
-        batch = full_training(settings).batch_size
-        require(
-            batch <= count, f"then_train takes {batch} images a step, and there are {count}: give other data"
-        )
+    refuse_shortage(search_shortage(settings, data))
     return candidates_of(settings)
 
 
@@ -153,7 +146,7 @@ def halve(settings: Search, genotypes: tuple[Genotype, ...], device: str) -> Fou
             found = [value_of(records[item]) for item in items]
             print(_standing(alive, found, rung, settings), flush=True)
             if rung.epochs == settings.rung_epochs[0]:
-                check_headroom(headroom_of([records[item] for item in items]), settings)
+                check_headroom(headroom_of([records[item] for item in items], settings), settings)
             return found
 
         standings = successive_halving(settings.rungs[0], rungs_of(settings), measure_rung)
@@ -209,7 +202,7 @@ def measure_candidate(
     Returns:
         Its measurement. A training whose loss is not finite is marked as diverged.
     """
-    data_of(at_scale(settings))  # images are read once, and are no cost of a candidate
+    data = data_of(at_scale(settings))  # images are read once, and are no cost of a candidate
     begun = time.process_time()
     train = dataclasses.replace(candidate_training(settings, item), device=device)
     try:
@@ -230,26 +223,19 @@ def measure_candidate(
         loss=float(epoch_lines(train, item.epochs)[item.epochs]["loss"]),
         accuracy=float(accuracies.mean()),
         test_accuracy=test,
-        correct=[round(float(each) * WAYS * QUERIES) for each in accuracies],
+        correct=[round(float(each) * questions(data, "val")) for each in accuracies],
         cpu_seconds=time.process_time() - begun,
     )
 
 
 def _accuracies(settings: Search, network: torch.nn.Module, name: str, device: str) -> np.ndarray:
     """Of a network, on every task of the validation or test classes."""
-    data = data_of(at_scale(settings))
-    features = split_features(network, getattr(data, name), data.mean, data.std, device)
-    return prototype_accuracies(features, _tasks(settings, name))
+    return ranking_accuracies(network, data_of(at_scale(settings)), name, _tasks(settings, name), device)
 
 
 @lru_cache(maxsize=2)
 def _tasks(settings: Search, name: str) -> tuple[Episode, ...]:
-    split, seed = (
-        getattr(data_of(at_scale(settings)), name),
-        derived_seed(settings.seed, f"halving tasks {name}"),
-    )
-    count = range(settings.validation_tasks)
-    return tuple(sample_episode(split, WAYS, SHOTS, QUERIES, seed, i) for i in count)
+    return ranking_tasks(data_of(at_scale(settings)), name, settings.seed, settings.validation_tasks)
 
 
 def candidate_training(settings: Search, item: Item) -> Train:
@@ -327,10 +313,12 @@ def value_of(record: Measurement) -> Measured:
     return Measured(loss, accuracy, record["diverged"])
 
 
-def headroom_of(records: Sequence[Measurement]) -> Headroom | None:
+def headroom_of(records: Sequence[Measurement], settings: Search) -> Headroom | None:
     """What choosing among the candidates of a rung can gain; None for fewer than three trainings that went well."""
     rows = [record["correct"] for record in records if not record["diverged"]]
-    return headroom(np.array(rows) / (WAYS * QUERIES)) if len(rows) > 2 else None
+    if len(rows) < 3:
+        return None
+    return headroom(np.array(rows) / questions(data_of(at_scale(settings)), "val"))
 
 
 def check_headroom(room: Headroom | None, settings: Search) -> None:
@@ -352,12 +340,9 @@ def check_headroom(room: Headroom | None, settings: Search) -> None:
 
 def _standing(alive: Sequence[int], measured: Sequence[Measured], rung: Rung, settings: Search) -> str:
     """The rung in a line; raises ConfigurationError if all its trainings diverged."""
+    rate = settings.search_learning_rate
+    check_trained(measured, rung, f"lower --search-learning-rate, which is {rate:g}")
     good = [i for i in ranked(measured, rung.by) if not measured[i].diverged]
-    if not good:
-        raise ConfigurationError(
-            f"all {len(alive)} trainings diverged by epoch {rung.epochs}: lower --search-learning-rate, which is "
-            f"{settings.search_learning_rate:g}"
-        )
     shown = [
         f"{alive[i]} ({100 * measured[i].accuracy:.1f} %, loss {measured[i].loss:.2f})" for i in good[:4]
     ]

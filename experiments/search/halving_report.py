@@ -44,7 +44,7 @@ def record_of(found: Found, settings: Search) -> dict[str, Any]:
         for rung, alive in found.standings
     ]
     start = [found.records[Item(i, first)] for i in sorted(found.standings[0][1])]
-    room = headroom_of(start)
+    room = headroom_of(start, settings)
     genotype = found.genotypes[best]
     return {
         "method": "halving",

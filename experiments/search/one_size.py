@@ -9,7 +9,8 @@ import numpy as np
 from mamltheory.nas.algorithms.surrogate import fit_surrogate
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import NetworkSettings
-from mamltheory.nas.sizes import Band, random_genotype_within
+from mamltheory.nas.short_trainings import CANDIDATES, SHOTS, different_genotypes
+from mamltheory.nas.sizes import Band
 from mamltheory.nas.table import Table, load_table
 from mamltheory.rng import generator
 from mamltheory.runtime.interrupt import check_interrupted
@@ -21,10 +22,6 @@ from ..named import space_of
 from ..requirements import require
 from ..settings import limits_of
 from .settings import Search
-
-SHOTS = 1
-TRIES = 20
-"""Draws per cell that is wanted; the space holds few different cells of some sizes."""
 
 
 def at_scale(settings: Search) -> Search:
@@ -64,6 +61,7 @@ def random_cells(settings: Search, count: int, stream: str) -> tuple[Genotype, .
     Returns:
         The cells, in the order in which they were drawn; ConfigurationError is raised if the band has too few.
     """
+<<<<<<< HEAD
     band, size, form = band_of(settings), full_size(settings), _form_of(settings)
     random, found = generator(settings.seed, stream), dict[Genotype, None]()
     space = space_of(settings.space)
@@ -78,6 +76,10 @@ def random_cells(settings: Search, count: int, stream: str) -> tuple[Genotype, .
         "band, or ask for fewer cells",
     )
     return tuple(found)
+=======
+    random, size = generator(settings.seed, stream), full_size(settings)
+    return different_genotypes(band_of(settings), count, random, size, _form_of(settings), check_interrupted)
+>>>>>>> main
 
 
 def _form_of(settings: Search) -> Literal["all", "two"]:
@@ -92,10 +94,10 @@ def _form_of(settings: Search) -> Literal["all", "two"]:
 def candidates_of(settings: Search) -> tuple[Genotype, ...]:
     """The cells of the first rung, followed by those of :func:`controls_of` that are not among them."""
     if settings.warm_start is None:
-        return random_cells(settings, settings.rungs[0], "halving candidates")
+        return random_cells(settings, settings.rungs[0], CANDIDATES)
     table = load_table(None if settings.warm_start == "glyphs" else Path(settings.warm_start))
     _check_table(table, settings)
-    drawn = random_cells(settings, settings.proposals, "halving candidates")
+    drawn = random_cells(settings, settings.proposals, CANDIDATES)
     known = [(cell.genotype, cell.trained()) for cell in table.cells]
     trained = [
         (genotype, each.accuracy[SHOTS]) for genotype, each in known if each and SHOTS in each.accuracy

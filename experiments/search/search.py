@@ -26,7 +26,6 @@ from mamltheory.nas.scoring.own_score import own_scores
 from mamltheory.nas.scoring.score import Job, Score, Scorer, ScoreSettings, halvings
 from mamltheory.nas.scoring.scorers import CellScorer
 from mamltheory.nas.searches import scorer_by
-from mamltheory.rng import generator
 from mamltheory.runtime.checkpoint import check_state, load_state, save_state
 from mamltheory.runtime.device import choose_device, deterministic
 from mamltheory.runtime.distributed import processes, shared_name, spread_over, world
@@ -36,6 +35,7 @@ from mamltheory.runtime.runlog import RunLog
 from mamltheory.runtime.workers import ON_ONE_THREAD, Mapper
 from mamltheory.tasks import Task
 
+from ..data.counts import refuse_shortage, search_shortage
 from ..data.loading import cached_data, data_of, source_in
 from ..genotypes import network_size
 from ..named import score_of, space_of
@@ -147,11 +147,14 @@ def search_cells(settings: Search) -> Genotype:
     device = choose_device(settings.device)
     if settings.method == "halving":
         return search_by_halving(settings, device.device)
-    data_of(settings)
+    refuse_shortage(search_shortage(settings, data_of(settings)))
     scorer, rules = scorer_of(settings, shared_name(device.device)), rules_of(settings)
+<<<<<<< HEAD
     # A mistake in the data or the counts is found here, before the run folder is opened.
     if scorer.tasks is not None:
         try_out(settings, scorer, scorer.tasks(generator(settings.seed, "trial")))
+=======
+>>>>>>> main
     if settings.parameters is not None:
         cells = sampled_cells(settings)
         with deterministic(device.device), opened_search(settings, device.device) as log:

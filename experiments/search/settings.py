@@ -49,7 +49,7 @@ class OneSize(ExperimentSettings):
     rank_by: tuple[Literal["accuracy", "loss"], ...] = ("accuracy", "accuracy", "loss")
     """Halving: what ranks each rung: few-shot accuracy on the validation classes, or training loss."""
     validation_tasks: int = 1000
-    """Halving: 5-way 1-shot tasks of the validation classes, the same for all cells."""
+    """Halving: 5-way 1-shot tasks of the validation classes (of as many ways as there are), the same for all cells."""
     search_channels: int | None = None
     """Halving: channels while searching; None: --channels."""
     search_cells: int | None = None
@@ -116,7 +116,7 @@ class OneSize(ExperimentSettings):
         require(
             self.then_train in (None, *TRAIN), f"then_train is '{self.then_train}': expected one of {known}"
         )
-        require_at_least(self, 2, ("samples", "validation_tasks"))
+        require_at_least(self, 2, ("samples", "validation_tasks", "search_batch_size"))
         require_at_least(self, 1, ("proposals",))
         require_at_least(self, 0, ("confirm", "least_gain"))
         most = f"confirm is {self.confirm}: expected at most the {self.rungs[-1]} cells of the last rung"
@@ -200,6 +200,8 @@ class Search(OneSize):
     """Worker processes; the result does not depend on it."""
     out: Path = Path("runs/search")
     """Run folder; a stopped run continues from there."""
+    tensorboard: bool = False
+    """Also write the numbers of metrics.jsonl for TensorBoard, into OUT/tensorboard (the extra tensorboard)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -215,7 +217,14 @@ class Search(OneSize):
             self.method == "halving" or not foreign,
             f"method {self.method} does not use {', '.join(foreign)}: leave that out, or choose halving",
         )
+<<<<<<< HEAD
         self._check_own()
+=======
+        require(
+            not self.tensorboard or self.parameters is None,
+            "a search at one size has no rounds to log: leave out --tensorboard, or give it to the training",
+        )
+>>>>>>> main
         require(self.value("least_repeats") >= 2, "least_repeats is below 2: agreement needs two repeats")
         require_at_least(self, 1, [name for name in ("tasks", "repeats") if getattr(self, name) is not None])
         require(math.isfinite(self.ridge), f"ridge is {self.ridge}: expected a finite number")

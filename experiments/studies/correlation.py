@@ -20,9 +20,9 @@ from mamltheory.rng import derived_seed, generator, numpy_generator
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.interrupt import check_interrupted
 
+from ..data.counts import refuse_shortage, study_shortage
 from ..data.loading import cached_data, data_of, source_in
 from ..genotypes import network_size
-from ..requirements import require
 from ..settings import EMBEDDED_DATA, limits_of
 from .correlation_report import report_correlation
 from .measurements import Record, measure_missing
@@ -43,7 +43,8 @@ def study_correlation(settings: Correlation) -> int:
         report_table(table, settings.out, settings.draws, settings.seed)
         return 0
     device = str(choose_device(settings.device).device)
-    draw_pool(settings, 0)  # finds a mistake in the counts before anything is trained
+    refuse_shortage(study_shortage(settings, data_of(settings)))  # before anything is trained
+    draw_pool(settings, 0)
     genotype_of(settings, 0)  # and a band without cells
     records = measure_missing(
         settings,
@@ -173,16 +174,8 @@ def draw_pool(settings: Correlation, pool: int) -> tuple[torch.Tensor, torch.Ten
     """The images of one class pool by class, and all images of its classes (for patches)."""
     data = cached_data(*source_in(settings))
     members, size = data.train.members, len(data.train.members) // settings.pools
-    require(
-        size >= WAYS,
-        f"pools is {settings.pools}: {len(members)} base classes give {size} to each, tasks need {WAYS}",
-    )
     order = numpy_generator(settings.seed, "study pools").permutation(len(members))
     classes = order[pool * size : (pool + 1) * size]
-    least = min(len(members[c]) for c in classes)
-    require(
-        settings.pool_images <= least, f"pool_images is {settings.pool_images}: a class has {least} images"
-    )
     random = numpy_generator(settings.seed, "study pool images", pool)
     rows = np.concatenate([random.permutation(members[c])[: settings.pool_images] for c in classes])
     every = np.concatenate([members[c] for c in classes])[:: max(1, len(members[0]) // 10)]

@@ -61,6 +61,9 @@ LABELS = {
     "regression accuracy": "accuracy of NTK regression*",
 }
 SHOTS = ("1", "5")
+KERNEL_MEASURES = (
+    "C: condition number of the kernel K; harmonic: $\\mathrm{tr}\\,K\\;\\mathrm{tr}\\,K^{-1}/n^2$"
+)
 THOUSANDS = [first * 10**power for power in range(5) for first in (1, 2, 5)]
 
 
@@ -138,15 +141,27 @@ def _mean(values: Iterable[float]) -> float:
 
 def draw_correlation(settings: Correlation, found: CorrelationFindings) -> None:
     """Draw the forest plot, and the paper's score and the parameters against accuracy."""
-    with figure("page", 4.6, rows=2, columns=2, width_ratios=(1.7, 1)) as (drawing, axes):
+    with figure("page", 5.2, rows=2, columns=2, width_ratios=(1.7, 1)) as (drawing, axes):
         grid = axes[0, 0].get_gridspec()
         for axis in axes[:, 0]:
             axis.remove()
-        draw_forest(drawing.add_subplot(grid[:, 0]), found)
+        forest = drawing.add_subplot(grid[:, 0])
+        draw_forest(forest, found)
+        below = {
+            "loc": "outside lower center",
+            "ncols": 3,
+            "fontsize": 7,
+            "title": KERNEL_MEASURES,
+            "title_fontsize": 7,
+        }
+        drawing.legend(*forest.get_legend_handles_labels(), frameon=False, **below)
         draw_scatter(axes[0, 1], found, "paper", "the paper's rank sum")
         draw_scatter(axes[1, 1], found, "parameters", "thousand parameters")
+        s = settings
         drawing.suptitle(
-            f"Scores at initialisation against accuracy after training: {len(found.networks)} random networks"
+            f"Scores at initialisation against accuracy after training: {len(found.networks)} random networks\n"
+            f"{s.cells} cells of {s.channels} channels, {s.data} of {s.image_size} × {s.image_size} pixels, "
+            f"{s.epochs} epochs, seed {s.seed}"
         )
         paths = save_figure(
             drawing,
@@ -170,17 +185,23 @@ def draw_forest(axes: Axes, found: CorrelationFindings) -> None:
             axes.plot(tau.networks_alone, (y, y), color=colour, linewidth=2.2, alpha=0.45)
             label = f"5-way {k}-shot" if row == 0 else None
             axes.plot(tau.value, y, marker=marker, color=colour, linestyle="None", label=label)
-        bar, top = found.validity[k]["parameters"].tau.value, found.ceiling[k].highest_tau
-        axes.axvline(bar, color=colour, linestyle="--", linewidth=0.8)
-        axes.axvline(top, color=colour, linestyle=":", linewidth=0.8)
+    axes.plot([], [], color="0.4", linewidth=0.9, label="95 %, networks and class pools")
+    axes.plot([], [], color="0.4", linewidth=2.2, alpha=0.45, label="95 %, networks alone")
+    _span_of_shots(axes, [found.validity[k]["parameters"].tau.value for k in SHOTS], "--", "the parameters")
+    tops = [found.ceiling[k] for k in SHOTS]
+    low, high = (number(each) for each in tops[0].highest_tau_interval)
+    ceiling = f"highest τ to be expected of a score,\nfrom {low} to {high} for 1-shot (95 %)"
+    _span_of_shots(axes, [each.highest_tau for each in tops], ":", ceiling)
     axes.axvline(0, color="0.3", linewidth=0.7)
     axes.set_yticks(range(len(names)), [LABELS[name] for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlabel(
-        "Kendall's $\\tau$ with accuracy\ndashed: parameters, dotted: ceiling\n"
-        "95 %: thin over networks and class pools,\nthick over networks alone"
-    )
-    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, frameon=False)
+    axes.set_xlabel("Kendall's $\\tau$ with accuracy")
+
+
+def _span_of_shots(axes: Axes, values: list[float], style: str, label: str) -> None:
+    """Draw one line for both numbers of shots, as wide as their values differ."""
+    axes.axvspan(min(values), max(values), color="0.6", alpha=0.35, linewidth=0, zorder=0.5)
+    axes.axvline(sum(values) / len(values), color="0.35", linestyle=style, linewidth=1, label=label)
 
 
 def draw_scatter(axes: Axes, found: CorrelationFindings, name: str, label: str) -> None:

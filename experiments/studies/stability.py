@@ -18,6 +18,7 @@ from mamltheory.rng import derived_seed, generator
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.interrupt import check_interrupted
 
+from ..data.counts import refuse_shortage, stability_shortage
 from ..data.loading import data_of, source_in
 from ..genotypes import network_size
 from ..search.search import draw_patches, draw_tasks
@@ -35,8 +36,7 @@ Item = tuple[str, int, int]
 def study_stability(settings: Stability) -> int:
     """Measure the missing repeats, draw the figure and write the table; returns 0."""
     device = str(choose_device(settings.device).device)
-    for tasks in (*settings.gradient_tasks, settings.exact_tasks):
-        draw_tasks(source_in(settings), (tasks, WAYS, 1, 1), generator(settings.seed, "trial"))
+    refuse_shortage(stability_shortage(settings, data_of(settings)))
     records = measure_missing(
         settings, "stability", repeats_of(settings), partial(measure_repeat, settings, device), COUNTS, device
     )

@@ -204,7 +204,7 @@ def against_repeats(axes: Axes, settings: Settings, found: StabilityFindings) ->
     null = max(each.null[1] for name, each in found.stability.items() if name[0] == "gradient")
     band = predicted_reliability(null, grid)
     axes.fill_between(grid, 0, band, color="0.85", zorder=0)
-    axes.plot([], [], color="0.85", linewidth=6, label="no signal: what noise alone gives")
+    axes.fill_between([], [], [], color="0.85", label="no signal: what noise alone gives")
     for i, (name, each) in enumerate(found.stability.items()):
         look = style(name, settings)
         axes.plot(grid, each.curve(grid), **look | {"marker": "None"})

@@ -24,6 +24,7 @@ from mamltheory.runtime.distributed import shared_name
 from mamltheory.runtime.interrupt import check_interrupted
 from mamltheory.runtime.records import replace_file, to_json
 
+from ..data.counts import refuse_shortage, study_shortage
 from ..data.loading import data_of
 from ..genotypes import network_size
 from ..runs import without_paths
@@ -52,6 +53,7 @@ class Item(NamedTuple):
 def tabulate_cells(settings: Tabulate) -> int:
     """Measure the missing trainings and write ``table.json``; returns 0."""
     device = shared_name(choose_device(settings.device).device)
+    refuse_shortage(study_shortage(settings, data_of(settings)))
     genotypes_of(settings)  # a band without cells is found before anything is trained
     records = measure_missing(
         settings,

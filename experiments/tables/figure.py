@@ -1,13 +1,17 @@
 """Accuracy of every trained network against its size, and differences to random cells of one size."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..plotting import curve, figure, save_figure
+from ..plotting import curve, figure, save_figure, ticks_at
 from ..runs import without_paths
 from .results import Results, compared_pairs
 from .settings import ONE_SIZE, RECIPES, SHOTS, SIZED, Experiment, Method, Table
 from .sheets import NAMES
+
+SIZE_TICKS = (5, 10, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000, 2000, 5000, 10_000, 20_000)
+"""Thousands of parameters on the axis of sizes."""
 
 
 def draw_figures(results: Results, experiment: Experiment) -> list[str]:
@@ -83,9 +87,16 @@ def _name(settings: Table, experiment: Experiment, ending: str) -> str:
 
 def draw_sizes(results: Results, experiment: Experiment) -> str:
     """Draw a panel for each number of shots and a point for each run with its interval over tasks; returns the name."""
-    settings = results.settings
+    points = {method: _points(results, experiment, method) for method in results.settings.methods}
+    return sizes_figure(points, results.settings, experiment)
+
+
+def sizes_figure(
+    points: Mapping[Method, Sequence[Mapping[str, Any]]], settings: Table, experiment: Experiment
+) -> str:
+    """Draw the points of every method; returns the name."""
     marked = [method for method in settings.methods if method not in SIZED]
-    points = {method: _points(results, experiment, method) for method in settings.methods}
+    sizes = [point["parameters"] / 1000 for found in points.values() for point in found]
     with figure("page", 3.8, columns=len(SHOTS)) as (drawing, axes):
         drawing.suptitle(f"Accuracy and size of every trained network\n{_where(settings, experiment)}")
         for panel, shots in zip(axes[0], SHOTS, strict=True):
@@ -99,6 +110,8 @@ def draw_sizes(results: Results, experiment: Experiment) -> str:
                 style = curve(marked.index(SIZED.get(method, method))) | {"linestyle": "none"}
                 hollow = {"markerfacecolor": "white"} if method in SIZED else {}
                 panel.errorbar(x, y, error, **style | hollow, label=NAMES[method])
+            panel.set_xscale("log")
+            ticks_at(panel.xaxis, [t for t in SIZE_TICKS if min(sizes) / 1.5 < t < 1.5 * max(sizes)])
             panel.set_xlabel("thousand parameters")
             panel.set_ylabel(f"5-way {shots}-shot accuracy (%)")
         handles, labels = axes[0, 0].get_legend_handles_labels()

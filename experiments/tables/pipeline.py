@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from mamltheory.fewshot.counts import Shortage
 from mamltheory.nas.genotype import Genotype, random_genotype
 from mamltheory.nas.sizes import Band, random_genotype_like, random_genotype_within
 from mamltheory.rng import derived_seed, generator
@@ -20,6 +21,7 @@ from mamltheory.runtime.progress import stage
 from mamltheory.runtime.runlog import RUN_FILE, differences, read_run
 from mamltheory.runtime.workers import workers
 
+from ..data.counts import evaluate_shortage, joint_shortage, refuse_shortage, search_shortage, train_shortage
 from ..data.loading import data_of
 from ..genotypes import network_size, published_cell, read_genotype, write_genotype
 from ..runs import FREE
@@ -191,9 +193,19 @@ def _lacking_a_result(settings: Table, runs: Iterable[Run]) -> list[Run]:
 
 
 def _prepare_data(settings: Table, runs: Iterable[Run]) -> None:
-    """Read or draw the images once here, so that a mistake is found before processes start."""
-    for training in {run.experiment: train_settings(settings, run) for run in runs}.values():
-        data_of(training)
+    """Read or draw the images once here, so that all mistakes are found before processes start."""
+    found: Shortage | None = None
+    for run in {(run.experiment, run.method): run for run in runs}.values():
+        training, chosen = train_settings(settings, run), search_settings(settings, run)
+        data = data_of(training)
+        shortages = [train_shortage(training, data)]
+        shortages += [evaluate_shortage(each, data) for each in run.recipe.evaluate.values()]
+        shortages += [search_shortage(chosen, data)] if chosen is not None else []
+        for each in (short for short in shortages if short is not None):
+            # The recipes of a table have no flags.
+            found = joint_shortage(found, dataclasses.replace(each, fitting={}))
+    if found is not None:
+        refuse_shortage(dataclasses.replace(found, reasons=tuple(dict.fromkeys(found.reasons))))
 
 
 def _search(settings: Table, run: Run) -> None:

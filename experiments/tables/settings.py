@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from ..requirements import require, require_at_least
 from ..search.settings import SEARCH, Search
+from ..settings import EMBEDDED_DATA
 from ..training.settings import EVALUATE, TRAIN, Evaluate, Train
 
 Experiment = Literal["glyphs", "pictures", "mini-5", "mini-8", "tiered-5", "tiered-8"]
@@ -158,7 +159,8 @@ _METHODS: dict[str, dict[str, Any]] = {
 
 
 def _paper(name: str) -> Recipe:
-    evaluations = {shots: EVALUATE[f"{name}-{shots}-shot"] for shots in SHOTS}
+    data = TRAIN[name].data
+    evaluations = {shots: replace(EVALUATE[f"{name}-{shots}-shot"], data=data) for shots in SHOTS}
     return Recipe(SEARCH[name], _METHODS, TRAIN[name], evaluations, "two", name)
 
 
@@ -186,7 +188,7 @@ _GLYPHS = Recipe(
     | _OF_ONE_SIZE
     | {"halving-warm": _OF_ONE_SIZE["halving"] | {"warm_start": "glyphs"}},
     train=Train(**_SIZE, image_size=32, epochs=12, learning_rate=0.1, milestones=(7, 10), drop_path=0.0),
-    evaluate={shots: Evaluate(shots=shots, tasks=200, augment=5) for shots in SHOTS},
+    evaluate={shots: Evaluate(data=EMBEDDED_DATA, shots=shots, tasks=200, augment=5) for shots in SHOTS},
     inputs="all",
     published="mini-5",
     band=_BAND,

@@ -122,9 +122,13 @@ def plot_bounds(settings: Bounds) -> int:
     """Measure and draw; returns 0."""
     columns = {f"L = {depth}": bounds_at_depth(settings, depth) for depth in range(1, settings.depth + 1)}
     draw_bounds(settings, columns)
-    for depth, data in columns.items():
-        print(f"{depth}: {convergence.convergence_result(data['residual'])}")
+    print("\n".join(bounds_result(columns)))
     return 0
+
+
+def bounds_result(columns: dict[str, dict[str, Any]]) -> list[str]:
+    """The rates and the verdict on the bound for every depth, a sentence each."""
+    return [f"{depth}: {convergence.convergence_result(data['residual'])}" for depth, data in columns.items()]
 
 
 def bounds_at_depth(settings: Bounds, depth: int) -> dict[str, Any]:
@@ -160,11 +164,11 @@ def bounds_numbers(result: Sweep, measured: Sweep) -> dict[str, Any]:
 
 def draw_bounds(settings: Bounds, columns: dict[str, dict[str, Any]]) -> None:
     """Draw residual, movement and probability, with a column for every depth."""
-    with figure("page", 7.6, 3, len(columns), sharey="row", height_ratios=HEIGHTS) as (drawing, axes):
+    with figure("page", 7.9, 3, len(columns), sharey="row", height_ratios=HEIGHTS) as (drawing, axes):
         where = subtitle("The bounds of Theorem 3 hold from small widths on, with much to spare", settings)
         drawing.suptitle(where.replace(f"$L$ = {settings.depth}; ", ""))
         for i, (title, data) in enumerate(columns.items()):
-            axes[0, i].set_title(f"${title}$")
+            axes[0, i].set_title(f"${title}$: {networks_beyond(data['residual'])}", fontsize=8)
             draw_residuals_with_limit(axes[0, i], data["residual"])
             draw_movement(axes[1, i], data)
             draw_share(axes[2, i], data["share"])
@@ -172,8 +176,24 @@ def draw_bounds(settings: Bounds, columns: dict[str, dict[str, Any]]) -> None:
                 for panel in axes[:, i]:
                     panel.set_ylabel("")
             legend_below(axes[1, i])
-        axes[0, 0].legend(fontsize=6, loc="lower left", handlelength=2.6)
+        residuals = axes[0, 0].get_legend_handles_labels()
+        drawing.legend(
+            *residuals,
+            loc="outside lower center",
+            ncols=6,
+            frameon=False,
+            fontsize=7,
+            title="Top row",
+            title_fontsize=7,
+        )
         save_theory_figure(drawing, "bounds", columns, settings)
+
+
+def networks_beyond(data: dict[str, Any]) -> str:
+    """How many of the networks that are drawn leave the bound (31) at some step, in words."""
+    rates = np.asarray(data["rates"])
+    left = round(rates.shape[1] * float(np.sum(1 - np.asarray(data["share_below_bound"]))))
+    return f"{left or 'none'} of {rates.size} beyond bound (31)"
 
 
 def draw_residuals_with_limit(axes: Axes, data: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from mamltheory import (
     meta_output,
     train,
 )
-from mamltheory.finite_width.bounds import extreme_eigenvalues, largest_rate
+from mamltheory.finite_width.bounds import extreme_eigenvalues
 from mamltheory.predictors import adapted_output
 
 from .settings import Theory

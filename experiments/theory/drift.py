@@ -32,11 +32,18 @@ KERNELS = {
 def plot_drift(settings: Drift) -> int:
     """Measure and draw; returns 0."""
     result = run_sweep(settings, "drift")
-    draw_drift(result)
-    for name in (*MOVEMENTS, *KERNELS):
-        law = power_law_record(settings.widths, result.values(name))
-        print(power_law_words(f"the {name.replace('_', ' ')}", law, settings.widths))
+    data = draw_drift(result)
+    print("\n".join(drift_result(data)))
     return 0
+
+
+def drift_result(data: dict[str, Any]) -> list[str]:
+    """How each measurement goes with the width, in words."""
+    widths = data["widths"]
+    return [
+        power_law_words(f"the {name.replace('_', ' ')}", data[name], widths)
+        for name in (*MOVEMENTS, *KERNELS)
+    ]
 
 
 def drift_numbers(result: Sweep, measured: Sweep) -> dict[str, Any]:
@@ -48,9 +55,11 @@ def drift_numbers(result: Sweep, measured: Sweep) -> dict[str, Any]:
     return {"widths": widths, "bound widths": measured.settings.widths, **fits, **records}
 
 
-def draw_drift(result: Sweep) -> None:
-    """Draw parameter movement, and kernel drift and distance from the limit, against width."""
-    drift_figure(drift_numbers(result, constants(result.settings)), result.settings)
+def draw_drift(result: Sweep) -> dict[str, Any]:
+    """Draw parameter movement, and kernel drift and distance from the limit, against width; returns the numbers."""
+    data = drift_numbers(result, constants(result.settings))
+    drift_figure(data, result.settings)
+    return data
 
 
 def drift_figure(data: dict[str, Any], settings: Theory) -> None:

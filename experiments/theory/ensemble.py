@@ -42,8 +42,20 @@ def plot_ensemble(settings: Ensemble) -> int:
     """Measure and draw; returns 0."""
     batches = sweep_settings(settings, seeds=settings.batches)
     result = run_sweep(batches, "ensemble", Measurement(f"circle-of-{BATCH}", measure_outputs))
-    draw_ensemble(settings, ensemble_numbers(result))
+    data = ensemble_numbers(result)
+    draw_ensemble(settings, data)
+    print(ensemble_result(data))
     return 0
+
+
+def ensemble_result(data: dict[str, Any]) -> str:
+    """How far one network and the mean of all are from Eq. (12) at the largest width, in a sentence."""
+    one = float(root_mean_square(np.asarray(data["error_of_one"]))[-1])
+    return (
+        f"at width {data['widths'][-1]} one network is {one:.2g} from Eq. (12) and the mean of all networks "
+        f"{data['error_of_mean'][-1]:.2g}, where chance leaves {data['sampling_error'][-1]:.2g} (relative); their "
+        f"deviation is {data['deviation_ratio'][-1]:.3f} of the predicted one"
+    )
 
 
 def circle_task(task: Task) -> tuple[Task, torch.Tensor]:

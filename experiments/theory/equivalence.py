@@ -28,14 +28,16 @@ def plot_equivalence(settings: Equivalence) -> int:
     """Measure and draw; returns 0."""
     result = run_sweep(settings, "equivalence")
     draw_equivalence(result)
-    data = equivalence_numbers(result)
-    for name in CLOSED_FORMS:
-        print(
-            power_law_words(
-                f"the deviation from the closed form with the {name}", data[name], settings.widths
-            )
-        )
+    print("\n".join(equivalence_result(equivalence_numbers(result))))
     return 0
+
+
+def equivalence_result(data: dict[str, Any]) -> list[str]:
+    """How the deviation from every closed form goes with the width, in words."""
+    return [
+        power_law_words(f"the deviation from the closed form with the {name}", data[name], data["widths"])
+        for name in CLOSED_FORMS
+    ]
 
 
 def equivalence_numbers(result: Sweep) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from mamltheory.tasks import Parameters
 
 from ..plotting import curve, figure, ticks_at
 from .constants import sweep_settings
-from .report import power_law_record, save_theory_figure, signed, subtitle
+from .report import power_law_record, power_law_words, save_theory_figure, signed, subtitle
 from .settings import Laziness, Theory
 from .sweep import (
     Measurement,
@@ -66,8 +66,19 @@ MEASURES = {"drift": "change of the kernel", "error": "distance from Theorem 2"}
 def plot_laziness(settings: Laziness) -> int:
     """Measure and draw; returns 0."""
     result = run_sweep(sweep_settings(settings), "laziness", Measurement("laziness", measure_controls))
-    draw_laziness(settings, laziness_numbers(result))
+    data = laziness_numbers(result)
+    draw_laziness(settings, data)
+    print("\n".join(laziness_result(data)))
     return 0
+
+
+def laziness_result(data: dict[str, Any]) -> list[str]:
+    """How both measures go with the width in each parameterisation, in words."""
+    return [
+        power_law_words(f"{label}: the {MEASURES[name]}", data["measures"][name][key], data["widths"])
+        for key, label in PARAMETERISATIONS.items()
+        for name in MEASURES
+    ]
 
 
 def multiplied(model: Model, factor: float) -> Model:

@@ -1,5 +1,6 @@
 """``lipschitz``: the Lipschitz constant of MAML's Jacobian does not grow with the width, except across a kink."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,11 +35,30 @@ def plot_lipschitz(settings: Lipschitz) -> int:
     kinks = {name: ratios_across_kink(settings, name) for name in settings.activations}
     kink = {"depth": settings.depth, "width": settings.widths[-1], "distances": DISTANCES, "ratios": kinks}
     draw_lipschitz(settings, data, kink)
-    for depth, column_ in data.items():
-        for activation, record in column_.items():
-            what = f"{depth}, {NAMES[activation]}: the rate of change of the Jacobian"
-            print(power_law_words(what, record["rate_of_change"], settings.widths))
+    print("\n".join(lipschitz_result(data | {"kink": kink}, settings.widths)))
     return 0
+
+
+def lipschitz_result(data: dict[str, Any], widths: Sequence[int]) -> list[str]:
+    """How the constant goes with the width for each depth and activation, and what a kink does to it, in words."""
+    lines = [
+        power_law_words(
+            f"{depth}, {NAMES[activation]}: the rate of change of the Jacobian",
+            record["rate_of_change"],
+            widths,
+        )
+        for depth, column_ in data.items()
+        if depth != "kink"
+        for activation, record in column_.items()
+    ]
+    kink = data["kink"]
+    first, last = kink["distances"][0], kink["distances"][-1]
+    for activation, ratios in kink["ratios"].items():
+        lines.append(
+            f"across a kink of ReLU, {NAMES[activation]}: {ratios[0]:.2g} at distance {first:g}, "
+            f"{ratios[-1]:.2g} at {last:g}"
+        )
+    return lines
 
 
 def constants_at_depth(settings: Lipschitz, depth: int) -> dict[str, Any]:

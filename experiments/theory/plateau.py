@@ -56,16 +56,18 @@ def plot_plateau(settings: Plateau) -> int:
     result = run_sweep(sweep_settings(settings), "plateau", Measurement("plateau", measure_deviations))
     data = plateau_numbers(settings, result)
     draw_plateau(settings, data)
-    print(
-        power_law_words(
-            "the deviation from the closed form in discrete time", data["discrete"], settings.widths
-        )
-    )
-    print(
-        f"the printed form stops at a deviation of {data['plateau']:.3f}; at width {settings.widths[-1]} it is "
-        f"{data['printed']['rms'][-1]:.3f}"
-    )
+    print("\n".join(plateau_result(data)))
     return 0
+
+
+def plateau_result(data: dict[str, Any]) -> list[str]:
+    """How the deviations from both closed forms go with the width, in words."""
+    widths = data["widths"]
+    return [
+        power_law_words("the deviation from the closed form in discrete time", data["discrete"], widths),
+        f"the printed form stops at a deviation of {data['plateau']:.3f}; at width {widths[-1]} it is "
+        f"{data['printed']['rms'][-1]:.3f}",
+    ]
 
 
 def limits(

@@ -1,7 +1,7 @@
 """Shared parts of the theory figures: subtitles, slopes with intervals, and files."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,7 @@ def signed(value: float) -> str:
     return f"{value:.2f}".replace("-", "−")
 
 
-def power_law_words(what: str, law: Mapping[str, Any], widths: tuple[int, ...]) -> str:
+def power_law_words(what: str, law: Mapping[str, Any], widths: Sequence[int]) -> str:
     """A result in words: the power law in the width of :func:`power_law_record`, and the last value."""
     slope, low, high = (signed(law[name]) for name in ("slope", "low", "high"))
     return f"{what} goes as width^{slope} [{low}, {high}] and is {law['rms'][-1]:.2g} at width {widths[-1]}"

@@ -1,5 +1,6 @@
 """``evaluate``: the accuracy of a trained network on few-shot tasks of unseen classes."""
 
+import dataclasses
 import hashlib
 import re
 import threading
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from mamltheory.errors import CheckpointError
-from mamltheory.fewshot.evaluation import Evaluation, EvaluationConfig, batches, evaluate_network
-from mamltheory.fewshot.images import ImageData, ImageSplit
+from mamltheory.fewshot.evaluation import Evaluation, EvaluationConfig, batches
+from mamltheory.fewshot.images import ImageData
+from mamltheory.fewshot.trained import evaluate_by
 from mamltheory.files import shown
 from mamltheory.nas.network import parameter_count
 from mamltheory.runtime.device import choose_device
@@ -23,6 +25,7 @@ from mamltheory.runtime.records import sha256, to_json
 from mamltheory.runtime.runlog import RUN_FILE, read_run
 from mamltheory.strict_json import misfit
 
+from ..data.counts import evaluate_shortage, refuse_shortage
 from ..runs import opened_run
 from .settings import Evaluate
 from .trained import read_training
@@ -42,9 +45,10 @@ def record_evaluation(settings: Evaluate) -> dict[str, Any]:
     """
     training = read_training(settings.checkpoint)
     device, data = choose_device(settings.device), training.data(settings.data)
+    settings = dataclasses.replace(settings, data=settings.data or training.settings.data)
+    refuse_shortage(evaluate_shortage(settings, data))
     network = training.network.to(device.device)
-    # A mistake in the counts is found here, before the run folder is opened.
-    total = batches(split_of(data, settings), evaluation_config(settings, data), settings.seed)
+    total = batches(getattr(data, settings.split), evaluation_config(settings, data), settings.seed)
     title = f"evaluate on {settings.tasks} tasks, batches of images"
     with opened_run("evaluate", settings, device.device) as log:
         with stage(title, total) as advance:
@@ -118,33 +122,11 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def split_of(data: ImageData, settings: Evaluate) -> ImageSplit:
-    """The classes that the tasks are drawn from."""
-    return {"val": data.val, "test": data.test}[settings.split]
-
-
 def evaluation_config(settings: Evaluate, data: ImageData) -> EvaluationConfig:
     """The procedure; images are mirrored unless the data are characters."""
     names = ("ways", "shots", "queries", "tasks", "head", "C")
     same: dict[str, Any] = {name: getattr(settings, name) for name in names}
     return EvaluationConfig(**same, copies=settings.augment, flip=data.mirrors)
-
-
-class InterruptibleNetwork(torch.nn.Module):
-    """The network; it checks for a stop after every batch of images."""
-
-    def __init__(self, network: torch.nn.Module, advance: Callable[[], None] | None):
-        super().__init__()
-        self.network, self.advance = network, advance
-
-    def features(self, x: Tensor) -> Tensor:
-        """The network's features."""
-        # joblib also asks for batches from its own threads, where an exception would be lost.
-        if threading.current_thread() is threading.main_thread():
-            check_interrupted()
-        if self.advance is not None:
-            self.advance()
-        return self.network.features(x)  # type: ignore[operator]
 
 
 def evaluate_on_tasks(
@@ -161,14 +143,13 @@ def evaluate_on_tasks(
     Returns:
         The evaluation.
     """
-    device = next(network.parameters()).device
-    return evaluate_network(
-        InterruptibleNetwork(network, advance),
-        split_of(data, settings),
-        data.mean,
-        data.std,
-        evaluation_config(settings, data),
-        settings.seed,
-        device=device,
-        jobs=settings.jobs,
-    )
+
+    def before_batch() -> None:
+        # joblib also asks for batches from its own threads, where an exception would be lost.
+        if threading.current_thread() is threading.main_thread():
+            check_interrupted()
+        if advance is not None:
+            advance()
+
+    config = evaluation_config(settings, data)
+    return evaluate_by(network, data, config, settings.split, settings.seed, settings.jobs, before_batch)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypedDict
 import numpy as np
 
 from mamltheory.fewshot.conv4 import conv4
+from mamltheory.fewshot.counts import fewer
 from mamltheory.fewshot.evaluation import mean_interval
 from mamltheory.fewshot.images import ImageSplit
 from mamltheory.fewshot.meta_train import (
@@ -24,6 +25,7 @@ from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.runlog import RunLog, check_complete, read_metrics
 
+from ..data.counts import meta_train_shortage, refuse_shortage
 from ..data.loading import cached_data, source_in
 from ..plotting import curve, figure, legend_below, save_figure
 from ..runs import (
@@ -57,6 +59,7 @@ def meta_train(settings: MetaTrain) -> int:
     """Meta-train, print the accuracy on unseen classes before and after, and draw the curves; returns 0."""
     device = choose_device(settings.device).device
     data = cached_data(*source_in(settings))
+    refuse_shortage(meta_train_shortage(settings, data))
     network = conv4(
         settings.ways, settings.image_size, derived_seed(settings.seed, "meta weights"), settings.channels
     )
@@ -115,7 +118,7 @@ def _accuracy(state: MetaTrainState, split: ImageSplit, tasks: int, seed: int) -
 
 
 def _queries(split: ImageSplit, state: MetaTrainState) -> int:
-    return max(1, min(QUERIES, min(len(members) for members in split.members) - state.config.shots))
+    return fewer(split, state.config.ways, state.config.shots, QUERIES)[1]
 
 
 def describe_result(settings: MetaTrain, before: tuple[float, float], after: tuple[float, float]) -> str:

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from mamltheory.errors import DataError, printable
-from mamltheory.fewshot.augment import Augmentation
-from mamltheory.fewshot.evaluation import Predictions, predict
+from mamltheory.fewshot.evaluation import Predictions
 from mamltheory.fewshot.formats.common import Options
 from mamltheory.fewshot.formats.folders import usual_suffixes
 from mamltheory.fewshot.formats.listing import class_folders, image_files, in_words, total
 from mamltheory.fewshot.formats.pixels import decoded
+from mamltheory.fewshot.trained import TrainedNetwork
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.records import replace_file
 
@@ -50,22 +50,18 @@ def write_predictions(settings: Predict) -> int:
     """Write ``predictions.csv`` and print a summary; returns 0."""
     task = find_images(settings.images)
     training, device = read_training(settings.checkpoint), choose_device(settings.device)
-    network, inputs = training.network.to(device.device), training.inputs
-    support, query = read_images(task, inputs.image_size)
+    # Its own classes have names in the data of the training alone, and are none of the task's.
+    network = TrainedNetwork(training.network.to(device.device), training.inputs, classes=())
+    support, query = read_images(task, training.inputs.image_size)
     with opened_run("predict", settings, device.device) as log:
-        predictions = predict(
-            network,
+        predictions = network.predict(
+            query,
             support,
             task.labels,
-            query,
-            inputs.mean,
-            inputs.std,
             head=settings.head,
             C=settings.C,
             copies=settings.augment,
-            augmentation=Augmentation(flip=inputs.mirrors),
             seed=settings.seed,
-            device=device.device,
         )
         text = predictions_csv(task, predictions, settings)
         replace_file(settings.out / "predictions.csv", text.encode())

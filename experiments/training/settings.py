@@ -47,6 +47,8 @@ class Train(ExperimentSettings):
     """Minutes between checkpoints within an epoch; the end of an epoch and a stop save a checkpoint as well."""
     out: Path = Path("runs/train")
     """Run folder; a stopped run continues from there."""
+    tensorboard: bool = False
+    """Also write the numbers of metrics.jsonl for TensorBoard, into OUT/tensorboard (the extra tensorboard)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +73,8 @@ class MetaTrain:
     """Train Conv4 by second-order MAML or ANIL with the code of the theory, and test it on unseen classes."""
 
     data: str = EMBEDDED_DATA
-    """"glyphs", "glyphs-mini" or "pictures" (embedded, no download), or the folder of mini- or tieredImageNet."""
+    """"glyphs", "glyphs-mini" or "pictures" (embedded, no download), or a folder: {train,val,test}/CLASS/ with images,
+    CLASS/ alone with --class-split, or a public set; `data check FOLDER` says what it is."""
     class_split: str | None = None
     """For folders CLASS/* without splits: shares of the classes for training, validation and test, as in 60/20/20
     (--split of other commands)."""
@@ -116,6 +119,8 @@ class MetaTrain:
     """Minutes between checkpoints; the end and a stop save a checkpoint as well."""
     out: Path = Path("runs/meta-train")
     """Run folder; a stopped run continues from there."""
+    tensorboard: bool = False
+    """Also write the numbers of metrics.jsonl for TensorBoard, into OUT/tensorboard (the extra tensorboard)."""
 
     def __post_init__(self) -> None:
         require(bool(self.data), 'data is empty: expected "glyphs" or a folder')
@@ -202,9 +207,9 @@ class LastLayer:
 class Evaluate(LastLayer):
     """Accuracy of a trained network on few-shot test tasks, with its confidence interval (Table 1)."""
 
-    data: str = EMBEDDED_DATA
-    """The data set with the images of the training: "glyphs", "glyphs-mini", "pictures", or a folder. Its training
-    images must equal those of the training; validation and test classes may differ."""
+    data: str | None = None
+    """None: the data of the training. Another place, by name or folder, must hold the same training images; its
+    validation and test classes may differ."""
     split: Literal["val", "test"] = "test"
     """Classes to draw the tasks from."""
     ways: int = 5
@@ -236,11 +241,11 @@ class Predict(LastLayer):
     """Run folder: predictions.csv and the record."""
 
 
-def _evaluate(name: str, data: str, shots: int, head: Head, C: float) -> Evaluate:
+def _evaluate(name: str, shots: int, head: Head, C: float) -> Evaluate:
     # [E] 5 augmented copies of the support; [6.2] 1000 tasks; [code] 15 queries per class.
     folder = Path(f"runs/{name}")
     train, out = folder / "train", folder / f"evaluate-{shots}-shot"
-    return Evaluate(train, head, C, data=data, shots=shots, augment=5, tasks=1000, queries=15, out=out)
+    return Evaluate(train, head, C, shots=shots, augment=5, tasks=1000, queries=15, out=out)
 
 
 # [E] head and C of each of the eight numbers in Table 1.
@@ -248,14 +253,14 @@ EVALUATE = {
     "glyph-smoke": Evaluate(
         checkpoint=Path("runs/glyph-smoke/train"), tasks=50, augment=1, out=Path("runs/glyph-smoke/evaluate")
     ),
-    "glyph-84-1-shot": _evaluate("glyph-84", GLYPHS_MINI, 1, "svc", 0.2),
-    "glyph-84-5-shot": _evaluate("glyph-84", GLYPHS_MINI, 5, "logistic", 0.6),
-    "mini-5-1-shot": _evaluate("mini-5", MINI, 1, "svc", 0.2),
-    "mini-5-5-shot": _evaluate("mini-5", MINI, 5, "logistic", 0.6),
-    "mini-8-1-shot": _evaluate("mini-8", MINI, 1, "svc", 0.35),
-    "mini-8-5-shot": _evaluate("mini-8", MINI, 5, "logistic", 0.4),
-    "tiered-5-1-shot": _evaluate("tiered-5", TIERED, 1, "svc", 0.75),
-    "tiered-5-5-shot": _evaluate("tiered-5", TIERED, 5, "logistic", 0.8),
-    "tiered-8-1-shot": _evaluate("tiered-8", TIERED, 1, "logistic", 0.95),
-    "tiered-8-5-shot": _evaluate("tiered-8", TIERED, 5, "logistic", 0.5),
+    "glyph-84-1-shot": _evaluate("glyph-84", 1, "svc", 0.2),
+    "glyph-84-5-shot": _evaluate("glyph-84", 5, "logistic", 0.6),
+    "mini-5-1-shot": _evaluate("mini-5", 1, "svc", 0.2),
+    "mini-5-5-shot": _evaluate("mini-5", 5, "logistic", 0.6),
+    "mini-8-1-shot": _evaluate("mini-8", 1, "svc", 0.35),
+    "mini-8-5-shot": _evaluate("mini-8", 5, "logistic", 0.4),
+    "tiered-5-1-shot": _evaluate("tiered-5", 1, "svc", 0.75),
+    "tiered-5-5-shot": _evaluate("tiered-5", 5, "logistic", 0.8),
+    "tiered-8-1-shot": _evaluate("tiered-8", 1, "logistic", 0.95),
+    "tiered-8-5-shot": _evaluate("tiered-8", 5, "logistic", 0.5),
 }

@@ -11,23 +11,22 @@ import numpy as np
 import torch
 
 from mamltheory.errors import CheckpointError
-from mamltheory.fewshot.evaluation import EvaluationConfig, evaluate_network
+from mamltheory.fewshot.evaluation import validation_accuracy
 from mamltheory.fewshot.execution import Execution
 from mamltheory.fewshot.images import ImageData
 from mamltheory.fewshot.network_file import network_bytes
-from mamltheory.fewshot.resnet import resnet12
-from mamltheory.fewshot.trained import NETWORK_FILE
-from mamltheory.fewshot.training import TrainConfig, TrainState, start_training, train_epoch
+from mamltheory.fewshot.trained import NETWORK_FILE, untrained_network
+from mamltheory.fewshot.training import TrainConfig, TrainState, start_training, trained_to
 from mamltheory.fewshot.training_state import inputs_of, restore, state_tensors
 from mamltheory.nas.genotype import Genotype
-from mamltheory.nas.network import derived_network, parameter_count
-from mamltheory.rng import derived_seed
+from mamltheory.nas.network import parameter_count
 from mamltheory.runtime.checkpoint import check_state, load_state, save_state
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.distributed import World, data_parallel
 from mamltheory.runtime.records import replace_file
 from mamltheory.runtime.runlog import RunLog, check_complete, read_metrics
 
+from ..data.counts import evaluate_shortage, refuse_shortage, train_shortage
 from ..data.loading import data_of
 from ..genotypes import network_size, read_genotype
 from ..plotting import curve, figure, legend_below, save_figure
@@ -44,7 +43,7 @@ from ..runs import (
     say_if_finished,
     without_paths,
 )
-from .settings import Train
+from .settings import Evaluate, Train
 
 
 class EpochLine(TypedDict):
@@ -80,13 +79,14 @@ def train_and_draw(settings: Train) -> int:
 def training_result(settings: Train) -> str:
     """Loss and accuracy of the last epoch, and the next command, in two lines."""
     last = epoch_lines(settings, settings.epochs)[settings.epochs]
+    short = evaluate_shortage(Evaluate(), data_of(settings))
     validated = (
         f", {100 * last['val_accuracy']:.1f} % on few-shot validation tasks" if "val_accuracy" in last else ""
     )
     return (
         f"trained {settings.epochs} epochs: loss {last['loss']:.3f} nats, {100 * last['accuracy']:.1f} % of the "
         f"augmented training images{validated}\nevaluate it: {PROGRAM} evaluate --checkpoint {quoted(settings.out)}"
-        f" --data {quoted(Path(settings.data))}"
+        + (f" {short.flags()}" if short and short.fitting else "")
     )
 
 
@@ -115,6 +115,7 @@ def train_network(
     world = world or World()
     device = choose_device(world.device_name(settings.device)).device
     data = data_of(settings)
+    refuse_shortage(train_shortage(settings, data))
     network = new_network(settings, genotype, inputs_of(data).classes)
     execution = Execution(settings.channels_last, world.rank, world.size)
     state = start_training(network, data, train_config(settings, data), device, execution)
@@ -170,9 +171,10 @@ def _remaining_steps(
     left = (until - state.epoch) * state.steps - state.step
     with leading_stage(f"train ({settings.out.name})", left, world.leads and shown) as advance:
         pauses = CheckpointTimer(settings.save_minutes, world.any, advance, settings.batch_size)
-        while state.epoch < until:
-            pauses.note = f"epoch {state.epoch + 1}/{settings.epochs}"
-            state, metrics = train_epoch(state, pauses)
+        pauses.note = f"epoch {state.epoch + 1}/{settings.epochs}"
+        for now, metrics in trained_to(state, until, pauses):
+            state = now
+            pauses.note = f"epoch {min(state.epoch + 1, settings.epochs)}/{settings.epochs}"
             if log is not None:
                 # A crash between the two repeats the line; the other order would lose an epoch.
                 if metrics is not None:
@@ -187,19 +189,8 @@ def _validated(state: TrainState, settings: Train) -> dict[str, float]:
     """Few-shot accuracy on the validation classes, if it is due after this epoch."""
     if not settings.validate_every or state.epoch % settings.validate_every:
         return {}
-    split = state.data.val
-    fewest = min(len(members) for members in split.members)
-    config = EvaluationConfig(
-        ways=min(5, len(split.class_names)),
-        shots=1,
-        queries=max(1, min(15, fewest - 1)),
-        tasks=settings.validation_tasks,
-        copies=0,
-        head="nearest-centroid",
-    )
-    result = evaluate_network(
-        state.network, split, state.data.mean, state.data.std, config, settings.seed, device=state.device
-    ).interval
+    tasks, seed = settings.validation_tasks, settings.seed
+    result = validation_accuracy(state.network, state.data, tasks, seed, state.device)
     return {"val_accuracy": result.mean, "val_half_width": result.half_width}
 
 
@@ -214,11 +205,8 @@ def train_config(settings: Train, data: ImageData) -> TrainConfig:
 
 def new_network(settings: Train, genotype: Genotype | None, classes: int) -> torch.nn.Module:
     """The untrained network for a number of classes; its weights depend on the seed alone."""
-    seed = derived_seed(settings.seed, "training weights")
-    if settings.network == "resnet12":
-        return resnet12(classes, seed)
-    assert genotype is not None, "a stack of cells needs a genotype"
-    return derived_network(genotype, network_size(settings, classes), seed)
+    cells = genotype if settings.network == "cells" else None
+    return untrained_network(cells, network_size(settings, classes), settings.seed)
 
 
 def _check_genotype(saved: object, genotype: Genotype | None, settings: Train) -> None:

@@ -15,8 +15,12 @@ from mamltheory.nas.genotype import Genotype
 from mamltheory.runtime.checkpoint import Checkpoint, check_state, load_state
 
 from ..config import read_config, settings_from
+<<<<<<< HEAD
 from ..data.loading import data_of
 from ..genotypes import genotype_from
+=======
+from ..data.loading import data_of, is_without_splits
+>>>>>>> main
 from ..requirements import require
 from ..runs import continue_with
 from .settings import Train
@@ -34,9 +38,19 @@ class Trained:
     state: Mapping[str, Any]
     """The numbers that were saved with the weights."""
 
-    def data(self, place: str) -> ImageData:
-        """The images at a place with the statistics of the training; raises DataError for other training images."""
-        data = data_of(dataclasses.replace(self.settings, data=place))
+    def data(self, place: str | None = None) -> ImageData:
+        """The images of the training, or those at another place, with the statistics of the training.
+
+        Args:
+            place: Name or folder; None for the place that the training read.
+
+        Returns:
+            The images.
+
+        Raises:
+            DataError: The training images are others, or the data cannot be read.
+        """
+        data = self._read(place)
         if not same_images(self.state, data):
             raise DataError(
                 f"the network was trained on {self.settings.data}, and {place} holds other training images: name the "
@@ -44,6 +58,18 @@ class Trained:
             )
         expected = self.inputs
         return dataclasses.replace(data, mean=expected.mean, std=expected.std, mirrors=expected.mirrors)
+
+    def _read(self, place: str | None) -> ImageData:
+        if place is None:
+            try:
+                return data_of(self.settings)
+            except DataError as error:
+                raise DataError(
+                    f"{self.settings.out} was trained on the images in {self.settings.data}, which cannot be read "
+                    f"from here ({error}): name their folder with --data"
+                ) from None
+        split = self.settings.split if is_without_splits(place) else None
+        return data_of(dataclasses.replace(self.settings, data=place, split=split))
 
 
 def read_training(folder: Path) -> Trained:

@@ -6,7 +6,7 @@ copies of the support images.
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import joblib
@@ -16,9 +16,10 @@ import torch
 from mamltheory.accelerator import float32_products
 from mamltheory.errors import ConfigurationError, DataError
 from mamltheory.fewshot.augment import Augmentation, apply_draws, draw_augmentation, join_draws
+from mamltheory.fewshot.counts import fewer
 from mamltheory.fewshot.episodes import Episode, sample_episode
 from mamltheory.fewshot.heads import Head, fit_confidence, fit_predict, make_head, unit_norm
-from mamltheory.fewshot.images import ImageSplit, normalise, resident, take
+from mamltheory.fewshot.images import ImageData, ImageSplit, normalise, resident, take
 from mamltheory.intervals import Interval, mean_interval
 from mamltheory.rng import generator
 
@@ -34,6 +35,7 @@ class FeatureMap:
         mean, std: channel means and standard deviations on the scale 0..1.
         device: device of the network.
         batch_size: images in one pass; at least the support of one task passes together.
+        advance: is called before every pass.
     """
 
     network: torch.nn.Module
@@ -41,9 +43,12 @@ class FeatureMap:
     std: Sequence[float]
     device: torch.device | str = "cpu"
     batch_size: int = 256
+    advance: Callable[[], None] | None = None
 
     def __call__(self, x: torch.Tensor) -> np.ndarray:
         """Rows of length 1 in float64 for normalised images B×3×H×W."""
+        if self.advance is not None:
+            self.advance()
         with torch.no_grad(), float32_products():
             return unit_norm(self.network.features(x).cpu().numpy())  # type: ignore[operator]
 
@@ -208,6 +213,7 @@ def evaluate_network(
     *,
     device: torch.device | str = "cpu",
     jobs: int = 1,
+    advance: Callable[[], None] | None = None,
 ) -> Evaluation:
     """Return the accuracies on tasks of a split, each a pure function of (seed, its number).
 
@@ -222,6 +228,7 @@ def evaluate_network(
         seed: seed of the tasks and of the augmentation.
         device: where the features are computed.
         jobs: processes that fit the heads; the result does not depend on it.
+        advance: is called before every batch of images, also from threads of joblib.
 
     Raises:
         ConfigurationError: jobs is below 1.
@@ -230,17 +237,12 @@ def evaluate_network(
         raise ConfigurationError(f"jobs is {jobs}: give the number of processes, at least 1")
     episodes = _episodes(split, config, seed)
     images, mode = resident(split, device), network.training
-    features = FeatureMap(network.to(device).eval(), mean, std, device, config.batch_size)
+    features = FeatureMap(network.to(device).eval(), mean, std, device, config.batch_size, advance)
     try:
         used = _queries(episodes)
         queries = features.plain(images, used)
-        supports = features.supports(
-            images,
-            [episode.support.ravel() for episode in episodes],
-            config.augmentation(),
-            config.copies,
-            seed,
-        )
+        rows = [episode.support.ravel() for episode in episodes]
+        supports = features.supports(images, rows, config.augmentation(), config.copies, seed)
         # Support features are computed while the heads are fitted: all of them together may fill gigabytes.
         results = joblib.Parallel(n_jobs=jobs)(
             joblib.delayed(_correct)(
@@ -258,6 +260,30 @@ def evaluate_network(
     correct = np.array([count for count, _ in results])
     unconverged = sum(not converged for _, converged in results)
     return Evaluation(config, seed, correct, unconverged, _digest(split, episodes))
+
+
+def validation_accuracy(
+    network: torch.nn.Module,
+    data: ImageData,
+    tasks: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Interval:
+    """The accuracy that follows a training: nearest centroids on tasks of the validation classes, with its interval.
+
+    Args:
+        network: a network with a method ``features``; it is left in its mode.
+        data: the images; tasks have 5 ways, 1 shot and 15 queries, or as many as there are.
+        tasks: number of tasks.
+        seed: seed of the tasks.
+        device: where the features are computed.
+
+    Returns:
+        Mean and 95 % t interval over the tasks.
+    """
+    ways, queries = fewer(data.val, 5, 1, 15)
+    config = EvaluationConfig(ways, 1, queries, tasks, copies=0, head="nearest-centroid")
+    return evaluate_network(network, data.val, data.mean, data.std, config, seed, device=device).interval
 
 
 def batches(split: ImageSplit, config: EvaluationConfig, seed: int) -> int:

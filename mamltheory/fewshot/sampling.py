@@ -5,7 +5,8 @@ from typing import Literal
 import torch
 
 from mamltheory.arguments import check_choice, check_seed, check_whole
-from mamltheory.errors import ConfigurationError
+from mamltheory.errors import ConfigurationError, DataError
+from mamltheory.fewshot.counts import TaskCounts, check_counts
 from mamltheory.fewshot.datasets import Data, data_from
 from mamltheory.fewshot.episodes import episode_tasks
 from mamltheory.tasks import Task
@@ -38,11 +39,16 @@ def tasks_from(
         dtype: of images and labels.
 
     Returns:
+<<<<<<< HEAD
         The tasks. Their images are n×3×h×w, less the mean of the training images, over their deviation. A DataError is
         raised for data that cannot be read.
+=======
+        The tasks: images n×3×h×w, less the mean of the training images, over their deviation.
+>>>>>>> main
 
     Raises:
         ConfigurationError: numbers for which there are too few images or classes, an unknown split, or another dtype.
+        DataError: data that cannot be read.
 
     Example:
         >>> from mamltheory.fewshot import tasks_from
@@ -57,6 +63,13 @@ def tasks_from(
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ConfigurationError(f"dtype is {dtype!r:.80}: expected torch.float32 or torch.float64")
     chosen = getattr(data, split)
-    return list(
-        episode_tasks(chosen, count, ways, shots, queries, seed, mean=data.mean, std=data.std, dtype=dtype)
-    )
+    try:
+        return list(
+            episode_tasks(
+                chosen, count, ways, shots, queries, seed, mean=data.mean, std=data.std, dtype=dtype
+            )
+        )
+    except (ConfigurationError, DataError):
+        given = {"count": count, "ways": ways, "shots": shots, "queries": queries}
+        check_counts(data, given, [TaskCounts(split, tasks="count")])
+        raise

@@ -20,20 +20,18 @@ from mamltheory.arguments import (
     check_whole,
     checked_device,
 )
-from mamltheory.errors import (
-    CheckpointError,
-    ConfigurationError,
-    DataError,
-)
+from mamltheory.errors import CheckpointError, ConfigurationError, DataError
 from mamltheory.fewshot.augment import Augmentation
+from mamltheory.fewshot.counts import TaskCounts, shortage_of
 from mamltheory.fewshot.datasets import Data, data_from
 from mamltheory.fewshot.evaluation import Evaluation, EvaluationConfig, Predictions, evaluate_network, predict
 from mamltheory.fewshot.formats.common import Options
 from mamltheory.fewshot.formats.pixels import decoded
 from mamltheory.fewshot.heads import Head
-from mamltheory.fewshot.images import normalise
+from mamltheory.fewshot.images import ImageData, normalise
 from mamltheory.fewshot.network_file import network_bytes, read_network
-from mamltheory.fewshot.training import EpochMetrics, TrainConfig, start_training, train_epoch
+from mamltheory.fewshot.resnet import resnet12
+from mamltheory.fewshot.training import EpochMetrics, TrainConfig, start_training, trained_to
 from mamltheory.fewshot.training_state import Inputs, inputs_of
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import Network, NetworkSettings, derived_network
@@ -238,7 +236,7 @@ def train(
     inputs = inputs_of(data)
     if isinstance(network, Genotype):
         stacked = dataclasses.replace(size or NetworkSettings(), classes=inputs.classes)
-        network = derived_network(network, stacked, derived_seed(seed, "training weights"))
+        network = untrained_network(network, stacked, seed)
     elif isinstance(network, nn.Module) and callable(getattr(network, "features", None)):
         network = copy.deepcopy(network)
     else:
@@ -247,12 +245,17 @@ def train(
             "features"
         )
     state = start_training(network, data, config or TrainConfig(flip=data.mirrors, seed=seed), device)
-    while state.epoch < state.config.epochs:
-        state, metrics = train_epoch(state)
+    for _, metrics in trained_to(state, state.config.epochs):  # which updates the network in place
         if progress is not None and metrics is not None:
             progress(metrics)
     trained = state.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return TrainedNetwork(trained, inputs, data.train.class_names)
+
+
+def untrained_network(genotype: Genotype | None, size: NetworkSettings, seed: int) -> nn.Module:
+    """The untrained network of a training, stacked cells or ResNet-12 for None; the seed alone decides its weights."""
+    weights = derived_seed(seed, "training weights")
+    return resnet12(size.classes, weights) if genotype is None else derived_network(genotype, size, weights)
 
 
 def evaluate(
@@ -287,11 +290,17 @@ def evaluate(
         jobs: processes that fit the classifiers.
 
     Returns:
+<<<<<<< HEAD
         The evaluation, with ``interval``, ``accuracies`` of the tasks and ``describe()``. A ConfigurationError is
         raised for a module without features and for an unknown split.
 
     Raises:
         DataError: images of another size than the network's.
+=======
+        The evaluation: ``interval``, ``accuracies`` of the tasks, and ``describe()``. A ConfigurationError is raised
+        for a module without features, for an unknown split, and for counts for which there are too few images; a
+        DataError for images of another size than the network's.
+>>>>>>> main
 
     Example:
         See :func:`mamltheory.fewshot.load`.
@@ -302,17 +311,36 @@ def evaluate(
     _check_heads(head, C, copies, seed)
     inputs = network.inputs if isinstance(network, TrainedNetwork) else None
     data = data_from(data, None if inputs is None else inputs.image_size)
-    side = data.train.images.shape[1]
-    if inputs is not None and side != inputs.image_size:
-        wanted = inputs.image_size
+    config = EvaluationConfig(ways, shots, queries, tasks, copies, head, C, flip=(inputs or data).mirrors)
+    return evaluate_by(network, data, config, split, seed, jobs)
+
+
+def evaluate_by(
+    network: nn.Module,
+    data: ImageData,
+    config: EvaluationConfig,
+    split: str,
+    seed: int,
+    jobs: int = 1,
+    advance: Callable[[], None] | None = None,
+) -> Evaluation:
+    """What :func:`evaluate` does by these settings, of which ``advance`` is called before every batch of images."""
+    known = network.inputs if isinstance(network, TrainedNetwork) else inputs_of(data)
+    wanted, side = known.image_size, data.train.images.shape[1]
+    counts = {name: getattr(config, name) for name in ("ways", "shots", "queries")}
+    wrong = shortage_of(data, counts, [TaskCounts(split)])
+    if side != wanted:
         raise DataError(
             f"the images have {side} pixels a side, not {wanted}: load them with image_size={wanted}"
+            + (f"; and {wrong.message()}" if wrong else "")
         )
-    config = EvaluationConfig(ways, shots, queries, tasks, copies, head, C, flip=data.mirrors)
-    known, device = inputs or data, next(network.parameters()).device
+    if wrong:
+        raise ConfigurationError(wrong.message())
+    device = next(network.parameters()).device
     return evaluate_network(
-        network, getattr(data, split), known.mean, known.std, config, seed, device=device, jobs=jobs
-    )
+        network, getattr(data, split), known.mean, known.std, config, seed,
+        device=device, jobs=jobs, advance=advance,
+    )  # fmt: skip
 
 
 def _check_heads(head: object, C: object, copies: object, seed: object) -> None:

@@ -11,7 +11,7 @@ the same order. Their drop-path masks differ: they are functions of (seed, epoch
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor
 from mamltheory.accelerator import float32_products
 from mamltheory.errors import ConfigurationError, ValueRangeError
 from mamltheory.fewshot.augment import Augmentation, apply_draws, draw_augmentation, select_draws
+from mamltheory.fewshot.counts import check_counts
 from mamltheory.fewshot.execution import (
     Execution,
     Precision,
@@ -182,10 +183,7 @@ def start_training(
             the device lacks the precision, or the network does not have one logit per training class.
     """
     device, execution = torch.device(device), execution or Execution()
-    if config.batch_size > len(data.train):
-        raise ConfigurationError(
-            f"batch_size {config.batch_size} exceeds the {len(data.train)} training images: lower it"
-        )
+    check_counts(data, {"batch_size": config.batch_size}, batch="batch_size")
     if config.flip and not data.mirrors:
         raise ConfigurationError(f"a mirrored image of {data.name} shows another class: set flip to False")
     check_precision(config.precision, device)
@@ -253,6 +251,24 @@ def train_epoch(
     loss, correct = (total / (steps * config.batch_size) for total in _summed(totals, state))
     metrics = EpochMetrics(epoch, loss, correct, config.learning_rate_in(epoch), config.drop_path_in(epoch))
     return dataclasses.replace(state, epoch=epoch, step=0, totals=(0.0, 0.0)), metrics
+
+
+def trained_to(
+    state: TrainState, epoch: int, stop: Callable[[int, int], bool] | None = None
+) -> Iterator[tuple[TrainState, EpochMetrics | None]]:
+    """Train to the end of an epoch, and yield after every epoch and at every pause.
+
+    Args:
+        state: the training.
+        epoch: the last epoch.
+        stop: as for :func:`train_epoch`; a pause ends when the next state is asked for.
+
+    Yields:
+        The state, and the means over the epoch that ends there; None for a pause.
+    """
+    while state.epoch < epoch:
+        state, metrics = train_epoch(state, stop)
+        yield state, metrics
 
 
 def _train_step(state: TrainState, epoch: int, step: int, rows: Tensor) -> Tensor:

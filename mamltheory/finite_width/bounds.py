@@ -1,4 +1,4 @@
-"""The inequalities of Lemma 1 and Theorem 3, one function each, and the learning rates under which they are stated.
+"""The inequalities of Lemma 1 and Theorem 3, one function each.
 
 σ_min and σ_max are the extreme eigenvalues of the limit kernel Φ; η0 = η l; K and R0 are the constants of
 Lemmas 1 and 2. Kernels carry 1/l, parameters are in standard parameterisation.
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mamltheory.errors import SingularKernelError, ValueRangeError
+from mamltheory.errors import ValueRangeError
 from mamltheory.linalg import spectrum
 
 
@@ -18,27 +18,6 @@ def extreme_eigenvalues(kernel: Float[Tensor, "p p"]) -> tuple[float, float]:
     """(σ_min, σ_max) of a kernel."""
     eigenvalues = spectrum(kernel)
     return float(eigenvalues[0]), float(eigenvalues[-1])
-
-
-def largest_rate(kernel: Float[Tensor, "p p"]) -> float:
-    """2/(σ_max + σ_min): η0 must stay below it in Theorem 3, and at it ‖I − η0 Φ‖ is smallest.
-
-    Args:
-        kernel: Φ.
-
-    Returns:
-        The largest η0.
-
-    Raises:
-        SingularKernelError: the kernel has no positive eigenvalues, and bounds no rate.
-    """
-    low, high = extreme_eigenvalues(kernel)
-    if high + low <= 0:
-        raise SingularKernelError(
-            f"the kernel's eigenvalues lie in [{low:.3g}, {high:.3g}]: expected a positive semi-definite kernel "
-            "that is not zero"
-        )
-    return 2 / (high + low)
 
 
 def _check_positive(**constants: int | float) -> None:

@@ -1,7 +1,6 @@
 """The searches as one function: Algorithm 1 by any criteria and protocol, and successive halving of short trainings."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,17 +18,17 @@ from mamltheory.arguments import (
     check_whole,
     checked_device,
 )
-from mamltheory.errors import ConfigurationError, ValueRangeError
+from mamltheory.errors import ConfigurationError
+from mamltheory.fewshot.counts import TaskCounts, check_counts
 from mamltheory.fewshot.datasets import Data, data_from
-from mamltheory.fewshot.episodes import Episode, episode_tasks, sample_episode
+from mamltheory.fewshot.episodes import episode_tasks
 from mamltheory.fewshot.images import ImageData, normalise, take
-from mamltheory.fewshot.prototypes import prototype_accuracies, split_features
 from mamltheory.fewshot.trained import TrainedNetwork
-from mamltheory.fewshot.training import TrainConfig, TrainState, start_training, train_epoch
 from mamltheory.fewshot.training_state import inputs_of
 from mamltheory.linalg import Converged
+from mamltheory.nas import short_trainings
 from mamltheory.nas.algorithms.algorithm1 import step
-from mamltheory.nas.algorithms.halving import DEFAULT_RUNGS, Measured, Rung, check_rungs, successive_halving
+from mamltheory.nas.algorithms.halving import DEFAULT_RUNGS, Measured, Rung, check_rungs
 from mamltheory.nas.algorithms.rounds import Round
 from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.algorithms.state import Decision, SearchState
@@ -41,8 +40,12 @@ from mamltheory.nas.scoring.operator_gradient import GradientScorer
 from mamltheory.nas.scoring.own_score import OwnScore
 from mamltheory.nas.scoring.score import Score, Scorer, ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
+<<<<<<< HEAD
 from mamltheory.nas.sizes import Band, random_genotype_within
 from mamltheory.nas.space import PAPER, Space, check_operations, checked_space
+=======
+from mamltheory.nas.sizes import Band
+>>>>>>> main
 from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task
 
@@ -50,10 +53,6 @@ PATCHES, PATCH_IMAGES = 3000, 300
 """Inputs of the region count (released code), and the images that they are cut from."""
 FINAL_DRAWS = 4
 """New draws for the scores of the found network."""
-VALIDATION_TASKS, WAYS, QUERIES = 1000, 5, 15
-"""The tasks that measure a candidate of halving; they have one shot."""
-TRIES = 20
-"""Draws per cell that is wanted; the space holds few different cells of some sizes."""
 RULES = (
     *("repeats", "ties", "difference", "estimator", "shrinkage", "stopping", "least_repeats"),
     "common_random_numbers",
@@ -214,6 +213,9 @@ def _pruned(
 ) -> Found:
     """Algorithm 1 from the full supernet to its end."""
     chosen = criteria(method, bool(values["regions"]))
+    if "condition" in chosen:
+        given = {**dict(zip(("ways", "shots", "queries"), counts, strict=True)), "tasks": values["tasks"]}
+        check_counts(data, given, [TaskCounts("train", tasks="tasks")])
     rules = SearchSettings(
         seed=seed,
         criteria=chosen,
@@ -292,6 +294,7 @@ def _halved(
     device: str,
     say: Callable[[str], None],
 ) -> Found:
+<<<<<<< HEAD
     """Successive halving; all candidates share the initial weights of equal layers, the order and the augmentation."""
     cells = different_genotypes(band, rungs[0].candidates, generator(seed, "halving candidates"), size, space)
     last = rungs[-1].epochs
@@ -363,3 +366,12 @@ def _trained_to(state: TrainState, epoch: int, episodes: Sequence[Episode]) -> t
 def _validation_tasks(data: ImageData, seed: int) -> tuple[Episode, ...]:
     tasks_seed = derived_seed(seed, "halving tasks val")
     return tuple(sample_episode(data.val, WAYS, 1, QUERIES, tasks_seed, i) for i in range(VALIDATION_TASKS))
+=======
+    """Successive halving of random cells of one size."""
+    check_counts(data, {}, [short_trainings.task_counts(data, "val")])
+    stream = generator(seed, short_trainings.CANDIDATES)
+    cells = short_trainings.different_genotypes(band, rungs[0].candidates, stream, size)
+    standings, best, measured = short_trainings.halve_in_memory(data, cells, rungs, size, seed, device, say)
+    network = TrainedNetwork(best, inputs_of(data), data.train.class_names)
+    return Found("halving", cells[standings[-1][1][0]], network, measured, standings=standings)
+>>>>>>> main

@@ -23,6 +23,8 @@ RECORDS = (
 BENCHMARK_LOG = "workers.log"
 PAGES = ("README.md", "paper_checks.html")
 """Pages among the figures, which no command writes."""
+PAGE_MARK = "mamltheory report"
+"""Marks a page of ``report`` in its head; other commands leave such a page where it is."""
 DEPTH = 4
 """The greatest depth of a record below a folder of runs: EXPERIMENT/METHOD/SEED/train for those of a table."""
 MOST_BYTES = 2**26
@@ -87,12 +89,20 @@ def _check(directory: Path, command: str, is_known: Callable[[Path], bool]) -> N
             f"{directory} holds a run of {holder!r}, not of {command!r}: choose another --out"
         )
     entries = sorted(directory.iterdir(), key=Path.is_dir) if directory.exists() else []
-    foreign = (each for each in entries if not (each.name.startswith(".") or is_known(each)))
+    foreign = (each for each in entries if not (each.name.startswith(".") or is_known(each) or is_page(each)))
     if (first := next(foreign, None)) is not None:
         raise ConfigurationError(
             f"{directory} holds {first.name!r}, which is no result of {command!r}: choose another --out, so that "
             "nothing of yours is overwritten"
         )
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page of ``report``."""
+    if path.suffix != ".html" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return f'<meta name="generator" content="{PAGE_MARK}">'.encode() in file.read(1000)
 
 
 def _is_saved_state(path: Path) -> bool:

@@ -24,7 +24,7 @@ LEFT = 1 << 40
 LOST_EXIT_CODE = 2
 
 
-@dataclass
+@dataclass(eq=False)
 class Silence:
     """How long each of several counters has stood still, as seen by an observer that looks every few seconds.
 

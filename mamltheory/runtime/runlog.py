@@ -15,6 +15,7 @@ from mamltheory.runtime.folders import RUN_FILE, check_run_folder
 from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.lock import hold, let_go
 from mamltheory.runtime.records import plain, read_record, replace_file, sync_directory, to_json
+from mamltheory.runtime.scalars import write_scalars
 from mamltheory.runtime.temporary import remove_stale
 from mamltheory.strict_json import SEAL_BYTES, misfit, seal_of, sealed, unsealed
 
@@ -49,11 +50,13 @@ class RunLog:
         record: the content of ``run.json`` (see :class:`Record`). ``starts`` counts the starts, and ``sessions`` lists
             their environments, each with the first start that had it.
         was_finished: whether the run had come to its end before this start.
+        scalars: the writer for TensorBoard, of :func:`mamltheory.runtime.scalars.summary_writer`; None for none.
     """
 
     directory: Path
     record: dict[str, Any]
     was_finished: bool = False
+    scalars: Any = None
 
     def log(self, **values: object) -> None:
         """Append a line such as ``log(step=3, loss=0.7)`` to ``metrics.jsonl``, sealed with the line before."""
@@ -71,6 +74,8 @@ class RunLog:
                 raise
         if size == 0:
             sync_directory(self.directory)
+        if self.scalars is not None:
+            write_scalars(self.scalars, values)
 
     def close(self, status: str = "finished", **results: object) -> "RunLog":
         """Write how the run ended, and release the folder to other processes.
@@ -94,6 +99,8 @@ class RunLog:
             closed.write()
         finally:
             let_go(self.directory)
+            if self.scalars is not None:
+                self.scalars.close()
         return closed
 
     def write(self) -> None:

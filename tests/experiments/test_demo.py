@@ -10,8 +10,8 @@ from experiments.data import loading
 from experiments.search import search
 from experiments.settings import Demo
 from experiments.theory import sweep
-from experiments.training import train
 from experiments.training.trained import read_training
+from mamltheory.fewshot import training as steps
 from mamltheory.fewshot.glyphs import glyph_data
 from mamltheory.nas.sizes import genotype_parameters
 from mamltheory.runtime.runlog import read_run
@@ -85,11 +85,11 @@ def shown(tiny_demo):
     """The folder, and how often the demonstration trained what, when it was stopped twice and went on."""
     plant_search(tiny_demo)
     stops = []
-    for module, name, call in ((sweep, "measure_training", 3), (train, "train_epoch", OF_HALVING + 5)):
+    for module, name, call in ((sweep, "measure_training", 3), (steps, "train_epoch", OF_HALVING + 5)):
         with ctrl_c_during(module, name, call) as stopped:
             demo.run_demo(tiny_demo)
         stops.append(stopped.value.continue_with)
-    with counted(train, "train_epoch") as epochs, counted(sweep, "measure_training") as measured:
+    with counted(steps, "train_epoch") as epochs, counted(sweep, "measure_training") as measured:
         assert demo.run_demo(tiny_demo) == 0
     return stops, len(epochs), len(measured)
 

@@ -17,7 +17,7 @@ from mamltheory import (
     train,
 )
 from mamltheory.errors import ShapeError, UnsupportedModelError, ValueRangeError
-from mamltheory.factored.fast_weights import adapted_pass, factor_path, stack_tasks
+from mamltheory.factored.fast_weights import adapted_pass, factor_path, slope_and_curvature, stack_tasks
 from mamltheory.factored.meta_gradient import factored_meta_gradient
 from mamltheory.inner_loop import inner_path
 from mamltheory.maml import distance
@@ -253,3 +253,11 @@ def test_on_a_cuda_device_the_gradient_is_that_of_the_cpu():
     gradient, _ = meta_gradient(net.model, there, [one.to("cuda") for one in some], inner, "factored")
     expected, _ = meta_gradient(net.model, params, some, inner, "factored")
     assert agree({name: value.cpu() for name, value in gradient.items()}, expected, 1e-11)
+
+
+def test_a_relu_that_is_exactly_zero_has_no_slope_as_in_torch():
+    h = torch.tensor([-1.0, 0.0, 2.0], requires_grad=True)
+    (expected,) = torch.autograd.grad(torch.relu(h).sum(), h)
+    slope, curvature = slope_and_curvature("relu", h.detach(), torch.relu(h.detach()))
+    assert torch.equal(slope, expected)
+    assert curvature is None

@@ -8,7 +8,7 @@ from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
 from mamltheory.factored.fast_weights import stack_tasks
 from mamltheory.factored.meta_jacobian import meta_rows
 from mamltheory.factored.meta_ntk import factored_meta_ntk, tile_bytes
-from mamltheory.factored.rows import DenseRows, FactoredRows
+from mamltheory.factored.rows import DenseRows, FactoredRows, is_smaller_dense, numbers_per_row
 from mamltheory.kernels.empirical_meta import empirical_meta_ntk
 from tests.reference.meta_rows import meta_gram, meta_jacobian_matrix
 from tests.strategies import as_users_run_it, networks, task, tasks
@@ -165,3 +165,30 @@ def test_the_kernel_on_cuda_is_that_of_the_cpu(dtype):
     assert there.device.type == "cuda"
     here = factored_meta_ntk(WIDE, params, some, inner)
     assert error(there.cpu(), here) < (1e-12 if dtype == torch.float64 else 1e-5)
+
+
+def test_rows_are_multiplied_out_where_they_then_hold_fewer_numbers():
+    """A row of 3 × 2 with its bias holds 9 numbers; D_α hold 3 each, E_α 2 each, and g another 3."""
+    assert not is_smaller_dense(2, 3, 1, 3)  # 9 against 9
+    assert is_smaller_dense(2, 3, 2, 2)  # 9 against 10
+    assert not is_smaller_dense(2, 3, 2, 1)
+    assert numbers_per_row(2, 3, 2, 2) == 9
+    assert numbers_per_row(2, 3, 2, 1) == 3 + 6 + 2
+
+
+@pytest.mark.parametrize(
+    ("count", "alone", "among_several"), [(2, 256160, 310112), (400, 70775040, 81565440)]
+)
+def test_the_bytes_of_a_tile_are_those_of_its_rows_and_of_the_larger_of_pass_and_contraction(
+    count, alone, among_several
+):
+    """Layers of 4 × 40, 40 × 40 and 40 × 2, and tasks of three queries and two support samples, so six rows.
+
+    A row holds 120, 360 and 82 numbers. The passes hold 12 (2 · 166 + 4 · 80) + (6 + 3 + 20) 166 = 12,638 numbers for
+    each task, the contraction 12 · 360 for each task, 3 · 7 · 6 · 80, and the square of all rows.
+    """
+    (stack,) = stack_tasks([task(0, 0, 3, 2, 4, 2)] * count)
+    inner, rows, square = InnerLoop(0.4, 2), 8 * 6 * count * (120 + 360 + 82), (6 * count) ** 2
+    later = max(8 * count * 12638, 8 * (12 * 360 * count + 3 * 7 * 6 * 80 + square))
+    assert tile_bytes(WIDE, stack, inner, False) == rows + later == alone
+    assert tile_bytes(WIDE, stack, inner, True) == 2 * rows + later == among_several

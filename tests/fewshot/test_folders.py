@@ -163,13 +163,33 @@ def test_class_roots_stay_below_the_folder(tmp_path, root, message):
 
 def test_a_flat_folder_asks_for_the_split_and_gets_the_same_one_every_time(tmp_path):
     write_flat(tmp_path / "birds")
-    with pytest.raises(DataError, match=r"10 folders of classes and no splits: give --split 60/20/20"):
+    with pytest.raises(DataError, match=r"classes without splits \(10 folders\): give --split 60/20/20"):
         load_data(tmp_path / "birds")
     first, again, other = (read(tmp_path / "birds", split=(60, 20, 20), split_seed=s)[0] for s in (0, 0, 1))
     names = [[getattr(data, split).class_names for split in SPLITS] for data in (first, again, other)]
     assert [len(part) for part in names[0]] == [6, 2, 2]
     assert names[0] == names[1] != names[2]
     assert len({name for part in names[0] for name in part}) == 10
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        (["a.png"], "holds images: sort them into a folder for each class"),
+        (["birds/a.png"], "holds the images of one folder, birds: give a folder for each class"),
+        (
+            ["train/a.png", "test/b.png"],
+            "splits without classes: sort the images in test, train into folders",
+        ),
+        (["x/small/a.png", "y/small/b.png"], "images lie deeper: put them into the folder of their class"),
+        (["notes.txt"], r"no known layout \(it holds notes.txt\)"),
+    ],
+)
+def test_a_folder_that_is_nearly_one_of_classes_is_told_what_it_looks_like(tmp_path, places, message):
+    for place in places:
+        layouts.put(tmp_path / "own" / place, encoded(np.zeros((12, 12, 3), np.uint8)))
+    with pytest.raises(DataError, match=message):
+        load_data(tmp_path / "own")
 
 
 def test_data_with_splits_take_no_other(tmp_path):
@@ -184,7 +204,7 @@ def test_data_with_splits_take_no_other(tmp_path):
 def test_folders_with_the_names_of_splits_are_no_classes(tmp_path, names):
     for name in names:
         layouts.put(tmp_path / name / "a.png", encoded(np.zeros((8, 8, 3), np.uint8)))
-    with pytest.raises(DataError, match="no known layout"):
+    with pytest.raises(DataError, match="looks like splits without classes"):
         load_data(tmp_path, split=(60, 20, 20))
 
 

@@ -9,6 +9,7 @@ from mamltheory import (
     FullyConnected,
     GradientDescent,
     InnerLoop,
+    Model,
     Optimiser,
     adapt,
     adaptation_ntk,
@@ -26,7 +27,7 @@ from mamltheory import (
     meta_output,
     train,
 )
-from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
+from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelError, ValueRangeError
 from mamltheory.kernels.meta import joint_sizes
 from mamltheory.tasks import query_labels
 from tests.paper.cases import EXACT, make_tasks, relative, rows_of
@@ -185,5 +186,23 @@ def test_bad_selections_and_factors_are_refused():
                 adapt(NET.model, PARAMS, TASKS[0], inner)
         with pytest.raises(ValueRangeError, match="expected a finite number"):
             InnerLoop(0.1, factors={"bias1": float("nan")})
+        for wrong in (torch.tensor([1.0, float("inf")]), torch.tensor([1]), torch.eye(2).to_sparse()):
+            with pytest.raises(ValueRangeError, match="expected a finite number or tensor"):
+                InnerLoop(0.1, factors={"bias1": wrong})
         with pytest.raises(ValueRangeError, match="expected a dict"):
             InnerLoop(0.1, factors=[1.0])
+
+
+def test_a_network_that_mixes_samples_has_no_adaptation_kernel():
+    network = torch.nn.Sequential(
+        torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2)
+    ).double()
+    with pytest.raises(UnsupportedModelError):
+        adaptation_ntk(network, InnerLoop(0.1), TASKS[0].query_x)
+
+    def centred_over_the_batch(params, x):
+        output = NET.model(params, x)
+        return output - output.mean(0)
+
+    with pytest.raises(UnsupportedModelError):
+        adaptation_ntk(Model(centred_over_the_batch), InnerLoop(0.1), TASKS[0].query_x, params=PARAMS)

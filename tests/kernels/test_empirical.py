@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import mamltheory as mt
 from mamltheory import (
     FullyConnected,
     InnerLoop,
@@ -15,6 +16,7 @@ from mamltheory import (
     meta_ntk,
 )
 from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelError, ValueRangeError
+from mamltheory.kernels import empirical
 from tests.paper.cases import relative
 from tests.reference.kernels_autograd import ntk
 from tests.strategies import as_users_run_it, task
@@ -278,3 +280,17 @@ def test_images_go_through_the_metantk_of_a_convolutional_network():
     phi = meta_ntk(module, [one])
     assert phi.shape == (9, 9)
     assert float(torch.linalg.eigvalsh(phi)[0]) > -1e-12 * float(phi.trace())
+
+
+def test_the_closed_form_is_taken_for_networks_of_equation_16_unless_the_generic_method_is_asked_for(
+    monkeypatch,
+):
+    net = mt.FullyConnected(3, 8, 2, 2)
+    params, x = net.initialise(mt.generator(0, "init")), torch.ones(2, 3, dtype=torch.float64)
+    calls = []
+    closed = empirical.fully_connected_gradients
+    monkeypatch.setattr(empirical, "fully_connected_gradients", lambda *a: calls.append(a) or closed(*a))
+    generic = mt.empirical_ntk(net.model, x, params=params, method="generic")
+    assert not calls
+    assert relative(mt.empirical_ntk(net.model, x, params=params), generic) < 1e-12
+    assert len(calls) == 1

@@ -1,10 +1,14 @@
 import pytest
 import torch
 from torch import nn
+from torch.func import jacrev
 
 from mamltheory import FullyConnected, InnerLoop, centred, empirical_meta_ntk, generator, linearised
 from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelError, ValueRangeError
 from mamltheory.factored.meta_ntk import factored_meta_ntk
+from mamltheory.inner_loop import query_output
+from mamltheory.kernels import empirical_meta
+from mamltheory.kernels.empirical_meta import meta_jacobian
 from tests.reference.meta_rows import meta_gram
 from tests.strategies import as_users_run_it, task
 
@@ -70,3 +74,29 @@ def test_what_has_no_metantk_is_refused(case):
     model, changes, kind, message = REFUSED[case]
     with as_users_run_it(), pytest.raises(kind, match=message):
         empirical_meta_ntk(model, TASKS, INNER, **{"params": PARAMS, **changes})
+
+
+LOOPS = {
+    "maml": InnerLoop(0.3, 2),
+    "anil": InnerLoop(0.3, 2, "anil"),
+    "boil": InnerLoop(0.3, 2, select=lambda name: name not in NET.model.head),
+    "meta-sgd": InnerLoop((0.3, 0.2), 2, factors={"bias1": 3.0}),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_the_rows_through_hessian_vector_products_are_those_of_autograd_without_any_fallback(name, chunk):
+    rows = meta_jacobian(NET.model, PARAMS, TASKS[0], LOOPS[name], chunk)
+    expected = jacrev(lambda params: query_output(NET.model, params, TASKS[0], LOOPS[name]))(PARAMS)
+    assert rows.keys() == expected.keys()
+    assert max(error(rows[key], expected[key]) for key in rows) < 1e-12
+
+
+def test_no_more_rows_than_a_chunk_are_differentiated_together(monkeypatch):
+    chunks, plain = [], empirical_meta.jacobian
+    monkeypatch.setattr(
+        empirical_meta, "jacobian", lambda *a, **b: chunks.append(b.get("chunk")) or plain(*a, **b)
+    )
+    meta_jacobian(NET.model, PARAMS, TASKS[0], INNER, 2)
+    assert chunks == [2]

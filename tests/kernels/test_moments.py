@@ -137,3 +137,13 @@ def test_a_depth_of_one_has_no_residual():
     assert torch.equal(plain.model(params, x), residual.model(params, x))
     assert torch.equal(analytic_ntk(plain, x), analytic_ntk(residual, x))
     assert moments_of("relu")(*pair(2.0, 1.0, 2.0))[0].item() == pytest.approx(1.0, rel=1e-15)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e4])
+def test_the_error_of_quadrature_is_relative_to_the_size_of_the_activation(factor):
+    """No factor makes a smooth activation refused, or one with a kink accepted."""
+    scaled = quadrature_moments(lambda h: factor * torch.nn.functional.gelu(h), *pair(1.5, 0.5, 0.7))
+    for got, plain in zip(scaled, quadrature_moments("gelu", *pair(1.5, 0.5, 0.7)), strict=True):
+        torch.testing.assert_close(got, factor**2 * plain, rtol=1e-11, atol=0)
+    with pytest.raises(ValueRangeError, match="without kinks"):
+        quadrature_moments(lambda h: factor * h.abs(), *pair(1.0, 0.5, 1.0))

@@ -76,4 +76,5 @@ def test_analytic_kernels_are_those_of_neural_tangents(index):
     assert relative(last, expected["nngp"] if net.parameterisation == "ntk" else moment + 1) < 1e-10
     support = analytic_ntk(net, X2, finite_width=True)
     outputs = adapted_output(ntk, support, LABELS.reshape(-1), GradientFlow(TIME))
-    assert relative(outputs, expected["outputs"]) < 1e-9
+    # Of ReLU, neural-tangents takes the root of a rounded difference where a sample meets itself: half the digits.
+    assert relative(outputs, expected["outputs"]) < (1e-8 if net.activation == "relu" else 1e-9)

@@ -12,10 +12,13 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
+from experiments.pages import settings as report
 from tests.ledger.ledger import COLOURS, VERDICTS, Erratum, Outcome, Statement, merged, of, verdict
 from tests.ledger.text import number_text, numbers_of
 
 TEMPLATE = Path(__file__).with_name("page.html")
+BASE = Path(report.__file__).with_name("base.css")
+"""The style that all pages of HTML share."""
 LEFT, WIDTH = 104, 1010
 """Where statements begin, and where a line ends, in pixels."""
 PITCH, HEIGHT, GAP = 32, 22, 8
@@ -69,6 +72,7 @@ def render_page(
     known = {one.id: one for one in errata}
     data = [_record(one, verdicts[one.id], present, known, outcomes) for one in statements]
     parts = {
+        "BASE": BASE.read_text(encoding="utf-8").strip(),
         "COLOURS": "".join(f".v{i} rect,.v{i}.key{{fill:{COLOURS[name]};background:{COLOURS[name]}}}"
                            for i, name in enumerate(present)),
         "FILTERS": "".join(f'<label title="{escape(VERDICTS[name])}"><input type="checkbox" data-verdict="{i}" '

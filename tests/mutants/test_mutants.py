@@ -37,10 +37,13 @@ def test_a_smaller_campaign_is_the_beginning_of_a_larger_one():
 
 
 def test_the_tests_of_a_module_are_its_mirror_then_those_that_import_it():
-    first, second, last = campaign.stages("mamltheory/linalg.py")
+    first, second, third, last = campaign.stages("mamltheory/linalg.py")
     assert first == ["tests/test_linalg.py"]
     assert "tests/test_dynamics.py" in second
-    assert last == ["tests/paper/test_exact.py"] or last == []
+    assert third == []
+    assert last[0] == "tests/test_architecture.py"
+    of_the_folder = campaign.stages("mamltheory/nas/algorithms/ranking.py")[2]
+    assert "tests/nas/algorithms/test_algorithm1.py" in of_the_folder
     assert campaign.stages("mamltheory/kernels/layers/parts.py")[0]
 
 
@@ -60,13 +63,16 @@ def test_killed_and_surviving_mutants_are_told_apart_and_kept(tmp_path, monkeypa
     assert (tmp_path / "mamltheory" / "sums.py").read_text() == "FOUR = 1 + 2 + 5\n"
     monkeypatch.setattr(campaign, "passes", None)  # everything is known
     assert campaign.campaign(mutants, results, jobs=1) == entries
-    text = campaign.table(entries, {entries[0]["key"]: "equivalent"})
+    assert entries[0]["place"].endswith("in FOUR = 1 + 2 + 5")
+    text = campaign.table(entries, {entries[0]["place"]: "equivalent"})
     assert text.count("survivor") == len(entries) - 1
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_survivors_with_a_reason_do_not_count(known):
-    entries = [{"key": key, "file": "a.py", "edit": "1 -> 2", "killed": key == "x"} for key in "xy"]
+    entries = [
+        {"key": key, "file": "a.py", "place": key, "edit": "1 -> 2", "killed": key == "x"} for key in "xy"
+    ]
     text = campaign.table(entries, {"y": "equivalent: the value is overwritten"} if known else {})
     assert ("1 of 1 killed: 100.0 %" in text) == known
     assert ("1 of 2 killed: 50.0 %" in text) != known

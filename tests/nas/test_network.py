@@ -169,6 +169,13 @@ def test_drop_path_acts_in_training_only_and_is_reproducible_from_the_seed():
     network.seed_drop_path(11)
     assert torch.equal(network(x), first)
     assert not torch.equal(first, second)
+    network.seed_drop_path(11, step=1)
+    assert torch.equal(network(x), second)
+    network.seed_drop_path(11)
+    network.drop_path = 0.0
+    network(x)  # draws no masks
+    network.drop_path = 0.5
+    assert torch.equal(network(x), first)
     network.eval()
     assert torch.equal(network(x), network(x))
 

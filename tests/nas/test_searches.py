@@ -8,10 +8,10 @@ import pytest
 from mamltheory.errors import ConfigurationError
 from mamltheory.fewshot.glyphs import glyph_data
 from mamltheory.fewshot.trained import TrainedNetwork
-from mamltheory.nas import NetworkSettings, Rung, random_genotype, search, searches
+from mamltheory.nas import NetworkSettings, Rung, random_genotype, search, short_trainings
 from mamltheory.nas.algorithms.algorithm1 import run_search
 from mamltheory.nas.algorithms.settings import SearchSettings
-from mamltheory.nas.searches import different_genotypes
+from mamltheory.nas.short_trainings import different_genotypes
 from mamltheory.nas.sizes import Band, genotype_parameters
 from mamltheory.rng import generator
 from tests.strategies import as_users_run_it
@@ -63,7 +63,7 @@ def test_settings_that_a_method_does_not_have_are_refused(data):
 
 def test_too_few_different_cells_of_a_band_are_refused(monkeypatch):
     same = random_genotype(generator(0, "cell"))
-    monkeypatch.setattr(searches, "random_genotype_within", lambda *_: same)
+    monkeypatch.setattr(short_trainings, "random_genotype_within", lambda *_: same)
     assert different_genotypes(Band(1, 2), 1, generator(0, "cells"), SIZE) == (same,)
     with pytest.raises(ConfigurationError, match="only 1 different cells"):
         different_genotypes(Band(1, 2), 2, generator(0, "cells"), SIZE)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamltheory.errors import ConfigurationError
-from mamltheory.nas.genotype import EDGES, Candidates, published_genotypes, random_genotype
+from mamltheory.nas.genotype import EDGES, Candidates, Operator, published_genotypes, random_genotype
 from mamltheory.nas.network import NetworkSettings, derived_network, parameter_count
 from mamltheory.nas.sizes import (
     Band,
@@ -164,3 +164,11 @@ def test_bands_are_of_positive_numbers_in_order(limits):
         ConfigurationError, match="expected two positive numbers, the smaller first, as in 36000"
     ):
         Band(*limits)
+
+
+def test_only_operations_on_the_inputs_of_a_reduction_cell_halve_the_resolution():
+    """Of a skip, halving takes two convolutions; elsewhere it has no weights."""
+    for cell in ("normal", "reduce"):
+        for edge in EDGES:
+            weights = operator_parameters(Operator(cell, edge, "skip_connect"))
+            assert (weights > 0) == (cell == "reduce" and edge.source < 2)

@@ -5,8 +5,9 @@ import itertools
 import torch
 
 from mamltheory import FullyConnected, InnerLoop, Task, analytic_meta_ntk, analytic_ntk, generator
-from mamltheory.finite_width.bounds import extreme_eigenvalues, largest_rate
+from mamltheory.finite_width.bounds import extreme_eigenvalues
 from mamltheory.kernels.empirical import gram, jacobian
+from mamltheory.rates import largest_rate
 
 EXACT = 1e-10
 """Relative error allowed to an identity in float64; the true error is near 1e-15, mutants are above 1e-3."""

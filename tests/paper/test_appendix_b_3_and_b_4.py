@@ -18,9 +18,9 @@ from mamltheory import (
     meta_outputs,
     nngp,
 )
-from mamltheory.finite_width.bounds import largest_rate
 from mamltheory.kernels.empirical_meta import stacked_meta_jacobian
 from mamltheory.kernels.meta import composition, joint_sizes
+from mamltheory.rates import largest_rate
 from mamltheory.tasks import query_labels
 from tests.paper.cases import (
     EXACT,

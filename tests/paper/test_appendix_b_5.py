@@ -20,12 +20,12 @@ from mamltheory import (
 )
 from mamltheory.finite_width.bounds import (
     extreme_eigenvalues,
-    largest_rate,
     theorem3_drift_bound,
     theorem3_least_width,
 )
 from mamltheory.finite_width.lipschitz import jacobian_size, lipschitz_constant
 from mamltheory.kernels.empirical_meta import stacked_meta_jacobian
+from mamltheory.rates import largest_rate
 from mamltheory.tasks import query_labels
 from tests.paper.cases import (
     EXACT,

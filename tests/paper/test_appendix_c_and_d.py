@@ -28,10 +28,10 @@ from mamltheory import (
     train,
 )
 from mamltheory.finite_width.asymptotics import root_mean_square
-from mamltheory.finite_width.bounds import largest_rate
 from mamltheory.kernels.meta import adaptation_matrix
 from mamltheory.linalg import residual_operator, time_operator
 from mamltheory.maml import descend
+from mamltheory.rates import largest_rate
 from mamltheory.tasks import query_labels
 from tests.paper.cases import make_tasks, rate_setting, relative, setting, sphere, start, task_of
 from tests.paper.widths import check_slope

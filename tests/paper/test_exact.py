@@ -29,10 +29,11 @@ from mamltheory import (
     train,
 )
 from mamltheory.factored.meta_ntk import factored_meta_ntk
-from mamltheory.finite_width.bounds import extreme_eigenvalues, largest_rate
+from mamltheory.finite_width.bounds import extreme_eigenvalues
 from mamltheory.kernels.empirical_meta import meta_jacobian
 from mamltheory.kernels.meta import adaptation_matrix
 from mamltheory.predictors import adapted_output
+from mamltheory.rates import largest_rate
 from tests.paper.cases import EXACT, cases, make_tasks, name, relative, start
 from tests.reference import closed_forms
 from tests.reference.dense import Dense, flatten

@@ -24,9 +24,10 @@ from mamltheory import (
     meta_ntk_from_ntk,
     train,
 )
-from mamltheory.finite_width.bounds import extreme_eigenvalues, largest_rate
+from mamltheory.finite_width.bounds import extreme_eigenvalues
 from mamltheory.kernels.empirical import jacobian
 from mamltheory.kernels.meta import joint_sizes
+from mamltheory.rates import largest_rate
 from mamltheory.tasks import query_labels
 from tests.paper.cases import EXACT, make_tasks, relative, rows_of, setting, start
 from tests.reference.dense import Dense

@@ -17,8 +17,9 @@ from mamltheory import (
     meta_outputs,
     train,
 )
-from mamltheory.finite_width.bounds import extreme_eigenvalues, largest_rate
+from mamltheory.finite_width.bounds import extreme_eigenvalues
 from mamltheory.kernels.empirical_meta import meta_jacobian, stacked_meta_jacobian
+from mamltheory.rates import largest_rate
 from mamltheory.tasks import query_labels
 from tests.paper.cases import EXACT, make_tasks, relative, rows_of, setting, sphere, start
 from tests.reference.dense import Dense

@@ -33,8 +33,9 @@ from mamltheory import (
 )
 from mamltheory.errors import ShapeError, ValueRangeError
 from mamltheory.finite_width.asymptotics import fit_power_law, root_mean_square
-from mamltheory.finite_width.bounds import extreme_eigenvalues, largest_rate
+from mamltheory.finite_width.bounds import extreme_eigenvalues
 from mamltheory.kernels.meta import adaptation_matrix
+from mamltheory.rates import largest_rate
 from mamltheory.tasks import query_labels
 from tests.paper.cases import EXACT, make_tasks, relative, setting, sphere, start
 from tests.paper.widths import check_slope

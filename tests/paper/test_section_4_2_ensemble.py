@@ -23,7 +23,8 @@ from mamltheory import (
     train,
 )
 from mamltheory.errors import ShapeError
-from mamltheory.finite_width.bounds import extreme_eigenvalues, largest_rate
+from mamltheory.finite_width.bounds import extreme_eigenvalues
+from mamltheory.rates import largest_rate
 from tests.paper.cases import EXACT, make_tasks, relative, setting, start
 from tests.reference import closed_forms
 from tests.strategies import as_users_run_it

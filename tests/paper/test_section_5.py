@@ -23,13 +23,14 @@ from mamltheory import (
     meta_ntk_from_ntk,
     train,
 )
-from mamltheory.finite_width.bounds import extreme_eigenvalues, largest_rate
+from mamltheory.finite_width.bounds import extreme_eigenvalues
 from mamltheory.linalg import condition_number
 from mamltheory.nas.algorithms.algorithm1 import run_search
 from mamltheory.nas.algorithms.ranking import ranks
 from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.genotype import Candidates
 from mamltheory.networks import Model
+from mamltheory.rates import largest_rate
 from tests.paper.cases import EXACT, make_tasks, relative, setting, start
 from tests.paper.widths import at_widths, check_slope
 from tests.reference.nas_toy import argmin_per_edge, planted_scorer, planted_values

@@ -7,7 +7,7 @@ from mamltheory.errors import DataError
 from mamltheory.fewshot.formats.by_content import CONTENT_FORMATS
 from mamltheory.fewshot.formats.category_pickles import CACHE_FORMAT, CATEGORY_FORMAT, CIFAR_FORMAT
 from mamltheory.fewshot.formats.common import Format, Options
-from mamltheory.fewshot.formats.folders import FLAT_FORMAT, FOLDER_FORMAT
+from mamltheory.fewshot.formats.folders import FLAT_FORMAT, FOLDER_FORMAT, holds_images
 from mamltheory.fewshot.formats.image_lists import CSV_FORMAT, JSON_FORMAT
 from mamltheory.fewshot.formats.listing import hidden, refuse_outside
 from mamltheory.fewshot.formats.parquet import PARQUET_FORMAT
@@ -68,6 +68,7 @@ def recognise(path: Path) -> tuple[Format, Path]:
                 return found[0]
             if found:
                 break
+        hint = None if found else _nearly(path, folders)
     except DataError:
         raise
     except OSError as error:
@@ -76,9 +77,25 @@ def recognise(path: Path) -> tuple[Format, Path]:
         raise DataError(
             f"{path} holds several data sets ({', '.join(entry.name for _, entry in found[:8])}): name one"
         )
+    if hint is not None:
+        raise DataError(f"{path} {hint}")
     known = "; ".join(f"{layout.name}: {layout.layout}" for layout in (*FORMATS, *OTHER_FORMATS))
     shown = ", ".join(entry.name for entry in entries[:8]) or "nothing"
     raise DataError(f"{path} has no known layout (it holds {shown}). Known are {known}")
+
+
+def _nearly(path: Path, folders: Sequence[Path]) -> str | None:
+    """What is wrong with a folder that looks like images in folders of classes; None for any other."""
+    if holds_images(path):
+        return "holds images: sort them into a folder for each class"
+    direct = [folder.name for folder in folders if holds_images(folder)]
+    if len(direct) == 1:
+        return f"holds the images of one folder, {direct[0]}: give a folder for each class, at least three of them"
+    if direct:
+        return f"looks like splits without classes: sort the images in {', '.join(direct[:8])} into folders of classes"
+    if any(entry.is_dir() and holds_images(entry) for folder in folders for entry in folder.iterdir()):
+        return "looks like classes without splits whose images lie deeper: put them into the folder of their class"
+    return None
 
 
 def _best(folder: Path, formats: Sequence[Format]) -> Format | None:

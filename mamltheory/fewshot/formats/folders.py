@@ -86,10 +86,11 @@ def find_flat(folder: Path, split: str) -> Path | None:  # noqa: ARG001
     names = {entry.name.casefold() for entry in classes}
     if names & (OTHER_SPLITS | {name for known in SPELLINGS.values() for name in known}):
         return None
-    return folder if sum(map(_holds_images, classes)) >= 2 else None
+    return folder if sum(map(holds_images, classes)) >= 2 else None
 
 
-def _holds_images(folder: Path) -> bool:
+def holds_images(folder: Path) -> bool:
+    """Whether there are images in the folder itself."""
     with os.scandir(folder) as entries:
         return any(
             os.path.splitext(entry.name)[1].lower() in SUFFIXES and not hidden(entry.name) and entry.is_file()
@@ -102,7 +103,7 @@ def read_flat(folder: Path, split: str, options: Options) -> ImageSplit:
     classes, skipped = class_folders(folder)
     if options.shares is None:
         raise DataError(
-            f"{folder} holds {len(classes)} folders of classes and no splits: give --split 60/20/20, the shares "
+            f"{folder} looks like classes without splits ({len(classes)} folders): give --split 60/20/20, the shares "
             "of the classes for training, validation and test (for meta-train --class-split; in Python "
             "split=(60, 20, 20)), or sort the folders into train/, val/ and test/"
         )

@@ -31,7 +31,7 @@ class OverBudget(Interruption):
         self.what, self.needed = what, needed
 
 
-@dataclass
+@dataclass(eq=False)
 class Budget:
     """Bytes that a pass may hold; :meth:`take` raises OverBudget when they are used up.
 

@@ -97,6 +97,12 @@ def ranked(measured: Sequence[Measured], by: Ranking) -> list[int]:
     return sorted(range(len(measured)), key=lambda i: -measured[i].merit(by))
 
 
+def check_trained(measured: Sequence[Measured], rung: Rung, advice: str) -> None:
+    """Raise ConfigurationError, whose message ends with an advice, if all trainings of a rung diverged."""
+    if all(each.diverged for each in measured):
+        raise ConfigurationError(f"all {len(measured)} trainings diverged by epoch {rung.epochs}: {advice}")
+
+
 def successive_halving(
     count: int, rungs: Sequence[Rung], measure: Callable[[Sequence[int], Rung], Sequence[Measured]]
 ) -> list[tuple[Rung, list[int]]]:

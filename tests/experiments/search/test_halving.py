@@ -9,17 +9,25 @@ import signal
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from experiments import __main__ as shell
+from experiments.data.loading import data_of
 from experiments.search import halving, search
 from experiments.search.halving import Item
 from experiments.training import evaluate, predict, train
 from experiments.training.settings import Predict
 from experiments.training.trained import read_training
 from mamltheory.errors import CheckpointError, ConfigurationError
+from mamltheory.fewshot import training as steps
+from mamltheory.nas import NetworkSettings, Rung
+from mamltheory.nas import search as in_memory
+from mamltheory.nas.short_trainings import VALIDATION_TASKS
+from mamltheory.runtime.checkpoint import load_state
 from mamltheory.runtime.runlog import read_run
 from tests.experiments.search.halving_cases import (
+    BAND,
     backwards,
     enough_images,  # noqa: F401 - a fixture
     halved,  # noqa: F401 - a fixture
@@ -54,7 +62,7 @@ def measured(settings, item):
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
-        (train, "train_epoch", 2),  # within a training
+        (steps, "train_epoch", 2),  # within a training
         (halving, "measure_candidate", 8),  # while the result is confirmed
     ],
 )
@@ -337,3 +345,22 @@ def test_where_all_trainings_diverge_there_is_one_clear_error(tmp_path):
         ConfigurationError, match="all 4 trainings diverged by epoch 1: lower --search-learning-rate"
     ):
         search.search_cells(settings)
+
+
+def test_in_memory_the_same_cells_are_kept_with_the_same_weights_as_in_run_folders(tmp_path):
+    usual = {"validation_tasks": VALIDATION_TASKS, "search_batch_size": 64, "search_milestones": ()}
+    settings = halving_settings(tmp_path / "search", confirm=0, **usual)
+    search.search_cells(settings)
+    record = json.loads((settings.out / "search.json").read_text())
+    rungs, band = (Rung(4, 1), Rung(2, 3, "loss")), tuple(map(int, BAND.split(":")))
+    size = NetworkSettings(channels=4, cells=3, stem_stride=4)
+    found = in_memory(data_of(settings), "halving", size=size, parameters=band, rungs=rungs)
+    written = [
+        [(cell["cell"], cell["loss"], cell["accuracy"]) for cell in rung["cells"]] for rung in record["rungs"]
+    ]
+    assert [[number for number, *_ in rung] for rung in written] == [[*alive] for _, alive in found.standings]
+    assert [rung[0] for rung in written][-1][1:] == (found.scores[-1].loss, found.scores[-1].accuracy)
+    assert found.genotype.to_json() == record["genotype"]
+    saved = load_state(settings.out / "train" / "state", print).tensors
+    for name, value in found.network.network.state_dict().items():
+        assert torch.equal(value, saved[f"network/{name}"]), name

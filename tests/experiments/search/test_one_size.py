@@ -10,9 +10,11 @@ from experiments.data import loading
 from experiments.search import halving, one_size, search
 from mamltheory.errors import CheckpointError, ConfigurationError, GenotypeError
 from mamltheory.fewshot.glyphs import glyph_data
+from mamltheory.nas import short_trainings
 from mamltheory.nas.algorithms.surrogate import operation_counts
 from mamltheory.nas.genotype import random_genotype
 from mamltheory.nas.network import NetworkSettings
+from mamltheory.nas.short_trainings import questions, ranking_tasks
 from mamltheory.nas.sizes import Band, genotype_parameters
 from mamltheory.rng import generator
 from tests.experiments.search.halving_cases import BAND, enough_images, halving_settings  # noqa: F401 - a fixture
@@ -66,7 +68,7 @@ def test_bands_that_cannot_be_searched_are_one_line(tmp_path, monkeypatch):
     for text in ("5000", "8000:5000", "a:b"):
         with pytest.raises(ConfigurationError, match="expected the fewest and the most, as in 36000:42000"):
             halving_settings(run, parameters=text)
-    monkeypatch.setattr(one_size, "random_genotype_within", lambda *_: GENOTYPE)
+    monkeypatch.setattr(short_trainings, "random_genotype_within", lambda *_: GENOTYPE)
     refused(
         halving_settings(run), "only 1 different cells with 5000:8000 parameters were found, and 4 are needed"
     )
@@ -104,23 +106,29 @@ def test_settings_that_cannot_be_are_refused_when_they_are_made(tmp_path, others
 def test_data_that_cannot_rank_cells_are_one_line(tmp_path, monkeypatch):
     run = tmp_path / "run"
     refused(
-        halving_settings(run, search_batch_size=97), "search_batch_size is 97: expected 2 to the 96 training"
+        halving_settings(run, search_batch_size=97),
+        "search_batch_size is 97, and there are 96 training images; these values fit: --search-batch-size 96",
     )
-    usual = loading.cached_data
-    for counts, match in (
+    for counts, samples, match in (
+        ((6, 1, 6), 16, "ways is 2, and there is 1 validation class; give data with more"),
+        ((6, 6, 1), 16, "there is 1 test class"),
         (
-            (6, 4, 6),
-            "glyphs has 4 validation classes with 16 images or more: halving ranks cells by 5-way tasks",
+            (40, 2, 2),
+            1,
+            r"shots \+ queries is 1 \+ 1, and the validation class .* has 1 image; .* test class",
         ),
-        ((6, 6, 4), "glyphs has 4 test classes"),
     ):
-        data = glyph_data(16, *counts, samples_per_class=16)
+        data = glyph_data(16, *counts, samples_per_class=samples)
         monkeypatch.setattr(loading, "cached_data", lambda *_, data=data: data)
         refused(halving_settings(run), match)
-    few = glyph_data(16, 6, 6, 6, samples_per_class=15)
-    monkeypatch.setattr(loading, "cached_data", lambda *_: few)
-    refused(halving_settings(run), "with 15 images or more: .* with 16 images of a class")
-    monkeypatch.setattr(loading, "cached_data", usual)
+
+
+def test_cells_are_ranked_by_smaller_tasks_where_data_have_fewer_classes_or_images(tmp_path, monkeypatch):
+    data = glyph_data(16, 6, 3, 2, samples_per_class=12)
+    monkeypatch.setattr(loading, "cached_data", lambda *_: data)
+    assert len(halving.checked_candidates(halving_settings(tmp_path, search_batch_size=72))) == 4
+    (task,) = ranking_tasks(data, "val", 0, tasks=1)
+    assert (task.support.shape, task.query.shape, questions(data, "test")) == ((3, 1), (3, 11), 22)
 
 
 # --- a table proposes ---

@@ -223,7 +223,10 @@ def test_a_mistake_in_the_counts_does_not_occupy_the_run_folder(tmp_path):
     with pytest.raises(ConfigurationError, match="ways"):
         search.search_and_draw(search_settings(tmp_path / "run", ways=50))
     genotypes.write_genotype(tmp_path / "cell.json", GENOTYPE)
-    with pytest.raises(ConfigurationError, match="batch_size 9999 exceeds"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"batch_size is 9999, .* 48 training images; .* --batch-size 48",
+    ):
         train.train_and_draw(
             train_settings(tmp_path / "run", genotype=tmp_path / "cell.json", batch_size=9999)
         )

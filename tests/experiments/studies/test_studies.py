@@ -147,8 +147,11 @@ def test_pools_share_no_class_and_batches_no_image(tmp_path):
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        ({"pools": 3}, "12 base classes give 4 to each, tasks need 5"),
-        ({"pool_images": 30}, "a class has 20 images"),
+        ({"pools": 3}, "pools is 3, and there are 12 training classes, 5 for each pool; .* --pools 2"),
+        (
+            {"pool_images": 30},
+            "pool_images is 30, and there are 20 images in a training class; .* --pool-images 20",
+        ),
     ],
 )
 def test_pools_that_the_data_cannot_fill_are_refused_before_anything_is_written(tmp_path, others, message):

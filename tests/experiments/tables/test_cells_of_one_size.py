@@ -13,8 +13,8 @@ from experiments.data import loading
 from experiments.search import search
 from experiments.tables import pipeline, results, sheets, table
 from experiments.tables.settings import CELLS, ONE_SIZE, RECIPES, Recipe, Table
-from experiments.training import train
 from experiments.training.evaluate import accuracies_of
+from mamltheory.fewshot import training as steps
 from mamltheory.fewshot.glyphs import glyph_data
 from mamltheory.fewshot.statistics import compare_runs
 from mamltheory.runtime.runlog import read_run
@@ -61,7 +61,7 @@ def study(tmp_path_factory):
         patch.setitem(RECIPES, "glyphs", tiny)
         with ctrl_c_during(pipeline, "record_evaluation", 3):
             table.make_table(settings)
-        with counted(train, "train_epoch") as epochs, counted(search, "search_cells") as searches:
+        with counted(steps, "train_epoch") as epochs, counted(search, "search_cells") as searches:
             assert table.make_table(settings) == 0
         yield settings, len(epochs), len(searches)
 
@@ -91,7 +91,7 @@ def test_a_stopped_table_searches_and_trains_nothing_twice(study):
     assert searches == 3  # those of the second seed: the first one's were finished before the stop
     assert whole + of_halving - 2 * (retrained + 1) <= epochs <= whole + of_halving
     with (
-        counted(train, "train_epoch") as again,
+        counted(steps, "train_epoch") as again,
         counted(search, "search_cells") as searched,
         counted(pipeline, "record_evaluation") as evaluated,
     ):

@@ -16,10 +16,10 @@ from experiments.search.settings import Search
 from experiments.tables import markup, pipeline, sheets, table
 from experiments.tables.settings import METHODS as ALL_METHODS
 from experiments.tables.settings import RECIPES, Recipe, Table
-from experiments.training import train
 from experiments.training.evaluate import accuracies_of
 from experiments.training.settings import Evaluate
 from mamltheory.errors import ConfigurationError
+from mamltheory.fewshot import training as steps
 from mamltheory.fewshot.statistics import compare_runs
 from mamltheory.nas.genotype import random_genotype
 from mamltheory.nas.protocols import METHODS as METHODS_OF_SEARCH
@@ -73,7 +73,7 @@ def study(few_images, tmp_path_factory):  # noqa: ARG001
         patch.setattr(pipeline, "SIZE_DRAWS", 150)
         with ctrl_c_during(pipeline, "record_evaluation", 3) as stopped:
             table.make_table(settings)
-        with counted(train, "train_epoch") as epochs:
+        with counted(steps, "train_epoch") as epochs:
             assert table.make_table(settings) == 0
         yield settings, stopped.value, len(epochs)
 
@@ -98,7 +98,7 @@ def test_a_stopped_table_goes_on_and_trains_nothing_twice(study):
     settings, stopped, epochs = study
     assert stopped.continue_with.startswith("the same command")
     assert epochs == len(METHODS) * RUNS - 2
-    with counted(train, "train_epoch") as again, counted(pipeline, "record_evaluation") as evaluations:
+    with counted(steps, "train_epoch") as again, counted(pipeline, "record_evaluation") as evaluations:
         table.make_table(settings)
     assert (again, evaluations) == ([], [])
 

@@ -11,7 +11,7 @@ from experiments.theory import laziness, sweep
 from experiments.theory.settings import Laziness, Theory
 from mamltheory import empirical_ntk, meta_ntk, train
 from mamltheory.finite_width.asymptotics import fit_power_law
-from mamltheory.finite_width.bounds import largest_rate
+from mamltheory.rates import largest_rate
 from tests.paper.cases import relative
 
 SMALL = {"depth": 1, "steps": 6, "dimension": 4, "task_count": 2, "jobs": 1}

@@ -18,6 +18,8 @@ from experiments.data.settings import Data
 from experiments.training import evaluate, predict, train
 from experiments.training.settings import MetaTrain, Predict, Train
 from mamltheory.errors import ConfigurationError, DataError
+from mamltheory.fewshot.formats import Options
+from mamltheory.fewshot.formats.prepared import write_prepared
 from mamltheory.fewshot.images import ImageSplit
 from mamltheory.runtime.records import to_json
 from mamltheory.runtime.runlog import read_run
@@ -75,6 +77,82 @@ def test_what_is_no_split_is_refused_with_an_example(split):
     for kind, name in ((Train, "split"), (Data, "split"), (MetaTrain, "class_split")):
         with pytest.raises(ConfigurationError, match="expected three positive whole numbers, as in 60/20/20"):
             kind(**{name: split})
+
+
+# --- what a training tells the commands after it ---
+
+
+def test_an_evaluation_needs_no_more_than_the_training_and_the_flags_that_it_prints(flat, tmp_path, capsys):
+    genotypes.write_genotype(tmp_path / "cell.json", GENOTYPE)
+    common = [
+        "--genotype",
+        str(tmp_path / "cell.json"),
+        "--epochs",
+        "1",
+        "--milestones",
+        "--image-size",
+        "16",
+    ]
+    common += ["--channels", "4", "--cells", "3", "--stem-stride", "4", "--device", "cpu"]
+    run, other = tmp_path / "train", tmp_path / "evaluate"
+    data = ["--data", str(flat), "--split", "50/25/25"]
+    assert shell.main(["train", *data, *common, "--out", str(run), "--batch-size", "65"]) == 2
+    told = capsys.readouterr().err
+    assert "batch_size is 65, and there are 48 training images; these values fit: --batch-size 48\n" in told
+    assert not run.exists()
+    assert shell.main(["train", *data, *common, "--out", str(run), "--batch-size", "48"]) == 0
+    flags = capsys.readouterr().out.splitlines()[-1].split(" evaluate ")[1].split()
+    assert flags == ["--checkpoint", str(run), "--ways", "3", "--queries", "3"]
+    few = ["--tasks", "3", "--augment", "1", "--out", str(other)]
+    assert shell.main(["evaluate", *flags[:2], *few]) == 2
+    assert "--ways 3 --queries 3\n" in capsys.readouterr().err
+    assert shell.main(["evaluate", *flags, *few]) == 0
+    assert read_run(other)["config"]["data"] == str(flat)
+    flat.rename(tmp_path / "moved")
+    cached_data.cache_clear()
+    result = capsys.readouterr().out
+    assert shell.main(["evaluate", *flags, *few]) == 2
+    told = capsys.readouterr().err
+    assert f"was trained on the images in {flat}, which cannot be read from here (there is no folder" in told
+    assert told.endswith("name their folder with --data\n")
+    few[-1] = str(tmp_path / "again")
+    assert shell.main(["evaluate", *flags, *few, "--data", str(tmp_path / "moved")]) == 0
+    assert capsys.readouterr().out == result
+
+
+def test_a_prepared_copy_of_a_flat_folder_is_not_split_again(flat, tmp_path, capsys):
+    genotypes.write_genotype(tmp_path / "cell.json", GENOTYPE)
+    settings = train_settings(
+        tmp_path / "train",
+        genotype=tmp_path / "cell.json",
+        data=str(flat),
+        split="50/25/25",
+        epochs=1,
+        milestones=(),
+    )
+    train.train_and_draw(settings)
+    write_prepared(loading.data_of(settings), _made(tmp_path / "READY"), Options())
+    evaluate.print_evaluation(evaluate_settings(settings, tmp_path / "evaluate"))
+    usual = capsys.readouterr().out.splitlines()[-1]
+    evaluate.print_evaluation(evaluate_settings(settings, tmp_path / "other", data=str(tmp_path / "READY")))
+    assert capsys.readouterr().out.splitlines() == [usual]
+
+
+def _made(folder):
+    folder.mkdir()
+    return folder
+
+
+def test_the_check_names_the_flags_with_which_each_command_fits_small_data(flat, tmp_path, capsys):
+    assert (
+        shell.main(["data", "check", str(flat), "--split", "50/25/25", "--out", str(tmp_path / "sheet")]) == 0
+    )
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("small")]
+    assert [line.split(": ", 1)[1] for line in lines] == [
+        "train --batch-size 48",
+        "meta-train --ways 3 --tasks 2",
+        "evaluate --ways 3 --queries 3",
+    ]
 
 
 # --- copies and what is left out ---

@@ -16,6 +16,8 @@ from experiments.training import evaluate, train
 from experiments.training.trained import read_training
 from mamltheory.errors import CheckpointError, ConfigurationError, DataError, GenotypeError
 from mamltheory.fewshot import load
+from mamltheory.fewshot import trained as package
+from mamltheory.fewshot import training as steps
 from mamltheory.fewshot.datasets import load_data
 from mamltheory.fewshot.formats import Options
 from mamltheory.fewshot.formats.prepared import write_prepared
@@ -69,12 +71,12 @@ def test_a_training_interrupted_in_an_epoch_stops_after_its_step_and_goes_on_bit
     trained, tmp_path, call
 ):
     settings = dataclasses.replace(trained, out=tmp_path / "train")
-    with ctrl_c_during(train, "train_epoch", call) as stopped:
+    with ctrl_c_during(steps, "train_epoch", call) as stopped:
         train.train_network(settings, GENOTYPE)
     assert stopped.value.continue_with == f"python -m experiments train --config {settings.out}"
     numbers = load_state(settings.out / "state", print).state
     assert (numbers["epoch"], numbers["step"]) == (call - 1, 1)
-    with counted(train, "train_epoch") as epochs:
+    with counted(steps, "train_epoch") as epochs:
         train.train_and_draw(settings)
     assert len(epochs) == 4 - call
     assert_same_end(settings, trained)
@@ -117,7 +119,7 @@ def test_validation_classes_are_tried_when_they_are_due_and_change_no_weight(tra
 
 
 def test_resnet12_is_trained_and_evaluated_by_the_same_commands(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "resnet12", partial(resnet12, widths=(4, 6, 8, 10)))
+    monkeypatch.setattr(package, "resnet12", partial(resnet12, widths=(4, 6, 8, 10)))
     settings = train_settings(
         tmp_path / "train", network="resnet12", genotype=tmp_path / "absent.json", epochs=3
     )
@@ -150,7 +152,7 @@ def test_a_crash_between_log_and_state_repeats_a_line_but_no_point_of_the_curve(
 
 
 def test_a_finished_training_is_not_trained_again(trained):
-    with counted(train, "train_epoch") as epochs:
+    with counted(steps, "train_epoch") as epochs:
         train.train_and_draw(trained)
     assert epochs == []
 
@@ -165,7 +167,7 @@ def test_a_training_of_a_version_that_could_compile_goes_on_and_is_evaluated(tra
     (settings.out / "run.json").write_text(json.dumps(record))
     assert read_training(settings.out).settings == settings
     assert pipeline.finished_run(settings, "train") is not None
-    with counted(train, "train_epoch") as epochs:
+    with counted(steps, "train_epoch") as epochs:
         train.train_and_draw(settings)
     assert epochs == []
     assert "compile" not in read_run(settings.out)["config"]
@@ -235,15 +237,18 @@ def test_classes_of_a_validation_and_of_a_test_evaluation_differ(trained, few_im
 
 def test_a_network_is_evaluated_on_the_device_where_it_is(trained, few_images, monkeypatch):
     network = read_training(trained.out).network.to("meta")
-    asked = []
-    monkeypatch.setattr(evaluate, "evaluate_network", lambda *_, device, **__: asked.append(device.type))
-    evaluate.evaluate_on_tasks(network, few_images, evaluate_settings(trained, trained.out))
-    assert asked == ["meta"]
+
+    def asked(*_, device, **__):
+        raise LookupError(device.type)
+
+    monkeypatch.setattr(package, "evaluate_network", asked)
+    with pytest.raises(LookupError, match="meta"):
+        evaluate.evaluate_on_tasks(network, few_images, evaluate_settings(trained, trained.out))
 
 
 def test_an_interrupted_evaluation_stops_at_the_next_batch(trained, tmp_path):
     settings = evaluate_settings(trained, tmp_path)
-    with ctrl_c_during(evaluate, "evaluate_network", 1) as stopped:
+    with ctrl_c_during(package, "evaluate_network", 1) as stopped:
         evaluate.print_evaluation(settings)
     assert stopped.value.continue_with is None
     assert read_run(tmp_path)["status"] == "interrupted"
@@ -264,7 +269,7 @@ def test_a_stop_that_breaks_the_processes_of_an_evaluation_is_still_a_stop(train
 
 def test_an_unfinished_training_is_refused_with_the_command_that_finishes_it(trained, tmp_path):
     settings = dataclasses.replace(trained, out=tmp_path / "train")
-    with ctrl_c_during(train, "train_epoch", 1):
+    with ctrl_c_during(steps, "train_epoch", 1):
         train.train_network(settings, GENOTYPE)
     with pytest.raises(
         CheckpointError, match="holds 0 of 3 epochs: finish it with python -m experiments train"
@@ -279,7 +284,12 @@ def test_an_unfinished_training_is_refused_with_the_command_that_finishes_it(tra
         ({"data": "data/mini-imagenet"}, DataError, "no folder data/mini-imagenet"),
         ({"device": "cuda:99"}, ConfigurationError, "choose another, or auto"),
         ({"ways": 9}, ConfigurationError, "9"),
-        ({"shots": 50}, DataError, "lower shots or queries"),
+        ({"shots": 50}, ConfigurationError, "these values fit: --shots 6$"),
+        (
+            {"ways": 9, "shots": 50, "queries": 60},
+            ConfigurationError,
+            "ways is 9, .* 6 test classes; shots .* 50 .* 60, .* fit: --ways 6 --shots 4 --queries 4$",
+        ),
     ],
 )
 def test_wrong_settings_of_an_evaluation_are_one_clear_error(trained, tmp_path, others, error, message):

@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mamltheory import FullyConnected, Task, condition_number, empirical_ntk, generator, meta_ntk
+from mamltheory.errors import ConfigurationError
 from mamltheory.kernels.empirical import checked_network, kernels_of
 from mamltheory.kernels.layers.fully_connected import fully_connected_gradients
 from mamltheory.kernels.layers.gram import rows_pay
 from mamltheory.kernels.layers.layerwise import parameter_routes
 from mamltheory.kernels.layers.options import KernelOptions
-from mamltheory.kernels.layers.tiles import tiled_kernels
+from mamltheory.kernels.layers.tiles import Budget, OverBudget, tiled_kernels
 from tests.paper.cases import relative
 from tests.reference.kernels_autograd import ntk
 
@@ -310,3 +311,25 @@ def test_float32_gradients_cost_a_millionth_of_the_kernel():
     module, x = residual_net(), draw(6, 3, 9, 9)
     narrow = empirical_ntk(module, x.float())
     assert relative(narrow, empirical_ntk(module.double(), x)) < 2e-6
+
+
+@pytest.mark.parametrize("outputs", ["full", "sum"])
+def test_a_pass_of_the_closed_form_books_what_its_hidden_layers_hold(outputs):
+    """Activations of every layer, and slopes and cotangents of two layers for every output."""
+    net = FullyConnected(4, 6, 3, 2)
+    params, x = net.initialise(generator(0, "init")), draw(5, 4)
+    held = 8 * 5 * (4 + 6 + 6 + 6 + 2 + 2 * (2 if outputs == "full" else 1) * 6)
+    budget = Budget(held, 5)
+    fully_connected_gradients(net, params, x, outputs, [frozenset(params)], budget)
+    assert budget.used == held
+    with pytest.raises(OverBudget):
+        fully_connected_gradients(net, params, x, outputs, [frozenset(params)], Budget(held - 1, 5))
+
+
+def test_the_least_memory_is_that_of_one_sample():
+    """64 inputs, 64 hidden numbers and one output; cotangents twice, and the factors of both layers' gradients."""
+    network, x = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)).double(), draw(2, 64)
+    held = 8 * ((64 + 2 * 64) + (64 + 2 * 1) + (64 + 1) + (64 + 64))
+    assert empirical_ntk(network, x[:1], memory=held).shape == (1, 1)
+    with pytest.raises(ConfigurationError, match=f"at least {held} bytes"):
+        empirical_ntk(network, x[:1], memory=held - 1)

@@ -72,6 +72,9 @@ def test_networks_that_differ_by_a_constant_on_every_task_differ_for_sure():
     found = headroom(random.random(30) + 0.1 * np.arange(4)[:, None])
     assert found.p_value == 0
     assert found.deviation == pytest.approx(0.1 * np.std(np.arange(4), ddof=1))
+    tiny = headroom(1e-9 * np.arange(4)[:, None] + np.full((4, 30), 0.5))  # small, and far above the rounding
+    assert tiny.p_value == 0
+    assert tiny.deviation == pytest.approx(1e-9 * np.arange(4).std(ddof=1), rel=1e-5)
 
 
 def test_the_expected_maximum_is_that_of_normal_numbers():

@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamltheory.nas.algorithms.algorithm1 import prune, record_scores, run_search
-from mamltheory.nas.algorithms.ranking import difference, mean_difference, ranks
+from mamltheory.nas.algorithms.ranking import difference, losers, mean_difference, ranks
 from mamltheory.nas.algorithms.rounds import Round
 from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.algorithms.state import SearchState
+from mamltheory.nas.genotype import Edge, Operator
 from tests.reference.nas_toy import argmin_per_edge, planted_scorer, planted_values
 
 
@@ -37,6 +38,18 @@ def test_ranks_share_the_least_place_or_follow_the_index():
     assert ranks(values, "min") == [4, 2, 4, 6, 1, 2]
     assert ranks(values, "index") == [4, 2, 5, 6, 1, 3]
     assert ranks(values, "dense") == [3, 2, 3, 4, 1, 2]
+
+
+def test_an_edge_loses_its_first_operator_and_a_node_all_but_the_last_two_inputs():
+    names = ("conv_1x5_5x1", "skip_connect", "avg_pool_3x3", "none")
+    on_an_edge = [Operator("normal", Edge(2, 0), name) for name in names[:3]]
+    order = dict(zip(on_an_edge, ((2,), (1,), (3,)), strict=True))
+    assert losers(on_an_edge, order) == {on_an_edge[1]}
+    of_a_node = [Operator("reduce", Edge(2, source), "skip_connect") for source in range(4)]
+    order = dict(zip(of_a_node, ((4,), (1,), (3,), (2,)), strict=True))
+    assert losers(of_a_node, order) == {of_a_node[1], of_a_node[3]}
+    assert losers(of_a_node[1:], order) == {of_a_node[1]}
+    assert losers(of_a_node[2:], order) == set()
 
 
 def survivors(scorer, ties):

@@ -17,6 +17,7 @@ from mamltheory.nas.genotype import Candidates, Edge, Operator, random_genotype
 from mamltheory.nas.network import build, derived_network, supernet
 from mamltheory.nas.scoring import scorers as scorer
 from mamltheory.nas.scoring.condition_number import (
+    _measured,
     candidate_conditions,
     condition_score,
     network_kernels,
@@ -286,3 +287,12 @@ def test_wrong_heads_batch_norms_and_settings_are_refused():
         )
     with pytest.raises(ConfigurationError, match="NaN"):
         Score(math.nan, 1.0)
+
+
+def test_entries_of_a_kernel_that_are_zero_say_nothing_of_its_gradients():
+    """Samples with orthogonal gradients: the kernel is the identity, and Φ as well."""
+    some = tasks()
+    identity = torch.eye(len(joint_inputs(some)), dtype=torch.float64)
+    settings = ScoreSettings(outputs="sum")
+    assert _measured(identity, identity, some, settings, torch.float32) == (pytest.approx(1.0), None)
+    assert _measured(0 * identity, identity, some, settings, torch.float32) == (math.inf, "no gradient")

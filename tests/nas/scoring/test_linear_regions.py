@@ -59,6 +59,7 @@ def test_on_a_fine_grid_the_count_is_the_exact_number_of_intervals_of_a_shallow_
     grid = torch.cat([between, torch.linspace(-3, 3, 500, dtype=torch.float64)])[:, None]
     exact = intervals_of_shallow_relu(weight.tolist(), bias.tolist(), -3.0, 3.0)
     assert distinct_patterns(activation_patterns(network, grid)) == exact
+    assert not any(module._forward_hooks for module in network.modules())
 
 
 @given(widths=st.lists(st.integers(1, 5), min_size=1, max_size=3), seed=st.integers(0, 1000))
@@ -218,3 +219,20 @@ def test_counts_do_not_depend_on_which_weights_were_drawn_before():
         plain = [thin_network(each, seed) for each in candidates]
         alone = [distinct_patterns(activation_patterns(net, patches(), net.feature_map)) for net in plain]
         assert alone == counts[seed]
+
+
+def test_consecutive_convolutions_become_one_matrix_and_others_one_each():
+    """Two of a sequence with nothing between them, one after the ReLU, and two that a module names."""
+    chain = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1, bias=False),
+        nn.Conv2d(2, 2, 1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(2, 1, 1, bias=False),
+    )
+    pair = nn.ModuleDict({"a": nn.Conv2d(1, 1, 1, bias=False), "b": nn.Conv2d(1, 1, 1, bias=False)})
+    x = torch.randn(3, 1, 3, 3, generator=generator(0, "x"))
+    expected = chain(x)
+    densify(nn.ModuleList([chain, pair]))
+    assert [type(child).__name__ for child in chain] == ["_Dense", "Identity", "ReLU", "_Dense"]
+    assert [type(child).__name__ for child in pair.values()] == ["_Dense", "_Dense"]
+    torch.testing.assert_close(chain(x), expected)

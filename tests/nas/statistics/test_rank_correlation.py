@@ -116,6 +116,11 @@ def test_alpha_is_the_share_of_variance_that_is_signal():
     assert cronbach_alpha(np.tile(signal, (1, 3))) == pytest.approx(1)
 
 
+def test_cronbachs_alpha_of_three_small_rows_is_that_by_hand():
+    """Variances .01 and .04 of the items, .07 of their sum: α = 2 (1 − 5/7)."""
+    assert cronbach_alpha(np.array([[1, 2], [3, 4], [2, 6]]) / 10) == pytest.approx(4 / 7, rel=1e-12)
+
+
 def test_reliability_over_pools_sees_what_reliability_over_initialisations_cannot():
     scores = planted(0, networks=2000, between_pools=1.0, noise=1.0)[0]
     found = score_reliability(scores)

@@ -20,6 +20,7 @@ from mamltheory.nas.algorithms.stopping import (
 )
 from mamltheory.nas.genotype import Operator
 from mamltheory.nas.statistics.reliability import (
+    effects,
     half_agreement,
     mean_reliability,
     permutation_null,
@@ -178,6 +179,7 @@ def test_independent_halves_agree_by_chance_without_signal_and_fully_with_it():
     clear = half_agreement(planted(1, 6, specific=10.0)[0], EDGES, draws(0))
     assert clear.same > 0.9
     assert clear.tau > 0.85
+    assert 0.5 < clear.tau_interval[0] <= clear.tau <= clear.tau_interval[1] <= 1
     shrunk, plain = (half_agreement(planted(2, 6, kind=1.0)[0], EDGES, draws(0), t) for t in (TYPES, None))
     assert shrunk.same > plain.same + 0.1
 
@@ -314,3 +316,20 @@ def test_scores_that_cannot_be_compared_are_refused():
     with pytest.raises(ValueRangeError, match="target is 1"):
         repeats_for(0.5, 1.0)
     assert single_repeat_reliability(np.zeros((126, 3)), EDGES) == 0.0
+
+
+def test_the_effects_of_one_edge_are_its_mean_alone():
+    basis = effects(["edge"] * 4, None)
+    assert np.abs(basis) == pytest.approx(np.full((4, 1), 0.5))
+    assert effects(["a", "b", "b"], ["x", "y", "y"]).shape == (
+        3,
+        2,
+    )  # the types say nothing that the edges do not
+
+
+def test_edges_with_two_operators_left_agree_by_chance_in_half_of_the_cases():
+    pairs, alone = [("normal", i) for i in range(4) for _ in range(2)], [("normal", 9)]
+    scores = draws(3).standard_normal((9, 12))
+    found = half_agreement(scores, pairs + alone, draws(0))
+    assert found.chance == 0.5
+    assert -1 <= found.tau_interval[0] <= found.tau_interval[1] <= 1

@@ -1,0 +1,1 @@
+"""Pages of runs: one file of HTML each, which needs neither a network nor other files."""

@@ -1,0 +1,239 @@
+"""The verdicts of figures and tables, from the numbers that they were drawn from."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..gpu_check.report import faults_of
+from ..theory import bounds, convergence, drift, ensemble, equivalence, laziness, lipschitz, plateau
+from .blocks import PageVerdict, Tone, in_percent
+
+Content = Mapping[str, Any]
+HOLDS = {True: "holds", False: "does not hold", None: "undecided"}
+
+
+def verdict_of(name: str, content: Content) -> PageVerdict | None:
+    """The verdict of the result NAME with this record; None where its kind has none."""
+    kinds = [kind for kind in VERDICTS if name == kind or name.startswith(f"{kind}_")]
+    return VERDICTS[max(kinds, key=len)](content) if kinds else None
+
+
+def _if(holds: bool, yes: str, no: str, lines: list[str]) -> PageVerdict:
+    tone: Tone = "clear" if holds else "weak"
+    return PageVerdict(yes if holds else no, tone, tuple(f"{line[:1].upper()}{line[1:]}." for line in lines))
+
+
+def _convergence(content: Content) -> PageVerdict:
+    data = content["data"]
+    return _if(
+        min(data["share_below_bound"]) == 1,
+        "The residual of every network stays below the bound of Theorem 3",
+        "Some networks leave the bound of Theorem 3",
+        [convergence.convergence_result(data)],
+    )
+
+
+def _bounds(content: Content) -> PageVerdict:
+    data = content["data"]
+    shares = {depth: column["residual"]["share_below_bound"] for depth, column in data.items()}
+    return _if(
+        min(map(min, shares.values())) == 1,
+        "Every network stays below the bound of Theorem 3, at every depth and width",
+        f"Networks within the bound of Theorem 3: {in_percent(min(share[-1] for share in shares.values()), 0)} at the "
+        "largest width, fewer in narrow ones",
+        bounds.bounds_result(data),
+    )
+
+
+def _falls(law: Content) -> bool:
+    """Whether the interval of a slope lies below zero."""
+    return law["high"] < 0
+
+
+def _drift(content: Content) -> PageVerdict:
+    data = content["data"]
+    return _if(
+        all(_falls(data[name]) for name in (*drift.MOVEMENTS, *drift.KERNELS)),
+        "Parameters and kernel move less the wider the network",
+        "Not every movement falls with the width",
+        drift.drift_result(data),
+    )
+
+
+def _equivalence(content: Content) -> PageVerdict:
+    data = content["data"]
+    return _if(
+        _falls(data["empirical kernel"]) and _falls(data["limit kernel"]),
+        "Trained networks approach kernel regression as the width grows",
+        "That trained networks approach kernel regression is not seen at these widths",
+        equivalence.equivalence_result(data),
+    )
+
+
+def _plateau(content: Content) -> PageVerdict:
+    data = content["data"]
+    return _if(
+        _falls(data["discrete"]),
+        f"The closed form in discrete time is approached; the printed one stops at {data['plateau']:.3f}",
+        "That networks approach the closed form in discrete time is not seen at these widths",
+        plateau.plateau_result(data),
+    )
+
+
+def _lipschitz(content: Content) -> PageVerdict:
+    data, widths = content["data"], content["config"]["widths"]
+    laws = [r["rate_of_change"] for name, column in data.items() if name != "kink" for r in column.values()]
+    return _if(
+        all(law["low"] <= 0 for law in laws),
+        "The constant of Lemma 1 does not grow with the width",
+        "The constant of Lemma 1 grows with the width",
+        lipschitz.lipschitz_result(data, widths),
+    )
+
+
+def _ensemble(content: Content) -> PageVerdict:
+    data = content["data"]
+    means = np.asarray(data["error_of_mean"])
+    return _if(
+        bool((np.diff(means) < 0).all()),
+        "The mean of trained networks approaches Eq. (12) as the width grows",
+        "That the mean of trained networks approaches Eq. (12) is not seen at these widths",
+        [ensemble.ensemble_result(data)],
+    )
+
+
+def _laziness(content: Content) -> PageVerdict:
+    data = content["data"]["measures"]
+    lazy = all(_falls(data[name][key]) for name in data for key in ("standard", "ntk"))
+    rich = all(not _falls(data[name]["mean field"]) for name in data)
+    return _if(
+        lazy and rich,
+        "In mean field the kernel moves at every width; in the other parameterisations less and less",
+        "The parameterisations do not differ as the theory says",
+        laziness.laziness_result(content["data"]),
+    )
+
+
+def _verification(content: Content) -> PageVerdict:
+    found = content["data"]["verdicts"]
+    counts = {mark: sum(one["holds"] is value for one in found) for value, mark in HOLDS.items()}
+    headline = ", ".join(f"{count} {mark}" for mark, count in counts.items() if count)
+    tone: Tone = "fails" if counts["does not hold"] else "weak" if counts["undecided"] else "clear"
+    lines = tuple(f"{one['statement']}: {HOLDS[one['holds']]}. {one['text']}" for one in found)
+    return PageVerdict(f"Of {len(found)} statements {headline}", tone, lines)
+
+
+def _correlation(content: Content) -> PageVerdict:
+    rows = content["data"]["validity"]
+    networks = len(content["data"]["networks"])
+    beyond = {
+        shots: sum(one["ahead"]["interval"][0] > 0 for name, one in scores.items() if name != "parameters")
+        for shots, scores in rows.items()
+    }
+    size = ", ".join(f"{scores['parameters']['tau']['value']:.2f} ({k}-shot)" for k, scores in rows.items())
+    lines = [f"{networks} networks; Kendall's τ of the number of parameters with accuracy is {size}"]
+    return _if(
+        any(beyond.values()),
+        "Some scores predict accuracy better than the number of parameters",
+        "No score predicts accuracy better than the number of parameters",
+        lines,
+    )
+
+
+def _stability(content: Content) -> PageVerdict:
+    found = content["data"]["stability"]
+    best = max(found, key=lambda name: found[name]["single"])
+    low, high = found[best]["interval"]
+    return PageVerdict(
+        f"The most reliable score is {best.replace(' ', ', ')}: r₁ {found[best]['single']:.2f} [{low:.2f}, {high:.2f}]",
+        "plain",
+        (
+            f"{len(found)} scores; r₁ is the reliability of one repeat. Named are estimator, tasks and measure.",
+        ),
+    )
+
+
+def _protocols(content: Content) -> PageVerdict | None:
+    if "protocols" not in content:
+        return None  # the figure, whose numbers are those of the table
+    parts = [
+        f"{name} {found['summary']['final']:.1f}" for name, found in content["protocols"].items()
+        if found["summary"].get("final") is not None
+    ]  # fmt: skip
+    chance = f"Chance alone gives {content['chance']:.1f}."
+    return PageVerdict(f"Equal operators of two searches, of 18: {', '.join(parts)}", "plain", (chance,))
+
+
+def _table(content: Content) -> PageVerdict | None:
+    if "comparisons" not in content:
+        return None  # a figure of the table
+    found = [one for one in content["comparisons"] if one["result"] is not None]
+    clear = [
+        one
+        for one in found
+        if abs(one["result"]["interval"]["mean"]) > one["result"]["interval"]["half_width"]
+    ]
+    lines = [
+        f"{one['of']} − {one['minus']}, {one['experiment']}, {one['shots']}-shot: "
+        f"{100 * one['result']['interval']['mean']:+.1f} ± {100 * one['result']['interval']['half_width']:.1f} points"
+        for one in found
+    ]
+    headline = f"{len(clear)} of {len(found)} differences between methods are clear of zero"
+    return PageVerdict(headline if found else f"{len(content['means'])} results", "plain", tuple(lines))
+
+
+def _demo_table(content: Content) -> PageVerdict:
+    lines = [
+        f"{row['cell']}: {100 * one['mean']:+.1f} ± {100 * one['half_width']:.1f} points from random cells as large, "
+        f"{shots}"
+        for row in content["rows"]
+        for shots, one in row.get("gain", {}).items()
+    ]
+    found = [one for row in content["rows"] for one in row.get("gain", {}).values()]
+    clear = sum(abs(one["mean"]) > one["half_width"] for one in found)
+    return PageVerdict(
+        f"{clear} of {len(found)} gains over random cells are clear of zero", "plain", tuple(lines)
+    )
+
+
+def _equal_size(content: Content) -> PageVerdict:
+    found = content["data"]["findings"]
+    return PageVerdict(f"{found['cells']} random cells of one size: what predicts their accuracy")
+
+
+def _benchmark(content: Content) -> PageVerdict:
+    cases = content["data"]["cases"]
+    machine = content["data"]["machine"]
+    return PageVerdict(f"{len(cases)} cases on {machine['processor']}", "plain")
+
+
+def _gpu(content: Content) -> PageVerdict:
+    stages = content["data"]["stages"]
+    faults = sum(faults_of(stage) for stage in stages.values())
+    if content["data"]["rehearsal"]:
+        return PageVerdict(f"A rehearsal on the CPU: {faults} faults in {len(stages)} stages", "open")
+    return PageVerdict(f"{faults} faults in {len(stages)} stages on {content['data']['name']}",
+                   "fails" if faults else "clear")  # fmt: skip
+
+
+VERDICTS: Mapping[str, Callable[[Content], PageVerdict | None]] = {
+    "convergence": _convergence,
+    "bounds": _bounds,
+    "drift": _drift,
+    "equivalence": _equivalence,
+    "plateau": _plateau,
+    "lipschitz": _lipschitz,
+    "ensemble": _ensemble,
+    "laziness": _laziness,
+    "verification": _verification,
+    "correlation": _correlation,
+    "stability": _stability,
+    "protocols": _protocols,
+    "table": _table,
+    "demo_table": _demo_table,
+    "equal_size": _equal_size,
+    "benchmark": _benchmark,
+    "scoring": _benchmark,
+    "gpu": _gpu,
+}

@@ -1,0 +1,79 @@
+"""Formulas of single layers against autograd, sample by sample and output by output."""
+
+import pytest
+import torch
+from torch import nn
+
+from mamltheory.kernels.layers.rules import fits, gradient_cotangents, kind_of, layer_gradients
+from mamltheory.rng import generator
+
+LAYERS = {
+    "linear": (nn.Linear(4, 3), (4,)),
+    "linear-positions": (nn.Linear(4, 3), (5, 4)),
+    "convolution": (nn.Conv2d(4, 3, 2), (4, 3, 3)),
+    "group-norm": (nn.GroupNorm(2, 4), (4, 3, 3)),
+    "group-norm-flat": (nn.GroupNorm(2, 4), (4,)),
+    "layer-norm": (nn.LayerNorm(4), (3, 4)),
+    "batch-norm": (nn.BatchNorm2d(4).eval(), (4, 3, 3)),
+}
+
+
+def random(*shape, purpose="x"):
+    return torch.randn(*shape, dtype=torch.float64, generator=generator(0, purpose))
+
+
+def drawn(name, n=3, k=2):
+    layer, shape = LAYERS[name]
+    layer = layer.double()
+    with torch.no_grad():
+        for i, value in enumerate(layer.parameters()):
+            value.copy_(random(*value.shape, purpose=f"weights {i}"))
+    inputs = random(n, *shape)
+    return layer, inputs, random(n, k, *layer(inputs).shape[1:], purpose="cotangents")
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_of_a_layer_are_those_of_autograd_for_every_sample_and_output(name):
+    layer, inputs, cotangents = drawn(name)
+    names = [key for key, _ in layer.named_parameters()]
+    rows = layer_gradients(kind_of(layer, names), layer, inputs, cotangents, names)
+    assert set(rows) == {"weight", "bias"}
+    for key, value in layer.named_parameters():
+        expected = [
+            torch.autograd.grad((layer(x[None])[0] * each).sum(), value)[0].flatten()
+            for x, of_sample in zip(inputs, cotangents, strict=True)
+            for each in of_sample
+        ]
+        torch.testing.assert_close(rows[key].flatten(1), torch.stack(expected), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("chosen", [("weight",), ("bias",), ("weight", "bias")], ids="+".join)
+def test_cotangents_of_both_factors_are_those_of_autograd_and_zero_where_nothing_depends_on_them(
+    name, chosen
+):
+    layer, inputs, cotangents = drawn(name)
+    kind = kind_of(layer, ("weight", "bias"))
+    rows = layer_gradients(kind, layer, inputs, cotangents, chosen)
+    back = {key: random(*value.shape, purpose=key) for key, value in rows.items()}
+    leaves = [inputs.clone().requires_grad_(), cotangents.clone().requires_grad_()]
+    total = sum((layer_gradients(kind, layer, *leaves, [key])[key] * back[key]).sum() for key in chosen)
+    expected = torch.autograd.grad(total, leaves, materialize_grads=True)
+    found = gradient_cotangents(kind, layer, inputs, cotangents, back)
+    for got, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-11, atol=1e-11)
+    assert chosen != ("bias",) or not found[0].any()
+
+
+def test_a_formula_applies_to_one_tensor_with_a_row_for_every_sample():
+    layer, x = nn.Linear(4, 3), torch.ones(2, 4)
+    assert fits(nn.Linear, layer, (x,), 2)
+    assert not fits(nn.Linear, layer, (x,), 3)
+    assert not fits(nn.Linear, layer, (x[0],), 4)
+    assert not fits(nn.Linear, layer, (torch.tensor(1.0), x), 2)
+    assert not fits(nn.Linear, layer, (x, x), 2)
+    assert not fits(nn.Linear, layer, (), 2)
+    assert fits(None, layer, (x, torch.tensor(1.0)), 2)
+    assert fits(nn.Conv2d, nn.Conv2d(1, 1, 1), (torch.ones(2, 1, 3, 3),), 2)
+    assert not fits(nn.Conv2d, nn.Conv2d(1, 1, 1), (torch.ones(2, 3, 3),), 2)
+    assert not fits(nn.LayerNorm, nn.LayerNorm((3, 4)), (torch.ones(4, 4),), 4)
