@@ -5,6 +5,7 @@
 #   make explore the property tests fifty times, with random examples and in random order
 #   make minimum the fast tests with the oldest versions of the dependencies, in an environment in .venv-minimum
 #   make mutants 300 random mutants of the package, each against the tests of its module: hours; it resumes
+#   make docs    the site with reference and tutorials, which it executes, in docs/_build/html
 #   make lint    lint, types and formatting         make clean  remove what these commands made
 #   make ledger  write paper_checks.md, its page and its figure from the tests' outcomes
 #   make figures make all of figures/ again, except those of the verdicts (make ledger): many CPU hours
@@ -20,9 +21,9 @@ STAMP := $(VENV)/.installed
 # environment says, for collection takes twice as long without it.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: help demo figures test ledger slow explore minimum mutants cuda lint clean install
+.PHONY: help demo docs figures test ledger slow explore minimum mutants cuda lint clean install
 help:
-	@sed -n '2,10s/^# *//p' Makefile
+	@sed -n '2,11s/^# *//p' Makefile
 
 install: $(STAMP)
 
@@ -37,6 +38,20 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	@$(RUN) demo
+
+# What the site needs, some sixty small packages of Sphinx and Jupyter, is installed for `docs` and `test` alone.
+SITE_STAMP := $(VENV)/.installed-docs
+SITE = rm -rf docs/_build docs/api/generated && PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W \
+  --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
+
+$(SITE_STAMP): $(STAMP)
+	@echo "installing what the site needs"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(SITE_STAMP)
+	@$(SITE)
+	@echo "wrote docs/_build/html/index.html"
 
 # A stopped command resumes when it is run again. The extra "bench" installs the peers of the benchmark;
 # neural-tangents needs a separate Python: make figures TANGENTS=env/bin/python
@@ -67,11 +82,10 @@ figures: $(STAMP)
 	  $(if $(TANGENTS),--neural-tangents-python $(TANGENTS))
 	$(RUN) benchmark --cases scoring --name scoring --rounds 3 --out figures
 
-test: $(STAMP)
-	@echo "checking style"
-	@$(BIN)/ruff check -q .
-	@echo "checking types"
-	@$(BIN)/mypy --no-error-summary
+test: $(SITE_STAMP)
+	@echo "checking style and types, and building the site, whose tutorials the tests execute"
+	@(export RUN_TUTORIALS=0; $(SITE)) & site=$$!; $(BIN)/ruff check -q . && $(BIN)/mypy --no-error-summary; \
+	  checked=$$?; wait $$site && exit $$checked
 	@echo "running the fast tests, and comparing paper_checks.md with their outcomes"
 	@$(PYTEST) --ledger check
 
@@ -111,5 +125,5 @@ lint: $(STAMP)
 	@$(BIN)/mypy
 
 clean:
-	@rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	@rm -rf $(VENV) $(OLDEST) docs/_build docs/api/generated build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	@find mamltheory experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +

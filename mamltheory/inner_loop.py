@@ -81,7 +81,7 @@ class InnerLoop:
 
     @property
     def dynamics(self) -> GradientDescent | ScheduledDescent:
-        """The same loop as a function of the kernel: τ steps of rate λ0 on 𝒦 (which carries 1/l and Λ)."""
+        """The same loop as a function of the kernel 𝒦, which carries 1/l and Λ, in τ steps of rate λ0."""
         if isinstance(self.lam0, tuple):
             return ScheduledDescent(self.lam0)
         return GradientDescent(self.lam0, self.tau)
@@ -100,7 +100,7 @@ class InnerLoop:
 
     @property
     def plain(self) -> bool:
-        """Whether all steps have one rate, for all parameters of the algorithm: the loops in factored form."""
+        """Whether all steps have one rate, for all parameters of the algorithm, as loops in factored form have."""
         return not isinstance(self.lam0, tuple) and self.select is None and self.factors is None
 
     def scaled(self, gradient: Parameters) -> Parameters:

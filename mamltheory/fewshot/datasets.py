@@ -49,7 +49,7 @@ def load_data(
 
     Args:
         source: "glyphs", "glyphs-mini", "pictures" (which needs scikit-image), or the folder of a data set in one of
-            the layouts of :data:`mamltheory.fewshot.formats.FORMATS`.
+            the layouts that the page of the commands lists.
         image_size: side of the square images in pixels; None keeps the stored size (32 for glyphs and pictures, 84 for
             glyphs-mini).
         seed: draws the embedded classes and images; data on disk do not depend on it.

@@ -113,8 +113,8 @@ class TrainedNetwork(nn.Module):
             seed: seed of the augmentation.
 
         Returns:
-            Labels and their confidence: numbers of training classes, see :attr:`classes`, with their probabilities;
-            or some of ``labels``.
+            Labels and their confidence. Labels are numbers of training classes, see :attr:`classes`, with their
+            probabilities, or some of ``labels``.
 
         Raises:
             DataError: images of another form or size, or labels that do not fit the labelled images.
@@ -290,9 +290,9 @@ def evaluate(
         jobs: processes that fit the classifiers.
 
     Returns:
-        The evaluation: ``interval``, ``accuracies`` of the tasks, and ``describe()``. A ConfigurationError is raised
-        for a module without features, for an unknown split, and for counts for which there are too few images; a
-        DataError for images of another size than the network's.
+        The evaluation, with ``interval``, ``accuracies`` of the tasks and ``describe()``. A ConfigurationError is
+        raised for a module without features, for an unknown split, and for counts for which there are too few images;
+        a DataError for images of another size than the network's.
 
     Example:
         See :func:`mamltheory.fewshot.load`.

@@ -9,6 +9,7 @@ paper
 
 released
     The computation of the authors' program. Reproduced, each by a setting:
+
     - weights have PyTorch's default initialisation, because the program's names of initialisations do not match
       (``initialisation="default"``), and are the same in all repeats in one round;
     - every candidate has independent tasks, thin networks and patches, and the supernet is scored again with each
@@ -17,6 +18,7 @@ released
     - ranks have no gap after equal values, so that C_N, which rarely has any, outweighs R_N (``ties="dense"``);
     - the kernel is that of the sum of the outputs (``outputs="sum"``);
     - two inputs per node are kept at the end (``two_inputs=True``).
+
     As in every protocol here: networks are scored with GroupNorm, a final norm and ReLU, kernels omit norms and
     biases, and regions are counted in thin networks of one channel and two cells.
     Not reproduced: the time operator at a finite inner time, which uses the kernel without its ridge; negative
