@@ -14,8 +14,9 @@ from mamltheory.intervals import Interval
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import parameter_count
 from mamltheory.nas.sizes import random_genotype_like
+from mamltheory.notebook import duration
 from mamltheory.rng import derived_seed, generator
-from mamltheory.runtime.progress import duration, stage
+from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import replace_file, to_json
 from mamltheory.runtime.runlog import read_run
 from mamltheory.runtime.workers import workers

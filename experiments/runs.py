@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from mamltheory.errors import printable
+from mamltheory.notebook import Advance
 from mamltheory.products import product_route
 from mamltheory.runtime.device import environment
 from mamltheory.runtime.distributed import world
 from mamltheory.runtime.interrupt import Interrupted, check_interrupted
-from mamltheory.runtime.progress import Advance, stage
+from mamltheory.runtime.progress import stage
 from mamltheory.runtime.runlog import RunLog, open_run, recorded
 from mamltheory.strict_json import INFINITE
 

@@ -6,7 +6,7 @@ copies of the support images.
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import joblib
@@ -208,6 +208,7 @@ def evaluate_network(
     *,
     device: torch.device | str = "cpu",
     jobs: int = 1,
+    advance: Callable[[], object] | None = None,
 ) -> Evaluation:
     """Return the accuracies on tasks of a split, each a pure function of (seed, its number).
 
@@ -222,6 +223,7 @@ def evaluate_network(
         seed: seed of the tasks and of the augmentation.
         device: where the features are computed.
         jobs: processes that fit the heads; the result does not depend on it.
+        advance: is called for every task whose head is to be fitted.
 
     Raises:
         ConfigurationError: jobs is below 1.
@@ -234,13 +236,8 @@ def evaluate_network(
     try:
         used = _queries(episodes)
         queries = features.plain(images, used)
-        supports = features.supports(
-            images,
-            [episode.support.ravel() for episode in episodes],
-            config.augmentation(),
-            config.copies,
-            seed,
-        )
+        rows = [episode.support.ravel() for episode in episodes]
+        supports = features.supports(images, rows, config.augmentation(), config.copies, seed)
         # Support features are computed while the heads are fitted: all of them together may fill gigabytes.
         results = joblib.Parallel(n_jobs=jobs)(
             joblib.delayed(_correct)(
@@ -251,13 +248,22 @@ def evaluate_network(
                 queries[np.searchsorted(used, episode.query.ravel())],
                 episode.query_labels,
             )
-            for episode, support in zip(episodes, supports, strict=True)
+            for episode, support in _told(zip(episodes, supports, strict=True), advance)
         )
     finally:
         network.train(mode)
     correct = np.array([count for count, _ in results])
     unconverged = sum(not converged for _, converged in results)
     return Evaluation(config, seed, correct, unconverged, _digest(split, episodes))
+
+
+def _told(
+    tasks: Iterable[tuple[Episode, np.ndarray]], advance: Callable[[], object] | None
+) -> Iterator[tuple[Episode, np.ndarray]]:
+    for task in tasks:
+        if advance is not None:
+            advance()
+        yield task
 
 
 def batches(split: ImageSplit, config: EvaluationConfig, seed: int) -> int:

@@ -37,6 +37,7 @@ from mamltheory.fewshot.training import EpochMetrics, TrainConfig, start_trainin
 from mamltheory.fewshot.training_state import Inputs, inputs_of
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import Network, NetworkSettings, derived_network
+from mamltheory.notebook import notebook_bar
 from mamltheory.rng import derived_seed
 
 NETWORK_FILE = "network.safetensors"
@@ -217,7 +218,7 @@ def train(
         image_size: side of images that are read, in pixels; None for the stored size.
         seed: seed of the weights of stacked cells, and of the training without ``config``.
         device: where to compute.
-        progress: is called after every epoch.
+        progress: is called after every epoch. A notebook shows a bar in any case.
 
     Returns:
         The trained network, on the device. Errors are raised as by
@@ -246,10 +247,12 @@ def train(
             "features"
         )
     state = start_training(network, data, config or TrainConfig(flip=data.mirrors, seed=seed), device)
-    while state.epoch < state.config.epochs:
-        state, metrics = train_epoch(state)
-        if progress is not None and metrics is not None:
-            progress(metrics)
+    with notebook_bar("train", state.config.epochs * state.steps) as advance:
+        while state.epoch < state.config.epochs:
+            note = f"epoch {state.epoch + 1}/{state.config.epochs}"
+            state, metrics = train_epoch(state, lambda *_, note=note: bool(advance(note=note)))
+            if progress is not None and metrics is not None:
+                progress(metrics)
     trained = state.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return TrainedNetwork(trained, inputs, data.train.class_names)
 
@@ -308,10 +311,11 @@ def evaluate(
             f"the images have {side} pixels a side, not {wanted}: load them with image_size={wanted}"
         )
     config = EvaluationConfig(ways, shots, queries, tasks, copies, head, C, flip=data.mirrors)
-    known, device = inputs or data, next(network.parameters()).device
-    return evaluate_network(
-        network, getattr(data, split), known.mean, known.std, config, seed, device=device, jobs=jobs
-    )
+    known, part, device = inputs or data, getattr(data, split), next(network.parameters()).device
+    with notebook_bar("evaluate, tasks", tasks) as advance:
+        return evaluate_network(
+            network, part, known.mean, known.std, config, seed, device=device, jobs=jobs, advance=advance
+        )
 
 
 def _check_heads(head: object, C: object, copies: object, seed: object) -> None:

@@ -29,18 +29,26 @@ from mamltheory.fewshot.training import TrainConfig, TrainState, start_training,
 from mamltheory.fewshot.training_state import inputs_of
 from mamltheory.linalg import Converged
 from mamltheory.nas.algorithms.algorithm1 import step
-from mamltheory.nas.algorithms.halving import DEFAULT_RUNGS, Measured, Rung, check_rungs, successive_halving
-from mamltheory.nas.algorithms.rounds import Round
+from mamltheory.nas.algorithms.halving import (
+    DEFAULT_RUNGS,
+    Measured,
+    Rung,
+    check_rungs,
+    epochs_of,
+    successive_halving,
+)
+from mamltheory.nas.algorithms.rounds import Round, rounds_left
 from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.algorithms.state import Decision, SearchState
-from mamltheory.nas.genotype import Genotype
+from mamltheory.nas.genotype import Candidates, Genotype
 from mamltheory.nas.network import NetworkSettings, derived_network
 from mamltheory.nas.protocols import METHODS, PROTOCOLS, Method, Protocol, criteria
 from mamltheory.nas.scoring.linear_regions import random_patches
 from mamltheory.nas.scoring.operator_gradient import GradientScorer
-from mamltheory.nas.scoring.score import Score, Scorer, ScoreSettings
+from mamltheory.nas.scoring.score import Job, Score, Scorer, ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
 from mamltheory.nas.sizes import Band, random_genotype_within
+from mamltheory.notebook import Advance, notebook_bar
 from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task
 
@@ -116,7 +124,7 @@ def search(
         rungs: of halving, the cells and the epochs of each stage.
         seed: seed of every random draw.
         device: where to compute.
-        progress: is called with a line after every round or rung.
+        progress: is called with a line after every round or rung. A notebook shows a bar in any case.
 
     Returns:
         What was found. A ConfigurationError is raised for settings that do not fit, a DataError for wrong data.
@@ -209,17 +217,30 @@ def _pruned(
         memory=memory_budget(device, 0) or None,  # one for all batches, on whose sizes the last bits depend
     )
     state = SearchState()
-    while not Round.of(state, rules).is_finished:
-        before, state = state, step(state, scorer_by(rules, scorer), rules)
-        if state.round_index > before.round_index:
-            left = len(state.candidates.operators())
-            say(
-                f"round {state.round_index}: {len(before.candidates.operators()) - left} operators left, {left} stay"
-            )
+    with notebook_bar("search, rounds", rounds_left(state.candidates, rules.inputs)) as advance:
+        counted = _counted(scorer_by(rules, scorer), advance)
+        while not Round.of(state, rules).is_finished:
+            before, state = state, step(state, counted, rules)
+            if state.round_index > before.round_index:
+                left = len(state.candidates.operators())
+                gone = len(before.candidates.operators()) - left
+                say(f"round {state.round_index}: {gone} operators left, {left} stay")
+                advance(note=f"{left} operators stay")
     genotype, draws = state.candidates.genotype(), range(FINAL_DRAWS if chosen else 0)
     scores = tuple(scorer.scores([state.candidates], state.round_index, draw)[0] for draw in draws)
     network = derived_network(genotype, size, derived_seed(seed, "training weights"))
     return Found(method, genotype, network.to(device), scores, state.trace)
+
+
+def _counted(scorer: Scorer, advance: Advance) -> Scorer:
+    """The scorer, which shows the repeats that it has scored."""
+
+    def scores(candidates: Candidates, jobs: Sequence[Job]) -> Mapping[Job, Score]:
+        found = scorer(candidates, jobs)
+        advance(0, f"repeat {max(job.repeat for job in jobs) + 1} scored")
+        return found
+
+    return scores
 
 
 def draw_tasks(
@@ -280,7 +301,7 @@ def _halved(
             if number not in alive:
                 network = derived_network(cells[number], size, derived_seed(seed, "training weights"))
                 alive[number] = start_training(network, data, config, device)
-            alive[number], found = _trained_to(alive[number], rung.epochs, episodes)
+            alive[number], found = _trained_to(alive[number], rung.epochs, episodes, advance)
             measured.setdefault(number, []).append(found)
         best = max((each[-1].accuracy for i, each in measured.items() if i in numbers), default=math.nan)
         say(
@@ -288,7 +309,8 @@ def _halved(
         )
         return [measured[number][-1] for number in numbers]
 
-    standings = successive_halving(len(cells), rungs, measure)
+    with notebook_bar("search, epochs of training", epochs_of(rungs)) as advance:
+        standings = successive_halving(len(cells), rungs, measure)
     winner = standings[-1][1][0]
     if measured[winner][-1].diverged:
         raise ConfigurationError(
@@ -317,12 +339,15 @@ def different_genotypes(
     return tuple(found)
 
 
-def _trained_to(state: TrainState, epoch: int, episodes: Sequence[Episode]) -> tuple[TrainState, Measured]:
+def _trained_to(
+    state: TrainState, epoch: int, episodes: Sequence[Episode], advance: Advance
+) -> tuple[TrainState, Measured]:
     """A training at the end of an epoch, and its loss and accuracy there."""
     loss = math.nan
     try:
         while state.epoch < epoch:
             state, metrics = train_epoch(state)
+            advance()
             loss = math.nan if metrics is None else metrics.loss
     except ValueRangeError:
         return state, Measured(math.nan, math.nan, diverged=True)

@@ -1,4 +1,4 @@
-"""Progress of a stage of work: a live bar on a terminal, a plain line per ten seconds elsewhere."""
+"""Progress of a stage of work: a live bar on a terminal and in a notebook, a plain line per ten seconds elsewhere."""
 
 import sys
 import time
@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from io import TextIOBase
 from typing import TextIO
 
-Advance = Callable[..., None]
+from mamltheory.notebook import Advance, duration, in_notebook, notebook_bar
+
 Stream = TextIO | TextIOBase
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -19,12 +20,12 @@ def stage(
     stream: Stream | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Advance]:
-    """Show one stage of work: a bar on a terminal; elsewhere a line at its start, at its end and per 10 s of progress.
+    """Show one stage of work: a bar on a terminal or in a notebook, elsewhere a line at both ends and per 10 s.
 
     Args:
         description: name of the stage.
         total: number of steps; None if it is not known, 0 to show nothing.
-        stream: where to write; standard error if None.
+        stream: where to write; None for the notebook, or standard error where there is none.
         clock: returns the time in seconds.
 
     Yields:
@@ -32,6 +33,10 @@ def stage(
     """
     if total == 0:  # a run that is finished already
         yield lambda *_, **__: None
+        return
+    if stream is None and in_notebook():
+        with notebook_bar(description, total, 0.0, clock) as advance:
+            yield advance
         return
     output: Stream = sys.stderr if stream is None else stream
     show = _bar if output.isatty() else _lines
@@ -102,10 +107,3 @@ def _summary(done: int, total: int | None, elapsed: float, note: str) -> str:
     if total is not None and done > 0:
         text += f", {duration(elapsed * (total - done) / done)} left"
     return f"{text}  {note}" if note else text
-
-
-def duration(seconds: int | float) -> str:
-    """A time span as text: ``0:07``, ``12:30`` or ``2:05:00``."""
-    minutes, rest = divmod(round(max(seconds, 0.0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -9,8 +9,9 @@ import threading
 
 import pytest
 
+from mamltheory.notebook import duration
 from mamltheory.runtime.interrupt import Interrupted, check_interrupted, interruptible
-from mamltheory.runtime.progress import duration, stage
+from mamltheory.runtime.progress import stage
 
 
 class Terminal(io.StringIO):

@@ -5,6 +5,7 @@ were computed in advance and turn out not to be needed change nothing.
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -202,6 +203,15 @@ def competitors(candidates: Candidates, inputs: Literal["all", "two"]) -> tuple[
             if len(members) > 2:
                 return members
     return ()
+
+
+def rounds_left(candidates: Candidates, inputs: Literal["all", "two"]) -> int:
+    """How many rounds are left: each takes an operation from every edge, and in the second stage inputs from a node."""
+    live = candidates.operators()
+    edges = Counter((o.cell, o.edge) for o in live)
+    pruning = max(edges.values(), default=1) - 1
+    nodes = Counter((cell, edge.node) for cell, edge in edges)
+    return pruning + (sum(count > 2 for count in nodes.values()) if inputs == "two" else 0)
 
 
 def reliability(now: Round, pruned: Collection[Operator] = ()) -> RoundReliability | None:
