@@ -85,19 +85,19 @@ def test_a_failure_ends_the_bar(kernel):
 def test_the_search_shows_a_bar(kernel, monkeypatch):
     monkeypatch.setattr(searches, "SearchState", nearly_done)
     nas.search(DATA, "random", size=SMALL)
-    assert texts(kernel)[1] == "search, rounds: 1/2, 0:00, 0:00 left  19 operators stay"
-    assert texts(kernel)[-1] == "search, rounds: done, 2/2, 0:00  18 operators stay"
+    assert texts(kernel)[1] == "search: 1/2, 0:00, 0:00 left  round 1: 3 operators left, 19 stay"
+    assert texts(kernel)[-1] == "search: done, 2/2, 0:00  round 2: 1 operators left, 18 stay"
 
 
 def test_training_and_evaluation_show_bars(kernel):
     genotype = nas.published_genotypes()[0].genotype
     config = fewshot.TrainConfig(epochs=2, milestones=(1,), batch_size=10, flip=False)
     network = fewshot.train(DATA, genotype, config, size=SMALL)
-    assert texts(kernel)[1].startswith("train: 1/4, 0:00, 0:00 left  epoch 1/2")
-    assert texts(kernel)[-1].startswith("train: done, 4/4")
+    assert texts(kernel)[1].startswith("train, epochs: 1/2, 0:00, 0:00 left  loss ")
+    assert texts(kernel)[-1].startswith("train, epochs: done, 2/2")
     kernel.clear()
     fewshot.evaluate(network, DATA, ways=2, queries=2, tasks=3)
-    assert texts(kernel)[-1] == "evaluate, tasks: done, 3/3, 0:00"
+    assert texts(kernel)[-1] == "evaluate, batches of images: done, 2/2, 0:00"
 
 
 def test_meta_training_shows_a_bar_with_the_loss(kernel):

@@ -6,7 +6,7 @@ copies of the support images.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import joblib
@@ -34,6 +34,7 @@ class FeatureMap:
         mean, std: channel means and standard deviations on the scale 0..1.
         device: device of the network.
         batch_size: images in one pass; at least the support of one task passes together.
+        advance: is called before every pass.
     """
 
     network: torch.nn.Module
@@ -41,9 +42,12 @@ class FeatureMap:
     std: Sequence[float]
     device: torch.device | str = "cpu"
     batch_size: int = 256
+    advance: Callable[[], None] | None = None
 
     def __call__(self, x: torch.Tensor) -> np.ndarray:
         """Rows of length 1 in float64 for normalised images B×3×H×W."""
+        if self.advance is not None:
+            self.advance()
         with torch.no_grad(), float32_products():
             return unit_norm(self.network.features(x).cpu().numpy())  # type: ignore[operator]
 
@@ -208,7 +212,7 @@ def evaluate_network(
     *,
     device: torch.device | str = "cpu",
     jobs: int = 1,
-    advance: Callable[[], object] | None = None,
+    advance: Callable[[], None] | None = None,
 ) -> Evaluation:
     """Return the accuracies on tasks of a split, each a pure function of (seed, its number).
 
@@ -223,7 +227,7 @@ def evaluate_network(
         seed: seed of the tasks and of the augmentation.
         device: where the features are computed.
         jobs: processes that fit the heads; the result does not depend on it.
-        advance: is called for every task whose head is to be fitted.
+        advance: is called before every batch of images, also from threads of joblib.
 
     Raises:
         ConfigurationError: jobs is below 1.
@@ -232,7 +236,7 @@ def evaluate_network(
         raise ConfigurationError(f"jobs is {jobs}: give the number of processes, at least 1")
     episodes = _episodes(split, config, seed)
     images, mode = resident(split, device), network.training
-    features = FeatureMap(network.to(device).eval(), mean, std, device, config.batch_size)
+    features = FeatureMap(network.to(device).eval(), mean, std, device, config.batch_size, advance)
     try:
         used = _queries(episodes)
         queries = features.plain(images, used)
@@ -248,22 +252,13 @@ def evaluate_network(
                 queries[np.searchsorted(used, episode.query.ravel())],
                 episode.query_labels,
             )
-            for episode, support in _told(zip(episodes, supports, strict=True), advance)
+            for episode, support in zip(episodes, supports, strict=True)
         )
     finally:
         network.train(mode)
     correct = np.array([count for count, _ in results])
     unconverged = sum(not converged for _, converged in results)
     return Evaluation(config, seed, correct, unconverged, _digest(split, episodes))
-
-
-def _told(
-    tasks: Iterable[tuple[Episode, np.ndarray]], advance: Callable[[], object] | None
-) -> Iterator[tuple[Episode, np.ndarray]]:
-    for task in tasks:
-        if advance is not None:
-            advance()
-        yield task
 
 
 def batches(split: ImageSplit, config: EvaluationConfig, seed: int) -> int:

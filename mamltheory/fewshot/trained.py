@@ -27,7 +27,14 @@ from mamltheory.errors import (
 )
 from mamltheory.fewshot.augment import Augmentation
 from mamltheory.fewshot.datasets import Data, data_from
-from mamltheory.fewshot.evaluation import Evaluation, EvaluationConfig, Predictions, evaluate_network, predict
+from mamltheory.fewshot.evaluation import (
+    Evaluation,
+    EvaluationConfig,
+    Predictions,
+    batches,
+    evaluate_network,
+    predict,
+)
 from mamltheory.fewshot.formats.common import Options
 from mamltheory.fewshot.formats.pixels import decoded
 from mamltheory.fewshot.heads import Head
@@ -247,10 +254,10 @@ def train(
             "features"
         )
     state = start_training(network, data, config or TrainConfig(flip=data.mirrors, seed=seed), device)
-    with notebook_bar("train", state.config.epochs * state.steps) as advance:
+    with notebook_bar("train, epochs", state.config.epochs) as advance:
         while state.epoch < state.config.epochs:
-            note = f"epoch {state.epoch + 1}/{state.config.epochs}"
-            state, metrics = train_epoch(state, lambda *_, note=note: bool(advance(note=note)))
+            state, metrics = train_epoch(state)
+            advance(note="" if metrics is None else f"loss {metrics.loss:.3f}")
             if progress is not None and metrics is not None:
                 progress(metrics)
     trained = state.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -312,7 +319,7 @@ def evaluate(
         )
     config = EvaluationConfig(ways, shots, queries, tasks, copies, head, C, flip=data.mirrors)
     known, part, device = inputs or data, getattr(data, split), next(network.parameters()).device
-    with notebook_bar("evaluate, tasks", tasks) as advance:
+    with notebook_bar("evaluate, batches of images", batches(part, config, seed)) as advance:
         return evaluate_network(
             network, part, known.mean, known.std, config, seed, device=device, jobs=jobs, advance=advance
         )

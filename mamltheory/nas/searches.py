@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
@@ -29,26 +30,19 @@ from mamltheory.fewshot.training import TrainConfig, TrainState, start_training,
 from mamltheory.fewshot.training_state import inputs_of
 from mamltheory.linalg import Converged
 from mamltheory.nas.algorithms.algorithm1 import step
-from mamltheory.nas.algorithms.halving import (
-    DEFAULT_RUNGS,
-    Measured,
-    Rung,
-    check_rungs,
-    epochs_of,
-    successive_halving,
-)
+from mamltheory.nas.algorithms.halving import DEFAULT_RUNGS, Measured, Rung, check_rungs, successive_halving
 from mamltheory.nas.algorithms.rounds import Round, rounds_left
 from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.algorithms.state import Decision, SearchState
-from mamltheory.nas.genotype import Candidates, Genotype
+from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import NetworkSettings, derived_network
 from mamltheory.nas.protocols import METHODS, PROTOCOLS, Method, Protocol, criteria
 from mamltheory.nas.scoring.linear_regions import random_patches
 from mamltheory.nas.scoring.operator_gradient import GradientScorer
-from mamltheory.nas.scoring.score import Job, Score, Scorer, ScoreSettings
+from mamltheory.nas.scoring.score import Score, Scorer, ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
 from mamltheory.nas.sizes import Band, random_genotype_within
-from mamltheory.notebook import Advance, notebook_bar
+from mamltheory.notebook import notebook_bar
 from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task
 
@@ -141,13 +135,13 @@ def search(
     own = {name: value for name, value in (("tasks", tasks), ("repeats", repeats)) if value is not None}
     check_whole(ways=ways, shots=shots, queries=queries, **own)
     _check_parameters(method, parameters)
-    device = str(checked_device(device))
-    data, size, say = data_from(data, image_size), size or NetworkSettings(), progress or (lambda _: None)
-    size = dataclasses.replace(size, classes=len(data.train.class_names))
-    if parameters is not None:
-        return _halved(data, size, _band(parameters), _rungs(rungs), seed, device, say)
+    device, data = str(checked_device(device)), data_from(data, image_size)
+    size = dataclasses.replace(size or NetworkSettings(), classes=len(data.train.class_names))
     values = {**PROTOCOLS[protocol], **METHODS[method], **own}
-    return _pruned(data, method, values, size, (ways, shots, queries), seed, device, say)
+    with _said(progress, _rounds(values["two_inputs"]) if parameters is None else len(_rungs(rungs))) as say:
+        if parameters is not None:
+            return _halved(data, size, _band(parameters), _rungs(rungs), seed, device, say)
+        return _pruned(data, method, values, size, (ways, shots, queries), seed, device, say)
 
 
 def _check_names(method: object, protocol: object, size: object, seed: object, progress: object) -> None:
@@ -156,6 +150,23 @@ def _check_names(method: object, protocol: object, size: object, seed: object, p
     check_kind(NetworkSettings, size=size)
     check_seed(seed)
     check_function(progress=progress)
+
+
+def _rounds(two_inputs: bool) -> int:
+    return rounds_left(SearchState().candidates, "two" if two_inputs else "all")
+
+
+@contextmanager
+def _said(progress: Callable[[str], None] | None, total: int) -> Iterator[Callable[[str], None]]:
+    """A function for the line of every round or rung, which a notebook shows with a bar."""
+    with notebook_bar("search", total, patience=0.0) as advance:
+
+        def say(line: str) -> None:
+            advance(note=line)
+            if progress is not None:
+                progress(line)
+
+        yield say
 
 
 def _check_parameters(method: str, parameters: object) -> None:
@@ -217,30 +228,17 @@ def _pruned(
         memory=memory_budget(device, 0) or None,  # one for all batches, on whose sizes the last bits depend
     )
     state = SearchState()
-    with notebook_bar("search, rounds", rounds_left(state.candidates, rules.inputs)) as advance:
-        counted = _counted(scorer_by(rules, scorer), advance)
-        while not Round.of(state, rules).is_finished:
-            before, state = state, step(state, counted, rules)
-            if state.round_index > before.round_index:
-                left = len(state.candidates.operators())
-                gone = len(before.candidates.operators()) - left
-                say(f"round {state.round_index}: {gone} operators left, {left} stay")
-                advance(note=f"{left} operators stay")
+    while not Round.of(state, rules).is_finished:
+        before, state = state, step(state, scorer_by(rules, scorer), rules)
+        if state.round_index > before.round_index:
+            left = len(state.candidates.operators())
+            say(
+                f"round {state.round_index}: {len(before.candidates.operators()) - left} operators left, {left} stay"
+            )
     genotype, draws = state.candidates.genotype(), range(FINAL_DRAWS if chosen else 0)
     scores = tuple(scorer.scores([state.candidates], state.round_index, draw)[0] for draw in draws)
     network = derived_network(genotype, size, derived_seed(seed, "training weights"))
     return Found(method, genotype, network.to(device), scores, state.trace)
-
-
-def _counted(scorer: Scorer, advance: Advance) -> Scorer:
-    """The scorer, which shows the repeats that it has scored."""
-
-    def scores(candidates: Candidates, jobs: Sequence[Job]) -> Mapping[Job, Score]:
-        found = scorer(candidates, jobs)
-        advance(0, f"repeat {max(job.repeat for job in jobs) + 1} scored")
-        return found
-
-    return scores
 
 
 def draw_tasks(
@@ -301,7 +299,7 @@ def _halved(
             if number not in alive:
                 network = derived_network(cells[number], size, derived_seed(seed, "training weights"))
                 alive[number] = start_training(network, data, config, device)
-            alive[number], found = _trained_to(alive[number], rung.epochs, episodes, advance)
+            alive[number], found = _trained_to(alive[number], rung.epochs, episodes)
             measured.setdefault(number, []).append(found)
         best = max((each[-1].accuracy for i, each in measured.items() if i in numbers), default=math.nan)
         say(
@@ -309,8 +307,7 @@ def _halved(
         )
         return [measured[number][-1] for number in numbers]
 
-    with notebook_bar("search, epochs of training", epochs_of(rungs)) as advance:
-        standings = successive_halving(len(cells), rungs, measure)
+    standings = successive_halving(len(cells), rungs, measure)
     winner = standings[-1][1][0]
     if measured[winner][-1].diverged:
         raise ConfigurationError(
@@ -339,15 +336,12 @@ def different_genotypes(
     return tuple(found)
 
 
-def _trained_to(
-    state: TrainState, epoch: int, episodes: Sequence[Episode], advance: Advance
-) -> tuple[TrainState, Measured]:
+def _trained_to(state: TrainState, epoch: int, episodes: Sequence[Episode]) -> tuple[TrainState, Measured]:
     """A training at the end of an epoch, and its loss and accuracy there."""
     loss = math.nan
     try:
         while state.epoch < epoch:
             state, metrics = train_epoch(state)
-            advance()
             loss = math.nan if metrics is None else metrics.loss
     except ValueRangeError:
         return state, Measured(math.nan, math.nan, diverged=True)
