@@ -117,7 +117,7 @@ def find_cells(settings: Demo) -> dict[str, Found]:
         ("halving", "halving_cells", halving_search(settings)),
     ):
         genotype = search.search_cells(chosen)
-        figures.draw_cells(genotype, chosen, figure, settings.out)
+        print(f"wrote {figures.draw_cells(genotype, chosen, figure, settings.out)[0]} (and .pdf, .json)")
         found[name] = Found(genotype, chosen.out, read_run(chosen.out)["results"]["cpu_seconds"])
     return found
 

@@ -28,7 +28,7 @@ from .program import program_in
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-FREE = ("out", "jobs", "device")
+FREE = ("out", "jobs", "device", "verbose")
 """Settings that do not change the numbers: a run may continue with other values of them."""
 
 

@@ -25,6 +25,7 @@ def notebook_bar(
     total: int | None = None,
     patience: float | None = None,
     clock: Callable[[], float] | None = None,
+    brief: bool = False,
 ) -> Iterator[Advance]:
     """Show one stage of work in a notebook, once it has taken some time.
 
@@ -33,6 +34,7 @@ def notebook_bar(
         total: number of steps; None if it is not known.
         patience: seconds before the bar appears, by default PATIENCE; 0 shows it at once.
         clock: returns the time in seconds, by default ``time.monotonic``.
+        brief: whether the bar goes away at the end.
 
     Yields:
         ``advance(steps=1, note="")``, to be called as steps are done; outside a notebook it does nothing.
@@ -48,8 +50,9 @@ def notebook_bar(
 
     def show(state: str) -> None:
         nonlocal handle
-        passed = clock() - start
-        content = _content(description, done, total, passed, last_note, state)
+        content = _content(description, done, total, clock() - start, last_note, state)
+        if brief and state == "done":
+            content = dict.fromkeys(content, "")
         if handle is None:
             handle = display(content, raw=True, display_id=True)
         else:

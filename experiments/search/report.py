@@ -1,4 +1,4 @@
-"""The lines that a search prints: every round, the operations on every edge, and undecided edges at the end."""
+"""``search.json``, and what a search prints with ``--verbose``: reliabilities, codes of edges, undecided edges."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -9,26 +9,18 @@ from mamltheory.nas.algorithms.rounds import Round
 from mamltheory.nas.algorithms.state import RoundReport, SearchState, decision_to_json
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Operator
 from mamltheory.nas.operations import OPERATIONS
+from mamltheory.nas.spelling import edge_words, operation_words
 
-SHORT = {
-    "skip_connect": "skip",
-    "sep_conv_3x3": "sep3",
-    "dil_conv_3x3": "dil3",
-    "avg_pool_3x3BN": "avg",
-    "max_pool_3x3BN": "max",
-    "conv_1x5_5x1": "1x5",
-    "conv_3x3": "conv",
-}
 LETTERS = dict(zip(OPERATIONS, "ksdamfc", strict=True))
 LEGEND = (
-    "operations: " + ", ".join(f"{LETTERS[name]} {SHORT[name]}" for name in OPERATIONS) + "; edges "
-    "from 0←0 to 2←3; capital: goes in this round, dot: has gone"
+    "operations: " + ", ".join(f"{LETTERS[name]} {operation_words(name)}" for name in OPERATIONS) + "; edges "
+    f"from {edge_words(*EDGES[0])} to {edge_words(*EDGES[-1])}; capital: goes in this round, dot: has gone"
 )
 RULES = {"types": "the means of (cell type × operation)", "parameters": "size: the smaller goes"}
 
 
 def worst_so_far(now: Round) -> str:
-    """The worst operations on the edges so far, for the progress line; empty before the first repeat."""
+    """The operations that are worst on most edges so far, for the progress line; empty before the first repeat."""
     if not now.settings.criteria or now.complete == 0:
         return ""
     draws = now.draws(now.complete)
@@ -36,8 +28,8 @@ def worst_so_far(now: Round) -> str:
         return ""
     mean = dict(zip(now.operators, map(mean_difference, draws.tolist()), strict=True))
     worst = [max(members, key=mean.__getitem__) for members in now.contests.values()]
-    counts = Counter(SHORT[operator.operation] for operator in worst)
-    return "worst: " + ", ".join(f"{name} {count}" for name, count in counts.most_common())
+    counts = Counter(operation_words(operator.operation) for operator in worst)
+    return "worst so far: " + "; ".join(f"{name} on {count} edges" for name, count in counts.most_common(2))
 
 
 def edge_lines(candidates: Candidates, worst: Collection[Operator]) -> list[str]:

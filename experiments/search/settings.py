@@ -183,6 +183,9 @@ class Search(OneSize):
     draw cells with two inputs per node; None: True."""
     jobs: int = 1
     """Worker processes; the result does not depend on it."""
+    verbose: bool = False
+    """Print the reliability of every round and the operations on every edge as codes, of halving all ranked cells;
+    search.json has the numbers in any case."""
     out: Path = Path("runs/search")
     """Run folder; a stopped run continues from there."""
 

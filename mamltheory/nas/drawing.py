@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from mamltheory.nas.spelling import operation_words, source_words
+
 STEP, BASE, RISE = 150, 190, 40
 """Distance of the vertices, height of their row, and height of an arc by vertex that it passes, in pixels."""
-VERTICES = ("c(k-2)", "c(k-1)", "0", "1", "2")
+VERTICES = tuple(map(source_words, range(5)))
 INPUT, NODE = "#B7DFB0", "#AFD3EE"
 
 
@@ -42,7 +44,7 @@ def _arc(source: int, vertex: int, operation: str) -> str:
     path = f"M{start},{BASE} Q{(start + end) // 2},{2 * top - BASE} {end},{BASE}"
     line = f'<path d="{path}" fill="none" stroke="#555"/>'
     halo = 'stroke="white" stroke-width="4" paint-order="stroke"'
-    return f'{line}<text x="{(start + end) // 2}" y="{top + 4}" {halo}>{escape(operation)}</text>'
+    return f'{line}<text x="{(start + end) // 2}" y="{top + 4}" {halo}>{escape(operation_words(operation))}</text>'
 
 
 def _vertex(number: int, label: str) -> str:

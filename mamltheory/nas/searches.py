@@ -31,7 +31,7 @@ from mamltheory.fewshot.training_state import inputs_of
 from mamltheory.linalg import Converged
 from mamltheory.nas.algorithms.algorithm1 import step
 from mamltheory.nas.algorithms.halving import DEFAULT_RUNGS, Measured, Rung, check_rungs, successive_halving
-from mamltheory.nas.algorithms.rounds import Round, rounds_left
+from mamltheory.nas.algorithms.rounds import Round, rounds_ahead
 from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.algorithms.state import Decision, SearchState
 from mamltheory.nas.genotype import Genotype
@@ -153,7 +153,7 @@ def _check_names(method: object, protocol: object, size: object, seed: object, p
 
 
 def _rounds(two_inputs: bool) -> int:
-    return rounds_left(SearchState().candidates, "two" if two_inputs else "all")
+    return len(rounds_ahead(SearchState().candidates, "two" if two_inputs else "all"))
 
 
 @contextmanager

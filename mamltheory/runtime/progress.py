@@ -19,6 +19,7 @@ def stage(
     total: int | None = None,
     stream: Stream | None = None,
     clock: Callable[[], float] = time.monotonic,
+    brief: bool = False,
 ) -> Iterator[Advance]:
     """Show one stage of work: a bar on a terminal or in a notebook, elsewhere a line at both ends and per 10 s.
 
@@ -27,6 +28,7 @@ def stage(
         total: number of steps; None if it is not known, 0 to show nothing.
         stream: where to write; None for the notebook, or standard error where there is none.
         clock: returns the time in seconds.
+        brief: the caller says how the stage ended: its bar goes away, and no line tells of its start and end.
 
     Yields:
         ``advance(steps=1, note="")``, to be called as steps are done.
@@ -35,18 +37,18 @@ def stage(
         yield lambda *_, **__: None
         return
     if stream is None and in_notebook():
-        with notebook_bar(description, total, 0.0, clock) as advance:
+        with notebook_bar(description, total, 0.0, clock, brief) as advance:
             yield advance
         return
     output: Stream = sys.stderr if stream is None else stream
     show = _bar if output.isatty() else _lines
-    with show(description, total, output, clock) as advance:
+    with show(description, total, output, clock, brief) as advance:
         yield advance
 
 
 @contextmanager
 def _bar(
-    description: str, total: int | None, stream: Stream, clock: Callable[[], float]
+    description: str, total: int | None, stream: Stream, clock: Callable[[], float], brief: bool
 ) -> Iterator[Advance]:
     # Imported here: jobs that log to a file do not need it.
     from rich import progress
@@ -62,14 +64,14 @@ def _bar(
         progress.TextColumn("{task.fields[note]}"),
     )
     console = Console(file=stream)  # type: ignore[arg-type]  # in typeshed TextIOBase is no IO[str]
-    with progress.Progress(*columns, console=console, get_time=clock) as bars:
+    with progress.Progress(*columns, console=console, get_time=clock, transient=brief) as bars:
         task = bars.add_task(description, total=total, note="")
         yield lambda steps=1, note="": bars.update(task, advance=steps, note=note)
 
 
 @contextmanager
 def _lines(
-    description: str, total: int | None, stream: Stream, clock: Callable[[], float]
+    description: str, total: int | None, stream: Stream, clock: Callable[[], float], brief: bool
 ) -> Iterator[Advance]:
     start = last = clock()
     done, last_note = 0, ""
@@ -86,16 +88,16 @@ def _lines(
             last = now
             write(_summary(done, total, now - start, note))
 
-    write("started" if total is None else f"0/{total}")
+    if not brief:
+        write("started" if total is None else f"0/{total}")
     try:
         yield advance
     except BaseException:
         write(f"stopped after {_count(done, total)}, {duration(clock() - start)}")
         raise
-    write(
-        f"done, {_count(done, total)} in {duration(clock() - start)}"
-        + (f"  {last_note}" if last_note else "")
-    )
+    if not brief:
+        passed = duration(clock() - start)
+        write(f"done, {_count(done, total)} in {passed}" + (f"  {last_note}" if last_note else ""))
 
 
 def _count(done: int, total: int | None) -> str:

@@ -43,6 +43,16 @@ def test_short_stages_take_two_lines_however_many_steps():
     assert len(lines_of(step_seconds=1e-4, steps=5000, total=5000)) == 2
 
 
+def test_a_brief_stage_tells_of_its_progress_alone():
+    now, stream, terminal = [0.0], io.StringIO(), Terminal()
+    for output in (stream, terminal):
+        with stage("round 1", 2, output, lambda: now[0], brief=True) as advance:
+            now[0] += 11.0
+            advance()
+    assert stream.getvalue() == "round 1: 1/2, 0:11 elapsed, 0:11 left\n"
+    assert terminal.getvalue().endswith("\x1b[2K")  # the line of the bar is erased
+
+
 def test_without_a_total_there_is_no_guess_of_the_time_left():
     assert lines_of(11.0, 1, None) == [
         "search: started",

@@ -205,13 +205,20 @@ def competitors(candidates: Candidates, inputs: Literal["all", "two"]) -> tuple[
     return ()
 
 
-def rounds_left(candidates: Candidates, inputs: Literal["all", "two"]) -> int:
-    """How many rounds are left: each takes an operation from every edge, and in the second stage inputs from a node."""
+def rounds_ahead(candidates: Candidates, inputs: Literal["all", "two"]) -> list[tuple[int, int]]:
+    """The rounds from here to the end: the live operators of each, and how many of them compete."""
     live = candidates.operators()
     edges = Counter((o.cell, o.edge) for o in live)
-    pruning = max(edges.values(), default=1) - 1
-    nodes = Counter((cell, edge.node) for cell, edge in edges)
-    return pruning + (sum(count > 2 for count in nodes.values()) if inputs == "two" else 0)
+    counts, ahead = list(edges.values()), []
+    while max(counts, default=1) > 1:
+        ahead.append((sum(counts), sum(count for count in counts if count > 1)))
+        counts = [max(count - 1, 1) for count in counts]
+    left = len(counts)
+    for count in Counter((cell, edge.node) for cell, edge in edges).values():
+        if inputs == "two" and count > 2:
+            ahead.append((left, count))
+            left -= count - 2
+    return ahead
 
 
 def reliability(now: Round, pruned: Collection[Operator] = ()) -> RoundReliability | None:

@@ -11,6 +11,7 @@ from mamltheory.nas.algorithms.stopping import RoundReliability, Stop
 from mamltheory.nas.genotype import CELL_TYPES, EDGES, Candidates, Edge, Operator
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.scoring.score import Failure, Job, Score
+from mamltheory.nas.spelling import contest_respelt
 from mamltheory.strict_json import misfit
 
 Number = Annotated[int, 0]
@@ -71,7 +72,7 @@ class RoundReport:
         return RoundReport(
             data["repeats"],
             data["stopped"],
-            tuple(data["undecided"]),
+            tuple(map(contest_respelt, data["undecided"])),
             dict(data["failures"]),
             None if found is None else RoundReliability.from_json(found),
         )
