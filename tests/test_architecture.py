@@ -54,7 +54,7 @@ CALLERS = {
 
 # The same for experiments: a folder a family of commands. Settings may be imported from everywhere.
 FAMILIES = (
-    {"requirements", "program"},
+    {"requirements", "program", "help"},
     {"cell_drawing"},
     {"config", "plotting", "runs", "terminal"},
     {"genotypes", "doctor"},
