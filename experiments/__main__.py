@@ -177,10 +177,10 @@ def resolve(name: str, flags: Sequence[str]) -> object:
 def _parse(name: str, command: Command, base: object, flags: Sequence[str]) -> object:
     import tyro  # only here, because the import takes a tenth of a second
 
-    from .help import described, plain_booleans
+    from .help import plain_booleans, with_help_texts
 
     if {"-h", "--help"} & set(flags):
-        base = described(base)
+        base = with_help_texts(base)
     fields: list[tuple[str, Any, Any]] = [
         ("settings", Annotated[type(base), tyro.conf.arg(name="")], dataclasses.field(default=base))
     ]

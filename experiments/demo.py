@@ -30,6 +30,7 @@ from .runs import continued_by, quoted
 from .search import figures, search
 from .search.settings import Search
 from .settings import Demo
+from .terminal import for_terminal
 from .theory import checks
 from .theory.convergence import draw_convergence
 from .theory.drift import draw_drift
@@ -287,7 +288,7 @@ def write_table(settings: Demo, found: dict[str, Found], rows: list[Row]) -> Non
     seconds = {name: each.cpu_seconds for name, each in found.items()}
     content = {"seed": settings.seed, "search_cpu_seconds": seconds, "rows": record}
     replace_file(settings.out / "demo_table.json", to_json(content).encode())
-    print(text)
+    print(for_terminal(text))
 
 
 def gain(row: Row, control: Row, shots: int) -> Interval:

@@ -16,7 +16,7 @@ from .requirements import require
 METAVARS = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
 
 
-def described(base: Any) -> Any:
+def with_help_texts(base: Any) -> Any:
     """The same settings in a class whose flags have these help texts.
 
     Args:
@@ -128,7 +128,7 @@ def write_completion(arguments: Sequence[str], commands: Mapping[str, Any]) -> i
     )
     subcommands: Any = None
     for name, command in commands.items():
-        base = described(command.settings())
+        base = with_help_texts(command.settings())
         shown = Annotated[type(base), tyro.conf.arg(name="")]
         fields: list[tuple[str, Any, Any]] = [
             ("settings", shown, dataclasses.field(default=base)),

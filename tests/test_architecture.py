@@ -54,8 +54,8 @@ CALLERS = {
 
 # The same for experiments: a folder a family of commands. Settings may be imported from everywhere.
 FAMILIES = (
-    {"requirements", "program", "help"},
-    {"cell_drawing"},
+    {"requirements", "program"},
+    {"cell_drawing", "help"},
     {"config", "plotting", "runs", "terminal"},
     {"genotypes", "doctor"},
     {"data"},

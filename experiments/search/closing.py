@@ -1,25 +1,27 @@
 """The summary at the end of a search: the cell, its size, its score, how sure that is, and the next command."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mamltheory.errors import GenotypeError
 from mamltheory.nas.algorithms.state import SearchState
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.scoring.score import Score
-from mamltheory.runtime.runlog import read_run
+from mamltheory.runtime.runlog import RUN_FILE, read_run
 from mamltheory.strict_json import read_json_file
 
 from ..program import PROGRAM
 from ..runs import quoted
 from ..training.settings import TRAIN, Train
 from .figures import NAMES, score_words
-from .halving_report import confirmed_words, cost_words, evaluate_command, gain_words
+from .halving_report import SEARCH_FILE, confirmed_words, cost_words, evaluate_command, gain_words
 from .settings import Search
 from .words import cell_rows, verdict_words
 
 Rows = list[tuple[str, str]]
+SHARED = ("data", "split", "split_seed", "image_size", "channels", "cells", "stem_stride")
+"""Settings of a search that its training has as well."""
 
 
 def is_drawn(folder: Path, name: str) -> bool:
@@ -37,6 +39,21 @@ def drawn_cells(settings: Search, genotype: Genotype) -> dict[str, Any] | None:
         same = data["genotype"] == genotype.to_json()
         return data if same and isinstance(data["parameters"], int) and data["scores"] is not None else None
     except (KeyError, TypeError, ValueError):
+        return None
+
+
+def record_of_finished(settings: Search) -> tuple[dict[str, Any], float] | None:
+    """What ``search.json`` of a finished search says, and its CPU seconds; None before its end, or without the file."""
+    if not (settings.out / RUN_FILE).exists():
+        return None
+    run = read_run(settings.out)
+    if run.get("status") != "finished":
+        return None
+    try:
+        record: Any = read_json_file(settings.out / SEARCH_FILE)
+        Genotype.from_json(record["genotype"])
+        return record, float(run["results"]["cpu_seconds"])
+    except (OSError, KeyError, TypeError, ValueError, GenotypeError):
         return None
 
 
@@ -104,10 +121,8 @@ def train_command(settings: Search) -> str:
     for name, preset in TRAIN.items():
         if (preset.genotype, preset.data) == (genotype, settings.data):
             return f"{PROGRAM} train --preset {name}"
-    names = [field.name for field in dataclasses.fields(Train) if field.name not in ("out", "seed", "device")]
-    shared = [name for name in names if hasattr(settings, name)]
     given = {
-        name: getattr(settings, name) for name in shared if getattr(settings, name) != getattr(Train, name)
+        name: getattr(settings, name) for name in SHARED if getattr(settings, name) != getattr(Train, name)
     }
     flags = [f"--{name.replace('_', '-')} {quoted(Path(str(value)))}" for name, value in given.items()]
     return " ".join([f"{PROGRAM} train --genotype {quoted(genotype)}", *flags])

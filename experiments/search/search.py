@@ -38,8 +38,9 @@ from ..data.loading import cached_data, data_of, source_in
 from ..genotypes import network_size
 from ..program import PROGRAM
 from ..runs import FREE, continue_with, opened_run, quoted, say_if_finished, without_paths
+from ..terminal import screen_width
 from ..training.train import draw_learning_curves, train_network
-from .closing import band_rows, drawn_cells, halving_rows, is_drawn, pruned_rows
+from .closing import band_rows, drawn_cells, halving_rows, is_drawn, pruned_rows, record_of_finished
 from .figures import draw_cells, draw_trace
 from .halving import checked_candidates, full_training, halve
 from .halving_report import SEARCH_FILE, data_flag, draw_rungs, record_of, training_command
@@ -92,7 +93,7 @@ def draw_found(settings: Search) -> None:
         if drawn is None or not is_drawn(settings.out, "trace"):
             draw_trace(state, "trace", settings.out, without_paths(settings), settings.seed)
         rows = pruned_rows(state, settings)
-    print(summary(rows))
+    print(f"\n{summary(rows, screen_width())}")
 
 
 def final_scores(state: SearchState, settings: Search) -> list[Score]:
@@ -150,15 +151,20 @@ def search_cells(settings: Search) -> Genotype:
     device = choose_device(settings.device)
     if settings.method == "halving":
         return search_by_halving(settings, device.device)
-    data_of(settings)
+    finished = record_of_finished(settings)
     scorer, rules = scorer_of(settings, shared_name(device.device)), rules_of(settings)
-    # A mistake in the data or the counts is found here, before the run folder is opened.
-    if scorer.tasks is not None:
-        scorer.tasks(generator(settings.seed, "trial"))
+    if finished is None:
+        # A mistake in the data or the counts is found here, before the run folder is opened.
+        data_of(settings)
+        if scorer.tasks is not None:
+            scorer.tasks(generator(settings.seed, "trial"))
     if settings.parameters is not None:
-        cells = sampled_cells(settings)
+        cells = sampled_cells(settings) if finished is None else ()
         with deterministic(device.device), opened_search(settings, device.device) as log:
             say_if_finished(log, "searched")
+            if finished is not None:
+                record, seconds = finished
+                return write_found(Genotype.from_json(record["genotype"]), record, settings, log, seconds)
             saved, scorer = with_budget(SavedSearch(SearchState()), scorer, settings)
             genotype, record, seconds = best_of_sampled(settings, cells, scorer)
             return write_found(genotype, record | memory_record(saved), settings, log, seconds)

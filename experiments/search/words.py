@@ -1,8 +1,9 @@
 """What a search says by default: a line for every round, and at the end the cell, its size, its score, how sure."""
 
 import itertools
+import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from mamltheory.nas.algorithms.halving import Measured, Rung
@@ -14,6 +15,8 @@ from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.spelling import edge_words, operation_words, source_words
 from mamltheory.notebook import duration
 
+from ..program import PROGRAM
+
 DECIDING = {
     "types": "the means of (cell type × operation) decide",
     "parameters": "the smaller operations leave",
@@ -21,7 +24,7 @@ DECIDING = {
 }
 DECIDED = {
     "types": "by the means of (cell type × operation)",
-    "parameters": "by size, the smaller leaving",
+    "parameters": "by size",
     "operators": "by these scores all the same",
 }
 MOST_NAMED = 3
@@ -124,12 +127,12 @@ def verdict_words(reports: Sequence[RoundReport]) -> str:
     undecided = sum(len(r.undecided) for r in known if r.reliability is not None and not r.reliability.tied)
     if not tied:
         return f"every round can be told from noise; {undecided} choices are not clear"
-    ways = ", ".join(f"{count} {DECIDED[basis]}" for basis, count in tied.items())
+    ways = ", ".join(f"{count} decided {DECIDED[basis]}" for basis, count in tied.items())
     all_of = "all" if tied.total() == rounds else f"{tied.total()} of"
     advice = (
         "; scores do not set this cell apart from others of its size" if 2 * tied.total() > rounds else ""
     )
-    return f"{all_of} {rounds} rounds cannot be told from noise: decided {ways}{advice}"
+    return f"{all_of} {rounds} rounds cannot be told from noise ({ways}){advice}"
 
 
 def cell_rows(genotype: Genotype) -> list[tuple[str, str]]:
@@ -147,7 +150,15 @@ def cell_rows(genotype: Genotype) -> list[tuple[str, str]]:
     return rows
 
 
-def summary(rows: Mapping[str, str] | Sequence[tuple[str, str]]) -> str:
-    """Rows of a label and a text, aligned; rows without text are left out."""
-    pairs = rows.items() if isinstance(rows, Mapping) else rows
-    return "\n".join(f"{label:<{LABEL}} {text}" for label, text in pairs if text)
+def summary(rows: Sequence[tuple[str, str]], width: int | None = None) -> str:
+    """Rows of a label and a text, aligned; rows without text are left out, and only commands exceed the width."""
+    lines = []
+    for label, text in rows:
+        whole = width is None or text.startswith(PROGRAM)
+        parts = [text] if whole or not text else textwrap.wrap(text, max(width - LABEL - 1, 20))
+        lines += [
+            f"{name:<{LABEL}} {part}"
+            for name, part in zip((label, *[""] * len(parts)), parts, strict=False)
+            if part
+        ]
+    return "\n".join(lines)

@@ -18,6 +18,7 @@ from experiments import plotting
 from experiments.cell_drawing import _lanes
 from mamltheory.errors import ConfigurationError, GenotypeError
 from mamltheory.nas.operations import OPERATIONS as SEARCHED
+from mamltheory.nas.spelling import OPERATION_WORDS
 
 OPERATIONS = ("sep_conv_3x3", "conv_1x5_5x1", "max_pool_3x3", "skip_connect")
 FULL = [(s, t, OPERATIONS[(s + t) % 4]) for t in (2, 3, 4) for s in range(t)]

@@ -52,7 +52,7 @@ def test_te_nas_has_the_plain_kernel_of_summed_outputs_whatever_kernel_a_preset_
 def test_what_is_given_by_itself_stands_above_the_method():
     chosen = Search(method="te-nas", difference="log", regions=False).resolved()
     assert (chosen.difference, chosen.criteria) == ("log", ("condition",))
-    with pytest.raises(ConfigurationError, match="regions False"):
+    with pytest.raises(ConfigurationError, match="--no-regions"):
         Search(method="regions", estimator="gradient")
 
 

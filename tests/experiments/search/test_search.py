@@ -177,9 +177,9 @@ def test_a_protocol_gives_the_values_that_are_not_given(tmp_path):
     stable = search_settings(tmp_path, protocol="stable", repeats=None, shrinkage=False)
     rules = search.rules_of(stable)
     assert (rules.estimator, rules.stopping, rules.shrinkage) == ("gradient", True, False)
-    with pytest.raises(ConfigurationError, match="--regions False"):
+    with pytest.raises(ConfigurationError, match="--no-regions"):
         search_settings(tmp_path, estimator="gradient")
-    with pytest.raises(ConfigurationError, match="--common-random-numbers True"):
+    with pytest.raises(ConfigurationError, match="give --common-random-numbers with"):
         search_settings(tmp_path, protocol="stable", common_random_numbers=False)
 
 
@@ -254,7 +254,7 @@ def test_a_search_says_a_line_a_round_and_at_the_end_what_it_found(tmp_path, cap
     assert [line.split(":")[0] for line in lines[:2]] == ["round 1 of 2", "round 2 of 2"]
     assert "19 operations stay; how sure is not known" in lines[0]
     assert lines[0].endswith(" to go")
-    labels = [line[:14].strip() for line in lines[2:] if line[:14].strip()]
+    labels = [line[:14].strip() for line in lines[3:] if line[:14].strip()]
     assert labels == [
         *("found by", "normal cell", "reduction cell", "size", "score", "verdict", "figures", "train it"),
     ]
@@ -272,10 +272,10 @@ def test_a_search_says_a_line_a_round_and_at_the_end_what_it_found(tmp_path, cap
 
 
 def test_a_finished_search_says_the_same_again_and_neither_scores_nor_draws(searched, capsys, monkeypatch):
-    for name in ("draw_cells", "draw_trace", "final_scores", "score_chunk"):
+    for name in ("draw_cells", "draw_trace", "final_scores", "score_chunk", "data_of"):
         monkeypatch.setattr(search, name, None)
     assert search.search_and_draw(searched) == 0
-    first, *summary = capsys.readouterr().out.splitlines()
+    first, _, *summary = capsys.readouterr().out.splitlines()
     assert first == f"already finished in {searched.out}: nothing is searched again"
     assert summary[-1].startswith("train it ")
     assert any(line.startswith("score          log C_N = ") for line in summary)
