@@ -193,7 +193,7 @@ def alone_or_leading() -> bool:
 
 @contextmanager
 def image_stage(
-    description: str, total: int | None = None, patience: float = PATIENCE
+    description: str, total: int | None = None, patience: float = PATIENCE, note: str = ""
 ) -> Iterator[Callable[[int], None]]:
     """A stage of work on many images, shown once it has taken ``patience`` seconds; it can be stopped.
 
@@ -201,6 +201,7 @@ def image_stage(
         description: What the progress display says.
         total: Number of images, if known.
         patience: Seconds before the stage is shown.
+        note: Text that is shown with it.
 
     Yields:
         A function that takes the number of images that were processed.
@@ -213,9 +214,9 @@ def image_stage(
             nonlocal done, show
             if show is None and leads and time.monotonic() - begun >= patience:
                 show = stack.enter_context(stage(description, total))
-                show(done)
+                show(done, note)
             if show is not None and images:
-                show(images)
+                show(images, note)
             done += images
             check_interrupted()
 
