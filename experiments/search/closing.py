@@ -120,7 +120,8 @@ def train_command(settings: Search) -> str:
     genotype = settings.out / "genotype.json"
     for name, preset in TRAIN.items():
         if (preset.genotype, preset.data) == (genotype, settings.data):
-            return f"{PROGRAM} train --preset {name}"
+            other = f"  # with {preset.channels} channels" * (preset.channels != settings.channels)
+            return f"{PROGRAM} train --preset {name}{other}"
     given = {
         name: getattr(settings, name) for name in SHARED if getattr(settings, name) != getattr(Train, name)
     }

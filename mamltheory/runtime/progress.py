@@ -53,18 +53,22 @@ def _bar(
     # Imported here: jobs that log to a file do not need it.
     from rich import progress
     from rich.console import Console
+    from rich.table import Column
 
     columns = (
         progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
+        progress.BarColumn(bar_width=16),
         progress.MofNCompleteColumn(),
         progress.TimeElapsedColumn(),
         progress.TextColumn("left"),
         progress.TimeRemainingColumn(),
-        progress.TextColumn("{task.fields[note]}"),
+        # What is left of the line: a long note is cut, and not the bar.
+        progress.TextColumn(
+            "{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        ),
     )
     console = Console(file=stream)  # type: ignore[arg-type]  # in typeshed TextIOBase is no IO[str]
-    with progress.Progress(*columns, console=console, get_time=clock, transient=brief) as bars:
+    with progress.Progress(*columns, console=console, get_time=clock, transient=brief, expand=True) as bars:
         task = bars.add_task(description, total=total, note="")
         yield lambda steps=1, note="": bars.update(task, advance=steps, note=note)
 

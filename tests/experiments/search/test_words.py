@@ -2,9 +2,13 @@
 
 import dataclasses
 import itertools
+import shlex
 
 import pytest
 
+from experiments import __main__ as shell
+from experiments.search.closing import train_command
+from experiments.search.settings import SEARCH
 from experiments.search.words import (
     cell_rows,
     left_words,
@@ -114,6 +118,18 @@ def test_a_rung_says_how_well_its_cells_did_and_what_follows():
         rung_words(rungs, rungs[2], measured[:1], 9.0)
         == "rung 3 of 3: 1 cells at epoch 4; accuracy 50.0 to 50.0 %"
     )
+
+
+def test_the_next_command_is_the_preset_that_reads_the_genotype_or_the_shared_settings(tmp_path):
+    assert train_command(SEARCH["glyph-smoke"]) == (
+        "python -m experiments train --preset glyph-smoke  # with 8 channels"
+    )
+    own = dataclasses.replace(SEARCH["glyph-smoke"], out=tmp_path / "a b", split="60/20/20")
+    words = shlex.split(train_command(own))
+    resolved = shell.resolve("train", words[words.index("train") + 1 :])
+    shared = ("data", "split", "image_size", "channels", "cells", "stem_stride")
+    assert [getattr(resolved, name) for name in shared] == [getattr(own, name) for name in shared]
+    assert resolved.genotype == own.out / "genotype.json"
 
 
 def test_cells_are_told_node_by_node_or_by_their_one_operation():
