@@ -138,7 +138,7 @@ def verdict_words(reports: Sequence[RoundReport]) -> str:
 def cell_rows(genotype: Genotype) -> list[tuple[str, str]]:
     """The cells as rows of the summary: a line for every node, its operations with their sources."""
     rows = []
-    for title, cell in (("normal cell", genotype.normal), ("reduction cell", genotype.reduce)):
+    for title, cell in (("normal cell", genotype.normal), ("reduce cell", genotype.reduce)):
         operations = {name for node in cell.nodes for name, _ in node}
         if len(operations) == 1:
             count = sum(map(len, cell.nodes))

@@ -22,6 +22,7 @@ from mamltheory.arguments import check_choice, check_seed, check_whole
 from mamltheory.errors import ConfigurationError, GenotypeError
 from mamltheory.nas.drawing import cells_as_html
 from mamltheory.nas.operations import OPERATIONS, check_operation
+from mamltheory.nas.spelling import operation_words
 
 CellType = Literal["normal", "reduce"]
 CELL_TYPES: tuple[CellType, CellType] = ("normal", "reduce")
@@ -115,7 +116,7 @@ class Genotype:
     def __repr__(self) -> str:
         counts = ((kind, Counter(name for _, _, name in edges)) for kind, edges in self.edges().items())
         cells = (
-            f"{kind}: {', '.join(f'{n} {name}' for name, n in of_kind.most_common())}"
+            f"{kind}: {', '.join(f'{n} × {operation_words(name)}' for name, n in of_kind.most_common())}"
             for kind, of_kind in counts
         )
         return f"Genotype({'; '.join(cells)})"

@@ -35,3 +35,4 @@ def test_a_notebook_draws_cells_in_that_spelling():
     assert f">{source_words(0)}<" in drawing
     assert all(name not in drawing for name in OPERATIONS)
     assert "sep conv 3×3" in drawing
+    assert "5 × sep conv 3×3" in repr(published_genotypes()[0].genotype)

@@ -256,7 +256,7 @@ def test_a_search_says_a_line_a_round_and_at_the_end_what_it_found(tmp_path, cap
     assert lines[0].endswith(" to go")
     labels = [line[:14].strip() for line in lines[3:] if line[:14].strip()]
     assert labels == [
-        *("found by", "normal cell", "reduction cell", "size", "score", "verdict", "figures", "train it"),
+        *("found by", "normal cell", "reduce cell", "size", "score", "verdict", "figures", "train it"),
     ]
     text = "\n".join(lines)
     assert "MetaNTK-NAS on glyphs, seed 0" in text

@@ -145,7 +145,7 @@ def test_cells_are_told_node_by_node_or_by_their_one_operation():
         "normal cell    node 0: skip (cₖ₋₂); skip (cₖ₋₁)",
         "               node 1: skip (cₖ₋₂); skip (0)",
         "               node 2: conv 1×5, 5×1 (cₖ₋₂); skip (1)",
-        "reduction cell all 6 edges: skip",
+        "reduce cell    all 6 edges: skip",
     ]
     lines = summary([("verdict", "so and so " * 9), ("score", "")], 40).splitlines()
     assert max(map(len, lines)) <= 40
