@@ -328,7 +328,8 @@ def test_a_candidate_that_diverges_is_last_counted_and_said(tmp_path, monkeypatc
     assert found["confirmed"]["half-width of the cells"] is None
     said = capsys.readouterr()
     assert "1 diverged and is last" in said.out
-    assert "cells of trainings that diverged: 0" in said.out
+    search.draw_found(settings)
+    assert "diverged       the trainings of cells 0\n" in capsys.readouterr().out
     assert "nan" not in said.out + said.err
     before = results(settings)
     assert searched_again(settings) == before
