@@ -56,6 +56,10 @@ def _main(arguments: list[str]) -> int:
         sys.stdout.write(overview())
         return 0
     name, flags = arguments[0], arguments[1:]
+    if name in ("--tyro-print-completion", "--tyro-write-completion"):
+        from .help import write_completion
+
+        return write_completion(arguments, COMMANDS)
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(COMMANDS)}"
@@ -160,6 +164,12 @@ def resolve(name: str, flags: Sequence[str]) -> object:
     if chosen.config is not None:
         from .config import read_config, settings_from
 
+        record = chosen.config.is_dir() or chosen.config.name == "run.json"
+        require(
+            chosen.preset is None or not record,
+            f"--preset {chosen.preset} and --config {chosen.config} were given, and the record of a run has every "
+            "setting: leave out one of them, and change settings by flags",
+        )
         base = settings_from(command.settings, read_config(chosen.config, name), base)
     return _parse(name, command, base, flags)
 
@@ -167,15 +177,24 @@ def resolve(name: str, flags: Sequence[str]) -> object:
 def _parse(name: str, command: Command, base: object, flags: Sequence[str]) -> object:
     import tyro  # only here, because the import takes a tenth of a second
 
+    from .help import plain_booleans, with_help_texts
+
+    if {"-h", "--help"} & set(flags):
+        base = with_help_texts(base)
     fields: list[tuple[str, Any, Any]] = [
-        ("settings", Annotated[command.settings, tyro.conf.arg(name="")], dataclasses.field(default=base))
+        ("settings", Annotated[type(base), tyro.conf.arg(name="")], dataclasses.field(default=base))
     ]
     if command.presets:
         names = "{" + ",".join(command.presets) + "}"
-        preset = Annotated[str | None, tyro.conf.arg(help="Start from named settings.", metavar=names)]
+        preset = Annotated[
+            str | None, tyro.conf.arg(help="Start from named settings.", metavar=names, help_behavior_hint="")
+        ]
         fields.append(("preset", preset, dataclasses.field(default=None)))
     config = Annotated[
-        Path | None, tyro.conf.arg(help="Take settings from a run.json or another JSON file.", metavar="PATH")
+        Path | None,
+        tyro.conf.arg(
+            help="Take settings from a run.json or another JSON file.", metavar="PATH", help_behavior_hint=""
+        ),
     ]
     debug = Annotated[
         bool, tyro.conf.arg(help="Show the traceback of an error."), tyro.conf.FlagCreatePairsOff
@@ -186,7 +205,10 @@ def _parse(name: str, command: Command, base: object, flags: Sequence[str]) -> o
     ]
     invocation = dataclasses.make_dataclass("Invocation", fields, frozen=True)
     return tyro.cli(
-        invocation, prog=f"{PROGRAM} {name}", description=command.summary, args=list(flags)
+        invocation,
+        prog=f"{PROGRAM} {name}",
+        description=command.summary,
+        args=plain_booleans(command.settings, flags),
     ).settings
 
 

@@ -18,19 +18,10 @@ from matplotlib.path import Path
 from matplotlib.patheffects import Normal, Stroke
 
 from mamltheory.errors import GenotypeError
+from mamltheory.nas.spelling import operation_words, source_words
 
 Point = tuple[float, float]
 INPUT, INTERMEDIATE, OUTPUT = "#B7DFB0", "#AFD3EE", "#F9E79F"
-LABELS = {
-    "sep_conv_3x3": "sep conv 3×3",
-    "dil_conv_3x3": "dil conv 3×3",
-    "conv_3x3": "conv 3×3",
-    "conv_1x5_5x1": "conv 1×5, 5×1",
-    "max_pool_3x3BN": "max pool 3×3",
-    "avg_pool_3x3BN": "avg pool 3×3",
-    "skip_connect": "skip",
-}
-"""Labels of operations; any other name is shown unchanged."""
 HALF_WIDTH, HALF_HEIGHT = 0.15, 0.36
 MOST_TRIED = 6
 """Edges whose sides are chosen for few crossings: all of them in cells of up to five nodes."""
@@ -73,7 +64,7 @@ def _operations(edges: Sequence[tuple[int, int, str]]) -> dict[tuple[int, int], 
                 f"edge {source} → {target} cannot exist: expected a source before its target, "
                 "and a target of at least 2 (0 and 1 are the cell's inputs)"
             )
-        operations[source, target].append(LABELS.get(operation, operation))
+        operations[source, target].append(operation_words(operation))
     if not operations:
         raise GenotypeError("got no edges: a cell to draw needs at least one")
     return dict(operations)
@@ -177,5 +168,5 @@ def _node(axes: Axes, centre: Point, label: str, colour: str) -> None:
 
 def _appearance(node: int, last: int) -> tuple[str, str]:
     if node < 2:
-        return ("$c_{k-2}$", "$c_{k-1}$")[node], INPUT
+        return source_words(node, typeset=True), INPUT
     return ("$c_k$", OUTPUT) if node > last else (str(node - 2), INTERMEDIATE)

@@ -14,8 +14,9 @@ from mamltheory.intervals import Interval
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import parameter_count
 from mamltheory.nas.sizes import random_genotype_like
+from mamltheory.notebook import duration
 from mamltheory.rng import derived_seed, generator
-from mamltheory.runtime.progress import duration, stage
+from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import replace_file, to_json
 from mamltheory.runtime.runlog import read_run
 from mamltheory.runtime.workers import workers
@@ -29,6 +30,7 @@ from .runs import continued_by, quoted
 from .search import figures, search
 from .search.settings import Search
 from .settings import Demo
+from .terminal import for_terminal
 from .theory import checks
 from .theory.convergence import draw_convergence
 from .theory.drift import draw_drift
@@ -116,7 +118,7 @@ def find_cells(settings: Demo) -> dict[str, Found]:
         ("halving", "halving_cells", halving_search(settings)),
     ):
         genotype = search.search_cells(chosen)
-        figures.draw_cells(genotype, chosen, figure, settings.out)
+        print(f"wrote {figures.draw_cells(genotype, chosen, figure, settings.out)[0]} (and .pdf, .json)")
         found[name] = Found(genotype, chosen.out, read_run(chosen.out)["results"]["cpu_seconds"])
     return found
 
@@ -286,7 +288,7 @@ def write_table(settings: Demo, found: dict[str, Found], rows: list[Row]) -> Non
     seconds = {name: each.cpu_seconds for name, each in found.items()}
     content = {"seed": settings.seed, "search_cpu_seconds": seconds, "rows": record}
     replace_file(settings.out / "demo_table.json", to_json(content).encode())
-    print(text)
+    print(for_terminal(text))
 
 
 def gain(row: Row, control: Row, shots: int) -> Interval:

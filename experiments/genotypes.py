@@ -19,7 +19,11 @@ from .requirements import require
 from .runs import quoted
 from .settings import ExperimentSettings, PublishedCells
 
-COLUMNS = "{:18} {:>5} {:>8} {:>12}"
+COLUMNS = "{:18} {:15} {:12} {:>5} {:>8} {:>12}"
+SOURCE = (
+    "Genotypes of the paper's Tables 1 and 2 (arXiv 2203.09137), without weights; those of MetaNAS are cells\n"
+    "that it retrained. Parameters: with 48 channels. A name after the command writes the genotype."
+)
 
 
 def write_published_cell(settings: PublishedCells) -> int:
@@ -27,7 +31,7 @@ def write_published_cell(settings: PublishedCells) -> int:
     if settings.name:
         cell = published_cell(settings.name)
         write_genotype(settings.out, cell.genotype)
-        print(f"wrote {settings.out}: {cell.name}, {cell.parameters} parameters with 48 channels")
+        print(f"wrote {settings.out}: {cell.name}, {cell.parameters:,} parameters with 48 channels")
         print(f"train it: {PROGRAM} train --genotype {quoted(settings.out)} --cells {cell.cells}")
     else:
         print(cell_list())
@@ -44,12 +48,15 @@ def published_cell(name: str) -> PublishedCell:
 
 
 def cell_list() -> str:
-    """One line per cell: name, stacked cells, classes and parameters of its network with 48 channels."""
-    lines = [COLUMNS.format("name", "cells", "classes", "parameters")]
-    lines += [
-        COLUMNS.format(cell.name, cell.cells, cell.classes, cell.parameters) for cell in published_genotypes()
-    ]
-    return "\n".join(lines)
+    """One line per cell: name, data, method, stacked cells, classes, parameters with 48 channels; then their source."""
+    lines = [COLUMNS.format("name", "data", "found by", "cells", "classes", "parameters")]
+    for cell in published_genotypes():
+        data = "tieredImageNet" if "tiered" in cell.name else "miniImageNet"
+        method = "MetaNAS" if cell.name.startswith("metanas") else "MetaNTK-NAS"
+        lines.append(
+            COLUMNS.format(cell.name, data, method, cell.cells, cell.classes, f"{cell.parameters:,}")
+        )
+    return "\n".join([*lines, "", SOURCE])
 
 
 GENOTYPE_FILE, MOST_GENOTYPE = "genotype.json", 2**20

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from mamltheory.errors import printable
+from mamltheory.notebook import Advance
 from mamltheory.products import product_route
 from mamltheory.runtime.device import environment
 from mamltheory.runtime.distributed import world
 from mamltheory.runtime.interrupt import Interrupted, check_interrupted
-from mamltheory.runtime.progress import Advance, stage
+from mamltheory.runtime.progress import stage
 from mamltheory.runtime.runlog import RunLog, open_run, recorded
 from mamltheory.runtime.scalars import FOLDER as SCALARS
 from mamltheory.runtime.scalars import summary_writer
@@ -29,7 +30,7 @@ from .program import program_in
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-FREE = ("out", "jobs", "device", "tensorboard")
+FREE = ("out", "jobs", "device", "tensorboard", "verbose")
 """Settings that do not change the numbers: a run may continue with other values of them."""
 
 
@@ -197,7 +198,7 @@ def alone_or_leading() -> bool:
 
 @contextmanager
 def image_stage(
-    description: str, total: int | None = None, patience: float = PATIENCE
+    description: str, total: int | None = None, patience: float = PATIENCE, note: str = ""
 ) -> Iterator[Callable[[int], None]]:
     """A stage of work on many images, shown once it has taken ``patience`` seconds; it can be stopped.
 
@@ -205,6 +206,7 @@ def image_stage(
         description: What the progress display says.
         total: Number of images, if known.
         patience: Seconds before the stage is shown.
+        note: Text that is shown with it.
 
     Yields:
         A function that takes the number of images that were processed.
@@ -217,9 +219,9 @@ def image_stage(
             nonlocal done, show
             if show is None and leads and time.monotonic() - begun >= patience:
                 show = stack.enter_context(stage(description, total))
-                show(done)
+                show(done, note)
             if show is not None and images:
-                show(images)
+                show(images, note)
             done += images
             check_interrupted()
 

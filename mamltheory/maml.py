@@ -27,6 +27,7 @@ from mamltheory.inner_loop import InnerLoop, algorithm_of, square_loss
 from mamltheory.kernels.empirical_meta import empirical_meta_ntk
 from mamltheory.modules import plain_numerics
 from mamltheory.networks import Model, output_of
+from mamltheory.notebook import notebook_bar
 from mamltheory.objective import Chosen, DenseGradient, MetaObjective, Method, chosen_method
 from mamltheory.tasks import Parameters, Select, Task, check_tasks, query_labels, selected_names
 
@@ -307,12 +308,11 @@ def train(
         test_tasks: tasks whose outputs are recorded as well.
         kernel_steps: the steps at which the empirical MetaNTK Φ̂_t is recorded; step 0 always comes with them.
         method: as for :func:`mamltheory.objective.meta_gradient`; the record names the one that was used.
-        progress: is called with the observation of every step, as ``lambda seen: print(seen.step, seen.loss)``.
+        progress: is called with every step's observation, as ``lambda seen: print(seen.loss)``; notebooks show a bar.
         optimiser: momentum, batches of tasks, and the parameters that move; none and all by default.
 
     Returns:
-        The record of the run. A ValueRangeError is raised for ``kernel_steps`` outside of it, and a ConfigurationError
-        if ``progress`` is no function.
+        The record; ValueRangeError is raised for ``kernel_steps`` outside of it, ConfigurationError for wrong progress.
 
     Example:
         >>> import torch
@@ -329,12 +329,13 @@ def train(
     chosen = chosen_method(method, model, tasks, inner)
     check_optimiser(optimiser, steps, len(tasks))
     observations, kernels = [], {}
-    for state, seen in _descend(
-        model, params, tasks, inner, eta0, test_tasks, chosen, optimiser, True, steps
-    ):
-        observations.append(seen)
-        if progress is not None:
-            progress(seen)
-        if state.step in wanted:
-            kernels[state.step] = empirical_meta_ntk(model, tasks, inner, params=state.params)
+    run = _descend(model, params, tasks, inner, eta0, test_tasks, chosen, optimiser, True, steps)
+    with notebook_bar("train", steps + 1) as advance:
+        for state, seen in run:
+            observations.append(seen)
+            if progress is not None:
+                progress(seen)
+            if state.step in wanted:
+                kernels[state.step] = empirical_meta_ntk(model, tasks, inner, params=state.params)
+            advance(note=f"loss {seen.loss:.4g}")
     return TrainingRecord(tuple(observations), state.params, kernels, chosen)

@@ -15,7 +15,7 @@ MOST_NAMES_OF_SEVERAL_MODULES = 20
 
 # From the ground up; a module may import from the rows below its own, and a part from itself.
 LAYERS = (
-    {"errors", "accelerator", "lazy"},
+    {"errors", "accelerator", "lazy", "notebook"},
     {"files", "rng", "tasks", "modules", "intervals", "arguments", "activations", "dynamics"},
     {"strict_json"},
     {"linalg", "products"},
@@ -38,7 +38,7 @@ LAYERS = (
 )
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
 # What runs need; it knows no mathematics, and only experiments may import it.
-SIDE = {"runtime": {"errors", "files", "strict_json", "runtime"}}
+SIDE = {"runtime": {"errors", "files", "notebook", "strict_json", "runtime"}}
 
 # Formulas of layers belong to kernels/layers; cells are made of modules.
 LAYER_FUNCTIONS = {
@@ -56,7 +56,7 @@ CALLERS = {
 # The same for experiments: a folder a family of commands. Settings may be imported from everywhere.
 FAMILIES = (
     {"requirements", "program", "examples"},
-    {"cell_drawing"},
+    {"cell_drawing", "help"},
     {"config", "named", "plotting", "runs", "terminal"},
     {"genotypes", "doctor"},
     {"data"},

@@ -34,9 +34,9 @@ def cached_data(source: str, image_size: int, split: str | None = None, split_se
     """
     embedded = embedded_count(source)
     once = f"`data {quoted(Path(source))} --image-size {image_size} --prepare READY` does this once for all"
-    description = printable(f"{'draw' if embedded else 'read'} {source} ({once})")
+    description = printable(f"{'draw' if embedded else 'read'} {source}")
     classes: dict[str, Any] = {"split": shares_of(split), "split_seed": split_seed}
-    with image_stage(description, embedded) as advance:
+    with image_stage(description, embedded, note=printable(once)) as advance:
         data = load_data(source, image_size=image_size, advance=advance, notice=warn, **classes)
     if not embedded and alone_or_leading():
         warn_of_copies(data, source)

@@ -11,8 +11,8 @@ from markupsafe import Markup
 from mamltheory.errors import ConfigurationError, GenotypeError
 from mamltheory.nas.algorithms.state import RoundReport
 from mamltheory.nas.genotype import Genotype
+from mamltheory.nas.spelling import operation_words
 
-from ..cell_drawing import LABELS
 from ..genotypes import genotype_from
 from ..search.halving import MEASUREMENTS
 from ..theory.report import signed
@@ -224,7 +224,7 @@ def _removed(trace: Sequence[Sequence[Any]], genotype: Genotype | None) -> Marku
         last = kept.get((cell, node, source), "–")
         start = VERTICES.get(source, source - 2)
         body += Markup('<tr><th scope="row">{} → {}</th>{}<td class="kept">{}</td></tr>').format(
-            start, node, found, LABELS.get(last, last)
+            start, node, found, operation_words(last)
         )
     note = "Framed by dashes: undecided, so that other draws of the scores may remove another operator."
     return Markup(
@@ -235,7 +235,7 @@ def _removed(trace: Sequence[Sequence[Any]], genotype: Genotype | None) -> Marku
 
 def _field(removed: Sequence[tuple[str, bool]]) -> Markup:
     words = Markup("<br>").join(
-        Markup('<span class="{}">{}</span>').format("unsure" if undecided else "sure", LABELS.get(name, name))
+        Markup('<span class="{}">{}</span>').format("unsure" if undecided else "sure", operation_words(name))
         for name, undecided in removed
     )
     return Markup("<td>{}</td>").format(words)

@@ -17,6 +17,7 @@ from mamltheory.runtime.runlog import RUN_FILE, check_complete, read_metrics, re
 
 from ..benchmarks.machine import describe_machine
 from ..runs import continued_by
+from ..terminal import for_terminal
 from .comparison_report import comparison_table, draw_comparison
 from .search import saved_search, search_cells
 from .settings import Protocols, Search
@@ -42,7 +43,7 @@ def compare_protocols(settings: Protocols) -> int:
     replace_file(settings.out / "protocols.json", to_json(found).encode())
     replace_file(settings.out / "protocols.md", comparison_table(found).encode())
     draw_comparison(found, settings)
-    print(comparison_table(found))
+    print(for_terminal(comparison_table(found)))
     return 0
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from mamltheory.nas.spelling import operation_words
+
 from ..plotting import curve, figure, legend_below, save_figure
-from .report import SHORT
 from .settings import Protocols
 
 ROUNDS = range(1, 7)
@@ -69,7 +70,7 @@ def _cells(found: Mapping) -> list[str]:
         for seed, one in each["searches"].items():
             if one["operations"] is not None:
                 cells = (
-                    ", ".join(f"{count} {SHORT[o]}" for o, count in sorted(counts.items()))
+                    "; ".join(f"{count} {operation_words(o)}" for o, count in sorted(counts.items()))
                     for counts in one["operations"].values()
                 )
                 lines.append(f"| {name}, seed {seed} | " + " | ".join(cells) + " |")

@@ -20,16 +20,18 @@ from mamltheory.nas.genotype import CELL_TYPES, Genotype, Operator
 from mamltheory.nas.scoring.score import Score
 from mamltheory.nas.sizes import genotype_parameters
 from mamltheory.nas.space import PAPER, Space
+from mamltheory.nas.spelling import edge_words, operation_words
 
 from ..data.loading import data_of
 from ..genotypes import network_size
 from ..named import score_of
 from ..plotting import draw_genotype, figure, save_figure
 from ..runs import without_paths
-from .report import short
 from .settings import Search
 
-ROW, GAP, HEAD, LEFT = 1.0, 0.45, 2.4, 1.15
+FIELD = 0.3
+"""Height of a field in inches: the operation stands above its score."""
+ROW, GAP, HEAD, LEFT = 1.0, 0.3, 1.75, 1.0
 """Heights of a field, of the space between nodes and of the rounds' heads, and the width of the labels, in fields."""
 WARNING = "#D55E00"
 UNKNOWN = "#EDEDED"
@@ -53,7 +55,7 @@ def draw_trace(
         The paths of PNG, PDF and numbers.
     """
     data, space = trace_data(state), state.candidates.space
-    height = 0.2 * (len(rows(space)) + 4 * GAP + HEAD) + 0.75
+    height = FIELD * (len(rows(space)) + 6 * GAP + HEAD) + 0.85
     with figure("page", height) as (drawing, axes):
         drawing.suptitle(_title(settings, seed))
         _draw(drawing, axes[0, 0], data, space)
@@ -154,7 +156,8 @@ def _draw(drawing: Figure, axes: Axes, data: dict[str, list], space: Space) -> N
     _head(axes, columns, "survivor", "")
     for each in data["survivors"]:
         y = heights[each["cell"], each["node"], each["source"]]
-        axes.text(columns + 0.5, y + 0.5, short(each["operation"]), weight="bold", **_middle(7.5))
+        name = operation_words(each["operation"])
+        axes.text(columns + 0.5, y + 0.5, name, weight="bold", **_middle(min(6.5, 90 / len(name))))
     axes.set(xlim=(-LEFT, columns + 1), ylim=(max(heights.values()) + ROW + 0.1, -HEAD))
     axes.set_axis_off()
     _legend(drawing, axes)
@@ -173,8 +176,8 @@ def _heights(space: Space) -> dict[tuple[str, int, int], float]:
 
 def _row_labels(axes: Axes, heights: Mapping[tuple[str, int, int], float]) -> None:
     for (_, node, source), y in heights.items():
-        name = ("$c_{k-2}$", "$c_{k-1}$")[source] if source < 2 else source - 2
-        axes.text(-0.08, y + 0.5, f"{name} → {node}", ha="right", va="center", fontsize=7.5)
+        words = edge_words(node, source, typeset=True)
+        axes.text(-0.08, y + 0.5, words, ha="right", va="center", fontsize=7.5)
     for cell in CELL_TYPES:
         tops = [y for row, y in heights.items() if row[0] == cell]
         middle = (min(tops) + max(tops) + ROW) / 2
@@ -182,8 +185,8 @@ def _row_labels(axes: Axes, heights: Mapping[tuple[str, int, int], float]) -> No
 
 
 def _head(axes: Axes, column: int, title: str, remark: str) -> None:
-    axes.text(column + 0.5, -1.55, title, ha="center", va="bottom", fontsize=8, weight="bold")
-    axes.text(column + 0.5, -1.45, remark, ha="center", va="top", fontsize=6.5, color="0.35", linespacing=1.1)
+    axes.text(column + 0.5, -1.1, title, ha="center", va="bottom", fontsize=8, weight="bold")
+    axes.text(column + 0.5, -1.03, remark, ha="center", va="top", fontsize=6.5, color="0.35", linespacing=1.1)
 
 
 def _remark(found: Mapping[str, Any]) -> str:
@@ -199,13 +202,14 @@ def _draw_field(axes: Axes, at: tuple[float, float], found: Mapping[str, Any]) -
     axes.add_patch(Rectangle((x + 0.02, y + 0.05), 0.96, 0.9, facecolor=colour, edgecolor="none"))
     if found["undecided"]:
         frame: dict[str, Any] = {"edgecolor": WARNING, "linewidth": 1.0, "linestyle": (0, (2.5, 1.2))}
-        axes.add_patch(Rectangle((x + 0.04, y + 0.11), 0.92, 0.78, fill=False, **frame))
-    name = short(found["operation"]) + ("⁼" if found["tied"] else "")
-    size = min(7.5, 52 / len(name))  # a user's operation may have a long name
-    axes.text(x + 0.09, y + 0.52, name, ha="left", va="center", fontsize=size)
-    if found["score"] is not None:
-        score = _number(found["score"])
-        axes.text(x + 0.93, y + 0.52, score, ha="right", va="center", fontsize=6.5, color="0.2")
+        axes.add_patch(Rectangle((x + 0.035, y + 0.08), 0.93, 0.84, fill=False, **frame))
+    name = operation_words(found["operation"]) + ("⁼" if found["tied"] else "")
+    size = min(6.5, 90 / len(name))  # a user's operation may have a long name
+    if found["score"] is None:
+        axes.text(x + 0.5, y + 0.5, name, **_middle(size))
+        return
+    axes.text(x + 0.07, y + 0.36, name, ha="left", va="center", fontsize=size)
+    axes.text(x + 0.93, y + 0.69, _number(found["score"]), ha="right", va="center", fontsize=6, color="0.2")
 
 
 def _number(score: float) -> str:
@@ -255,7 +259,7 @@ def draw_cells(
     name: str = "cells",
     directory: Path | None = None,
     scores: Sequence[Score] = (),
-) -> None:
+) -> tuple[Path, Path, Path]:
     """Draw the two cells with method, number of parameters and scores as the title.
 
     Args:
@@ -264,6 +268,9 @@ def draw_cells(
         name: Name of the files.
         directory: Folder of the files; None for the run folder.
         scores: Scores on new draws.
+
+    Returns:
+        The paths of PNG, PDF and numbers.
     """
     settings = settings.resolved()
     size = network_size(settings, len(data_of(settings).train.class_names))
@@ -279,10 +286,9 @@ def draw_cells(
         drawing.suptitle(f"{', '.join(parts)}\n{where}")
         for panel, kind in zip(axes[:, 0], CELL_TYPES, strict=True):
             draw_genotype(panel, edges[kind], f"{kind} cell")
-        paths = save_figure(
+        return save_figure(
             drawing, name, data, directory or settings.out, without_paths(settings), settings.seed
         )
-    print(f"wrote {paths[0]} (and .pdf, .json)")
 
 
 def score_words(settings: Search, scores: Sequence[Score]) -> list[str]:

@@ -50,6 +50,7 @@ from ..training.settings import TRAIN, Train
 from ..training.train import epoch_lines, train_network
 from .one_size import at_scale, candidates_of, controls_of
 from .settings import Search
+from .words import rung_words
 
 CANDIDATES, MEASUREMENTS, GENOTYPES, TRAINED = "candidates", "measurements", "genotypes", "train"
 
@@ -141,10 +142,13 @@ def halve(settings: Search, genotypes: tuple[Genotype, ...], device: str) -> Fou
         measure = partial(_measured, settings, genotypes, device, spread)
 
         def measure_rung(alive: Sequence[int], rung: Rung) -> list[Measured]:
-            items = [Item(i, rung.epochs) for i in alive]
+            items, begun = [Item(i, rung.epochs) for i in alive], time.monotonic()
             records.update(measure(items, f"{len(alive)} cells to epoch {rung.epochs}"))
             found = [value_of(records[item]) for item in items]
-            print(_standing(alive, found, rung, settings), flush=True)
+            standing = _standing(alive, found, rung, settings)
+            print(rung_words(rungs_of(settings), rung, found, time.monotonic() - begun), flush=True)
+            if settings.verbose:
+                print(standing, flush=True)
             if rung.epochs == settings.rung_epochs[0]:
                 check_headroom(headroom_of([records[item] for item in items], settings), settings)
             return found
@@ -173,7 +177,7 @@ def _measured(
     files = {item: settings.out / MEASUREMENTS / f"{item.folder}-epoch-{item.epochs}.json" for item in items}
     found = {item: _read(path, settings) for item, path in files.items() if path.exists()}
     missing = [item for item in items if item not in found]
-    with stage(f"halving: {title}", len(items)) as advance:
+    with stage(f"halving: {title}", len(items), brief=True) as advance:
         advance(len(found), _best_of(found))
         for item, record in spread(partial(measure_candidate, settings, genotypes, device), missing):
             replace_file(files[item], sealed(to_json(record)))

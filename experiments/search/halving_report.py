@@ -1,7 +1,7 @@
 """What a search by halving says: ``search.json``, its control, its cost, what was confirmed, and the figure."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,28 +144,29 @@ def _gain(ours: Sequence[float | None], others: Sequence[float | None]) -> tuple
     return gain, float(limits.high - limits.low) / 2
 
 
-def closing_lines(record: dict[str, Any], settings: Search, cpu_seconds: float) -> list[str]:
-    """The result in words: what was found, its control, the cost, and the next command."""
-    control, cost = record["control"], record["cost"]
+def gain_words(record: Mapping[str, Any], settings: Search) -> str:
+    """What the search gained at its first rung, over all cells there, and what could be gained at all."""
+    control, room = record["control"], record["headroom"]
     gain = 100 * (control["found"] - control["random cells"])
     drawn = "random cells" if settings.warm_start is None else "cells that the table proposed"
-    lines = [
-        f"found cell {record['cell']} of {settings.rungs[0]}, {record['parameters']:,} parameters: at epoch "
-        f"{control['epochs']} its accuracy on validation classes was {100 * control['found']:.1f} %, {gain:+.1f} "
-        f"points from the mean of all {drawn}",
-        f"cost: {cost['epochs']} epochs, as much as {_number(cost['full trainings'])} full trainings; "
-        f"{cpu_seconds:.0f} CPU seconds",
-    ]
-    if record["diverged"]:
-        lines.append(f"cells of trainings that diverged: {', '.join(map(str, record['diverged']))}")
-    if record["confirmed"] is not None:
-        lines.append(_confirmed_line(record["confirmed"]))
-    if settings.then_train is None:
-        place = quoted(settings.out / TRAINED)
-        small = " (at the scale of the search)" * (at_scale(settings) != settings)
-        command = f"{PROGRAM} evaluate --checkpoint {place}{data_flag(settings)}"
-        lines.append(f"evaluate its network{small}: {command}")
-    return lines
+    words = f"{gain:+.1f} points from the mean of all {drawn} at epoch {control['epochs']}"
+    if room is None:
+        return words
+    return f"{words}, where they differ by {100 * room['deviation']:.1f} beyond noise (p = {room['p_value']:.2g})"
+
+
+def cost_words(record: Mapping[str, Any], cpu_seconds: float) -> str:
+    """What the rungs cost."""
+    cost = record["cost"]
+    full = _number(cost["full trainings"])
+    return f"{cost['epochs']} epochs, as much as {full} full trainings; {cpu_seconds:.0f} CPU seconds"
+
+
+def evaluate_command(settings: Search) -> str:
+    """The command that evaluates the network that the search keeps."""
+    small = "  # at the scale of the search" * (at_scale(settings) != settings)
+    place = quoted(settings.out / TRAINED)
+    return f"{PROGRAM} evaluate --checkpoint {place}{data_flag(settings)}{small}"
 
 
 def data_flag(settings: Search) -> str:
@@ -173,7 +174,8 @@ def data_flag(settings: Search) -> str:
     return "" if settings.data == EMBEDDED_DATA else f" --data {quoted(Path(settings.data))}"
 
 
-def _confirmed_line(found: dict[str, Any]) -> str:
+def confirmed_words(found: Mapping[str, Any]) -> str:
+    """What the finalists gain over random cells on the test classes, as networks and as cells."""
     network, cells = found["gain of the network"], found["gain of the cells"]
     both = [
         "unknown" if gain is None else f"{100 * gain:+.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
@@ -186,7 +188,7 @@ def _confirmed_line(found: dict[str, Any]) -> str:
     if None not in (network, cells):
         luck = f"; the difference, {100 * (network - cells):+.1f}, is luck of the training"
     return (
-        f"confirmed on test classes, {len(found['finalists'])} finalists against {len(found['random cells'])} random "
+        f"on test classes, {len(found['finalists'])} finalists against {len(found['random cells'])} random "
         f"cells: the networks as trained {both[0]} points, the cells trained again {both[1]} points{luck}"
     )
 
@@ -229,7 +231,6 @@ def draw_rungs(settings: Search) -> None:
         panel.set_title(
             f"{settings.rungs[0]} cells, {band_of(settings)} parameters,\n{Path(settings.data).name}"
         )
-        paths = save_figure(
+        save_figure(
             drawing, "rungs", {"rungs": record["rungs"]}, settings.out, without_paths(settings), settings.seed
         )
-    print(f"wrote {paths[0]} (and .pdf, .json)")

@@ -1,4 +1,4 @@
-"""The lines that a search prints: every round, the operations on every edge, and undecided edges at the end."""
+"""``search.json``, and what a search prints with ``--verbose``: reliabilities, codes of edges, undecided edges."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -11,23 +11,10 @@ from mamltheory.nas.algorithms.state import RoundReport, SearchState, decision_t
 from mamltheory.nas.genotype import CELL_TYPES, Candidates, Operator
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.space import Space
+from mamltheory.nas.spelling import edge_words, operation_words
 
-SHORT = {
-    "skip_connect": "skip",
-    "sep_conv_3x3": "sep3",
-    "dil_conv_3x3": "dil3",
-    "avg_pool_3x3BN": "avg",
-    "max_pool_3x3BN": "max",
-    "conv_1x5_5x1": "1x5",
-    "conv_3x3": "conv",
-}
 LETTERS = dict(zip(OPERATIONS, "ksdamfc", strict=True))
 RULES = {"types": "the means of (cell type × operation)", "parameters": "size: the smaller goes"}
-
-
-def short(name: str) -> str:
-    """The short form of an operation's name; a user's operation keeps its own."""
-    return SHORT.get(name, name)
 
 
 def letters_of(space: Space) -> dict[str, str]:
@@ -42,14 +29,13 @@ def legend(space: Space) -> str:
     names, last = letters_of(space), space.edges[-1]
     return (
         "operations: "
-        + ", ".join(f"{letter} {short(name)}" for name, letter in names.items())
-        + "; edges from 0←0 "
-        f"to {last.node}←{last.source}; capital: goes in this round, dot: has gone"
+        + ", ".join(f"{letter} {operation_words(name)}" for name, letter in names.items())
+        + f"; edges from {edge_words(0, 0)} to {edge_words(*last)}; capital: goes in this round, dot: has gone"
     )
 
 
 def worst_so_far(now: Round) -> str:
-    """The worst operations on the edges so far, for the progress line; empty before the first repeat."""
+    """The operations that are worst on most edges so far, for the progress line; empty before the first repeat."""
     if not now.settings.criteria or now.complete == 0:
         return ""
     draws = now.draws(now.complete)
@@ -57,8 +43,8 @@ def worst_so_far(now: Round) -> str:
         return ""
     mean = dict(zip(now.operators, map(mean_difference, draws.tolist()), strict=True))
     worst = [max(members, key=mean.__getitem__) for members in now.contests.values()]
-    counts = Counter(short(operator.operation) for operator in worst)
-    return "worst: " + ", ".join(f"{name} {count}" for name, count in counts.most_common())
+    counts = Counter(operation_words(operator.operation) for operator in worst)
+    return "worst so far: " + "; ".join(f"{name} on {count} edges" for name, count in counts.most_common(2))
 
 
 def edge_lines(candidates: Candidates, worst: Collection[Operator]) -> list[str]:

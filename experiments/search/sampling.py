@@ -56,9 +56,7 @@ def best_of_sampled(
     ]
     conditions = list(map(_mean, compared))
     regions = [_mean([row[i].regions for row in rows]) for i in range(len(cells))]
-    places = [ranks(conditions, settings.value("ties"))]
-    if "regions" in settings.criteria:
-        places.append(ranks([-value for value in regions], settings.value("ties")))
+    places = _places(conditions, regions, settings)
     totals = [sum(each) for each in zip(*places, strict=True)]
     best = min(range(len(cells)), key=totals.__getitem__)
     size = full_size(settings)
@@ -77,11 +75,18 @@ def best_of_sampled(
             }
             for i, cell in enumerate(cells)
         ],
+        "places": {
+            name: place[best]
+            for name, place in zip(
+                (f"by {own.name}" if own else "by condition number", "by linear regions"),
+                places,
+                strict=False,
+            )
+        },
+        "repeats": len(rows),
+        "agreeing": sum(_best_of_repeat(row, settings, own is not None) == best for row in rows),
         "config": without_paths(settings),
     }
-    names = (f"by {own.name}" if own else "by condition number", "by linear regions")
-    standing = ", ".join(f"{place[best]}. {name}" for place, name in zip(places, names, strict=False))
-    print(f"found cell {best} of {len(cells)}: {standing}")
     return cells[best], record, sum(seconds for _, seconds in scores.values())
 
 
@@ -91,6 +96,22 @@ def score_sampled(scorer: CellScorer, cells: Sequence[Genotype], repeat: int) ->
     with deterministic(scorer.device):
         found = scorer.scores([cell.candidates() for cell in cells], 0, repeat)
     return found, time.process_time() - begun
+
+
+def _places(conditions: Sequence[float], regions: Sequence[float], settings: Search) -> list[list[int]]:
+    """The ranks of the cells by every criterion in use."""
+    places = [ranks(conditions, settings.value("ties"))]
+    if "regions" in settings.criteria:
+        places.append(ranks([-value for value in regions], settings.value("ties")))
+    return places
+
+
+def _best_of_repeat(row: Sequence[Score], settings: Search, own: bool) -> int:
+    """The cell that a repeat alone would take; ``own`` scores have no logarithm."""
+    conditions = [score.condition if own else math.log(score.condition) for score in row]
+    places = _places(conditions, [score.regions for score in row], settings)
+    totals = [sum(each) for each in zip(*places, strict=True)]
+    return min(range(len(row)), key=totals.__getitem__)
 
 
 def _mean(values: Sequence[float]) -> float:

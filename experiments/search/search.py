@@ -33,6 +33,7 @@ from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import plain, replace_file, to_json
 from mamltheory.runtime.runlog import RunLog
 from mamltheory.runtime.workers import ON_ONE_THREAD, Mapper
+from mamltheory.strict_json import read_json_file
 from mamltheory.tasks import Task
 
 from ..data.counts import refuse_shortage, search_shortage
@@ -41,14 +42,16 @@ from ..genotypes import network_size
 from ..named import score_of, space_of
 from ..program import PROGRAM
 from ..runs import FREE, continue_with, opened_run, quoted, say_if_finished, without_paths
+from ..terminal import screen_width
 from ..training.train import draw_learning_curves, train_network
+from .closing import band_rows, drawn_cells, halving_rows, is_drawn, pruned_rows, record_of_finished
 from .figures import draw_cells, draw_trace
 from .halving import checked_candidates, full_training, halve
-from .halving_report import closing_lines as halving_lines
-from .halving_report import data_flag, draw_rungs, record_of, training_command
+from .halving_report import SEARCH_FILE, data_flag, draw_rungs, record_of, training_command
 from .report import closing_lines, legend, round_lines, search_record, worst_so_far
 from .sampling import best_of_sampled, sampled_cells
 from .settings import Search
+from .words import left_words, round_words, seconds_per_work, summary
 
 CHUNK = 16
 """Scores between checkpoints."""
@@ -57,13 +60,7 @@ CHUNK = 16
 def search_and_draw(settings: Search) -> int:
     """Search, draw, and train what was found if a recipe is named; returns 0."""
     genotype = search_cells(settings)
-    if settings.parameters is None:
-        draw_found(settings)
-    else:
-        draw_cells(genotype, settings.resolved())
-        if settings.method == "halving":
-            draw_rungs(settings.resolved())
-    print(f"genotype: {settings.out / 'genotype.json'}")
+    draw_found(settings)
     if settings.then_train is not None:
         train_found(settings, genotype)
     return 0
@@ -82,12 +79,25 @@ def train_found(settings: Search, genotype: Genotype) -> None:
 
 
 def draw_found(settings: Search) -> None:
-    """Draw the cells of a finished search with the score of their network, and the trace."""
+    """Draw what a finished search found, unless that is drawn already, and print the summary of it."""
     settings = settings.resolved()
-    state = saved_search(settings).state
-    draw_cells(state.candidates.genotype(), settings, scores=final_scores(state, settings))
-    figure = draw_trace(state, "trace", settings.out, without_paths(settings), settings.seed)
-    print(f"wrote {figure[0]} (and .pdf, .json)")
+    record: Any = read_json_file(settings.out / SEARCH_FILE)
+    genotype = Genotype.from_json(record["genotype"])
+    drawn = drawn_cells(settings, genotype)
+    if settings.parameters is not None:
+        if drawn is None:
+            draw_cells(genotype, settings)
+        if settings.method == "halving" and (drawn is None or not is_drawn(settings.out, "rungs")):
+            draw_rungs(settings)
+        rows = halving_rows(record, settings) if settings.method == "halving" else band_rows(record, settings)
+    else:
+        state = saved_search(settings).state
+        if drawn is None:
+            draw_cells(genotype, settings, scores=final_scores(state, settings))
+        if drawn is None or not is_drawn(settings.out, "trace"):
+            draw_trace(state, "trace", settings.out, without_paths(settings), settings.seed)
+        rows = pruned_rows(state, settings)
+    print(f"\n{summary(rows, screen_width())}")
 
 
 def final_scores(state: SearchState, settings: Search) -> list[Score]:
@@ -147,28 +157,46 @@ def search_cells(settings: Search) -> Genotype:
     device = choose_device(settings.device)
     if settings.method == "halving":
         return search_by_halving(settings, device.device)
-    refuse_shortage(search_shortage(settings, data_of(settings)))
+    finished = record_of_finished(settings)
+    if finished is None:
+        refuse_shortage(search_shortage(settings, data_of(settings)))
     scorer, rules = scorer_of(settings, shared_name(device.device)), rules_of(settings)
     # A mistake in the data or the counts is found here, before the run folder is opened.
-    if scorer.tasks is not None:
+    if finished is None and scorer.tasks is not None:
         try_out(settings, scorer, scorer.tasks(generator(settings.seed, "trial")))
     if settings.parameters is not None:
-        cells = sampled_cells(settings)
+        cells = sampled_cells(settings) if finished is None else ()
         with deterministic(device.device), opened_search(settings, device.device) as log:
             say_if_finished(log, "searched")
+            if finished is not None:
+                record, seconds = finished
+                return write_found(Genotype.from_json(record["genotype"]), record, settings, log, seconds)
             saved, scorer = with_budget(SavedSearch(SearchState()), scorer, settings)
             genotype, record, seconds = best_of_sampled(settings, cells, scorer)
             return write_found(genotype, record | memory_record(saved), settings, log, seconds)
     with deterministic(device.device), opened_search(settings, device.device) as log:
         saved, scorer = with_budget(saved_search(settings), scorer, settings)
         say_if_finished(log, "searched")
-        if not Round.of(saved.state, rules).is_finished:
-            print(legend(saved.state.candidates.space))
-        with spread_over(settings.jobs) as spread:
-            while not Round.of(saved.state, rules).is_finished:
-                before, saved = saved.state, finish_round(saved, rules, scorer, settings, spread, log)
+        return write_results(search_rounds(saved, rules, scorer, settings, log), settings, log)
+
+
+def search_rounds(
+    saved: SavedSearch, rules: SearchSettings, scorer: CellScorer, settings: Search, log: RunLog
+) -> SavedSearch:
+    """The search at its end; every round is said in a line, and with ``verbose`` in detail."""
+    if settings.verbose and not Round.of(saved.state, rules).is_finished:
+        print(legend(saved.state.candidates.space))
+    rate = None
+    with spread_over(settings.jobs) as spread:
+        while not Round.of(saved.state, rules).is_finished:
+            begun, before = time.monotonic(), saved.state
+            saved = finish_round(saved, rules, scorer, settings, spread, log)
+            rate = seconds_per_work(rules, before, saved.state, time.monotonic() - begun) or rate
+            left = left_words(rules, saved.state, rate)
+            print(round_words(before, saved.state, rules.inputs) + left, flush=True)
+            if settings.verbose:
                 print("\n".join(round_lines(before, saved.state)), flush=True)
-        return write_results(saved, settings, log)
+    return saved
 
 
 def try_out(settings: Search, scorer: CellScorer, tasks: Sequence[Task]) -> None:
@@ -203,7 +231,6 @@ def search_by_halving(settings: Search, device: torch.device) -> Genotype:
         found = halve(settings, genotypes, shared_name(device))
         record = record_of(found, settings)
         genotype = write_found(genotypes[found.candidate], record, settings, log, found.cpu_seconds)
-    print("\n".join(halving_lines(record, settings, found.cpu_seconds)))
     return genotype
 
 
@@ -212,7 +239,7 @@ def write_found(
 ) -> Genotype:
     """Write the genotype and ``search.json``, and close the record."""
     replace_file(settings.out / "genotype.json", to_json(genotype.to_json()).encode())
-    replace_file(settings.out / "search.json", to_json(record).encode())
+    replace_file(settings.out / SEARCH_FILE, to_json(record).encode())
     log.close(genotype=genotype.to_json(), cpu_seconds=seconds)
     return genotype
 
@@ -225,12 +252,13 @@ def opened_search(settings: Search, device: torch.device | str) -> AbstractConte
 
 
 def write_results(saved: SavedSearch, settings: Search, log: RunLog) -> Genotype:
-    """Write the genotype and the trace, and print the undecided edges."""
+    """Write the genotype and the trace; with ``verbose``, print the undecided edges."""
     result = search_record(saved.state, without_paths(settings))
     genotype = saved.state.candidates.genotype()
     replace_file(settings.out / "genotype.json", to_json(genotype.to_json()).encode())
-    replace_file(settings.out / "search.json", to_json(result).encode())
-    print("\n".join(closing_lines(saved.state)))
+    replace_file(settings.out / SEARCH_FILE, to_json(result).encode())
+    if settings.verbose:
+        print("\n".join(closing_lines(saved.state)))
     kept = {name: result[name] for name in ("genotype", "undecided", "failures", "rounds")}
     log.close(cpu_seconds=saved.cpu_seconds, **kept, **memory_record(saved))
     return genotype
@@ -265,7 +293,7 @@ def finish_round(
     operators = len(saved.state.candidates.operators())
     title = f"round {saved.state.round_index + 1}: {operators} operators, {most}{rules.repeats} repeats"
     now = Round.of(saved.state, rules)
-    with stage(title, len(now.chunks(size, rules.repeats))) as advance:
+    with stage(title, len(now.chunks(size, rules.repeats)), brief=True) as advance:
         while missing := now.chunks(size, ahead):
             for _, (found, seconds) in spread(score, missing):
                 saved = saved.with_scores(found, seconds)

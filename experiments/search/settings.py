@@ -51,13 +51,13 @@ class OneSize(ExperimentSettings):
     validation_tasks: int = 1000
     """Halving: 5-way 1-shot tasks of the validation classes (of as many ways as there are), the same for all cells."""
     search_channels: int | None = None
-    """Halving: channels while searching; None: --channels."""
+    """Halving: channels while searching."""
     search_cells: int | None = None
-    """Halving: stacked cells while searching; None: --cells."""
+    """Halving: stacked cells while searching."""
     search_image_size: int | None = None
-    """Halving: side of the images while searching, in pixels; None: --image-size."""
+    """Halving: side of the images while searching, in pixels."""
     search_stem_stride: int | None = None
-    """Halving: stride of the stem while searching; None: --stem-stride."""
+    """Halving: stride of the stem while searching."""
     search_batch_size: int = 64
     """Halving: images per step while searching."""
     search_learning_rate: float = 0.1
@@ -141,11 +141,11 @@ class Search(OneSize):
     """Settings that earlier versions recorded and this one lacks, each with the only value that it still takes."""
 
     protocol: Protocol = "paper"
-    """Algorithm 1 as printed, the computation of the released code, or the reproducible variant. It sets every
-    setting below that is None (see mamltheory/nas/protocols.py); a flag overrides it."""
+    """Algorithm 1 as printed, the computation of the released code, or the reproducible variant. It decides the
+    settings below that no flag gives (see mamltheory/nas/protocols.py)."""
     method: Method = "metantk-nas"
     """The criteria: MetaNTK and linear regions, the plain NTK and linear regions (TE-NAS), linear regions alone, or
-    chance; like a protocol, they set settings below that are None (see mamltheory/nas/protocols.py).
+    chance; like a protocol, they decide settings below that no flag gives (see mamltheory/nas/protocols.py).
     Or halving: train random cells of one size a little, keep the best, train those further. At equal size, on glyphs,
     C_N has Spearman's ρ −0.18 [−0.33, −0.01] with accuracy, the best of 16 cells by C_N + R_N gains 0.8 points [−0.6,
     2.2] over a random one, and halving 6.6 ± 3.8 (figures/equal_size.md, figures/table_glyphs_halving.md)."""
@@ -167,37 +167,40 @@ class Search(OneSize):
     ridge: float = 1e-3
     """Ridge inside the inverse of the support kernel at λτ = inf; a finite λτ needs none and ignores it."""
     metric: Literal["condition", "harmonic"] | None = None
-    """σ_max/σ_min of the kernel, or tr · tr of the inverse / n², which is less noisy; None: the protocol's."""
+    """σ_max/σ_min of the kernel, or tr · tr of the inverse / n², which is less noisy."""
     estimator: Literal["leave-one-out", "gradient"] | None = None
-    """One kernel per left-out operator, or one gradient per repeat for all operators; None: the protocol's."""
+    """One kernel per left-out operator, or one gradient per repeat for all operators."""
     regions: bool | None = None
-    """Add the ranks of the number of linear regions; None: the protocol's."""
+    """Add the ranks of the number of linear regions."""
     outputs: Literal["full", "sum"] | None = None
-    """Kernel of all outputs (kn × kn), or of their sum (n × n), about four times cheaper; None: the protocol's."""
+    """Kernel of all outputs (kn × kn), or of their sum (n × n), about four times cheaper."""
     tasks: int | None = None
-    """Tasks per kernel; None: the protocol's."""
+    """Tasks per kernel."""
     repeats: int | None = None
-    """Independent draws of weights, head and tasks to average (the most, with stopping); None: the protocol's."""
+    """Independent draws of weights, head and tasks to average (the most, with stopping)."""
     stopping: bool | None = None
-    """End a round once its repeats agree on the operators to prune, or an error costs little; None: the protocol's."""
+    """End a round once its repeats agree on the operators to prune, or an error costs little."""
     least_repeats: int | None = None
-    """Repeats before a round may stop; None: the protocol's."""
+    """Repeats before a round may stop."""
     shrinkage: bool | None = None
     """Shrink scores towards the mean of (cell type × operation); that mean, or the size, decides edges without a
-    clear choice and rounds without signal; None: the protocol's."""
+    clear choice and rounds without signal."""
     difference: Literal["log", "relative", "absolute"] | None = None
-    """How condition numbers are compared: difference of logarithms, relative, or absolute; None: the protocol's."""
+    """How condition numbers are compared: difference of logarithms, relative, or absolute."""
     ties: Literal["min", "dense", "index"] | None = None
-    """Ranks of equal scores: the better rank, the same without gaps after it, or by position; None: the protocol's."""
+    """Ranks of equal scores: the better rank, the same without gaps after it, or by position."""
     initialisation: Literal["kaiming", "default"] | None = None
-    """Kaiming-normal weights, or PyTorch's default ones; None: the protocol's."""
+    """Kaiming-normal weights, or PyTorch's default ones."""
     common_random_numbers: bool | None = None
-    """All networks in one repeat share weights, head and tasks; None: the protocol's."""
+    """All networks in one repeat share weights, head and tasks."""
     two_inputs: bool | None = None
-    """Keep the best two inputs per node at the end (not in Algorithm 1); None: the protocol's. With --parameters:
-    draw cells with two inputs per node; None: True."""
+    """Keep the best two inputs per node at the end (not in Algorithm 1). With --parameters: draw cells with two inputs
+    per node."""
     jobs: int = 1
     """Worker processes; the result does not depend on it."""
+    verbose: bool = False
+    """Print the reliability of every round and the operations on every edge as codes, of halving all ranked cells;
+    search.json has the numbers in any case."""
     out: Path = Path("runs/search")
     """Run folder; a stopped run continues from there."""
     tensorboard: bool = False
@@ -233,11 +236,11 @@ class Search(OneSize):
         gradient = self.value("estimator") == "gradient"
         require(
             not (gradient and self.value("regions")),
-            "the gradient scores condition numbers alone: give --regions False with it",
+            "the gradient scores condition numbers alone: give --no-regions with it",
         )
         require(
             not (gradient and not self.value("common_random_numbers")),
-            "one gradient serves all networks in one repeat: give --common-random-numbers True with it",
+            "one gradient serves all networks in one repeat: give --common-random-numbers with it",
         )
 
     def _check_own(self) -> None:
@@ -270,6 +273,17 @@ class Search(OneSize):
             usual["two_inputs"] = True
         return usual.get(name) if given is None else given
 
+    def default_words(self) -> dict[str, str]:
+        """What the settings that no flag gave stand for, with the protocols and methods that differ."""
+        words = {
+            name: deciding_words(self, name)
+            for name in PROTOCOLS[self.protocol]
+            if getattr(self, name) is None
+        }
+        words |= {name: deciding_words(self, name) for name in KERNELS["te-nas"]}
+        scale = [name for name in vars(self) if name.startswith("search_") and getattr(self, name) is None]
+        return words | {name: f"that of --{name[7:].replace('_', '-')}" for name in scale}
+
     @property
     def criteria(self) -> Criteria:
         """The criteria of the ranking; none for the random cell."""
@@ -285,6 +299,23 @@ class Search(OneSize):
         usual = Search(protocol=self.protocol, method=self.method).resolved()
         usual = dataclasses.replace(usual, protocol=Search.protocol, method=Search.method)
         return {**self.RETIRED, **vars(usual)}
+
+
+def deciding_words(settings: Search, name: str) -> str:
+    """The value of a setting, and the protocols and methods by which it is another one."""
+    here = settings.value(name)
+    by_protocol = {protocol: values.get(name, here) for protocol, values in PROTOCOLS.items()}
+    by_method = {method: {**METHODS[method], **KERNELS.get(method, {})}.get(name, here) for method in METHODS}
+    parts = [_shown(here)]
+    for kind, values in (("protocol", by_protocol), ("method", by_method)):
+        for other in dict.fromkeys(value for value in values.values() if value != here):
+            names = ", ".join(key for key, value in values.items() if value == other)
+            parts.append(f"{kind} {names}: {_shown(other)}")
+    return "; ".join(parts)
+
+
+def _shown(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value}"
 
 
 @dataclass(frozen=True)

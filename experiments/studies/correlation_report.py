@@ -25,6 +25,7 @@ from mamltheory.runtime.records import replace_file
 
 from ..plotting import COLOURS, figure, save_figure, ticks_at
 from ..runs import without_paths
+from ..terminal import for_terminal
 from .measurements import Record, check_networks
 from .settings import Correlation, Stability
 
@@ -89,7 +90,7 @@ def report_correlation(settings: Correlation, records: Mapping[str, Record]) -> 
     text = correlation_table(settings, found)
     draw_correlation(settings, found)
     replace_file(settings.out / "correlation.md", text.encode())
-    print(f"{text}wrote {settings.out / 'correlation.md'}")
+    print(f"{for_terminal(text)}wrote {settings.out / 'correlation.md'}")
 
 
 def correlation_findings(settings: Correlation, records: list[Record]) -> CorrelationFindings:

@@ -23,6 +23,7 @@ from mamltheory.rng import derived_seed, numpy_generator
 from mamltheory.runtime.records import replace_file
 
 from ..plotting import COLOURS, LINE_STYLES, MARKERS, figure, save_figure, ticks_at
+from ..terminal import for_terminal
 from .correlation_report import figure_settings, number, span
 from .measurements import Record, check_repeats
 from .settings import Stability as Settings
@@ -56,7 +57,7 @@ def report_stability(settings: Settings, records: Mapping[str, Record]) -> None:
     text = stability_table(settings, found)
     draw_stability(settings, found)
     replace_file(settings.out / "stability.md", text.encode())
-    print(f"{text}wrote {settings.out / 'stability.md'}")
+    print(f"{for_terminal(text)}wrote {settings.out / 'stability.md'}")
 
 
 def edges() -> list[tuple]:

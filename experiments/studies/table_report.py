@@ -9,6 +9,7 @@ from mamltheory.nas.statistics.resampled_ranks import Resampled
 from mamltheory.nas.table import Table
 from mamltheory.runtime.records import replace_file
 
+from ..terminal import for_terminal
 from .correlation_report import number, span
 from .table_figure import draw_table
 from .table_findings import (
@@ -45,7 +46,7 @@ def report_table(table: Table, out: Path, draws: int, seed: int) -> None:
     paths = draw_table(found, searches, out, NAME, config)
     text = table_text(table.settings, found, searches)
     replace_file(out / f"{NAME}.md", text.encode())
-    print(f"{text}wrote {paths[0]} (and .pdf, .json, .md)")
+    print(f"{for_terminal(text)}wrote {paths[0]} (and .pdf, .json, .md)")
 
 
 def table_text(settings: Mapping[str, Any], found: TableFindings, searches: Replays) -> str:

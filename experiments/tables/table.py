@@ -7,6 +7,7 @@ from typing import Any
 from mamltheory.runtime.records import replace_file, to_json
 
 from ..runs import continued_by, without_paths
+from ..terminal import for_terminal
 from .figure import draw_figures
 from .markup import csv_text, latex, markdown
 from .paper_results import PAPER_RESULTS, SOURCE, PaperResult
@@ -22,7 +23,7 @@ def make_table(settings: Table) -> int:
         with continued_by("the same command; every run continues in its folder"):
             make_missing_runs(settings)
     results = collect_results(settings)
-    print(write_files(results))
+    print(for_terminal(write_files(results)))
     for experiment in settings.experiments:
         if any(m.evaluations for m in results.measured if m.run.experiment == experiment):
             for name in draw_figures(results, experiment):

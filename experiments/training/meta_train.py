@@ -88,7 +88,7 @@ def meta_train_config(settings: MetaTrain) -> MetaTrainConfig:
 
 def remaining_steps(state: MetaTrainState, settings: MetaTrain, log: RunLog) -> MetaTrainState:
     """Take the remaining steps; a line of the curve is of one step, so that a continued run repeats it exactly."""
-    with stage(f"meta-train ({settings.out.name})", settings.steps - state.step) as advance:
+    with stage(f"meta-train in {settings.out}, steps", settings.steps - state.step) as advance:
         images = settings.tasks * settings.ways * (settings.shots + settings.queries)
         pauses = CheckpointTimer(settings.save_minutes, bool, advance, images)
         while state.step < settings.steps:

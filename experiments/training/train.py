@@ -169,7 +169,7 @@ def _remaining_steps(
     """Take the remaining steps; save the state after every epoch, after some minutes, and at a stop."""
     name = json.loads(json.dumps(genotype.to_json())) if genotype is not None else None
     left = (until - state.epoch) * state.steps - state.step
-    with leading_stage(f"train ({settings.out.name})", left, world.leads and shown) as advance:
+    with leading_stage(f"train in {settings.out}, steps", left, world.leads and shown) as advance:
         pauses = CheckpointTimer(settings.save_minutes, world.any, advance, settings.batch_size)
         pauses.note = f"epoch {state.epoch + 1}/{settings.epochs}"
         for now, metrics in trained_to(state, until, pauses):

@@ -24,7 +24,14 @@ from mamltheory.errors import CheckpointError, ConfigurationError, DataError
 from mamltheory.fewshot.augment import Augmentation
 from mamltheory.fewshot.counts import TaskCounts, shortage_of
 from mamltheory.fewshot.datasets import Data, data_from
-from mamltheory.fewshot.evaluation import Evaluation, EvaluationConfig, Predictions, evaluate_network, predict
+from mamltheory.fewshot.evaluation import (
+    Evaluation,
+    EvaluationConfig,
+    Predictions,
+    batches,
+    evaluate_network,
+    predict,
+)
 from mamltheory.fewshot.formats.common import Options
 from mamltheory.fewshot.formats.pixels import decoded
 from mamltheory.fewshot.heads import Head
@@ -36,6 +43,7 @@ from mamltheory.fewshot.training_state import Inputs, inputs_of
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import Network, NetworkSettings, derived_network
 from mamltheory.nas.space import PAPER, Space, checked_space
+from mamltheory.notebook import notebook_bar
 from mamltheory.rng import derived_seed
 
 NETWORK_FILE = "network.safetensors"
@@ -216,7 +224,7 @@ def train(
         image_size: side of images that are read, in pixels; None for the stored size.
         seed: seed of the weights of stacked cells, and of the training without ``config``.
         device: where to compute.
-        progress: is called after every epoch.
+        progress: is called after every epoch. A notebook shows a bar in any case.
 
     Returns:
         The trained network, on the device. Errors are raised as by
@@ -245,9 +253,11 @@ def train(
             "features"
         )
     state = start_training(network, data, config or TrainConfig(flip=data.mirrors, seed=seed), device)
-    for _, metrics in trained_to(state, state.config.epochs):  # which updates the network in place
-        if progress is not None and metrics is not None:
-            progress(metrics)
+    with notebook_bar("train, epochs", state.config.epochs) as advance:
+        for _, metrics in trained_to(state, state.config.epochs):  # which updates the network in place
+            advance(note="" if metrics is None else f"loss {metrics.loss:.3f}")
+            if progress is not None and metrics is not None:
+                progress(metrics)
     trained = state.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return TrainedNetwork(trained, inputs, data.train.class_names)
 
@@ -304,7 +314,8 @@ def evaluate(
     inputs = network.inputs if isinstance(network, TrainedNetwork) else None
     data = data_from(data, None if inputs is None else inputs.image_size)
     config = EvaluationConfig(ways, shots, queries, tasks, copies, head, C, flip=(inputs or data).mirrors)
-    return evaluate_by(network, data, config, split, seed, jobs)
+    with notebook_bar("evaluate, batches of images", batches(getattr(data, split), config, seed)) as advance:
+        return evaluate_by(network, data, config, split, seed, jobs, advance)
 
 
 def evaluate_by(

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from mamltheory.nas.spelling import operation_words, source_words
+
 STEP, TOP, RISE = 150, 30, 40
 """Distance of the vertices, place of the highest arc, and height of an arc by vertex that it passes, in pixels."""
-INPUTS = ("c(k-2)", "c(k-1)")
 INPUT, NODE = "#B7DFB0", "#AFD3EE"
 
 
@@ -29,7 +30,7 @@ def cells_as_html(cells: Mapping[Any, Sequence[tuple[int, int, str]]]) -> str:
 
 
 def _drawing(edges: Sequence[tuple[int, int, str]]) -> str:
-    vertices = (*INPUTS, *map(str, range(max(vertex for _, vertex, _ in edges) - 1)))
+    vertices = tuple(map(source_words, range(max(vertex for _, vertex, _ in edges) + 1)))
     width, base = STEP * len(vertices), TOP + RISE * (len(vertices) - 1)
     parts = [_arc(base, *edge) for edge in edges]
     parts += [_vertex(base, i, label) for i, label in enumerate(vertices)]
@@ -43,7 +44,7 @@ def _arc(base: int, source: int, vertex: int, operation: str) -> str:
     path = f"M{start},{base} Q{(start + end) // 2},{2 * top - base} {end},{base}"
     line = f'<path d="{path}" fill="none" stroke="#555"/>'
     halo = 'stroke="white" stroke-width="4" paint-order="stroke"'
-    return f'{line}<text x="{(start + end) // 2}" y="{top + 4}" {halo}>{escape(operation)}</text>'
+    return f'{line}<text x="{(start + end) // 2}" y="{top + 4}" {halo}>{escape(operation_words(operation))}</text>'
 
 
 def _vertex(base: int, number: int, label: str) -> str:

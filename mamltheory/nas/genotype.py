@@ -21,6 +21,7 @@ from mamltheory.arguments import check_choice, check_seed, check_whole
 from mamltheory.errors import ConfigurationError, GenotypeError
 from mamltheory.nas.drawing import cells_as_html
 from mamltheory.nas.space import CELL_TYPES, PAPER, CellType, Edge, Operator, Space, checked_space
+from mamltheory.nas.spelling import operation_words
 
 NODES, EDGES = PAPER.nodes, PAPER.edges
 """Those of the paper's space: three nodes, and the nine edges, node by node."""
@@ -108,7 +109,7 @@ class Genotype:
     def __repr__(self) -> str:
         counts = ((kind, Counter(name for _, _, name in edges)) for kind, edges in self.edges().items())
         cells = (
-            f"{kind}: {', '.join(f'{n} {name}' for name, n in of_kind.most_common())}"
+            f"{kind}: {', '.join(f'{n} × {operation_words(name)}' for name, n in of_kind.most_common())}"
             for kind, of_kind in counts
         )
         return f"Genotype({'; '.join(cells)})"

@@ -101,7 +101,8 @@ METHODS: Mapping[Method, Mapping[str, Any]] = {
         "regions": True,
     },
     "regions": {**_ONE_BY_ONE, "regions": True},
-    "random": {**_ONE_BY_ONE, "regions": False, "stopping": False},
+    # Equal scores are drawn: in the order of operations, which "dense" takes, every cell would be the same.
+    "random": {**_ONE_BY_ONE, "regions": False, "stopping": False, "ties": "min"},
 }
 """Changes of the protocol by a method; flags override each of them."""
 

@@ -1,7 +1,8 @@
 """The searches as one function: Algorithm 1 by any criteria and protocol, and successive halving of short trainings."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
@@ -29,7 +30,7 @@ from mamltheory.linalg import Converged
 from mamltheory.nas import short_trainings
 from mamltheory.nas.algorithms.algorithm1 import step
 from mamltheory.nas.algorithms.halving import DEFAULT_RUNGS, Measured, Rung, check_rungs
-from mamltheory.nas.algorithms.rounds import Round
+from mamltheory.nas.algorithms.rounds import Round, rounds_ahead
 from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.algorithms.state import Decision, SearchState
 from mamltheory.nas.genotype import Candidates, Genotype
@@ -42,6 +43,7 @@ from mamltheory.nas.scoring.score import Score, Scorer, ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
 from mamltheory.nas.sizes import Band
 from mamltheory.nas.space import PAPER, Space, check_operations, checked_space
+from mamltheory.notebook import notebook_bar
 from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task
 
@@ -126,7 +128,7 @@ def search(
         score: an OwnScore, or a function of network and tasks with small numbers for good ones, in place of C_N.
         seed: seed of every random draw.
         device: where to compute.
-        progress: is called with a line after every round or rung.
+        progress: is called with a line after every round or rung. A notebook shows a bar in any case.
 
     Returns:
         What was found. A ConfigurationError is raised for settings that do not fit, a DataError for wrong data.
@@ -139,13 +141,16 @@ def search(
     own = {name: value for name, value in (("tasks", tasks), ("repeats", repeats)) if value is not None}
     check_whole(ways=ways, shots=shots, queries=queries, **own)
     _check_parameters(method, parameters)
-    device = str(checked_device(device))
-    data, size, say = data_from(data, image_size), size or NetworkSettings(), progress or (lambda _: None)
-    size = dataclasses.replace(size, classes=len(data.train.class_names))
-    if parameters is not None:
-        return _halved(data, size, space, _band(parameters), _rungs(rungs), seed, device, say)
+    device, data = str(checked_device(device)), data_from(data, image_size)
+    size = dataclasses.replace(size or NetworkSettings(), classes=len(data.train.class_names))
     values = {**PROTOCOLS[protocol], **METHODS[method], **(OWN_SCORE if own_score else {}), **own}
-    return _pruned(data, method, values, size, (ways, shots, queries), space, own_score, seed, device, say)
+    rounds = _rounds(space, values["two_inputs"]) if parameters is None else len(_rungs(rungs))
+    with _said(progress, rounds) as say:
+        if parameters is not None:
+            return _halved(data, size, space, _band(parameters), _rungs(rungs), seed, device, say)
+        return _pruned(
+            data, method, values, size, (ways, shots, queries), space, own_score, seed, device, say
+        )
 
 
 def _check_names(
@@ -168,6 +173,23 @@ def _own_score(score: object, method: str) -> OwnScore | None:
             "the method out"
         )
     return score if isinstance(score, OwnScore) else OwnScore(score)  # type: ignore[arg-type]
+
+
+def _rounds(space: Space, two_inputs: bool) -> int:
+    return len(rounds_ahead(Candidates.of(space), "two" if two_inputs else "all"))
+
+
+@contextmanager
+def _said(progress: Callable[[str], None] | None, total: int) -> Iterator[Callable[[str], None]]:
+    """A function for the line of every round or rung, which a notebook shows with a bar."""
+    with notebook_bar("search", total, patience=0.0) as advance:
+
+        def say(line: str) -> None:
+            advance(note=line)
+            if progress is not None:
+                progress(line)
+
+        yield say
 
 
 def _check_parameters(method: str, parameters: object) -> None:

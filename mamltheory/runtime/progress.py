@@ -1,4 +1,4 @@
-"""Progress of a stage of work: a live bar on a terminal, a plain line per ten seconds elsewhere."""
+"""Progress of a stage of work: a live bar on a terminal and in a notebook, a plain line per ten seconds elsewhere."""
 
 import sys
 import time
@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from io import TextIOBase
 from typing import TextIO
 
-Advance = Callable[..., None]
+from mamltheory.notebook import Advance, duration, in_notebook, notebook_bar
+
 Stream = TextIO | TextIOBase
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -18,14 +19,16 @@ def stage(
     total: int | None = None,
     stream: Stream | None = None,
     clock: Callable[[], float] = time.monotonic,
+    brief: bool = False,
 ) -> Iterator[Advance]:
-    """Show one stage of work: a bar on a terminal; elsewhere a line at its start, at its end and per 10 s of progress.
+    """Show one stage of work: a bar on a terminal or in a notebook, elsewhere a line at both ends and per 10 s.
 
     Args:
         description: name of the stage.
         total: number of steps; None if it is not known, 0 to show nothing.
-        stream: where to write; standard error if None.
+        stream: where to write; None for the notebook, or standard error where there is none.
         clock: returns the time in seconds.
+        brief: the caller says how the stage ended: its bar goes away, and no line tells of its start and end.
 
     Yields:
         ``advance(steps=1, note="")``, to be called as steps are done.
@@ -33,38 +36,46 @@ def stage(
     if total == 0:  # a run that is finished already
         yield lambda *_, **__: None
         return
+    if stream is None and in_notebook():
+        with notebook_bar(description, total, 0.0, clock, brief) as advance:
+            yield advance
+        return
     output: Stream = sys.stderr if stream is None else stream
     show = _bar if output.isatty() else _lines
-    with show(description, total, output, clock) as advance:
+    with show(description, total, output, clock, brief) as advance:
         yield advance
 
 
 @contextmanager
 def _bar(
-    description: str, total: int | None, stream: Stream, clock: Callable[[], float]
+    description: str, total: int | None, stream: Stream, clock: Callable[[], float], brief: bool
 ) -> Iterator[Advance]:
     # Imported here: jobs that log to a file do not need it.
     from rich import progress
     from rich.console import Console
+    from rich.table import Column
 
     columns = (
         progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
+        progress.BarColumn(bar_width=16),
         progress.MofNCompleteColumn(),
         progress.TimeElapsedColumn(),
         progress.TextColumn("left"),
         progress.TimeRemainingColumn(),
-        progress.TextColumn("{task.fields[note]}"),
+        # What is left of the line: a long note is cut, and not the bar.
+        progress.TextColumn(
+            "{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        ),
     )
     console = Console(file=stream)  # type: ignore[arg-type]  # in typeshed TextIOBase is no IO[str]
-    with progress.Progress(*columns, console=console, get_time=clock) as bars:
+    with progress.Progress(*columns, console=console, get_time=clock, transient=brief, expand=True) as bars:
         task = bars.add_task(description, total=total, note="")
         yield lambda steps=1, note="": bars.update(task, advance=steps, note=note)
 
 
 @contextmanager
 def _lines(
-    description: str, total: int | None, stream: Stream, clock: Callable[[], float]
+    description: str, total: int | None, stream: Stream, clock: Callable[[], float], brief: bool
 ) -> Iterator[Advance]:
     start = last = clock()
     done, last_note = 0, ""
@@ -81,16 +92,16 @@ def _lines(
             last = now
             write(_summary(done, total, now - start, note))
 
-    write("started" if total is None else f"0/{total}")
+    if not brief:
+        write("started" if total is None else f"0/{total}")
     try:
         yield advance
     except BaseException:
         write(f"stopped after {_count(done, total)}, {duration(clock() - start)}")
         raise
-    write(
-        f"done, {_count(done, total)} in {duration(clock() - start)}"
-        + (f"  {last_note}" if last_note else "")
-    )
+    if not brief:
+        passed = duration(clock() - start)
+        write(f"done, {_count(done, total)} in {passed}" + (f"  {last_note}" if last_note else ""))
 
 
 def _count(done: int, total: int | None) -> str:
@@ -102,10 +113,3 @@ def _summary(done: int, total: int | None, elapsed: float, note: str) -> str:
     if total is not None and done > 0:
         text += f", {duration(elapsed * (total - done) / done)} left"
     return f"{text}  {note}" if note else text
-
-
-def duration(seconds: int | float) -> str:
-    """A time span as text: ``0:07``, ``12:30`` or ``2:05:00``."""
-    minutes, rest = divmod(round(max(seconds, 0.0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -10,10 +10,10 @@ from mamltheory.nas.genotype import published_genotypes
 
 def test_without_a_name_every_published_cell_is_listed_with_its_size(capsys):
     assert shell.main(["cell"]) == 0
-    _, *lines = capsys.readouterr().out.splitlines()
+    _, *lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
     names = [line.split()[0] for line in lines]
     assert len(names) == len(set(names)) == 16
-    assert lines[3].split() == ["mini-8-1", "8", "64", "3181072"]
+    assert lines[3].split() == ["mini-8-1", "miniImageNet", "MetaNTK-NAS", "8", "64", "3,181,072"]
 
 
 def test_a_named_cell_becomes_a_genotype_file(tmp_path, capsys):

@@ -43,8 +43,9 @@ def test_short_reading_is_silent_and_long_reading_says_how_to_do_it_once(monkeyp
     monkeypatch.setattr(loading, "image_stage", partial(runs.image_stage, patience=0.0))
     loading.cached_data("glyphs-tiny", 8)
     told = capsys.readouterr().err
-    assert told.startswith("draw glyphs-tiny (`data glyphs-tiny --image-size 8 --prepare READY`")
+    assert told.startswith("draw glyphs-tiny: ")
     assert "done, 28/28" in told
+    assert "`data glyphs-tiny --image-size 8 --prepare READY` does this once for all" in told
 
 
 def test_what_was_read_before_it_is_shown_is_counted_as_well(monkeypatch, capsys):

@@ -12,7 +12,7 @@ import pytest
 from experiments import __main__ as shell
 from experiments.commands import COMMANDS, Command
 from experiments.settings import Doctor
-from experiments.terminal import one_line, reader_has_left
+from experiments.terminal import for_terminal, one_line, reader_has_left
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -154,3 +154,31 @@ def test_a_search_refuses_a_folder_with_other_files(tmp_path, few_images, capsys
     assert "holds 'genotype.json'" in capsys.readouterr().err
     assert (tmp_path / "genotype.json").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["genotype.json"]
+
+
+TABLE = """# Title
+
+| score | 1-shot | less that of **parameters** |
+|---|---|---|
+| log\\*2 | 0.20 [-0.04, 0.43] | - |
+| b | 0.3 | 0.1 |
+
+A sentence of eight words that is wrapped.
+"""
+
+
+def test_a_table_is_aligned_where_it_fits_and_told_row_by_row_where_it_does_not():
+    assert for_terminal(TABLE, 60).splitlines()[2:6] == [
+        "score  1-shot              less that of parameters",
+        "─────  ──────────────────  ───────────────────────",
+        "log*2  0.20 [-0.04, 0.43]  -",
+        "b      0.3                 0.1",
+    ]
+    narrow = for_terminal(TABLE, 30).splitlines()
+    assert narrow[2:5] == ["log*2", "    1-shot 0.20 [-0.04, 0.43];", "    less that of parameters -"]
+    assert narrow[-2:] == ["A sentence of eight words that", "is wrapped."]
+    assert max(map(len, narrow)) <= 30
+
+
+def test_what_goes_into_a_file_stays_markdown():
+    assert for_terminal(TABLE) == TABLE

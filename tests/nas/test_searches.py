@@ -13,6 +13,7 @@ from mamltheory.nas.algorithms.algorithm1 import run_search
 from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.short_trainings import different_genotypes
 from mamltheory.nas.sizes import Band, genotype_parameters
+from mamltheory.nas.spelling import operation_words
 from mamltheory.rng import generator
 from tests.strategies import as_users_run_it
 
@@ -83,7 +84,7 @@ def test_a_notebook_shows_both_cells_with_every_operation(data):
     assert html.count("<svg") == 2
     for edges in genotype.edges().values():
         for _, _, operation in edges:
-            assert f">{operation}</text>" in html
+            assert f">{operation_words(operation)}</text>" in html
     places = re.findall(r'<text x="(\d+)" y="(\d+)" stroke', html.split("</svg>")[0])
     assert len(set(places)) == len(places) == 9
     assert len(repr(genotype)) < 300

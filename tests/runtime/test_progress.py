@@ -9,8 +9,9 @@ import threading
 
 import pytest
 
+from mamltheory.notebook import duration
 from mamltheory.runtime.interrupt import Interrupted, check_interrupted, interruptible
-from mamltheory.runtime.progress import duration, stage
+from mamltheory.runtime.progress import stage
 
 
 class Terminal(io.StringIO):
@@ -40,6 +41,16 @@ def test_a_log_file_gets_one_line_per_ten_seconds_with_the_time_left():
 
 def test_short_stages_take_two_lines_however_many_steps():
     assert len(lines_of(step_seconds=1e-4, steps=5000, total=5000)) == 2
+
+
+def test_a_brief_stage_tells_of_its_progress_alone():
+    now, stream, terminal = [0.0], io.StringIO(), Terminal()
+    for output in (stream, terminal):
+        with stage("round 1", 2, output, lambda: now[0], brief=True) as advance:
+            now[0] += 11.0
+            advance()
+    assert stream.getvalue() == "round 1: 1/2, 0:11 elapsed, 0:11 left\n"
+    assert terminal.getvalue().endswith("\x1b[2K")  # the line of the bar is erased
 
 
 def test_without_a_total_there_is_no_guess_of_the_time_left():

@@ -6,6 +6,7 @@ from statistics import fmean
 
 from mamltheory.nas.algorithms.settings import Difference, Ties
 from mamltheory.nas.genotype import Operator
+from mamltheory.nas.spelling import contest_words
 
 
 def difference(supernet: float, candidate: float, kind: Difference) -> float:
@@ -45,13 +46,13 @@ def ranks(values: Sequence[float], ties: Ties) -> list[int]:
 
 
 def contests(operators: Sequence[Operator]) -> dict[str, list[Operator]]:
-    """Who competes with whom, by name: on an edge ("normal 2←3", from source 3), later on a node ("normal node 2")."""
+    """Who competes with whom, by name: on an edge ("normal cₖ₋₂ → 0"), later for a node ("normal node 2")."""
     edges: dict[str, list[Operator]] = {}
     nodes: dict[str, list[Operator]] = {}
     for operator in operators:
         cell, (node, source), _ = operator
-        edges.setdefault(f"{cell} {node}←{source}", []).append(operator)
-        nodes.setdefault(f"{cell} node {node}", []).append(operator)
+        edges.setdefault(contest_words(cell, node, source), []).append(operator)
+        nodes.setdefault(contest_words(cell, node), []).append(operator)
     return edges if any(len(members) > 1 for members in edges.values()) else nodes
 
 

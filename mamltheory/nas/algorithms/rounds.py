@@ -5,6 +5,7 @@ were computed in advance and turn out not to be needed change nothing.
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -203,6 +204,22 @@ def competitors(candidates: Candidates, inputs: Literal["all", "two"]) -> tuple[
             if len(members) > 2:
                 return members
     return ()
+
+
+def rounds_ahead(candidates: Candidates, inputs: Literal["all", "two"]) -> list[tuple[int, int]]:
+    """The rounds from here to the end: the live operators of each, and how many of them compete."""
+    live = candidates.operators()
+    edges = Counter((o.cell, o.edge) for o in live)
+    counts, ahead = list(edges.values()), []
+    while max(counts, default=1) > 1:
+        ahead.append((sum(counts), sum(count for count in counts if count > 1)))
+        counts = [max(count - 1, 1) for count in counts]
+    left = len(counts)
+    for count in Counter((cell, edge.node) for cell, edge in edges).values():
+        if inputs == "two" and count > 2:
+            ahead.append((left, count))
+            left -= count - 2
+    return ahead
 
 
 def reliability(now: Round, pruned: Collection[Operator] = ()) -> RoundReliability | None:

@@ -12,6 +12,7 @@ from mamltheory.nas.algorithms.stopping import RoundReliability, Stop
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.scoring.score import Failure, Job, Score
 from mamltheory.nas.space import CELL_TYPES, PAPER, Edge, Operator, Space
+from mamltheory.nas.spelling import contest_respelt
 from mamltheory.strict_json import misfit
 
 Number = Annotated[int, 0]
@@ -72,7 +73,7 @@ class RoundReport:
         return RoundReport(
             data["repeats"],
             data["stopped"],
-            tuple(data["undecided"]),
+            tuple(map(contest_respelt, data["undecided"])),
             dict(data["failures"]),
             None if found is None else RoundReliability.from_json(found),
         )

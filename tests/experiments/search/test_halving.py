@@ -249,16 +249,19 @@ def test_any_candidate_is_a_training_that_goes_on_and_leaves_the_search_as_it_wa
 
 
 def test_a_search_draws_its_rungs_and_says_how_to_go_on(halved, capsys):  # noqa: F811
-    search.search_cells(halved)
+    search.search_and_draw(dataclasses.replace(halved, verbose=True))
     said = capsys.readouterr().out
     best = found_in(halved)["cell"]
+    assert "rung 1 of 2: 4 cells at epoch 1; accuracy " in said
+    assert "the best 2 by accuracy are trained further" in said
     assert "epoch 1: 4 cells ranked by accuracy" in said
-    assert "the best 2 are trained further" in said
     assert f"epoch 3: 2 cells ranked by loss: {best} (" in said
-    assert f"found cell {best} of 4" in said
-    assert "cost: 8 epochs, as much as 2.7 full trainings" in said
+    assert f"number         cell {best} of 4\n" in said
+    assert "cost           8 epochs, as much as 2.7 full trainings; " in said
     assert "2 finalists against 2 random cells" in said
-    assert f"python -m experiments evaluate --checkpoint {halved.out / 'train'}\n" in said
+    assert f"evaluate it    python -m experiments evaluate --checkpoint {halved.out / 'train'}\n" in said
+    search.search_and_draw(halved)
+    assert "cells ranked by" not in capsys.readouterr().out
     drawn = {f"{name}.{ending}" for name in ("cells", "rungs") for ending in ("png", "pdf", "json")}
     assert drawn <= files(halved.out)
 
@@ -333,7 +336,8 @@ def test_a_candidate_that_diverges_is_last_counted_and_said(tmp_path, monkeypatc
     assert found["confirmed"]["half-width of the cells"] is None
     said = capsys.readouterr()
     assert "1 diverged and is last" in said.out
-    assert "cells of trainings that diverged: 0" in said.out
+    search.draw_found(settings)
+    assert "diverged       the trainings of cells 0\n" in capsys.readouterr().out
     assert "nan" not in said.out + said.err
     before = results(settings)
     assert searched_again(settings) == before

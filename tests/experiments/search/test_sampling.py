@@ -54,6 +54,19 @@ def test_the_best_of_random_cells_in_the_band_has_the_least_sum_of_ranks(sampled
     assert files(sampled.out) == {"genotype.json", "search.json", "run.json", *drawn}
 
 
+def test_a_finished_search_says_what_it_found_and_scores_nothing_again(sampled, monkeypatch, capsys):
+    for module, name in ((sampling, "score_sampled"), (search, "draw_cells"), (search, "sampled_cells")):
+        monkeypatch.setattr(module, name, None)
+    before, seconds = result(sampled), read_run(sampled.out)["results"]["cpu_seconds"]
+    assert search.search_and_draw(sampled) == 0
+    assert result(sampled) == before
+    assert read_run(sampled.out)["results"]["cpu_seconds"] == seconds
+    said, found = capsys.readouterr().out, json.loads(before[1])
+    first, second = found["places"].values()
+    assert f"{first}. by condition number, {second}. by linear regions of 4 random cells\n" in said
+    assert f"{found['agreeing']} of 2 repeats alone take this cell\n" in said
+
+
 def test_a_stop_and_the_order_of_repeats_change_nothing(sampled, tmp_path, monkeypatch):
     settings = settings_of(tmp_path)
     with ctrl_c_during(sampling, "score_sampled", 1):

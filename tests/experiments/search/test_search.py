@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from experiments import __main__ as shell
 from experiments import genotypes, runs
 from experiments.data import loading
 from experiments.search import report, search
@@ -153,7 +154,7 @@ def test_neither_the_order_of_chunks_nor_their_size_matters(searched, tmp_path, 
 @pytest.mark.parametrize("protocol", ["released", "stable"])
 def test_every_protocol_searches_to_the_end_and_is_recorded(tmp_path, protocol, capsys):
     few = {"tasks": 2, "repeats": 2, "two_inputs": False, "regions": False}
-    settings = search_settings(tmp_path, protocol=protocol, **few)
+    settings = search_settings(tmp_path, protocol=protocol, verbose=True, **few)
     recorded_search(settings.resolved(), "interrupted")
     search.write_state(settings, search.SavedSearch(nearly_done()))
     search.search_cells(settings)
@@ -163,9 +164,12 @@ def test_every_protocol_searches_to_the_end_and_is_recorded(tmp_path, protocol, 
         "stable": {"harmonic", "gradient"},
     }[protocol]
     said = capsys.readouterr().out
-    assert "round 1: 7 operators, 2 repeats" in said
-    assert "halves: tau" in said
-    assert "same operator" in said
+    first, *codes = said.splitlines()[1:4]
+    assert first.startswith("round 1 of 2: ")
+    assert codes[0].startswith("round 1: 7 operators, 2 repeats")
+    assert "halves: tau" in codes[0]
+    assert "same operator" in codes[0]
+    assert codes[1].startswith("  normal ")
 
 
 def test_a_protocol_gives_the_values_that_are_not_given(tmp_path):
@@ -173,9 +177,9 @@ def test_a_protocol_gives_the_values_that_are_not_given(tmp_path):
     stable = search_settings(tmp_path, protocol="stable", repeats=None, shrinkage=False)
     rules = search.rules_of(stable)
     assert (rules.estimator, rules.stopping, rules.shrinkage) == ("gradient", True, False)
-    with pytest.raises(ConfigurationError, match="--regions False"):
+    with pytest.raises(ConfigurationError, match="--no-regions"):
         search_settings(tmp_path, estimator="gradient")
-    with pytest.raises(ConfigurationError, match="--common-random-numbers True"):
+    with pytest.raises(ConfigurationError, match="give --common-random-numbers with"):
         search_settings(tmp_path, protocol="stable", common_random_numbers=False)
 
 
@@ -244,6 +248,52 @@ def test_a_batch_that_did_not_fit_the_memory_is_said_once(capsys):
     assert capsys.readouterr().out.count("did not fit") == 1
     again = first.with_scores({job._replace(repeat=1): Score(2.0, 1.0, halvings=1)}, 1.0)
     assert (again.halvings, again.cpu_seconds, capsys.readouterr().out) == (3, 2.0, "")
+
+
+def test_a_search_says_a_line_a_round_and_at_the_end_what_it_found(tmp_path, capsys):
+    settings = begun(tmp_path / "search")
+    assert search.search_and_draw(settings) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == ["round 1 of 2", "round 2 of 2"]
+    assert "19 operations stay; how sure is not known" in lines[0]
+    assert lines[0].endswith(" to go")
+    labels = [line[:14].strip() for line in lines[3:] if line[:14].strip()]
+    assert labels == [
+        *("found by", "normal cell", "reduce cell", "size", "score", "verdict", "figures", "train it"),
+    ]
+    text = "\n".join(lines)
+    assert "MetaNTK-NAS on glyphs, seed 0" in text
+    assert "sep3" not in text
+    assert "sep_conv" not in text
+    parameters = json.loads((settings.out / "cells.json").read_text())["data"]["parameters"]
+    assert f"size           {parameters:,} parameters, 3 cells of 4 channels\n" in text
+    assert "score          log C_N = " in text
+    command = lines[-1].removeprefix("train it").split()
+    resolved = shell.resolve("train", command[4:])
+    assert resolved.genotype == settings.out / "genotype.json"
+    assert (resolved.channels, resolved.cells, resolved.image_size) == (4, 3, 16)
+
+
+def test_a_finished_search_says_the_same_again_and_neither_scores_nor_draws(searched, capsys, monkeypatch):
+    for name in ("draw_cells", "draw_trace", "final_scores", "score_chunk", "data_of"):
+        monkeypatch.setattr(search, name, None)
+    assert search.search_and_draw(searched) == 0
+    first, _, *summary = capsys.readouterr().out.splitlines()
+    assert first == f"already finished in {searched.out}: nothing is searched again"
+    assert summary[-1].startswith("train it ")
+    assert any(line.startswith("score          log C_N = ") for line in summary)
+
+
+def test_a_drawing_that_is_gone_or_of_other_cells_is_made_again(tmp_path):
+    settings = begun(tmp_path / "search")
+    search.search_and_draw(settings)
+    wanted = {name: (settings.out / name).read_bytes() for name in ("trace.png", "cells.json")}
+    (settings.out / "trace.png").unlink()
+    content = json.loads(wanted["cells.json"])
+    content["data"]["genotype"] = GENOTYPE.to_json()
+    (settings.out / "cells.json").write_text(json.dumps(content))
+    search.search_and_draw(settings)
+    assert {name: (settings.out / name).read_bytes() for name in wanted} == wanted
 
 
 def test_a_search_ends_with_what_its_scores_could_not_decide():

@@ -7,7 +7,7 @@ from mamltheory.runtime.checkpoint import load_state
 from tests.experiments.tiny import nearly_done, search_settings
 from tests.runtime.ranks import run_ranks
 
-FLAGS = "--ways 2 --tasks 1 --device cpu --regions False --outputs sum --channels 4 --cells 3 --stem-stride 4"
+FLAGS = "--ways 2 --tasks 1 --device cpu --no-regions --outputs sum --channels 4 --cells 3 --stem-stride 4"
 
 
 def found_by(ranks, folder, protocol, repeats):

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,26 +12,10 @@ from mamltheory.nas.algorithms.algorithm1 import run_search
 from mamltheory.nas.algorithms.ranking import contests
 from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.operations import OPERATIONS
-from mamltheory.nas.scoring.score import Score
-from mamltheory.rng import numpy_generator
+from tests.experiments.search.scattered import SETTINGS, scored
 from tests.experiments.tiny import nearly_done
-from tests.reference.nas_toy import repeat_by_repeat
 
-SETTINGS = SearchSettings(criteria=("condition",), estimator="gradient", repeats=4, inputs="two")
 DRAWN = {"data": "glyphs", "method": "metantk-nas", "cells": 3, "channels": 4}
-
-
-@repeat_by_repeat
-def scored(candidates, round_index, repeat):
-    """Operations differ, and repeats scatter about them; one operator cannot be scored in round 2."""
-    random = numpy_generator(0, "made-up scores", round_index, repeat)
-    found = {None: Score(1.0, 1.0)}
-    for operator in candidates.operators():
-        size = 0.5 * OPERATIONS.index(operator.operation) + random.normal()
-        found[operator] = Score(math.exp(-size), 1.0)
-    if round_index == 1:
-        found[candidates.operators()[0]] = Score(math.inf, 1.0)
-    return found
 
 
 @pytest.fixture(scope="module")
