@@ -17,6 +17,7 @@ from mamltheory import (
 )
 from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelError, ValueRangeError
 from mamltheory.kernels import empirical
+from mamltheory.kernels.layers import jacobian as torch_jacobian
 from tests.paper.cases import relative
 from tests.reference.kernels_autograd import ntk
 from tests.strategies import as_users_run_it, task
@@ -294,3 +295,14 @@ def test_the_closed_form_is_taken_for_networks_of_equation_16_unless_the_generic
     assert not calls
     assert relative(mt.empirical_ntk(net.model, x, params=params), generic) < 1e-12
     assert len(calls) == 1
+
+
+def test_no_more_samples_than_a_chunk_are_differentiated_together(monkeypatch):
+    sizes, plain = [], torch_jacobian.vmap
+    monkeypatch.setattr(
+        torch_jacobian, "vmap", lambda *a, **b: sizes.append(b.get("chunk_size")) or plain(*a, **b)
+    )
+    network, x = nn.Linear(3, 2).double(), torch.ones(5, 3, dtype=torch.float64)
+    model, params = mt.from_module(network)
+    empirical.jacobian(model, params, x, chunk=2)
+    assert sizes[0] == 2

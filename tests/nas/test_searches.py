@@ -64,7 +64,7 @@ def test_settings_that_a_method_does_not_have_are_refused(data):
 
 def test_too_few_different_cells_of_a_band_are_refused(monkeypatch):
     same = random_genotype(generator(0, "cell"))
-    monkeypatch.setattr(short_trainings, "random_genotype_within", lambda *_: same)
+    monkeypatch.setattr(short_trainings, "random_genotype_within", lambda *_, **__: same)
     assert different_genotypes(Band(1, 2), 1, generator(0, "cells"), SIZE) == (same,)
     with pytest.raises(ConfigurationError, match="only 1 different cells"):
         different_genotypes(Band(1, 2), 2, generator(0, "cells"), SIZE)

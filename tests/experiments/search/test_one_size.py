@@ -68,7 +68,7 @@ def test_bands_that_cannot_be_searched_are_one_line(tmp_path, monkeypatch):
     for text in ("5000", "8000:5000", "a:b"):
         with pytest.raises(ConfigurationError, match="expected the fewest and the most, as in 36000:42000"):
             halving_settings(run, parameters=text)
-    monkeypatch.setattr(short_trainings, "random_genotype_within", lambda *_: GENOTYPE)
+    monkeypatch.setattr(short_trainings, "random_genotype_within", lambda *_, **__: GENOTYPE)
     refused(
         halving_settings(run), "only 1 different cells with 5000:8000 parameters were found, and 4 are needed"
     )

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamltheory.nas.algorithms.algorithm1 import prune, record_scores, run_search
-from mamltheory.nas.algorithms.ranking import difference, losers, mean_difference, ranks
+from mamltheory.nas.algorithms.ranking import contests, difference, losers, mean_difference, ranks
 from mamltheory.nas.algorithms.rounds import Round
 from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.algorithms.state import SearchState
@@ -50,6 +50,13 @@ def test_an_edge_loses_its_first_operator_and_a_node_all_but_the_last_two_inputs
     assert losers(of_a_node, order) == {of_a_node[1], of_a_node[3]}
     assert losers(of_a_node[1:], order) == {of_a_node[1]}
     assert losers(of_a_node[2:], order) == set()
+
+
+def test_operators_compete_on_edges_until_every_edge_has_one_and_then_on_nodes():
+    edges = [Operator("normal", Edge(1, source), "conv_3x3") for source in range(3)]
+    assert {name: len(members) for name, members in contests(edges).items()} == {"normal node 1": 3}
+    more = [*edges, Operator("normal", Edge(1, 0), "skip_connect")]
+    assert sorted(len(members) for members in contests(more).values()) == [1, 1, 2]
 
 
 def survivors(scorer, ties):

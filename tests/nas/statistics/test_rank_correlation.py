@@ -248,3 +248,11 @@ def test_what_cannot_be_ranked_is_refused():
         finite_scores(np.full((3, 1, 1), math.nan))
     with pytest.raises(ValueRangeError, match="without repeated images"):
         finite_scores(np.full((3, 1, 1), -math.inf))
+
+
+def test_the_noise_ceiling_of_three_pairs_is_that_by_hand():
+    """Differences −1, 0 and 1 have variance 1, of which half is noise; accuracies 1, 2 and 6 have variance 7."""
+    accuracy = np.array([1.0, 2.0, 6.0])
+    found = noise_ceiling(accuracy, np.array([0.0, 2.0, 7.0]), np.arange(3))
+    assert found.deviation == pytest.approx(math.sqrt(0.5), rel=1e-12)
+    assert found.reliability == pytest.approx(1 - 0.5 / 7, rel=1e-12)

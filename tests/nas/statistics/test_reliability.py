@@ -333,3 +333,9 @@ def test_edges_with_two_operators_left_agree_by_chance_in_half_of_the_cases():
     found = half_agreement(scores, pairs + alone, draws(0))
     assert found.chance == 0.5
     assert -1 <= found.tau_interval[0] <= found.tau_interval[1] <= 1
+
+
+def test_earlier_repeats_with_a_clear_signal_make_halves_agree():
+    noise, clear = planted(1, 4)[0], planted(5, 4, kind=30.0)[0]
+    alone, together = (half_agreement(noise, EDGES, draws(0), TYPES, 40, each) for each in (None, clear))
+    assert alone.tau < 0.3 < 0.6 < together.tau
