@@ -87,6 +87,12 @@ class Found:
     trace: tuple[Decision, ...] = ()
     standings: tuple[tuple[Rung, tuple[int, ...]], ...] = ()
 
+    def __repr__(self) -> str:
+        numbers = sum(parameter.numel() for parameter in self.network.parameters())
+        parts = {"scores": self.scores, "decisions": self.trace, "rungs": self.standings}
+        counts = "".join(f", {len(each)} {name}" for name, each in parts.items() if each)
+        return f"Found({self.method!r}, {self.genotype!r}, {numbers:,} parameters{counts})"
+
 
 def search(
     data: Data,

@@ -35,6 +35,9 @@ def test_a_random_search_is_that_of_algorithm_1_without_criteria(data):
     assert lines[-1] == "round 6: 18 operators left, 18 stay"
     assert found.network.candidates.genotype() == found.genotype
     assert found.network.settings.classes == 5
+    assert repr(found).startswith(f"Found('random', {found.genotype!r}, ")
+    assert repr(found).endswith(f" parameters, {len(found.trace)} decisions)")
+    assert len(repr(found)) < 400
 
 
 def test_halving_gives_the_trained_network_that_it_ranked_first(data):
