@@ -11,6 +11,7 @@ from mamltheory.nas.scoring.score import Score
 from mamltheory.runtime.runlog import RUN_FILE, read_run
 from mamltheory.strict_json import read_json_file
 
+from ..genotypes import genotype_from
 from ..program import PROGRAM
 from ..runs import quoted
 from ..training.settings import TRAIN, Train
@@ -51,9 +52,9 @@ def record_of_finished(settings: Search) -> tuple[dict[str, Any], float] | None:
         return None
     try:
         record: Any = read_json_file(settings.out / SEARCH_FILE)
-        Genotype.from_json(record["genotype"])
+        genotype_from(record["genotype"])
         return record, float(run["results"]["cpu_seconds"])
-    except (OSError, KeyError, TypeError, ValueError, GenotypeError):
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, GenotypeError):
         return None
 
 
@@ -81,7 +82,7 @@ def band_rows(record: Mapping[str, Any], settings: Search) -> Rows:
     count, repeats = len(record["cells"]), record.get("repeats", 0)
     standing = ", ".join(f"{place}. {name}" for name, place in places.items())
     return [
-        *_found(settings, Genotype.from_json(record["genotype"]), record["parameters"]),
+        *_found(settings, genotype_from(record["genotype"]), record["parameters"]),
         ("score", f"{standing} of {count} random cells" if standing else ""),
         ("verdict", f"{record['agreeing']} of {repeats} repeats alone take this cell" if repeats else ""),
         ("figures", f"cells.png in {settings.out}"),
@@ -97,7 +98,7 @@ def halving_rows(record: Mapping[str, Any], settings: Search) -> Rows:
     accuracy = f"{100 * best['accuracy']:.1f} % on tasks of the validation classes, at epoch {last['epochs']}"
     seconds = float(read_run(settings.out).get("results", {}).get("cpu_seconds", 0.0))
     return [
-        *_found(settings, Genotype.from_json(record["genotype"]), record["parameters"]),
+        *_found(settings, genotype_from(record["genotype"]), record["parameters"]),
         ("number", f"cell {record['cell']} of {settings.rungs[0]}"),
         ("score", accuracy),
         ("verdict", gain_words(record, settings)),

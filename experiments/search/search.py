@@ -26,6 +26,7 @@ from mamltheory.nas.scoring.own_score import own_scores
 from mamltheory.nas.scoring.score import Job, Score, Scorer, ScoreSettings, halvings
 from mamltheory.nas.scoring.scorers import CellScorer
 from mamltheory.nas.searches import scorer_by
+from mamltheory.rng import generator
 from mamltheory.runtime.checkpoint import check_state, load_state, save_state
 from mamltheory.runtime.device import choose_device, deterministic
 from mamltheory.runtime.distributed import processes, shared_name, spread_over, world
@@ -38,7 +39,7 @@ from mamltheory.tasks import Task
 
 from ..data.counts import refuse_shortage, search_shortage
 from ..data.loading import cached_data, data_of, source_in
-from ..genotypes import network_size
+from ..genotypes import genotype_from, network_size
 from ..named import score_of, space_of
 from ..program import PROGRAM
 from ..runs import FREE, continue_with, opened_run, quoted, say_if_finished, without_paths
@@ -82,7 +83,7 @@ def draw_found(settings: Search) -> None:
     """Draw what a finished search found, unless that is drawn already, and print the summary of it."""
     settings = settings.resolved()
     record: Any = read_json_file(settings.out / SEARCH_FILE)
-    genotype = Genotype.from_json(record["genotype"])
+    genotype = genotype_from(record["genotype"])
     drawn = drawn_cells(settings, genotype)
     if settings.parameters is not None:
         if drawn is None:
@@ -170,7 +171,7 @@ def search_cells(settings: Search) -> Genotype:
             say_if_finished(log, "searched")
             if finished is not None:
                 record, seconds = finished
-                return write_found(Genotype.from_json(record["genotype"]), record, settings, log, seconds)
+                return write_found(genotype_from(record["genotype"]), record, settings, log, seconds)
             saved, scorer = with_budget(SavedSearch(SearchState()), scorer, settings)
             genotype, record, seconds = best_of_sampled(settings, cells, scorer)
             return write_found(genotype, record | memory_record(saved), settings, log, seconds)

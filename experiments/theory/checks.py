@@ -24,6 +24,7 @@ from mamltheory import (
 )
 from mamltheory.finite_width.bounds import extreme_eigenvalues
 from mamltheory.predictors import adapted_output
+from mamltheory.rates import largest_rate
 
 from .settings import Theory
 from .tasks import sphere_tasks
