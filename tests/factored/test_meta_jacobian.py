@@ -192,3 +192,12 @@ def test_the_bytes_of_a_tile_are_those_of_its_rows_and_of_the_larger_of_pass_and
     later = max(8 * count * 12638, 8 * (12 * 360 * count + 3 * 7 * 6 * 80 + square))
     assert tile_bytes(WIDE, stack, inner, False) == rows + later == alone
     assert tile_bytes(WIDE, stack, inner, True) == 2 * rows + later == among_several
+
+
+def test_the_bytes_of_one_task_are_enough():
+    params, some, inner = start(WIDE), [task(0, i, k=2) for i in range(3)], InnerLoop(0.4, 2)
+    least = tile_bytes(WIDE, stack_tasks(some[:1])[0], inner, True)
+    tiled = factored_meta_ntk(WIDE, params, some, inner, memory=least)
+    assert error(tiled, factored_meta_ntk(WIDE, params, some, inner)) < 1e-14
+    with pytest.raises(ConfigurationError, match=f"need {least} bytes"):
+        factored_meta_ntk(WIDE, params, some, inner, memory=least - 1)

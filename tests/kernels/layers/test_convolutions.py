@@ -6,7 +6,7 @@ from torch import nn
 
 from mamltheory import generator
 from mamltheory.kernels.layers import convolutions
-from mamltheory.kernels.layers.convolutions import layer_output
+from mamltheory.kernels.layers.convolutions import layer_output, reads_one_grid
 from mamltheory.kernels.layers.pooling import pooled
 from mamltheory.kernels.layers.rules import gradient_cotangents, layer_gradients
 
@@ -187,3 +187,23 @@ def test_one_number_for_a_kind_of_device_chooses_the_way(monkeypatch, samples, w
     rows = convolutions.weight_gradients(x, cotangents, layer.weight.shape, geometry)
     torch.testing.assert_close(rows, usual)
     assert taken == [way]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation", "padding", "one_grid"),
+    [
+        (1, 2, 1, 0, True),
+        (3, 2, 2, 2, True),
+        ((1, 3), 2, (1, 2), 0, True),
+        ((1, 3), 2, 1, 0, False),
+        (3, 2, 1, 0, False),
+        (3, 2, 2, 1, False),
+        (3, 2, 2, (2, 1), False),
+        (1, (2, 1), 1, 0, False),
+    ],
+)
+def test_a_convolution_reads_one_grid_where_every_tap_and_every_pad_is_even(
+    kernel, stride, dilation, padding, one_grid
+):
+    layer = nn.Conv2d(1, 1, kernel, stride, padding, dilation)
+    assert reads_one_grid(layer) == one_grid

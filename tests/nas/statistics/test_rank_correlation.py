@@ -11,6 +11,7 @@ from scipy import stats
 from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
 from mamltheory.nas.statistics.rank_correlation import (
     Resamples,
+    _tau_of_pool,
     cronbach_alpha,
     finite_scores,
     kendall_tau,
@@ -256,3 +257,10 @@ def test_the_noise_ceiling_of_three_pairs_is_that_by_hand():
     found = noise_ceiling(accuracy, np.array([0.0, 2.0, 7.0]), np.arange(3))
     assert found.deviation == pytest.approx(math.sqrt(0.5), rel=1e-12)
     assert found.reliability == pytest.approx(1 - 0.5 / 7, rel=1e-12)
+
+
+def test_the_rank_correlation_of_a_pool_is_that_of_its_scores_alone():
+    scores = np.array([[[1.0], [3.0]], [[2.0], [2.0]], [[3.0], [1.0]]])
+    accuracy = np.array([0.1, 0.2, 0.3])
+    assert [_tau_of_pool([scores], accuracy, pool) for pool in range(2)] == [1.0, -1.0]
+    assert _tau_of_pool([scores[:, :1]], accuracy, 1) == 1.0  # a score without pools
