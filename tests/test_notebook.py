@@ -83,7 +83,8 @@ def test_a_failure_ends_the_bar(kernel):
 
 
 def test_the_search_shows_a_bar(kernel, monkeypatch):
-    monkeypatch.setattr(searches, "SearchState", nearly_done)
+    monkeypatch.setattr(searches, "SearchState", lambda _: nearly_done())
+    monkeypatch.setattr(searches, "_rounds", lambda *_: 2)
     nas.search(DATA, "random", size=SMALL)
     assert texts(kernel)[1] == "search: 1/2, 0:00, 0:00 left  round 1: 3 operators left, 19 stay"
     assert texts(kernel)[-1] == "search: done, 2/2, 0:00  round 2: 1 operators left, 18 stay"

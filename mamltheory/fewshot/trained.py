@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import get_args
 
@@ -32,8 +33,7 @@ from mamltheory.fewshot.evaluation import (
     evaluate_network,
     predict,
 )
-from mamltheory.fewshot.formats.common import Options
-from mamltheory.fewshot.formats.pixels import decoded
+from mamltheory.fewshot.formats.pixels import images_of_side
 from mamltheory.fewshot.heads import Head
 from mamltheory.fewshot.images import ImageData, normalise
 from mamltheory.fewshot.network_file import network_bytes, read_network
@@ -95,7 +95,7 @@ class TrainedNetwork(nn.Module):
 
     def normalised(self, images: np.ndarray | Sequence[str | Path]) -> Tensor:
         """The network's input n×3×h×w for images uint8 n×h×w×3 or image files."""
-        images = self._read("images", images)
+        images = images_of_side(self.inputs.image_size, "images", images)
         return normalise(torch.from_numpy(np.ascontiguousarray(images)), self.inputs.mean, self.inputs.std)
 
     def predict(
@@ -128,10 +128,13 @@ class TrainedNetwork(nn.Module):
             DataError: images of another form or size, or labels that do not fit the labelled images.
         """
         _check_heads(head, C, copies, seed)
-        query, device = self._read("images", images), next(self.network.parameters()).device
+        query, device = (
+            images_of_side(self.inputs.image_size, "images", images),
+            next(self.network.parameters()).device,
+        )
         if support is None:
             return self._trained_classes(query, device)
-        few, named = self._read("support", support), _numbers(labels)
+        few, named = images_of_side(self.inputs.image_size, "support", support), _numbers(labels)
         if named.shape != (len(few),) or named.dtype.kind not in "iu":
             raise DataError(
                 f"labels has shape {named.shape} and dtype {named.dtype} for {len(few)} labelled images: give a whole "
@@ -181,25 +184,6 @@ class TrainedNetwork(nn.Module):
                 parts.append(self.network(x).softmax(1).max(1))
         labels = np.concatenate([part.indices.cpu().numpy() for part in parts])
         return Predictions(labels, np.concatenate([part.values.cpu().numpy() for part in parts]), True)
-
-    def _read(self, name: str, images: np.ndarray | Sequence[str | Path]) -> np.ndarray:
-        side = self.inputs.image_size
-        if (
-            isinstance(images, list | tuple)
-            and images
-            and all(isinstance(each, str | Path) for each in images)
-        ):
-            named = [(str(file), Path(file)) for file in images]
-            return decoded(named, len(named), name, Options(side))
-        shape = getattr(images, "shape", None)
-        kind = getattr(images, "dtype", type(images).__name__)
-        fits = isinstance(images, np.ndarray) and images.ndim == 4 and images.shape[1:] == (side, side, 3)
-        if not isinstance(images, np.ndarray) or not fits or images.dtype != np.uint8 or not len(images):
-            raise DataError(
-                f"{name} has shape {shape} and type {kind}: expected a list of image files, or a numpy array of uint8 "
-                f"with the shape n × {side} × {side} × 3"
-            )
-        return images
 
 
 def train(
@@ -314,8 +298,7 @@ def evaluate(
     inputs = network.inputs if isinstance(network, TrainedNetwork) else None
     data = data_from(data, None if inputs is None else inputs.image_size)
     config = EvaluationConfig(ways, shots, queries, tasks, copies, head, C, flip=(inputs or data).mirrors)
-    with notebook_bar("evaluate, batches of images", batches(getattr(data, split), config, seed)) as advance:
-        return evaluate_by(network, data, config, split, seed, jobs, advance)
+    return evaluate_by(network, data, config, split, seed, jobs)
 
 
 def evaluate_by(
@@ -327,7 +310,7 @@ def evaluate_by(
     jobs: int = 1,
     advance: Callable[[], None] | None = None,
 ) -> Evaluation:
-    """What :func:`evaluate` does by these settings, of which ``advance`` is called before every batch of images."""
+    """What :func:`evaluate` does by these settings; ``advance`` (None: a bar in notebooks) is called a batch."""
     known = network.inputs if isinstance(network, TrainedNetwork) else inputs_of(data)
     wanted, side = known.image_size, data.train.images.shape[1]
     counts = {name: getattr(config, name) for name in ("ways", "shots", "queries")}
@@ -339,11 +322,16 @@ def evaluate_by(
         )
     if wrong:
         raise ConfigurationError(wrong.message())
-    device = next(network.parameters()).device
-    return evaluate_network(
-        network, getattr(data, split), known.mean, known.std, config, seed,
-        device=device, jobs=jobs, advance=advance,
-    )  # fmt: skip
+    part, device = getattr(data, split), next(network.parameters()).device
+    total = batches(part, config, seed) if advance is None else 0
+    with (
+        notebook_bar("evaluate, batches of images", total)
+        if advance is None
+        else nullcontext(advance) as shown
+    ):
+        return evaluate_network(
+            network, part, known.mean, known.std, config, seed, device=device, jobs=jobs, advance=shown
+        )
 
 
 def _check_heads(head: object, C: object, copies: object, seed: object) -> None:

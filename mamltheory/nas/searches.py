@@ -143,20 +143,26 @@ def search(
         See :class:`Found`.
     """
     _check_names(method, protocol, size, space, seed, progress)
-    own_score = _own_score(score, method)
-    own = {name: value for name, value in (("tasks", tasks), ("repeats", repeats)) if value is not None}
-    check_whole(ways=ways, shots=shots, queries=queries, **own)
     _check_parameters(method, parameters)
+    check_whole(ways=ways, shots=shots, queries=queries)
+    values = _values(method, protocol, own_score := _own_score(score, method), tasks=tasks, repeats=repeats)
     device, data = str(checked_device(device)), data_from(data, image_size)
     size = dataclasses.replace(size or NetworkSettings(), classes=len(data.train.class_names))
-    values = {**PROTOCOLS[protocol], **METHODS[method], **(OWN_SCORE if own_score else {}), **own}
     rounds = _rounds(space, values["two_inputs"]) if parameters is None else len(_rungs(rungs))
     with _said(progress, rounds) as say:
         if parameters is not None:
             return _halved(data, size, space, _band(parameters), _rungs(rungs), seed, device, say)
-        return _pruned(
-            data, method, values, size, (ways, shots, queries), space, own_score, seed, device, say
-        )
+        counts = ways, shots, queries
+        return _pruned(data, method, values, size, counts, space, own_score, seed, device, say)
+
+
+def _values(
+    method: Method, protocol: Protocol, own_score: OwnScore | None, **given: int | None
+) -> Mapping[str, Any]:
+    """The settings of the protocol, as the method, an own score and what was given change them."""
+    own = {name: value for name, value in given.items() if value is not None}
+    check_whole(**own)
+    return {**PROTOCOLS[protocol], **METHODS[method], **(OWN_SCORE if own_score else {}), **own}
 
 
 def _check_names(

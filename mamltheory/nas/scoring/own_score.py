@@ -37,7 +37,7 @@ class OwnScore:
         >>> space = Space(nodes=1, normal=("skip_connect", "conv_3x3"), reduce=("conv_3x3",))
         >>> found = search(data, score=OwnScore(parameters, largest_is_best=True), space=space, size=size, repeats=1)
         >>> found.genotype
-        Genotype(normal: 2 conv_3x3; reduce: 2 conv_3x3)
+        Genotype(normal: 2 × conv 3×3; reduce: 2 × conv 3×3)
     """
 
     function: Callable[[nn.Module, Sequence[Task]], float]
