@@ -117,7 +117,6 @@ def test_every_command_of_the_wheel_can_be_loaded(unpacked, elsewhere):
     assert int(done.stdout) > 15
 
 
-@pytest.mark.slow
 def test_the_wheel_searches_trains_evaluates_and_predicts_from_another_folder(unpacked, elsewhere):
     cell = ["--genotype", "runs/search/genotype.json"]
     smoke = ["--preset", "glyph-smoke"]

@@ -66,6 +66,7 @@ def test_a_search_keeps_the_budget_of_its_first_start(tmp_path, monkeypatch):
     assert read_run(settings.out)["results"]["memory"] == 1 << 28 == search.saved_search(settings).memory
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("card", "enough_images")
 def test_a_search_by_halving_finds_a_cell(tmp_path):
     others = {
@@ -178,6 +179,7 @@ def test_a_study_of_correlation_measures_the_numbers_of_the_cpu(tmp_path, study)
     assert close.mean() > 0.8, (here, there)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("card")
 def test_a_study_of_stability_measures_the_numbers_of_the_cpu(tmp_path, study):
     for device in DEVICES:
@@ -188,6 +190,7 @@ def test_a_study_of_stability_measures_the_numbers_of_the_cpu(tmp_path, study):
     np.testing.assert_allclose(there, here, rtol=5e-2, atol=5e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("card", "few_images")
 def test_a_table_makes_its_runs_on_the_device(tmp_path, monkeypatch):
     sizes = {name: value for name, value in SIZE.items() if name != "device"}

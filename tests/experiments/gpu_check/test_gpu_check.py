@@ -82,6 +82,7 @@ def plant(monkeypatch, **functions):
     }
     for module in (settings, check):
         monkeypatch.setattr(module, "STAGES", stages)
+@pytest.mark.slow
 
 
 def test_stages_that_fail_and_hang_are_named_and_the_others_go_on(monkeypatch, tmp_path, capsys):
