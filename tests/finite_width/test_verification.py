@@ -128,9 +128,9 @@ def test_parameters_in_other_units_have_the_same_measurements():
     for name, value in usual.values.items():
         # the weights are drawn in float32, and K is a maximum within one per cent
         np.testing.assert_allclose(other.values[name], value, rtol=2e-2 if name == "K" else 1e-4)
+
+
 @pytest.mark.slow
-
-
 def test_the_theorems_hold_of_a_wide_network_and_not_in_mean_field():
     good = {one.statement: one for one in run(one_hidden_layer, (32, 128, 512)).verdicts}
     bad = {one.statement: one for one in run(mean_field, (32, 128, 512)).verdicts}

@@ -1,6 +1,7 @@
 """The campaign of mutants: which edits it makes, which tests it runs, and that it tells killed from surviving."""
 
 import ast
+import json
 
 import pytest
 
@@ -76,3 +77,10 @@ def test_survivors_with_a_reason_do_not_count(known):
     text = campaign.table(entries, {"y": "equivalent: the value is overwritten"} if known else {})
     assert ("1 of 1 killed: 100.0 %" in text) == known
     assert ("1 of 2 killed: 50.0 %" in text) != known
+
+
+def test_every_reason_is_of_a_line_that_still_stands():
+    for place in json.loads(campaign.REASONS.read_text(encoding="utf-8")):
+        file, edit = place.split(": ", 1)
+        lines = (campaign.ROOT / file).read_text(encoding="utf-8").splitlines()
+        assert any(edit.endswith(f" in {line.strip()}") for line in lines if line.strip()), place

@@ -82,9 +82,9 @@ def plant(monkeypatch, **functions):
     }
     for module in (settings, check):
         monkeypatch.setattr(module, "STAGES", stages)
+
+
 @pytest.mark.slow
-
-
 def test_stages_that_fail_and_hang_are_named_and_the_others_go_on(monkeypatch, tmp_path, capsys):
     plant(monkeypatch, broken=("fails", 400.0), stuck=("hangs", 1.0), sound=("passes", 199.0))
     assert shell.main(["gpu-check", "--device", "fake", "--out", str(tmp_path)]) == 1

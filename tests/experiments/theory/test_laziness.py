@@ -112,9 +112,9 @@ def test_a_training_that_diverges_has_nothing_in_common_with_the_theory():
     one = torch.ones(2)
     assert laziness.disagreement(one, one) == 0
     assert laziness.disagreement(one, -one) == laziness.disagreement(one, one * float("nan")) == 1
+
+
 @pytest.mark.slow
-
-
 def test_the_figure_draws_what_is_measured(tmp_path, monkeypatch):
     for name in ("MULTIPLIERS", "RATES", "SIGMAS"):
         monkeypatch.setattr(laziness, name, (0.5, 1.5))
