@@ -7,6 +7,7 @@ from torch.func import functional_call
 from mamltheory.errors import ConfigurationError, GenotypeError, ShapeError, ValueRangeError
 from mamltheory.nas.genotype import EDGES, Candidates, Edge, Operator, published_genotypes, random_genotype
 from mamltheory.nas.network import (
+    Network,
     NetworkSettings,
     build,
     derived_network,
@@ -227,3 +228,9 @@ def test_bad_settings_and_images_are_refused():
         NetworkSettings(channels=0)
     with pytest.raises(ShapeError, match="3 × height"):
         supernet(Candidates(), SMALL, 0)(torch.zeros(2, 1, 8, 8))
+
+
+def test_a_network_begins_with_a_stem_unless_it_is_told_not_to():
+    kinds = ("normal", "reduce")
+    assert Network(Candidates(), SMALL, kinds).stem[0].out_channels == SMALL.channels
+    assert not list(Network(Candidates(), SMALL, kinds, stem=False).stem.parameters())

@@ -8,7 +8,7 @@ import pytest
 from mamltheory.errors import ConfigurationError
 from mamltheory.fewshot.glyphs import glyph_data
 from mamltheory.fewshot.trained import TrainedNetwork
-from mamltheory.nas import NetworkSettings, Rung, random_genotype, search, short_trainings
+from mamltheory.nas import NetworkSettings, Rung, Space, random_genotype, search, short_trainings
 from mamltheory.nas.algorithms.algorithm1 import run_search
 from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.short_trainings import different_genotypes
@@ -24,6 +24,14 @@ BAND = (2500, 3200)
 @pytest.fixture(scope="module")
 def data():
     return glyph_data(16, 5, 5, 5, samples_per_class=16)
+
+
+def test_what_a_search_found_is_scored_on_new_draws(data):
+    paper = Space().operations
+    space = Space({name: paper[name] for name in ("skip_connect", "conv_3x3")}, nodes=1)
+    found = search(data, "regions", size=SIZE, space=space, repeats=1)
+    assert len(found.scores) == 4
+    assert len({score.regions for score in found.scores}) > 1
 
 
 def test_a_random_search_is_that_of_algorithm_1_without_criteria(data):
