@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from mamltheory.errors import ConfigurationError
+from mamltheory.errors import ConfigurationError, ValueRangeError
 from mamltheory.fewshot.glyphs import glyph_data
 from mamltheory.fewshot.trained import TrainedNetwork
 from mamltheory.nas import NetworkSettings, Rung, Space, random_genotype, search, short_trainings
@@ -99,3 +99,12 @@ def test_a_notebook_shows_both_cells_with_every_operation(data):
     places = re.findall(r'<text x="(\d+)" y="(\d+)" stroke', html.split("</svg>")[0])
     assert len(set(places)) == len(places) == 9
     assert len(repr(genotype)) < 300
+
+
+def test_halving_of_trainings_that_all_diverge_says_so(data, monkeypatch):
+    def diverges(*_):
+        raise ValueRangeError("the loss is not finite")
+
+    monkeypatch.setattr(short_trainings, "trained_to", diverges)
+    with pytest.raises(ConfigurationError, match="diverged"):
+        search(data, "halving", size=SIZE, parameters=BAND, rungs=[Rung(2, 1)], seed=1)
