@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from mamltheory.errors import ValueRangeError
 from mamltheory.finite_width.bounds import (
     extreme_eigenvalues,
+    lemma1_lipschitz_constant,
     theorem3_drift_bound,
     theorem3_path_bound,
     theorem3_residual_bound,
@@ -52,3 +53,9 @@ def test_a_rate_beyond_theorem_3_has_no_bound():
         theorem3_residual_bound(eta0=4.0, sigma_min=1.0, start=1.0, steps=3)
     with pytest.raises(ValueRangeError, match="eta0"):
         theorem3_residual_bound(eta0=0.0, sigma_min=1.0, start=1.0, steps=3)
+
+
+def test_the_constant_of_lemma_1_is_that_by_hand():
+    """√9 max{3, √9 (3 + 2 · 9 · 3 · ½)} = 3 · 3 · 30, and √9 · 1000 where K_0 is the largest."""
+    assert lemma1_lipschitz_constant(k0=3.0, k1=3.0, k2=0.5, rows=9, tasks=9) == 270
+    assert lemma1_lipschitz_constant(k0=1000.0, k1=0.0, k2=0.5, rows=9, tasks=9) == 3000

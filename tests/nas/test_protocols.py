@@ -25,3 +25,4 @@ def test_only_the_stable_protocol_stops_early_and_estimates_by_gradients():
         assert not {**values, **METHODS["random"]}["stopping"]
         assert {**values, **METHODS["te-nas"]}["estimator"] == "leave-one-out"
         assert values["repeats"] == {"paper": 3, "released": 3, "stable": 16}[name]
+        assert values["tasks"] == {"paper": 3, "released": 3, "stable": 12}[name]

@@ -128,6 +128,7 @@ def test_reliability_over_pools_sees_what_reliability_over_initialisations_canno
     assert found.pools == pytest.approx(cronbach_alpha(scores.sum(2)))
     assert found.initialisations == pytest.approx(1 - 1 / 7, abs=0.02)  # (1 + 1)/(1 + 1 + 1/3)
     assert found.pools == pytest.approx(3 / 4, abs=0.03)  # 1/(1 + (1 + 1/3)/4)
+    assert score_reliability(scores[:, :, :2]).initialisations == pytest.approx(1 - 1 / 5, abs=0.03)
     assert math.isnan(score_reliability(planted(0, pools=1)[0]).pools)
     assert math.isnan(score_reliability(planted(0, initialisations=1)[0]).initialisations)
 
