@@ -1,1 +1,1 @@
-"""A score and a search space of one's own, to be copied and changed."""
+"""Examples of a user's score and search space: copy them and change them."""
