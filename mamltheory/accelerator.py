@@ -1,4 +1,4 @@
-"""What accelerators do differently: products in TF32, memory of their own, which runs out in several ways, and uploads.
+"""What accelerators do differently: products in TF32, separate memory, which runs out in several ways, and uploads.
 
 torch has two interfaces for the precision of float32 products. The older one is ``allow_tf32`` with
 ``set_float32_matmul_precision``; the newer one is ``fp32_precision`` per backend and operation. A read of the older one

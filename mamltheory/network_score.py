@@ -51,7 +51,7 @@ def score(
 
     Raises:
         ShapeError: the tasks cannot be dealt evenly to the repeats.
-        SingularKernelError: a kernel of a repeat has no finite condition number.
+        SingularKernelError: the kernel of one repeat has no finite condition number.
 
     Example:
         >>> import torch, mamltheory as mt

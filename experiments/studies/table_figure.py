@@ -47,7 +47,7 @@ def draw_table(
     """
     with figure("page", 5.2) as (drawing, axes):
         axes[0, 0].remove()
-        # Each part has margins of its own for its labels.
+        # Each part needs its own margins for its labels.
         left, right = drawing.subfigures(1, 2, width_ratios=(1, 1))
         above, below = right.subfigures(2, 1, height_ratios=(1, 1.35))
         draw_forest(left.subplots(), list(forest_rows(found)))

@@ -1,6 +1,6 @@
 """Networks of a width for ``verify``: convolutional, residual with GroupNorm, a transformer, and one in mean field.
 
-Each function takes the width and returns a module with new random weights, as a network of one's own would.
+Each function takes the width and returns a module with new random weights, as your own function would.
 """
 
 import torch

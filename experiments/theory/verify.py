@@ -1,6 +1,6 @@
-"""``verify``: the theorems for a network of one's own, named as MODULE:FUNCTION, a function of the width.
+"""``verify``: the theorems for your own network, named as MODULE:FUNCTION, a function of the width.
 
-Tasks are random points on the unit sphere of the shape that the network takes, or those of a function of one's own.
+Tasks are random points on the unit sphere of the shape that the network takes, or those that your own function returns.
 """
 
 import dataclasses
@@ -95,7 +95,7 @@ def tasks_of(settings: Verify, build: Build) -> tuple[tuple[Task, ...], tuple[Ta
 
 
 def write_verification(settings: Verify, found: Verification, power: int) -> None:
-    """Write verification.md with a verdict for every statement, and the figure beside it; print the paths.
+    """Write verification.md with a verdict for every statement, and its figure; print the paths.
 
     Args:
         settings: The settings of the command.

@@ -1,4 +1,4 @@
-"""The theorems for a network of one's own, from networks of several widths: measured, fitted and judged.
+"""The theorems for your own network, from networks of several widths: measured, fitted and judged.
 
 Every measurement is in the units of the standard parameterisation, whatever that of the network: with kernels divided
 by s(l), parameters count √(s/l) times their length, and the rate of change of the Jacobian √(l/s) times. Then paths and
@@ -68,7 +68,7 @@ def verify(
     eta0: float | None = None, steps: int = 30, seeds: int = 3, scale: Callable[[int], float] | None = None,
     lipschitz: bool = True, seed: int = 0, after: Callable[[int, int], object] | None = None,
 ) -> Verification:  # fmt: skip
-    """Theorems 2 and 3, Lemmas 1 and 3 for a network of one's own: trained at several widths, measured and judged.
+    """Theorems 2 and 3, Lemmas 1 and 3 for your own network: trained at several widths, measured and judged.
 
     Every network is trained by full-batch MAML or ANIL in float64. A slope is judged by its 95 % interval: below −0.25
     is a fall, where l^(−1/2) is expected, and below 0.25 no growth. A diverging training is a ValueRangeError, a

@@ -80,7 +80,7 @@ class Checked:
         found = with_head(self.model, self.params, x, head).head
         if not found:
             raise UnsupportedModelError(
-                "the network has no linear layer of its own: the last-layer kernel of ANIL is not defined for it"
+                "the network itself has no linear layer: the last-layer kernel of ANIL is not defined for it"
             )
         return frozenset(selected(self.params, found & self.names(self.options.select)))
 

@@ -324,7 +324,7 @@ def data_parallel(device: str = "auto") -> Iterator[World]:
         device: the device setting, see :meth:`World.device_name`.
 
     Yields:
-        The world; a world of one without torchrun. ConfigurationError is raised in a rank without a GPU of its own.
+        The world; a world of one without torchrun. ConfigurationError is raised in a rank that has no GPU to itself.
     """
     here = world()
     if here.size == 1:

@@ -88,7 +88,7 @@ class LayerCall:
 
 
 def own_parameters(module: nn.Module) -> OwnParameters:
-    """For every submodule with parameters of its own: own name -> name in the network, one for shared ones."""
+    """For every submodule that has parameters itself: own name -> name in the network, one for shared ones."""
     first: dict[int, str] = {}
     found: OwnParameters = {}
     for full, value in module.named_parameters(remove_duplicate=False):
@@ -300,7 +300,7 @@ def output_gradients(
     Args:
         columns: outputs, each of which is summed and differentiated.
         recorder: the recorder that has run.
-        differentiable: whether the gradients carry a graph of their own.
+        differentiable: whether the gradients carry a graph, so that they can be differentiated.
 
     Returns:
         For each call one gradient for each column, or None where no column depends on it. It raises NotCovered for

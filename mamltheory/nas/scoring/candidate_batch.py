@@ -353,7 +353,7 @@ class Heads(nn.Module):
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
 
     def part(self, rows: slice) -> "Heads":
-        """The heads of some candidates, in memory of their own: a batch counts what its graphs hold."""
+        """The heads of some candidates, copied: a batch counts what its graphs hold."""
         return Heads(self.weight.detach()[rows].clone(), self.bias.detach()[rows].clone())
 
     def forward(self, x: Float[Tensor, "m f"]) -> Float[Tensor, "m k"]:

@@ -123,7 +123,7 @@ def trained_scores(
 ) -> dict[str, float]:
     """The same scores of a network in training: of its features, with fixed norms, under a new classifier.
 
-    In evaluation mode a batch norm is an affine map, so that every sample has a kernel of its own.
+    In evaluation mode a batch norm is an affine map, so that every sample has its own kernel.
 
     Args:
         network: a derived network after some steps; it is left in its mode.
