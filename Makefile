@@ -4,7 +4,7 @@
 #   make slow    the tests that take minutes        make cuda   the tests that need a CUDA device, and gpu-check
 #   make explore the property tests fifty times, with random examples and in random order
 #   make minimum the fast tests with the oldest versions of the dependencies, in an environment in .venv-minimum
-#   make mutants 300 random mutants of the package, each against the tests of its module: hours; it resumes
+#   make mutants 300 random mutants of the package, each against the tests that run its line: an hour; it resumes
 #   make docs    the site with reference and tutorials, which it executes, in docs/_build/html
 #   make lint    lint, types and formatting         make clean  remove what these commands made
 #   make ledger  write paper_checks.md, its page and its figure from the tests' outcomes
@@ -111,8 +111,9 @@ minimum:
 	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n 2 --dist worksteal
 
 COUNT ?= 300
+SEED ?= 0
 mutants: $(STAMP)
-	@$(BIN)/python -m tests.mutants.campaign --count $(COUNT)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants.campaign --count $(COUNT) --seed $(SEED)
 
 cuda: $(STAMP)
 	@echo "running the tests that need a CUDA device"

@@ -100,6 +100,23 @@ def test_a_true_difference_is_found_and_the_runs_own_deviation_estimated():
     assert compare_runs(*two_methods(16, 5, 0.05, 0.0)).run_deviation < 0.01
 
 
+def test_the_deviation_between_runs_is_what_the_tasks_leave_of_the_variance():
+    first, second = two_methods(5, 40, 0.0, 0.05)
+    comparison = compare_runs(first, second)
+    pairs = [a - b for a, b in zip(first, second, strict=True)]
+    between = np.var([pair.mean() for pair in pairs], ddof=1)
+    within = sum(pair.var(ddof=1) / len(pair) for pair in pairs) / len(pairs)
+    assert comparison.run_deviation == pytest.approx((between - within) ** 0.5)
+
+
+def test_methods_with_the_same_accuracies_are_not_shown_to_differ():
+    same, _ = two_methods(4, 30, 0.0, 0.01)
+    comparison = compare_runs(same, same)
+    assert comparison.interval == Interval(0.0, 0.0)
+    assert not comparison.shown
+    assert comparison.p_value == comparison.t_p_value == 1
+
+
 def test_the_comparison_changes_its_sign_with_the_order_of_the_methods():
     first, second = two_methods(4, 30, 0.02, 0.01)
     there, back = compare_runs(first, second), compare_runs(second, first)

@@ -1,50 +1,43 @@
-"""Random mutants of the package, each run against the test files that cover its module, in copies of the tree.
+"""Random mutants of the package, each run against the tests that run its line.
 
-A stopped campaign resumes. Survivors are listed with the reason that ``reasons.json`` gives for the line and its edit,
-if any. mutmut runs the whole suite first and calls functions through trampolines, which the shape checks of the tests
-do not survive; cosmic-ray has one test command for all modules and edits the working tree. Neither draws from a seed.
+A mutant inside a function is a new code object in a fork of a process that has collected the tests; any other is an
+edit in a copy of the tree. A stopped campaign resumes. Survivors are listed with the reason that ``reasons.json`` gives
+for the line and its edit, if any. mutmut calls functions through trampolines, which the shape checks of the tests do
+not survive; cosmic-ray has one test command for all modules and edits the working tree. Neither draws from a seed.
 """
 
 import argparse
 import ast
+import gc
 import hashlib
+import importlib
+import inspect
 import json
 import os
+import pkgutil
 import random
 import shutil
 import subprocess
 import sys
-import tempfile
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
+from types import CodeType, FunctionType
 
+from tests.mutants.covering import collect, cpu_limit, forked, trace
 from tests.mutants.edits import edits
 
 ROOT = Path(__file__).resolve().parents[2]
 REASONS = Path(__file__).with_name("reasons.json")
 MODULES = (
     *("linalg", "dynamics", "kernels", "factored", "inner_loop", "objective", "maml", "predictors"),
-    *(
-        "finite_width/bounds",
-        "nas",
-        "fewshot/episodes",
-        "fewshot/evaluation",
-        "fewshot/statistics",
-        "fewshot/augment",
-    ),
+    *("finite_width/bounds", "nas"),
+    *("fewshot/episodes", "fewshot/evaluation", "fewshot/statistics", "fewshot/augment"),
 )
-NOT_COPIED = shutil.ignore_patterns(".*", "runs", "__pycache__", "*.egg-info", "shared")
-OTHER_TESTS = ("cuda", "experiments", "runtime", "ledger", "fake_cuda", "mutants")
-CPU_SECONDS = 400
-LAST_STAGE = (
-    "tests/test_architecture.py",
-    "tests/test_examples.py",
-    "tests/test_wrong_arguments.py",
-    "tests/paper/test_exact.py",
-)
+NOT_COPIED = shutil.ignore_patterns(".*", "runs", "figures", "__pycache__", "*.egg-info", "shared")
+STATIC = "tests/test_architecture.py"
+KILLED, SURVIVED, NOT_REPLACED = 1, 0, 2
 
 
 def drawn(count, seed, modules):
@@ -60,83 +53,138 @@ def drawn(count, seed, modules):
         with suppress(SyntaxError, ValueError):
             compile(mutated, file, "exec")
             key = hashlib.blake2b(f"{file}\n{mutated}".encode(), digest_size=6).hexdigest()
-            text = f"{file}:{edit.line}: {edit.before!r} -> {edit.after!r}"
-            place = (
-                f"{file}: {edit.before!r} -> {edit.after!r} in {source.splitlines()[edit.line - 1].strip()}"
+            change = f"{edit.before!r} -> {edit.after!r}"
+            place = f"{file}: {change} in {source.splitlines()[edit.line - 1].strip()}"
+            lines = statement(source, edit.line)
+            chosen.append(
+                {
+                    "key": key,
+                    "file": file,
+                    "edit": f"{file}:{edit.line}: {change}",
+                    "place": place,
+                    "lines": lines,
+                    "source": mutated,
+                }
             )
-            chosen.append({"key": key, "file": file, "edit": text, "place": place, "source": mutated})
         if len(chosen) == count:
             break
     return chosen
 
 
-@cache
-def imports_of_tests():
-    """The modules and public names of the package that every test file imports."""
-    found = {}
-    for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        if path.relative_to(ROOT / "tests").parts[0] not in OTHER_TESTS and path.name != "test_mutations.py":
-            names = found.setdefault(path.relative_to(ROOT).as_posix(), set())
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.ImportFrom):
-                    names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
+def statement(source, line):
+    """The lines of the innermost statement at a line, without those of the statements in it."""
+    around = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.stmt) and _first(node) <= line <= node.end_lineno
+    ]
+    inner = max(around, key=lambda node: (_first(node), -node.end_lineno))
+    below = {
+        number
+        for node in ast.walk(inner)
+        if isinstance(node, ast.stmt) and node is not inner
+        for number in range(_first(node), node.end_lineno + 1)
+    }
+    return [number for number in range(_first(inner), inner.end_lineno + 1) if number not in below]
 
 
-def stages(file):
-    """The test file that mirrors a module, those that import the module, the others of its folder, and LAST_STAGE."""
-    module, known = file.removeprefix("mamltheory/").removesuffix(".py"), imports_of_tests()
-    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    wanted = {f"mamltheory.{module.replace('/', '.')}", *(f"mamltheory.{name}" for name in defined)}
-    covering = [name for name, names in known.items() if names & wanted]
-    folder, _, stem = f"tests/{module}".rpartition("/")
-    near = [name for name in known if name.startswith(f"{folder}/") and folder != "tests"]
-    mirror = f"{folder}/test_{stem}.py"
-    first = [mirror] if mirror in known else [name for name in near if name in covering] or near
-    second = [name for name in covering or near if name not in first]
-    third = [name for name in near if name not in first + second]
-    return [first, second, third, [name for name in LAST_STAGE if name not in first + second + third]]
+def _first(node):
+    return min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))])
 
 
-def passes(folder, files):
-    """Whether tests pass in a copy of the tree, or none of them is fast."""
+def in_a_function(source, line):
+    """Whether a line is in the body of a function, whose code can be replaced in a process that has imported it."""
+    return any(
+        node.body[0].lineno <= line <= node.end_lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef)
+    )
+
+
+def functions_of(code: CodeType) -> Iterator[CodeType]:
+    """The code of the functions and methods of a module, without that of the functions inside them."""
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from [inner] if inner.co_flags & inspect.CO_OPTIMIZED else functions_of(inner)
+
+
+class Functions:
+    """The functions of the imported package, by file and qualified name."""
+
+    def __init__(self):
+        package = importlib.import_module("mamltheory")
+        for module in pkgutil.walk_packages(package.__path__, "mamltheory."):
+            with suppress(ImportError):
+                importlib.import_module(module.name)
+        self.found = defaultdict(list)
+        for each in gc.get_objects():
+            if type(each) is FunctionType:  # isinstance asks lazy objects for their class, and they warn
+                self.found[each.__code__.co_filename, each.__code__.co_qualname].append(each)
+        gc.freeze()
+
+    def replace(self, file, mutated):
+        """Give the functions of a file their mutated code; says whether all that differ could be."""
+        path = str(ROOT / file)
+        before, after = (
+            sorted(functions_of(compile(source, path, "exec")), key=lambda code: code.co_firstlineno)
+            for source in ((ROOT / file).read_text(encoding="utf-8"), mutated)
+        )
+        changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+        for old, new in changed:
+            functions = self.found.get((path, old.co_qualname), ())
+            if len({each.__code__ for each in functions}) != 1:  # none, or a property and its setter
+                return False
+            for each in functions:
+                each.__code__ = new
+        return bool(changed)
+
+
+def in_process(mutant, names, tests, functions, limit):
+    """How a mutant ends whose functions are replaced in this process, a fork."""
+    cpu_limit(limit)
+    try:
+        replaced = functions.replace(mutant["file"], mutant["source"])
+    except ValueError:  # other variables of the functions around it
+        replaced = False
+    return (SURVIVED if tests.passes(names) else KILLED) if replaced else NOT_REPLACED
+
+
+def in_a_copy(mutant, names, folder, limit):
+    """How a mutant ends that is an edit in a copy of the tree."""
+    tree = folder / "tree"
+    shutil.copytree(ROOT, tree, ignore=NOT_COPIED)
+    (tree / mutant["file"]).write_text(mutant["source"], encoding="utf-8")
+    cpu_limit(limit)
     options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    command = [sys.executable, "-m", "pytest", *options, *files]
-    limited = ["sh", "-c", f'ulimit -t {CPU_SECONDS}; exec "$@"', "sh", *command]  # some mutants do not end
-    own = {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "HYPOTHESIS_PROFILE": "mutants"}
-    return subprocess.run(limited, cwd=folder, env=os.environ | own, capture_output=True).returncode in (0, 5)
+    command = [sys.executable, "-m", "pytest", *options, STATIC, *names]
+    done = subprocess.run(command, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)})
+    return SURVIVED if done.returncode in (0, 5) else KILLED
 
 
-def outcome(mutant, folder):
-    """Whether the tests kill a mutant, stage by stage until one does."""
-    place = folder / mutant["file"]
-    original = place.read_text(encoding="utf-8")
-    place.write_text(mutant["source"], encoding="utf-8")
-    killed = not all(passes(folder, files) for files in stages(mutant["file"]) if files)
-    place.write_text(original, encoding="utf-8")
-    return {name: mutant[name] for name in ("key", "file", "edit", "place")} | {"killed": killed}
-
-
-def campaign(mutants, results, jobs):
+def campaign(mutants, results, tests, covering, *, jobs, budget):
     """The outcome of every mutant, from the file of results where it stands, else by running it."""
     lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
     known = {entry["key"]: entry for entry in map(json.loads, lines)}
-    results.parent.mkdir(parents=True, exist_ok=True)
-    local = threading.local()
-    with tempfile.TemporaryDirectory() as scratch:
+    missing = {mutant["key"]: mutant for mutant in mutants if mutant["key"] not in known}
+    functions = Functions()
 
-        def copy_of_the_tree():
-            local.folder = Path(scratch) / str(threading.get_ident())
-            shutil.copytree(ROOT, local.folder, ignore=NOT_COPIED)
+    def call(mutant):
+        names = covering.choose(mutant["file"], mutant["lines"], budget)
+        limit = 60 + 3 * sum(covering.seconds[name] for name in names)
+        inside = in_a_function((ROOT / mutant["file"]).read_text(encoding="utf-8"), mutant["lines"][0])
 
-        with ThreadPoolExecutor(jobs, initializer=copy_of_the_tree) as pool:
-            waiting = [mutant for mutant in mutants if mutant["key"] not in known]
-            for entry in pool.map(lambda mutant: outcome(mutant, local.folder), waiting):
-                known[entry["key"]] = entry
-                with results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(entry) + "\n")
-                print("killed  " if entry["killed"] else "SURVIVED", entry["edit"], flush=True)
+        def run(folder):
+            code = in_process(mutant, names, tests, functions, limit) if inside else NOT_REPLACED
+            return in_a_copy(mutant, names, folder, limit) if code == NOT_REPLACED else code
+
+        return mutant["key"], run
+
+    for key, code in forked(map(call, missing.values()), jobs):
+        entry = {name: missing[key][name] for name in ("key", "file", "edit", "place")}
+        known[key] = entry | {"killed": code != SURVIVED, "code": code}
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(known[key]) + "\n")
+        print("killed  " if code != SURVIVED else "SURVIVED", code, entry["place"], flush=True)
     return [mutant | {"killed": known[mutant["key"]]["killed"]} for mutant in mutants]
 
 
@@ -156,19 +204,27 @@ def table(entries, reasons):
     return "\n".join(rows)
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="mutants that run side by side, one thread each")
+    parser.add_argument("--budget", type=float, default=60, help="CPU seconds of tests for a mutant")
     parser.add_argument("--modules", nargs="+", default=MODULES, help="files or folders of mamltheory")
     parser.add_argument("--out", type=Path, default=Path("runs/mutants"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    os.environ["HYPOTHESIS_PROFILE"] = "mutants"
     mutants = drawn(options.count, options.seed, options.modules)
-    entries = campaign(mutants, options.out / "outcomes.jsonl", options.jobs)
-    text = table(entries, json.loads(REASONS.read_text(encoding="utf-8")) if REASONS.exists() else {})
-    (options.out / "table.txt").write_text(text + "\n", encoding="utf-8")
-    print(text)
+
+    def use(tests):
+        covering = trace(tests, options.out / "covering", options.jobs)
+        results = options.out / "outcomes.jsonl"
+        entries = campaign(mutants, results, tests, covering, jobs=options.jobs, budget=options.budget)
+        text = table(entries, json.loads(REASONS.read_text(encoding="utf-8")) if REASONS.exists() else {})
+        (options.out / "table.txt").write_text(text + "\n", encoding="utf-8")
+        print(text)
+
+    collect(use)
 
 
 if __name__ == "__main__":

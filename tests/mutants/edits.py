@@ -34,8 +34,15 @@ class Edit:
 
 
 def _computing(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes that compute: no annotations, docstrings, error messages, or conditions of errors."""
+    """The nodes that compute: no annotations, docstrings, error messages, or conditions of errors.
+
+    ``strict=`` of zip is such a condition; what a dataclass is given is checked by tests/test_architecture.py.
+    """
     if isinstance(node, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom):
+        return
+    if isinstance(node, ast.keyword) and node.arg == "strict":
+        return
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dataclass":
         return
     yield node
     skipped = {id(getattr(node, name, None)) for name in ("annotation", "returns")}
@@ -92,7 +99,7 @@ def edits(source: str) -> list[Edit]:
             case ast.Name(id="min" | "max" | "any" | "all" as name):
                 add(*span(node), NAMES[name])
             case ast.Call(args=args, keywords=keywords) if len(args) + len(keywords) > 1:
-                for keyword in keywords:
+                for keyword in (each for each in keywords if each.arg != "strict"):
                     start, stop = span(keyword)
                     comma = data[stop : span(node)[1]].startswith(b", ")
                     add(start, stop + 2 * comma, "" if keyword.arg else data[start:stop].decode())
