@@ -21,9 +21,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "mamltheory"
-OTHER_TESTS = tuple(
-    f"tests/{name}/" for name in ("cuda", "docs", "experiments", "runtime", "ledger", "fake_cuda", "mutants")
-) + ("tests/paper/test_mutations.py",)
+OTHER_TESTS = (
+    *(
+        f"tests/{name}/"
+        for name in ("cuda", "docs", "experiments", "runtime", "ledger", "fake_cuda", "mutants")
+    ),
+    "tests/paper/test_mutations.py",
+)
 
 
 class Collected:
@@ -135,17 +139,13 @@ class Covering:
 
 
 def trace(tests: Collected, folder: Path, jobs: int) -> Covering:
-    """The lines of the package that each test runs; a folder keeps them for each test file until a source changes."""
+    """The lines of the package that each test runs; a folder keeps them until one of the files changes."""
     folder.mkdir(parents=True, exist_ok=True)
-    package = b"".join(path.read_bytes() for path in sorted(PACKAGE.rglob("*.py")))
     files = defaultdict(list)
     for name in tests.items:
         files[name.split("::")[0]].append(name)
-    records = {}
-    for file in files:
-        digest = hashlib.blake2b(package + (ROOT / file).read_bytes(), digest_size=6).hexdigest()
-        records[file] = folder / f"{file.replace('/', '.')}-{digest}.json"
-    missing = [file for file in files if not records[file].exists()]
+    records = {file: folder / f"{file.replace('/', '.')}.json" for file in files}
+    missing = [file for file in files if not _is_current(records[file])]
 
     def call(file):
         return file, lambda scratch: _trace_file(tests, files[file], records[file], scratch)
@@ -155,6 +155,18 @@ def trace(tests: Collected, folder: Path, jobs: int) -> Covering:
         if code:
             raise RuntimeError(f"the trace of {file} ended with {code}")
     return Covering.read(records.values())
+
+
+def _digests(files: Iterable[str]) -> dict[str, str]:
+    return {file: hashlib.blake2b((ROOT / file).read_bytes(), digest_size=6).hexdigest() for file in files}
+
+
+def _is_current(record: Path) -> bool:
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))["files"]
+        return known == _digests(known)
+    except FileNotFoundError:  # no record, or a module that it is about is gone
+        return False
 
 
 def _trace_file(tests: Collected, names: Sequence[str], record: Path, scratch: Path) -> int:
@@ -175,5 +187,6 @@ def _trace_file(tests: Collected, names: Sequence[str], record: Path, scratch: P
         }
         for file in data.measured_files()
     }
-    record.write_text(json.dumps({"seconds": seconds, "lines": lines}), encoding="utf-8")
+    content = {"files": _digests([names[0].split("::")[0], *lines]), "seconds": seconds, "lines": lines}
+    record.write_text(json.dumps(content), encoding="utf-8")
     return 0
