@@ -1,9 +1,10 @@
 """Random mutants of the package, each run against the tests that run its line.
 
 A mutant inside a function is a new code object in a fork of a process that has collected the tests; any other is an
-edit in a copy of the tree. A stopped campaign resumes. Survivors are listed with the reason that ``reasons.json`` gives
-for the line and its edit, if any. mutmut calls functions through trampolines, which the shape checks of the tests do
-not survive; cosmic-ray has one test command for all modules and edits the working tree. Neither draws from a seed.
+edit in a copy of the tree. A stopped campaign resumes; what survived is run again. Survivors are listed with the
+reason that ``reasons.json`` gives for the line and its edit, if any. mutmut calls functions through trampolines, which
+the shape checks of the tests do not survive; cosmic-ray has one test command for all modules and edits the working
+tree. Neither draws from a seed.
 """
 
 import argparse
@@ -35,7 +36,9 @@ MODULES = (
     *("finite_width/bounds", "nas"),
     *("fewshot/episodes", "fewshot/evaluation", "fewshot/statistics", "fewshot/augment"),
 )
-NOT_COPIED = shutil.ignore_patterns(".*", "runs", "figures", "__pycache__", "*.egg-info", "shared")
+NOT_COPIED = shutil.ignore_patterns(
+    *(".git", ".venv*", ".*_cache", ".hypothesis", "_build", "runs", "__pycache__", "*.egg-info", "shared")
+)
 STATIC = "tests/test_architecture.py"
 KILLED, SURVIVED, NOT_REPLACED = 1, 0, 2
 
@@ -55,17 +58,8 @@ def drawn(count, seed, modules):
             key = hashlib.blake2b(f"{file}\n{mutated}".encode(), digest_size=6).hexdigest()
             change = f"{edit.before!r} -> {edit.after!r}"
             place = f"{file}: {change} in {source.splitlines()[edit.line - 1].strip()}"
-            lines = statement(source, edit.line)
-            chosen.append(
-                {
-                    "key": key,
-                    "file": file,
-                    "edit": f"{file}:{edit.line}: {change}",
-                    "place": place,
-                    "lines": lines,
-                    "source": mutated,
-                }
-            )
+            mutant = {"key": key, "file": file, "edit": f"{file}:{edit.line}: {change}", "place": place}
+            chosen.append(mutant | {"lines": statement(source, edit.line), "source": mutated})
         if len(chosen) == count:
             break
     return chosen
@@ -162,9 +156,9 @@ def in_a_copy(mutant, names, folder, limit):
 
 
 def campaign(mutants, results, tests, covering, *, jobs, budget):
-    """The outcome of every mutant, from the file of results where it stands, else by running it."""
+    """The outcome of every mutant, from the file of results if it was killed before, else by running it."""
     lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
-    known = {entry["key"]: entry for entry in map(json.loads, lines)}
+    known = {entry["key"]: entry for entry in map(json.loads, lines) if entry["killed"]}
     missing = {mutant["key"]: mutant for mutant in mutants if mutant["key"] not in known}
     functions = Functions()
 
@@ -181,7 +175,7 @@ def campaign(mutants, results, tests, covering, *, jobs, budget):
 
     for key, code in forked(map(call, missing.values()), jobs):
         entry = {name: missing[key][name] for name in ("key", "file", "edit", "place")}
-        known[key] = entry | {"killed": code != SURVIVED, "code": code}
+        known[key] = entry | {"killed": code != SURVIVED}
         with results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(known[key]) + "\n")
         print("killed  " if code != SURVIVED else "SURVIVED", code, entry["place"], flush=True)
