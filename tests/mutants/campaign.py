@@ -39,7 +39,7 @@ MODULES = (
 NOT_COPIED = shutil.ignore_patterns(
     *(".git", ".venv*", ".*_cache", ".hypothesis", "_build", "runs", "__pycache__", "*.egg-info", "shared")
 )
-STATIC = "tests/test_architecture.py"
+STATIC = ("tests/test_architecture.py", "tests/test_defaults.py")
 KILLED, SURVIVED, NOT_REPLACED = 1, 0, 2
 
 
@@ -150,7 +150,7 @@ def in_a_copy(mutant, names, folder, limit):
     (tree / mutant["file"]).write_text(mutant["source"], encoding="utf-8")
     cpu_limit(limit)
     options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    command = [sys.executable, "-m", "pytest", *options, STATIC, *names]
+    command = [sys.executable, "-m", "pytest", *options, *STATIC, *names]
     done = subprocess.run(command, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)})
     return SURVIVED if done.returncode in (0, 5) else KILLED
 
