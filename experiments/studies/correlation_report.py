@@ -179,7 +179,7 @@ def draw_correlation(settings: Correlation, found: CorrelationFindings) -> None:
 def draw_forest(axes: Axes, found: CorrelationFindings) -> None:
     """Draw τ of every score with its intervals; parameters and MACs are on top."""
     names = list(COMPONENTS)
-    axes.axhspan(-0.5, len(BARS) - 0.5, color="0.92", zorder=0)
+    axes.axhspan(-0.5, len(BARS) - 0.5, color="0.92", zorder=0, label="sizes, which are no scores")
     for k, colour, marker, shift in zip(SHOTS, COLOURS, "os", (-0.14, 0.14), strict=False):
         for row, name in enumerate(names):
             tau, y = found.validity[k][name].tau, row + shift
@@ -189,6 +189,7 @@ def draw_forest(axes: Axes, found: CorrelationFindings) -> None:
             axes.plot(tau.value, y, marker=marker, color=colour, linestyle="None", label=label)
     axes.plot([], [], color="0.4", linewidth=0.9, label="95 %, networks and class pools")
     axes.plot([], [], color="0.4", linewidth=2.2, alpha=0.45, label="95 %, networks alone")
+    axes.fill_between([], [], [], color="0.6", alpha=0.35, linewidth=0, label="between 1-shot and 5-shot")
     _span_of_shots(axes, [found.validity[k]["parameters"].tau.value for k in SHOTS], "--", "the parameters")
     tops = [found.ceiling[k] for k in SHOTS]
     low, high = (number(each) for each in tops[0].highest_tau_interval)

@@ -183,7 +183,7 @@ def draw_stability(settings: Settings, found: StabilityFindings) -> None:
         several.set_title(f"mean of {common_half(found)} repeats")
         seconds.set_title("until reliability 0.9")
         one.set_xlabel("reliability $r_1$")
-        several.set_xlabel("correlation of disjoint means")
+        several.set_xlabel("correlation of two means")
         seconds.set_xlabel("CPU seconds")
         scale_seconds(seconds, found)
         one.set_yticks(range(len(names)), [label(name) for name in names], fontsize=7)
@@ -240,7 +240,7 @@ def draw_seconds(axes: Axes, row: int, each: Repeatability, style: Mapping[str, 
     if math.isfinite(least):
         axes.plot((least, most if math.isfinite(most) else ENDLESS), (row, row), color=style["color"])
     if math.isinf(most):
-        axes.plot(0.985, row, **style | {"marker": ">"}, transform=axes.get_yaxis_transform())
+        axes.plot(1, row, **style | {"marker": ">"}, transform=axes.get_yaxis_transform(), clip_on=False)
 
 
 def scale_seconds(axes: Axes, found: StabilityFindings) -> None:

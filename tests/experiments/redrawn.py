@@ -17,9 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from experiments.benchmarks import benchmark
+from experiments.benchmarks.settings import Benchmark
 from experiments.config import settings_from
+from experiments.search import comparison_report
 from experiments.search import figures as search_figures
-from experiments.search.settings import Search
+from experiments.search.settings import Protocols, Search
 from experiments.studies import correlation_report, stability_report, table_figure
 from experiments.studies.settings import Correlation, Stability
 from experiments.studies.table_findings import TableFindings
@@ -37,8 +40,7 @@ from experiments.theory import (
     plateau,
 )
 from experiments.theory import settings as theory_settings
-from mamltheory.nas.genotype import Genotype
-from mamltheory.nas.scoring.score import Score
+from mamltheory.nas.space import PAPER
 
 FIGURES = Path(__file__).resolve().parents[2] / "figures"
 
@@ -137,10 +139,13 @@ def draw_table(record: dict[str, Any], out: Path) -> None:
 
 
 def draw_cells(record: dict[str, Any], out: Path) -> None:
-    data = record["data"]
-    scores = [Score(each["condition"], each["regions"]) for each in data["scores"]]
     settings = settings_of(Search, record["config"], out)
-    search_figures.draw_cells(Genotype.from_json(data["genotype"]), settings, record["figure"], scores=scores)
+    search_figures.cells_figure(record["data"], settings, record["figure"], out)
+
+
+def draw_trace(record: dict[str, Any], out: Path) -> None:
+    parts = record["figure"], out, record["config"], record["seed"]
+    search_figures.trace_figure(record["data"], PAPER, *parts)
 
 
 def draw_differences(record: dict[str, Any], out: Path) -> None:
@@ -151,6 +156,18 @@ def draw_differences(record: dict[str, Any], out: Path) -> None:
 def draw_sizes(record: dict[str, Any], out: Path) -> None:
     settings = settings_of(Table, record["config"], out)
     table_figures.sizes_figure(record["data"]["methods"], settings, settings.experiments[0])
+
+
+def draw_benchmark(record: dict[str, Any], out: Path) -> None:
+    settings = dataclasses.replace(settings_of(Benchmark, record["config"], out), seed=record["seed"])
+    benchmark.benchmark_figure(record["figure"], record["data"], settings)
+
+
+def draw_protocols(record: dict[str, Any], out: Path) -> None:
+    found = json.loads((FIGURES / "protocols.json").read_text())
+    settings = dataclasses.replace(Protocols(), seed=record["seed"], out=out)
+    assert {name: getattr(settings, name) for name in ("channels", "cells")}.items() <= found["size"].items()
+    comparison_report.draw_comparison(found, settings)
 
 
 DRAWERS: dict[str, Callable[[dict[str, Any], Path], None]] = {
@@ -174,6 +191,9 @@ DRAWERS: dict[str, Callable[[dict[str, Any], Path], None]] = {
     **dict.fromkeys(("cells", "searched_cells", "halving_cells"), draw_cells),
     **dict.fromkeys(("table_glyphs_halving_differences", "table_pictures_differences"), draw_differences),
     "table_glyphs_sizes": draw_sizes,
+    "trace": draw_trace,
+    "benchmark_cpu": draw_benchmark,
+    "protocols_figure": draw_protocols,
 }
 
 
