@@ -226,10 +226,10 @@ def draw_single(axes: Axes, row: int, each: Repeatability, style: Mapping[str, A
 
 def draw_mean(axes: Axes, row: int, each: Repeatability, count: int, style: Mapping[str, Any]) -> None:
     """Draw the correlation between means of ``count`` repeats, and what one repeat predicts for it."""
-    noise, predicted = predicted_reliability(each.null[1], np.array([count])), each.curve(np.array([count]))
-    axes.plot((0, noise[0]), (row, row), **NOISE)
+    repeats = np.array([float(count)])
+    axes.plot((0, *predicted_reliability(each.null[1], repeats)), (row, row), **NOISE)
     axes.plot(each.halves[count], row, **style)
-    axes.plot(predicted, row, **PREDICTED)
+    axes.plot(each.curve(repeats), row, **PREDICTED)
 
 
 def draw_seconds(axes: Axes, row: int, each: Repeatability, style: Mapping[str, Any]) -> None:

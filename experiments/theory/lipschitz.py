@@ -117,8 +117,8 @@ def draw_lipschitz(settings: Lipschitz, data: dict[str, Any], kink: dict[str, An
 def draw_constants(axes: Axes, settings: Lipschitz, data: dict[str, Any]) -> None:
     """Draw the worst rate of change of J/√l for every activation, and its size as dotted lines."""
     for i, (activation, record) in enumerate(data.items()):
-        values, size = record["rate_of_change"]["values"], record["jacobian_size"]["values"]
-        draw_power_law(axes, i, settings.widths, np.asarray(values), NAMES[activation])
+        values, size = (np.asarray(record[name]["values"]) for name in ("rate_of_change", "jacobian_size"))
+        draw_power_law(axes, i, settings.widths, values, NAMES[activation])
         axes.loglog(settings.widths, root_mean_square(size), ":", color=curve(i)["color"], linewidth=1)
     axes.plot([], [], ":", color="0.3", linewidth=1, label="for the size $\\|J\\|_F/\\sqrt{l}$")
     ticks_at(axes.xaxis, settings.widths)
