@@ -12,7 +12,7 @@ from mamltheory.nas.statistics.resampled_ranks import Association
 from ..plotting import COLOURS, figure, save_figure, ticks_at
 from .table_findings import TableFindings
 from .table_replays import Replays, Tried
-from .table_words import LABELS, epochs_in_words
+from .table_words import LABELS, epochs_in_words, settings_words
 
 SHOWN_SCORES = (
     "maml condition",
@@ -46,11 +46,7 @@ def draw_table(
     Returns:
         The paths of picture, PDF and numbers.
     """
-    table = config["table"]
-    where = (
-        f"{Path(table['data']).name}, {table['cells']} cells of {table['channels']} channels, "
-        f"{table['epochs']} epochs, seed {table['seed']}"
-    )
+    where = settings_words(config["table"], "data", "image_size", "cells", "channels", "epochs", "seed")
     with figure("page", 5.4) as (drawing, axes):
         axes[0, 0].remove()
         # Each part has margins of its own for its labels.
