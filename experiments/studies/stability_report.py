@@ -1,4 +1,4 @@
-"""The results of the study of repeated scores: reliability against repeats and against CPU seconds, and a table."""
+"""The results of the study of repeated scores: reliability of one and of several repeats, CPU seconds, and a table."""
 
 import math
 from collections.abc import Mapping
