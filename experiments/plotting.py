@@ -20,7 +20,17 @@ from mamltheory.runtime.records import plain, replace_file, to_json
 
 from .cell_drawing import draw_genotype
 
-__all__ = ["COLOURS", "WIDTHS", "curve", "draw_genotype", "figure", "legend_below", "save_figure", "ticks_at"]
+__all__ = [
+    "COLOURS",
+    "WIDTHS",
+    "curve",
+    "draw_genotype",
+    "figure",
+    "legend_below",
+    "save_figure",
+    "tall_left",
+    "ticks_at",
+]
 
 # Okabe and Ito's colours, readable with every common colour blindness; black first, yellow (too pale for
 # lines on white) left out.
@@ -66,6 +76,14 @@ def legend_below(axes: Axes, columns: int = 1) -> None:
         handlelength=2.6,
         borderaxespad=0,
     )
+
+
+def tall_left(axes: np.ndarray) -> tuple[Axes, Axes, Axes]:
+    """Make one panel of the left column of 2 × 2 axes; returns it and the two on the right."""
+    grid, drawing = axes[0, 0].get_gridspec(), axes[0, 0].get_figure()
+    for panel in axes[:, 0]:
+        panel.remove()
+    return drawing.add_subplot(grid[:, 0]), axes[0, 1], axes[1, 1]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """``benchmark``: measure what is not yet measured, then write the table, the figure and their numbers."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
@@ -142,20 +142,27 @@ def write_report(
         "quick": settings.quick,
     }
     name = f"{settings.name}_{settings.device}" + ("_quick" if settings.quick else "")
-    kept = {
-        k: v for k, v in dataclasses.asdict(settings).items() if k in ("rounds", "seconds", "quick", "cases")
-    }
     table = settings.out / f"{name}.md"
     replace_file(table, report.benchmark_tables(_plain(data)).encode())
-    if found := report.points_by_group(measured["cases"]):
-        with figure("page", 5.2, rows=2, columns=len(found), sharex="col") as (sheet, axes):
-            machine = data["machine"]
-            threads = "one thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
-            sheet.suptitle(f"Time and memory of a call in float32: {machine['processor']}, {threads}")
-            report.draw_panels(axes, found, "CPU" if settings.device == "cpu" else "device")
-            paths = save_figure(sheet, name, data, settings.out, kept, settings.seed)
-        print(f"wrote {paths[0]} (and .pdf, .json) and {table}")
+    if report.points_by_group(measured["cases"]):
+        path = benchmark_figure(name, data, settings)
+        print(f"wrote {path} (and .pdf, .json) and {table}")
     else:
         numbers = settings.out / f"{name}.json"
-        replace_file(numbers, to_json({"data": plain(data), "config": plain(kept)}).encode())
+        replace_file(numbers, to_json({"data": plain(data), "config": plain(_kept(settings))}).encode())
         print(f"wrote {table} and {numbers}; no case grows with the width, so there is no figure")
+
+
+def _kept(settings: Benchmark) -> dict[str, Any]:
+    """The settings that decide the numbers."""
+    return {name: getattr(settings, name) for name in ("cases", "rounds", "seconds", "quick")}
+
+
+def benchmark_figure(name: str, data: Mapping[str, Any], settings: Benchmark) -> Path:
+    """Draw the cases that grow with the width; returns the path of the picture."""
+    found, machine = report.points_by_group(data["cases"]), data["machine"]
+    with figure("page", 5.2, rows=2, columns=len(found), sharex="col") as (sheet, axes):
+        threads = "one thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+        sheet.suptitle(f"Time and memory of a call in float32: {machine['processor']}, {threads}")
+        report.draw_panels(axes, found, "CPU" if settings.device == "cpu" else "device")
+        return save_figure(sheet, name, data, settings.out, _kept(settings), settings.seed)[0]

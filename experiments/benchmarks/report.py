@@ -197,4 +197,4 @@ def _line(axes: Axes, name: str, points: list[tuple[int, float]]) -> None:
         return
     ours = name.startswith("ours")
     style = curve(STYLES[name]) | {"linewidth": 2 if ours else 1, "markersize": 5 if ours else 3.5}
-    axes.loglog(*zip(*sorted(points), strict=True), **style, zorder=3 if ours else 2, label=name)
+    axes.loglog(*zip(*sorted(points), strict=True), **style, zorder=2 if ours else 3, label=name)

@@ -223,7 +223,7 @@ def draw_sheet(split: ImageSplit, settings: Glyphs) -> None:
         panel.tick_params(length=0)
         panel.set_xticks([])
         panel.set_title(
-            f"Embedded few-shot images, {settings.split} scripts: a class a row, a sample a column"
+            f"Embedded few-shot images, {settings.split} scripts, seed {settings.seed}: a class a row"
         )
         panel.spines[:].set_visible(False)
         panel.grid(False)

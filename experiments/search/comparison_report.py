@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mamltheory.nas.spelling import operation_words
 
-from ..plotting import curve, figure, legend_below, save_figure
+from ..plotting import curve, figure, save_figure
 from .settings import Protocols
 
 ROUNDS = range(1, 7)
@@ -139,6 +139,8 @@ def draw_comparison(found: Mapping, settings: Protocols) -> None:
         right.set(xlabel="CPU seconds a search", ylabel="equal final operators of 18", ylim=(0, 18.5))
         right.set_yticks(range(0, 19, 3))
         right.set_xlim(0, 1.1 * max(right.dataLim.x1, 1))
-        legend_below(left, 2)
+        drawing.legend(
+            *left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=7
+        )
         numbers = {name: each["summary"] for name, each in found["protocols"].items()}
         save_figure(drawing, "protocols_figure", numbers, settings.out, {}, settings.seed)

@@ -23,7 +23,7 @@ from mamltheory.nas.space import PAPER, Space
 from mamltheory.nas.spelling import edge_words, operation_words
 
 from ..data.loading import data_of
-from ..genotypes import network_size
+from ..genotypes import genotype_from, network_size
 from ..named import score_of
 from ..plotting import draw_genotype, figure, save_figure
 from ..runs import without_paths
@@ -54,7 +54,13 @@ def draw_trace(
     Returns:
         The paths of PNG, PDF and numbers.
     """
-    data, space = trace_data(state), state.candidates.space
+    return trace_figure(trace_data(state), state.candidates.space, name, directory, settings, seed)
+
+
+def trace_figure(
+    data: dict[str, list], space: Space, name: str, directory: Path, settings: Mapping[str, Any], seed: int
+) -> tuple[Path, Path, Path]:
+    """The figure of these numbers of :func:`trace_data`; the arguments are those of :func:`draw_trace`."""
     height = FIELD * (len(rows(space)) + 6 * GAP + HEAD) + 0.85
     with figure("page", height) as (drawing, axes):
         drawing.suptitle(_title(settings, seed))
@@ -160,7 +166,7 @@ def _draw(drawing: Figure, axes: Axes, data: dict[str, list], space: Space) -> N
         axes.text(columns + 0.5, y + 0.5, name, weight="bold", **_middle(min(6.5, 90 / len(name))))
     axes.set(xlim=(-LEFT, columns + 1), ylim=(max(heights.values()) + ROW + 0.1, -HEAD))
     axes.set_axis_off()
-    _legend(drawing, axes)
+    _legend(drawing, axes, any(each["tied"] for each in data["fields"]))
 
 
 def _heights(space: Space) -> dict[tuple[str, int, int], float]:
@@ -203,7 +209,7 @@ def _draw_field(axes: Axes, at: tuple[float, float], found: Mapping[str, Any]) -
     if found["undecided"]:
         frame: dict[str, Any] = {"edgecolor": WARNING, "linewidth": 1.0, "linestyle": (0, (2.5, 1.2))}
         axes.add_patch(Rectangle((x + 0.035, y + 0.08), 0.93, 0.84, fill=False, **frame))
-    name = operation_words(found["operation"]) + ("⁼" if found["tied"] else "")
+    name = operation_words(found["operation"]) + (" =" if found["tied"] else "")
     size = min(6.5, 90 / len(name))  # a user's operation may have a long name
     if found["score"] is None:
         axes.text(x + 0.5, y + 0.5, name, **_middle(size))
@@ -213,14 +219,14 @@ def _draw_field(axes: Axes, at: tuple[float, float], found: Mapping[str, Any]) -
 
 
 def _number(score: float) -> str:
-    """At most three digits, with a sign of constant width."""
+    """At most three decimals, with a sign of constant width."""
     if abs(score) == float("inf"):
         return "+∞" if score > 0 else "−∞"
-    digits = 2 if abs(score) < 9.995 else 1 if abs(score) < 99.95 else 0
+    digits = 3 if abs(score) < 0.9995 else 2 if abs(score) < 9.995 else 1 if abs(score) < 99.95 else 0
     return f"{score:+.{digits}f}".replace("-", "−")
 
 
-def _legend(drawing: Figure, axes: Axes) -> None:
+def _legend(drawing: Figure, axes: Axes, tied: bool) -> None:
     bar = drawing.colorbar(
         ScalarMappable(Normalize(0, 1), SURE), ax=axes, orientation="horizontal", fraction=0.025, pad=0.01
     )
@@ -231,7 +237,7 @@ def _legend(drawing: Figure, axes: Axes) -> None:
     colour = (
         "probability that other draws of the round's repeats take out the same operator (grey: not known)"
     )
-    marks = f"dashed frame: undecided, below {SEPARATED:g} or by size; ⁼: equal sums of ranks"
+    marks = f"dashed frame: undecided, below {SEPARATED:g} or by size" + "; =: equal sums of ranks" * tied
     bar.set_label(f"{colour}\nnumber: score of the operator; {marks}", fontsize=7)
 
 
@@ -274,21 +280,29 @@ def draw_cells(
     """
     settings = settings.resolved()
     size = network_size(settings, len(data_of(settings).train.class_names))
-    parameters, edges = genotype_parameters(genotype, size), genotype.edges()
-    parts = [criterion_name(vars(settings)), f"{parameters:,} parameters", *score_words(settings, scores)]
     data = {
         "genotype": genotype.to_json(),
-        "parameters": parameters,
+        "parameters": genotype_parameters(genotype, size),
         "scores": [{"condition": score.condition, "regions": score.regions} for score in scores],
     }
+    return cells_figure(data, settings, name, directory or settings.out)
+
+
+def cells_figure(
+    data: Mapping[str, Any], settings: Search, name: str, directory: Path
+) -> tuple[Path, Path, Path]:
+    """The figure of these numbers of :func:`draw_cells`, of which the arguments are."""
+    scores = [Score(float(each["condition"]), float(each["regions"])) for each in data["scores"]]
+    edges = genotype_from(data["genotype"]).edges()
+    lines = [f"{criterion_name(vars(settings))}, {data['parameters']:,} parameters"]
+    if words := score_words(settings, scores):
+        lines.append(f"{words[0]} on {len(scores)} new draws; {score_scale(settings)}")
     where = f"{Path(settings.data).name}, {settings.cells} cells of {settings.channels} channels, seed {settings.seed}"
     with figure("page", 5.4, rows=2) as (drawing, axes):
-        drawing.suptitle(f"{', '.join(parts)}\n{where}")
+        drawing.suptitle("\n".join([*lines, where]))
         for panel, kind in zip(axes[:, 0], CELL_TYPES, strict=True):
             draw_genotype(panel, edges[kind], f"{kind} cell")
-        return save_figure(
-            drawing, name, data, directory or settings.out, without_paths(settings), settings.seed
-        )
+        return save_figure(drawing, name, data, directory, without_paths(settings), settings.seed)
 
 
 def score_words(settings: Search, scores: Sequence[Score]) -> list[str]:
@@ -306,3 +320,12 @@ def score_words(settings: Search, scores: Sequence[Score]) -> list[str]:
         return [f"{name} = ∞"]
     error = f" ± {stdev(values) / math.sqrt(len(values)):.2g}" if len(values) > 1 else ""
     return [f"{name} = {fmean(values):.4g}{error}"]
+
+
+def score_scale(settings: Search) -> str:
+    """Which values of the score of :func:`score_words` are good."""
+    if own := score_of(settings.score):
+        return "higher is better" if own.largest_is_best else "lower is better"
+    if settings.criteria == ("regions",):
+        return "higher is better"
+    return "lower is better, 0 is perfect conditioning"

@@ -16,7 +16,7 @@ from mamltheory.nas.sizes import genotype_parameters, multiply_accumulates
 from mamltheory.strict_json import read_json_file
 
 from ..genotypes import network_size
-from ..plotting import curve, figure, save_figure
+from ..plotting import curve, figure, legend_below, save_figure
 from ..program import PROGRAM, program_in
 from ..runs import quoted, without_paths
 from ..settings import EMBEDDED_DATA
@@ -216,7 +216,7 @@ def draw_rungs(settings: Search) -> None:
         for cell in rung["cells"]:
             if not cell["diverged"]:
                 curves.setdefault(cell["cell"], []).append((rung["epochs"], 100 * cell["accuracy"]))
-    with figure("column", 2.6) as (drawing, axes):
+    with figure("column", 2.9) as (drawing, axes):
         panel = axes[0, 0]
         for number, points in sorted(curves.items(), key=lambda item: item[0] == best):
             style = curve(0) if number == best else {"color": "0.75", "marker": "."}
@@ -227,7 +227,7 @@ def draw_rungs(settings: Search) -> None:
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_xlabel("epochs of training")
         panel.set_ylabel("5-way 1-shot accuracy,\nvalidation classes (%)")
-        panel.legend(loc="lower right")
+        legend_below(panel)
         panel.set_title(
             f"{settings.rungs[0]} cells, {band_of(settings)} parameters,\n{Path(settings.data).name}"
         )

@@ -23,7 +23,7 @@ from mamltheory.nas.statistics.rank_correlation import (
 from mamltheory.rng import numpy_generator
 from mamltheory.runtime.records import replace_file
 
-from ..plotting import COLOURS, figure, save_figure, ticks_at
+from ..plotting import COLOURS, figure, save_figure, tall_left, ticks_at
 from ..runs import without_paths
 from ..terminal import for_terminal
 from .measurements import Record, check_networks
@@ -62,9 +62,8 @@ LABELS = {
     "regression accuracy": "accuracy of NTK regression*",
 }
 SHOTS = ("1", "5")
-KERNEL_MEASURES = (
-    "C: condition number of the kernel K; harmonic: $\\mathrm{tr}\\,K\\;\\mathrm{tr}\\,K^{-1}/n^2$"
-)
+HARMONIC = "harmonic: $\\mathrm{tr}\\,K\\;\\mathrm{tr}\\,K^{-1}/n^2$ of the kernel K"
+KERNEL_MEASURES = f"C: condition number, {HARMONIC}; *: experimental, the first term of Theorem 2"
 THOUSANDS = [first * 10**power for power in range(5) for first in (1, 2, 5)]
 
 
@@ -98,17 +97,10 @@ def correlation_findings(settings: Correlation, records: list[Record]) -> Correl
     networks = sorted((r for r in records if r["training"] == 0), key=lambda r: r["network"])
     again = sorted((r for r in records if r["training"] == 1), key=lambda r: r["network"])
     rows = np.array([r["network"] for r in again])
-    arrays = {name: np.array([r["scores"][name] for r in networks], float) for name in networks[0]["scores"]}
-    singular = {name: int(np.isinf(values).sum()) for name, values in arrays.items()}
-    arrays = {name: finite_scores(values) for name, values in arrays.items()}
-    shape = next(iter(arrays.values())).shape
-    for name in BARS:
-        sizes = np.log([r[name] for r in networks])
-        arrays[name] = np.broadcast_to(sizes[:, None, None], shape)
-    components = {name: [arrays[part] for part in parts] for name, parts in COMPONENTS.items()}
+    components, singular = components_of(networks)
     accuracy = {k: np.array([r["accuracy"][k] for r in networks]) for k in SHOTS}
     random = numpy_generator(settings.seed, "study bootstrap")
-    size = arrays["parameters"][:, 0, 0]
+    size = components["parameters"][0][:, 0, 0]
     return CorrelationFindings(
         networks=networks,
         accuracy=accuracy,
@@ -131,6 +123,18 @@ def correlation_findings(settings: Correlation, records: list[Record]) -> Correl
     )
 
 
+def components_of(networks: list[Record]) -> tuple[dict[str, list[np.ndarray]], dict[str, int]]:
+    """The parts of every score (networks × pools × initialisations), and how many kernels of each were singular."""
+    arrays = {name: np.array([r["scores"][name] for r in networks], float) for name in networks[0]["scores"]}
+    singular = {name: int(np.isinf(values).sum()) for name, values in arrays.items()}
+    arrays = {name: finite_scores(values) for name, values in arrays.items()}
+    shape = next(iter(arrays.values())).shape
+    for name in BARS:
+        sizes = np.log([r[name] for r in networks])
+        arrays[name] = np.broadcast_to(sizes[:, None, None], shape)
+    return {name: [arrays[part] for part in parts] for name, parts in COMPONENTS.items()}, singular
+
+
 def _single_draws(parts: list[np.ndarray]) -> np.ndarray:
     """The score of every single pool and initialisation; a score with several parts is a sum of ranks."""
     return parts[0] if len(parts) == 1 else np.sum([rankdata(each, axis=0) for each in parts], 0)
@@ -143,10 +147,7 @@ def _mean(values: Iterable[float]) -> float:
 def draw_correlation(settings: Correlation, found: CorrelationFindings) -> None:
     """Draw the forest plot, and the paper's score and the parameters against accuracy."""
     with figure("page", 5.2, rows=2, columns=2, width_ratios=(1.7, 1)) as (drawing, axes):
-        grid = axes[0, 0].get_gridspec()
-        for axis in axes[:, 0]:
-            axis.remove()
-        forest = drawing.add_subplot(grid[:, 0])
+        forest, above, under = tall_left(axes)
         draw_forest(forest, found)
         below = {
             "loc": "outside lower center",
@@ -156,8 +157,8 @@ def draw_correlation(settings: Correlation, found: CorrelationFindings) -> None:
             "title_fontsize": 7,
         }
         drawing.legend(*forest.get_legend_handles_labels(), frameon=False, **below)
-        draw_scatter(axes[0, 1], found, "paper", "the paper's rank sum")
-        draw_scatter(axes[1, 1], found, "parameters", "thousand parameters")
+        draw_scatter(above, found, "paper", "the paper's rank sum")
+        draw_scatter(under, found, "parameters", "thousand parameters")
         s = settings
         drawing.suptitle(
             f"Scores at initialisation against accuracy after training: {len(found.networks)} random networks\n"
@@ -178,7 +179,7 @@ def draw_correlation(settings: Correlation, found: CorrelationFindings) -> None:
 def draw_forest(axes: Axes, found: CorrelationFindings) -> None:
     """Draw τ of every score with its intervals; parameters and MACs are on top."""
     names = list(COMPONENTS)
-    axes.axhspan(-0.5, len(BARS) - 0.5, color="0.92", zorder=0)
+    axes.axhspan(-0.5, len(BARS) - 0.5, color="0.92", zorder=0, label="sizes, which are no scores")
     for k, colour, marker, shift in zip(SHOTS, COLOURS, "os", (-0.14, 0.14), strict=False):
         for row, name in enumerate(names):
             tau, y = found.validity[k][name].tau, row + shift
@@ -188,6 +189,7 @@ def draw_forest(axes: Axes, found: CorrelationFindings) -> None:
             axes.plot(tau.value, y, marker=marker, color=colour, linestyle="None", label=label)
     axes.plot([], [], color="0.4", linewidth=0.9, label="95 %, networks and class pools")
     axes.plot([], [], color="0.4", linewidth=2.2, alpha=0.45, label="95 %, networks alone")
+    axes.fill_between([], [], [], color="0.6", alpha=0.35, linewidth=0, label="between 1-shot and 5-shot")
     _span_of_shots(axes, [found.validity[k]["parameters"].tau.value for k in SHOTS], "--", "the parameters")
     tops = [found.ceiling[k] for k in SHOTS]
     low, high = (number(each) for each in tops[0].highest_tau_interval)

@@ -123,7 +123,7 @@ class Tabulate(ShortTraining):
 
 @dataclass(frozen=True)
 class Stability(SmallNetworkSettings):
-    """Do two searches get the same scores? Reliability of operator scores against repeats and CPU seconds."""
+    """Do two searches get the same scores? Reliability of operator scores and its price in CPU seconds."""
 
     kernel: Literal["maml", "anil", "ntk"] = "maml"
     """Kernel that is scored: MetaNTK of MAML or ANIL, or the plain NTK (TE-NAS)."""

@@ -1,4 +1,4 @@
-"""The results of the study of repeated scores: reliability against repeats and against CPU seconds, and a table."""
+"""The results of the study of repeated scores: reliability of one and of several repeats, CPU seconds, and a table."""
 
 import math
 from collections.abc import Mapping
@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from mamltheory.nas.genotype import Candidates
-from mamltheory.nas.statistics.reliability import mean_reliability
+from mamltheory.nas.statistics.reliability import mean_reliability, repeats_for
 from mamltheory.nas.statistics.repeatability import (
     Difference,
     Repeatability,
@@ -22,17 +23,21 @@ from mamltheory.nas.statistics.repeatability import (
 from mamltheory.rng import derived_seed, numpy_generator
 from mamltheory.runtime.records import replace_file
 
-from ..plotting import COLOURS, LINE_STYLES, MARKERS, figure, save_figure, ticks_at
+from ..plotting import curve, figure, save_figure
 from ..terminal import for_terminal
-from .correlation_report import figure_settings, number, span
+from .correlation_report import HARMONIC, figure_settings, number, span
 from .measurements import Record, check_repeats
 from .settings import Stability as Settings
 
 Name = tuple[str, int, str]
 """Estimator, joint tasks, measure."""
-LEAST_REPEATS, MOST_REPEATS = 4, 64
+LEAST_REPEATS = 4
 ESTIMATORS = {"gradient": "gradient", "exact": "one by one"}
 MEASURE_NAMES = {"condition": "condition number", "harmonic": "harmonic"}
+NOISE: dict[str, Any] = {"color": "0.82", "linewidth": 5, "solid_capstyle": "butt", "zorder": 0.8}
+PREDICTED: dict[str, Any] = {"color": "k", "marker": "|", "markersize": 8, "linestyle": "None"}
+ENDLESS = 1e9
+"""CPU seconds beyond all axes: the end of an interval without an upper end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,28 +167,30 @@ def label(name: Name) -> str:
     return f"{MEASURE_NAMES[measure]}, {ESTIMATORS[estimator]}, T = {tasks}"
 
 
-def style(name: Name, settings: Settings) -> dict[str, Any]:
-    """Colour by estimator and tasks; solid lines for the harmonic number, dashed ones for the condition number."""
-    estimator, tasks, measure = name
-    if estimator == "gradient":
-        place = settings.gradient_tasks.index(tasks)
-    else:
-        place = {"exact": len(COLOURS) - 1, "regions": len(COLOURS) - 2}[estimator]
-    place %= len(COLOURS)
-    return {
-        "color": COLOURS[place],
-        "marker": MARKERS[place],
-        "linestyle": LINE_STYLES[0 if measure == "harmonic" else 3 if estimator == "regions" else 1],
-    }
-
-
 def draw_stability(settings: Settings, found: StabilityFindings) -> None:
-    """Draw reliability against repeats, with measurements from independent halves, and against CPU seconds."""
-    with figure("page", 4.3, columns=2, sharey=True) as (drawing, axes):
-        against_repeats(axes[0, 0], settings, found)
-        against_seconds(axes[0, 1], settings, found)
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        drawing.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=7)
+    """Draw a row for each score: the reliability of one repeat and of several, and CPU seconds for 0.9."""
+    names = list(found.stability)
+    with figure("page", 1.7 + 0.2 * len(names), columns=3, sharey=True) as (drawing, axes):
+        one, several, seconds = axes[0]
+        for row, (name, each) in enumerate(found.stability.items()):
+            draw_single(one, row, each, look(name))
+            draw_mean(several, row, each, common_half(found), look(name))
+            draw_seconds(seconds, row, each, look(name))
+        for panel in (one, several):
+            panel.axvline(0, color="0.3", linewidth=0.7, zorder=0.5)
+            panel.set_xlim(-0.18, 1.03)
+        one.set_title("one repeat")
+        several.set_title(f"mean of {common_half(found)} repeats")
+        seconds.set_title("until reliability 0.9")
+        one.set_xlabel("reliability $r_1$")
+        several.set_xlabel("correlation of two means")
+        seconds.set_xlabel("CPU seconds")
+        scale_seconds(seconds, found)
+        one.set_yticks(range(len(names)), [label(name) for name in names], fontsize=7)
+        one.set_ylim(len(names) - 0.4, -0.6)
+        below = {"loc": "outside lower center", "ncols": 5, "fontsize": 7, "frameon": False}
+        words = f"{HARMONIC}; T: tasks in a kernel"
+        drawing.legend(handles=kinds(), title=words, title_fontsize=7, handlelength=1.5, **below)
         drawing.suptitle(
             f"Reliability of operator scores: {settings.kernel.upper()}, first round, {settings.channels} channels, "
             f"{settings.cells} cells; {settings.data}, seed {settings.seed}"
@@ -199,41 +206,67 @@ def draw_stability(settings: Settings, found: StabilityFindings) -> None:
     print(f"wrote {paths[0]} (and .pdf, .json)")
 
 
-def against_repeats(axes: Axes, settings: Settings, found: StabilityFindings) -> None:
-    """Draw predicted curves, the interval at one repeat, and correlations between disjoint halves."""
-    grid = np.geomspace(1, MOST_REPEATS, 60)
-    null = max(each.null[1] for name, each in found.stability.items() if name[0] == "gradient")
-    band = predicted_reliability(null, grid)
-    axes.fill_between(grid, 0, band, color="0.85", zorder=0)
-    axes.fill_between([], [], [], color="0.85", label="no signal: what noise alone gives")
-    for i, (name, each) in enumerate(found.stability.items()):
-        look = style(name, settings)
-        axes.plot(grid, each.curve(grid), **look | {"marker": "None"})
-        counts = [m for m in each.halves if m & (m - 1) == 0]
-        points = look | {"linestyle": "None", "label": label(name)}
-        if name[2] == "condition":
-            points["markerfacecolor"] = "white"
-        axes.plot(counts, [each.halves[m] for m in counts], **points)
-        axes.plot([0.93 - 0.025 * i] * 2, each.interval, color=look["color"], linewidth=1.2)
-    axes.set_xscale("log")
-    ticks_at(axes.xaxis, (1, 2, 4, 8, 16, 32, 64))
-    axes.set_ylim(-0.15, 1)
-    axes.set_xlabel("repeats (bars left of 1: 95 % interval of $r_1$)")
-    axes.set_ylabel("reliability; points: between independent means")
+def look(name: Name) -> dict[str, Any]:
+    """Colour and marker of a measure; rows tell estimators and numbers of tasks apart."""
+    return curve(list(dict.fromkeys((*MEASURE_NAMES, "regions"))).index(name[2])) | {"linestyle": "None"}
 
 
-def against_seconds(axes: Axes, settings: Settings, found: StabilityFindings) -> None:
-    """Draw the predicted curves against CPU seconds."""
-    seconds = [each.seconds for each in found.stability.values()]
-    most = max(600, 10 * max(seconds))
-    for name, each in found.stability.items():
-        grid = np.geomspace(1, max(MOST_REPEATS, most / each.seconds), 80)
-        axes.plot(grid * each.seconds, each.curve(grid), **style(name, settings) | {"marker": "None"})
-    axes.axhline(0.9, color="0.5", linewidth=0.8, linestyle=":")
+def common_half(found: StabilityFindings) -> int:
+    """The largest power of two of repeats for which every score has two disjoint means."""
+    shared = set.intersection(*(set(each.halves) for each in found.stability.values()))
+    return max(m for m in shared if m & (m - 1) == 0)
+
+
+def draw_single(axes: Axes, row: int, each: Repeatability, style: Mapping[str, Any]) -> None:
+    """Draw the reliability of one repeat with its interval, over what noise alone gives."""
+    axes.plot(each.null, (row, row), **NOISE)
+    axes.plot(each.interval, (row, row), color=style["color"])
+    axes.plot(each.single, row, **style)
+
+
+def draw_mean(axes: Axes, row: int, each: Repeatability, count: int, style: Mapping[str, Any]) -> None:
+    """Draw the correlation between means of ``count`` repeats, and what one repeat predicts for it."""
+    repeats = np.array([float(count)])
+    axes.plot((0, *predicted_reliability(each.null[1], repeats)), (row, row), **NOISE)
+    axes.plot(each.halves[count], row, **style)
+    axes.plot(each.curve(repeats), row, **PREDICTED)
+
+
+def draw_seconds(axes: Axes, row: int, each: Repeatability, style: Mapping[str, Any]) -> None:
+    """Draw the CPU seconds for reliability 0.9, with an interval that may have no upper end."""
+    least, most = (each.seconds * repeats_for(bound) for bound in reversed(each.interval))
+    if math.isfinite(each.for_90):
+        axes.plot(each.seconds * each.for_90, row, **style)
+    if math.isfinite(least):
+        axes.plot((least, most if math.isfinite(most) else ENDLESS), (row, row), color=style["color"])
+    if math.isinf(most):
+        axes.plot(1, row, **style | {"marker": ">"}, transform=axes.get_yaxis_transform(), clip_on=False)
+
+
+def scale_seconds(axes: Axes, found: StabilityFindings) -> None:
+    """Fit the logarithmic axis of seconds to all values and to those ends of intervals that exist."""
+    ends = [
+        each.seconds * repeats_for(value)
+        for each in found.stability.values()
+        for value in (each.single, *each.interval)
+    ]
+    known = [end for end in ends if 0 < end < math.inf]
     axes.set_xscale("log")
-    axes.set_xlim(min(seconds) / 1.5, most)
-    axes.set_xlabel("CPU seconds (dotted: reliability 0.9)")
-    axes.set_ylabel("predicted reliability")
+    if known:
+        axes.set_xlim(min(known) / 2, 3 * max(known))
+
+
+def kinds() -> list[Line2D]:
+    """What the marks of the figure are, for its legend."""
+    measured = {"color": "0.3", "marker": "o", "linestyle": "None"}
+    marks = {
+        "measured": measured,
+        "95 % interval": {"color": "0.3"},
+        "what noise alone gives (95 %)": NOISE,
+        "predicted from one repeat": PREDICTED,
+        "no upper end": measured | {"marker": ">"},
+    }
+    return [Line2D([], [], **style, label=label) for label, style in marks.items()]
 
 
 def stability_numbers(found: StabilityFindings) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The figure on a table of cells of one size: what predicts accuracy, at what price, and what a search gains by it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -11,7 +12,7 @@ from mamltheory.nas.statistics.resampled_ranks import Association
 from ..plotting import COLOURS, figure, save_figure, ticks_at
 from .table_findings import TableFindings
 from .table_replays import Replays, Tried
-from .table_words import LABELS, epochs_in_words
+from .table_words import LABELS, epochs_in_words, settings_words
 
 SHOWN_SCORES = (
     "maml condition",
@@ -31,7 +32,7 @@ Row = tuple[str, str, Association, Association | None]
 
 
 def draw_table(
-    found: TableFindings, searches: Replays, out: Path, name: str, config: dict[str, object]
+    found: TableFindings, searches: Replays, out: Path, name: str, config: Mapping[str, Any]
 ) -> tuple[Path, Path, Path]:
     """Draw three panels and write them.
 
@@ -40,12 +41,13 @@ def draw_table(
         searches: Replays of search methods.
         out: Folder of the files.
         name: Of the files.
-        config: The settings behind the numbers.
+        config: The settings behind the numbers, with those of the table.
 
     Returns:
         The paths of picture, PDF and numbers.
     """
-    with figure("page", 5.2) as (drawing, axes):
+    where = settings_words(config["table"], "data", "image_size", "cells", "channels", "epochs", "seed")
+    with figure("page", 5.4) as (drawing, axes):
         axes[0, 0].remove()
         # Each part needs its own margins for its labels.
         left, right = drawing.subfigures(1, 2, width_ratios=(1, 1))
@@ -53,7 +55,7 @@ def draw_table(
         draw_forest(left.subplots(), list(forest_rows(found)))
         draw_price(above.subplots(), found)
         draw_gains(below.subplots(), searches)
-        drawing.suptitle(f"{found.cells} random cells of one size: what tells the better ones?")
+        drawing.suptitle(f"{found.cells} random cells of one size: what tells the better ones?\n{where}")
         return save_figure(drawing, name, {"findings": found, "searches": searches}, out, config)
 
 
@@ -87,7 +89,7 @@ def draw_forest(axes: Axes, rows: Sequence[Row]) -> None:
         if cell is not None:
             draw_interval(axes, place + 0.15, cell.tau.value, cell.tau.interval, CELL)
     finish_rows(axes, [row[1] for row in rows], ("this training", "mean of two, or another"))
-    axes.set_xlabel("Kendall's $\\tau$ with final 1-shot accuracy")
+    axes.set_xlabel("Kendall's $\\tau$ with final 1-shot accuracy\n(lines: 95 %; shaded: at initialisation)")
 
 
 def draw_interval(
@@ -151,7 +153,7 @@ def draw_price(axes: Axes, found: TableFindings) -> None:
     axes.set_xscale("log")
     spent = [row.seconds for row in found.predictors if row.seconds > 0]
     ticks_at(axes.xaxis, [t for t in SECONDS if min(spent) * 0.9 < t < max(spent) * 1.2])
-    axes.set_xlabel("CPU seconds a cell (dotted: another training)")
+    axes.set_xlabel("CPU seconds a cell\n(dotted: another training; bands: 95 %)")
     axes.set_ylabel("Kendall's $\\tau$")
     figure_of = axes.get_figure()
     assert figure_of is not None, "the panel lies in a figure"
@@ -171,7 +173,7 @@ def draw_gains(axes: Axes, searches: Replays) -> None:
         draw_interval(axes, place + 0.15, retrained.mean, (retrained.low, retrained.high), CELL)
     labels = [_short(label, each) for label, each in rows]
     finish_rows(axes, labels, ("network that it trained", "its cell trained again"))
-    axes.set_xlabel("gain in points")
+    axes.set_xlabel("gain over random cells\n(percentage points)")
 
 
 def _short(label: str, each: Tried) -> str:

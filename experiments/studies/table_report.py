@@ -22,7 +22,7 @@ from .table_findings import (
     table_findings,
 )
 from .table_replays import Replays, Tried, replays
-from .table_words import LABELS, epochs_in_words
+from .table_words import LABELS, epochs_in_words, settings_words
 
 NAME = "equal_size"
 LEVEL = 0.05
@@ -52,16 +52,12 @@ def report_table(table: Table, out: Path, draws: int, seed: int) -> None:
 def table_text(settings: Mapping[str, Any], found: TableFindings, searches: Replays) -> str:
     """The report in words and tables."""
     noise = found.noise
-    words = [
-        f"{name} {settings[name]}"
-        for name in ("data", "image_size", "channels", "epochs")
-        if name in settings
-    ]
+    words = settings_words(settings, "data", "image_size", "channels", "epochs")
     lines = [
         "# What predicts accuracy among cells of one size",
         "",
         f"{found.cells} random cells of {settings.get('parameters', 'one number of')} parameters, trained twice "
-        f"({', '.join(words)}). Accuracy is that of a logistic head on 1-shot tasks of the test classes. One training "
+        f"({words}). Accuracy is that of a logistic head on 1-shot tasks of the test classes. One training "
         f"deviates by {100 * noise.deviation:.1f} points, cells differ by {100 * found.between:.1f} (standard "
         f"deviations); reliability of one training {number(noise.reliability)}; τ between the two trainings "
         f"{number(noise.tau)}, highest τ to be expected of any score with one training {number(noise.highest_tau)} "

@@ -1,4 +1,7 @@
-"""Names of scores in the report on a table, in plain words."""
+"""Names of scores and settings in the report on a table, in plain words."""
+
+from collections.abc import Mapping
+from typing import Any
 
 LABELS = {
     "parameters": "log parameters",
@@ -20,3 +23,8 @@ LABELS = {
 def epochs_in_words(epochs: int) -> str:
     """For example "4 epochs"."""
     return f"{epochs} epoch{'' if epochs == 1 else 's'}"
+
+
+def settings_words(settings: Mapping[str, Any], *names: str) -> str:
+    """The settings of these names that a table has, for example "data glyphs, image size 32"."""
+    return ", ".join(f"{name.replace('_', ' ')} {settings[name]}" for name in names if name in settings)

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from matplotlib.lines import Line2D
+
 from ..plotting import curve, figure, save_figure, ticks_at
 from ..runs import without_paths
 from .results import Results, compared_pairs
@@ -42,28 +44,40 @@ def draw_differences(results: Results, experiment: Experiment) -> str | None:
     }
     if not found:
         return None
-    methods = [method for method, _ in pairs if any((method, shots) in found for shots in SHOTS)]
-    with figure("page", 1.3 + 0.38 * len(methods), columns=len(SHOTS), sharey=True) as (drawing, axes):
+    records = [
+        {"method": method, "shots": shots, **asdict(comparison)}
+        for (method, shots), comparison in found.items()
+    ]
+    return differences_figure(records, settings, experiment)
+
+
+def differences_figure(records: Sequence[Mapping[str, Any]], settings: Table, experiment: Experiment) -> str:
+    """Draw the comparisons of every method and number of shots; returns the name."""
+    methods: list[Method] = list(dict.fromkeys(each["method"] for each in records))
+    with figure("page", 1.5 + 0.38 * len(methods), columns=len(SHOTS), sharey=True) as (drawing, axes):
         drawing.suptitle(f"Searches against random cells of their size\n{_where(settings, experiment)}")
         for panel, shots in zip(axes[0], SHOTS, strict=True):
             panel.axvline(0, color="0.4", linewidth=0.8)
-            for place, method in enumerate(methods):
-                if (comparison := found.get((method, shots))) is None:
-                    continue
-                style, mean = curve(place) | {"linestyle": "none"}, comparison.interval
-                points = [100 * each for each in comparison.differences]
+            for each in (each for each in records if each["shots"] == shots):
+                place, mean = methods.index(each["method"]), each["interval"]
+                style = curve(place) | {"linestyle": "none"}
+                points = [100 * one for one in each["differences"]]
                 panel.plot(points, [place - 0.18] * len(points), **style | {"markerfacecolor": "white"})
-                panel.errorbar(100 * mean.mean, place + 0.18, xerr=100 * mean.half_width, capsize=3, **style)
-            panel.set_xlabel(f"{shots}-shot accuracy minus that of\nrandom cells of its size (points)")
+                panel.errorbar(
+                    100 * mean["mean"], place + 0.18, xerr=100 * mean["half_width"], capsize=3, **style
+                )
+            panel.set_xlabel(
+                f"{shots}-shot accuracy minus that of random\ncells of its size (percentage points)"
+            )
             panel.set_ylim(len(methods) - 0.4, -0.6)
         axes[0, 0].set_yticks(range(len(methods)), [NAMES[method] for method in methods])
-        data = {
-            "data": RECIPES[experiment].data,
-            "differences": [
-                {"method": method, "shots": shots, **asdict(comparison)}
-                for (method, shots), comparison in found.items()
-            ],
-        }
+        marks = {"color": "0.3", "marker": "o"}
+        handles = [
+            Line2D([], [], **marks, linestyle="none", markerfacecolor="white", label="a run"),
+            Line2D([], [], **marks, label="mean of the runs with its 95 % interval"),
+        ]
+        drawing.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=7)
+        data = {"data": RECIPES[experiment].data, "differences": records}
         name = _name(settings, experiment, "differences")
         save_figure(drawing, name, data, settings.out, without_paths(settings), settings.seed)
     return name

@@ -115,7 +115,12 @@ def share_record(result: Sweep) -> dict[str, Any]:
     }
 
 
-HEIGHTS = (1.0, 1.25, 0.8)
+HEIGHTS = (1.0, 1.0, 1.0, 0.8)
+MOVEMENTS = {
+    "path_length": ("path", "bound (29)", r"path $\sum_t \|\theta_t - \theta_{t-1}\|$"),
+    "kernel_drift": ("drift", "bound (30)", r"drift $\sup_t \|\hat\Phi_t - \hat\Phi_0\|_F$"),
+}
+"""Name, bound and y label of what moves; a row of panels for each, for the norms are of different objects."""
 
 
 def plot_bounds(settings: Bounds) -> int:
@@ -163,19 +168,22 @@ def bounds_numbers(result: Sweep, measured: Sweep) -> dict[str, Any]:
 
 
 def draw_bounds(settings: Bounds, columns: dict[str, dict[str, Any]]) -> None:
-    """Draw residual, movement and probability, with a column for every depth."""
-    with figure("page", 7.9, 3, len(columns), sharey="row", height_ratios=HEIGHTS) as (drawing, axes):
+    """Draw residual, path, drift and probability, with a column for every depth."""
+    with figure("page", 9.4, len(HEIGHTS), len(columns), sharey="row", height_ratios=HEIGHTS) as (
+        drawing,
+        axes,
+    ):
         where = subtitle("The bounds of Theorem 3 hold from small widths on, with much to spare", settings)
         drawing.suptitle(where.replace(f"$L$ = {settings.depth}; ", ""))
         for i, (title, data) in enumerate(columns.items()):
-            axes[0, i].set_title(f"${title}$: {networks_beyond(data['residual'])}", fontsize=8)
+            axes[0, i].set_title(f"${title}$\n{networks_beyond(data['residual'])}", fontsize=8)
             draw_residuals_with_limit(axes[0, i], data["residual"])
-            draw_movement(axes[1, i], data)
-            draw_share(axes[2, i], data["share"])
+            for j, name in enumerate(MOVEMENTS):
+                draw_movement(axes[j + 1, i], data, j, name)
+            draw_share(axes[-1, i], data["share"])
             if i > 0:
                 for panel in axes[:, i]:
                     panel.set_ylabel("")
-            legend_below(axes[1, i])
         residuals = axes[0, 0].get_legend_handles_labels()
         drawing.legend(
             *residuals,
@@ -192,8 +200,9 @@ def draw_bounds(settings: Bounds, columns: dict[str, dict[str, Any]]) -> None:
 def networks_beyond(data: dict[str, Any]) -> str:
     """How many of the networks that are drawn leave the bound (31) at some step, in words."""
     rates = np.asarray(data["rates"])
-    left = round(rates.shape[1] * float(np.sum(1 - np.asarray(data["share_below_bound"]))))
-    return f"{left or 'none'} of {rates.size} beyond bound (31)"
+    left = np.round(rates.shape[1] * (1 - np.asarray(data["share_below_bound"]))).astype(int)
+    where = ", ".join(str(width) for width, count in zip(data["widths"], left, strict=True) if count)
+    return f"{left.sum() or 'none'} of {rates.size} beyond bound (31)" + f", at $l$ = {where}" * bool(where)
 
 
 def draw_residuals_with_limit(axes: Axes, data: dict[str, Any]) -> None:
@@ -202,18 +211,23 @@ def draw_residuals_with_limit(axes: Axes, data: dict[str, Any]) -> None:
     axes.semilogy(data["limit_rate"] ** np.arange(len(data["bound"])), "k:", label="wide limit")
 
 
-def draw_movement(axes: Axes, data: dict[str, Any]) -> None:
-    """Draw path length and kernel drift against width, with (29) and (30) in the same colours."""
-    widths = data["residual"]["widths"]
-    for i, (name, label, bound) in enumerate(
-        (("path_length", "path", "bound (29)"), ("kernel_drift", "drift", "bound (30)"))
-    ):
-        draw_power_law(axes, i, widths, np.asarray(data[name]["values"]), label, solid=True)
-        style = curve(i) | {"linestyle": "--", "markerfacecolor": "white"}
-        axes.loglog(widths, data[name]["bound_rms"], label=bound, **style)
+def draw_movement(axes: Axes, data: dict[str, Any], index: int, name: str) -> None:
+    """Draw one of ``MOVEMENTS`` against width with its bound.
+
+    Args:
+        axes: The panel.
+        data: The numbers of one depth.
+        index: Number of the curve, which decides its style.
+        name: Which movement.
+    """
+    widths, (label, bound, words) = data["residual"]["widths"], MOVEMENTS[name]
+    draw_power_law(axes, index, widths, np.asarray(data[name]["values"]), label, solid=True)
+    style = curve(index) | {"linestyle": "--", "markerfacecolor": "white"}
+    axes.loglog(widths, data[name]["bound_rms"], label=bound, **style)
     ticks_at(axes.xaxis, widths)
     axes.set_xlabel("width $l$")
-    axes.set_ylabel("path of $\\theta$, drift of $\\hat\\Phi$ (norms)")
+    axes.set_ylabel(words)
+    legend_below(axes)
 
 
 def draw_share(axes: Axes, data: dict[str, Any]) -> None:
@@ -225,4 +239,4 @@ def draw_share(axes: Axes, data: dict[str, Any]) -> None:
     axes.set_ylim(-0.04, 1.04)
     ticks_at(axes.xaxis, data["widths"])
     axes.set_xlabel("width $l$")
-    axes.set_ylabel(f"share of {data['networks']} networks\nwithin (31) at every step")
+    axes.set_ylabel(f"share of {data['networks']} networks\nwithin (31)\nat every step")

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from mamltheory.finite_width.asymptotics import root_mean_square
 
-from ..plotting import curve, figure, legend_below, ticks_at
+from ..plotting import curve, figure, legend_below, tall_left, ticks_at
 from .constants import constants, drift_bounds, path_bounds
 from .report import (
     draw_power_law,
@@ -23,10 +23,14 @@ MOVEMENTS = {
     "path_length": r"path $\sum_t \|\theta_t - \theta_{t-1}\|$",
     "movement": r"distance $\|\theta_T - \theta_0\|$",
 }
-KERNELS = {
-    "kernel_drift": r"drift $\sup_t \|\hat\Phi_t - \hat\Phi_0\|_F$",
-    "kernel_deviation": r"start $\|\hat\Phi_0 - \Phi\|_F / \|\Phi\|_F$",
-}
+DRIFT = {"kernel_drift": "measured"}
+DEVIATION = {"kernel_deviation": "measured"}
+PANELS: tuple[tuple[str, dict[str, str], str | None, str], ...] = (
+    ("Parameters", MOVEMENTS, "(29)", r"norm of the change of $\theta$"),
+    ("MetaNTK while training", DRIFT, "(30)", r"$\sup_t \|\hat\Phi_t - \hat\Phi_0\|_F$"),
+    ("MetaNTK before training", DEVIATION, None, r"$\|\hat\Phi_0 - \Phi\|_F \;/\; \|\Phi\|_F$"),
+)
+"""Title, measurements, equation of the bound and y label of every panel; a panel has quantities of one unit."""
 
 
 def plot_drift(settings: Drift) -> int:
@@ -42,14 +46,14 @@ def drift_result(data: dict[str, Any]) -> list[str]:
     widths = data["widths"]
     return [
         power_law_words(f"the {name.replace('_', ' ')}", data[name], widths)
-        for name in (*MOVEMENTS, *KERNELS)
+        for name in (*MOVEMENTS, *DRIFT, *DEVIATION)
     ]
 
 
 def drift_numbers(result: Sweep, measured: Sweep) -> dict[str, Any]:
     """The measurements with fitted slopes, and the bounds (29) and (30) with the measured constants."""
     widths = result.settings.widths
-    fits = {name: power_law_record(widths, result.values(name)) for name in MOVEMENTS | KERNELS}
+    fits = {name: power_law_record(widths, result.values(name)) for name in MOVEMENTS | DRIFT | DEVIATION}
     bounds = {"bound (29)": path_bounds(result, measured), "bound (30)": drift_bounds(result, measured)}
     records = {name: {"values": v, "rms": root_mean_square(v)} for name, v in bounds.items()}
     return {"widths": widths, "bound widths": measured.settings.widths, **fits, **records}
@@ -64,20 +68,19 @@ def draw_drift(result: Sweep) -> dict[str, Any]:
 
 def drift_figure(data: dict[str, Any], settings: Theory) -> None:
     """The figure of these numbers."""
-    panels = {"(29)": ("Parameters", MOVEMENTS), "(30)": ("MetaNTK", KERNELS)}
-    with figure("page", 3.6, columns=2) as (drawing, axes):
+    with figure("page", 5.2, rows=2, columns=2) as (drawing, axes):
         drawing.suptitle(
             subtitle("The wider the network, the less it moves: Theorem 3 and Lemma 3", settings)
         )
-        for panel, (equation, (title, measurements)) in zip(axes[0], panels.items(), strict=True):
-            for i, (name, label) in enumerate(measurements.items()):
-                draw_power_law(panel, i, settings.widths, np.asarray(data[name]["values"]), label, solid=True)
+        for panel, (title, measurements, equation, label) in zip(tall_left(axes), PANELS, strict=True):
+            for i, (name, words) in enumerate(measurements.items()):
+                draw_power_law(panel, i, settings.widths, np.asarray(data[name]["values"]), words, solid=True)
+            if equation is not None:
+                draw_bound(panel, settings.widths, np.asarray(data[f"bound {equation}"]["rms"]), equation)
             panel.set_title(title)
-            draw_bound(panel, settings.widths, np.asarray(data[f"bound {equation}"]["rms"]), equation)
             panel.set_xlabel("width $l$")
+            panel.set_ylabel(label)
             legend_below(panel)
-        axes[0, 0].set_ylabel("movement of $\\theta$ (norm)")
-        axes[0, 1].set_ylabel("change of the kernel (norms)")
         save_theory_figure(drawing, "drift", data, settings)
 
 

@@ -118,7 +118,7 @@ def draw_ensemble(settings: Ensemble, data: dict[str, Any]) -> None:
     with figure("page", 3.3, columns=2) as (drawing, axes):
         claim = "Eq. (12) is the mean of trained networks over initialisations, not what one network predicts"
         networks = f"{BATCH * settings.batches} networks"
-        drawing.suptitle(subtitle(claim, settings).replace(f"{settings.seeds} seeds", networks))
+        drawing.suptitle(subtitle(claim, settings).replace(f"{settings.seeds} seeds", f"{networks}, seeds"))
         draw_predictions(axes[0, 0], settings, data)
         draw_errors(axes[0, 1], settings, data)
         save_theory_figure(drawing, "ensemble", data, settings)
@@ -133,7 +133,7 @@ def draw_predictions(axes: Axes, settings: Ensemble, data: dict[str, Any]) -> No
         axes.plot(angles, network, color="0.45", linewidth=0.5, alpha=0.8, label=label)
     band = (mean - 2 * deviation, mean + 2 * deviation)
     axes.fill_between(
-        angles, *band, color=COLOURS[0], alpha=0.2, linewidth=0, label=r"Eq. (12) $\pm$ 2 deviations"
+        angles, *band, color=COLOURS[0], alpha=0.2, linewidth=0, label=r"Eq. (12) $\pm$ 2 standard deviations"
     )
     axes.plot(angles, mean, color=COLOURS[0], linewidth=1.8, label="Eq. (12)")
     average = np.asarray(data["mean_of_networks"])[-1]
@@ -150,7 +150,7 @@ def draw_errors(axes: Axes, settings: Ensemble, data: dict[str, Any]) -> None:
     widths, one, mean = settings.widths, np.asarray(data["error_of_one"]), np.asarray(data["error_of_mean"])
     axes.loglog(widths, root_mean_square(one), label="one network (rms)", **curve(0))
     axes.loglog(widths, mean, label=f"mean of {BATCH * settings.batches} networks", **curve(1))
-    label = "what chance leaves of that"
+    label = f"expected of {BATCH * settings.batches} networks by chance"
     axes.loglog(widths, data["sampling_error"], "k:", label=label)
     ticks_at(axes.xaxis, widths)
     axes.set_xlabel("width $l$")

@@ -17,7 +17,7 @@ from .settings import Equivalence, Theory
 from .sweep import CLOSED_FORMS, Sweep, run_sweep
 
 LABELS = {
-    "empirical kernel": r"kernel of the network itself, $f_0$ kept",
+    "empirical kernel": r"kernel of the network itself, initial outputs $f_0$ kept",
     "limit kernel": r"limit kernel, discrete steps, $f_0$ kept",
     "limit kernel, printed time": r"limit kernel, exponentials as in Eq. (12), $f_0$ kept",
     "limit kernel, no f_0": r"limit kernel, without $f_0$ as in Eq. (12)",

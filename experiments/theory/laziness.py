@@ -234,19 +234,21 @@ def draw_laziness(settings: Laziness, data: dict[str, Any]) -> None:
             for panel, (name, values) in zip(row[1:], controls, strict=True):
                 draw_control(panel, values, np.asarray(found[name]))
             row[1].set_xscale("log")
-            row[2].axvline(1, color="k", linestyle=":", linewidth=1)
+            critical = row[2].axvline(1, color="k", linestyle=":", linewidth=1)
             row[3].set_xscale("log")
             ticks_at(row[3].xaxis, SIGMAS[::2])
-            row[0].set_ylabel(label)
+            row[0].set_ylabel("relative " + label.replace(" of ", "\nof ").replace(" from ", "\nfrom "))
         titles = ("parameterisation", "output multiplier", "outer rate", "initial weights")
         names = ("width $l$", r"$\alpha$", r"$\eta_0 \,\sigma_{\max}(\hat\Phi_0)/2$", r"$\sigma_w$")
         for column, (title, name) in enumerate(zip(titles, names, strict=True)):
             axes[0, column].set_title(title)
             axes[-1, column].set_xlabel(name)
-        handles = [*axes[0, 0].get_lines(), *axes[0, 1].get_lines()]
+        handles = [*axes[0, 0].get_lines(), *axes[0, 1].get_lines(), critical]
         names = [parameterisation_label(name, data) for name in PARAMETERISATIONS]
-        names += [f"$l$ = {width}" for width in settings.widths]
-        drawing.legend(handles, names, loc="outside lower center", ncols=2, fontsize=7)
+        names += [*(f"$l$ = {width}" for width in settings.widths), "critical rate"]
+        relative = r"relative: $\|a - b\| / (\|a\| + \|b\|)$, which is 1 at most"
+        below = {"loc": "outside lower center", "ncols": 3, "fontsize": 7, "frameon": False}
+        drawing.legend(handles, names, title=relative, title_fontsize=7, **below)
         save_theory_figure(drawing, "laziness", data, settings)
 
 

@@ -102,13 +102,13 @@ def draw_lipschitz(settings: Lipschitz, data: dict[str, Any], kink: dict[str, An
         claim = "Lemma 1: the Lipschitz constant $K$ of MAML's Jacobian does not grow with the width"
         drawing.suptitle(subtitle(claim, settings))
         for panel, (title, column_) in zip(axes[0], data.items(), strict=False):
-            panel.set_title(f"${title}$, at $\\theta_0$")
+            panel.set_title(f"for the change of $J/\\sqrt{{l}}$\n${title}$, at $\\theta_0$")
             draw_constants(panel, settings, column_)
         limits = np.array([panel.get_ylim() for panel in axes[0, :-1]])
         for panel in axes[0, :-1]:
             panel.set_ylim(limits.min(), limits.max())
             legend_below(panel)
-        axes[0, 0].set_ylabel("worst rate of change of $J/\\sqrt{l}$")
+        axes[0, 0].set_ylabel("least $K$ of Lemma 1")
         draw_kink(axes[0, -1], kink)
         legend_below(axes[0, -1])
         save_theory_figure(drawing, "lipschitz", {**data, "kink": kink}, settings)
@@ -117,10 +117,10 @@ def draw_lipschitz(settings: Lipschitz, data: dict[str, Any], kink: dict[str, An
 def draw_constants(axes: Axes, settings: Lipschitz, data: dict[str, Any]) -> None:
     """Draw the worst rate of change of J/√l for every activation, and its size as dotted lines."""
     for i, (activation, record) in enumerate(data.items()):
-        values, size = record["rate_of_change"]["values"], record["jacobian_size"]["values"]
-        draw_power_law(axes, i, settings.widths, np.asarray(values), NAMES[activation])
+        values, size = (np.asarray(record[name]["values"]) for name in ("rate_of_change", "jacobian_size"))
+        draw_power_law(axes, i, settings.widths, values, NAMES[activation])
         axes.loglog(settings.widths, root_mean_square(size), ":", color=curve(i)["color"], linewidth=1)
-    axes.plot([], [], ":", color="0.3", linewidth=1, label="dotted: $\\|J\\|_F/\\sqrt{l}$")
+    axes.plot([], [], ":", color="0.3", linewidth=1, label="for the size $\\|J\\|_F/\\sqrt{l}$")
     ticks_at(axes.xaxis, settings.widths)
     axes.set_xlabel("width $l$")
 

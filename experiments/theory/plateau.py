@@ -165,7 +165,7 @@ def draw_deviations(axes: Axes, settings: Plateau, data: dict[str, Any]) -> None
     axes.axhline(data["plateau"], color="k", linestyle=":", label=label)
     ticks_at(axes.xaxis, widths)
     axes.set_xlabel("width $l$")
-    axes.set_ylabel(f"relative deviation on held-out tasks,\nafter {settings.steps} steps")
+    axes.set_ylabel(f"relative deviation of the outputs\non held-out tasks, {settings.steps} steps")
     legend_below(axes)
 
 
@@ -181,5 +181,5 @@ def draw_gaps(axes: Axes, settings: Plateau, data: dict[str, Any]) -> None:
     axes.loglog(taus, reference, color="0.4", linewidth=1, linestyle=(0, (1, 1)), label="slope −1")
     ticks_at(axes.xaxis, settings.taus)
     axes.set_xlabel("inner steps $\\tau$, at the same $\\lambda_0\\tau$")
-    axes.set_ylabel("gap of the two limits, fully trained")
+    axes.set_ylabel("relative gap of the two limits,\nfully trained")
     legend_below(axes)
