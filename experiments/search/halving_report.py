@@ -229,7 +229,8 @@ def draw_rungs(settings: Search) -> None:
         panel.set_ylabel("5-way 1-shot accuracy,\nvalidation classes (%)")
         legend_below(panel)
         panel.set_title(
-            f"{settings.rungs[0]} cells, {band_of(settings)} parameters,\n{Path(settings.data).name}"
+            f"{settings.rungs[0]} cells, {band_of(settings)} parameters,\n"
+            f"{Path(settings.data).name}, seed {settings.seed}"
         )
         save_figure(
             drawing, "rungs", {"rungs": record["rungs"]}, settings.out, without_paths(settings), settings.seed

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
+from experiments.search.figures import score_scale
+from experiments.search.settings import Search
 from tests.experiments import redrawn
 
 QUICK = {"drift_sphere", "bounds_sphere", "glyph-5/stability", "glyph-5/cells", "table_pictures_differences"}
@@ -202,3 +204,11 @@ def drawing_bytes(request, tmp_path):
     redrawn.redraw(request.param, tmp_path)
     picture = request.param.with_suffix(".png")
     return (tmp_path / picture.name).read_bytes(), picture.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [("regions", "higher is better"), ("te-nas", "lower is better, 0 is perfect conditioning")],
+)
+def test_which_scores_are_good_depends_on_the_criteria(method, words):
+    assert score_scale(Search(method=method).resolved()) == words
