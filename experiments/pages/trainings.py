@@ -31,7 +31,7 @@ from .blocks import (
 )
 from .charts import histogram, line_chart
 from .results import Folder
-from .searches import cell_section, found_genotype
+from .searches import cell_section, cpu_time, found_genotype
 
 MOST_ROWS = 20
 """Rows of a table of epochs or of predictions."""
@@ -51,6 +51,7 @@ def training_account(run: Folder, name: str) -> Account:
     if seen:
         best = with_half_width(seen[-1]["val_accuracy"], seen[-1]["val_half_width"])
         facts.append(("accuracy, few-shot validation", best))
+    facts += cpu_time(run)
     sections = _curves(run, rows, seen) + cell_section(_trained_genotype(run))
     network = "ResNet-12" if run.config.get("network") == "resnet12" else "a network of cells"
     key = {"result": verdict.headline, "parameters": in_figures(parameters)}
@@ -216,7 +217,7 @@ def evaluation_account(run: Folder, name: str) -> Account:
         ("chance", in_percent(chance)),
         ("tasks", str(config["tasks"])),
     ]
-    facts.append(("parameters", in_figures(run.results.get("parameters"))))
+    facts += [("parameters", in_figures(run.results.get("parameters"))), *cpu_time(run)]
     accuracies = 100 * accuracies_of(dict(run.results))
     picture = histogram(accuracies, "accuracy on a task (%)", {"mean": 100 * mean, "chance": 100 * chance})
     spread = (

@@ -71,6 +71,14 @@ def test_a_page_has_the_verdict_first_and_asks_for_nothing(tmp_path, kind, capsy
     assert elements.open == []
 
 
+@pytest.mark.usefixtures("no_charts")
+def test_pages_of_trainings_and_evaluations_say_the_cpu_time_where_it_is_recorded(tmp_path):
+    assert "CPU time 1 min 23 s" in words_of(page_of(tmp_path, trained(tmp_path / "train")))
+    assert "CPU time 7.5 s" in words_of(page_of(tmp_path, evaluated(tmp_path / "evaluate", [5, 6])))
+    words = words_of(page_of(tmp_path, KINDS["predict"](tmp_path / "predict")))
+    assert "CPU time: this command records none" in words
+
+
 def test_the_page_of_a_search_has_cell_size_score_and_every_round(tmp_path):
     page = page_of(tmp_path, KINDS["search"](tmp_path / "search"))
     words = words_of(page)
