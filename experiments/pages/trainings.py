@@ -239,14 +239,15 @@ def prediction_account(run: Folder, name: str) -> Account:
     lines = tuple(map(str, run.results.get("summary") or ()))
     if not lines:
         return Account(name, "prediction", PageVerdict("Not finished: no image is classified", "open"))
-    sections = [Section("Summary", (Sentences(lines),))]
+    headline, _, how = lines[0].partition(", from ")
+    verdict = PageVerdict(headline, sentences=(f"From {how}.",) if how else ())
+    sections = [Section("Summary", (Sentences(lines[1:]),))] if lines[1:] else []
     file = run.path / "predictions.csv"
     if file.exists():
         head, *rows = csv.reader(read_regular(file, MOST_BYTES).decode().splitlines())
-        few = tuple(map(tuple, rows[:MOST_ROWS]))
+        few = tuple((*names, f"{float(value):.3f}") for *names, value in rows[:MOST_ROWS])
         caption = f"{len(few)} of {len(rows)} images; {Path(file).name} has all."
-        table = DataTable(tuple(head), few, caption, ("file", "class"))
+        table = DataTable(tuple(head), few, caption if len(few) < len(rows) else "", ("file", "class"))
         sections.append(Section("Predictions", (table,)))
-    return Account(
-        name, "prediction", PageVerdict(lines[0]), sections=tuple(sections), key={"result": lines[0]}
-    )
+    key = {"result": headline}
+    return Account(name, "prediction", verdict, tuple(cpu_time(run)), tuple(sections), key=key)
