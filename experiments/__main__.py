@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import difflib
 import io
+import os
 import shlex
 import signal
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from .commands import COMMANDS, Command
+from .inputs import check_inputs
 from .program import PROGRAM
 from .requirements import require
 from .terminal import (
@@ -36,8 +38,11 @@ EXAMPLES = (
     ("demo", "everything on the embedded data, in five minutes"),
     ("search --preset glyph-smoke --seed 1", "a small search; flags override presets"),
     ("search --config runs/search/run.json", "the same search again, or continued after a stop"),
+    ("search --preset mini-5 --print-config", "all settings as JSON, which --config takes"),
     ("search --help", "all settings of one command"),
 )
+
+PRINT_CONFIG = "--print-config"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,17 +93,22 @@ def overview() -> str:
 
 def _run(name: str, flags: list[str]) -> int:
     settings = resolve(name, flags)
+    if PRINT_CONFIG in flags:
+        from mamltheory.runtime.records import to_json
+
+        sys.stdout.write(to_json(settings.resolved() if hasattr(settings, "resolved") else settings))
+        return 0
+    if not COMMANDS[name].ranks or os.environ.get("RANK", "0") == "0":
+        _take_folders(name, settings)
+        check_inputs(settings)
     function = COMMANDS[name].load()
-    # Only now: the package loads torch, which help and mistakes on the command line need not wait for.
+    # Only now: this loads torch, which help, mistakes on the command line and missing files need not wait for.
     from mamltheory.runtime.distributed import joined
     from mamltheory.runtime.interrupt import Interrupted, interruptible
 
     try:
         with interruptible(), joined() if COMMANDS[name].ranks else nullcontext(True) as leads:
-            if not leads:
-                return 0
-            _take_folders(name, settings)
-            return function(settings) or 0
+            return (function(settings) or 0) if leads else 0
     except Interrupted as stop:
         return _stopped(stop, name, flags)
 
@@ -199,8 +209,12 @@ def _parse(name: str, command: Command, base: object, flags: Sequence[str]) -> o
     debug = Annotated[
         bool, tyro.conf.arg(help="Show the traceback of an error."), tyro.conf.FlagCreatePairsOff
     ]
+    printed = Annotated[
+        bool, tyro.conf.arg(help="Print all settings as --config takes them."), tyro.conf.FlagCreatePairsOff
+    ]
     fields += [
         ("config", config, dataclasses.field(default=None)),
+        ("print_config", printed, dataclasses.field(default=False)),
         ("debug", debug, dataclasses.field(default=False)),
     ]
     invocation = dataclasses.make_dataclass("Invocation", fields, frozen=True)

@@ -133,6 +133,7 @@ def write_completion(arguments: Sequence[str], commands: Mapping[str, Any]) -> i
         fields: list[tuple[str, Any, Any]] = [
             ("settings", shown, dataclasses.field(default=base)),
             ("config", Path | None, dataclasses.field(default=None)),
+            ("print_config", bool, dataclasses.field(default=False)),
             ("debug", bool, dataclasses.field(default=False)),
         ]
         if command.presets:

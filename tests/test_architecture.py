@@ -56,7 +56,7 @@ CALLERS = {
 # The same for experiments: a folder a family of commands. Settings may be imported from everywhere.
 FAMILIES = (
     {"requirements", "program", "examples"},
-    {"cell_drawing", "help"},
+    {"cell_drawing", "help", "inputs"},
     {"config", "named", "plotting", "runs", "terminal"},
     {"genotypes", "doctor"},
     {"data"},

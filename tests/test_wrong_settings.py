@@ -50,6 +50,7 @@ RIGHT = {
             "tasks": None,
             "repeats": None,
             "parameters": None,
+            "samples": 4,
             "rungs": (),
             "space": SPACE,
             "score": None,

@@ -3,12 +3,12 @@
 import dataclasses
 
 from mamltheory.errors import ConfigurationError
-from mamltheory.fewshot.counts import Shortage, TaskCounts, fewer, shortage_of
+from mamltheory.fewshot.counts import Shortage, TaskCounts, certain_tasks, fewer, shortage_of
 from mamltheory.fewshot.images import ImageData
 from mamltheory.nas.short_trainings import task_counts
 
-from ..search.settings import Search
-from ..studies.settings import WAYS, Correlation, Stability, Tabulate
+from ..search.settings import Protocols, Search
+from ..studies.settings import POOL_IMAGES, WAYS, Correlation, Stability, Tabulate
 from ..training.settings import TRAIN, Evaluate, MetaTrain, Train
 
 STUDY = TaskCounts("test", WAYS, 5, 15)
@@ -73,22 +73,54 @@ def meta_train_shortage(settings: MetaTrain, data: ImageData) -> Shortage | None
     return shortage_of(data, numbers_in(settings), [TaskCounts("train", tasks="tasks"), *tested])
 
 
+def protocols_shortage(settings: Protocols, data: ImageData) -> Shortage | None:
+    """What the data lack for the searches of each protocol; a protocol without searches needs nothing."""
+    found: Shortage | None = None
+    lacking = dict[str, int]()
+    for name, searches in settings.searches().items():
+        short = search_shortage(searches[0], data)
+        if short is not None:
+            lacking[name] = 0
+            reasons = tuple(f"in the protocol {name}, {reason}" for reason in short.reasons)
+            found = joint_shortage(found, Shortage(data.name, reasons, {}))
+    left = [getattr(settings, name) for name in settings.searches() if name not in lacking]
+    enough = max(left, default=0) > 1
+    return None if found is None else dataclasses.replace(found, fitting=lacking if enough else {})
+
+
 def stability_shortage(settings: Stability, data: ImageData) -> Shortage | None:
     """What the data lack for the joint tasks of a study."""
-    values = {"gradient_tasks": max(settings.gradient_tasks), "exact_tasks": settings.exact_tasks}
+    values = {"gradient_tasks": max(settings.gradient_tasks)}
+    values |= {"exact_tasks": settings.exact_tasks} if settings.exact_repeats else {}
     return shortage_of(data, values, [TaskCounts("train", WAYS, 1, 1, name) for name in values])
 
 
 def study_shortage(settings: Correlation | Tabulate, data: ImageData) -> Shortage | None:
     """What the data lack for the batches, the pools of training classes and the test tasks of a study."""
-    found = shortage_of(data, numbers_in(settings), [STUDY], "batch_size")
+    measured, images = [STUDY], POOL_IMAGES
+    if isinstance(settings, Tabulate):
+        measured += [dataclasses.replace(STUDY, split="val"), TaskCounts("train", WAYS, 1, POOL_IMAGES - 1)]
+    found = shortage_of(data, numbers_in(settings), measured, "batch_size")
     classes, fewest = len(data.train.class_names), min(map(len, data.train.members))
-    given = {"pools": (settings.pools, classes // WAYS, f"{classes} training classes, {WAYS} for each pool")}
+    pools = min(settings.pools, classes // WAYS)
+    given = {"pools": (settings.pools, pools, f"{classes} training classes, {WAYS} for each pool")}
     if isinstance(settings, Correlation):
-        given["pool_images"] = (settings.pool_images, fewest, f"{fewest} images in a training class")
+        images = min(settings.pool_images, fewest)
+        given["pool_images"] = (settings.pool_images, images, f"{fewest} images in a training class")
+        if pools and images > 1:
+            pool = [range(images)] * (classes // pools)
+            most = certain_tasks(pool, WAYS, 2)
+            there = (
+                f"{most} tasks without a repeated image in a pool of {len(pool)} classes with {images} images"
+            )
+            given["joint_tasks"] = (settings.joint_tasks, most, there)
     for name, (value, most, there) in given.items():
         if value > most:
-            reason, fitting = f"{name} is {value}, and there are {there}", {name: most} if most else {}
+            least = 2 if name == "pool_images" else 1
+            reason, fitting = (
+                f"{name} is {value}, and there are {there}",
+                {name: most} if most >= least else {},
+            )
             found = joint_shortage(found, Shortage(data.name, (reason,), fitting))
     return found
 

@@ -22,7 +22,7 @@ from mamltheory.runtime.records import plain, replace_file, to_json
 
 from ..program import ROOT
 from .process import check_fake_device
-from .report import faults_of, report_text
+from .report import WELL, faults_of, report_text
 from .settings import FAKE, STAGES, CheckStage, GpuCheck
 from .wheels import wheel_list
 
@@ -31,7 +31,7 @@ PAUSE = 0.2
 PART = 0.9
 """Share of a stage's limit after which it should come to its end; at the limit its process is killed."""
 
-RUNNING, WELL = "is running", "well"
+RUNNING = "is running"
 Record = dict[str, Any]
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+WELL = "well"
+"""How a stage ends that neither failed nor was killed."""
 REHEARSAL = (
     "**A rehearsal on the CPU with tiny sizes. It shows that the check runs; nothing here is a figure of a GPU, and "
     "agreement is that of the CPU with itself.**"
@@ -15,7 +17,7 @@ def report_text(data: Mapping[str, Any]) -> str:
     if data["rehearsal"]:
         parts.append(REHEARSAL)
     about = ", ".join(f"{name} {value}" for name, value in data["versions"].items())
-    parts.append(f"At most {data['minutes']:g} minutes. {about}.")
+    parts.append(f"At most {data['minutes']:g} minute{'s' * (data['minutes'] != 1)}. {about}.")
     rows = ["| stage | | seconds | ended | faults |", "|---|---|---|---|---|"]
     for name, stage in data["stages"].items():
         rows.append(

@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from ..gpu_check.report import faults_of
+from ..gpu_check.report import WELL, faults_of
 from ..theory import bounds, convergence, drift, ensemble, equivalence, laziness, lipschitz, plateau
 from .blocks import PageVerdict, Tone, in_percent
 
 Content = Mapping[str, Any]
-HOLDS = {True: "holds", False: "does not hold", None: "undecided"}
 
 
 def verdict_of(name: str, content: Content) -> PageVerdict | None:
@@ -117,11 +116,13 @@ def _laziness(content: Content) -> PageVerdict:
 
 def _verification(content: Content) -> PageVerdict:
     found = content["data"]["verdicts"]
-    counts = {mark: sum(one["holds"] is value for one in found) for value, mark in HOLDS.items()}
-    headline = ", ".join(f"{count} {mark}" for mark, count in counts.items() if count)
-    tone: Tone = "fails" if counts["does not hold"] else "weak" if counts["undecided"] else "clear"
-    lines = tuple(f"{one['statement']}: {HOLDS[one['holds']]}. {one['text']}" for one in found)
-    return PageVerdict(f"Of {len(found)} statements {headline}", tone, lines)
+    counts = {value: sum(one["holds"] is value for one in found) for value in (True, False, None)}
+    parts = [f"{counts[True]} of {len(found)} statements hold"]
+    parts += [f"{counts[False]} do{'es' * (counts[False] == 1)} not"] if counts[False] else []
+    parts += [f"{counts[None]} {'is' if counts[None] == 1 else 'are'} undecided"] if counts[None] else []
+    tone: Tone = "fails" if counts[False] else "weak" if counts[None] else "clear"
+    # The text of a statement begins with its verdict.
+    return PageVerdict(", ".join(parts), tone, tuple(f"{one['statement']}: {one['text']}" for one in found))
 
 
 def _correlation(content: Content) -> PageVerdict:
@@ -209,12 +210,23 @@ def _benchmark(content: Content) -> PageVerdict:
 
 
 def _gpu(content: Content) -> PageVerdict:
-    stages = content["data"]["stages"]
-    faults = sum(faults_of(stage) for stage in stages.values())
-    if content["data"]["rehearsal"]:
-        return PageVerdict(f"A rehearsal on the CPU: {faults} faults in {len(stages)} stages", "open")
-    return PageVerdict(f"{faults} faults in {len(stages)} stages on {content['data']['name']}",
-                   "fails" if faults else "clear")  # fmt: skip
+    data, stages = content["data"], content["data"]["stages"]
+    faults, count = sum(map(faults_of, stages.values())), len(stages)
+    ended = {name: stage["ended"] for name, stage in stages.items() if stage["ended"] != WELL}
+    found = f"{faults or 'No'} fault{'s' * (faults > 1)} in {count} stage{'s' * (count != 1)}"
+    found += f", {len(ended)} of which did not end well," if ended else ""
+    named = [f"{name}: {how}" for name, how in ended.items()]
+    named += [
+        f"{name}: {line['what']} is not as it should be"
+        for name, stage in stages.items()
+        for line in stage["lines"]
+        if line["good"] is False
+    ]
+    if data["rehearsal"]:
+        return PageVerdict(
+            f"A rehearsal on the CPU: {found[0].lower()}{found[1:].rstrip(',')}", "open", tuple(named)
+        )
+    return PageVerdict(f"{found} on {data['name']}", "fails" if faults or ended else "clear", tuple(named))
 
 
 VERDICTS: Mapping[str, Callable[[Content], PageVerdict | None]] = {

@@ -139,7 +139,9 @@ def _times(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     seconds = (datetime.fromisoformat(record["ended"]) - begun).total_seconds()
     starts = record.get("starts", 1)
     pauses = f" ({starts} starts, pauses included)" * (starts > 1)
-    return ((f"time from start to end{pauses}", time_in_words(seconds)),)
+    # The record has whole seconds.
+    shown = time_in_words(seconds) if seconds else "less than 1 s"
+    return ((f"time from start to end{pauses}", shown),)
 
 
 def _settings_section(folder: Folder) -> Section:
@@ -169,7 +171,7 @@ def _versions_section(folder: Folder) -> Section:
     names = list(dict.fromkeys(name for one in environments for name in one))
     times = [(f"{name}: {record.get(name) or 'not recorded'}") for name in ("started", "ended")]
     if not any("cpu" in key.lower() for key in (*folder.results, *itertools.chain(*folder.metrics))):
-        times.append("CPU time: this command records none")
+        times.append("CPU time: not recorded")
     moments = Sentences((f"{'; '.join(times)}.",))
     rows = tuple((name, *(setting_words(one.get(name)) for one in environments)) for name in names)
     if not rows:

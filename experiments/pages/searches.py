@@ -68,19 +68,24 @@ def cell_section(genotype: Genotype | None) -> list[Section]:
 
 
 def cpu_seconds_of(run: Folder) -> float | None:
-    """CPU seconds of a search so far."""
+    """CPU seconds of a run so far."""
     lines = [line["cpu_seconds"] for line in run.metrics if isinstance(line.get("cpu_seconds"), float)]
     found = run.results.get("cpu_seconds", lines[-1] if lines else None)
     return float(found) if isinstance(found, int | float) else None
 
 
+def cpu_time(run: Folder) -> list[tuple[str, str]]:
+    """The fact of the CPU time, of all processes of a search and of one of a training; empty where none is recorded."""
+    seconds, environment = cpu_seconds_of(run), (run.record or {}).get("environment") or {}
+    one = " of one process" * (run.command == "train" and environment.get("processes", 1) > 1)
+    return [] if seconds is None else [(f"CPU time{one}", time_in_words(seconds))]
+
+
 def _facts(
     run: Folder, parameters: object, more: Sequence[tuple[str, str]] = ()
 ) -> tuple[tuple[str, str], ...]:
-    seconds = cpu_seconds_of(run)
     found = [("parameters", in_figures(parameters))] if parameters else []
-    found += [*more] + ([("CPU time", time_in_words(seconds))] if seconds is not None else [])
-    return tuple(found)
+    return (*found, *more, *cpu_time(run))
 
 
 def _pruning_account(run: Folder, name: str, record: Mapping[str, Any], method: str) -> Account:

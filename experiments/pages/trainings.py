@@ -31,7 +31,7 @@ from .blocks import (
 )
 from .charts import histogram, line_chart
 from .results import Folder
-from .searches import cell_section, found_genotype
+from .searches import cell_section, cpu_time, found_genotype
 
 MOST_ROWS = 20
 """Rows of a table of epochs or of predictions."""
@@ -51,6 +51,7 @@ def training_account(run: Folder, name: str) -> Account:
     if seen:
         best = with_half_width(seen[-1]["val_accuracy"], seen[-1]["val_half_width"])
         facts.append(("accuracy, few-shot validation", best))
+    facts += cpu_time(run)
     sections = _curves(run, rows, seen) + cell_section(_trained_genotype(run))
     network = "ResNet-12" if run.config.get("network") == "resnet12" else "a network of cells"
     key = {"result": verdict.headline, "parameters": in_figures(parameters)}
@@ -216,7 +217,7 @@ def evaluation_account(run: Folder, name: str) -> Account:
         ("chance", in_percent(chance)),
         ("tasks", str(config["tasks"])),
     ]
-    facts.append(("parameters", in_figures(run.results.get("parameters"))))
+    facts += [("parameters", in_figures(run.results.get("parameters"))), *cpu_time(run)]
     accuracies = 100 * accuracies_of(dict(run.results))
     picture = histogram(accuracies, "accuracy on a task (%)", {"mean": 100 * mean, "chance": 100 * chance})
     spread = (
@@ -238,14 +239,15 @@ def prediction_account(run: Folder, name: str) -> Account:
     lines = tuple(map(str, run.results.get("summary") or ()))
     if not lines:
         return Account(name, "prediction", PageVerdict("Not finished: no image is classified", "open"))
-    sections = [Section("Summary", (Sentences(lines),))]
+    headline, _, how = lines[0].partition(", from ")
+    verdict = PageVerdict(headline, sentences=(f"From {how}.",) if how else ())
+    sections = [Section("Summary", (Sentences(lines[1:]),))] if lines[1:] else []
     file = run.path / "predictions.csv"
     if file.exists():
         head, *rows = csv.reader(read_regular(file, MOST_BYTES).decode().splitlines())
-        few = tuple(map(tuple, rows[:MOST_ROWS]))
+        few = tuple((*names, f"{float(value):.3f}") for *names, value in rows[:MOST_ROWS])
         caption = f"{len(few)} of {len(rows)} images; {Path(file).name} has all."
-        table = DataTable(tuple(head), few, caption, ("file", "class"))
+        table = DataTable(tuple(head), few, caption if len(few) < len(rows) else "", ("file", "class"))
         sections.append(Section("Predictions", (table,)))
-    return Account(
-        name, "prediction", PageVerdict(lines[0]), sections=tuple(sections), key={"result": lines[0]}
-    )
+    key = {"result": headline}
+    return Account(name, "prediction", verdict, tuple(cpu_time(run)), tuple(sections), key=key)

@@ -16,8 +16,11 @@ from mamltheory.runtime.records import plain, replace_file, to_json
 from mamltheory.runtime.runlog import RUN_FILE, check_complete, read_metrics, read_run
 
 from ..benchmarks.machine import describe_machine
+from ..data.counts import protocols_shortage, refuse_shortage
+from ..data.loading import data_of
 from ..runs import continued_by
 from ..terminal import for_terminal
+from .closing import record_of_finished
 from .comparison_report import comparison_table, draw_comparison
 from .search import saved_search, search_cells
 from .settings import Protocols, Search
@@ -34,6 +37,10 @@ class SearchLine(TypedDict):
 
 def compare_protocols(settings: Protocols) -> int:
     """Run the missing searches, and write ``protocols`` as table, numbers and figure; returns 0."""
+    listed = [each for searches in settings.searches().values() for each in searches if settings.measure]
+    missing = [each for each in listed if record_of_finished(each) is None]
+    if missing:  # otherwise the last protocol might find after hours that the data are too small for it
+        refuse_shortage(protocols_shortage(settings, data_of(missing[0])))
     with continued_by("the same command; every search continues in its run folder"):
         for name, searches in settings.searches().items():
             for each in searches if settings.measure else ():

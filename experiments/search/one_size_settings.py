@@ -41,7 +41,8 @@ class OneSize(ExperimentSettings):
     search_learning_rate: float = 0.1
     """Halving: initial learning rate of SGD while searching; no drop path, and weight decay as in `train`."""
     search_milestones: tuple[int, ...] = (7, 10)
-    """Halving: epochs after which that learning rate falls by a factor of ten."""
+    """Halving: epochs after which that learning rate falls by a factor of ten; the usual ones as far as a training
+    of --rung-epochs has them."""
     warm_start: str | None = None
     """Halving: a table of trained cells, "glyphs" or a file of `tabulate`. A regression on it chooses the cells
     of the first rung among random ones. The table must be of the data and the scale of the search."""
@@ -65,7 +66,7 @@ class OneSize(ExperimentSettings):
         require(
             len(lengths) == 1 and bool(self.rungs),
             f"rungs {self.rungs}, rung_epochs {self.rung_epochs} and rank_by {self.rank_by} differ in length: give "
-            "each one value per rung",
+            f"each one value per rung{self._rungs_that_fit()}",
         )
         falling = all(a > b for a, b in itertools.pairwise(self.rungs))
         require(
@@ -77,10 +78,15 @@ class OneSize(ExperimentSettings):
             growing and self.rung_epochs[0] >= 1,
             f"rung_epochs is {self.rung_epochs}: expected more epochs in every rung",
         )
-        late = [m for m in self.search_milestones if not 0 < m < self.rung_epochs[-1]]
+        inside = tuple(m for m in self.search_milestones if 0 < m < self.rung_epochs[-1])
+        if self.search_milestones == OneSize.search_milestones:
+            object.__setattr__(self, "search_milestones", inside)
+        late = [m for m in self.search_milestones if m not in inside]
+        words = " ".join(("--search-milestones", *map(str, inside)))
         require(
             not late,
-            f"search_milestones {late} lie outside the {self.rung_epochs[-1]} epochs: change one of them",
+            f"search_milestones {late} lie outside the {self.rung_epochs[-1]} epochs: give {words}, or other epochs "
+            "with --rung-epochs",
         )
         ordered = list(self.search_milestones) == sorted(set(self.search_milestones))
         require(ordered, f"search_milestones is {self.search_milestones}: give increasing epochs, each once")
@@ -105,3 +111,16 @@ class OneSize(ExperimentSettings):
         require(self.warm_start is None or self.proposals >= self.rungs[0], enough)
         if self.parameters is not None and not self.parameters.endswith(".json"):
             limits_of(self.parameters)
+
+    def _rungs_that_fit(self) -> str:
+        """Flags that shorten the usual rungs to the number of those that were given; empty if that does not do."""
+        names = ("rungs", "rung_epochs", "rank_by")
+        given = [getattr(self, name) for name in names if getattr(self, name) != getattr(OneSize, name)]
+        count = len(given[0]) if given else 0
+        # The usual rungs begin with many cells, and end with a whole training, ranked by loss.
+        parts = {"rungs": self.rungs[:count]}
+        parts |= {name: getattr(self, name)[-count:] for name in ("rung_epochs", "rank_by")}
+        if not count or {len(value) for value in parts.values()} != {count}:
+            return ""
+        flags = (f"--{name.replace('_', '-')} {' '.join(map(str, value))}" for name, value in parts.items())
+        return f", as in {' '.join(flags)}"

@@ -9,6 +9,8 @@ from ..settings import ShortTraining, SmallNetworkSettings, limits_of
 
 WAYS = 5
 """Classes per task, in scores and in accuracies."""
+POOL_IMAGES = 6
+"""Images per class of a pool of ``tabulate``."""
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,12 @@ from ..runs import without_paths
 from ..settings import limits_of
 from .correlation import accuracy, draw_pool_tasks, score_network
 from .measurements import Record, measure_missing
-from .settings import WAYS, Correlation, Tabulate
+from .settings import POOL_IMAGES, WAYS, Correlation, Tabulate
 from .table_report import report_table
 
 SHOTS, QUERIES = (1, 5), 15
-POOL_IMAGES, JOINT_TASKS, BATCHES, REGRESSION_TASKS = 6, 3, 24, 200
-"""Images per class of a pool, tasks with a joint MetaNTK, batches of them, and tasks of kernel regression."""
+JOINT_TASKS, BATCHES, REGRESSION_TASKS = 3, 24, 200
+"""Tasks with a joint MetaNTK, batches of them, and tasks of kernel regression."""
 NORM_IMAGES = 512
 """Images whose statistics the norms of an untrained network take."""
 COUNTS = ("networks", "trainings", "doubled", "scored")

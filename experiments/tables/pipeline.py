@@ -21,9 +21,10 @@ from mamltheory.runtime.progress import stage
 from mamltheory.runtime.runlog import RUN_FILE, differences, read_run
 from mamltheory.runtime.workers import workers
 
-from ..data.counts import evaluate_shortage, joint_shortage, refuse_shortage, search_shortage, train_shortage
+from ..data.counts import evaluate_shortage, joint_shortage, search_shortage, train_shortage
 from ..data.loading import data_of
 from ..genotypes import network_size, published_cell, read_genotype, write_genotype
+from ..requirements import require
 from ..runs import FREE
 from ..search import search
 from ..search.settings import Search
@@ -159,6 +160,7 @@ def finished_evaluation(settings: Table, run: Run, shots: int) -> dict[str, Any]
 
 def make_missing_runs(settings: Table) -> None:
     """Make the missing runs of each seed: searches, then cells of their size, trainings and evaluations."""
+    refuse_small_data(settings)
     with workers(settings.jobs) as spread:
         for seed, group in groupby(sorted(runs_of(settings), key=_seed), key=_seed):
             runs = list(group)
@@ -169,7 +171,8 @@ def make_missing_runs(settings: Table) -> None:
                 items = lacking(settings, runs)
                 if not items:
                     continue
-                _prepare_data(settings, items)
+                for run in {run.experiment: run for run in items}.values():
+                    data_of(train_settings(settings, run))  # read or drawn once, before processes start
                 with stage(f"seed {seed}: {title}", len(items)) as advance:
                     for run, _ in spread(partial(work, settings), items):
                         advance(note=f"{run.experiment} {run.method}")
@@ -192,10 +195,10 @@ def _lacking_a_result(settings: Table, runs: Iterable[Run]) -> list[Run]:
     ]
 
 
-def _prepare_data(settings: Table, runs: Iterable[Run]) -> None:
-    """Read or draw the images once here, so that all mistakes are found before processes start."""
-    found: Shortage | None = None
-    for run in {(run.experiment, run.method): run for run in runs}.values():
+def refuse_small_data(settings: Table) -> None:
+    """Raise ConfigurationError if data are too small for a method without results; all counts are named together."""
+    found: dict[str, Shortage] = {}
+    for run in {(run.experiment, run.method): run for run in _unevaluated(settings)}.values():
         training, chosen = train_settings(settings, run), search_settings(settings, run)
         data = data_of(training)
         shortages = [train_shortage(training, data)]
@@ -203,9 +206,21 @@ def _prepare_data(settings: Table, runs: Iterable[Run]) -> None:
         shortages += [search_shortage(chosen, data)] if chosen is not None else []
         for each in (short for short in shortages if short is not None):
             # The recipes of a table have no flags.
-            found = joint_shortage(found, dataclasses.replace(each, fitting={}))
-    if found is not None:
-        refuse_shortage(dataclasses.replace(found, reasons=tuple(dict.fromkeys(found.reasons))))
+            found[data.name] = joint_shortage(found.get(data.name), dataclasses.replace(each, fitting={}))
+    each_once = [dataclasses.replace(s, reasons=tuple(dict.fromkeys(s.reasons))) for s in found.values()]
+    require(not each_once, "; ".join(short.message(flags=True) for short in each_once))
+
+
+def _unevaluated(settings: Table) -> list[Run]:
+    """The runs without a record of every evaluation, whatever it evaluated; no weights are read."""
+    return [
+        run
+        for run in runs_of(settings)
+        if any(
+            finished_run(evaluate_settings(settings, run, shots), "evaluate") is None
+            for shots in run.recipe.evaluate
+        )
+    ]
 
 
 def _search(settings: Table, run: Run) -> None:

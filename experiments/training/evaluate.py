@@ -73,7 +73,8 @@ def results_of(result: Evaluation, network: torch.nn.Module) -> dict[str, Any]:
         "weights": digest_of(network.state_dict()),
         "tasks_digest": result.tasks_digest,
         "queries_per_task": result.config.ways * result.config.queries,
-        "correct": " ".join(map(str, result.correct)),  # one line of the file, however many tasks
+        "correct": result.correct.tolist(),
+        "cpu_seconds": result.cpu_seconds,
     }
 
 
@@ -85,14 +86,15 @@ class EvaluationResults(TypedDict):
     parameters: Annotated[int, 1]
     tasks_digest: str
     queries_per_task: Annotated[int, 1]
-    correct: str
+    correct: list[int] | str
+    """The count of every task; earlier versions wrote the numbers in one text."""
     training: str
 
 
 def check_results(folder: Path, results: Any) -> None:
     """Raise CheckpointError unless these results of a run folder are those of an evaluation."""
     wrong = misfit(results, EvaluationResults, "results")
-    if wrong is None and not re.fullmatch(r"\d{1,9}( \d{1,9})*", results["correct"]):
+    if wrong is None and not re.fullmatch(r"\d{1,9}( \d{1,9})*", " ".join(map(str, _counts(results)))):
         wrong = f"results['correct'] is {shown(results['correct'])}: expected a count for every task"
     if wrong is None and not abs(accuracies_of(results).mean() - float(results["accuracy"])) < 1e-6:
         wrong = f"the accuracy is {results['accuracy']}, and not the mean of its tasks"
@@ -110,7 +112,12 @@ def identity(record: dict[str, Any]) -> str:
 
 def accuracies_of(results: dict[str, Any]) -> np.ndarray:
     """The accuracy on every task, from the record of an evaluation."""
-    return np.array([int(word) for word in results["correct"].split()]) / results["queries_per_task"]
+    return np.array([int(count) for count in _counts(results)]) / results["queries_per_task"]
+
+
+def _counts(results: dict[str, Any]) -> list[Any]:
+    correct = results["correct"]
+    return correct.split(" ") if isinstance(correct, str) else correct
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:

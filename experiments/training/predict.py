@@ -2,6 +2,7 @@
 
 import csv
 import io
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ def write_predictions(settings: Predict) -> int:
     network = TrainedNetwork(training.network.to(device.device), training.inputs, classes=())
     support, query = read_images(task, training.inputs.image_size)
     with opened_run("predict", settings, device.device) as log:
+        begun = time.process_time()
         predictions = network.predict(
             query,
             support,
@@ -66,7 +68,7 @@ def write_predictions(settings: Predict) -> int:
         text = predictions_csv(task, predictions, settings)
         replace_file(settings.out / "predictions.csv", text.encode())
         lines = [*prediction_summary(task, predictions, settings), *repeated_image_lines(support, query)]
-        log.close(summary=lines)
+        log.close(summary=lines, cpu_seconds=time.process_time() - begun)
     print("\n".join([*lines, printable(f"wrote {settings.out / 'predictions.csv'}")]))
     return 0
 

@@ -62,10 +62,15 @@ class Train(ExperimentSettings):
         late = [epoch for epoch in self.milestones if not 0 < epoch < self.epochs]
         require(
             not late,
-            f"milestones {late} lie outside the {self.epochs} epochs: change --milestones or --epochs",
+            f"milestones {late} lie outside the {self.epochs} epochs: change --epochs, or give {self._milestones()}",
         )
         ordered = list(self.milestones) == sorted(set(self.milestones))
         require(ordered, f"milestones is {self.milestones}: give them in increasing order, each once")
+
+    def _milestones(self) -> str:
+        """The flag with the usual milestones, as shares of the epochs."""
+        usual = sorted({self.epochs * each // Train.epochs for each in Train.milestones} - {0})
+        return " ".join(("--milestones", *map(str, usual)))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +65,7 @@ class TrainingContent(TypedDict):
     epoch: Annotated[int, 0]
     step: Annotated[int, 0]
     genotype: dict[str, object] | None
+    cpu_seconds: NotRequired[Annotated[float, 0]]
 
 
 def train_and_draw(settings: Train) -> int:
@@ -120,11 +123,13 @@ def train_network(
     execution = Execution(settings.channels_last, world.rank, world.size)
     state = start_training(network, data, train_config(settings, data), device, execution)
     with _record(settings, world, device, free) as log:
-        checkpoint = load_state(settings.out / "state", report=print)
+        checkpoint, spent = load_state(settings.out / "state", report=print), 0.0
         if checkpoint is not None:
             check_state(checkpoint, TrainingContent)
             _check_genotype(checkpoint.state["genotype"], genotype, settings)
             state = restore(state, checkpoint.tensors, checkpoint.state)
+            # Trainings of earlier versions do not know their time, of which a part would be no use.
+            spent = checkpoint.state.get("cpu_seconds", math.nan)
             if log is not None:
                 epoch_lines(settings, state.epoch)
                 if shown:
@@ -132,12 +137,13 @@ def train_network(
         world.check_same((state.epoch, state.step), "epoch and step")
         until = settings.epochs if until is None else until
         _check_not_beyond(until, state, settings)
-        state = _remaining_steps(state, genotype, settings, world, log, until, shown)
+        state, spent = _remaining_steps(state, genotype, settings, world, log, until, shown, spent)
         if log is not None:
             if state.epoch == settings.epochs:
                 file = network_bytes(state.network, inputs_of(data), data.train.class_names)
                 replace_file(settings.out / NETWORK_FILE, file)
-            log.close(epochs=state.epoch, parameters=parameter_count(network))
+            seconds = {} if math.isnan(spent) else {"cpu_seconds": spent}
+            log.close(epochs=state.epoch, parameters=parameter_count(network), **seconds)
     # A network that is loaded later has this format, and results should agree to the last bit.
     return state.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
@@ -165,8 +171,14 @@ def _remaining_steps(
     log: RunLog | None,
     until: int,
     shown: bool,
-) -> TrainState:
-    """Take the remaining steps; save the state after every epoch, after some minutes, and at a stop."""
+    spent: float,
+) -> tuple[TrainState, float]:
+    """Take the remaining steps; save the state after every epoch, after some minutes, and at a stop.
+
+    Returns:
+        The training at its end, and the CPU seconds of this process with those that were ``spent`` before.
+    """
+    begun = time.process_time() - spent
     name = json.loads(json.dumps(genotype.to_json())) if genotype is not None else None
     left = (until - state.epoch) * state.steps - state.step
     with leading_stage(f"train in {settings.out}, steps", left, world.leads and shown) as advance:
@@ -180,9 +192,11 @@ def _remaining_steps(
                 if metrics is not None:
                     log.log(**dataclasses.asdict(metrics), **_validated(state, settings))
                 tensors, numbers = state_tensors(state)
-                save_state(settings.out / "state", tensors, {**numbers, "genotype": name})
+                spent = time.process_time() - begun
+                seconds = {} if math.isnan(spent) else {"cpu_seconds": spent}
+                save_state(settings.out / "state", tensors, {**numbers, "genotype": name, **seconds})
             pauses.saved()
-    return state
+    return state, spent
 
 
 def _validated(state: TrainState, settings: Train) -> dict[str, float]:

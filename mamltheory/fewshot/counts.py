@@ -1,6 +1,6 @@
 """Whether tasks and batches of some sizes can be drawn from a data set, and the sizes that can."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -166,7 +166,7 @@ def _fit_tasks(
     if counts.tasks is None:
         return []
     ways, shots, queries = (_number(each, fitted) for each in (counts.ways, counts.shots, counts.queries))
-    wanted, most = _number(counts.tasks, values), certain_tasks(split, ways, shots + queries)
+    wanted, most = _number(counts.tasks, values), certain_tasks(split.members, ways, shots + queries)
     if wanted <= most:
         return []
     if isinstance(counts.tasks, str):
@@ -177,21 +177,21 @@ def _fit_tasks(
     ]
 
 
-def certain_tasks(split: ImageSplit, ways: int, images: int) -> int:
+def certain_tasks(members: Sequence[Sized], ways: int, images: int) -> int:
     """How many tasks without a repeated image can be drawn, whatever classes they happen to be of.
 
     A draw fails when fewer than ``ways`` classes have images left. That takes the most tasks when the smallest classes
     are used up, each at most once a task.
 
     Args:
-        split: the images.
-        ways: classes of a task, at most those of the split.
+        members: the images of every class.
+        ways: classes of a task, at most as many as there are.
         images: images of a class in a task.
 
     Returns:
         The number.
     """
-    uses = np.sort([len(rows) // images for rows in split.members])[: len(split.members) - ways + 1]
+    uses = np.sort([len(rows) // images for rows in members])[: len(members) - ways + 1]
     return int(max(uses[-1], -(-uses.sum() // ways)))
 
 

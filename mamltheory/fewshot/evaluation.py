@@ -6,6 +6,8 @@ copies of the support images.
 
 import hashlib
 import math
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -150,6 +152,7 @@ class Evaluation:
         correct: for every task, how many of its ways · queries images were recognised.
         unconverged: number of tasks whose head stopped early.
         tasks_digest: identifies the images of all tasks.
+        cpu_seconds: CPU time of the features and the heads, in all processes.
     """
 
     config: EvaluationConfig
@@ -157,6 +160,7 @@ class Evaluation:
     correct: np.ndarray
     unconverged: int
     tasks_digest: str
+    cpu_seconds: float = math.nan
 
     @property
     def accuracies(self) -> np.ndarray:
@@ -236,7 +240,7 @@ def evaluate_network(
     if jobs < 1:
         raise ConfigurationError(f"jobs is {jobs}: give the number of processes, at least 1")
     episodes = _episodes(split, config, seed)
-    images, mode = resident(split, device), network.training
+    begun, images, mode = time.process_time(), resident(split, device), network.training
     features = FeatureMap(network.to(device).eval(), mean, std, device, config.batch_size, advance)
     try:
         used = _queries(episodes)
@@ -257,9 +261,11 @@ def evaluate_network(
         )
     finally:
         network.train(mode)
-    correct = np.array([count for count, _ in results])
-    unconverged = sum(not converged for _, converged in results)
-    return Evaluation(config, seed, correct, unconverged, _digest(split, episodes))
+    correct = np.array([count for count, *_ in results])
+    unconverged = sum(not converged for _, converged, *_ in results)
+    elsewhere = sum(seconds for *_, seconds, process in results if process != os.getpid())
+    seconds = time.process_time() - begun + elsewhere
+    return Evaluation(config, seed, correct, unconverged, _digest(split, episodes), seconds)
 
 
 def validation_accuracy(
@@ -306,9 +312,11 @@ def _queries(episodes: Sequence[Episode]) -> np.ndarray:
 
 def _correct(
     head: Head, C: float, support: np.ndarray, labels: np.ndarray, query: np.ndarray, truth: np.ndarray
-) -> tuple[int, bool]:
+) -> tuple[int, bool, float, int]:
+    """How many predictions are right, whether the fit converged, its CPU seconds, and the process that made it."""
+    begun = time.process_time()
     predictions, converged = fit_predict(head, C, support, labels, query)
-    return int((predictions == truth).sum()), converged
+    return int((predictions == truth).sum()), converged, time.process_time() - begun, os.getpid()
 
 
 def _digest(split: ImageSplit, episodes: Sequence[Episode]) -> str:

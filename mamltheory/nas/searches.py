@@ -1,10 +1,11 @@
-"""The searches as one function: Algorithm 1 by any criteria and protocol, and successive halving of short trainings."""
+"""The searches as one function: Algorithm 1 by any criteria and protocol, and searches among cells of one size."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any, get_args
 
 import torch
@@ -31,6 +32,7 @@ from mamltheory.nas import short_trainings
 from mamltheory.nas.algorithms.algorithm1 import step
 from mamltheory.nas.algorithms.halving import DEFAULT_RUNGS, Measured, Rung, check_rungs
 from mamltheory.nas.algorithms.rounds import Round, rounds_ahead
+from mamltheory.nas.algorithms.sampled import SAMPLED, SampledCell, rank_cells, scored_cells
 from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.algorithms.state import Decision, SearchState
 from mamltheory.nas.genotype import Candidates, Genotype
@@ -70,14 +72,25 @@ class Found:
             halving what each rung measured.
         trace: the decisions of Algorithm 1, round by round; none for halving.
         standings: the rungs of halving with the numbers of their candidates, the best first; none otherwise.
+        sampled: the cells that scores ranked at one size, the best first; none otherwise.
 
     Example:
         >>> from mamltheory.fewshot.glyphs import glyph_data
         >>> from mamltheory.nas import NetworkSettings, search
-        >>> size = NetworkSettings(channels=2, cells=3, stem_stride=4)
-        >>> found = search(glyph_data(16, 5, 2, 2, samples_per_class=4), "random", size=size, seed=1)
+        >>> data, size = glyph_data(16, 5, 2, 2, samples_per_class=4), NetworkSettings(2, 3, stem_stride=4)
+        >>> found = search(data, "random", size=size, seed=1)
         >>> len(found.trace), found.scores
         (486, ())
+
+        Of six random cells with 2500 to 3200 parameters, the one that an own score ranks first:
+
+        >>> from mamltheory.nas import OwnScore
+        >>> def convolutions(network, tasks):
+        ...     return sum(parameter.dim() == 4 for parameter in network.parameters())
+        >>> most, few = OwnScore(convolutions, largest_is_best=True), {"repeats": 1, "ways": 2, "tasks": 1}
+        >>> found = search(data, score=most, size=size, parameters=(2500, 3200), samples=6, **few)
+        >>> [(cell.score, cell.rank) for cell in found.sampled]
+        [(46.0, 1), (46.0, 1), (42.0, 3), (42.0, 3), (40.0, 5), (30.0, 6)]
     """
 
     method: Method
@@ -86,10 +99,16 @@ class Found:
     scores: tuple[Score, ...] | tuple[Measured, ...] | tuple[float, ...]
     trace: tuple[Decision, ...] = ()
     standings: tuple[tuple[Rung, tuple[int, ...]], ...] = ()
+    sampled: tuple[SampledCell, ...] = ()
 
     def __repr__(self) -> str:
         numbers = sum(parameter.numel() for parameter in self.network.parameters())
-        parts = {"scores": self.scores, "decisions": self.trace, "rungs": self.standings}
+        parts = {
+            "scores": self.scores,
+            "decisions": self.trace,
+            "rungs": self.standings,
+            "cells": self.sampled,
+        }
         counts = "".join(f", {len(each)} {name}" for name, each in parts.items() if each)
         return f"Found({self.method!r}, {self.genotype!r}, {numbers:,} parameters{counts})"
 
@@ -107,6 +126,7 @@ def search(
     tasks: int | None = None,
     repeats: int | None = None,
     parameters: tuple[int, int] | None = None,
+    samples: int = 16,
     rungs: Sequence[Rung] = DEFAULT_RUNGS,
     space: Space = PAPER,
     score: OwnScore | Callable[[nn.Module, Sequence[Task]], float] | None = None,
@@ -128,7 +148,8 @@ def search(
         queries: query images per class.
         tasks: tasks of a score; None for the protocol's number.
         repeats: draws that are averaged, with stopping the most of them; None for the protocol's.
-        parameters: of halving, the fewest and the most parameters of a network.
+        parameters: fewest and most, of the cells that halving trains; with them metantk-nas ranks such cells.
+        samples: how many of them.
         rungs: of halving, the cells and the epochs of each stage.
         space: the operations and the nodes of the cells.
         score: an OwnScore, or a function of network and tasks with small numbers for good ones, in place of C_N.
@@ -137,23 +158,21 @@ def search(
         progress: is called with a line after every round or rung. A notebook shows a bar in any case.
 
     Returns:
-        What was found. A ConfigurationError is raised for settings that do not fit, a DataError for wrong data.
-
-    Example:
-        See :class:`Found`.
+        What was found. ConfigurationError is raised for wrong settings, DataError for data. See :class:`Found`.
     """
     _check_names(method, protocol, size, space, seed, progress)
-    _check_parameters(method, parameters)
-    check_whole(ways=ways, shots=shots, queries=queries)
+    check_whole(**(counts := {"ways": ways, "shots": shots, "queries": queries}))
+    band, stages = _band(method, parameters), _rungs(rungs) if method == "halving" else ()
     values = _values(method, protocol, own_score := _own_score(score, method), tasks=tasks, repeats=repeats)
     device, data = str(checked_device(device)), data_from(data, image_size)
     size = dataclasses.replace(size or NetworkSettings(), classes=len(data.train.class_names))
-    rounds = _rounds(space, values["two_inputs"]) if parameters is None else len(_rungs(rungs))
-    with _said(progress, rounds) as say:
-        if parameters is not None:
-            return _halved(data, size, space, _band(parameters), _rungs(rungs), seed, device, say)
-        counts = ways, shots, queries
-        return _pruned(data, method, values, size, counts, space, own_score, seed, device, say)
+    with _said(progress, len(stages) or (values["repeats"] if band else _rounds(space, values))) as say:
+        if band and stages:
+            return _halved(data, size, space, band, stages, seed, device, say)
+        scorer = _scorer(data, method, values, size, counts, own_score, seed, device)
+        if band:
+            return _sampled(scorer, values, size, space, band, samples, say)
+        return _pruned(scorer, method, values, size, space, say)
 
 
 def _values(
@@ -187,8 +206,8 @@ def _own_score(score: object, method: str) -> OwnScore | None:
     return score if isinstance(score, OwnScore) else OwnScore(score)  # type: ignore[arg-type]
 
 
-def _rounds(space: Space, two_inputs: bool) -> int:
-    return len(rounds_ahead(Candidates.of(space), "two" if two_inputs else "all"))
+def _rounds(space: Space, values: Mapping[str, Any]) -> int:
+    return len(rounds_ahead(Candidates.of(space), "two" if values["two_inputs"] else "all"))
 
 
 @contextmanager
@@ -204,15 +223,14 @@ def _said(progress: Callable[[str], None] | None, total: int) -> Iterator[Callab
         yield say
 
 
-def _check_parameters(method: str, parameters: object) -> None:
-    if (parameters is None) == (method == "halving"):
+def _band(method: str, parameters: object) -> Band | None:
+    """The sizes that a search compares cells of; None for one that prunes a supernet."""
+    if parameters is None and method != "halving":
+        return None
+    if method not in ("halving", "metantk-nas"):
         raise ConfigurationError(
-            f"parameters is {parameters} for the method {method}: give halving two numbers such as (36000, 42000), and "
-            "the other methods None"
+            f"parameters is {parameters!r:.80} for the method {method}: leave it out, or choose halving or metantk-nas"
         )
-
-
-def _band(parameters: object) -> Band:
     if not isinstance(parameters, tuple | list) or len(parameters) != 2:
         raise ConfigurationError(
             f"parameters is {parameters!r:.80}: expected two numbers, as in (36000, 42000)"
@@ -229,44 +247,54 @@ def _rungs(rungs: object) -> tuple[Rung, ...]:
     return check_rungs(rungs)
 
 
-def _pruned(
+def _scorer(
     data: ImageData,
     method: Method,
     values: Mapping[str, Any],
     size: NetworkSettings,
-    counts: tuple[int, int, int],
-    space: Space,
+    counts: Mapping[str, int],
     own: OwnScore | None,
     seed: int,
     device: str,
-    say: Callable[[str], None],
-) -> Found:
-    """Algorithm 1 from the full supernet to its end."""
+) -> CellScorer:
+    """The scorer of networks by the criteria of a method, on data that are large enough for its tasks."""
     chosen = criteria(method, bool(values["regions"]))
     if "condition" in chosen:
-        given = {**dict(zip(("ways", "shots", "queries"), counts, strict=True)), "tasks": values["tasks"]}
-        check_counts(data, given, [TaskCounts("train", tasks="tasks")])
-    rules = SearchSettings(
-        seed=seed,
-        criteria=chosen,
-        inputs="two" if values["two_inputs"] else "all",
-        **{name: values[name] for name in RULES},
-    )
+        check_counts(data, {**counts, "tasks": values["tasks"]}, [TaskCounts("train", tasks="tasks")])
     kernel = ScoreSettings(
         "ntk" if method == "te-nas" else "maml",
         values["outputs"],
         measure=values["metric"],
         dynamics=Converged(ridge=1e-3),
     )
-    scorer = CellScorer(
-        network=dataclasses.replace(size, classes=counts[0], initialisation=values["initialisation"]),
+    return CellScorer(
+        network=dataclasses.replace(size, classes=counts["ways"], initialisation=values["initialisation"]),
         seed=seed,
-        tasks=partial(draw_tasks, data, (values["tasks"], *counts)) if "condition" in chosen else None,
+        tasks=partial(draw_tasks, data, (values["tasks"], *counts.values()))
+        if "condition" in chosen
+        else None,
         patches=partial(draw_patches, data) if "regions" in chosen else None,
         settings=kernel,
         device=device,
         memory=memory_budget(device, 0) or None,  # one for all batches, on whose sizes the last bits depend
         own=own,
+    )
+
+
+def _pruned(
+    scorer: CellScorer,
+    method: Method,
+    values: Mapping[str, Any],
+    size: NetworkSettings,
+    space: Space,
+    say: Callable[[str], None],
+) -> Found:
+    """Algorithm 1 from the full supernet to its end."""
+    rules = SearchSettings(
+        seed=scorer.seed,
+        criteria=criteria(method, bool(values["regions"])),
+        inputs="two" if values["two_inputs"] else "all",
+        **{name: values[name] for name in RULES},
     )
     state = SearchState(Candidates.of(space))
     while not Round.of(state, rules).is_finished:
@@ -276,11 +304,43 @@ def _pruned(
             say(
                 f"round {state.round_index}: {len(before.candidates.operators()) - left} operators left, {left} stay"
             )
-    genotype, draws = state.candidates.genotype(), range(FINAL_DRAWS if chosen else 0)
-    scores = tuple(scorer.scores([state.candidates], state.round_index, draw)[0] for draw in draws)
+    genotype = state.candidates.genotype()
+    return _found(scorer, method, genotype, size, state.round_index, trace=state.trace)
+
+
+def _sampled(
+    scorer: CellScorer,
+    values: Mapping[str, Any],
+    size: NetworkSettings,
+    space: Space,
+    band: Band,
+    samples: int,
+    say: Callable[[str], None],
+) -> Found:
+    """The best of random cells of one size by the scores of all of them."""
+    check_whole(least=2, samples=samples)
+    cells = short_trainings.different_genotypes(
+        band, samples, generator(scorer.seed, SAMPLED), size, space=space
+    )
+    rows = []
+    for repeat in range(values["repeats"]):
+        rows.append(scorer.scores([cell.candidates() for cell in cells], 0, repeat))
+        say(f"repeat {repeat + 1}: {samples} cells scored")
+    ranking = rank_cells(rows, values["ties"], bool(values["regions"]), own=scorer.own is not None)
+    ranked = sorted(scored_cells(cells, ranking, size, scorer.own), key=attrgetter("rank"))
+    return _found(scorer, "metantk-nas", ranked[0].genotype, size, 1, sampled=tuple(ranked))
+
+
+def _found(
+    scorer: CellScorer, method: Method, genotype: Genotype, size: NetworkSettings, index: int, **more: Any
+) -> Found:
+    """What was found, with its untrained network and its scores on draws of a round that has scored nothing."""
+    draws = range(FINAL_DRAWS if method != "random" else 0)
+    scores = tuple(scorer.scores([genotype.candidates()], index, draw)[0] for draw in draws)
+    own = scorer.own
     found = tuple(own.ranked(each.condition) for each in scores) if own else scores
-    network = derived_network(genotype, size, derived_seed(seed, "training weights"))
-    return Found(method, genotype, network.to(device), found, state.trace)
+    network = derived_network(genotype, size, derived_seed(scorer.seed, "training weights"))
+    return Found(method, genotype, network.to(scorer.device), found, **more)
 
 
 def draw_tasks(

@@ -15,16 +15,35 @@ import pytest
 from experiments import __main__ as shell
 from experiments.commands import COMMANDS, Command
 from experiments.config import settings_from
+from experiments.inputs import check_inputs
 from experiments.search.settings import SEARCH, Search
 from experiments.settings import Doctor
+from experiments.studies.settings import Correlation
 from experiments.theory.settings import Drift
 from experiments.training.settings import EVALUATE, TRAIN, Evaluate, Train
 from mamltheory.errors import ConfigurationError, DataError
+from mamltheory.fewshot.glyphs import GLYPH_SETS
+from mamltheory.fewshot.pictures import PICTURE_SETS
+from mamltheory.fewshot.places import EMBEDDED
 from mamltheory.runtime.interrupt import Interrupted, check_interrupted
 from mamltheory.runtime.runlog import open_run
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "numpy", "matplotlib", "rich")
+SMALL = "--image-size 16 --search-batch-size 8"
+MISSING = (
+    ["search", "--data", "no/such/folder", "--out", "no/run"],
+    ["search", "--parameters", "no/cell.json", "--out", "no/run", "--image-size", "16"],
+    f"search --method halving --parameters 1:2 --warm-start no/table.json --out no/run {SMALL}".split(),
+    ["data", "check", "no/such/folder"],
+    ["train", "--genotype", "no/cell.json", "--out", "no/run"],
+    ["evaluate", "--checkpoint", "no/run", "--out", "no/evaluation"],
+    ["predict", "--images", "no/images", "--checkpoint", ".", "--out", "no/run"],
+    ["correlation", "--table", "no/table.json", "--out", "no/run", "--runs", "no/run"],
+    ["report", "no/run"],
+    ["search", "--out", "/proc/foo"],
+)
+"""Command lines that name a folder or a file that is not there; the last one cannot be written to."""
 
 
 def run(*arguments):
@@ -65,12 +84,54 @@ def test_a_mistake_is_answered_before_torch_is_loaded():
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: unknown preset 'nope' for search: expected glyph-smoke")
     assert seconds < 0.3
-    mistakes = (["serch"], ["train", "--epochs", "0"], ["search", "--config", "none.json"])
+    mistakes = (["serch"], ["train", "--epochs", "0"], ["search", "--config", "none.json"], *MISSING)
     code = f"""
 import sys, experiments.__main__ as m
 codes = [m.main(line) for line in {mistakes!r}]
-sys.exit(codes != [2, 2, 2] or any(name in sys.modules for name in {HEAVY!r}))"""
+sys.exit(set(codes) != {{2}} or any(name in sys.modules for name in {HEAVY!r}))"""
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_a_missing_folder_is_answered_within_half_a_second():
+    done, seconds = cpu_seconds_of("search", "--data", "no/such/folder", "--out", "no/run")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: there is no folder no/such/folder: give the path")
+    assert seconds < 0.5
+
+
+@pytest.mark.parametrize("line", MISSING[:-1], ids=" ".join)
+@pytest.mark.usefixtures("few_images")
+def test_what_is_missing_is_named_in_the_words_of_the_code_that_reads_it(line, capsys, monkeypatch):
+    assert shell.main(line) == 2
+    early = capsys.readouterr().err.split(": expected")[0]
+    monkeypatch.setattr(shell, "check_inputs", lambda _: None)
+    assert shell.main(line) == 2
+    assert capsys.readouterr().err.split(": expected")[0].removesuffix("/support") == early
+
+
+def test_a_run_that_has_begun_and_a_study_that_reads_no_images_may_lack_their_data(tmp_path):
+    with pytest.raises(DataError, match="no folder"):
+        check_inputs(Search(data="no/such/folder", out=tmp_path))
+    check_inputs(Correlation(data="no/such/folder", table="glyphs", out=tmp_path, runs=tmp_path))
+    (tmp_path / "run.json").touch()
+    check_inputs(Search(data="no/such/folder", out=tmp_path))
+
+
+def test_the_names_of_embedded_data_are_those_that_are_drawn():
+    assert set(EMBEDDED) == {*GLYPH_SETS, *PICTURE_SETS}
+
+
+def test_the_settings_of_a_command_are_printed_as_its_configuration_takes_them(tmp_path, capsys):
+    line = ["search", "--preset", "mini-5", "--protocol", "stable", "--seed", "3", "--out", "/sys/x"]
+    assert shell.main([*line, "--print-config"]) == 0
+    text = capsys.readouterr().out
+    assert json.loads(text)["repeats"] == 16
+    (tmp_path / "mine.json").write_text(text)
+    same = shell.resolve("search", ["--config", str(tmp_path / "mine.json")])
+    assert same == shell.resolve("search", line[1:]).resolved()
+    for name, command in COMMANDS.items():
+        assert shell.main([name, "--print-config"]) == 0
+        assert settings_from(command.settings, json.loads(capsys.readouterr().out)) is not None
 
 
 def test_help_answers_within_half_a_second_and_loads_nothing_heavy():

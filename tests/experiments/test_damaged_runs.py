@@ -279,12 +279,15 @@ def test_results_of_an_evaluation_are_looked_at(own, tmp_path):
     evaluate.print_evaluation(settings)
     results = read_run(settings.out)["results"]
     evaluate.check_results(settings.out, results)
+    before = results | {"correct": " ".join(map(str, results["correct"]))}  # as earlier versions wrote it
+    evaluate.check_results(settings.out, before)
+    assert (evaluate.accuracies_of(before) == evaluate.accuracies_of(results)).all()
     wrong = {
         "accuracy": ["high", None, results["accuracy"] + 0.01, "nan"],
         "parameters": ["1", 0, 1.5],
         "tasks_digest": [3, None],
         "queries_per_task": [0, "6", 2.5],
-        "correct": [3, "", "a b", "1,2", [1, 2]],
+        "correct": [3, "", "a b", "1,2", [1, 2], [], [-1] * 4, ["a"] * 4],
         "training": [None, 3],
         "half_width": [[], "x"],
     }

@@ -39,7 +39,7 @@ OWN = data_of()
 def test_so_many_tasks_can_be_drawn_whatever_classes_they_are_of(sizes, shots, queries):
     split = split_of("a", sizes)
     for ways in range(1, sum(size >= shots + queries for size in sizes) + 1):
-        most = certain_tasks(split, ways, shots + queries)
+        most = certain_tasks(split.members, ways, shots + queries)
         uses = sorted(size // (shots + queries) for size in sizes)
         assert fewest_before_an_end(uses, ways) == most
         for seed in range(20):

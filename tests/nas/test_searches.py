@@ -66,8 +66,9 @@ def test_settings_that_a_method_does_not_have_are_refused(data):
     for settings, message in (
         ({"method": "te-nass"}, "expected one of metantk-nas"),
         ({"protocol": "mine"}, "expected one of paper"),
-        ({"method": "halving"}, "give halving two numbers"),
-        ({"parameters": (1, 2)}, "the other methods None"),
+        ({"method": "halving"}, "parameters is None: expected two numbers"),
+        ({"method": "te-nas", "parameters": (1, 2)}, "leave it out, or choose halving or metantk-nas"),
+        ({"parameters": (1, 2), "samples": 1}, "samples is 1: expected a whole number from 2"),
     ):
         with as_users_run_it(), pytest.raises(ConfigurationError, match=message):
             search(data, **settings)

@@ -13,6 +13,7 @@ from mamltheory.fewshot.formats.listing import hidden, refuse_outside
 from mamltheory.fewshot.formats.parquet import PARQUET_FORMAT
 from mamltheory.fewshot.formats.prepared import PREPARED_FORMAT
 from mamltheory.fewshot.formats.tiered import NPZ_FORMAT, PNG_FORMAT
+from mamltheory.fewshot.places import check_folder
 
 __all__ = ["FORMATS", "OTHER_FORMATS", "Options", "recognise"]
 
@@ -46,13 +47,7 @@ def recognise(path: Path) -> tuple[Format, Path]:
     Raises:
         DataError: the folder does not exist, has no known layout, or holds several data sets.
     """
-    if not path.is_dir():
-        what = (
-            f"{path} is a file: give the folder"
-            if path.exists()
-            else f"there is no folder {path}: give the path"
-        )
-        raise DataError(f"{what} of a data set, or glyphs or pictures for an embedded one")
+    check_folder(path)
     try:
         entries = sorted(path.iterdir())
         folders = [entry for entry in entries if entry.is_dir() and not hidden(entry.name)]

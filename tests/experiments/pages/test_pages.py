@@ -11,12 +11,24 @@ from markupsafe import Markup
 from PIL import Image
 
 from experiments import __main__ as shell
+from experiments.gpu_check import check
+from experiments.gpu_check.report import WELL
+from experiments.gpu_check.settings import STAGES, GpuCheck
 from experiments.pages import charts
 from experiments.pages.documents import html_of
 from experiments.pages.findings import verdict_of
 from experiments.search.settings import Search
 from mamltheory.runtime.folders import check_results_folder, check_run_folder
-from tests.experiments.pages.runs import FIGURES, KINDS, evaluated, halved, search_begun, trained, write
+from tests.experiments.pages.runs import (
+    FIGURES,
+    KINDS,
+    MACHINE,
+    evaluated,
+    halved,
+    search_begun,
+    trained,
+    write,
+)
 from tests.html_pages import Elements, fetched_by
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -71,6 +83,14 @@ def test_a_page_has_the_verdict_first_and_asks_for_nothing(tmp_path, kind, capsy
     assert elements.open == []
 
 
+@pytest.mark.usefixtures("no_charts")
+def test_pages_of_trainings_and_evaluations_say_the_cpu_time_where_it_is_recorded(tmp_path):
+    assert "CPU time 1 min 23 s" in words_of(page_of(tmp_path, trained(tmp_path / "train")))
+    assert "CPU time 7.5 s" in words_of(page_of(tmp_path, evaluated(tmp_path / "evaluate", [5, 6])))
+    words = words_of(page_of(tmp_path, KINDS["predict"](tmp_path / "predict")))
+    assert "CPU time: not recorded" in words
+
+
 def test_the_page_of_a_search_has_cell_size_score_and_every_round(tmp_path):
     page = page_of(tmp_path, KINDS["search"](tmp_path / "search"))
     words = words_of(page)
@@ -87,6 +107,41 @@ def test_the_page_of_a_search_has_cell_size_score_and_every_round(tmp_path):
     assert page.count("unsure") - page.count(".unsure") == sum(row[5] and row[7] for row in kept["trace"])
     assert words.count("more than noise") == 2
     assert len(Elements(page).of("td", "kept")) == 18
+
+
+@pytest.mark.parametrize(
+    ("ends", "rehearsal", "expected"),
+    [
+        ({"device": WELL, "bits": WELL}, True, "A rehearsal on the CPU: 1 fault in 2 stages"),
+        ({"device": WELL}, False, "No fault in 1 stage on Card 9"),
+        (
+            {"device": "killed after its 3 s"},
+            False,
+            "No fault in 1 stage, 1 of which did not end well, on Card 9",
+        ),
+    ],
+)
+def test_the_page_of_a_check_of_a_gpu_names_faults_and_stages_that_were_killed(
+    tmp_path, ends, rehearsal, expected
+):
+    good = {"what": "a product", "value": 3840, "unit": "", "good": True}
+    bad = {"what": "equal bits", "value": "differ", "unit": "", "good": False}
+    stages = {
+        name: {"title": STAGES[name].title, "limit": 5.0, "seconds": 1.0, "ended": end, "lines": lines}
+        for (name, end), lines in zip(ends.items(), ([good], [good, bad]), strict=False)
+    }
+    data = {"name": "Card 9", "rehearsal": rehearsal, "minutes": 1.0, "versions": MACHINE, "stages": stages}
+    check.report_stages(tmp_path, "gpu_Card_9", data, GpuCheck(out=tmp_path))
+    page = page_of(tmp_path, tmp_path)
+    words = words_of(page)
+    assert headline(page) == expected
+    assert ("bits: equal bits is not as it should be" in words) == ("bits" in ends)
+    assert ("device: killed after its 3 s" in words) == (ends["device"] != WELL)
+    assert {"a product", "3840", "as it should be"} <= set(Elements(page).words)
+    assert "At most 1 minute. " in words
+    kind = "open" if rehearsal else "clear" if ends["device"] == WELL else "fails"
+    assert f'class="verdict {kind}"' in page
+    assert fetched_by(page) == []
 
 
 @pytest.mark.usefixtures("no_charts")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import genotypes
+from experiments.__main__ import resolve
 from experiments.data import loading
 from experiments.search import halving, one_size, search
 from mamltheory.errors import CheckpointError, ConfigurationError, GenotypeError
@@ -19,6 +20,7 @@ from mamltheory.nas.sizes import Band, genotype_parameters
 from mamltheory.rng import generator
 from tests.experiments.search.halving_cases import BAND, enough_images, halving_settings  # noqa: F401 - a fixture
 from tests.experiments.tiny import GENOTYPE, search_settings
+from tests.fewshot.small import noise_data
 
 pytestmark = pytest.mark.usefixtures("enough_images")
 SIZE = NetworkSettings(4, 3, 6, 4)
@@ -80,9 +82,10 @@ def test_bands_that_cannot_be_searched_are_one_line(tmp_path, monkeypatch):
         ({"rungs": (4, 4)}, r"rungs is \(4, 4\): expected fewer cells in every rung"),
         ({"rungs": (4, 0)}, "expected fewer cells in every rung"),
         ({"rungs": (4,)}, "differ in length: give each one value per rung"),
+        ({"rank_by": ("loss",)}, "one value per rung$"),
         ({"rung_epochs": (3, 3)}, "expected more epochs in every rung"),
         ({"confirm": 3}, "confirm is 3: expected at most the 2 cells of the last rung"),
-        ({"search_milestones": (3,)}, r"search_milestones \[3\] lie outside the 3 epochs"),
+        ({"search_milestones": (3,)}, r"\[3\] lie outside the 3 epochs: give --search-milestones, or"),
         ({"search_milestones": (2, 1)}, "give increasing epochs, each once"),
         ({"search_learning_rate": 0.0}, "search_learning_rate is 0.0: expected a positive finite number"),
         ({"search_cells": 2}, "search_cells"),
@@ -200,3 +203,16 @@ def test_the_papers_method_draws_cells_of_two_inputs_unless_it_is_told_otherwise
     every = search_settings(tmp_path, **usual, two_inputs=False).resolved()
     assert forms(one_size.random_cells(every, 3, "cells")) == {False}
     assert search_settings(tmp_path).resolved().two_inputs is False
+
+
+def test_fewer_rungs_need_no_other_flags_than_the_message_names():
+    common = ["--method", "halving", "--parameters", "5000:8000"]
+    with pytest.raises(ConfigurationError, match="one value per rung, as in --rungs 32 8") as caught:
+        resolve("search", [*common, "--rung-epochs", "2", "8"])
+    found = resolve("search", [*common, *str(caught.value).split(" as in ")[1].split()])
+    assert (found.rungs, found.rung_epochs, found.rank_by) == ((32, 8), (2, 8), ("accuracy", "loss"))
+    assert found.search_milestones == short_trainings.recipe(noise_data(), 8, 0).milestones == (7,)
+    flag = "give --milestones 6 8$"
+    with pytest.raises(ConfigurationError, match=flag):
+        resolve("train", ["--epochs", "10"])
+    assert resolve("train", ["--epochs", "10", *flag.rstrip("$").split()[1:]]).milestones == (6, 8)

@@ -7,12 +7,14 @@ import pytest
 
 from experiments import __main__ as shell
 from experiments.config import read_config, settings_from
+from experiments.examples import own_score
 from experiments.examples.own_space import space
 from experiments.genotypes import read_genotype
 from experiments.named import space_of
 from experiments.search import search
 from experiments.search.settings import Search
 from experiments.training.trained import read_training
+from mamltheory import nas
 from mamltheory.errors import CheckpointError
 from mamltheory.fewshot import load
 from mamltheory.nas.space import Space
@@ -80,7 +82,7 @@ def test_the_found_cell_is_trained_evaluated_and_loaded_in_its_space(searched_ow
     capsys.readouterr()
 
 
-def test_sampled_cells_of_one_size_are_ranked_by_an_own_score(tmp_path):
+def test_sampled_cells_of_one_size_are_ranked_by_an_own_score_as_from_python(tmp_path, few_images):
     settings = search_settings(tmp_path, space=SPACE, score=SCORE, parameters="3000:8000", samples=3)
     search.search_cells(settings)
     found = json.loads((tmp_path / "search.json").read_text())
@@ -88,6 +90,12 @@ def test_sampled_cells_of_one_size_are_ranked_by_an_own_score(tmp_path):
     assert found["cell"] == max(range(3), key=lambda i: rows[i]["score"])
     assert found["genotype"]["space"] == SPACE
     assert read_genotype(tmp_path / "genotype.json").space == space
+    size = nas.NetworkSettings(SIZE["channels"], SIZE["cells"], stem_stride=SIZE["stem_stride"])
+    few = {"ways": 2, "tasks": 1, "repeats": 1, "parameters": (3000, 8000), "samples": 3}
+    same = nas.search(few_images, score=own_score.score, space=space, size=size, **few)
+    assert [cell.score for cell in same.sampled] == sorted((row["score"] for row in rows), reverse=True)
+    assert same.genotype == read_genotype(tmp_path / "genotype.json")
+    assert all(isinstance(value, float) for value in same.scores)
 
 
 MODULE = """

@@ -2,11 +2,14 @@
 
 import json
 import math
+from operator import itemgetter
 
 import pytest
 
 from experiments.genotypes import read_genotype
 from experiments.search import sampling, search
+from mamltheory import nas
+from mamltheory.nas import searches
 from mamltheory.nas.network import NetworkSettings
 from mamltheory.nas.scoring.score import Score
 from mamltheory.nas.sizes import genotype_parameters
@@ -17,6 +20,8 @@ from tests.experiments.tiny import files, search_settings
 
 pytestmark = pytest.mark.usefixtures("few_images")
 SIZE = NetworkSettings(4, 3, 6, 4)
+FROM_PYTHON = {"parameters": (5000, 8000), "samples": 4, "repeats": 2, "size": SIZE, "ways": 2, "tasks": 1}
+"""The settings below, as the function takes them."""
 
 
 def settings_of(folder, **others):
@@ -52,6 +57,24 @@ def test_the_best_of_random_cells_in_the_band_has_the_least_sum_of_ranks(sampled
     assert read_run(sampled.out)["results"]["cpu_seconds"] > 0
     drawn = {f"cells.{ending}" for ending in ("png", "pdf", "json")}
     assert files(sampled.out) == {"genotype.json", "search.json", "run.json", *drawn}
+
+
+def test_from_python_the_same_cells_are_drawn_and_the_same_one_is_chosen(sampled, few_images, monkeypatch):
+    monkeypatch.setattr(searches, "FINAL_DRAWS", 2)
+    lines: list[str] = []
+    found = nas.search(few_images, **FROM_PYTHON, progress=lines.append)
+    told = json.loads((sampled.out / "search.json").read_text())
+    rows = sorted(told["cells"], key=itemgetter("rank"))
+    parts = ("genotype", "parameters", "log condition", "regions", "rank")
+    assert [[row[name] for name in parts] for row in rows] == [
+        [cell.genotype.to_json(), cell.parameters, cell.score, cell.regions, cell.rank]
+        for cell in found.sampled
+    ]
+    assert found.genotype.to_json() == told["genotype"]
+    assert found.network.candidates.genotype() == found.genotype
+    assert lines == ["repeat 1: 4 cells scored", "repeat 2: 4 cells scored"]
+    assert repr(found).endswith("2 scores, 4 cells)")
+    assert len({score.condition for score in found.scores}) == 2
 
 
 def test_a_finished_search_says_what_it_found_and_scores_nothing_again(sampled, monkeypatch, capsys):

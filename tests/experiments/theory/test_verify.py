@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 
+from experiments import __main__ as shell
 from experiments.theory import verify as command
 from experiments.theory.settings import Verify
 from mamltheory import Task
 from mamltheory.errors import ConfigurationError
+from tests.html_pages import Elements, fetched_by
 
 NETWORK = "experiments.theory.example_networks:one_hidden_layer"
 SMALL = {"network": NETWORK, "widths": (32, 256), "seeds": 2, "steps": 3, "shape": (4,), "lipschitz": False}
@@ -34,6 +36,14 @@ def test_the_report_and_the_figure_say_what_is_printed(tmp_path, capsys):
         assert verdict["text"] in report
         assert verdict["text"] in printed
     assert "divided by l," in report
+    assert shell.main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    words = " ".join(Elements(page).words)
+    held = sum(verdict["holds"] is True for verdict in data["verdicts"])
+    assert f"{held} of 5 statements hold" in words
+    assert f"{data['verdicts'][0]['statement']}: {data['verdicts'][0]['text']}" in words
+    assert page.count("data:image/png;base64") == 1
+    assert fetched_by(page) == []
 
 
 def test_tasks_of_ones_own_take_the_place_of_random_points():

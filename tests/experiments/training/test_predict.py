@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import __main__ as shell
 from experiments.data import loading
 from experiments.training import evaluate, predict
 from experiments.training.settings import Predict
@@ -22,6 +23,7 @@ from mamltheory.runtime.checkpoint import load_state, save_state
 from mamltheory.runtime.runlog import read_run
 from tests.experiments.tiny import evaluate_settings, files
 from tests.fewshot.small import noise_data
+from tests.html_pages import Elements, fetched_by
 
 pytestmark = pytest.mark.usefixtures("few_images")
 SHOTS, QUERIES = 4, 4
@@ -98,6 +100,15 @@ def test_a_table_and_a_summary_are_left(trained, folder, capsys):
     assert "1 other files were left out" in said
     assert files(settings.out) == {"predictions.csv", "run.json"}
     assert read_run(settings.out)["results"]["summary"] == said.splitlines()[:-1]
+    assert shell.main(["report", str(settings.out), "--out", str(folder / "page.html")]) == 0
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    words = " ".join(Elements(page).words)
+    assert "<h1>12 images in 3 classes</h1>" in page
+    assert "From 4 labelled images per class (2 augmented copies of each)" in words
+    assert f"{lines[0]['file']} {lines[0]['class']} {float(lines[0]['probability']):.3f}" in words
+    assert "CPU time" in words
+    assert "not recorded" not in words
+    assert fetched_by(page) == []
 
 
 def test_a_prediction_repeats_exactly_and_depends_on_the_seed_of_the_augmentation(trained, folder):

@@ -41,7 +41,9 @@ def test_a_training_leaves_its_state_curves_and_record(trained):
     data = json.loads((trained.out / "learning_curves.json").read_text())["data"]
     assert data["epoch"] == [1, 2, 3]
     assert data["learning_rate"] == pytest.approx([0.05, 0.05, 0.005])
-    assert read_run(trained.out)["results"]["epochs"] == 3
+    results = read_run(trained.out)["results"]
+    assert results["epochs"] == 3
+    assert results["cpu_seconds"] == load_state(trained.out / "state", print).state["cpu_seconds"] > 0
 
 
 def test_a_finished_training_says_so_ends_with_its_result_and_is_read_from_python(trained, capsys):
@@ -76,9 +78,11 @@ def test_a_training_interrupted_in_an_epoch_stops_after_its_step_and_goes_on_bit
     assert stopped.value.continue_with == f"python -m experiments train --config {settings.out}"
     numbers = load_state(settings.out / "state", print).state
     assert (numbers["epoch"], numbers["step"]) == (call - 1, 1)
+    spent = numbers["cpu_seconds"]
     with counted(steps, "train_epoch") as epochs:
         train.train_and_draw(settings)
     assert len(epochs) == 4 - call
+    assert read_run(settings.out)["results"]["cpu_seconds"] > spent
     assert_same_end(settings, trained)
 
 
@@ -209,6 +213,9 @@ def test_an_evaluation_prints_its_line_and_records_it_and_repeats_exactly(traine
     assert re.match(r"\d+\.\d\d ± \d+\.\d\d % \(95 % interval over 4 tasks\): 3-way 1-shot", lines[0])
     results = read_run(tmp_path / "evaluate")["results"]
     assert lines[0].startswith(f"{100 * results['accuracy']:.2f} ± {100 * results['half_width']:.2f} %")
+    assert len(results["correct"]) == 4
+    assert all(type(count) is int for count in results["correct"])
+    assert results["cpu_seconds"] > 0
     assert files(tmp_path) == {"evaluate/run.json"}
 
 
@@ -349,11 +356,11 @@ def test_an_evaluation_on_an_image_folder_keeps_statistics_and_mirroring_of_the_
     several = {"tasks": 8, "augment": 3}
     usual = evaluate.record_evaluation(evaluate_settings(settings, tmp_path / "usual", **several))
     folder = evaluate_settings(settings, tmp_path / "moved", data=str(tmp_path / "images"), **several)
-    assert evaluate.record_evaluation(folder) == usual
+    assert evaluate.record_evaluation(folder) | {"cpu_seconds": usual["cpu_seconds"]} == usual
     read = read_training(settings.out)
     assert inputs_of(read.data(folder.data)) == inputs_of(data) != inputs_of(moved)
     own = evaluate.evaluate_on_tasks(read.network, moved, folder)
-    assert " ".join(map(str, own.correct)) != usual["correct"], "the folder's own would give another result"
+    assert own.correct.tolist() != usual["correct"], "the folder's own would give another result"
 
 
 def test_a_folder_without_a_training_is_refused(tmp_path, searched):
