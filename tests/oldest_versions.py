@@ -1,4 +1,4 @@
-"""Print constraints for pip: the lower bound of every dependency, and the tested versions of what only tests use."""
+"""Print constraints for pip: the lower bound of what is needed at run and build time, and the tested versions of what only tests use."""
 
 import re
 import sys
@@ -9,9 +9,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def oldest_versions() -> dict[str, str]:
-    """The version of every package by name: the oldest of the dependencies, the tested one of pytest and so on."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    bounds = [re.fullmatch(r"([\w-]+)>=([\w.]+)", line).groups() for line in project["dependencies"]]
+    """The version of every package by name: the oldest of what the package needs and is built with, the tested one of pytest etc."""
+    whole = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project, needed = whole["project"], whole["project"]["dependencies"] + whole["build-system"]["requires"]
+    bounds = [re.fullmatch(r"([\w-]+)>=([\w.]+)", line).groups() for line in needed]
     tools = [re.match(r"[\w-]+", line).group() for line in project["optional-dependencies"]["test"]]
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     tested = dict(line.split("==") for line in lines if "==" in line)

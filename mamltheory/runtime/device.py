@@ -128,9 +128,10 @@ def environment(device: torch.device | str = "cpu", products: str | None = None)
         The entries by name.
     """
     device = torch.device(device)
-    versions = {package: version(package) for package in ("mamltheory", "torch", "numpy", "scipy")}
+    versions = {package: version(package) for package in ("mamltheory", "numpy", "scipy")}
     return {
         "python": platform.python_version(),
+        "torch": str(torch.__version__),  # with the build, as in 2.11.0+cu130, which some wheels' metadata lack
         **versions,
         "system": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
