@@ -1,4 +1,4 @@
-"""Print constraints for pip: the lower bound of what is needed at run and build time, and the tested versions of what only tests use."""
+"""Print constraints for pip: the lower bound of what the package needs, and the tested versions of what tests need."""
 
 import re
 import sys
@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def oldest_versions() -> dict[str, str]:
-    """The version of every package by name: the oldest of what the package needs and is built with, the tested one of pytest etc."""
+    """Versions by package: the oldest of what is needed to run and to build, the tested one of pytest and so on."""
     whole = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project, needed = whole["project"], whole["project"]["dependencies"] + whole["build-system"]["requires"]
     bounds = [re.fullmatch(r"([\w-]+)>=([\w.]+)", line).groups() for line in needed]

@@ -131,7 +131,9 @@ def environment(device: torch.device | str = "cpu", products: str | None = None)
     versions = {package: version(package) for package in ("mamltheory", "numpy", "scipy")}
     return {
         "python": platform.python_version(),
-        "torch": str(torch.__version__),  # with the build, as in 2.11.0+cu130, which some wheels' metadata lack
+        "torch": str(
+            torch.__version__
+        ),  # with the build, as in 2.11.0+cu130, which some wheels' metadata lack
         **versions,
         "system": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
