@@ -32,7 +32,7 @@ PANELS = {
     "drift": r"change of the kernel",
     "K": "$K$ of Lemma 1",
     "scatter": "scatter of the initial kernel",
-    "deviation": "distance from kernel regression",
+    "deviation": "distance from\nkernel regression",
 }
 MARKS = {True: "holds", False: "does not hold", None: "undecided"}
 
