@@ -110,6 +110,8 @@ def test_pairs_that_are_compared_in_parts_give_the_same_correlations(monkeypatch
         monkeypatch.setattr(rank_correlation, "PAIRS_AT_ONCE", pairs)
         np.testing.assert_array_equal(kendall_tau(x, y), whole)
     assert np.isnan(kendall_tau(np.ones((2, 1)), np.ones((2, 1)))).all(), "one network has no pairs"
+    two, back = np.array([0.1, 0.2]), np.array([0.4, 0.3])
+    assert [kendall_tau(two, back), spearman(two, back)] == pytest.approx([-1, -1])
 
 
 def test_every_network_and_every_pool_is_drawn_equally_often():

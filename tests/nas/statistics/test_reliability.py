@@ -158,6 +158,10 @@ def test_what_nothing_is_left_to_compare_with_is_unreliable():
     scores = np.array([[1.0, 2.0], [3.0, 5.0]])
     assert single_repeat_reliability(scores, ["a", "b"]) == 0.0
     np.testing.assert_array_equal(standardised(scores, ["a", "b"]), np.zeros((2, 2)))
+    tiny = np.array([[1e-6, 2e-6], [3e-6, 0.0], [2e-6, 7e-6]])
+    np.testing.assert_allclose(
+        standardised(tiny, list("aab")), [[-(0.5**0.5), 0.5**0.5], [0.5**0.5, -(0.5**0.5)], [0, 0]]
+    )
     assert single_repeat_reliability(scores, ["a", "a"], ["x", "y"]) == 0.0
     shrunk, share = shrunken_scores(scores[:, :1], ["a", "a"], ["x", "x"])
     assert share == 0.0

@@ -75,6 +75,8 @@ def test_an_association_is_that_of_repeated_lists_by_scipy(x):
     t = found.partial.value / np.sqrt((1 - found.partial.value**2) / (5 - 3))
     assert found.partial_p == pytest.approx(2 * stats.t.sf(abs(t), 2))
     assert resampled_ranks.associate(y, y, z, weights).partial_p < 1e-12
+    two = np.array([[0.1, 0.2]]), np.array([[0.4, 0.3]]), np.ones((1, 2))
+    assert resampled_ranks._pearson(*two).tolist() == pytest.approx([-1])
 
 
 def test_holm_multiplies_the_least_by_all_and_never_falls():
