@@ -9,6 +9,7 @@ import pytest
 
 from mamltheory.nas.algorithms import stopping
 from mamltheory.nas.algorithms.stopping import (
+    MIN_REPEATS,
     Certainty,
     Compared,
     certainty,
@@ -86,6 +87,16 @@ def test_certainty_is_that_of_a_loop_over_bootstrap_draws(shrinkage, earlier):
         assert found.same == pytest.approx(np.mean(same))
         assert found.regret == pytest.approx(np.mean(regret))
     assert inspect.signature(certainty).parameters["draws"].default == 200
+
+
+def test_a_search_stops_by_agreement_or_regret_or_budget_and_never_before_the_least_number():
+    sure, unsure = Certainty(0.9, 0.5, ()), Certainty(0.5, 0.5, ())
+    cheap = Certainty(0.5, 0.01, ())
+    assert may_stop(sure, MIN_REPEATS - 1, 20) is None
+    assert may_stop(sure, MIN_REPEATS, 20) == "agreement"
+    assert may_stop(cheap, MIN_REPEATS, 20) == "regret"
+    assert may_stop(unsure, 19, 20) is None
+    assert may_stop(unsure, 20, 20) == may_stop(sure, 2, 2) == "budget"
 
 
 def test_a_search_stops_at_85_per_cent_agreement_or_below_a_regret_of_5_hundredths():

@@ -9,14 +9,11 @@ from hypothesis import strategies as st
 
 from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
 from mamltheory.nas.algorithms.stopping import (
-    MIN_REPEATS,
     SEPARATED,
-    Certainty,
     Compared,
     RoundReliability,
     certainty,
     decisive_scores,
-    may_stop,
     round_reliability,
 )
 from mamltheory.nas.genotype import Operator
@@ -273,16 +270,6 @@ def test_a_regret_is_small_where_the_candidates_are_equally_good():
     found = certainty(Compared(scores, [o.edge for o in operators], operators), draws(1), False)
     assert found.regret < 0.05
     assert found.same < 0.95
-
-
-def test_a_search_stops_by_agreement_or_regret_or_budget_and_never_before_the_least_number():
-    sure, unsure = Certainty(0.9, 0.5, ()), Certainty(0.5, 0.5, ())
-    cheap = Certainty(0.5, 0.01, ())
-    assert may_stop(sure, MIN_REPEATS - 1, 20) is None
-    assert may_stop(sure, MIN_REPEATS, 20) == "agreement"
-    assert may_stop(cheap, MIN_REPEATS, 20) == "regret"
-    assert may_stop(unsure, 19, 20) is None
-    assert may_stop(unsure, 20, 20) == may_stop(sure, 2, 2) == "budget"
 
 
 def test_a_round_of_noise_is_a_tie_and_one_with_signal_is_not():
