@@ -135,6 +135,7 @@ def test_the_transform_has_the_layout_that_is_asked_for_and_takes_no_images():
     last = apply_draws(images, draws, MEAN, STD, torch.channels_last)
     assert last.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(last, plain)
+    assert apply_draws(images.to("meta"), draws, MEAN, STD).is_meta, "all parts are where the images are"
     assert apply_draws(images[:0], select_draws(draws, slice(0)), MEAN, STD).shape == (0, 3, 6, 5)
 
 

@@ -189,6 +189,13 @@ def test_the_accuracy_after_a_training_is_on_tasks_of_5_ways_and_15_queries_or_f
     assert validation_accuracy(SmallNet(), data, 4, 2) == expected
 
 
+def test_the_accuracy_after_a_training_is_computed_where_it_is_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(evaluation, "evaluate_network", lambda *_, **named: asked.append(named) or run())
+    validation_accuracy(SmallNet(), noise_data(), 4, 2, "meta")
+    assert asked == [{"device": "meta"}]
+
+
 @pytest.mark.parametrize(
     "change", [{}, {"copies": 0, "head": "nearest-centroid"}, {"copies": 2, "seed": 3, "C": 9.0}]
 )

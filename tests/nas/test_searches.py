@@ -24,6 +24,7 @@ from mamltheory.nas import (
     short_trainings,
 )
 from mamltheory.nas.algorithms.algorithm1 import run_search
+from mamltheory.nas.algorithms.halving import Measured
 from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.network import derived_network
 from mamltheory.nas.scoring.linear_regions import random_patches
@@ -145,7 +146,7 @@ def test_rules_name_the_scorer():
     assert scorer_by(SearchSettings(**chosen, estimator="gradient"), scorer) == GradientScorer(scorer)
 
 
-def test_a_search_with_two_inputs_has_rounds_for_the_nodes_and_a_bar_for_all_of_them(data, monkeypatch):
+def test_a_bar_has_the_rounds_of_a_search_with_two_inputs_or_the_rungs(data, monkeypatch):
     bars = []
 
     @contextmanager
@@ -162,10 +163,13 @@ def test_a_search_with_two_inputs_has_rounds_for_the_nodes_and_a_bar_for_all_of_
     assert bars[10] == "round 10: 2 operators left, 12 stay"
     own = derived_network(found.genotype, found.network.settings, derived_seed(2, "training weights"))
     assert all(map(torch.equal, own.state_dict().values(), found.network.state_dict().values()))
-    with monkeypatch.context() as changed:
-        changed.setattr(searches.short_trainings, "halve_in_memory", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            search(data, "halving", size=SIZE, parameters=BAND, rungs=[Rung(1, 1)])
+    kept, best = ((Rung(2, 1), (1, 0)),), derived_network(random_genotype(generator(0, "best")), SIZE, 0)
+    measured = (Measured(0.5, 0.25),)
+    monkeypatch.setattr(short_trainings, "halve_in_memory", lambda *_: (kept, best, measured))
+    stream = generator(2, "halving candidates")
+    cells = different_genotypes(Band(*BAND), 2, stream, NetworkSettings(2, 3, 5, 4))
+    found = search(data, "halving", size=SIZE, parameters=BAND, rungs=[Rung(2, 1)], seed=2)
+    assert (found.genotype, found.scores, found.standings) == (cells[1], measured, kept)
     assert bars[-1] == (("search", 1), {"patience": 0.0})
 
 

@@ -106,14 +106,15 @@ PLANTED = {(0, 1): 0.25, (1, 1): 0.5, (2, 1): None, (3, 1): 0.375, (1, 3): 0.125
 
 
 def test_rungs_keep_the_best_and_say_how_good_they_are(monkeypatch):
-    lines, trained, states = [], [], []
+    lines, trained, states, lengths = [], [], [], set()
     cells = [random_genotype(generator(0, "cells", i)) for i in range(4)]
     rungs, size = (Rung(4, 1), Rung(2, 3)), NetworkSettings(2, 3, 4)
 
     def start(network, data, config, device):
         cell, *rest = network
         assert rest == [size, 5]
-        assert (data, config, device) == (DATA, short_trainings.recipe(DATA, 3, 5), "cpu")
+        assert (data, config, device) == (DATA, short_trainings.recipe(DATA, config.epochs, 5), "cpu")
+        lengths.add(config.epochs)
         states.append(Trained(cells.index(cell)))
         return states[-1]
 
@@ -144,6 +145,9 @@ def test_rungs_keep_the_best_and_say_how_good_they_are(monkeypatch):
         "epoch 1: 4 cells, the best with 37.5 % on validation tasks",
         "epoch 3: 2 cells, the best with 50.0 % on validation tasks",
     ]
+    assert lengths == {3}
+    (only,), *_ = short_trainings.halve_in_memory(DATA, cells, rungs[:1], size, 5, "cpu", lines.append)
+    assert only == (rungs[0], (1, 3, 0, 2))
 
 
 def test_a_training_without_another_epoch_has_no_loss(monkeypatch):
