@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from mamltheory.fewshot.augment import (
     default_padding,
     draw_augmentation,
     join_draws,
+    select_draws,
 )
 from mamltheory.fewshot.images import normalise
 from mamltheory.rng import generator
@@ -24,9 +27,13 @@ from tests.reference.fewshot_augment import augment_in_reals, augment_with_pillo
 MEAN, STD = (0.47, 0.45, 0.41), (0.28, 0.27, 0.28)
 
 
-def images_of(count, size, seed=0):
+def images_of(count, height, seed=0, width=None):
     return torch.randint(
-        0, 256, (count, size, size, 3), generator=generator(seed, "test pixels"), dtype=torch.uint8
+        0,
+        256,
+        (count, height, width or height, 3),
+        generator=generator(seed, "test pixels"),
+        dtype=torch.uint8,
     )
 
 
@@ -34,7 +41,7 @@ def images_of(count, size, seed=0):
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 12), st.integers(5, 24), st.integers(0, 9), st.booleans(), st.integers(0, 2**32))
 def test_the_batch_transform_agrees_with_loops_over_images(count, size, padding, flip, seed):
-    images = images_of(count, size, seed)
+    images = images_of(count, size, seed, width=size + 3)
     draws = draw_augmentation(Augmentation(padding=padding, flip=flip), size, count, generator(seed, "draws"))
     ours = apply_draws(images, draws, MEAN, STD).permute(0, 2, 3, 1).numpy()
     for i in range(count):
@@ -96,6 +103,40 @@ def test_the_draws_have_the_stated_distributions():
     torch.testing.assert_close(draws.factors.mean(0), torch.ones(3), atol=0.01, rtol=0)
     codes = draws.order @ torch.tensor([9, 3, 1])
     assert set(codes.tolist()) == set((ORDERS @ torch.tensor([9, 3, 1])).tolist())
+
+
+def test_the_draws_are_those_of_the_generator_in_this_order():
+    stream, found = generator(4, "draws"), {}
+    found["offsets"] = torch.randint(0, 7, (30, 2), generator=stream) - 3
+    found["mirrored"] = torch.rand(30, generator=stream) < 0.5
+    found["factors"] = 0.75 + 0.5 * torch.rand(30, 3, generator=stream)
+    orders = torch.tensor(list(itertools.permutations(range(3))))
+    found["order"] = orders[torch.randint(0, 6, (30,), generator=stream)]
+    draws = draw_augmentation(Augmentation(padding=3, jitter=0.25), 8, 30, generator(4, "draws"))
+    for name, expected in found.items():
+        torch.testing.assert_close(getattr(draws, name), expected)
+    few = select_draws(draws, slice(3, 9))
+    for name, expected in found.items():
+        torch.testing.assert_close(getattr(few, name), expected[3:9])
+
+
+def test_the_padding_of_a_transform_follows_the_height():
+    images = images_of(3, 60, width=10)
+    draws = draw_augmentation(Augmentation(), 60, 3, generator(0, "aug"))
+    found = augment(images, Augmentation(), MEAN, STD, generator(0, "aug"))
+    assert torch.equal(found, apply_draws(images, draws, MEAN, STD))
+
+
+def test_the_transform_has_the_layout_that_is_asked_for_and_takes_no_images():
+    images = images_of(3, 6, width=5)
+    draws = draw_augmentation(Augmentation(), 6, 3, generator(0, "draws"))
+    plain = apply_draws(images, draws, MEAN, STD)
+    assert plain.is_contiguous()
+    last = apply_draws(images, draws, MEAN, STD, torch.channels_last)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last, plain)
+    assert apply_draws(images.to("meta"), draws, MEAN, STD).is_meta, "all parts are where the images are"
+    assert apply_draws(images[:0], select_draws(draws, slice(0)), MEAN, STD).shape == (0, 3, 6, 5)
 
 
 def test_flips_are_off_when_the_setting_says_so():

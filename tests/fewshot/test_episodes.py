@@ -5,8 +5,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamltheory.errors import ConfigurationError, DataError, ShapeError
-from mamltheory.fewshot.episodes import episode_task, episode_tasks, one_hot, sample_episode, sample_episodes
+from mamltheory.fewshot.episodes import (
+    episode_task,
+    episode_tasks,
+    one_hot,
+    sample_episode,
+    sample_episodes,
+    tasks_of_episodes,
+)
 from mamltheory.fewshot.images import ImageSplit, normalise
+from mamltheory.rng import numpy_generator
 from mamltheory.tasks import check_tasks
 from tests.fewshot.small import noise_split
 
@@ -39,6 +47,24 @@ def test_an_episode_is_a_pure_function_of_seed_and_index():
     np.testing.assert_array_equal(late.query, again.query)
     assert not np.array_equal(late.query, sample_episode(SPLIT, 5, 1, 15, 7, 42).query)
     assert not np.array_equal(late.query, sample_episode(SPLIT, 5, 1, 15, 8, 41).query)
+
+
+def test_episodes_are_the_choices_of_numpy_among_classes_with_enough_images():
+    members = [np.arange(9), np.arange(9, 13), np.arange(13, 20), np.arange(20, 26)]
+    random = numpy_generator(7, "episode", 3)
+    classes = random.choice(4, 3, replace=False)
+    images = [random.choice(members[c], 4, replace=False) for c in classes]
+    found = sample_episode(members, 3, 1, 3, 7, 3)
+    np.testing.assert_array_equal(found.classes, classes)
+    np.testing.assert_array_equal(np.concatenate([found.support, found.query], 1), images)
+    random = numpy_generator(7, "episode batch", 0)
+    unused = [list(random.permutation(each)) for each in members]
+    for episode in sample_episodes(members, 3, 2, 2, 1, 7):
+        classes = random.choice([c for c in range(4) if len(unused[c]) >= 3], 2, replace=False)
+        images = [[unused[c].pop(0) for _ in range(3)] for c in classes]
+        np.testing.assert_array_equal(episode.classes, classes)
+        np.testing.assert_array_equal(np.concatenate([episode.support, episode.query], 1), images)
+        assert episode.support.shape == (2, 2)
 
 
 def test_classes_and_images_are_drawn_evenly():
@@ -106,6 +132,29 @@ def test_tasks_in_double_with_centred_labels():
     assert task.support_x.dtype == torch.float64
     torch.testing.assert_close(task.support_y.sum(0), torch.zeros(5, dtype=torch.float64))
     torch.testing.assert_close(task.support_y + 0.2, one_hot(episode.support_labels, 5))
+
+
+def test_labels_are_centred_only_where_it_is_asked_for_and_tasks_have_one_dtype():
+    rows = torch.eye(3, dtype=torch.float64)[[0, 2, 2]]
+    assert torch.equal(one_hot(np.array([0, 2, 2]), 3), rows)
+    torch.testing.assert_close(one_hot(np.array([0, 2, 2]), 3, True), rows - 1 / 3)
+    (episode,) = sample_episodes(SPLIT, 1, 3, 1, 2, 0)
+    query, support = torch.randn(6, 4), torch.randn(3, 4)
+    plain, double = (
+        episode_task(episode, query, support),
+        episode_task(episode, query, support, True, torch.double),
+    )
+    (shown,) = tasks_of_episodes(SPLIT, [episode], **STATISTICS)
+    (drawn,) = episode_tasks(SPLIT, 1, 3, 1, 2, 0, **STATISTICS)
+    labels = torch.eye(3).repeat_interleave(2, 0)
+    for task in (plain, shown, drawn):
+        assert all(part.dtype == torch.float32 for part in vars(task).values())
+        assert torch.equal(task.query_y, labels)
+        assert torch.equal(task.support_y, torch.eye(3))
+    assert torch.equal(shown.query_x, drawn.query_x)
+    assert all(part.dtype == torch.float64 for part in vars(double).values())
+    torch.testing.assert_close(double.query_y, labels.double() - 1 / 3)
+    torch.testing.assert_close(double.query_x, query.double())
 
 
 def test_inputs_that_do_not_fit_the_episode_are_refused():

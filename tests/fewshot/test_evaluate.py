@@ -1,23 +1,32 @@
 import dataclasses
+import hashlib
 import inspect
 
 import joblib
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from mamltheory.errors import ConfigurationError, ValueRangeError
+from mamltheory.fewshot import evaluation
+from mamltheory.fewshot.augment import Augmentation, apply_draws, draw_augmentation
+from mamltheory.fewshot.episodes import Episode
 from mamltheory.fewshot.evaluation import (
+    Evaluation,
     EvaluationConfig,
+    FeatureMap,
+    _digest,
     batches,
     evaluate_network,
     paired_difference,
     predict,
+    validation_accuracy,
 )
-from mamltheory.fewshot.heads import make_head
-from mamltheory.fewshot.images import ImageSplit
-from mamltheory.rng import numpy_generator
-from tests.fewshot.small import SmallNet, noise_split
+from mamltheory.fewshot.heads import fit_confidence, make_head, unit_norm
+from mamltheory.fewshot.images import ImageSplit, normalise
+from mamltheory.rng import generator, numpy_generator
+from tests.fewshot.small import SmallNet, noise_data, noise_split
 from tests.reference.fewshot_evaluation import accuracies as plain_accuracies
 
 SPLIT = noise_split(7, 20, name="evaluation")
@@ -134,20 +143,81 @@ def test_every_query_image_passes_through_the_network_once():
 
 
 def test_the_line_of_the_result_names_every_setting_that_decides_it():
-    line = run(dataclasses.replace(CONFIG, shots=2, C=0.35), seed=9).describe()
-    for part in (
-        "5-way 2-shot",
-        "6 queries",
-        "svc (C=0.35)",
-        "5 augmented copies",
-        "12 tasks",
-        "seed 9",
-        "95 %",
-    ):
-        assert part in line
-    assert "as they are" in run(dataclasses.replace(CONFIG, copies=0)).describe()
-    assert "did not converge" not in line
-    assert "3 heads did not converge" in dataclasses.replace(run(), unconverged=3).describe()
+    config = EvaluationConfig(4, 2, 6, 12, copies=5, head="svc", C=0.35)
+    result = Evaluation(config, 9, np.array([6] * 6 + [12] * 6), 3, "")
+    width = 100 * 0.125 * stats.t.ppf(0.975, 11) / 11**0.5
+    assert result.describe() == (
+        f"37.50 ± {width:.2f} % (95 % interval over 12 tasks): 4-way 2-shot, 6 queries per class, svc (C=0.35), 5 "
+        "augmented copies of each support image, seed 9; 3 heads did not converge"
+    )
+    config = dataclasses.replace(config, head="nearest-centroid", copies=0)
+    assert dataclasses.replace(result, config=config, unconverged=0).describe() == (
+        f"37.50 ± {width:.2f} % (95 % interval over 12 tasks): 4-way 2-shot, 6 queries per class, nearest-centroid, "
+        "support images as they are, seed 9"
+    )
+
+
+def test_the_heads_that_did_not_converge_are_counted(monkeypatch):
+    converged = iter([True, False, False, True, False])
+    monkeypatch.setattr(evaluation, "fit_predict", lambda *parts: (np.zeros(len(parts[-1])), next(converged)))
+    result = run(dataclasses.replace(CONFIG, tasks=5))
+    assert result.unconverged == 3
+    assert result.correct.tolist() == [6] * 5
+    chosen = inspect.signature(evaluate_network).parameters
+    assert (chosen["jobs"].default, inspect.signature(FeatureMap).parameters["batch_size"].default) == (
+        1,
+        256,
+    )
+
+
+def test_tasks_have_a_digest_of_their_images_whatever_the_size_of_the_integers():
+    parts = [np.array([1, 0]), np.array([[3], [4]]), np.array([[5, 6], [7, 8]])]
+    digest = hashlib.blake2b("\n".join(SPLIT.class_names).encode(), digest_size=16)
+    digest.update(b"".join(int(number).to_bytes(8, "little") for part in parts for number in part.ravel()))
+    for dtype in (np.int64, np.int32):
+        episode = Episode(*(part.astype(dtype) for part in parts))
+        assert _digest(SPLIT, [episode]) == digest.hexdigest()
+
+
+@pytest.mark.parametrize(("classes", "images", "ways", "queries"), [(6, 20, 5, 15), (3, 4, 3, 3)])
+def test_the_accuracy_after_a_training_is_on_tasks_of_5_ways_and_15_queries_or_fewer(
+    classes, images, ways, queries
+):
+    data = noise_data(classes=classes, per_class=images)
+    config = EvaluationConfig(ways, 1, queries, 4, copies=0, head="nearest-centroid")
+    expected = evaluate_network(SmallNet(), data.val, data.mean, data.std, config, 2).interval
+    assert validation_accuracy(SmallNet(), data, 4, 2) == expected
+
+
+def test_the_accuracy_after_a_training_is_computed_where_it_is_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(evaluation, "evaluate_network", lambda *_, **named: asked.append(named) or run())
+    validation_accuracy(SmallNet(), noise_data(), 4, 2, "meta")
+    assert asked == [{"device": "meta"}]
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"copies": 0, "head": "nearest-centroid"}, {"copies": 2, "seed": 3, "C": 9.0}]
+)
+def test_predictions_are_those_of_a_head_on_augmented_copies_of_the_support(change):
+    settings = {"copies": 5, "head": "logistic", "seed": 0, "C": 1.0} | change
+    network, labels = SmallNet().train(), np.array([4, 1, 4, 1, 1])
+    support, query = SPLIT.images[[0, 1, 7, 8, 15]], SPLIT.images[[14, 22, 28, 29]]
+    x, many = normalise(torch.from_numpy(support), *STATISTICS), labels
+    if settings["copies"]:
+        many = np.tile(labels, settings["copies"])
+        pixels = torch.from_numpy(np.tile(support, (settings["copies"], 1, 1, 1)))
+        stream = generator(settings["seed"], "support augmentation", 0)
+        x = apply_draws(pixels, draw_augmentation(Augmentation(), 12, len(many), stream), *STATISTICS)
+    found = predict(network, support, labels, query, *STATISTICS, **change)
+    assert network.training
+    with torch.no_grad():
+        batches_ = x, normalise(torch.from_numpy(query), *STATISTICS)
+        one, two = (unit_norm(network.eval().features(each).numpy()) for each in batches_)
+    expected = fit_confidence(settings["head"], settings["C"], one, many, two)
+    np.testing.assert_array_equal(found.labels, expected[0])
+    np.testing.assert_allclose(found.confidence, expected[1], atol=1e-5)
+    assert found.converged == expected[2]
 
 
 def test_common_tasks_make_the_paired_interval_of_two_similar_networks_narrower():

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mamltheory.errors import ShapeError
-from mamltheory.fewshot.statistics import compare_networks, compare_runs, over_runs, sign_flip_p_value
+from mamltheory.fewshot.statistics import (
+    PATTERNS,
+    compare_networks,
+    compare_runs,
+    over_runs,
+    sign_flip_p_value,
+)
 from mamltheory.intervals import Interval, mean_interval
 from mamltheory.rng import numpy_generator
 
@@ -69,6 +75,7 @@ def test_the_p_value_is_the_share_of_all_sign_patterns_with_as_large_a_sum(value
 def test_beyond_sixteen_runs_the_p_value_is_an_estimate_that_does_not_change():
     values = numpy_generator(0, "differences").normal(0.5, 1, 20)
     found = sign_flip_p_value(values)
+    assert PATTERNS == 65_536
     assert found == sign_flip_p_value(values)
     sums = np.zeros(1)
     for value in values:  # all 2²⁰ patterns of signs
@@ -136,6 +143,14 @@ def test_the_t_test_of_a_comparison_is_that_of_scipy():
         found = compare_runs(*two_methods(6, 30, effect, 0.03))
         assert found.t_p_value == pytest.approx(stats.ttest_1samp(found.differences, 0.0).pvalue)
         assert (found.t_p_value < 0.05) == found.shown
+        assert found.interval.half_width == pytest.approx(
+            stats.t.ppf(0.975, 5) * stats.sem(found.differences)
+        )
+    first, second = two_methods(3, 4, 0.0, 0.1)
+    pairs = [a - b for a, b in zip(first, second, strict=True)]
+    found = compare_runs(first, second)
+    assert found.differences == pytest.approx([pair.mean() for pair in pairs])
+    assert found.task_errors == pytest.approx([pair.std(ddof=1) / 2 for pair in pairs])
     same = [np.full(4, 0.5)] * 3
     assert compare_runs(same, same).t_p_value == 1.0
     assert compare_runs([each + 0.25 for each in same], same).t_p_value == 0.0
@@ -154,6 +169,18 @@ def test_the_interval_over_networks_and_tasks_covers_the_true_difference(count):
         found = compare_networks(solved[:count], solved[count:])
         covered += abs(found.mean - true) <= found.half_width
     assert 0.92 <= covered / trials <= 0.995
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_interval_over_networks_and_tasks_has_welchs_degrees_of_freedom(count):
+    first, second = (numpy_generator(k, "networks").uniform(0, 1, (k, 5)) for k in (count, 4))
+    difference = first.mean(0) - second.mean(0)
+    groups = [second.mean(1), difference] + ([first.mean(1)] if count > 1 else [])
+    variances = [np.var(each, ddof=1) / len(each) for each in groups]
+    freedom = sum(variances) ** 2 / sum(v**2 / (len(g) - 1) for v, g in zip(variances, groups, strict=True))
+    found = compare_networks(first, second)
+    assert found.mean == pytest.approx(difference.mean())
+    assert found.half_width == pytest.approx(stats.t.ppf(0.975, freedom) * sum(variances) ** 0.5)
 
 
 def test_networks_are_compared_by_their_means_on_common_tasks():

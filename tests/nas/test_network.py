@@ -1,3 +1,4 @@
+from dataclasses import asdict
 from statistics import mean
 
 import pytest
@@ -17,7 +18,7 @@ from mamltheory.nas.network import (
 )
 from mamltheory.nas.operations import Convolution, Head
 from mamltheory.nas.weights import initialise_layer
-from mamltheory.rng import generator
+from mamltheory.rng import derived_seed, generator
 
 SMALL = NetworkSettings(channels=4, cells=3, classes=5, stem_stride=2)
 ALL = Candidates().operators()
@@ -210,6 +211,11 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     torch.testing.assert_close(dropped.unique(), torch.tensor([0.0, 4 / 3]))
     assert torch.equal(dropped.amin(dim=(1, 2, 3)), dropped.amax(dim=(1, 2, 3)))
     assert float(dropped.mean()) == pytest.approx(1.0, abs=0.05)
+    network.seed_drop_path(7, 3)
+    x = torch.randn(5, 2, 3, 4)
+    mask = torch.rand(5, 1, 1, 1, generator=generator(7, "drop-path", 3)) < 0.75
+    torch.testing.assert_close(network._drop()(x), x * mask / 0.75)
+    assert network.get_extra_state().tolist() == [7, 4]
     network.drop_path = 1.0
     with pytest.raises(ValueRangeError, match="below 1"):
         network(images())
@@ -234,3 +240,16 @@ def test_a_network_begins_with_a_stem_unless_it_is_told_not_to():
     kinds = ("normal", "reduce")
     assert Network(Candidates(), SMALL, kinds).stem[0].out_channels == SMALL.channels
     assert not list(Network(Candidates(), SMALL, kinds, stem=False).stem.parameters())
+
+
+def test_the_default_size_is_that_of_the_paper():
+    sizes = {"channels": 48, "cells": 5, "classes": 64, "stem_stride": 1, "input_channels": 3}
+    assert asdict(NetworkSettings()) == sizes | {
+        "norm": "batch",
+        "final_norm": False,
+        "initialisation": "kaiming",
+    }
+    searched = NetworkSettings(6, 4, 9, 2).for_search(3)
+    assert searched == NetworkSettings(6, 4, 3, 2, "group", True)
+    network = build(Candidates(), NetworkSettings(4, 3, 5, 2), 3)
+    assert network.get_extra_state().tolist() == [derived_seed(3, "drop-path"), 0]

@@ -1,12 +1,14 @@
 """Sizes are those of the networks themselves, and random cells can be had at a given size."""
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamltheory.errors import ConfigurationError
-from mamltheory.nas.genotype import EDGES, Candidates, Operator, published_genotypes, random_genotype
+from mamltheory.nas.genotype import EDGES, Candidates, Edge, Operator, published_genotypes, random_genotype
 from mamltheory.nas.network import NetworkSettings, derived_network, parameter_count
 from mamltheory.nas.sizes import (
     Band,
@@ -172,3 +174,40 @@ def test_only_operations_on_the_inputs_of_a_reduction_cell_halve_the_resolution(
         for edge in EDGES:
             weights = operator_parameters(Operator(cell, edge, "skip_connect"))
             assert (weights > 0) == (cell == "reduce" and edge.source < 2)
+
+
+def test_operations_have_these_weights_at_sixteen_channels():
+    norm, pair = 32, 9 * 16 + 16 * 16
+    for operator, expected in (
+        (Operator("normal", Edge(0, 0), "conv_3x3"), pair + norm),
+        (Operator("reduce", Edge(2, 1), "sep_conv_3x3"), 2 * (pair + norm)),
+        (Operator("normal", Edge(1, 2), "conv_1x5_5x1"), 10 * 256 + norm),
+        (Operator("reduce", Edge(0, 1), "skip_connect"), 256 + norm),
+        (Operator("reduce", Edge(1, 2), "skip_connect"), 0),
+        (Operator("normal", Edge(0, 0), "max_pool_3x3BN"), norm),
+    ):
+        assert operator_parameters(operator) == expected
+
+
+@pytest.mark.parametrize("form", ["all", "two"])
+def test_the_nearest_cell_is_the_first_of_the_nearest_draws_and_may_be_as_far_as_the_tolerance(form):
+    genotype = random_genotype(generator(3, "genotype"), form)
+    target, stream = genotype_parameters(genotype, SMALL), generator(0, "like")
+    drawn = [random_genotype(stream, form) for _ in range(12)]
+    gaps = [abs(genotype_parameters(each, SMALL) - target) / target for each in drawn]
+    nearest = drawn[gaps.index(min(gaps))]
+    assert random_genotype_like(genotype, 12, min(gaps), generator(0, "like"), SMALL) == nearest
+    with pytest.raises(ConfigurationError, match="none of 12"):
+        random_genotype_like(genotype, 12, min(gaps) * (1 - 1e-9), generator(0, "like"), SMALL)
+    itself = random_genotype(generator(0, "like"), form)
+    found = random_genotype_like(itself, 2, 99.0, generator(0, "like"), SMALL)
+    assert found == drawn[1], "the cell itself is none"
+
+
+def test_the_nearest_draw_to_a_band_above_it_is_named():
+    stream = generator(0, "within")
+    drawn = [genotype_parameters(random_genotype(stream), SMALL) for _ in range(20)]
+    target = sorted(drawn)[0] - 1
+    with pytest.raises(ConfigurationError, match=rf"the nearest of 20 random cells has {target + 1}; choose"):
+        random_genotype_within(Band(target, target), generator(0, "within"), SMALL, draws=20)
+    assert inspect.signature(random_genotype_within).parameters["draws"].default == 20_000

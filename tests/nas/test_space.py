@@ -25,7 +25,7 @@ from mamltheory.nas.scoring.linear_regions import (
     region_counts,
     thin_network,
 )
-from mamltheory.nas.scoring.operator_gradient import operator_gradients
+from mamltheory.nas.scoring.operator_gradient import check_known_operations, operator_gradients
 from mamltheory.nas.scoring.score import ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
 from mamltheory.nas.sizes import genotype_parameters, reachable_sizes
@@ -110,6 +110,13 @@ def test_the_gradient_of_a_score_knows_sequences_and_refuses_other_operations():
         ((exact, _),) = candidate_conditions(network, [whole], few, settings)
         assert found.value == pytest.approx(torch.tensor(exact).log().item(), rel=0.02)
         assert set(found.gradients) == set(whole.operators())
+
+
+def test_the_gradient_says_which_operations_it_knows():
+    check_known_operations(supernet(Candidates.of(SEQUENCES), SIZE, 3))
+    network = supernet(Candidates.of(ANY), SIZE, 3)
+    with pytest.raises(UnsupportedModelError, match=r"knows operations that are nn\.Sequential"):
+        operator_gradients(network, Candidates.of(ANY), tasks(torch.float32), ScoreSettings())
 
 
 @pytest.mark.parametrize("own", [SEQUENCES, ANY], ids=["sequences", "any"])
@@ -243,6 +250,27 @@ def test_scores_and_spaces_of_the_wrong_kind_are_refused(data):
 def test_impossible_spaces_are_refused(arguments, message):
     with as_users_run_it(), pytest.raises(ConfigurationError, match=message):
         Space(**arguments)
+
+
+def test_a_space_has_up_to_26_operations_and_8_nodes():
+    most = {f"conv_{i}": residual for i in range(26)}
+    assert Space(most, nodes=8).choices("normal") == tuple(most)
+    assert len(Space(most, nodes=8).edges) == sum(range(2, 10))
+    with pytest.raises(ConfigurationError, match="of 1 to 26 functions"):
+        Space(most | {"another": residual})
+    assert Space({"a" * 40: residual}).own_operations() == ("a" * 40,)
+    with pytest.raises(ConfigurationError, match="cannot name an operation"):
+        Space({"a" * 41: residual})
+
+
+def test_weights_that_no_method_draws_again_are_the_same_whatever_was_drawn_before():
+    built = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        built.append(ANY.build("residual", 4, 1, "group").scale)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*built)
 
 
 def _module(forward):

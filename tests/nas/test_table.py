@@ -164,6 +164,7 @@ def test_files_that_cannot_be_read_are_named_with_the_reason(tmp_path):
         CheckpointError, match=r"cannot read the table .*: it is no regular file, but a folder"
     ):
         load_table(tmp_path)
+    assert MOST_BYTES == 3_145_728
     large = tmp_path / "large.json"
     large.write_text(json.dumps({"settings": {"note": "a" * MOST_BYTES}, "cells": []}))
     with pytest.raises(CheckpointError, match=rf"large\.json: it has \d+ bytes, and at most {MOST_BYTES}"):

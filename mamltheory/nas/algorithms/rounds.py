@@ -188,7 +188,7 @@ class Round:
         edges = [self.contest_of[o] for o in kept]
         if draws.shape[1] < 2 or len(set(edges)) == len(edges):
             return None
-        earlier = np.array([self.state.history.get(o, ()) for o in kept], dtype=float)
+        earlier = np.array([self.state.history.get(o, ()) for o in kept])
         return Compared(draws[finite], edges, kept, earlier if earlier.size else None)
 
 
@@ -211,7 +211,7 @@ def rounds_ahead(candidates: Candidates, inputs: Literal["all", "two"]) -> list[
     live = candidates.operators()
     edges = Counter((o.cell, o.edge) for o in live)
     counts, ahead = list(edges.values()), []
-    while max(counts, default=1) > 1:
+    while max(counts) > 1:
         ahead.append((sum(counts), sum(count for count in counts if count > 1)))
         counts = [max(count - 1, 1) for count in counts]
     left = len(counts)

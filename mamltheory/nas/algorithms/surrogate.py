@@ -60,7 +60,7 @@ def fit_surrogate(genotypes: Sequence[Genotype], accuracies: Sequence[float]) ->
         raise ConfigurationError(
             f"got {len(genotypes)} cells and {len(accuracies)} accuracies: expected one each, for at least {FEWEST}"
         )
-    x, y = np.array([operation_counts(each) for each in genotypes]), np.asarray(accuracies, dtype=float)
+    x, y = np.array([operation_counts(each) for each in genotypes]), np.asarray(accuracies)
     left_out = np.empty(len(y))
     for i in range(len(y)):
         others = np.arange(len(y)) != i

@@ -130,8 +130,8 @@ def noise_ceiling(accuracy: Vector, again: Float[np.ndarray, " m"], rows: Int[np
 
 
 def _share(noise: float, total: float) -> float:
-    """Share of a variance that is not noise, kept between 0 and 1."""
-    return min(max(1 - noise / total, 0.0), 1.0) if total > 0 else 0.0
+    """Share of a variance that is not noise, at least 0."""
+    return max(1 - noise / total, 0.0) if total > 0 else 0.0
 
 
 def _normal_tau(rho: float) -> float:
@@ -318,7 +318,7 @@ def _pearson(x: Batch, y: Batch) -> Statistic:
 def _ratio(above: np.ndarray | float, square: np.ndarray | float) -> np.ndarray:
     """above/√square; NaN where the square is 0."""
     above, square = np.asarray(above, float), np.asarray(square, float)
-    return np.asarray(np.where(square > 0, above / np.sqrt(np.where(square > 0, square, 1.0)), np.nan))
+    return np.asarray(np.where(square > 0, above / np.sqrt(np.where(square > 0, square, math.inf)), np.nan))
 
 
 def _check_finite(name: str, *arrays: np.ndarray) -> None:

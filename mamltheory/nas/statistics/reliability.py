@@ -43,7 +43,7 @@ def standardised(scores: Scores, edges: Labels) -> Scores:
     centred = scores - group_means(scores, places)[places]
     freedom = max(len(scores) - len(set(places.tolist())), 1)
     scale = np.sqrt((centred**2).sum(0) / freedom)
-    return centred / np.where(scale > 0, scale, 1.0)
+    return centred / np.where(scale > 0, scale, math.inf)
 
 
 def single_repeat_reliability(scores: Scores, edges: Labels, types: Labels | None = None) -> float:
@@ -214,7 +214,7 @@ def _summaries(
     rest = values - basis @ (basis.T @ values)
     shares = [_signal_share(rest[:, half > 0], len(values) - basis.shape[1]) for half in halves.T]
     pooled = means
-    if before is not None and before[0].shape[1] > 1:
+    if before is not None:
         pooled = weighted_mean(means, len(halves), standardised(before[0], edges) @ before[1], len(before[1]))
     return combined(means, pooled, basis, np.array(shares))
 

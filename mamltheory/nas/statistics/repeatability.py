@@ -149,7 +149,7 @@ def half_correlations(
         left, right = (values[:, part].mean(2) for part in (orders[:, :count], orders[:, count : 2 * count]))
         # Every repeat is centred on every edge, so these are correlations without a further mean.
         scale = np.sqrt((left**2).sum(0) * (right**2).sum(0))
-        found[count] = float(((left * right).sum(0) / np.where(scale > 0, scale, 1.0)).mean())
+        found[count] = float(((left * right).sum(0) / np.where(scale > 0, scale, math.inf)).mean())
     return found
 
 

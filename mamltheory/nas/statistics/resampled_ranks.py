@@ -170,4 +170,4 @@ def _pearson(x: Weights, y: Weights, weights: Weights) -> Statistic:
 
 def _ratio(above: Statistic, square: Statistic) -> Statistic:
     """above/√square; NaN where the square is 0."""
-    return np.where(square > 0, above / np.sqrt(np.where(square > 0, square, 1.0)), np.nan)
+    return np.where(square > 0, above / np.sqrt(np.where(square > 0, square, math.inf)), np.nan)

@@ -83,6 +83,8 @@ def test_the_expected_maximum_is_that_of_normal_numbers():
             lambda x, n=count: x * n * stats.norm.pdf(x) * stats.norm.cdf(x) ** (n - 1), -12, 12
         )
         assert _expected_maximum(count) == pytest.approx(exact, abs=1e-4)
+    assert _expected_maximum(1) == pytest.approx(0, abs=1e-9)
+    assert _expected_maximum(2) == pytest.approx(np.pi**-0.5, abs=1e-5)
     drawn = numpy_generator(0, "maxima").standard_normal((20_000, 32)).max(1)
     assert _expected_maximum(32) == pytest.approx(drawn.mean(), abs=4 * drawn.std() / 20_000**0.5)
 

@@ -1,5 +1,6 @@
 """Search methods on planted tables: what they gain is known, and so is what they cost."""
 
+import inspect
 import math
 from functools import lru_cache
 
@@ -11,6 +12,7 @@ from mamltheory.nas.algorithms.halving import DEFAULT_RUNGS, Rung
 from mamltheory.nas.algorithms.replay import (
     Draws,
     at_random,
+    best_by_ranks,
     best_by_score,
     by_halving,
     final_accuracy,
@@ -254,3 +256,43 @@ def test_cells_with_one_training_are_left_out():
     replay(watched(seen), [*single, *full[:6]], draws=3, bootstraps=0)
     assert all(set(order) == set(map(id, full[:6])) for order, _ in seen)
     assert str(replay(at_random, full[:6], draws=3, bootstraps=2).kept).count(",") == 1
+
+
+def test_a_replay_is_a_loop_over_permutations_and_over_resampled_tables():
+    random = numpy_generator(3, "loop")
+    final, scores = 0.5 + 0.1 * random.standard_normal((7, 2)), random.standard_normal(7)
+    table, shots = synthetic_table(final, scores={"noisy": scores.tolist()}), 5
+    found = replay(best_by_score("noisy", 3), table, 25, 4, shots, 6)
+
+    def searches(rows, count, random):
+        points = 100 * np.array([[table.cells[i].trained(k).accuracy[shots] for i in rows] for k in (0, 1)])
+        gains = []
+        for _ in range(count):
+            order, number = random.permutation(7), int(random.integers(2))
+            best = max(order[:3], key=lambda place: scores[rows[place]])
+            gains.append([points[k, best] - points[k].mean() for k in (number, 1 - number)])
+        return np.mean(gains, 0)
+
+    means = searches(range(7), 25, numpy_generator(4, "replay"))
+    spread = []
+    for index in range(6):
+        own = numpy_generator(4, "replay bootstrap", index)
+        spread.append(searches(own.integers(7, size=7), 2, own))
+    width = 1.96 * np.std(spread, axis=0, ddof=1)
+    for gain, mean, half in zip((found.kept, found.retrained), means, width, strict=True):
+        assert (gain.mean, gain.low, gain.high) == pytest.approx((mean, mean - half, mean + half))
+    assert (found.seconds, found.epochs) == (3 * SCORING_SECONDS, 0)
+    single = replay(best_by_score("noisy", 3), table, 5, bootstraps=2)
+    assert single == replay(best_by_score("noisy", 3), table, 5, 0, 1, 2)
+    defaults = {name: each.default for name, each in inspect.signature(replay).parameters.items()}
+    assert (defaults["draws"], defaults["bootstraps"]) == (2000, 100)
+    assert inspect.signature(warm_started).parameters["number"].default == 0
+
+
+def test_a_score_is_paid_once_a_cell_and_the_sum_of_ranks_decides():
+    table = synthetic_table([0.5, 0.6, 0.7], scores={"a": [1.0, 2.0, None], "b": [9.0, 7.0, 8.0]})
+    draws = Draws(table.cells, 0, 1)
+    assert [draws.score(2, "b"), draws.score(2, "a"), draws.seconds] == [8.0, -math.inf, SCORING_SECONDS]
+    assert best_by_ranks(("a", "b"), 3)(Draws(table.cells, 0, 1)) == 0
+    assert best_by_ranks(("b", "a"), 9)(Draws(table.cells[1:], 0, 1)) == 0
+    assert best_by_ranks(("b",), 2)(Draws(table.cells[1:], 0, 1)) == 1

@@ -205,3 +205,19 @@ def test_what_cannot_be_scored_is_refused():
         list(candidate_kernels(build(Candidates(), SMALL, 0), [Candidates()], x))
     with pytest.raises(ConfigurationError, match="one candidate needs"):
         list(candidate_kernels(whole, [Candidates()], x, memory=1000))
+
+
+def test_the_bytes_of_a_candidate_alone_are_measured_once_for_all_networks_of_a_size(monkeypatch):
+    monkeypatch.setattr(batched, "_alone", {})
+    network, x = shaken(1), joint_inputs(tasks(1, 1, 8)).double()
+    names = {name for name, _ in network.named_parameters()}
+    batch = CandidateBatch(network, [network.candidates], x, names)
+    batch.forward("sum", 1 << 40)
+    needed = batch.chain.needed
+    assert batched.bytes_alone(network, x, names, "sum", 1000) == 1000, "the budget, where it is exceeded"
+    assert batched.bytes_alone(network, x, names, "sum", 1 << 40) == needed
+    assert batched.bytes_alone(network, x, names, "sum", 1000) == 1000
+    monkeypatch.setattr(CandidateBatch, "forward", lambda *_: 1 / 0)
+    assert batched.bytes_alone(shaken(2), torch.stack([x, x]), names, "sum", 1 << 40) == needed
+    with pytest.raises(ZeroDivisionError):
+        batched.bytes_alone(network, x, names, "full", 1 << 40)

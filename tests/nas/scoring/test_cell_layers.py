@@ -7,7 +7,7 @@ from torch import nn
 from mamltheory.kernels.layers.convolutions import weight_gradients
 from mamltheory.nas.network import initialise
 from mamltheory.nas.operations import Convolution, FactorizedReduce
-from mamltheory.nas.scoring.cell_layers import Activation, run_layer
+from mamltheory.nas.scoring.cell_layers import Activation, run_layer, runs_layer_by_layer
 from mamltheory.rng import generator
 
 
@@ -62,3 +62,20 @@ def test_factorized_reductions_share_the_grids_of_their_input(space):
     assert len(grids) == 4
     assert grids[0] is grids[2]
     assert grids[1] is grids[3]
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+
+def test_layers_are_known_one_by_one_unless_one_is_shared_or_of_another_class():
+    layer, norm = nn.Conv2d(4, 4, 3), nn.GroupNorm(2, 4)
+    assert runs_layer_by_layer(
+        nn.Sequential(nn.ReLU(), layer, nn.Dropout(), norm, FactorizedReduce(4, 4, "group"))
+    )
+    assert runs_layer_by_layer(nn.Identity())
+    assert not runs_layer_by_layer(nn.Sequential(layer, nn.ReLU(), layer))
+    assert not runs_layer_by_layer(nn.Sequential(layer, Scaled()))
+    assert not runs_layer_by_layer(Scaled())

@@ -6,11 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mamltheory.kernels.layers.recorder import LayerCall, RecordedLayer
+from mamltheory.kernels.layers.tiles import OverBudget
 from mamltheory.kernels.meta import joint_inputs
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import supernet
 from mamltheory.nas.scoring import candidate_batch as batched
 from mamltheory.nas.scoring.candidate_batch import CandidateBatch, candidate_kernels
+from mamltheory.nas.scoring.checkpointing import Chain, Graph, Stage, _backward_bytes, row_bytes
 from mamltheory.nas.scoring.condition_number import network_kernels
 from tests.nas.cases import ALL, SMALL, shaken, tasks
 
@@ -108,3 +111,67 @@ def test_equal_norms_of_a_pooled_state_are_taken_once(monkeypatch):
             for kernel, other in zip(found, expected, strict=True):
                 torch.testing.assert_close(kernel, other, rtol=1e-9, atol=1e-11 * float(other.abs().max()))
     assert counts["unequal"] == counts["all"] == counts["equal"] + 10 * len(plain.cells)
+
+
+class Weighed(Chain):
+    """Stages whose graphs have planted sizes."""
+
+    def __init__(self, sizes, backward):
+        super().__init__([Stage(torch.add, (k,)) for k in range(len(sizes))], {})
+        self.sizes, self.backward_sizes, self.runs = sizes, backward, []
+
+    def _run(self, place, outputs):
+        self.runs.append((place, outputs))
+        value = self.states[place] + 1
+        self.graphs[place] = Graph([], value, [], self.sizes[place], self.backward_sizes[place])
+        return self.graphs[place]
+
+    def kept(self):
+        return [place for place, graph in enumerate(self.graphs) if graph is not None]
+
+
+def test_the_first_graphs_are_dropped_until_the_rest_and_the_largest_backward_pass_fit():
+    sizes, backward = [10, 20, 30, 5], [7, 2, 4, 1]
+    for memory, kept in ((75, [0, 1, 2, 3]), (74, [1, 2, 3]), (65, [1, 2, 3]), (64, [2, 3]), (45, [2, 3])):
+        chain = Weighed(sizes, backward)
+        assert chain.forward(torch.zeros(1), 3, memory, 3) == 4
+        assert (chain.kept(), chain.needed) == (kept, 75)
+        assert chain.runs == [(place, 3) for place in range(4)]
+    with pytest.raises(OverBudget) as refused:
+        Weighed(sizes, backward).forward(torch.zeros(1), 1, 36, 3)
+    assert (refused.value.what, refused.value.needed) == ("a cell", 37)
+    with pytest.raises(OverBudget):
+        Weighed([10, 1], [0, 4]).forward(torch.zeros(1), 1, 9)
+
+
+def test_a_chain_continues_after_the_stages_of_another_that_has_kept_them():
+    first = Weighed([1, 2, 3], [1, 1, 1])
+    first.forward(torch.zeros(1), 1, 99)
+    for count, runs in ((2, [(2, 1)]), (0, [(0, 1), (1, 1), (2, 1)])):
+        second = Weighed([1, 2, 3], [1, 1, 1])
+        second.reuse(first, count)
+        assert second.forward(torch.zeros(1), 1, 99) == 3
+        assert (second.reused, second.runs, second.needed) == (count, runs, 7)
+        assert [int(state) for state in second.states] == [0, 1, 2, 3]
+    first.graphs[1] = None
+    second = Weighed([1, 2, 3], [1, 1, 1])
+    second.reuse(first, 2)
+    assert (second.reused, second.kept()) == (0, [])
+    assert first.holds(1)
+    assert not first.holds(2)
+
+
+class Sized(LayerCall):
+    """A call whose gradients and cotangents have planted sizes."""
+
+    def __init__(self, samples, numbers, cotangent_bytes):
+        recorded = RecordedLayer("", torch.nn.Identity(), None, {}, numbers)
+        self.layer, self.inputs, self.cotangent_bytes = recorded, (torch.zeros(samples, 2),), cotangent_bytes
+
+
+def test_the_bytes_of_a_backward_pass_are_those_of_rows_and_of_what_waits():
+    calls = [Sized(3, 5, 100), Sized(3, 2, 7)]  # rows of 60 and 24 bytes
+    assert [row_bytes(call) for call in calls] == [60, 24]
+    assert _backward_bytes(calls, 1) == 60 + 2 * 100
+    assert _backward_bytes(calls, 4) == 4 * 60 + 100 + 3 * 60 + 7 + 3 * 7
+    assert _backward_bytes([], 4) == 0

@@ -236,3 +236,13 @@ def test_consecutive_convolutions_become_one_matrix_and_others_one_each():
     assert [type(child).__name__ for child in chain] == ["_Dense", "Identity", "ReLU", "_Dense"]
     assert [type(child).__name__ for child in pair.values()] == ["_Dense", "_Dense"]
     torch.testing.assert_close(chain(x), expected)
+
+
+def test_patches_and_matrices_are_where_their_images_are():
+    images = torch.zeros(2, 3, 5, 4, device="meta")
+    assert random_patches(images, 7, generator(0, "patches")).is_meta
+    layer = torch.nn.Conv2d(3, 2, 3).to("meta", torch.float64)
+    network = torch.nn.Sequential(layer)
+    densify(network)
+    found = network(images.double())
+    assert (found.is_meta, found.dtype, found.shape) == (True, torch.float64, (2, 2, 3, 2))

@@ -1,3 +1,4 @@
+import inspect
 import math
 
 import pytest
@@ -15,11 +16,14 @@ from mamltheory.nas.network import NetworkSettings, initialise, supernet
 from mamltheory.nas.scoring import operator_gradient as gradient
 from mamltheory.nas.scoring.condition_number import condition_score
 from mamltheory.nas.scoring.operator_gradient import (
+    GradientScorer,
+    OperatorGradients,
     first_order_differences,
     fitting_samples,
     operator_gradients,
 )
-from mamltheory.nas.scoring.score import ScoreSettings
+from mamltheory.nas.scoring.score import Score, ScoreSettings
+from mamltheory.nas.scoring.scorers import CellScorer
 from mamltheory.nas.scoring.tape import SampleGradients, record_tape, relu_with_surrogate
 from mamltheory.rng import generator
 from mamltheory.tasks import Task
@@ -213,6 +217,46 @@ def test_a_graph_holds_fewer_samples_of_larger_networks(monkeypatch):
     assert 240 > found[0] > found[1] > found[2] > 1
     monkeypatch.setattr(gradient, "GRAPH", 1)
     assert fitting_samples(supernet(FEW, sizes[0], 0), FEW.operators(), x) == 1
+
+
+def test_the_samples_of_a_graph_follow_from_its_bytes():
+    """350 tensors of 4·6·5 numbers of 4 bytes for each of three cells of all operations, a part of them for fewer."""
+    network, x = supernet(ALL, SMALL, 0), torch.zeros(9, 3, 12, 10)
+    sample = 350 * 3 * 4 * 6 * 5 * 4
+    for share, operators in ((1, ALL.operators()), (18 / 126, ALL.operators()[:18])):
+        for memory, count in ((1, 1), (2.9 * sample, 2), (3.1 * sample, 3), (99 * sample, 9)):
+            assert fitting_samples(network, operators, x, int(memory * share)) == count
+    assert fitting_samples(network, ALL.operators(), x.double(), int(3.1 * sample)) == 1
+
+
+def test_a_score_to_first_order_stays_finite():
+    assert [gradient._score(log).condition for log in (-1e4, 0.5, 1e4)] == [
+        math.exp(log) for log in (-700, 0.5, 700)
+    ]
+    assert gradient._score(0.0).regions == 1.0
+    assert gradient._score(math.nan) == Score(math.inf, 1.0)
+    assert gradient._score(math.nan).failure == "not finite"
+    for each in (operator_gradients, GradientScorer, relu_with_surrogate):
+        assert inspect.signature(each).parameters["width"].default == 1.0
+
+
+@pytest.mark.parametrize(("chunk", "tried"), [(None, [5, 2, 1]), (12, [8, 4, 2, 1]), (3, [3, 1])])
+def test_samples_of_a_graph_are_halved_until_they_fit(monkeypatch, chunk, tried):
+    network, asked = supernet(FEW, SMALL, 0), []
+    few = [each.to(torch.float32) for each in draw_tasks(count=1)]
+    few = [Task(*(torch.cat([part, part])[:4] for part in vars(task).values())) for task in few]
+
+    def gradients(*given):
+        asked.append(given[-2:])
+        if given[-1] > 1:
+            raise torch.OutOfMemoryError("full")
+        return OperatorGradients(1.0, {})
+
+    monkeypatch.setattr(gradient, "operator_gradients", gradients)
+    monkeypatch.setattr(gradient, "fitting_samples", lambda *given: given[-1])
+    scorer = GradientScorer(CellScorer(SMALL, 0, lambda _: few, memory=5), 0.5, chunk)
+    assert scorer._gradients(network, FEW, few) == (OperatorGradients(1.0, {}), len(tried) - 1)
+    assert asked == [(0.5, count) for count in tried]
 
 
 CORRELATION = 0.1

@@ -133,6 +133,11 @@ def test_blocks_keep_all_outputs_of_an_image_together():
         block(kernel, 4, torch.tensor([0]), torch.tensor([0]))
 
 
+def test_blocks_are_where_the_kernel_is():
+    rows = torch.tensor([1, 0])
+    assert block(torch.zeros(6, 6, device="meta"), 3, rows, rows).is_meta
+
+
 def test_a_repeated_image_is_refused_before_it_makes_a_kernel_singular():
     with pytest.raises(ValueRangeError, match="twice"):
         Batch(torch.tensor([[0, 1]]), torch.tensor([[2, 0]]))

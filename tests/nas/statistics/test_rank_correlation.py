@@ -1,5 +1,6 @@
 """Statistics of scores against accuracies: known answers, slow twins, and intervals that cover."""
 
+import inspect
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
+from mamltheory.nas.statistics import rank_correlation
 from mamltheory.nas.statistics.rank_correlation import (
     Resamples,
     _tau_of_pool,
@@ -24,6 +26,7 @@ from mamltheory.nas.statistics.rank_correlation import (
     spearman,
 )
 from mamltheory.rng import numpy_generator
+from tests.reference import nas_reliability as slow
 
 
 def draws(seed, purpose="validity"):
@@ -71,6 +74,44 @@ def test_scores_of_many_draws_are_those_of_each():
                 means.append((by_pool.mean(1) + math.sqrt(4 / 3) * moved)[drawn.networks[i]])
             expected = means[0] if len(means) == 1 else sum(stats.rankdata(mean) for mean in means)
             np.testing.assert_allclose(together[i], expected)
+
+
+def test_validity_is_that_of_a_loop_over_the_draws_by_scipy():
+    random = draws(3)
+    accuracy, size = random.standard_normal((2, 7))
+    one, two = (accuracy[:, None, None] + random.standard_normal((7, 3, 2)) for _ in range(2))
+    names = {"size": [size[:, None, None]], "one": [one], "both": [one, two]}
+    found = score_validity(names, accuracy, size, draws(1), 15)
+    drawn, every = resamples(7, 3, 15, draws(1)), np.arange(3)
+    for name, components in names.items():
+        value = slow.validity(components, accuracy, size, np.arange(7), every)
+        both, alone = (
+            [
+                slow.validity(components, accuracy, size, networks, each)
+                for networks, each in zip(drawn.networks, pools, strict=True)
+            ]
+            for pools in (drawn.pools, [every] * 15)
+        )
+        for k, statistic in enumerate(("tau", "rho", "partial", "ahead")):
+            estimate = getattr(found[name], statistic)
+            assert estimate.value == pytest.approx(value[k], rel=1e-9, abs=1e-12, nan_ok=True)
+            for interval, each in ((estimate.interval, both), (estimate.networks_alone, alone)):
+                numbers = np.array(each)[:, k]
+                known = numbers[~np.isnan(numbers)]
+                expected = np.quantile(known, [0.025, 0.975]) if len(known) else [math.nan] * 2
+                np.testing.assert_allclose(interval, expected, rtol=1e-9, atol=1e-12)
+    assert inspect.signature(score_validity).parameters["draws"].default == 1000
+
+
+def test_pairs_that_are_compared_in_parts_give_the_same_correlations(monkeypatch):
+    x, y = draws(0).standard_normal((2, 5, 2, 4))
+    whole = kendall_tau(x, y)
+    for pairs in (1, 13):  # of 6 pairs in each of ten rows
+        monkeypatch.setattr(rank_correlation, "PAIRS_AT_ONCE", pairs)
+        np.testing.assert_array_equal(kendall_tau(x, y), whole)
+    assert np.isnan(kendall_tau(np.ones((2, 1)), np.ones((2, 1)))).all(), "one network has no pairs"
+    two, back = np.array([0.1, 0.2]), np.array([0.4, 0.3])
+    assert [kendall_tau(two, back), spearman(two, back)] == pytest.approx([-1, -1])
 
 
 def test_every_network_and_every_pool_is_drawn_equally_often():
@@ -258,6 +299,27 @@ def test_the_noise_ceiling_of_three_pairs_is_that_by_hand():
     found = noise_ceiling(accuracy, np.array([0.0, 2.0, 7.0]), np.arange(3))
     assert found.deviation == pytest.approx(math.sqrt(0.5), rel=1e-12)
     assert found.reliability == pytest.approx(1 - 0.5 / 7, rel=1e-12)
+    assert noise_ceiling(np.full(4, 2.0), accuracy, np.arange(3)).reliability == 0.0
+
+
+def test_the_noise_ceiling_of_some_networks_is_that_by_scipy():
+    random = draws(8)
+    accuracy = random.standard_normal(9)
+    rows = np.array([7, 2, 5, 0, 4, 8])
+    again = accuracy[rows] + 0.3 * random.standard_normal(6)
+    found = noise_ceiling(accuracy, again, rows)
+    noise = np.var(again - accuracy[rows], ddof=1) / 2
+    shares = [
+        1 - noise * scale / np.var(accuracy, ddof=1)
+        for scale in (1, 5 / stats.chi2.ppf(0.025, 5), 5 / stats.chi2.ppf(0.975, 5))
+    ]
+    assert min(shares) > 0
+    middle, low, high = (2 / math.pi * math.asin(math.sqrt(share)) for share in shares)
+    assert found.highest_rho == pytest.approx(math.sqrt(shares[0]), rel=1e-12)
+    assert (found.highest_tau, *found.highest_tau_interval) == pytest.approx((middle, low, high), rel=1e-9)
+    assert found.tau == pytest.approx(stats.kendalltau(accuracy[rows], again).statistic)
+    assert found.pearson == pytest.approx(np.corrcoef(accuracy[rows], again)[0, 1])
+    assert found.pairs == 6
 
 
 def test_the_rank_correlation_of_a_pool_is_that_of_its_scores_alone():

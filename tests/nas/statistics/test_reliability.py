@@ -1,3 +1,4 @@
+import inspect
 import json
 import math
 
@@ -8,14 +9,11 @@ from hypothesis import strategies as st
 
 from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
 from mamltheory.nas.algorithms.stopping import (
-    MIN_REPEATS,
     SEPARATED,
-    Certainty,
     Compared,
     RoundReliability,
     certainty,
     decisive_scores,
-    may_stop,
     round_reliability,
 )
 from mamltheory.nas.genotype import Operator
@@ -31,6 +29,7 @@ from mamltheory.nas.statistics.reliability import (
     standardised,
 )
 from mamltheory.rng import numpy_generator
+from tests.reference import nas_reliability as slow
 
 EDGES = [(cell, edge) for cell in range(2) for edge in range(9) for _ in range(7)]
 OPERATORS = [Operator(cell, edge, i % 7) for i, (cell, edge) in enumerate(EDGES)]
@@ -114,6 +113,66 @@ def test_spearman_and_brown_is_the_correlation_between_two_independent_means():
 def test_the_repeats_that_a_target_needs_reach_it(single, target):
     repeats = repeats_for(single, target)
     assert repeats * single / (1 + (repeats - 1) * single) == pytest.approx(target)
+
+
+UNEVEN = list("abcbaacbcaba")
+KINDS = list("vwxxwxyyuyzz")
+
+
+@pytest.mark.parametrize(("repeats", "before"), [(5, 3), (3, 2), (2, 4)])
+def test_on_edges_of_any_size_the_statistics_are_those_of_plain_loops(repeats, before):
+    """Operators of an edge are not neighbours, repeats differ in scale, and a type stands once alone."""
+    random = draws(repeats, "loops")
+    signal = random.standard_normal((12, 1))
+    scores, earlier = (signal + np.exp(random.standard_normal((12, n))) for n in (repeats, before))
+    scores = scores * np.arange(1, repeats + 1)
+    values = standardised(scores, UNEVEN)
+    np.testing.assert_allclose(values, slow.standardised(scores, UNEVEN), rtol=1e-9)
+    for types in (None, KINDS):
+        found = single_repeat_reliability(scores, UNEVEN, types)
+        assert found == pytest.approx(slow.reliability(values, UNEVEN, types), rel=1e-9)
+        for old in (None, earlier):
+            agreement = half_agreement(scores, UNEVEN, draws(1), types, 7, old)
+            numbers = agreement.tau, *agreement.tau_interval, agreement.same, *agreement.same_interval
+            expected = slow.agreement(scores, UNEVEN, draws(1), types, 7, old)
+            np.testing.assert_allclose([*numbers, agreement.chance], expected, rtol=1e-9)
+    for share in (None, 0.3):
+        found, lam = shrunken_scores(scores, UNEVEN, KINDS, share, earlier)
+        expected, slow_lam = slow.shrunken(scores, UNEVEN, KINDS, share, earlier)
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+        assert lam == pytest.approx(slow_lam, rel=1e-9)
+    null = permutation_null(scores, UNEVEN, draws(2), 9, 0.8)
+    np.testing.assert_allclose(null, slow.permutation_null(scores, UNEVEN, draws(2), 9, 0.8), rtol=1e-9)
+
+
+def test_a_null_of_many_operators_is_that_of_plain_loops_too():
+    scores, edges = draws(0).standard_normal((126, 2)), [i % 18 for i in range(126)]
+    expected = slow.permutation_null(scores, edges, draws(1), 2, 0.95)
+    np.testing.assert_allclose(permutation_null(scores, edges, draws(1), 2), expected, rtol=1e-9)
+
+
+def test_what_nothing_is_left_to_compare_with_is_unreliable():
+    scores = np.array([[1.0, 2.0], [3.0, 5.0]])
+    assert single_repeat_reliability(scores, ["a", "b"]) == 0.0
+    np.testing.assert_array_equal(standardised(scores, ["a", "b"]), np.zeros((2, 2)))
+    tiny = np.array([[1e-6, 2e-6], [3e-6, 0.0], [2e-6, 7e-6]])
+    np.testing.assert_allclose(
+        standardised(tiny, list("aab")), [[-(0.5**0.5), 0.5**0.5], [0.5**0.5, -(0.5**0.5)], [0, 0]]
+    )
+    assert single_repeat_reliability(scores, ["a", "a"], ["x", "y"]) == 0.0
+    shrunk, share = shrunken_scores(scores[:, :1], ["a", "a"], ["x", "x"])
+    assert share == 0.0
+    np.testing.assert_allclose(shrunk, [0, 0], atol=1e-12)
+    np.testing.assert_array_equal(
+        pooled_mean(scores, ["a", "a"], scores[:, :0]), pooled_mean(scores, ["a", "a"], None)
+    )
+
+
+def test_the_defaults_are_two_hundred_draws_and_intervals_of_95_per_cent():
+    chosen = [inspect.signature(each).parameters for each in (permutation_null, half_agreement)]
+    assert [each["draws"].default for each in chosen] == [200, 200]
+    assert chosen[0]["level"].default == 0.95
+    assert repeats_for(0.1) == pytest.approx(81)  # 0.9 · 0.9/(0.1 · 0.1)
 
 
 def test_no_number_of_repeats_makes_noise_reliable():
@@ -211,16 +270,6 @@ def test_a_regret_is_small_where_the_candidates_are_equally_good():
     found = certainty(Compared(scores, [o.edge for o in operators], operators), draws(1), False)
     assert found.regret < 0.05
     assert found.same < 0.95
-
-
-def test_a_search_stops_by_agreement_or_regret_or_budget_and_never_before_the_least_number():
-    sure, unsure = Certainty(0.9, 0.5, ()), Certainty(0.5, 0.5, ())
-    cheap = Certainty(0.5, 0.01, ())
-    assert may_stop(sure, MIN_REPEATS - 1, 20) is None
-    assert may_stop(sure, MIN_REPEATS, 20) == "agreement"
-    assert may_stop(cheap, MIN_REPEATS, 20) == "regret"
-    assert may_stop(unsure, 19, 20) is None
-    assert may_stop(unsure, 20, 20) == may_stop(sure, 2, 2) == "budget"
 
 
 def test_a_round_of_noise_is_a_tie_and_one_with_signal_is_not():

@@ -1,13 +1,22 @@
 """Curves of reliability: predicted and measured agree, and their intervals have the right width."""
 
+import inspect
 import math
 
 import numpy as np
 import pytest
 
 from mamltheory.errors import ConfigurationError, ShapeError
-from mamltheory.nas.statistics.reliability import mean_reliability, single_repeat_reliability, standardised
+from mamltheory.nas.statistics.reliability import (
+    half_agreement,
+    mean_reliability,
+    permutation_null,
+    repeats_for,
+    single_repeat_reliability,
+    standardised,
+)
 from mamltheory.nas.statistics.repeatability import (
+    _without_noise,
     corrected_correlation,
     half_correlations,
     reliability_difference,
@@ -71,6 +80,59 @@ def test_a_score_of_noise_is_inside_its_null_and_one_with_signal_is_outside():
     assert signal.repeats == 8
     assert signal.curve(np.array([1.0, signal.for_90])).tolist() == pytest.approx([signal.single, 0.9])
     assert noise.agreement.chance == pytest.approx(1 / 7)
+
+
+def test_the_numbers_of_a_score_are_those_of_their_functions_one_after_the_other():
+    scores, random = planted(4, 5, 0.4), draws(6)
+    found = repeatability(scores, EDGES, 2.5, draws(6), 8)
+    single = single_repeat_reliability(scores, EDGES)
+    error = np.std(reliability_draws(scores, EDGES, random, 8))
+    assert found.interval == pytest.approx((single - 1.96 * error, single + 1.96 * error))
+    assert found.null == permutation_null(scores, EDGES, random, 8)
+    assert found.halves == half_correlations(scores, EDGES, random, 8)
+    assert found.agreement == half_agreement(scores, EDGES, random, draws=8)
+    assert (found.repeats, found.single, found.for_90) == (5, single, repeats_for(single))
+    assert found.seconds == 2.5
+
+
+def test_draws_are_halves_of_the_repeats_on_edges_drawn_with_replacement():
+    edges = list("abbacaccb")
+    members = [[0, 3, 5], [1, 2, 8], [4, 6, 7]]
+    pair = draws(0).standard_normal((2, 9, 5)) + draws(1).standard_normal((9, 1))
+    samples, random = [], np.random.default_rng(3)
+    for _ in range(6):
+        half, chosen = random.permutation(5)[:2], random.integers(3, size=3)
+        rows = [row for place in chosen for row in members[place]]
+        names = [k for k in range(3) for _ in range(3)]
+        samples.append([(each[rows][:, half], names) for each in pair])
+    by_hand = np.array([[single_repeat_reliability(*each) for each in sample] for sample in samples])
+    for each, expected in zip(pair, by_hand.T, strict=True):
+        np.testing.assert_allclose(reliability_draws(each, edges, np.random.default_rng(3), 6), expected)
+    first, second = (single_repeat_reliability(each, edges) for each in pair)
+    apart = (by_hand[:, 0] - by_hand[:, 1]).std()
+    found = reliability_difference(*pair, edges, 3, 6)
+    assert found.value == pytest.approx(first - second)
+    assert found.interval == pytest.approx((first - second - 1.96 * apart, first - second + 1.96 * apart))
+    found = corrected_correlation(*pair, edges, np.random.default_rng(3), 6)
+    apart = np.nanstd([_without_noise(a, b, names) for (a, names), (b, _) in samples])
+    assert found.interval == pytest.approx((found.value - 1.96 * apart, found.value + 1.96 * apart))
+
+
+def test_a_repeat_without_differences_correlates_with_nothing():
+    pair = np.stack([planted(0, 4, 0.5), planted(1, 4, 0.5)])
+    pair[0, :, 2] = 5.0
+    values = [standardised(each, EDGES) for each in pair]
+    each = [np.corrcoef(values[0][:, k], values[1][:, k])[0, 1] for k in (0, 1, 3)]
+    assert repeat_correlation(*pair, EDGES) == pytest.approx(sum(each) / 4)
+    assert half_correlations(np.ones((126, 2)), EDGES, draws(0), 3) == {1: 0.0}
+    two = np.array([[1.0, 2.0], [0.0, 5.0]]) / 1000
+    assert repeat_correlation(two, two[:, ::-1], ["a", "a"]) == pytest.approx(-1)
+    assert half_correlations(np.array([[0.0, 2, 1, 4], [1, 0, 0, 0]]), ["a", "a"], draws(0), 1)[1] in (-1, 1)
+
+
+def test_all_statistics_take_two_hundred_draws_by_default():
+    for each in (repeatability, half_correlations, reliability_difference, corrected_correlation):
+        assert inspect.signature(each).parameters["draws"].default == 200
 
 
 def test_a_difference_on_common_repeats_cancels_what_they_share():

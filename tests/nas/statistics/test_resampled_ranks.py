@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from mamltheory.errors import ConfigurationError, ValueRangeError
 from mamltheory.nas.statistics import resampled_ranks
@@ -52,9 +53,36 @@ def test_p_values_tell_a_relation_from_none():
     assert none.partial.interval[0] < 0 < none.partial.interval[1]
 
 
+@pytest.mark.parametrize("x", [[0, 0, 0, 0, 1], [0, 3, 1, 1, 2]])
+def test_an_association_is_that_of_repeated_lists_by_scipy(x):
+    """With one cell that differs, some lists are constant: their correlations do not count."""
+    x, y, z = np.array([x, [1.0, 2, 0, 3, 4], [2.0, 0, 1, 4, 3]], float)
+    random = numpy_generator(2, "lists")
+    weights = resampled_ranks.bootstrap_weights(5, 20, random)
+    np.testing.assert_array_equal(weights[0], np.ones(5))
+    counts = numpy_generator(2, "lists").multinomial(5, [0.2] * 5, size=20)
+    np.testing.assert_array_equal(weights[1:], counts)
+    found = resampled_ranks.associate(x, y, z, weights)
+    lists = [np.repeat(np.arange(5), each) for each in (np.ones(5, int), *counts)]
+    for statistic, values in (
+        (found.tau, [float(kendall_tau(x[rows], y[rows])) for rows in lists]),
+        (found.rho, [float(spearman(x[rows], y[rows])) for rows in lists]),
+        (found.partial, [float(partial_spearman(x[rows], y[rows], z[rows])) for rows in lists]),
+    ):
+        assert statistic.value == pytest.approx(values[0])
+        assert statistic.interval == pytest.approx(tuple(np.nanquantile(values[1:], [0.025, 0.975])))
+    assert found.tau_p == pytest.approx(stats.kendalltau(x, y).pvalue)
+    t = found.partial.value / np.sqrt((1 - found.partial.value**2) / (5 - 3))
+    assert found.partial_p == pytest.approx(2 * stats.t.sf(abs(t), 2))
+    assert resampled_ranks.associate(y, y, z, weights).partial_p < 1e-12
+    two = np.array([[0.1, 0.2]]), np.array([[0.4, 0.3]]), np.ones((1, 2))
+    assert resampled_ranks._pearson(*two).tolist() == pytest.approx([-1])
+
+
 def test_holm_multiplies_the_least_by_all_and_never_falls():
     adjusted = resampled_ranks.holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.9})
     assert adjusted == pytest.approx({"a": 0.09, "b": 0.04, "c": 0.09, "d": 0.9})
+    assert resampled_ranks.holm({"a": 0.8, "b": 0.6}) == {"a": 1.0, "b": 1.0}
 
 
 def test_too_few_cells_and_missing_values_are_refused():

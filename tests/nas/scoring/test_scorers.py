@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import pytest
@@ -6,13 +7,16 @@ import torch
 from mamltheory.errors import ConfigurationError, ShapeError
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import NetworkSettings, supernet
+from mamltheory.nas.scoring import scorers
 from mamltheory.nas.scoring.condition_number import condition_score, own_conditions
 from mamltheory.nas.scoring.linear_regions import region_count
-from mamltheory.nas.scoring.score import Job, ScoreSettings
+from mamltheory.nas.scoring.own_score import OwnScore
+from mamltheory.nas.scoring.score import Job, Score, ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
 from mamltheory.nas.weights import initialise_layer
 from mamltheory.rng import derived_seed, generator
 from tests.nas.cases import draw_tasks as several_tasks
+from tests.strategies import as_users_run_it
 
 draw_tasks = partial(several_tasks, count=1)
 SIZE = NetworkSettings(channels=4, cells=3, classes=3, stem_stride=2, initialisation="default")
@@ -104,3 +108,44 @@ def test_jobs_of_several_rounds_and_tasks_of_several_sizes_are_refused():
         own_conditions(
             network, [START] * 2, [tasks, tasks * 2], [network.classifier] * 2, scorer.scorer.settings
         )
+
+
+def test_a_single_job_is_scored_without_regions_or_without_kernels():
+    job = jobs(START.operators()[1])[1]
+    several = IndependentDraws(CellScorer(SIZE, 3, draw_tasks, None, ScoreSettings("ntk", "sum")))
+    both = several(START, jobs(START.operators()[1]))
+    (found,) = several(START, [job]).values()
+    assert found.condition == pytest.approx(both[job].condition, rel=1e-3)
+    assert (found.regions, found.halvings) == (1.0, 0)
+    (found,) = IndependentDraws(CellScorer(SIZE, 3, None, patches))(START, [job]).values()
+    assert found.condition == 1.0
+    assert found.regions > 1
+
+
+def test_own_scores_have_their_sign_the_regions_and_no_halvings():
+    own = OwnScore(lambda network, tasks: len(network.candidates.operators()) + len(tasks), True)
+    networks = [START, START.without(START.operators()[0])]
+    scorer = CellScorer(SIZE, 3, draw_tasks, patches, own=own)
+    found = scorer.scores(networks, 1, 2)
+    assert [score.condition for score in found] == [-37, -36]
+    thin = derived_seed(3, "thin-weights", 1, 2)
+    drawn = patches(generator(3, "score-patches", 1, 2))
+    assert [score.regions for score in found] == [region_count(network, drawn, thin) for network in networks]
+    assert [score.halvings for score in found] == [0, 0]
+    with pytest.raises(ConfigurationError, match="own score has common random numbers"):
+        IndependentDraws(scorer)(START, jobs(START.operators()[0]))
+
+
+def test_only_the_first_score_says_how_often_its_batch_was_halved():
+    scores = scorers._scores([(2.0, None), (math.inf, "singular")], [3, 4], 5)
+    assert scores == [Score(2.0, 3.0), Score(math.inf, 4.0)]
+    assert [(score.halvings, score.failure) for score in scores] == [(5, None), (0, "singular")]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"kernel": "rbf"}, {"outputs": "mean"}, {"weights": "none"}, {"measure": "rank"}]
+)
+def test_settings_of_a_score_have_the_values_of_their_lists(wrong):
+    ((name, value),) = wrong.items()
+    with as_users_run_it(), pytest.raises(ConfigurationError, match=f"{name} is '{value}': expected one of"):
+        ScoreSettings(**wrong)
