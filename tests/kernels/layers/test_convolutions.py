@@ -6,7 +6,7 @@ from torch import nn
 
 from mamltheory import generator
 from mamltheory.kernels.layers import convolutions
-from mamltheory.kernels.layers.convolutions import layer_output, reads_one_grid
+from mamltheory.kernels.layers.convolutions import is_plain, layer_output, reads_one_grid
 from mamltheory.kernels.layers.pooling import pooled
 from mamltheory.kernels.layers.rules import gradient_cotangents, layer_gradients
 
@@ -85,6 +85,10 @@ UNEVEN = {  # layer, size of the images
     "pointwise, strides": (layer_of((1, 1), (2, 1), 1, 1, (4, 6)), (5, 4)),
     "pointwise, padded": (layer_of((1, 1), 1, 1, 1, (4, 6), (0, 1)), (3, 5)),
     "pointwise, groups": (layer_of((1, 1), 1, 1, 2, (4, 6)), (3, 5)),
+    "pointwise, every other pixel": (layer_of((1, 1), 2, 1, 1, (4, 6)), (5, 4)),
+    "column": (layer_of((3, 1), 1, 1, 1, (4, 6), 0), (5, 4)),
+    "one channel": (layer_of((2, 1), 1, 1, 1, (1, 1), 0), (5, 4)),
+    "square of four": (layer_of((2, 2), 1, 1, 1, (4, 6), 0), (5, 4)),
     "one grid": (layer_of((3, 1), 2, (2, 1), 2, (4, 6), (2, 0)), (7, 6)),
 }
 
@@ -97,6 +101,7 @@ def test_nothing_takes_one_axis_or_one_channel_for_another(name):
     torch.testing.assert_close(layer_output(layer, x), layer(x))
     check_second_derivatives(layer, space)
     check_rows_and_their_cotangents(layer, x, 3)
+    check_rows_and_their_cotangents(layer, x[:1], 1)
     if reads_one_grid(layer):
         torch.testing.assert_close(convolutions.convolved_on_grid(layer, x, layer.weight), layer(x))
 
@@ -267,6 +272,15 @@ def test_one_number_for_a_kind_of_device_chooses_the_way(monkeypatch, samples, w
     rows = convolutions.weight_gradients(x, cotangents, layer.weight.shape, geometry)
     torch.testing.assert_close(rows, usual)
     assert taken == [way]
+
+
+def test_a_plain_convolution_has_two_axes_no_bias_and_numbers_of_zeros_around():
+    plain = {"bias": False, "padding": 1, "padding_mode": "zeros"}
+    assert is_plain(nn.Conv2d(1, 1, 3, **plain))
+    for change in ({"bias": True}, {"padding_mode": "circular"}, {"padding": "same"}):
+        assert not is_plain(nn.Conv2d(1, 1, 3, **{**plain, **change}))
+    assert not is_plain(nn.Conv1d(1, 1, 3, bias=False))
+    assert not is_plain(nn.Tanh())
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mamltheory import FullyConnected, Task, condition_number, empirical_ntk, generator, meta_ntk
+from mamltheory import Task, condition_number, empirical_ntk, generator, meta_ntk
 from mamltheory.errors import ConfigurationError
 from mamltheory.kernels.empirical import checked_network, kernels_of
-from mamltheory.kernels.layers.fully_connected import fully_connected_gradients
-from mamltheory.kernels.layers.gram import rows_pay
 from mamltheory.kernels.layers.layerwise import parameter_routes
 from mamltheory.kernels.layers.options import KernelOptions
-from mamltheory.kernels.layers.tiles import Budget, OverBudget, tiled_kernels
 from tests.paper.cases import relative
 from tests.reference.kernels_autograd import ntk
 
@@ -241,43 +238,6 @@ def test_the_budget_is_kept():
     assert sizes[-2] < 8
 
 
-@pytest.mark.parametrize("parameterisation", ["standard", "ntk"])
-@pytest.mark.parametrize("activation", ["erf", "tanh", "relu"])
-@pytest.mark.parametrize("outputs", ["full", "sum"])
-def test_the_closed_form_of_a_fully_connected_network_is_its_generic_kernel(
-    parameterisation, activation, outputs
-):
-    net = FullyConnected(4, 6, 3, 2, activation, 1.3, 0.4, parameterisation)
-    params, x1, x2 = net.initialise(generator(0, "init")), draw(5, 4), draw(3, 4, seed=1)
-    every = frozenset(params)
-    for chosen in (every, {"bias2", "weight3"}, {"weight4"}, {"bias1"}):
-        selections = [frozenset(chosen), every]
-
-        def differentiate(x, budget, selections=selections):
-            return fully_connected_gradients(net, params, x, outputs, selections, budget)
-
-        for columns in (None, x2):
-            kernels = tiled_kernels(differentiate, x1, columns, selections, KernelOptions())
-            for kernel, select in zip(kernels, selections, strict=True):
-                generic = empirical_ntk(
-                    net.model, x1, columns, params=params, outputs=outputs, select=select, method="generic"
-                )
-                assert relative(kernel / net.model.scale, generic) < 1e-13
-
-
-@pytest.mark.parametrize("outputs", ["full", "sum"])
-def test_biases_of_any_size_have_their_share_where_rows_are_cheaper_than_factors(outputs):
-    """Inputs of one number and more samples than 2kl: the first layer is contracted as rows."""
-    net, x = FullyConnected(1, 3, 2, 2, "erf", 1.3, 0.4, "ntk"), draw(14, 1)
-    assert rows_pay(1, 1, net.width, net.output_dim, len(x))
-    params = net.initialise(generator(0, "init"))
-    kernels = [
-        empirical_ntk(net.model, x, params=params, outputs=outputs, method=method)
-        for method in ("auto", "generic")
-    ]
-    assert relative(*kernels) < 1e-13
-
-
 def residual_net():
     """A small ResNet with GroupNorm."""
 
@@ -311,19 +271,6 @@ def test_float32_gradients_cost_a_millionth_of_the_kernel():
     module, x = residual_net(), draw(6, 3, 9, 9)
     narrow = empirical_ntk(module, x.float())
     assert relative(narrow, empirical_ntk(module.double(), x)) < 2e-6
-
-
-@pytest.mark.parametrize("outputs", ["full", "sum"])
-def test_a_pass_of_the_closed_form_books_what_its_hidden_layers_hold(outputs):
-    """Activations of every layer, and slopes and cotangents of two layers for every output."""
-    net = FullyConnected(4, 6, 3, 2)
-    params, x = net.initialise(generator(0, "init")), draw(5, 4)
-    held = 8 * 5 * (4 + 6 + 6 + 6 + 2 + 2 * (2 if outputs == "full" else 1) * 6)
-    budget = Budget(held, 5)
-    fully_connected_gradients(net, params, x, outputs, [frozenset(params)], budget)
-    assert budget.used == held
-    with pytest.raises(OverBudget):
-        fully_connected_gradients(net, params, x, outputs, [frozenset(params)], Budget(held - 1, 5))
 
 
 def test_the_least_memory_is_that_of_one_sample():
