@@ -176,7 +176,11 @@ def test_first_order_maml_of_the_linearised_network_follows_its_kernel():
     expected = torch.linalg.matrix_power(step, steps) @ start
     assert relative(record.observations[-1].outputs - query_labels(TASKS), expected) < EXACT
     assert relative(kernel, kernel.T) > 1e-3
-    with as_users_run_it(), pytest.raises(ShapeError, match="adaptation"):
+    with as_users_run_it(), pytest.raises(ShapeError, match="theta has shape"):
+        first_order_meta_ntk(theta[0], joint_sizes(theta, TASKS), inner.dynamics)
+    with as_users_run_it(), pytest.raises(ShapeError, match="query rows, support rows"):
+        first_order_meta_ntk(theta, [(2.5, 7.5)], inner.dynamics)
+    with as_users_run_it(), pytest.raises(ShapeError, match="adaptation has shape"):
         first_order_meta_ntk(theta, joint_sizes(theta, TASKS), inner.dynamics, theta[:-1, :-1])
 
 
