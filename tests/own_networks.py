@@ -34,6 +34,26 @@ class Cubed(torch.autograd.Function):
         return gradient * 3 * x**2
 
 
+class Approximate(torch.autograd.Function):
+    """The identity, with a batching rule that is wrong in its seventh digit."""
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):  # noqa: ARG004
+        return Approximate.apply(gradient)
+
+    @staticmethod
+    def vmap(info, in_dims, x):  # noqa: ARG004
+        return Approximate.apply(x) * (1 + 1e-7), in_dims[0]
+
+
 class Standardised(nn.Conv2d):
     """A convolution by standardised weights, beneath ``forward``."""
 
@@ -135,6 +155,10 @@ RIGHT = {  # name -> (network, samples)
         lambda: Own(lambda s, x: s.b(Cubed.apply(s.a(x))), a=nn.Linear(4, 5), b=nn.Linear(5, 5)),
         VECTORS,
     ),
+    "approximate": (
+        lambda: Own(lambda s, x: s.b(Approximate.apply(s.a(x)).tanh()), a=nn.Linear(4, 5), b=nn.Linear(5, 5)),
+        VECTORS,
+    ),
     "other-values": (
         lambda: Own(
             lambda s, x: s.b(torch.func.functional_call(s.a, {"weight": s.w.tanh(), "bias": s.a.bias}, (x,))),
@@ -202,6 +226,10 @@ MIXING = {  # the output or gradient of a sample depends on the other samples, o
     ),
     "dropout-by-function": (lambda: between(lambda h: nn.functional.dropout(h, 0.4, True)), VECTORS),
     "noise": (lambda: between(lambda h: h + torch.randn_like(h)), VECTORS),
+    "after-the-last": (
+        lambda: nn.Sequential(nn.Linear(4, 5), Own(lambda _, h: h + h.detach().mean(0))),
+        VECTORS,
+    ),
     "in-a-layer": (lambda: linear(Own(lambda _, h: h - h.mean(0))), VECTORS),
 }
 

@@ -155,6 +155,8 @@ def test_a_schedule_of_the_inner_loop_has_no_factored_form():
         (lambda: SampledDescent(0.1, ((0,), ())), ValueRangeError, "numbers of its tasks"),
         (lambda: SampledDescent(0.1, ((0.5,),)), ValueRangeError, "numbers of its tasks"),
         (lambda: SampledDescent(0.1, ((0,),), 0), ValueRangeError, "rows is 0"),
+        (lambda: SampledDescent(0.1, ((0,),), 1, 1.0), ValueRangeError, "below 1"),
+        (lambda: SampledDescent(-0.1, ((0,),)), ValueRangeError, "rate is -0.1"),
         (lambda: time_operator(KERNEL, SampledDescent(0.1, ((0,),), 2)), ShapeError, "fit together"),
         (lambda: time_operator(KERNEL, SampledDescent(0.1, ((5,),))), ShapeError, "fit together"),
         (lambda: time_operator(KERNEL, SampledDescent(1e200, ((4,),) * 3)), ValueRangeError, "diverges"),

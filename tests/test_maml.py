@@ -7,6 +7,7 @@ import torch
 from mamltheory import (
     FullyConnected,
     InnerLoop,
+    Optimiser,
     adapt,
     empirical_meta_ntk,
     from_module,
@@ -260,3 +261,24 @@ def test_the_method_follows_the_task_with_the_most_rows():
     assert meta_method(net.model, tasks[:1], InnerLoop(0.1, 2)) == "factored"
     assert meta_method(FullyConnected(4, 10, 1).model, [task(0, 1, 83, 300)], InnerLoop(0.1)) == "factored"
     assert meta_method(FullyConnected(4, 10, 1).model, [task(0, 1, 84, 300)], InnerLoop(0.1)) == "generic"
+
+
+def test_momentum_adds_the_gradients_before_to_those_of_the_parameters_that_move():
+    """Two steps written out: v ← μ v + ∇𝓛 and θ ← θ − η v."""
+    params, some, inner = start(), some_tasks(), LOOPS[0]
+    moving, values, velocity = ("weight1", "bias3"), dict(params), dict.fromkeys(params, 0.0)
+    for _ in range(2):
+        gradient, _ = meta_gradient(NET.model, values, some, inner)
+        for name in moving:
+            velocity[name] = 0.5 * velocity[name] + gradient[name]
+            values[name] = values[name] - 0.2 / NET.width * velocity[name]
+    record = train(NET.model, params, some, inner, 0.2, 2, optimiser=Optimiser(0.5, select=moving))
+    for name, value in values.items():
+        torch.testing.assert_close(record.params[name], value, rtol=1e-12, atol=0)
+    whole = train(NET.model, params, some, inner, 0.2, 2, optimiser=Optimiser(0.5))
+    assert not torch.equal(whole.params["bias1"], params["bias1"])
+    first = train(NET.model, params, some, inner, 0.2, 1)
+    gradient, _ = meta_gradient(NET.model, first.params, some, inner)
+    before, _ = meta_gradient(NET.model, params, some, inner)
+    expected = first.params["bias1"] - 0.2 / NET.width * (0.5 * before["bias1"] + gradient["bias1"])
+    torch.testing.assert_close(whole.params["bias1"], expected, rtol=1e-12, atol=0)

@@ -206,3 +206,52 @@ def test_infinite_time_on_a_singular_kernel_has_no_outputs():
         trained_output_on_training_tasks(phi, y, y + 1, Converged())
     with pytest.raises(SingularKernelError):
         trained_output(phi, phi, y, y, y + 1, Converged())
+
+
+E3, V3 = torch.eye(3).double(), torch.ones(3).double()
+SHAPES = [
+    (
+        adapted_output,
+        {
+            "query_support": E3[:2],
+            "support_support": E3,
+            "support_y": V3,
+            "inner": LOOPS[0],
+            "query_f0": V3[:2],
+            "support_f0": V3,
+        },
+    ),
+    (
+        trained_output,
+        {
+            "phi_test_train": E3[:2],
+            "phi_train": E3,
+            "test_start": V3[:2],
+            "train_start": V3,
+            "labels": V3,
+            "outer": LOOPS[0],
+        },
+    ),
+    (trained_output_on_training_tasks, {"phi_train": E3, "train_start": V3, "labels": V3, "outer": LOOPS[0]}),
+]
+
+
+@pytest.mark.parametrize(("function", "arguments"), SHAPES)
+def test_every_array_of_another_shape_is_refused_by_name(function, arguments):
+    """Wrong by one number, or with an axis too few, which broadcasting would hide."""
+    function(**arguments)
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor):
+            square = value.dim() == 2 and len(value) == 3
+            for wrong in [value[0], *([] if square else [value[..., :-1]])]:
+                with as_users_run_it(), pytest.raises(ShapeError, match=f"^{name} has shape"):
+                    function(**{**arguments, name: wrong})
+
+
+@pytest.mark.parametrize("name", ["theta", "adaptation", "nngp"])
+def test_every_kernel_of_the_regression_is_a_square_matrix(name):
+    kernels = {"theta": torch.eye(20).double(), name: torch.ones(20).double()}
+    with as_users_run_it(), pytest.raises(ShapeError, match=f"^{name} has shape"):
+        kernel_regression(
+            tasks=[task(k=2)], test_tasks=[task(1, k=2)], inner=LOOPS[0], outer=LOOPS[0], **kernels
+        )

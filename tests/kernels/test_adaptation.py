@@ -100,6 +100,19 @@ def test_the_kernel_of_all_parameters_is_the_ntk_and_that_of_the_head_anils():
     assert relative(adaptation_ntk(NET.model, tripled, X, params=PARAMS), 3 * THETA) < EXACT
 
 
+@every_loop
+def test_the_kernel_between_other_samples_weighs_the_products_of_the_moving_gradients(inner):
+    chosen = inner.select or PARAMS
+    moving = {name for name in PARAMS if (inner.select(name) if callable(inner.select) else name in chosen)}
+    one, two = (jacrev(lambda p, x=x: NET.model(p, x)[:, 0])(PARAMS) for x in (X[:3], X[2:7]))
+    expected = sum(
+        (one[name] * (inner.factors or {}).get(name, 1.0)).flatten(1) @ two[name].flatten(1).T
+        for name in moving
+    )
+    kernel = adaptation_ntk(NET.model, inner, X[:3], X[2:7], params=PARAMS, chunk=2)
+    assert relative(kernel, expected / NET.width) < EXACT
+
+
 class Contextual(torch.nn.Module):
     """CAVIA: a context, which the inner loop alone moves, beside the samples."""
 
@@ -163,6 +176,12 @@ def test_first_order_maml_of_the_linearised_network_follows_its_kernel():
     expected = torch.linalg.matrix_power(step, steps) @ start
     assert relative(record.observations[-1].outputs - query_labels(TASKS), expected) < EXACT
     assert relative(kernel, kernel.T) > 1e-3
+    with as_users_run_it(), pytest.raises(ShapeError, match="theta has shape"):
+        first_order_meta_ntk(theta[0], joint_sizes(theta, TASKS), inner.dynamics)
+    with as_users_run_it(), pytest.raises(ShapeError, match="query rows, support rows"):
+        first_order_meta_ntk(theta, [(2.5, 7.5)], inner.dynamics)
+    with as_users_run_it(), pytest.raises(ShapeError, match="adaptation has shape"):
+        first_order_meta_ntk(theta, joint_sizes(theta, TASKS), inner.dynamics, theta[:-1, :-1])
 
 
 def test_bad_selections_and_factors_are_refused():

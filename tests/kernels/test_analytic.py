@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -18,7 +19,7 @@ from mamltheory.errors import ShapeError, ValueRangeError
 from mamltheory.kernels.analytic import expand_outputs
 from mamltheory.kernels.moments import moments_of
 from tests.paper.cases import relative, sphere
-from tests.reference import quadrature
+from tests.reference import analytic_pairs, quadrature
 from tests.strategies import as_users_run_it, networks, seeds
 
 ACTIVATIONS = ("relu", "erf", "tanh")
@@ -115,6 +116,28 @@ def test_kernels_are_symmetric_positive_semi_definite_and_consistent_between_set
             relative(kernel(x[:2], x[2:4]), whole[: 2 * k, 2 * k : 4 * k]) < 1e-13
         )  # as many columns as rows
         assert relative(whole[:k], whole[4 * k :]) < 1e-14  # the same sample twice
+
+
+@pytest.mark.parametrize(
+    "shape", [{}, {"residual": True}, {"layer_norm": True}, {"residual": True, "layer_norm": True}]
+)
+@pytest.mark.parametrize("parameterisation", ["standard", "ntk"])
+@pytest.mark.parametrize("activation", ["relu", "erf"])
+def test_every_kernel_is_that_of_the_recursion_pair_by_pair(activation, parameterisation, shape):
+    """Two outputs; samples of unequal lengths, one on both sides and one that shares a number with another."""
+    net = FullyConnected(2, 7, 3, 2, activation, 1.3, 0.6, parameterisation, **shape)
+    x1, x2 = [[0.6, -1.7], [2.0, 0.4], [0.1, 0.2]], [[-0.9, -1.7], [2.0, 0.4]]
+    one, two = (torch.tensor(x, dtype=torch.float64) for x in (x1, x2))
+    for finite_width in (False, True):
+        pairs = [analytic_pairs.kernels(net, *pair, finite_width) for pair in itertools.product(x1, x2)]
+        exact = torch.tensor(pairs, dtype=torch.float64).T.reshape(3, 3, 2)
+        found = (
+            analytic_ntk(net, one, two, finite_width),
+            analytic_last_layer_ntk(net, one, two, finite_width),
+            nngp(net, one, two),
+        )
+        for kernel, expected in zip(found, exact, strict=True):
+            torch.testing.assert_close(kernel, torch.kron(expected, torch.eye(2)), rtol=1e-12, atol=0)
 
 
 @settings(max_examples=20)

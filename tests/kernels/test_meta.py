@@ -223,6 +223,25 @@ def test_the_meta_ntk_is_differentiated_also_where_eigenvalues_coincide(dynamics
             ValueRangeError,
             "not symmetric",
         ),
+        (
+            lambda: meta_ntk_from_ntk(torch.ones(5).double(), [(2, 3)], LOOPS[0]),
+            ShapeError,
+            "theta has shape",
+        ),
+        (lambda: meta_ntk_from_ntk(torch.eye(5).double(), [(2, 2.5)], LOOPS[0]), ShapeError, "whole numbers"),
+        (
+            lambda: meta_ntk_from_ntk(torch.eye(5).double(), [(2, 1, 2)], LOOPS[0]),
+            ShapeError,
+            "whole numbers",
+        ),
+        (lambda: meta_ntk_from_ntk(torch.eye(5).double(), [5], LOOPS[0]), ShapeError, "whole numbers"),
+        (lambda: meta_ntk_from_ntk(torch.eye(5).double(), 5, LOOPS[0]), ShapeError, "whole numbers"),
+        (lambda: meta_ntk(torch.nn.Linear(4, 3).double(), [task(k=2)]), ShapeError, "labels"),
+        (
+            lambda: meta_ntk(torch.nn.Linear(4, 1).double(), [task()], "reptile"),
+            ValueRangeError,
+            "'maml' or 'anil'",
+        ),
         (lambda: joint_sizes(torch.eye(7).double(), [task()]), ShapeError, "whole number"),
         (lambda: joint_sizes(torch.eye(4).double(), [task()]), ShapeError, "whole number"),
         (

@@ -7,6 +7,7 @@ import torch
 
 from mamltheory import FullyConnected, analytic_ntk, empirical_last_layer_ntk, empirical_ntk, generator, nngp
 from mamltheory.errors import ValueRangeError
+from mamltheory.kernels import moments
 from mamltheory.kernels.analytic import analytic_last_layer_ntk
 from mamltheory.kernels.moments import ERROR, moments_of, quadrature_moments
 from tests.paper.cases import relative, sphere
@@ -44,6 +45,26 @@ def test_quadrature_agrees_with_the_closed_form_of_sin_at_any_variance(k11, k22,
     got = quadrature_moments("sin", *pair(k11, rho, k22))
     assert float(got[0]) == pytest.approx(apart - together, abs=ERROR)
     assert float(got[1]) == pytest.approx(apart + together, abs=ERROR)
+
+
+@pytest.mark.parametrize(("variance", "most"), [(1.0, 129), (60.0, 1025)])
+def test_tanh_takes_as_many_nodes_as_the_function_says(monkeypatch, variance, most):
+    """From the first odd number 2ⁱ · 64 + 1 on whose step is at most 1 in u; pairs that are sure do not come again."""
+    seen, rule = [], moments._trapezium
+
+    def noting(function, nodes, *pairs):
+        seen.append((nodes, len(pairs[0])))
+        return rule(function, nodes, *pairs)
+
+    monkeypatch.setattr(moments, "_trapezium", noting)
+    quadrature_moments("tanh", *pair(variance, 0.5, variance))
+    first = 65 if variance == 1 else 257  # 1 + 17 √60 = 132.7
+    assert seen == [(nodes, 1) for nodes in (65, 129, 257, 513, 1025) if first <= nodes <= most]
+    seen.clear()
+    both = [torch.cat(parts) for parts in zip(pair(0.01, 0.5, 0.01), pair(1.0, 0.5, 1.0), strict=True)]
+    monkeypatch.setattr(moments, "ENTRIES_IN_A_BLOCK", 65**2)
+    quadrature_moments("tanh", *both)
+    assert seen == [(65, 1), (65, 1), (129, 1)]
 
 
 def test_quadrature_of_tanh_tends_to_the_sign_function_at_large_variance():

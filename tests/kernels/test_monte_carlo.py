@@ -1,5 +1,7 @@
 """Kernels of any architecture as the mean over random initialisations."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -111,3 +113,25 @@ def growing():
 def test_what_cannot_be_averaged_is_refused(build, draws, scale, error, message):
     with as_users_run_it(), pytest.raises(error, match=message):
         monte_carlo_ntk(build, X, draws=draws, scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("build", "inner", "options", "error", "message"),
+    [
+        (NET, InnerLoop(0.1), {"draws": 1}, ValueRangeError, "draws is 1"),
+        (NET, InnerLoop(0.1), {"draws": 2**31}, ValueRangeError, "draws is"),
+        (NET, InnerLoop(0.1), {"draws": 2.5}, ValueRangeError, "draws is 2.5"),
+        (NET, InnerLoop(0.1), {"scale": -1.0}, ValueRangeError, "scale is -1.0"),
+        (NET, InnerLoop(0.1), {"scale": "wide"}, ValueRangeError, "scale is 'wide'"),
+        (lambda: 1 / 0, 0.1, {}, ConfigurationError, "inner loop is 0.1"),
+    ],
+)
+def test_what_has_no_mean_metantk_is_refused_before_anything_is_built(build, inner, options, error, message):
+    with as_users_run_it(), pytest.raises(error, match=message):
+        monte_carlo_meta_ntk(build, [task()], inner, **options)
+
+
+@pytest.mark.parametrize("function", [monte_carlo_ntk, monte_carlo_meta_ntk])
+def test_by_default_a_hundred_networks_of_the_first_seed_are_drawn_at_scale_one(function):
+    defaults = {name: each.default for name, each in inspect.signature(function).parameters.items()}
+    assert (defaults["draws"], defaults["seed"], defaults["scale"]) == (100, 0, 1.0)

@@ -70,12 +70,15 @@ def test_samples_that_a_network_mixes_are_refused_on_every_route(name, options):
         empirical_ntk(model, x, params=params, **({} if options.get("method") else options))
 
 
-@pytest.mark.parametrize("change", ["network", "layer"])
+@pytest.mark.parametrize("change", ["network", "layer", "part with parameters"])
 def test_gradients_that_mix_samples_behind_equal_outputs_are_refused(change):
     def straight_through(h):
         return h + (h.mean(0) - h.mean(0).detach())
 
     def own():
+        if change == "part with parameters":  # beside one without any
+            part = Own(lambda s, x: straight_through(s.layer(x)), layer=nn.Linear(4, 5))
+            return nn.Sequential(part, Own(lambda _, h: torch.tanh(h)), nn.Linear(5, 5))
         inner = Own(lambda _, h: straight_through(h))
         layers = nn.Sequential(nn.Linear(4, 5), inner, nn.Tanh(), nn.Linear(5, 5))
         return layers if change == "layer" else Own(lambda s, x: s.layers(x), layers=layers)
@@ -83,6 +86,21 @@ def test_gradients_that_mix_samples_behind_equal_outputs_are_refused(change):
     for options in ({}, {"method": "generic"}):
         with pytest.raises(UnsupportedModelError, match="mixes"):
             empirical_ntk(made(own), VECTORS, **options)
+
+
+def test_a_pass_that_cannot_be_vectorised_leaves_the_graph_to_one_pass_an_output():
+    class Looking(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):  # noqa: ARG004
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, gradient):  # noqa: ARG004
+            return 2 * gradient if gradient.abs().max().item() > 0 else 0 * gradient
+
+    module = made(lambda: nn.Sequential(nn.Linear(4, 5), Own(lambda _, x: Looking.apply(x)), nn.Linear(5, 3)))
+    kernel = empirical_ntk(module, VECTORS, method="layerwise")
+    assert relative(kernel, ntk(module, VECTORS, VECTORS)) < 1e-12
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

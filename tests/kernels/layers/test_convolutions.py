@@ -6,7 +6,7 @@ from torch import nn
 
 from mamltheory import generator
 from mamltheory.kernels.layers import convolutions
-from mamltheory.kernels.layers.convolutions import layer_output, reads_one_grid
+from mamltheory.kernels.layers.convolutions import is_plain, layer_output, reads_one_grid
 from mamltheory.kernels.layers.pooling import pooled
 from mamltheory.kernels.layers.rules import gradient_cotangents, layer_gradients
 
@@ -23,10 +23,10 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=generator(seed, "convolutions"), dtype=torch.float64)
 
 
-def layer_of(size, stride, dilation, groups, channels=(4, 4), padding=None, mode="zeros"):
+def layer_of(size, stride, dilation, groups, channels=(4, 4), padding=None, mode="zeros", kind=nn.Conv2d):
     padding = tuple(dilation * (s - 1) // 2 for s in size) if padding is None else padding
     layer = nn.utils.skip_init(
-        nn.Conv2d,
+        kind,
         *channels,
         size,
         stride,
@@ -66,6 +66,95 @@ def test_rows_of_a_convolution_are_autograds_gradients(case, space, k):
     torch.testing.assert_close(rows, exact_rows(layer, x, cotangents), rtol=1e-10, atol=1e-10)
 
 
+UNEVEN = {  # layer, size of the images
+    "dense": (layer_of((2, 3), (2, 1), (1, 2), 1, (4, 6), (1, 0)), (5, 8)),
+    "dense, many positions": (layer_of((3, 2), (1, 2), (2, 1), 1, (3, 2), (2, 1)), (15, 18)),
+    "groups": (layer_of((3, 2), (1, 2), 1, 2, (4, 6), (0, 1)), (6, 5)),
+    "groups, many positions": (layer_of((2, 3), (2, 1), (1, 2), 2, (4, 2), (1, 0)), (20, 18)),
+    "depthwise": (layer_of((3, 2), 1, (1, 2), 4, padding=(2, 1)), (5, 6)),
+    "depthwise, strides down": (layer_of((3, 3), (2, 1), 1, 4, padding=1), (6, 5)),
+    "depthwise, strides across": (layer_of((3, 3), (1, 2), 1, 4, padding=1), (6, 5)),
+    "depthwise, two outputs a channel": (layer_of((3, 2), 1, 1, 4, (4, 8), (1, 0)), (5, 6)),
+    "depthwise, padded beyond the kernel": (layer_of((2, 3), 1, 1, 4, padding=(2, 0)), (5, 6)),
+    "depthwise, four grids": (layer_of((3, 3), 1, 2, 4, padding=2), (9, 8)),
+    "depthwise, four grids of five taps": (layer_of((5, 3), 1, 2, 4, padding=2), (10, 9)),
+    "depthwise, small image": (layer_of((3, 3), 1, 2, 4, padding=2), (7, 8)),
+    "depthwise, dilated one way": (layer_of((3, 3), 1, (2, 1), 4, padding=(2, 1)), (9, 8)),
+    "depthwise, padded one way": (layer_of((3, 3), 1, 2, 4, padding=(2, 1)), (9, 8)),
+    "pointwise": (layer_of((1, 1), 1, 1, 1, (4, 6)), (3, 5)),
+    "pointwise, strides": (layer_of((1, 1), (2, 1), 1, 1, (4, 6)), (5, 4)),
+    "pointwise, padded": (layer_of((1, 1), 1, 1, 1, (4, 6), (0, 1)), (3, 5)),
+    "pointwise, groups": (layer_of((1, 1), 1, 1, 2, (4, 6)), (3, 5)),
+    "pointwise, every other pixel": (layer_of((1, 1), 2, 1, 1, (4, 6)), (5, 4)),
+    "column": (layer_of((3, 1), 1, 1, 1, (4, 6), 0), (5, 4)),
+    "one channel": (layer_of((2, 1), 1, 1, 1, (1, 1), 0), (5, 4)),
+    "square of four": (layer_of((2, 2), 1, 1, 1, (4, 6), 0), (5, 4)),
+    "one grid": (layer_of((3, 1), 2, (2, 1), 2, (4, 6), (2, 0)), (7, 6)),
+}
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_nothing_takes_one_axis_or_one_channel_for_another(name):
+    """Three outputs of two samples; channels, axes, strides, dilations and padding that differ."""
+    layer, space = UNEVEN[name]
+    x = draw(2, layer.in_channels, *space)
+    torch.testing.assert_close(layer_output(layer, x), layer(x))
+    check_second_derivatives(layer, space)
+    check_rows_and_their_cotangents(layer, x, 3)
+    check_rows_and_their_cotangents(layer, x[:1], 1)
+    if layer.groups == 1:
+        cotangents, geometry = cotangents_of(layer, x, 3), convolutions.zero_padded(layer, x)[1]
+        rows = convolutions._tap_gradients(x, cotangents, layer.weight.shape, geometry)
+        torch.testing.assert_close(rows, exact_rows(layer, x, cotangents))
+    if reads_one_grid(layer):
+        torch.testing.assert_close(convolutions.convolved_on_grid(layer, x, layer.weight), layer(x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "stride", "padding", "dilation", "space"),
+    [
+        (nn.Conv1d, (3,), (2,), (1,), (2,), (9,)),
+        (nn.Conv3d, (2, 1, 3), (1, 2, 1), (1, 0, 2), (1, 1, 2), (3, 5, 6)),
+    ],
+)
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_nor_do_convolutions_of_one_axis_and_three(kind, size, stride, padding, dilation, space, groups):
+    layer = layer_of(size, stride, dilation, groups, (4, 8), padding, kind=kind)
+    x = draw(2, 4, *space)
+    cotangents = cotangents_of(layer, x, 3)
+    rows = layer_gradients(kind, layer, x, cotangents, ["weight"])["weight"]
+    torch.testing.assert_close(rows, exact_rows(layer, x, cotangents))
+    geometry = convolutions.zero_padded(layer, x)[1]
+    rows = convolutions._grouped_gradients(x, cotangents, layer.weight.shape, geometry)
+    torch.testing.assert_close(rows, exact_rows(layer, x, cotangents))
+
+
+def test_depthwise_gradients_come_from_blocks_of_images_of_at_most_so_many_bytes(monkeypatch):
+    layer, sizes, grouped = layer_of((3, 3), 1, 1, 4, padding=1), [], convolutions._grouped_gradients
+    x = draw(5, 4, 6, 7)
+    monkeypatch.setattr(convolutions, "BLOCK", 2 * 8 * 4 * 6 * 7)
+    monkeypatch.setattr(
+        convolutions, "_grouped_gradients", lambda *args: sizes.append(len(args[0])) or grouped(*args)
+    )
+    check_rows_and_their_cotangents(layer, x, 1)
+    monkeypatch.setattr(convolutions, "BLOCK", 1)
+    check_rows_and_their_cotangents(layer, x[:2], 1)
+    assert sizes == [2, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["planes", "channels last"])
+def test_a_view_of_some_pixels_has_a_gradient_in_the_layout_of_the_image(last):
+    x = draw(2, 3, 5, 7)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    leaf = (2 * x.requires_grad_()).detach().requires_grad_()
+    view = convolutions.pixels(leaf, 1, 3)
+    assert view.data_ptr() == leaf.data_ptr() + 8 * leaf[:, :, 1:, 1:].storage_offset()
+    assert torch.equal(view, leaf[:, :, [1, 4]][..., [1, 4]])
+    (gradient,) = torch.autograd.grad(view.sum(), leaf)
+    assert gradient.stride() == leaf.stride()
+    assert int(gradient.sum()) == view.numel()
+
+
 def check_second_derivatives(layer, space):
     """By the input and by weights inside and outside."""
     x = draw(3, layer.in_channels, *space).requires_grad_()
@@ -103,7 +192,7 @@ def test_so_has_a_grouped_convolution_with_other_channels_or_more_padding_than_k
 )
 def test_rows_and_their_cotangents_know_how_a_layer_is_padded(padding_mode, size, stride, groups):
     check_rows_and_their_cotangents(
-        layer_of((size, size), stride, 1, groups, padding=size // 2, mode=padding_mode)
+        layer_of((size, size), stride, 1, groups, padding=size // 2, mode=padding_mode), draw(3, 4, 6, 6), 2
     )
 
 
@@ -113,16 +202,16 @@ def test_rows_and_their_cotangents_know_how_a_layer_is_padded(padding_mode, size
 def test_same_padding_of_even_kernels_has_its_longer_side_where_torch_has_it(
     padding_mode, size, dilation, groups
 ):
-    check_rows_and_their_cotangents(layer_of(size, 1, dilation, groups, padding="same", mode=padding_mode))
+    layer = layer_of(size, 1, dilation, groups, padding="same", mode=padding_mode)
+    check_rows_and_their_cotangents(layer, draw(3, 4, 6, 6), 2)
 
 
-def check_rows_and_their_cotangents(layer):
-    x = draw(3, 4, 6, 6)
-    cotangents = cotangents_of(layer, x, 2)
+def check_rows_and_their_cotangents(layer, x, k):
+    cotangents = cotangents_of(layer, x, k)
     exact = exact_rows(layer, x, cotangents)
     rows = layer_gradients(nn.Conv2d, layer, x, cotangents, ["weight"])["weight"]
     torch.testing.assert_close(rows, exact)
-    weights, other_x, other = draw(*rows.shape, seed=3), draw(*x.shape, seed=4), cotangents_of(layer, x, 2, 5)
+    weights, other_x, other = draw(*rows.shape, seed=3), draw(*x.shape, seed=4), cotangents_of(layer, x, k, 5)
     by_x, by_cotangents = gradient_cotangents(nn.Conv2d, layer, x, cotangents, {"weight": weights})
     # ⟨rows, weights⟩ is linear in either factor.
     torch.testing.assert_close(
@@ -187,6 +276,15 @@ def test_one_number_for_a_kind_of_device_chooses_the_way(monkeypatch, samples, w
     rows = convolutions.weight_gradients(x, cotangents, layer.weight.shape, geometry)
     torch.testing.assert_close(rows, usual)
     assert taken == [way]
+
+
+def test_a_plain_convolution_has_two_axes_no_bias_and_numbers_of_zeros_around():
+    plain = {"bias": False, "padding": 1, "padding_mode": "zeros"}
+    assert is_plain(nn.Conv2d(1, 1, 3, **plain))
+    for change in ({"bias": True}, {"padding_mode": "circular"}, {"padding": "same"}):
+        assert not is_plain(nn.Conv2d(1, 1, 3, **{**plain, **change}))
+    assert not is_plain(nn.Conv1d(1, 1, 3, bias=False))
+    assert not is_plain(nn.Tanh())
 
 
 @pytest.mark.parametrize(

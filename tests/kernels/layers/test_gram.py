@@ -1,10 +1,22 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamltheory import generator
-from mamltheory.kernels.layers.gram import COLUMNS, LONG, LayerFactors, add_contraction, add_grams, settled
+from mamltheory.kernels.layers import gram
+from mamltheory.kernels.layers.gram import (
+    COLUMNS,
+    LONG,
+    LayerFactors,
+    add_contraction,
+    add_grams,
+    added_up,
+    rows_pay,
+    settled,
+)
 from tests.paper.cases import relative
 from tests.strategies import seeds
 
@@ -69,3 +81,53 @@ def test_gram_matrices_of_long_rows_are_those_of_double_precision(images):
     for place, exact in zip((2, 0), each @ each.mT, strict=True):
         assert float((totals[place] - exact).abs().max()) <= 1e-6 * float(exact.max())
     assert not totals[1].any()
+
+
+@pytest.mark.parametrize("numbers", [1, 60, 100, 240, 10**6])
+def test_blocks_hold_every_pair_of_samples_once_and_no_more_numbers_than_they_may(monkeypatch, numbers):
+    monkeypatch.setattr(gram, "BLOCK", numbers)
+    seen = torch.zeros(5, 7, dtype=torch.int64)
+    for rows, columns in gram._blocks(5, 7, 6):
+        pairs = seen[rows, columns].numel()
+        assert pairs == 1 or 6 * pairs <= numbers
+        seen[rows, columns] += 1
+    assert torch.equal(seen, torch.ones_like(seen))
+    first = next(gram._blocks(5, 7, 6))
+    expected = {1: (1, 1), 60: (1, 7), 100: (2, 7), 240: (5, 7), 10**6: (5, 7)}[numbers]
+    assert tuple(part.stop for part in first) == expected
+    left, right = (LayerFactors(draw(n, 2, 3, seed=n), draw(n, 2, 2, 4, seed=n + 1), 0.5) for n in (5, 7))
+    total = torch.zeros(10, 14, dtype=torch.float64)
+    add_contraction([total], left, right)
+    assert relative(total, left.rows @ right.rows.T) < 1e-13
+
+
+def test_factors_are_rows_where_these_take_fewer_products():
+    """2nkp·oj products make rows, and (nk)²·oj contract them; factors take (np)²·j and (nkp)²·o, and 8 a pair."""
+    sizes = itertools.product((1, 2, 5), (1, 3, 20), (1, 4, 30), (1, 3), (1, 4, 12))
+    for positions, j, o, k, n in sizes:
+        by_rows = 2 * n * k * positions * o * j + (n * k) ** 2 * o * j
+        by_factors = (n * positions) ** 2 * j + (n * k * positions) ** 2 * (o + (8 if positions > 1 else 0))
+        assert rows_pay(positions, j, o, k, n) == (by_rows < by_factors)
+
+
+def test_one_side_as_factors_and_the_other_as_rows_is_refused():
+    factors = LayerFactors(draw(2, 1, 3), draw(2, 1, 1, 3))
+    for left, right in ((factors, factors.rows), (factors.rows, factors)):
+        with pytest.raises(TypeError, match="both in the same form"):
+            add_contraction([torch.zeros(2, 2)], left, right)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_weighted_sums_of_rows_and_of_factors_have_the_shapes_of_the_parameters(k):
+    """A layer of two axes, whose bias has one; the names in either order."""
+    factors, weights = LayerFactors(draw(4, 2, 6), draw(4, k, 2, 5, seed=1), 1.0), draw(4, k, seed=2)
+    shapes = {"w": torch.zeros(5, 3, 2), "b": torch.zeros(5)}
+    exact = {
+        "w": torch.einsum("nk,nkpo,npj->oj", weights, factors.cotangents, factors.inputs).view(5, 3, 2),
+        "b": torch.einsum("nk,nkpo->o", weights, factors.cotangents),
+    }
+    for gradients in (factors, factors.rows):
+        found = added_up(frozenset(exact), gradients, weights, shapes)
+        assert set(found) == {"w", "b"}
+        for name, right in exact.items():
+            torch.testing.assert_close(found[name], right)

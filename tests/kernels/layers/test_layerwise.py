@@ -6,14 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mamltheory import FullyConnected, Task, condition_number, empirical_ntk, generator, meta_ntk
+from mamltheory import Task, condition_number, empirical_ntk, generator, meta_ntk
 from mamltheory.errors import ConfigurationError
 from mamltheory.kernels.empirical import checked_network, kernels_of
-from mamltheory.kernels.layers.fully_connected import fully_connected_gradients
-from mamltheory.kernels.layers.gram import rows_pay
+from mamltheory.kernels.layers import layerwise
 from mamltheory.kernels.layers.layerwise import parameter_routes
 from mamltheory.kernels.layers.options import KernelOptions
-from mamltheory.kernels.layers.tiles import Budget, OverBudget, tiled_kernels
+from tests.own_networks import Own, made
 from tests.paper.cases import relative
 from tests.reference.kernels_autograd import ntk
 
@@ -241,43 +240,6 @@ def test_the_budget_is_kept():
     assert sizes[-2] < 8
 
 
-@pytest.mark.parametrize("parameterisation", ["standard", "ntk"])
-@pytest.mark.parametrize("activation", ["erf", "tanh", "relu"])
-@pytest.mark.parametrize("outputs", ["full", "sum"])
-def test_the_closed_form_of_a_fully_connected_network_is_its_generic_kernel(
-    parameterisation, activation, outputs
-):
-    net = FullyConnected(4, 6, 3, 2, activation, 1.3, 0.4, parameterisation)
-    params, x1, x2 = net.initialise(generator(0, "init")), draw(5, 4), draw(3, 4, seed=1)
-    every = frozenset(params)
-    for chosen in (every, {"bias2", "weight3"}, {"weight4"}, {"bias1"}):
-        selections = [frozenset(chosen), every]
-
-        def differentiate(x, budget, selections=selections):
-            return fully_connected_gradients(net, params, x, outputs, selections, budget)
-
-        for columns in (None, x2):
-            kernels = tiled_kernels(differentiate, x1, columns, selections, KernelOptions())
-            for kernel, select in zip(kernels, selections, strict=True):
-                generic = empirical_ntk(
-                    net.model, x1, columns, params=params, outputs=outputs, select=select, method="generic"
-                )
-                assert relative(kernel / net.model.scale, generic) < 1e-13
-
-
-@pytest.mark.parametrize("outputs", ["full", "sum"])
-def test_biases_of_any_size_have_their_share_where_rows_are_cheaper_than_factors(outputs):
-    """Inputs of one number and more samples than 2kl: the first layer is contracted as rows."""
-    net, x = FullyConnected(1, 3, 2, 2, "erf", 1.3, 0.4, "ntk"), draw(14, 1)
-    assert rows_pay(1, 1, net.width, net.output_dim, len(x))
-    params = net.initialise(generator(0, "init"))
-    kernels = [
-        empirical_ntk(net.model, x, params=params, outputs=outputs, method=method)
-        for method in ("auto", "generic")
-    ]
-    assert relative(*kernels) < 1e-13
-
-
 def residual_net():
     """A small ResNet with GroupNorm."""
 
@@ -313,23 +275,113 @@ def test_float32_gradients_cost_a_millionth_of_the_kernel():
     assert relative(narrow, empirical_ntk(module.double(), x)) < 2e-6
 
 
-@pytest.mark.parametrize("outputs", ["full", "sum"])
-def test_a_pass_of_the_closed_form_books_what_its_hidden_layers_hold(outputs):
-    """Activations of every layer, and slopes and cotangents of two layers for every output."""
-    net = FullyConnected(4, 6, 3, 2)
-    params, x = net.initialise(generator(0, "init")), draw(5, 4)
-    held = 8 * 5 * (4 + 6 + 6 + 6 + 2 + 2 * (2 if outputs == "full" else 1) * 6)
-    budget = Budget(held, 5)
-    fully_connected_gradients(net, params, x, outputs, [frozenset(params)], budget)
-    assert budget.used == held
-    with pytest.raises(OverBudget):
-        fully_connected_gradients(net, params, x, outputs, [frozenset(params)], Budget(held - 1, 5))
-
-
-def test_the_least_memory_is_that_of_one_sample():
-    """64 inputs, 64 hidden numbers and one output; cotangents twice, and the factors of both layers' gradients."""
-    network, x = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)).double(), draw(2, 64)
-    held = 8 * ((64 + 2 * 64) + (64 + 2 * 1) + (64 + 1) + (64 + 64))
-    assert empirical_ntk(network, x[:1], memory=held).shape == (1, 1)
+@pytest.mark.parametrize("k", [1, 3])
+def test_the_least_memory_is_that_of_one_sample(k):
+    """64 inputs, 64 hidden numbers and k outputs; cotangents 2 + k times, and the factors of the larger gradient."""
+    network, x = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, k)).double(), draw(2, 64)
+    held = 8 * ((64 + 2 * 64) + (64 + 2 * k) + k * (64 + k) + (64 + 64 * k))
+    assert empirical_ntk(network, x[:1], memory=held).shape == (k, k)
     with pytest.raises(ConfigurationError, match=f"at least {held} bytes"):
         empirical_ntk(network, x[:1], memory=held - 1)
+
+
+def own(forward, **parts):
+    return made(lambda: Own(forward, **parts))
+
+
+def two_layers(**options):
+    return {"a": nn.Linear(4, 5), "b": nn.Linear(5, 3, **options)}
+
+
+COVERED = {  # networks whose parameters all have formulas
+    "part": lambda: own(lambda s, x: s.b(torch.tanh(s.a(x))), **two_layers()),
+    "without-parameters": lambda: nn.Sequential(
+        nn.Linear(4, 5), Own(lambda _, h: torch.sin(h)), nn.Linear(5, 3)
+    ).double(),
+    "zero": lambda: own(lambda s, x: 0 * s.b(s.a(x)), **two_layers()),
+    "sizes": lambda: own(
+        lambda s, x: s.b(torch.tanh(1e-9 * s.a(x))) + 1e9 * s.c(x), c=nn.Linear(4, 3), **two_layers()
+    ),
+    "twice": lambda: own(
+        lambda s, x: s.b(torch.tanh(s.c(torch.tanh(s.c(s.a(x)))))), c=nn.Linear(5, 5), **two_layers()
+    ),
+    "shared-weight": lambda: tied(
+        own(lambda s, x: s.c(torch.tanh(s.a(x))), a=nn.Linear(4, 4), c=nn.Linear(4, 4))
+    ),
+    "bare": lambda: own(lambda s, x: s.b(torch.tanh(s.a(x))), **two_layers(bias=False)),
+    "one-output": lambda: own(lambda s, x: s.b(torch.tanh(s.a(x)))[:, 1:2], **two_layers()),
+    "looking": lambda: own(
+        lambda s, x: s.b(torch.tanh(s.a(x)) if float(x.sum()) < 1e9 else s.a(x)), **two_layers()
+    ),
+}
+
+
+def tied(network):
+    network.c.weight = network.a.weight
+    return network
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_layers_with_formulas_need_no_other_way_for_any_samples_selection_and_tile(name):
+    module = COVERED[name]()
+    x1, x2 = draw(5, 4), draw(3, 4, seed=1)
+    names = list(dict(module.named_parameters()))
+    for select, right, outputs, chunk in (
+        (None, None, "full", None),
+        (None, x2, "sum", 2),
+        (names[:1], None, "sum", 2),
+        (names[1:], x2, "full", None),
+    ):
+        other = x1 if right is None else right
+        expected = ntk(module, x1, other, names if select is None else select)
+        if outputs == "sum":
+            k = len(expected) // 5
+            expected = expected.reshape(5, k, len(other), k).sum((1, 3))
+        options = {"outputs": outputs, "chunk": chunk, "select": select, "method": "layerwise"}
+        kernel = empirical_ntk(module, x1, right, **options)
+        assert float((kernel - expected).abs().max()) <= 1e-12 * float(expected.abs().max()), options
+
+
+@pytest.mark.parametrize("parameters", [False, True])
+def test_a_part_is_tested_once_for_every_tile(monkeypatch, parameters):
+    tested, compared = [], []
+    for function, seen in (("keeps_samples_apart", tested), ("added_up", compared)):
+        usual = getattr(layerwise, function)
+        monkeypatch.setattr(
+            layerwise, function, lambda *args, seen=seen, usual=usual: seen.append(args) or usual(*args)
+        )
+    part = (
+        Own(lambda s, x: torch.tanh(s.a(x)), a=nn.Linear(4, 5)) if parameters else Own(lambda _, x: x.sin())
+    )
+    network = nn.Sequential(nn.Linear(4, 4), part, nn.Linear(5 if parameters else 4, 3)).double()
+    empirical_ntk(network, draw(6, 4), chunk=2)
+    assert [len(args[2]) for args in tested] == [2, 2, 2]
+    assert len(compared) == (9 if parameters else 0)  # three layers of three tiles
+
+
+def test_a_gradient_that_no_formula_gives_is_left_to_the_general_way():
+    """A layer whose output a hook of the network changes by a factor that its formula does not know."""
+
+    class Halved(torch.autograd.Function):
+        @staticmethod
+        def forward(x, weight):
+            return x @ weight.T
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):  # noqa: ARG004
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            x, weight = ctx.saved_tensors
+            return gradient @ weight, 0.5 * gradient.T @ x
+
+    class Strange(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.function = lambda x: Halved.apply(x, self.weight) + self.bias
+
+    layer = Strange().double()
+    layer.register_forward_hook(lambda module, args, _: module.function(args[0]))
+    network, x = nn.Sequential(layer, nn.Tanh()), draw(5, 4)
+    assert relative(empirical_ntk(network, x), ntk(network, x, x)) < 1e-12

@@ -4,17 +4,27 @@ import pytest
 import torch
 from torch import nn
 
-from mamltheory.kernels.layers.rules import fits, gradient_cotangents, kind_of, layer_gradients
+from mamltheory.errors import UnsupportedModelError
+from mamltheory.kernels.layers.rules import (
+    fits,
+    gradient_cotangents,
+    kind_of,
+    layer_gradients,
+    module_gradients,
+)
 from mamltheory.rng import generator
 
 LAYERS = {
     "linear": (nn.Linear(4, 3), (4,)),
     "linear-positions": (nn.Linear(4, 3), (5, 4)),
     "convolution": (nn.Conv2d(4, 3, 2), (4, 3, 3)),
-    "group-norm": (nn.GroupNorm(2, 4), (4, 3, 3)),
+    "circular-convolution": (nn.Conv2d(4, 3, 3, padding=1, padding_mode="circular"), (4, 3, 3)),
+    "convolution-along-one-axis": (nn.Conv1d(4, 3, 2), (4, 5)),
+    "group-norm": (nn.GroupNorm(2, 4, eps=0.1), (4, 3, 3)),
     "group-norm-flat": (nn.GroupNorm(2, 4), (4,)),
-    "layer-norm": (nn.LayerNorm(4), (3, 4)),
-    "batch-norm": (nn.BatchNorm2d(4).eval(), (4, 3, 3)),
+    "layer-norm": (nn.LayerNorm(4, eps=0.1), (3, 4)),
+    "layer-norm-of-two-axes": (nn.LayerNorm((3, 4)), (3, 4)),
+    "batch-norm": (nn.BatchNorm2d(4, eps=0.1).eval(), (4, 3, 3)),
 }
 
 
@@ -28,6 +38,9 @@ def drawn(name, n=3, k=2):
     with torch.no_grad():
         for i, value in enumerate(layer.parameters()):
             value.copy_(random(*value.shape, purpose=f"weights {i}"))
+        for name, value in layer.named_buffers():
+            if value.is_floating_point():
+                value.copy_(random(*value.shape, purpose=name).abs())
     inputs = random(n, *shape)
     return layer, inputs, random(n, k, *layer(inputs).shape[1:], purpose="cotangents")
 
@@ -77,3 +90,67 @@ def test_a_formula_applies_to_one_tensor_with_a_row_for_every_sample():
     assert fits(nn.Conv2d, nn.Conv2d(1, 1, 1), (torch.ones(2, 1, 3, 3),), 2)
     assert not fits(nn.Conv2d, nn.Conv2d(1, 1, 1), (torch.ones(2, 3, 3),), 2)
     assert not fits(nn.LayerNorm, nn.LayerNorm((3, 4)), (torch.ones(4, 4),), 4)
+    assert not fits(nn.Conv2d, nn.Conv2d(1, 1, 1), (torch.ones(2, 1, 3, 3), x), 2)
+    assert fits(None, nn.Conv2d(1, 1, 1), (torch.ones(2, 3, 3), x), 2)
+    assert fits(nn.LayerNorm, nn.LayerNorm((3, 4)), (torch.ones(2, 3, 4),), 2)
+    assert fits(None, nn.LayerNorm((3, 4)), (torch.ones(2), x), 2)
+    assert fits(None, layer, ("text", x), 2)
+
+
+class Inheriting(nn.Linear):
+    pass
+
+
+class Overriding(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) ** 2
+
+
+def test_a_formula_is_that_of_the_class_whose_forward_a_layer_inherits():
+    assert kind_of(nn.Linear(4, 3), ["weight", "bias"]) is kind_of(Inheriting(4, 3), ["weight"]) is nn.Linear
+    assert kind_of(nn.Conv1d(4, 3, 2), ["bias", "weight"]) is nn.Conv1d
+    assert kind_of(nn.BatchNorm3d(4), ["weight", "bias"]) is nn.BatchNorm3d
+    layer = nn.Linear(4, 3)
+    layer.weight = nn.Parameter(torch.empty(0, 4))
+    for other, own in (
+        (Overriding(4, 3), ["weight", "bias"]),
+        (nn.Linear(4, 3), ["bias"]),
+        (nn.Linear(4, 3), ["weight", "scale"]),
+        (nn.Linear(4, 3), ["weight", "bias", "scale"]),
+        (layer, ["weight", "bias"]),
+        (nn.PReLU(4), ["weight"]),
+    ):
+        assert kind_of(other, own) is None
+    with pytest.raises(UnsupportedModelError, match="PReLU"):
+        layer_gradients(None, nn.PReLU(4), torch.ones(2, 4), torch.ones(2, 1, 4), ["weight"])
+
+
+@pytest.mark.parametrize("other", ["per sample", "shared", "number"])
+def test_a_module_of_ones_own_is_differentiated_sample_by_sample_with_its_other_arguments(other):
+    """One argument has a row a sample; another has too, or is the same for all, or a number."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.shift = (
+                nn.Parameter(random(4, purpose="scale")),
+                nn.Parameter(random(4, purpose="s")),
+            )
+
+        def forward(self, x, y):
+            return torch.tanh(x * self.scale + y * self.shift**2)
+
+    module, x = Mixed(), random(3, 4)
+    y = {"per sample": random(3, 4, purpose="y"), "shared": random(4, purpose="y"), "number": 0.7}[other]
+    cotangents, scale, shift = (
+        random(3, 2, 4, purpose="cotangents"),
+        module.scale.detach(),
+        random(4, purpose="c"),
+    )
+    output = torch.tanh(x * scale + y * shift**2)
+    arguments = module, "mixed", (x, y), output, cotangents
+    rows = module_gradients(*arguments, {"scale": scale}, {"shift": shift})["scale"]
+    torch.testing.assert_close(rows, (cotangents * ((1 - output**2) * x)[:, None]).flatten(0, 1))
+    for wrong in (output + 1e-9, -output):
+        with pytest.raises(UnsupportedModelError, match="alone"):
+            module_gradients(module, "mixed", (x, y), wrong, cotangents, {"scale": scale}, {"shift": shift})
