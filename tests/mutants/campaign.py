@@ -174,6 +174,8 @@ def campaign(mutants, results, tests, covering, *, jobs, budget):
         return mutant["key"], run
 
     for key, code in forked(map(call, missing.values()), jobs):
+        if code > KILLED:  # below 0 is a signal: beyond the limit of CPU time
+            raise RuntimeError(f"{missing[key]['edit']}: its process ended with {code}")
         entry = {name: missing[key][name] for name in ("key", "file", "edit", "place")}
         known[key] = entry | {"killed": code != SURVIVED}
         with results.open("a", encoding="utf-8") as file:
