@@ -1,3 +1,4 @@
+import inspect
 import json
 
 import pytest
@@ -161,3 +162,11 @@ def test_random_genotypes_leave_the_global_generator_alone():
     before = torch.get_rng_state()
     random_genotype(generator(1, "genotype"))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_space_is_no_part_of_how_a_cell_is_shown():
+    genotype = random_genotype(generator(0, "shown"))
+    assert repr(genotype.normal) == f"Cell(nodes={genotype.normal.nodes})"
+    assert repr(Candidates()) == f"Candidates(normal={Candidates().normal}, reduce={Candidates().reduce})"
+    chosen = inspect.signature(Genotype.to_module).parameters
+    assert [each.default for each in chosen.values()][1:] == [48, 5, 64, 1, 0]

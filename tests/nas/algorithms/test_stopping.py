@@ -151,6 +151,7 @@ def test_what_a_round_knows_is_what_its_functions_say_one_after_the_other(shrink
     assert found.agreement == half_agreement(scores, EDGES, random, used, earlier=compared.earlier)
     lam = 0.0 if basis == "types" else share
     assert found.certainty == certainty(compared, random, shrinkage, lam, {OPERATORS[2]})
+    assert inspect.signature(round_reliability).parameters["shrinkage"].default is True
     assert replace(found, single=found.null[1]).tied
     assert not replace(found, single=found.null[1] + 1e-9).tied
 

@@ -209,15 +209,21 @@ def test_what_cannot_be_scored_is_refused():
 
 def test_the_bytes_of_a_candidate_alone_are_measured_once_for_all_networks_of_a_size(monkeypatch):
     monkeypatch.setattr(batched, "_alone", {})
-    network, x = shaken(1), joint_inputs(tasks(1, 1, 8)).double()
-    names = {name for name, _ in network.named_parameters()}
+    pair = Candidates(*((("conv_3x3", "skip_connect"),) * 9,) * 2)
+    network, other = (supernet(pair, SMALL, seed).double() for seed in (1, 2))
+    x, names = joint_inputs(tasks(1, 1, 8)).double(), {name for name, _ in network.named_parameters()}
     batch = CandidateBatch(network, [network.candidates], x, names)
     batch.forward("sum", 1 << 40)
     needed = batch.chain.needed
+    batch.kernels("sum", 1 << 40)
+    assert not any(batch.chain.graphs), "graphs are kept for another batch alone"
+    logits, *_ = batch.forward("sum", 1 << 40)
+    batch.chain.backward([torch.ones_like(logits)], lambda *_: None)
+    assert not any(batch.chain.graphs)
     assert batched.bytes_alone(network, x, names, "sum", 1000) == 1000, "the budget, where it is exceeded"
     assert batched.bytes_alone(network, x, names, "sum", 1 << 40) == needed
     assert batched.bytes_alone(network, x, names, "sum", 1000) == 1000
     monkeypatch.setattr(CandidateBatch, "forward", lambda *_: 1 / 0)
-    assert batched.bytes_alone(shaken(2), torch.stack([x, x]), names, "sum", 1 << 40) == needed
+    assert batched.bytes_alone(other, torch.stack([x, x]), names, "sum", 1 << 40) == needed
     with pytest.raises(ZeroDivisionError):
         batched.bytes_alone(network, x, names, "full", 1 << 40)

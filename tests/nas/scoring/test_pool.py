@@ -1,5 +1,6 @@
 """Scores cut from one kernel of a pool are those of the tasks by themselves; multiply-accumulates by hand."""
 
+import inspect
 import math
 from functools import lru_cache
 
@@ -134,6 +135,7 @@ def test_blocks_keep_all_outputs_of_an_image_together():
 
 
 def test_blocks_are_where_the_kernel_is():
+    assert inspect.signature(regression_scores).parameters["ridge"].default == 1e-3
     rows = torch.tensor([1, 0])
     assert block(torch.zeros(6, 6, device="meta"), 3, rows, rows).is_meta
 
