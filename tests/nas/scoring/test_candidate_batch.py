@@ -207,6 +207,24 @@ def test_what_cannot_be_scored_is_refused():
         list(candidate_kernels(whole, [Candidates()], x, memory=1000))
 
 
+@pytest.mark.parametrize(
+    ("fitting", "most", "left", "plain", "even"),
+    [
+        (10, 64, 25, 10, 9),
+        (10, 4, 25, 4, 4),
+        (0, 64, 5, 1, 1),
+        (30, 64, 25, 25, 25),
+        (7, 64, 8, 7, 4),
+        (3, 64, 0, 1, 1),
+    ],
+)
+def test_the_next_batch_is_the_largest_that_fits_or_one_of_several_of_equal_size(
+    fitting, most, left, plain, even
+):
+    assert batched.batch_size(fitting, most, left, False) == plain
+    assert batched.batch_size(fitting, most, left, True) == even
+
+
 def test_the_bytes_of_a_candidate_alone_are_measured_once_for_all_networks_of_a_size(monkeypatch):
     monkeypatch.setattr(batched, "_alone", {})
     pair = Candidates(*((("conv_3x3", "skip_connect"),) * 9,) * 2)
