@@ -207,6 +207,17 @@ def test_what_cannot_be_scored_is_refused():
         list(candidate_kernels(whole, [Candidates()], x, memory=1000))
 
 
+def test_the_normal_cell_of_candidates_that_differ_in_reductions_runs_once(monkeypatch):
+    monkeypatch.setattr(batched, "CACHED", 1)
+    pair = Candidates(*((("conv_3x3", "skip_connect"),) * 9,) * 2)
+    network, x, runs = supernet(pair, SMALL, 1), joint_inputs(tasks(1, 1, 8)), []
+    for place, cell in enumerate(network.cells):
+        cell.fit1[-1].register_forward_hook(lambda *_, place=place: runs.append(place))
+    others = [pair.without(operator) for operator in pair.operators()[-1:]]
+    list(candidate_kernels(network, [pair, *others], x, "sum"))
+    assert [runs.count(place) for place in range(3)] == [1, 2, 2]
+
+
 @pytest.mark.parametrize(
     ("fitting", "most", "left", "plain", "even"),
     [
