@@ -170,3 +170,10 @@ def test_the_space_is_no_part_of_how_a_cell_is_shown():
     assert repr(Candidates()) == f"Candidates(normal={Candidates().normal}, reduce={Candidates().reduce})"
     chosen = inspect.signature(Genotype.to_module).parameters
     assert [each.default for each in chosen.values()][1:] == [48, 5, 64, 1, 0]
+
+
+def test_a_path_is_single_when_no_edge_of_either_cell_has_a_choice():
+    one, two = (("conv_3x3",),) * 9, (("conv_3x3", "skip_connect"), *(("conv_3x3",),) * 8)
+    assert Candidates(one, one).is_single_path()
+    assert not Candidates(two, one).is_single_path()
+    assert not Candidates(one, two).is_single_path()
