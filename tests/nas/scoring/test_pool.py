@@ -86,10 +86,11 @@ def test_scores_from_the_pools_kernel_are_those_of_kernels_of_their_own(outputs)
             assert scores[f"{kernel} {measure}"] == pytest.approx(-np.mean(logs), rel=2e-3)
 
 
+@pytest.mark.parametrize("several_supports", [True, False])
 @pytest.mark.parametrize("outputs", ["sum", "full"])
-def test_kernel_regression_is_the_first_term_of_theorem_2_task_by_task(outputs):
+def test_kernel_regression_is_the_first_term_of_theorem_2_task_by_task(outputs, several_supports):
     theta, _ = network_kernels(network(), pool(), outputs)
-    queries, supports = single_tasks()
+    queries, supports = single_tasks()[:: -1 if several_supports else 1]
     k = 1 if outputs == "sum" else WAYS
     labels = torch.eye(WAYS, dtype=torch.float64) - 1 / WAYS
     losses, hits = [], []
@@ -101,7 +102,9 @@ def test_kernel_regression_is_the_first_term_of_theorem_2_task_by_task(outputs):
         solver = adaptation_matrix(
             theta[rows][:, columns], among, Converged(1e-3 * float(among.diagonal().mean()))
         )
-        outputs_of = (solver @ labels.reshape(len(columns), -1)).reshape(query.numel(), WAYS)
+        outputs_of = (
+            solver @ labels.repeat_interleave(support.shape[1], 0).reshape(len(columns), -1)
+        ).reshape(query.numel(), WAYS)
         truth = torch.arange(WAYS).repeat_interleave(query.shape[1])
         losses.append(float(((outputs_of - labels[truth]) ** 2).mean()))
         hits.append(float((outputs_of.argmax(1) == truth).double().mean()))
