@@ -1,3 +1,4 @@
+import inspect
 import json
 
 import pytest
@@ -161,3 +162,18 @@ def test_random_genotypes_leave_the_global_generator_alone():
     before = torch.get_rng_state()
     random_genotype(generator(1, "genotype"))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_space_is_no_part_of_how_a_cell_is_shown():
+    genotype = random_genotype(generator(0, "shown"))
+    assert repr(genotype.normal) == f"Cell(nodes={genotype.normal.nodes})"
+    assert repr(Candidates()) == f"Candidates(normal={Candidates().normal}, reduce={Candidates().reduce})"
+    chosen = inspect.signature(Genotype.to_module).parameters
+    assert [each.default for each in chosen.values()][1:] == [48, 5, 64, 1, 0]
+
+
+def test_a_path_is_single_when_no_edge_of_either_cell_has_a_choice():
+    one, two = (("conv_3x3",),) * 9, (("conv_3x3", "skip_connect"), *(("conv_3x3",),) * 8)
+    assert Candidates(one, one).is_single_path()
+    assert not Candidates(two, one).is_single_path()
+    assert not Candidates(one, two).is_single_path()

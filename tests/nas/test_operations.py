@@ -156,6 +156,7 @@ def test_groups_divide_the_channels_and_hold_at_least_two(channels):
 
 @pytest.mark.paper("App. E: normalisation")
 def test_the_paper_size_keeps_16_groups():
+    assert group_count(34) == 2
     assert [group_count(c) for c in (48, 96, 192, 32, 16, 8)] == [16, 16, 16, 16, 8, 4]
 
 

@@ -1,5 +1,6 @@
 """Searches from Python, and what a notebook shows of a cell."""
 
+import inspect
 import re
 from contextlib import contextmanager
 
@@ -136,6 +137,11 @@ def test_an_own_score_is_reported_with_its_sign(data, monkeypatch):
     found = search(data, score=score, size=SIZE, space=PAIR, ways=2, tasks=1, repeats=1)
     assert found.scores == (-4.0, -5.0, -6.0, -7.0)
     assert Recorded.asked[-1][0].patches is None
+
+
+def test_a_search_has_tasks_of_five_ways_with_one_image_each_by_default():
+    chosen = inspect.signature(search).parameters
+    assert [chosen[name].default for name in ("ways", "shots", "queries", "seed")] == [5, 1, 1, 0]
 
 
 def test_rules_name_the_scorer():

@@ -41,12 +41,17 @@ def test_candidates_are_measured_on_the_same_thousand_episodes():
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_accuracies_are_those_of_the_nearest_prototype_in_the_usual_layout(layout):
+def test_accuracies_are_those_of_the_nearest_prototype_in_the_usual_layout(layout, monkeypatch):
     network = SmallNet().to(memory_format=layout)
     tasks = short_trainings.ranking_tasks(DATA, "test", 0, 5)
     features = split_features(SmallNet(), DATA.test, DATA.mean, DATA.std, "cpu")
     found = short_trainings.ranking_accuracies(network, DATA, "test", tasks, "cpu")
     np.testing.assert_array_equal(found, prototype_accuracies(features, tasks))
+    used = []
+    monkeypatch.setattr(short_trainings, "split_features", lambda *given: used.append(given[0]) or features)
+    short_trainings.ranking_accuracies(network, DATA, "test", tasks, "cpu")
+    assert used[0].body[0].weight.is_contiguous()
+    assert (used[0] is network) == (layout is torch.contiguous_format)
     assert network.body[0].weight.is_contiguous(memory_format=layout), "the network stays as it is"
 
 

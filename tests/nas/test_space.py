@@ -263,6 +263,26 @@ def test_a_space_has_up_to_26_operations_and_8_nodes():
         Space({"a" * 41: residual})
 
 
+def test_spaces_are_equal_by_their_operations_nodes_and_names():
+    assert repr(Space(nodes=2)) == "Space(nodes=2, normal=(), reduce=(), name='')"
+    assert Space(name="module:space") == Space() != Space(nodes=2)
+    assert Space().nodes == 3
+
+
+def test_operations_are_checked_on_three_images_of_even_and_odd_size_and_on_each_alone():
+    built, seen = [], []
+
+    def recorded(channels, stride, norm):
+        built.append((channels, stride, norm))
+        pool = nn.AvgPool2d(1, stride)
+        pool.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+        return pool
+
+    check_operations(Space({"recorded": recorded}))
+    assert built == [(8, 1, "group"), (8, 2, "group")]
+    assert seen == [shape for side in (8, 7) for shape in [(3, 8, side, side), *[(1, 8, side, side)] * 3]] * 2
+
+
 def test_weights_that_no_method_draws_again_are_the_same_whatever_was_drawn_before():
     built = []
     for seed in range(2):

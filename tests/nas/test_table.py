@@ -58,6 +58,7 @@ def test_records_are_gathered_by_cell_whatever_their_order_and_cells_without_sco
     assert table.having([(0, 1), (0, 2)]) == (table.cells[1],)
     assert table.having([(0, 1), (1, 1)]) == table.cells
     assert table.cells[0].trained(0, 2) is None
+    assert table.cells[0].trained() is table.cells[0].trained(0, 1)
     assert table.cells[0].trained(1).curve.at(6) == EPOCHS.index(6)
     with pytest.raises(ConfigurationError, match="nothing after epoch 7: expected one of 1, 2"):
         table.cells[0].trained(1).curve.at(7)

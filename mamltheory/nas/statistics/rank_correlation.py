@@ -40,7 +40,7 @@ def kendall_tau(x: Batch, y: Batch) -> Statistic:
     for start in range(0, len(flat[0]), rows):
         part = [values[start : start + rows] for values in flat]
         a, b = (np.sign(values[:, first] - values[:, second]) for values in part)
-        found.append(_ratio((a * b).sum(-1), (a**2).sum(-1) * (b**2).sum(-1)))
+        found.append(_ratio((a * b).sum(1), (a**2).sum(1) * (b**2).sum(1)))
     return np.concatenate(found).reshape(x.shape[:-1])
 
 

@@ -53,7 +53,7 @@ def bootstrap(values, random, draws):
     return [centre, *(centre + math.sqrt(repeats / (repeats - 1)) * (mean - centre) for mean in means)]
 
 
-@pytest.mark.parametrize(("shrinkage", "earlier"), [(False, 3), (True, 0), (True, 1), (True, 3)])
+@pytest.mark.parametrize(("shrinkage", "earlier"), [(False, 3), (True, 0), (True, 1), (True, 2)])
 def test_certainty_is_that_of_a_loop_over_bootstrap_draws(shrinkage, earlier):
     compared, draws = planted(1, signal=1.0, earlier=earlier), 11
     random, edges = numpy_generator(2, "loop"), EDGES
@@ -151,8 +151,14 @@ def test_what_a_round_knows_is_what_its_functions_say_one_after_the_other(shrink
     assert found.agreement == half_agreement(scores, EDGES, random, used, earlier=compared.earlier)
     lam = 0.0 if basis == "types" else share
     assert found.certainty == certainty(compared, random, shrinkage, lam, {OPERATORS[2]})
+    assert inspect.signature(round_reliability).parameters["shrinkage"].default is True
     assert replace(found, single=found.null[1]).tied
     assert not replace(found, single=found.null[1] + 1e-9).tied
+
+
+def test_scores_without_any_difference_are_a_tie():
+    found = round_reliability(replace(planted(0), scores=np.ones((13, 3))), numpy_generator(0, "round"))
+    assert (found.single, found.null, found.basis) == (0.0, (0.0, 0.0), "parameters")
 
 
 def test_edges_are_undecided_below_nine_tenths_or_where_sizes_decide():

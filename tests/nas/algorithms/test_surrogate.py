@@ -63,6 +63,7 @@ def test_leave_one_out_by_the_hat_matrix_is_that_of_refits(penalty):
 
 
 def test_the_penalty_is_chosen_by_refits_and_what_is_explained_by_nested_ones():
+    assert PENALTIES == (0.1, 0.3, 1, 3, 10, 30, 100, 300)
     drawn, x, y = cells(12)
     found = fit_surrogate(drawn, y.tolist())
     assert found.penalty == best_penalty(x, y, PENALTIES)

@@ -207,17 +207,52 @@ def test_what_cannot_be_scored_is_refused():
         list(candidate_kernels(whole, [Candidates()], x, memory=1000))
 
 
+def test_the_normal_cell_of_candidates_that_differ_in_reductions_runs_once(monkeypatch):
+    monkeypatch.setattr(batched, "CACHED", 1)
+    pair = Candidates(*((("conv_3x3", "skip_connect"),) * 9,) * 2)
+    network, x, runs = supernet(pair, SMALL, 1), joint_inputs(tasks(1, 1, 8)), []
+    for place, cell in enumerate(network.cells):
+        cell.fit1[-1].register_forward_hook(lambda *_, place=place: runs.append(place))
+    others = [pair.without(operator) for operator in pair.operators()[-1:]]
+    list(candidate_kernels(network, [pair, *others], x, "sum"))
+    assert [runs.count(place) for place in range(3)] == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("fitting", "most", "left", "plain", "even"),
+    [
+        (10, 64, 25, 10, 9),
+        (10, 4, 25, 4, 4),
+        (0, 64, 5, 1, 1),
+        (30, 64, 25, 25, 25),
+        (7, 64, 8, 7, 4),
+        (3, 64, 0, 1, 1),
+    ],
+)
+def test_the_next_batch_is_the_largest_that_fits_or_one_of_several_of_equal_size(
+    fitting, most, left, plain, even
+):
+    assert batched.batch_size(fitting, most, left, False) == plain
+    assert batched.batch_size(fitting, most, left, True) == even
+
+
 def test_the_bytes_of_a_candidate_alone_are_measured_once_for_all_networks_of_a_size(monkeypatch):
     monkeypatch.setattr(batched, "_alone", {})
-    network, x = shaken(1), joint_inputs(tasks(1, 1, 8)).double()
-    names = {name for name, _ in network.named_parameters()}
+    pair = Candidates(*((("conv_3x3", "skip_connect"),) * 9,) * 2)
+    network, other = (supernet(pair, SMALL, seed).double() for seed in (1, 2))
+    x, names = joint_inputs(tasks(1, 1, 8)).double(), {name for name, _ in network.named_parameters()}
     batch = CandidateBatch(network, [network.candidates], x, names)
     batch.forward("sum", 1 << 40)
     needed = batch.chain.needed
+    batch.kernels("sum", 1 << 40)
+    assert not any(batch.chain.graphs), "graphs are kept for another batch alone"
+    logits, *_ = batch.forward("sum", 1 << 40)
+    batch.chain.backward([torch.ones_like(logits)], lambda *_: None)
+    assert not any(batch.chain.graphs)
     assert batched.bytes_alone(network, x, names, "sum", 1000) == 1000, "the budget, where it is exceeded"
     assert batched.bytes_alone(network, x, names, "sum", 1 << 40) == needed
     assert batched.bytes_alone(network, x, names, "sum", 1000) == 1000
     monkeypatch.setattr(CandidateBatch, "forward", lambda *_: 1 / 0)
-    assert batched.bytes_alone(shaken(2), torch.stack([x, x]), names, "sum", 1 << 40) == needed
+    assert batched.bytes_alone(other, torch.stack([x, x]), names, "sum", 1 << 40) == needed
     with pytest.raises(ZeroDivisionError):
         batched.bytes_alone(network, x, names, "full", 1 << 40)

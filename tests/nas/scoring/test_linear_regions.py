@@ -16,7 +16,7 @@ from mamltheory.nas.scoring.linear_regions import (
     region_counts,
     thin_network,
 )
-from mamltheory.nas.space import PAPER
+from mamltheory.nas.space import PAPER, Space
 from mamltheory.rng import generator
 from tests.reference.nas_regions import (
     count_by_products,
@@ -246,3 +246,6 @@ def test_patches_and_matrices_are_where_their_images_are():
     densify(network)
     found = network(images.double())
     assert (found.is_meta, found.dtype, found.shape) == (True, torch.float64, (2, 2, 3, 2))
+    assert regions._thin.__wrapped__(Space(nodes=1)).seed == 0, (
+        "a thin network begins with the weights of seed 0"
+    )

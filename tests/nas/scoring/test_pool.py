@@ -1,5 +1,6 @@
 """Scores cut from one kernel of a pool are those of the tasks by themselves; multiply-accumulates by hand."""
 
+import inspect
 import math
 from functools import lru_cache
 
@@ -85,10 +86,11 @@ def test_scores_from_the_pools_kernel_are_those_of_kernels_of_their_own(outputs)
             assert scores[f"{kernel} {measure}"] == pytest.approx(-np.mean(logs), rel=2e-3)
 
 
+@pytest.mark.parametrize("several_supports", [True, False])
 @pytest.mark.parametrize("outputs", ["sum", "full"])
-def test_kernel_regression_is_the_first_term_of_theorem_2_task_by_task(outputs):
+def test_kernel_regression_is_the_first_term_of_theorem_2_task_by_task(outputs, several_supports):
     theta, _ = network_kernels(network(), pool(), outputs)
-    queries, supports = single_tasks()
+    queries, supports = single_tasks()[:: -1 if several_supports else 1]
     k = 1 if outputs == "sum" else WAYS
     labels = torch.eye(WAYS, dtype=torch.float64) - 1 / WAYS
     losses, hits = [], []
@@ -100,7 +102,9 @@ def test_kernel_regression_is_the_first_term_of_theorem_2_task_by_task(outputs):
         solver = adaptation_matrix(
             theta[rows][:, columns], among, Converged(1e-3 * float(among.diagonal().mean()))
         )
-        outputs_of = (solver @ labels.reshape(len(columns), -1)).reshape(query.numel(), WAYS)
+        outputs_of = (
+            solver @ labels.repeat_interleave(support.shape[1], 0).reshape(len(columns), -1)
+        ).reshape(query.numel(), WAYS)
         truth = torch.arange(WAYS).repeat_interleave(query.shape[1])
         losses.append(float(((outputs_of - labels[truth]) ** 2).mean()))
         hits.append(float((outputs_of.argmax(1) == truth).double().mean()))
@@ -134,6 +138,7 @@ def test_blocks_keep_all_outputs_of_an_image_together():
 
 
 def test_blocks_are_where_the_kernel_is():
+    assert inspect.signature(regression_scores).parameters["ridge"].default == 1e-3
     rows = torch.tensor([1, 0])
     assert block(torch.zeros(6, 6, device="meta"), 3, rows, rows).is_meta
 

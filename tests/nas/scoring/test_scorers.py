@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mamltheory.errors import ConfigurationError, ShapeError
+from mamltheory.linalg import Converged
 from mamltheory.nas.genotype import Candidates
 from mamltheory.nas.network import NetworkSettings, supernet
 from mamltheory.nas.scoring import scorers
@@ -146,6 +147,7 @@ def test_only_the_first_score_says_how_often_its_batch_was_halved():
     "wrong", [{"kernel": "rbf"}, {"outputs": "mean"}, {"weights": "none"}, {"measure": "rank"}]
 )
 def test_settings_of_a_score_have_the_values_of_their_lists(wrong):
+    assert ScoreSettings() == ScoreSettings("maml", "full", "weights", "condition", Converged(ridge=1e-3))
     ((name, value),) = wrong.items()
     with as_users_run_it(), pytest.raises(ConfigurationError, match=f"{name} is '{value}': expected one of"):
         ScoreSettings(**wrong)

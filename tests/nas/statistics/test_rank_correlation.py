@@ -160,6 +160,7 @@ def test_alpha_is_the_share_of_variance_that_is_signal():
 
 def test_cronbachs_alpha_of_three_small_rows_is_that_by_hand():
     """Variances .01 and .04 of the items, .07 of their sum: α = 2 (1 − 5/7)."""
+    assert math.isnan(cronbach_alpha(np.array([[1.0, 2], [2, 1]])))
     assert cronbach_alpha(np.array([[1, 2], [3, 4], [2, 6]]) / 10) == pytest.approx(4 / 7, rel=1e-12)
 
 
@@ -283,6 +284,12 @@ def test_what_cannot_be_ranked_is_refused():
         spearman(ok, np.array([0, 1, 2, math.nan]))
     with pytest.raises(ShapeError, match="networks × items"):
         cronbach_alpha(ok[:, None])
+    for refused in (
+        lambda: cronbach_alpha(np.array([[1, 2], [math.nan, 4]])),
+        lambda: noise_ceiling(ok, np.array([1, 2, math.inf]), np.arange(3)),
+    ):
+        with pytest.raises(ValueRangeError, match="NaN or infinite"):
+            refused()
     with pytest.raises(ShapeError, match="at least 3 pairs"):
         noise_ceiling(ok, ok[:2], np.arange(2))
     with pytest.raises(ConfigurationError, match="at least 3"):
@@ -304,9 +311,9 @@ def test_the_noise_ceiling_of_three_pairs_is_that_by_hand():
 
 def test_the_noise_ceiling_of_some_networks_is_that_by_scipy():
     random = draws(8)
-    accuracy = random.standard_normal(9)
+    accuracy = random.standard_normal(9) / 10
     rows = np.array([7, 2, 5, 0, 4, 8])
-    again = accuracy[rows] + 0.3 * random.standard_normal(6)
+    again = accuracy[rows] + 0.03 * random.standard_normal(6)
     found = noise_ceiling(accuracy, again, rows)
     noise = np.var(again - accuracy[rows], ddof=1) / 2
     shares = [

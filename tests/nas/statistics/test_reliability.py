@@ -18,6 +18,7 @@ from mamltheory.nas.algorithms.stopping import (
 )
 from mamltheory.nas.genotype import Operator
 from mamltheory.nas.statistics.reliability import (
+    _halves,
     effects,
     half_agreement,
     mean_reliability,
@@ -143,6 +144,15 @@ def test_on_edges_of_any_size_the_statistics_are_those_of_plain_loops(repeats, b
         assert lam == pytest.approx(slow_lam, rel=1e-9)
     null = permutation_null(scores, UNEVEN, draws(2), 9, 0.8)
     np.testing.assert_allclose(null, slow.permutation_null(scores, UNEVEN, draws(2), 9, 0.8), rtol=1e-9)
+
+
+@pytest.mark.parametrize("repeats", [2, 5])
+def test_halves_are_means_over_disjoint_repeats(repeats):
+    left, right = _halves(repeats, 4, draws(0))
+    for half in (left, right):
+        np.testing.assert_allclose(np.sort(half, 0)[-(repeats // 2) :], 1 / (repeats // 2))
+        np.testing.assert_allclose(half.sum(0), 1)
+    assert not (left * right).any()
 
 
 def test_a_null_of_many_operators_is_that_of_plain_loops_too():

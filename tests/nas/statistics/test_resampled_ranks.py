@@ -88,6 +88,7 @@ def test_holm_multiplies_the_least_by_all_and_never_falls():
 def test_too_few_cells_and_missing_values_are_refused():
     with pytest.raises(ConfigurationError, match="got 3 cells"):
         resampled_ranks.bootstrap_weights(3, 10, numpy_generator(0, "few"))
+    assert resampled_ranks.bootstrap_weights(4, 1, numpy_generator(0, "few")).shape == (2, 4)
     _, y, z, weights = drawn()
     with pytest.raises(ValueRangeError, match="give −∞"):
         resampled_ranks.associate(np.full(17, np.nan), y, z, weights)
