@@ -16,6 +16,7 @@ from mamltheory.kernels.layers.gram import (
     added_up,
     rows_pay,
     settled,
+    symmetric_halves,
 )
 from tests.paper.cases import relative
 from tests.strategies import seeds
@@ -112,6 +113,7 @@ def test_factors_are_rows_where_these_take_fewer_products():
 
 def test_one_side_as_factors_and_the_other_as_rows_is_refused():
     factors = LayerFactors(draw(2, 1, 3), draw(2, 1, 1, 3))
+    assert factors.rows.shape == (2, 9)  # no bias unless there is one
     for left, right in ((factors, factors.rows), (factors.rows, factors)):
         with pytest.raises(TypeError, match="both in the same form"):
             add_contraction([torch.zeros(2, 2)], left, right)
@@ -131,3 +133,10 @@ def test_weighted_sums_of_rows_and_of_factors_have_the_shapes_of_the_parameters(
         assert set(found) == {"w", "b"}
         for name, right in exact.items():
             torch.testing.assert_close(found[name], right)
+
+
+def test_halves_make_a_matrix_symmetric():
+    totals = draw(2, 3, 3)
+    halves = symmetric_halves(totals)
+    assert torch.equal(halves, halves.mT)
+    torch.testing.assert_close(halves[1], 0.5 * totals[1] + 0.5 * totals[1].T)
