@@ -26,8 +26,14 @@ def test_the_closed_form_of_a_fully_connected_network_is_its_generic_kernel(
     net = FullyConnected(4, 6, 3, 2, activation, 1.3, 0.4, parameterisation)
     params, x1, x2 = net.initialise(generator(0, "init")), draw(5, 4), draw(3, 4, seed=1)
     every = frozenset(params)
-    for chosen in (every, {"bias2", "weight3"}, {"weight4"}, {"bias1"}):
-        selections = [frozenset(chosen), every]
+    for one, other in (
+        (every, every),
+        ({"bias2", "weight3"}, every),
+        ({"weight4"}, every),
+        ({"bias1"}, every),
+        ({"weight2", "bias3"}, {"bias2", "weight3"}),
+    ):
+        selections = [frozenset(one), frozenset(other)]
 
         def differentiate(x, budget, selections=selections):
             return fully_connected_gradients(net, params, x, outputs, selections, budget)

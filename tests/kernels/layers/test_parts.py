@@ -146,6 +146,7 @@ def test_a_part_runs_with_the_values_of_the_network_and_leaves_its_buffers():
 )
 def test_arguments_with_a_row_for_every_sample_are_split_and_others_are_the_same_for_all(args, expected):
     assert apart(lambda _, x, y: x * y, *args) == expected
+    assert apart(lambda _, x, y: torch.tanh(x), X, X + 1)  # noqa: ARG005 - an argument that is not used
 
 
 def test_a_part_whose_argument_has_changed_since_is_not_tested():

@@ -156,5 +156,5 @@ def test_a_module_of_ones_own_is_differentiated_sample_by_sample_with_its_other_
     wrong = output.clone()
     wrong[0, 0] += 1e-9
     for changed in (wrong, -output):
-        with pytest.raises(UnsupportedModelError, match="'mixed'.*alone"):
+        with pytest.raises(UnsupportedModelError, match=r"'mixed'.*alone"):
             rows(changed)
