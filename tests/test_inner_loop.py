@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.func import jacrev
 
 from mamltheory import InnerLoop, Model, Task
 from mamltheory.dynamics import GradientDescent, ScheduledDescent
@@ -58,6 +59,13 @@ def test_a_path_is_that_of_steps_by_hand(factors, algorithm, select, first_order
     )
     if moving == {"b"} or first_order or "b" not in moving:
         assert float(slope) == pytest.approx(curvature, rel=1e-12)
+
+
+def test_inside_a_transform_a_path_has_the_same_derivative():
+    """∂b'/∂b = 1 − λ m for m samples, with λ = 0.3 / 2."""
+    inner = InnerLoop(0.3, select=["b"])
+    slope = jacrev(lambda b: inner_path(LINE, {**P, "b": b}, TASK, inner)[-1]["b"])(P["b"])
+    assert float(slope) == pytest.approx(1 - 0.15 * 2, rel=1e-14)
 
 
 def test_the_loss_is_half_the_sum_of_squares():
