@@ -16,7 +16,13 @@ from mamltheory import (
     generator,
     meta_ntk,
 )
-from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelError, ValueRangeError
+from mamltheory.errors import (
+    ConfigurationError,
+    NetworkError,
+    ShapeError,
+    UnsupportedModelError,
+    ValueRangeError,
+)
 from mamltheory.kernels import empirical
 from mamltheory.kernels.empirical import checked_network
 from mamltheory.kernels.layers import jacobian as torch_jacobian
@@ -331,3 +337,26 @@ def test_images_of_two_sizes_are_tested_apart():
     inputs = one.mean((2, 3)) @ two.mean((2, 3)).T
     exact = torch.einsum("nk,mk,nm->nkm", *slopes, inputs)[..., None] * torch.eye(2)[:, None]
     torch.testing.assert_close(kernel, exact.reshape(8, 4))
+
+
+def test_a_norm_without_parameters_that_takes_the_batch_for_an_axis_is_refused():
+    norm = nn.LayerNorm((3, 4), elementwise_affine=False)
+    module = nn.Sequential(nn.Linear(4, 4), norm, nn.Linear(4, 2)).double()
+    assert module(draw(3, 4)).shape == (3, 2)
+    with pytest.raises(NetworkError, match="fails on these samples"):
+        empirical_ntk(module, draw(3, 4))
+
+
+def test_layers_are_looked_at_for_modules_alone_and_not_by_the_generic_method(monkeypatch):
+    module, x = nn.Linear(4, 2).double(), draw(3, 4)
+    expected = empirical_ntk(module, x)
+
+    def fail(*_):
+        raise AssertionError("the layers are looked at")
+
+    monkeypatch.setattr(empirical, "layerwise_kernels", fail)
+    model, params = mt.from_module(module)
+    assert relative(empirical_ntk(module, x, method="generic"), expected) < 1e-13
+    assert relative(empirical_ntk(model, x, params=params), expected) < 1e-13
+    with pytest.raises(AssertionError, match="looked at"):
+        empirical_ntk(module, x)
