@@ -1,5 +1,5 @@
 import math
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import pytest
 import torch
@@ -296,3 +296,12 @@ def test_a_loss_diverges_from_1e8_times_those_of_the_outputs_and_of_the_labels_o
     nothing = {name: torch.zeros_like(value).float() for name, value in params.items()}
     zero = [Task(*(torch.zeros_like(getattr(each, name)).float() for name in PARTS)) for each in some]
     assert maml._largest_loss(NET.model, nothing, zero) == torch.finfo(torch.float32).tiny
+
+
+def test_every_state_of_an_endless_descent_keeps_its_own_parameters():
+    params, some, inner = start(), some_tasks(), LOOPS[0]
+    kept = [state for state, _ in islice(descend(NET.model, params, some, inner, 0.2), 3)]
+    for state in kept:
+        expected = train(NET.model, params, some, inner, 0.2, state.step).params
+        assert distance(state.params, expected) < 1e-14
+    assert [state.step for state in kept] == [0, 1, 2]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mamltheory import generator
-from mamltheory.factored.rows import DenseRows, FactoredRows
+from mamltheory.factored.rows import DenseRows, FactoredRows, is_smaller_dense, numbers_per_row
 
 BETA, OUT, FAN_IN, QUERIES, OUTPUTS = 0.7, 3, 5, 2, 3
 ROWS = QUERIES * OUTPUTS
@@ -120,3 +120,14 @@ def test_a_step_adds_its_terms_in_either_form(with_e):
     before = rows.d.clone()
     rows.add_step(rows.a, again, delta, None)
     torch.testing.assert_close(rows.d, before + again)
+
+
+def test_rows_are_multiplied_out_where_they_then_hold_fewer_numbers():
+    """A row of 3 × 2 with its bias holds 9 numbers; D_α hold 3 each, E_α 2 each, and g another 3."""
+    assert not is_smaller_dense(2, 3, 1, 3)  # 9 against 9
+    assert is_smaller_dense(2, 3, 2, 2)  # 9 against 10
+    assert not is_smaller_dense(2, 3, 2, 1)
+    assert numbers_per_row(2, 3, 2, 2) == 9
+    assert numbers_per_row(2, 3, 2, 1) == 3 + 6 + 2
+    assert numbers_per_row(7, 2, 1, 3) == 2 * 8  # and 2 + 2 + 3 · 7 as factors
+    assert numbers_per_row(7, 2, 4, 0) == 2 + 4 * 2
