@@ -191,3 +191,12 @@ def test_numbers_of_tasks_are_whole_and_below_the_largest_index(index):
 def test_the_horizon_of_descent_with_momentum_is_that_of_longer_steps():
     assert ScheduledDescent((0.5, 0.25), momentum=0.5).horizon == 1.5
     assert SampledDescent(0.5, ((0,), (1,)), momentum=0.75).horizon == 4.0
+
+
+def test_lists_are_kept_as_tuples_so_that_dynamics_can_be_compared_and_hashed():
+    with as_users_run_it():
+        assert ScheduledDescent([0.5, 0.25]) == ScheduledDescent((0.5, 0.25))
+        whole = SampledDescent(0.5, ((0,), (1, 0)), (2, 3))
+        assert SampledDescent(0.5, [[0], [1, 0]], [2, 3]) == whole
+        assert Optimiser(batches=[[0], [1, 0]]) == Optimiser(batches=((0,), (1, 0)))
+        assert len({hash(ScheduledDescent([0.5])), hash(whole), hash(Optimiser(batches=[[0]]))}) == 3

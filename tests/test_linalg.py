@@ -326,3 +326,18 @@ def test_divided_differences_are_continuous_where_eigenvalues_meet(dynamics):
 def test_the_condition_number_of_a_float32_kernel_is_taken_in_float64():
     matrix = with_spectrum([1e-3, 0.5, 1.0])
     assert condition_number(matrix.float()) == pytest.approx(1000, rel=1e-3)
+
+
+def test_the_level_of_rounding_is_that_of_as_many_numbers_of_the_largest_size():
+    for dtype in (torch.float32, torch.float64):
+        eps = torch.finfo(dtype).eps
+        assert rounding_level(torch.tensor([1.0, -8.0, 2.0]).double(), dtype) == 3 * eps * 8
+    assert rounding_level(torch.ones(2).double()) == 2 * torch.finfo(torch.float64).eps
+
+
+def test_without_time_nothing_changes_with_an_eigenvalue():
+    s = torch.tensor([0.0, 0.5, 2.0]).double()
+    for loop in (GradientDescent(0.0, 3), GradientDescent(0.1, 0), GradientFlow(0.0)):
+        found = divided_differences(s, loop)
+        assert torch.equal(found, torch.zeros(3, 3, dtype=torch.float64))
+        assert found.dtype == torch.float64

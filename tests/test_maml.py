@@ -1,5 +1,5 @@
 import math
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from mamltheory import (
     from_module,
     generator,
     linearised,
+    maml,
     meta_gradient,
     meta_loss,
     meta_method,
@@ -26,7 +27,7 @@ from mamltheory.kernels.empirical import jacobian
 from mamltheory.kernels.empirical_meta import meta_jacobian, stacked_meta_jacobian
 from mamltheory.maml import descend, distance
 from mamltheory.objective import MetaObjective
-from mamltheory.tasks import Task, query_labels
+from mamltheory.tasks import PARTS, Task, query_labels
 from tests.paper.cases import relative
 from tests.strategies import as_users_run_it, task
 
@@ -282,3 +283,25 @@ def test_momentum_adds_the_gradients_before_to_those_of_the_parameters_that_move
     before, _ = meta_gradient(NET.model, params, some, inner)
     expected = first.params["bias1"] - 0.2 / NET.width * (0.5 * before["bias1"] + gradient["bias1"])
     torch.testing.assert_close(whole.params["bias1"], expected, rtol=1e-12, atol=0)
+
+
+def test_a_loss_diverges_from_1e8_times_those_of_the_outputs_and_of_the_labels_on():
+    params, some = start(), some_tasks()
+    outputs, labels = (
+        torch.cat([NET.model(params, each.query_x).flatten() for each in some]),
+        query_labels(some),
+    )
+    size = 0.5 * float(outputs @ outputs + labels @ labels)
+    assert maml._largest_loss(NET.model, params, some) == pytest.approx(1e8 * size, rel=1e-14)
+    nothing = {name: torch.zeros_like(value).float() for name, value in params.items()}
+    zero = [Task(*(torch.zeros_like(getattr(each, name)).float() for name in PARTS)) for each in some]
+    assert maml._largest_loss(NET.model, nothing, zero) == torch.finfo(torch.float32).tiny
+
+
+def test_every_state_of_an_endless_descent_keeps_its_own_parameters():
+    params, some, inner = start(), some_tasks(), LOOPS[0]
+    kept = [state for state, _ in islice(descend(NET.model, params, some, inner, 0.2), 3)]
+    for state in kept:
+        expected = train(NET.model, params, some, inner, 0.2, state.step).params
+        assert distance(state.params, expected) < 1e-14
+    assert [state.step for state in kept] == [0, 1, 2]

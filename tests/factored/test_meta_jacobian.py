@@ -8,7 +8,7 @@ from mamltheory.errors import ConfigurationError, ShapeError, ValueRangeError
 from mamltheory.factored.fast_weights import stack_tasks
 from mamltheory.factored.meta_jacobian import meta_rows
 from mamltheory.factored.meta_ntk import factored_meta_ntk, tile_bytes
-from mamltheory.factored.rows import DenseRows, FactoredRows, is_smaller_dense, numbers_per_row
+from mamltheory.factored.rows import DenseRows, FactoredRows
 from mamltheory.kernels.empirical_meta import empirical_meta_ntk
 from tests.reference.meta_rows import meta_gram, meta_jacobian_matrix
 from tests.strategies import as_users_run_it, networks, task, tasks
@@ -165,15 +165,6 @@ def test_the_kernel_on_cuda_is_that_of_the_cpu(dtype):
     assert there.device.type == "cuda"
     here = factored_meta_ntk(WIDE, params, some, inner)
     assert error(there.cpu(), here) < (1e-12 if dtype == torch.float64 else 1e-5)
-
-
-def test_rows_are_multiplied_out_where_they_then_hold_fewer_numbers():
-    """A row of 3 × 2 with its bias holds 9 numbers; D_α hold 3 each, E_α 2 each, and g another 3."""
-    assert not is_smaller_dense(2, 3, 1, 3)  # 9 against 9
-    assert is_smaller_dense(2, 3, 2, 2)  # 9 against 10
-    assert not is_smaller_dense(2, 3, 2, 1)
-    assert numbers_per_row(2, 3, 2, 2) == 9
-    assert numbers_per_row(2, 3, 2, 1) == 3 + 6 + 2
 
 
 @pytest.mark.parametrize(

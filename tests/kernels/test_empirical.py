@@ -8,6 +8,7 @@ import mamltheory as mt
 from mamltheory import (
     FullyConnected,
     InnerLoop,
+    Model,
     Task,
     empirical_last_layer_ntk,
     empirical_meta_ntk,
@@ -15,9 +16,18 @@ from mamltheory import (
     generator,
     meta_ntk,
 )
-from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelError, ValueRangeError
+from mamltheory.errors import (
+    ConfigurationError,
+    NetworkError,
+    ShapeError,
+    UnsupportedModelError,
+    ValueRangeError,
+)
 from mamltheory.kernels import empirical
+from mamltheory.kernels.empirical import checked_network
 from mamltheory.kernels.layers import jacobian as torch_jacobian
+from mamltheory.kernels.layers.options import KernelOptions
+from tests.own_networks import draw
 from tests.paper.cases import relative
 from tests.reference.kernels_autograd import ntk
 from tests.strategies import as_users_run_it, task
@@ -306,3 +316,47 @@ def test_no_more_samples_than_a_chunk_are_differentiated_together(monkeypatch):
     model, params = mt.from_module(network)
     empirical.jacobian(model, params, x, chunk=2)
     assert sizes[0] == 2
+
+
+def test_empty_parameters_are_left_out_unless_there_are_no_others():
+    network = Model(lambda p, x: x @ p["w"] + p["none"].sum())
+    params = {"w": draw(4, 2), "none": torch.zeros(0, dtype=torch.float64)}
+    checked = checked_network(network, params, [draw(3, 4)], KernelOptions())
+    assert checked.names(None) == {"w"}
+    assert checked.names(["w", "none"]) == {"w"}
+    assert checked.names(["none"]) == {"none"}
+
+
+def test_images_of_two_sizes_are_tested_apart():
+    def network(params, x):
+        return (x.mean((2, 3)) @ params["w"]).tanh()
+
+    params, one, two = {"w": draw(3, 2)}, draw(4, 3, 5, 6), draw(2, 3, 4, 4)
+    kernel = empirical_ntk(Model(network), one, two, params=params)
+    slopes = [1 - network(params, x) ** 2 for x in (one, two)]
+    inputs = one.mean((2, 3)) @ two.mean((2, 3)).T
+    exact = torch.einsum("nk,mk,nm->nkm", *slopes, inputs)[..., None] * torch.eye(2)[:, None]
+    torch.testing.assert_close(kernel, exact.reshape(8, 4))
+
+
+def test_a_norm_without_parameters_that_takes_the_batch_for_an_axis_is_refused():
+    norm = nn.LayerNorm((3, 4), elementwise_affine=False)
+    module = nn.Sequential(nn.Linear(4, 4), norm, nn.Linear(4, 2)).double()
+    assert module(draw(3, 4)).shape == (3, 2)
+    with pytest.raises(NetworkError, match="fails on these samples"):
+        empirical_ntk(module, draw(3, 4))
+
+
+def test_layers_are_looked_at_for_modules_alone_and_not_by_the_generic_method(monkeypatch):
+    module, x = nn.Linear(4, 2).double(), draw(3, 4)
+    expected = empirical_ntk(module, x)
+
+    def fail(*_):
+        raise AssertionError("the layers are looked at")
+
+    monkeypatch.setattr(empirical, "layerwise_kernels", fail)
+    model, params = mt.from_module(module)
+    assert relative(empirical_ntk(module, x, method="generic"), expected) < 1e-13
+    assert relative(empirical_ntk(model, x, params=params), expected) < 1e-13
+    with pytest.raises(AssertionError, match="looked at"):
+        empirical_ntk(module, x)

@@ -228,7 +228,11 @@ def test_the_meta_ntk_is_differentiated_also_where_eigenvalues_coincide(dynamics
             ShapeError,
             "theta has shape",
         ),
-        (lambda: meta_ntk_from_ntk(torch.eye(5).double(), [(2, 2.5)], LOOPS[0]), ShapeError, "whole numbers"),
+        (
+            lambda: meta_ntk_from_ntk(torch.eye(5).double(), [(1, 1), (2, 1.5)], LOOPS[0]),
+            ShapeError,
+            "whole numbers",
+        ),
         (
             lambda: meta_ntk_from_ntk(torch.eye(5).double(), [(2, 1, 2)], LOOPS[0]),
             ShapeError,

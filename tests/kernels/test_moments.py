@@ -61,10 +61,33 @@ def test_tanh_takes_as_many_nodes_as_the_function_says(monkeypatch, variance, mo
     first = 65 if variance == 1 else 257  # 1 + 17 √60 = 132.7
     assert seen == [(nodes, 1) for nodes in (65, 129, 257, 513, 1025) if first <= nodes <= most]
     seen.clear()
-    both = [torch.cat(parts) for parts in zip(pair(0.01, 0.5, 0.01), pair(1.0, 0.5, 1.0), strict=True)]
-    monkeypatch.setattr(moments, "ENTRIES_IN_A_BLOCK", 65**2)
-    quadrature_moments("tanh", *both)
-    assert seen == [(65, 1), (65, 1), (129, 1)]
+    three = [
+        torch.cat(parts) for parts in zip(pair(0.01, 0.5, 0.01), *[pair(1.0, 0.5, 1.0)] * 2, strict=True)
+    ]
+    monkeypatch.setattr(moments, "ENTRIES_IN_A_BLOCK", 2 * 65**2)
+    quadrature_moments("tanh", *three)
+    assert seen == [(65, 2), (65, 1), (129, 1), (129, 1)]
+    seen.clear()
+    for k11, k22, nodes in (
+        (56.6, 1.0, 129),
+        (1.0, 56.6, 129),
+        (1.0, 57.0, 257),
+    ):  # 1 + 17 √k is 128.9 and 129.3
+        found = quadrature_moments(lambda h: 2 * h, *pair(k11, 0.5, k22))
+        assert seen.pop() == (nodes, 1)
+        assert float(found[0]) == pytest.approx(2 * math.sqrt(k11 * k22), rel=1e-12)
+        assert float(found[1]) == pytest.approx(4, rel=1e-12)
+        assert not seen
+    nothing = torch.zeros(0, dtype=torch.float64)
+    assert [len(each) for each in quadrature_moments("tanh", nothing, nothing, nothing)] == [0, 0]
+
+
+def test_a_constant_function_has_no_slope():
+    h = torch.tensor([1.0, -2.0]).double()
+    value, slope = moments.value_and_slope(torch.ones_like, h)
+    assert value.tolist() == [1.0, 1.0]
+    assert slope.tolist() == [0.0, 0.0]
+    assert moments.value_and_slope(torch.square, h)[1].tolist() == [2.0, -4.0]
 
 
 def test_quadrature_of_tanh_tends_to_the_sign_function_at_large_variance():

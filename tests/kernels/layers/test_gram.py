@@ -16,6 +16,7 @@ from mamltheory.kernels.layers.gram import (
     added_up,
     rows_pay,
     settled,
+    symmetric_halves,
 )
 from tests.paper.cases import relative
 from tests.strategies import seeds
@@ -112,18 +113,26 @@ def test_factors_are_rows_where_these_take_fewer_products():
 
 def test_one_side_as_factors_and_the_other_as_rows_is_refused():
     factors = LayerFactors(draw(2, 1, 3), draw(2, 1, 1, 3))
+    assert factors.rows.shape == (2, 9)  # no bias unless there is one
     for left, right in ((factors, factors.rows), (factors.rows, factors)):
         with pytest.raises(TypeError, match="both in the same form"):
             add_contraction([torch.zeros(2, 2)], left, right)
 
 
-@pytest.mark.parametrize("k", [1, 3])
-def test_weighted_sums_of_rows_and_of_factors_have_the_shapes_of_the_parameters(k):
-    """A layer of two axes, whose bias has one; the names in either order."""
+def test_rows_of_all_groups_are_added_to_all_totals():
+    totals = torch.ones(3, 2, 2, dtype=torch.float64)
+    rows = draw(6, 5)
+    add_grams(totals, rows, (0, 1, 2))
+    torch.testing.assert_close(totals, 1 + rows.view(3, 2, 5) @ rows.view(3, 2, 5).mT)
+
+
+@pytest.mark.parametrize(("k", "shape"), [(1, (5, 6)), (3, (5, 3, 2))])
+def test_weighted_sums_of_rows_and_of_factors_have_the_shapes_of_the_parameters(k, shape):
+    """A weight comes before its bias, whatever their names."""
     factors, weights = LayerFactors(draw(4, 2, 6), draw(4, k, 2, 5, seed=1), 1.0), draw(4, k, seed=2)
-    shapes = {"w": torch.zeros(5, 3, 2), "b": torch.zeros(5)}
+    shapes = {"w": torch.zeros(shape), "b": torch.zeros(5)}
     exact = {
-        "w": torch.einsum("nk,nkpo,npj->oj", weights, factors.cotangents, factors.inputs).view(5, 3, 2),
+        "w": torch.einsum("nk,nkpo,npj->oj", weights, factors.cotangents, factors.inputs).view(shape),
         "b": torch.einsum("nk,nkpo->o", weights, factors.cotangents),
     }
     for gradients in (factors, factors.rows):
@@ -131,3 +140,10 @@ def test_weighted_sums_of_rows_and_of_factors_have_the_shapes_of_the_parameters(
         assert set(found) == {"w", "b"}
         for name, right in exact.items():
             torch.testing.assert_close(found[name], right)
+
+
+def test_halves_make_a_matrix_symmetric():
+    totals = draw(2, 3, 3)
+    halves = symmetric_halves(totals)
+    assert torch.equal(halves, halves.mT)
+    torch.testing.assert_close(halves[1], 0.5 * totals[1] + 0.5 * totals[1].T)

@@ -9,7 +9,8 @@ from torch.func import vmap
 from mamltheory import Model, generator
 from mamltheory.errors import UnsupportedModelError
 from mamltheory.kernels.layers import jacobian as rows_of
-from mamltheory.kernels.layers.jacobian import adds_up, checked_rows, gram, jacobian, plain_rows
+from mamltheory.kernels.layers.jacobian import adds_up, checked_rows, gradients_of, gram, jacobian, plain_rows
+from tests.own_networks import Approximate
 
 
 def draw(*shape, seed=0):
@@ -72,6 +73,8 @@ def test_rows_add_up_unless_one_number_of_them_is_wrong(name, place):
     rows = {key: value.clone() for key, value in exact().items()}
     assert adds_up(rows, whole, WAYS, PARAMS)
     assert adds_up({key: 3 * value for key, value in rows.items()}, whole, 3 * WAYS, PARAMS)
+    two = {key: value[:, :2] for key, value in rows.items()}
+    assert adds_up(two, whole, WAYS[:, :2], PARAMS)
     rows[name][place].view(-1)[-1] += 1e-9
     assert not adds_up(rows, whole, WAYS, PARAMS)
     assert adds_up(rows, whole, WAYS, PARAMS, 1e-6) == (name != "idle")
@@ -101,10 +104,10 @@ def test_wrong_rows_give_way_to_plain_ones_and_the_reason_is_said_once(caplog):
 
 
 def test_rows_of_single_samples_that_do_not_add_up_are_refused():
-    """A gradient that is 1e-5 larger in a batch is noticed, and one that is 1e-9 larger is rounding."""
+    """A gradient that is 1e-6 larger in a batch is noticed, and one that is 5e-8 larger is rounding."""
     wrong = {"bias": 2 * exact()["bias"]}
     values = {"bias": PARAMS["bias"]}
-    for size, refused in ((1e-5, True), (1e-9, False)):
+    for size, refused in ((1e-6, True), (5e-8, False)):
 
         def in_batch(own, size=size):
             return whole(own) * (1 + size)
@@ -115,6 +118,23 @@ def test_rows_of_single_samples_that_do_not_add_up_are_refused():
         else:
             rows = checked_rows(lambda: wrong, in_batch, single, WAYS, values)
             torch.testing.assert_close(rows["bias"], exact()["bias"])
+
+
+def test_a_batching_rule_that_is_wrong_in_its_seventh_digit_is_not_taken():
+    model = Model(lambda params, x: Approximate.apply(network(params, x)))
+    rows = jacobian(model, PARAMS, X)
+    for name, right in exact().items():
+        torch.testing.assert_close(
+            rows[name], right.flatten(0, 1), rtol=1e-12, atol=0, check_dtype=name != "empty"
+        )
+
+
+def test_what_does_not_depend_on_values_has_gradients_of_zero():
+    values = [draw(2).requires_grad_(), draw(3).requires_grad_()]
+    for output in (torch.ones(2).double(), values[0] * 2):
+        first, second = gradients_of(output, values, torch.ones(2).double())
+        assert torch.equal(second, torch.zeros(3))
+        assert torch.equal(first, torch.full((2,), 2.0 if output.requires_grad else 0.0).double())
 
 
 def test_inside_a_transform_the_fast_rows_are_taken_as_they_are():

@@ -308,12 +308,19 @@ COVERED = {  # networks whose parameters all have formulas
     "shared-weight": lambda: tied(
         own(lambda s, x: s.c(torch.tanh(s.a(x))), a=nn.Linear(4, 4), c=nn.Linear(4, 4))
     ),
+    "hooked": lambda: hooked(own(lambda s, x: s.b(s.a(x)), **two_layers())),
     "bare": lambda: own(lambda s, x: s.b(torch.tanh(s.a(x))), **two_layers(bias=False)),
     "one-output": lambda: own(lambda s, x: s.b(torch.tanh(s.a(x)))[:, 1:2], **two_layers()),
     "looking": lambda: own(
         lambda s, x: s.b(torch.tanh(s.a(x)) if float(x.sum()) < 1e9 else s.a(x)), **two_layers()
     ),
 }
+
+
+def hooked(network):
+    """A hook of the user's changes what a layer gives."""
+    network.a.register_forward_hook(lambda *call: torch.tanh(call[2]))
+    return network
 
 
 def tied(network):

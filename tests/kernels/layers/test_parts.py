@@ -77,6 +77,9 @@ def of_few(x):
         (lambda _, x: (x > 0).sum(1), True),
         (lambda _, x: (x > 0).long() + (len(x) == 12) * (torch.arange(3) == 1), False),
         (lambda _, x: x + 1e-9 * (len(x) == 12), False),
+        (lambda _, x: x + 1e-13 * (len(x) == 12), True),  # rounding of the largest entries
+        (lambda _, x: 0 * x, True),
+        (lambda _, x: x.float() if len(x) < 12 else x.float().double(), False),
         (lambda _, x: x + x.detach().mean(0), False),
         (lambda _, x: straight_through(x), False),
         (lambda _, x: of_few(x), False),
@@ -113,6 +116,22 @@ def test_a_part_with_parameters_is_tested_on_its_outputs_alone():
     assert torch.equal(layers["norm"].running_mean, before + 1)  # of the call itself alone
 
 
+def test_a_part_runs_with_the_values_of_the_network_and_leaves_its_buffers():
+    layer = torch.nn.Linear(3, 2).double()
+    params = {f"layer.{name}": 2 * value.detach() for name, value in layer.named_parameters()}
+    call = PartCall("layer", layer, (X,), [X._version], 2 * layer(X))
+    assert keeps_samples_apart(call, params, ORDER)
+
+    def counting(part, x):
+        part.count += 1
+        return torch.tanh(x)
+
+    part = Part(counting)
+    part.register_buffer("count", torch.zeros(()))
+    assert keeps_samples_apart(PartCall("part", part, (X,), [X._version], torch.tanh(X)), {}, ORDER)
+    assert part.count == 0
+
+
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
@@ -127,6 +146,7 @@ def test_a_part_with_parameters_is_tested_on_its_outputs_alone():
 )
 def test_arguments_with_a_row_for_every_sample_are_split_and_others_are_the_same_for_all(args, expected):
     assert apart(lambda _, x, y: x * y, *args) == expected
+    assert apart(lambda _, x, y: torch.tanh(x), X, X + 1)  # noqa: ARG005 - an argument that is not used
 
 
 def test_a_part_whose_argument_has_changed_since_is_not_tested():

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from mamltheory.kernels.layers.convolutions import Geometry
 from mamltheory.kernels.layers.recorder import (
+    LayerCall,
     NotCovered,
     Recorder,
     batched_output_gradients,
@@ -76,6 +78,40 @@ def test_a_pass_records_every_call_with_its_inputs_bytes_and_cotangents(differen
         torch.testing.assert_close(one, sum(each))
 
 
+def test_a_call_gives_the_gradients_of_all_its_parameters_or_of_some():
+    recorder = recorder_of(made(forked))
+    recorder.run(X)
+    call, cotangents = recorder.calls[0], draw(3, 2, 4, seed=1)
+    rows = call.gradients(cotangents)
+    assert set(rows) == {"weight", "bias"}
+    torch.testing.assert_close(rows["weight"], torch.einsum("nko,nj->nkoj", cotangents, X).reshape(6, 16))
+    assert torch.equal(call.gradients(cotangents, ["bias"])["bias"], cotangents.flatten(0, 1))
+    assert set(call.gradients(cotangents, ["bias"])) == {"bias"}
+
+
+def test_a_call_of_a_convolution_with_its_own_geometry_has_the_gradients_of_that():
+    layer = made(lambda: nn.Conv2d(2, 3, 2, stride=2, bias=False))
+    x, geometry = draw(2, 2, 4, 5), Geometry((1, 1), (1, 0), (1, 1), 1)
+    (known,) = layers_of(layer, ["weight"])
+    call = LayerCall(known, (x,), layer(x), geometry)
+    output = nn.functional.conv2d(x, layer.weight, None, 1, (1, 0))
+    cotangents = draw(2, 1, *output.shape[1:], seed=1)
+    exact = [
+        torch.autograd.grad(nn.functional.conv2d(a[None], layer.weight, None, 1, (1, 0)), layer.weight, g)[0]
+        for a, g in zip(x, cotangents, strict=True)
+    ]
+    torch.testing.assert_close(call.gradients(cotangents)["weight"], torch.stack(exact).flatten(1))
+
+
+def test_parameters_that_do_not_move_have_the_values_that_are_given():
+    network = made(forked)
+    values = {name: 2 * value.detach() for name, value in network.named_parameters()}
+    moving = ["a.weight", "a.bias"]
+    recorder = Recorder(network, values, moving, Budget(2**40, 3), own_parameters(network))
+    torch.testing.assert_close(recorder.run(X), functional_call(network, values, (X,)))
+    assert [call.layer.name for call in recorder.calls] == ["a"]
+
+
 def test_one_vectorised_pass_gives_the_same_cotangents():
     network = made(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)))
     recorder = recorder_of(network)
@@ -121,15 +157,15 @@ def test_a_module_without_a_formula_keeps_its_output_and_a_view_of_it_is_copied(
         return (x * s.w).view(3, 4)
 
     scale = Own(forward, w=nn.Parameter(torch.ones(4)))
-    network = made(lambda: Own(lambda s, x: s.scale(x).mul_(3), scale=scale))
+    network = made(lambda: Own(lambda s, x: s.scale(s.scale(x)).mul_(3), scale=scale))
     recorder = recorder_of(network)
     logits = recorder.run(X)
-    (call,) = recorder.calls
-    assert constant == [True]
+    _, call = recorder.calls
+    assert constant == [True, True]
     assert torch.equal(call.kept_output, X)
     assert torch.equal(logits, 3 * X)
-    ((cotangent,),) = output_gradients([logits.sum(1)], recorder)
-    assert torch.equal(cotangent, torch.full_like(X, 3.0))
+    for (cotangent,) in output_gradients([logits.sum(1)], recorder):
+        assert torch.equal(cotangent, torch.full_like(X, 3.0))
 
 
 def test_watched_parts_are_kept_with_their_arguments_before_the_call():

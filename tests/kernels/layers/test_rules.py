@@ -121,36 +121,40 @@ def test_a_formula_is_that_of_the_class_whose_forward_a_layer_inherits():
         (nn.PReLU(4), ["weight"]),
     ):
         assert kind_of(other, own) is None
+    convolution, x = nn.Conv2d(1, 1, 1, bias=False), torch.ones(2, 1, 3, 3)
+    with pytest.raises(UnsupportedModelError, match="Conv2d"):
+        gradient_cotangents(None, convolution, x, x[:, None], {"weight": torch.ones(2, 1)})
     with pytest.raises(UnsupportedModelError, match="PReLU"):
         layer_gradients(None, nn.PReLU(4), torch.ones(2, 4), torch.ones(2, 1, 4), ["weight"])
 
 
-@pytest.mark.parametrize("other", ["per sample", "shared", "number"])
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale, self.shift = (nn.Parameter(random(4, purpose=purpose)) for purpose in ("scale", "shift"))
+
+    def forward(self, x, y):
+        y = y[:, None] if isinstance(y, torch.Tensor) and y.shape == x.shape[:1] else y
+        return torch.tanh(x * self.scale + y * self.shift**2)
+
+
+@pytest.mark.parametrize("other", [random(3, 4), random(3), random(4), torch.tensor(0.7), 0.7])
 def test_a_module_of_ones_own_is_differentiated_sample_by_sample_with_its_other_arguments(other):
-    """One argument has a row a sample; another has too, or is the same for all, or a number."""
+    """One argument has a row a sample; another has a row or a number too, or is the same for all."""
+    module, x = Mixed(), random(3, 4, purpose="x of one's own")
+    cotangents, scale, shift = random(3, 2, 4), module.scale.detach(), random(4, purpose="values")
+    column = other[:, None] if isinstance(other, torch.Tensor) and other.shape == (3,) else other
+    output = torch.tanh(x * scale + column * shift**2)
 
-    class Mixed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale, self.shift = (
-                nn.Parameter(random(4, purpose="scale")),
-                nn.Parameter(random(4, purpose="s")),
-            )
+    def rows(output):
+        values, constants = {"scale": scale}, {"shift": shift}
+        return module_gradients(module, "mixed", (x, other), output, cotangents, values, constants)["scale"]
 
-        def forward(self, x, y):
-            return torch.tanh(x * self.scale + y * self.shift**2)
-
-    module, x = Mixed(), random(3, 4)
-    y = {"per sample": random(3, 4, purpose="y"), "shared": random(4, purpose="y"), "number": 0.7}[other]
-    cotangents, scale, shift = (
-        random(3, 2, 4, purpose="cotangents"),
-        module.scale.detach(),
-        random(4, purpose="c"),
-    )
-    output = torch.tanh(x * scale + y * shift**2)
-    arguments = module, "mixed", (x, y), output, cotangents
-    rows = module_gradients(*arguments, {"scale": scale}, {"shift": shift})["scale"]
-    torch.testing.assert_close(rows, (cotangents * ((1 - output**2) * x)[:, None]).flatten(0, 1))
-    for wrong in (output + 1e-9, -output):
-        with pytest.raises(UnsupportedModelError, match="alone"):
-            module_gradients(module, "mixed", (x, y), wrong, cotangents, {"scale": scale}, {"shift": shift})
+    expected = (cotangents * ((1 - output**2) * x)[:, None]).flatten(0, 1)
+    torch.testing.assert_close(rows(output), expected)
+    torch.testing.assert_close(rows(output + 1e-13), expected)  # rounding of its largest numbers
+    wrong = output.clone()
+    wrong[0, 0] += 1e-9
+    for changed in (wrong, -output):
+        with pytest.raises(UnsupportedModelError, match=r"'mixed'.*alone"):
+            rows(changed)
