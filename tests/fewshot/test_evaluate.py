@@ -1,6 +1,8 @@
 import dataclasses
 import hashlib
 import inspect
+import os
+import time
 
 import joblib
 import numpy as np
@@ -155,6 +157,20 @@ def test_the_line_of_the_result_names_every_setting_that_decides_it():
         f"37.50 ± {width:.2f} % (95 % interval over 12 tasks): 4-way 2-shot, 6 queries per class, nearest-centroid, "
         "support images as they are, seed 9"
     )
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_cpu_time_is_that_of_this_process_and_of_every_other_one(elsewhere, monkeypatch):
+    fitted = (
+        3,
+        True,
+        100.0,
+        os.getpid() + elsewhere,
+    )  # a fit of 100 seconds, made here or in another process
+    monkeypatch.setattr(evaluation, "_correct", lambda *_: fitted)
+    begun = time.process_time()
+    seconds = run(dataclasses.replace(CONFIG, tasks=3)).cpu_seconds
+    assert 0 < seconds - 300 * elsewhere <= time.process_time() - begun
 
 
 def test_the_heads_that_did_not_converge_are_counted(monkeypatch):

@@ -290,6 +290,8 @@ def test_what_cannot_be_ranked_is_refused():
     ):
         with pytest.raises(ValueRangeError, match="NaN or infinite"):
             refused()
+    with pytest.raises(ValueRangeError, match="accuracies"):
+        noise_ceiling(ok, np.array([1, 2, math.inf]), np.arange(3))
     with pytest.raises(ShapeError, match="at least 3 pairs"):
         noise_ceiling(ok, ok[:2], np.arange(2))
     with pytest.raises(ConfigurationError, match="at least 3"):
