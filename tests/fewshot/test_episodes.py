@@ -111,6 +111,12 @@ def test_a_longer_batch_begins_with_the_shorter_one():
 
 
 def test_a_batch_larger_than_the_split_is_refused():
+    for ways, message in (
+        (0, "ways 0, shots 1 and queries 1 must all be at least 1"),
+        (9, "9 ways were asked for"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            sample_episodes(SPLIT, 0, ways, 1, 1, 0)
     with pytest.raises(ConfigurationError, match="unused images"):
         sample_episodes(SPLIT, 30, 5, 2, 3, 0)
 

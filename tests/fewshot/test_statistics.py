@@ -171,7 +171,7 @@ def test_the_interval_over_networks_and_tasks_covers_the_true_difference(count):
     assert 0.92 <= covered / trials <= 0.995
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_interval_over_networks_and_tasks_has_welchs_degrees_of_freedom(count):
     first, second = (numpy_generator(k, "networks").uniform(0, 1, (k, 5)) for k in (count, 4))
     difference = first.mean(0) - second.mean(0)

@@ -101,6 +101,12 @@ def test_a_convolution_of_cells_is_torchs_own_with_its_gradients(
     _agree_with_gradients(partial(layer, x), plain, [x, layer.weight])
 
 
+def test_a_convolution_of_a_single_image_is_torchs_own():
+    layer, x = Convolution(4, 4, 3, 2, 2, 2, groups=4, bias=False), torch.randn(4, 7, 6)
+    initialise(layer, 0)
+    torch.testing.assert_close(layer(x), conv2d(x, layer.weight, None, 2, 2, 2, 4))
+
+
 @given(size=st.tuples(st.integers(2, 9), st.integers(2, 9)), layout=st.sampled_from(LAYOUTS))
 @settings(max_examples=40, deadline=None)
 def test_a_reduction_is_two_strided_convolutions_of_the_framed_image(size, layout):

@@ -3,6 +3,7 @@
 import inspect
 import math
 from functools import lru_cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -188,6 +189,16 @@ def test_a_warm_start_trains_the_cells_that_the_surrogate_predicts_to_be_best():
     assert found.kept.mean == pytest.approx(
         final_of(table)[20:].max() - final_of(table)[20:].mean(), rel=1e-4
     )
+
+
+def test_cells_that_are_predicted_alike_are_trained_in_the_order_of_the_draw(monkeypatch):
+    table = planted_table()
+    predicted = np.arange(CELLS) % 2.0
+    alike = SimpleNamespace(predict=lambda genotypes: predicted[: len(genotypes)])
+    monkeypatch.setattr("mamltheory.nas.algorithms.replay.fit_surrogate", lambda *_: alike)
+    draws = Draws(table.cells, 0, 1)
+    warm_started(table.cells[:8], CELLS, (Rung(25, 1),))(draws)
+    assert np.flatnonzero(draws._trained).tolist() == sorted([*range(1, 40, 2), 0, 2, 4, 6, 8])
 
 
 def watched(seen):

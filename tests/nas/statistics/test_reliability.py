@@ -164,6 +164,7 @@ def test_a_null_of_many_operators_is_that_of_plain_loops_too():
 def test_what_nothing_is_left_to_compare_with_is_unreliable():
     scores = np.array([[1.0, 2.0], [3.0, 5.0]])
     assert single_repeat_reliability(scores, ["a", "b"]) == 0.0
+    assert single_repeat_reliability(scores, ["a", "a"]) == pytest.approx(1)
     np.testing.assert_array_equal(standardised(scores, ["a", "b"]), np.zeros((2, 2)))
     tiny = np.array([[1e-6, 2e-6], [3e-6, 0.0], [2e-6, 7e-6]])
     np.testing.assert_allclose(
@@ -171,8 +172,7 @@ def test_what_nothing_is_left_to_compare_with_is_unreliable():
     )
     assert single_repeat_reliability(scores, ["a", "a"], ["x", "y"]) == 0.0
     shrunk, share = shrunken_scores(scores[:, :1], ["a", "a"], ["x", "x"])
-    assert share == 0.0
-    np.testing.assert_allclose(shrunk, [0, 0], atol=1e-12)
+    assert (share, *shrunk) == pytest.approx((0, 0, 0), abs=1e-12)
     np.testing.assert_array_equal(
         pooled_mean(scores, ["a", "a"], scores[:, :0]), pooled_mean(scores, ["a", "a"], None)
     )
