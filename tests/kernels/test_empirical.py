@@ -337,6 +337,8 @@ def test_images_of_two_sizes_are_tested_apart():
     inputs = one.mean((2, 3)) @ two.mean((2, 3)).T
     exact = torch.einsum("nk,mk,nm->nkm", *slopes, inputs)[..., None] * torch.eye(2)[:, None]
     torch.testing.assert_close(kernel, exact.reshape(8, 4))
+    summed = empirical_ntk(Model(network), one, two, params=params, outputs="sum")
+    torch.testing.assert_close(summed, exact.sum((1, 3)))
 
 
 def test_a_norm_without_parameters_that_takes_the_batch_for_an_axis_is_refused():
