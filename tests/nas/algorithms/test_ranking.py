@@ -31,11 +31,7 @@ def test_differences_have_the_printed_the_released_and_the_default_form():
     assert mean_difference([math.inf, -math.inf, 1.0]) == -math.inf
     assert mean_difference([math.inf, 1.0, 2.0, 6.0]) == 3.0
     assert mean_difference([math.inf, math.inf]) == math.inf
-<<<<<<< HEAD
-    assert mean_difference([]) == 0
-=======
     assert mean_difference([]) == 0.0
->>>>>>> killnas
 
 
 def test_ranks_share_the_least_place_or_follow_the_index():
