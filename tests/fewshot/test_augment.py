@@ -139,8 +139,10 @@ def test_the_transform_has_the_layout_that_is_asked_for_and_takes_no_images():
     assert apply_draws(images[:0], select_draws(draws, slice(0)), MEAN, STD).shape == (0, 3, 6, 5)
 
 
-def test_flips_are_off_when_the_setting_says_so():
+def test_flips_are_off_when_the_setting_says_so(monkeypatch):
     assert not draw_augmentation(Augmentation(flip=False), 32, 500, generator(0, "draws")).mirrored.any()
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.zeros(size))
+    assert not draw_augmentation(Augmentation(flip=False), 32, 5, generator(0, "draws")).mirrored.any()
 
 
 @pytest.mark.parametrize(("size", "padding"), [(84, 8), (32, 4), (224, 22)])

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mamltheory.errors import ConfigurationError
-from mamltheory.nas.genotype import EDGES, Candidates, Edge, Operator, published_genotypes, random_genotype
+from mamltheory.nas.genotype import (
+    EDGES,
+    Candidates,
+    Cell,
+    Edge,
+    Genotype,
+    Operator,
+    published_genotypes,
+    random_genotype,
+)
 from mamltheory.nas.network import NetworkSettings, derived_network, parameter_count
 from mamltheory.nas.sizes import (
     Band,
@@ -18,7 +27,7 @@ from mamltheory.nas.sizes import (
     random_genotype_within,
     reachable_sizes,
 )
-from mamltheory.nas.space import Space
+from mamltheory.nas.space import PAPER, Space
 from mamltheory.rng import generator
 from tests.reference.nas_sizes import extreme_genotype
 
@@ -221,3 +230,19 @@ def test_the_nearest_draw_to_a_band_above_it_is_named():
     with pytest.raises(ConfigurationError, match=rf"the nearest of 20 random cells has {target + 1}; choose"):
         random_genotype_within(Band(target, target), generator(0, "within"), SMALL, draws=20)
     assert inspect.signature(random_genotype_within).parameters["draws"].default == 20_000
+
+
+def test_of_the_edges_of_a_node_the_smallest_or_the_largest_two_count():
+    """In a reduction a skip has weights on inputs alone, so that edges differ."""
+    space = Space({name: PAPER.operations[name] for name in ("skip_connect", "max_pool_3x3BN")}, nodes=2)
+    skip, pool = (lambda source, name=name: (name, source) for name in space.operations)
+    largest = Genotype(
+        Cell(((pool(0), pool(1)),) * 2, space),
+        Cell(((skip(0), skip(1)),) * 2, space),
+    )
+    smallest = Genotype(
+        Cell(((skip(0), skip(1)),) * 2, space),
+        Cell(((pool(0), pool(1)), (pool(0), skip(2))), space),
+    )
+    sizes = [parameter_count(derived_network(each, SMALL, 0)) for each in (smallest, largest)]
+    assert reachable_sizes(SMALL, "two", space) == Band(*sizes)

@@ -61,3 +61,18 @@ def test_a_layer_that_cannot_be_drawn_again_stays_as_it_is():
     module = Fixed()
     draw_weights("fixed", module, 0, "kaiming")
     assert module.scale.tolist() == [3.0, 3.0]
+
+
+class Parent(nn.Module):
+    """It has no parameters but those of its part."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = Fixed()
+
+    def reset_parameters(self):
+        raise AssertionError("the part is drawn on its own")
+
+
+def test_a_module_is_drawn_for_its_own_parameters_alone():
+    initialise(Parent(), 0)
