@@ -133,15 +133,6 @@ def test_a_generator_gives_one_genotype_after_the_other():
     assert all(genotype_parameters(each, SMALL) in band for each in found)
 
 
-def test_the_reachable_sizes_are_those_of_the_best_edges_where_edges_differ():
-    """An identity has weights where it halves the resolution, between the cells, and none within a cell."""
-    space = Space(nodes=2, normal=("conv_3x3",), reduce=("skip_connect",))
-    cells = (random_genotype(generator(seed, "cells"), "two", space) for seed in range(40))
-    sizes = {genotype_parameters(cell, SMALL) for cell in cells}
-    assert len(sizes) > 1
-    assert reachable_sizes(SMALL, "two", space) == Band(min(sizes), max(sizes))
-
-
 def test_a_band_without_cells_is_refused_with_the_sizes_that_can_be_reached():
     least, most = reachable_sizes(SMALL).least, reachable_sizes(SMALL).most
     for band in (Band(1, least - 1), Band(most + 1, most + 500)):
