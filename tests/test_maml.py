@@ -305,3 +305,9 @@ def test_every_state_of_an_endless_descent_keeps_its_own_parameters():
         expected = train(NET.model, params, some, inner, 0.2, state.step).params
         assert distance(state.params, expected) < 1e-14
     assert [state.step for state in kept] == [0, 1, 2]
+
+
+def test_distances_of_parameters_in_single_precision_neither_vanish_nor_overflow():
+    for size in (1e-30, 1e30):
+        here, there = ({"weight": torch.full((3,), value, dtype=torch.float32)} for value in (size, 0.0))
+        assert distance(here, there) == pytest.approx(3**0.5 * size, rel=1e-6)
