@@ -58,7 +58,7 @@ def test_the_tests_of_a_line_are_chosen_within_the_budget_and_those_of_the_mirro
     near, far = "tests/nas/test_sizes.py", "tests/test_far.py"
     covering = Covering(
         {"mamltheory/nas/sizes.py": {3: [f"{far}::a", f"{near}::slow", f"{near}::b"], 7: [f"{far}::c"]}},
-        {f"{far}::a": 1.0, f"{near}::b": 2.0, f"{near}::slow": 9.0, f"{far}::c": 1.0},
+        {f"{far}::a": 1.0, f"{near}::b": 2.0, f"{near}::slow": 9.0, f"{far}::c": 1.0, f"{near}::reads": 0.1},
     )
 
     def choose(lines, budget):
@@ -67,7 +67,9 @@ def test_the_tests_of_a_line_are_chosen_within_the_budget_and_those_of_the_mirro
     assert choose([3], 2.5) == {f"{near}::b"}
     assert choose([3], 100) == {f"{far}::a", f"{near}::b", f"{near}::slow"}
     assert choose([3], 0.5) == {f"{near}::b"}, "one test is always run"
-    assert choose([4], 100) == set(covering.seconds), "of a line that no test runs, the tests of its file"
+    assert choose([4], 100) == set(covering.seconds), (
+        "of a line that no test runs, those of its file and mirror"
+    )
     order = covering.choose("mamltheory/nas/sizes.py", [3], 100)
     assert order[0].startswith(far), "files that end soon go first"
 
