@@ -53,7 +53,7 @@ def _falls(law: Content) -> bool:
 def _drift(content: Content) -> PageVerdict:
     data = content["data"]
     return _if(
-        all(_falls(data[name]) for name in (*drift.MOVEMENTS, *drift.KERNELS)),
+        all(_falls(data[name]) for name in (*drift.MOVEMENTS, *drift.DRIFT, *drift.DEVIATION)),
         "Parameters and kernel move less the wider the network",
         "Not every movement falls with the width",
         drift.drift_result(data),

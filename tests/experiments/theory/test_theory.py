@@ -90,11 +90,12 @@ def test_drift_and_equivalence_record_every_value_with_its_slope(swept):
         "widths",
         "bound widths",
         *drift.MOVEMENTS,
-        *drift.KERNELS,
+        *drift.DRIFT,
+        *drift.DEVIATION,
         "bound (29)",
         "bound (30)",
     }
-    for name in (*drift.MOVEMENTS, *drift.KERNELS):
+    for name in (*drift.MOVEMENTS, *drift.DRIFT, *drift.DEVIATION):
         assert data[name]["values"] == [[rows[pair][name] for pair in line] for line in pairs]
         assert data[name]["low"] <= data[name]["slope"] <= data[name]["high"]
     assert (np.array(data["path_length"]["values"]) >= np.array(data["movement"]["values"])).all()
