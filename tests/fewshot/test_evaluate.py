@@ -283,3 +283,7 @@ def test_a_diverged_network_is_named_instead_of_scored():
     network.body[0].weight.data.fill_(float("nan"))
     with pytest.raises(ValueRangeError, match="diverged"):
         run(network=network)
+
+
+def test_as_many_tasks_pass_together_as_fit_in_a_batch_and_at_least_one():
+    assert [evaluation._tasks_per_batch(images, 25) for images in (5, 12, 26)] == [5, 2, 1]

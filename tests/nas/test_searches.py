@@ -56,6 +56,17 @@ def test_what_a_search_found_is_scored_on_new_draws(data):
     assert len({score.regions for score in found.scores}) > 1
 
 
+def test_of_sampled_cells_the_first_by_their_score_is_found(data):
+    def weights(network, few):  # noqa: ARG001
+        return sum(each.numel() for each in network.parameters())
+
+    found = search(data, score=weights, size=SIZE, parameters=BAND, samples=4, tasks=1, repeats=1)
+    sizes = [genotype_parameters(each.genotype, SIZE) for each in found.sampled]
+    assert len(set(sizes)) > 1
+    assert sizes == sorted(sizes)
+    assert genotype_parameters(found.genotype, SIZE) == min(sizes)
+
+
 def test_a_random_search_is_that_of_algorithm_1_without_criteria(data):
     lines = []
     found = search(data, "random", size=SIZE, seed=3, progress=lines.append)

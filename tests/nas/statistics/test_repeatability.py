@@ -173,6 +173,10 @@ def test_a_correlation_corrected_for_noise_is_that_of_the_signals():
 def test_too_few_or_other_repeats_are_refused():
     with pytest.raises(ConfigurationError, match="at least 4 repeats, got 3"):
         repeatability(planted(0, 3, 0.5), EDGES, 1.0, draws(0))
-    for compare in (repeat_correlation, lambda a, b, e: reliability_difference(a, b, e, 0)):
+    for compare in (
+        repeat_correlation,
+        lambda a, b, e: reliability_difference(a, b, e, 0),
+        lambda a, b, e: corrected_correlation(a, b, e, draws(0)),
+    ):
         with pytest.raises(ShapeError, match="the same repeats of both"):
             compare(planted(0, 4, 0.5), planted(0, 5, 0.5), EDGES)
