@@ -12,6 +12,7 @@ from mamltheory.nas.operations import (
     OPERATIONS,
     Convolution,
     FactorizedReduce,
+    Head,
     build_operation,
     group_count,
     leading_module,
@@ -196,3 +197,8 @@ def test_unknown_names_and_impossible_norms_are_refused():
         normalisation("group", 1)
     with pytest.raises(ConfigurationError, match="two halves"):
         FactorizedReduce(3, 1, "batch")
+
+
+def test_convolutions_and_heads_begin_with_weights_of_zero():
+    layers = [Convolution(3, 4, 3, bias=False), Head(3, 4)]
+    assert not any(value.any() for layer in layers for value in layer.parameters())
