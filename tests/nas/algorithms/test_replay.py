@@ -269,11 +269,12 @@ def test_cells_with_one_training_are_left_out():
     assert str(replay(at_random, full[:6], draws=3, bootstraps=2).kept).count(",") == 1
 
 
-def test_a_replay_is_a_loop_over_permutations_and_over_resampled_tables():
+@pytest.mark.parametrize(("draws", "tenth"), [(25, 2), (5, 1)])
+def test_a_replay_is_a_loop_over_permutations_and_over_resampled_tables(draws, tenth):
     random = numpy_generator(3, "loop")
     final, scores = 0.5 + 0.1 * random.standard_normal((7, 2)), random.standard_normal(7)
     table, shots = synthetic_table(final, scores={"noisy": scores.tolist()}), 5
-    found = replay(best_by_score("noisy", 3), table, 25, 4, shots, 6)
+    found = replay(best_by_score("noisy", 3), table, draws, 4, shots, 6)
 
     def searches(rows, count, random):
         points = 100 * np.array([[table.cells[i].trained(k).accuracy[shots] for i in rows] for k in (0, 1)])
@@ -284,11 +285,11 @@ def test_a_replay_is_a_loop_over_permutations_and_over_resampled_tables():
             gains.append([points[k, best] - points[k].mean() for k in (number, 1 - number)])
         return np.mean(gains, 0)
 
-    means = searches(range(7), 25, numpy_generator(4, "replay"))
+    means = searches(range(7), draws, numpy_generator(4, "replay"))
     spread = []
     for index in range(6):
         own = numpy_generator(4, "replay bootstrap", index)
-        spread.append(searches(own.integers(7, size=7), 2, own))
+        spread.append(searches(own.integers(7, size=7), tenth, own))
     width = 1.96 * np.std(spread, axis=0, ddof=1)
     for gain, mean, half in zip((found.kept, found.retrained), means, width, strict=True):
         assert (gain.mean, gain.low, gain.high) == pytest.approx((mean, mean - half, mean + half))
