@@ -20,7 +20,7 @@ from .machine import Line, Machine, attempt, largest_difference
 from .problems import HARMONIC, TRAINING, cell_network, cell_problem, noise_images
 
 NO_LIMIT = 1 << 50
-"""A budget that leaves it to the device to say what fits."""
+"""A budget beyond any memory: the device says what fits."""
 
 
 def check_waits(machine: Machine) -> Iterator[Line]:

@@ -96,7 +96,7 @@ def _work(rules: SearchSettings, live: int, competing: int) -> int:
 
 
 def rung_words(rungs: Sequence[Rung], rung: Rung, measured: Sequence[Measured], seconds: float) -> str:
-    """A finished rung of halving: what was trained, how well, how many go on, and how long that takes."""
+    """A finished rung of halving: what was trained, how well, how many are trained further, and how long that takes."""
     place = rungs.index(rung)
     before = rungs[place - 1].epochs if place else 0
     good = [100 * each.accuracy for each in measured if not each.diverged]

@@ -102,7 +102,7 @@ def set_threads(count: int | None = None) -> int:
     """Set the number of CPU threads, on which floating-point sums depend in the last bits.
 
     Args:
-        count: number of threads; None leaves it as it is.
+        count: number of threads; None changes nothing.
 
     Returns:
         The number of threads in use.

@@ -279,7 +279,7 @@ def replay(
 def _searches(
     method: Method, cells: Sequence[TabledCell], draws: int, random: np.random.Generator, shots: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, retrained) in points and (seconds, epochs) of every search, one row each."""
+    """Gains (kept, retrained) in points and costs (seconds, epochs), with a row for each search."""
     accuracies = np.array(
         [[100 * final_accuracy(cell, number, shots) for cell in cells] for number in (0, 1)]
     )

@@ -6,7 +6,7 @@ w_o by −1/n and each of the others by 1/(n − 1) − 1/n = w/(n − 1). With 
     f(𝒩 without o) − f(𝒩) ≈ −w g_o + w/(n − 1) Σ_{o′≠o} g_o′
     Δ_o = f(𝒩) − f(𝒩 without o) ≈ w g_o − w/(n − 1) Σ_{o′≠o} g_o′
 
-which is line 4 of Algorithm 1 in logarithms. An operation that is alone on its edge leaves it empty: Δ_o = g_o.
+which is line 4 of Algorithm 1 in logarithms. For an operation that is alone on its edge, Δ_o = g_o: the edge is empty.
 
 One forward pass, one backward pass, the layers' Gram matrices and one pass back through both give g for all
 operators, for about the time of five kernels (48 channels, five cells); the exact differences need a kernel each.
