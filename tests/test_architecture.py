@@ -33,7 +33,7 @@ LAYERS = (
     {"nas.statistics", "fewshot.network_file"},
     {"nas.scoring", "fewshot.trained"},
     {"nas.algorithms"},
-    {"nas.short_trainings"},
+    {"nas.short_trainings", "nas.search_scorer"},
     {"nas.searches"},
 )
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}

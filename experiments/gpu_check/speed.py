@@ -24,7 +24,7 @@ from mamltheory.nas.network import NetworkSettings, derived_network
 from mamltheory.nas.scoring.condition_number import candidate_conditions
 from mamltheory.nas.scoring.linear_regions import random_patches, region_counts
 from mamltheory.nas.scoring.score import Job, Score, ScoreSettings
-from mamltheory.nas.searches import PATCH_IMAGES, PATCHES
+from mamltheory.nas.search_scorer import PATCH_IMAGES, PATCHES
 from mamltheory.rng import generator
 
 from ..search.search import CHUNK, rules_of, score_chunk, scorer_of

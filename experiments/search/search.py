@@ -1,6 +1,5 @@
 """``search``: Algorithm 1 on a supernet, which can stop after every chunk of scores, and searches at equal size."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -9,12 +8,9 @@ from functools import partial
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
-from torch import Tensor
 
 from mamltheory.accelerator import memory_budget
 from mamltheory.errors import CheckpointError
-from mamltheory.linalg import Converged, Dynamics, GradientFlow
-from mamltheory.nas import searches
 from mamltheory.nas.algorithms.algorithm1 import prune, record_scores
 from mamltheory.nas.algorithms.rounds import Round
 from mamltheory.nas.algorithms.settings import SearchSettings
@@ -23,9 +19,9 @@ from mamltheory.nas.genotype import Candidates, Genotype
 from mamltheory.nas.network import supernet
 from mamltheory.nas.scoring.operator_gradient import check_known_operations
 from mamltheory.nas.scoring.own_score import own_scores
-from mamltheory.nas.scoring.score import Job, Score, Scorer, ScoreSettings, halvings
+from mamltheory.nas.scoring.score import Job, Score, Scorer, halvings
 from mamltheory.nas.scoring.scorers import CellScorer
-from mamltheory.nas.searches import scorer_by
+from mamltheory.nas.search_scorer import final_scores, scorer_by, search_rules, search_scorer
 from mamltheory.rng import generator
 from mamltheory.runtime.checkpoint import check_state, load_state, save_state
 from mamltheory.runtime.device import choose_device, deterministic
@@ -94,23 +90,20 @@ def draw_found(settings: Search) -> None:
     else:
         state = saved_search(settings).state
         if drawn is None:
-            draw_cells(genotype, settings, scores=final_scores(state, settings))
+            draw_cells(genotype, settings, scores=scores_of_found(state, settings))
         if drawn is None or not is_drawn(settings.out, "trace"):
             draw_trace(state, "trace", settings.out, without_paths(settings), settings.seed)
         rows = pruned_rows(state, settings)
     print(f"\n{summary(rows, screen_width())}")
 
 
-def final_scores(state: SearchState, settings: Search) -> list[Score]:
+def scores_of_found(state: SearchState, settings: Search) -> tuple[Score, ...]:
     """The scores of the found network on new draws; none for a search without criteria."""
     if not settings.criteria:
-        return []
+        return ()
     scorer = scorer_of(settings, shared_name(choose_device(settings.device).device))
     with deterministic(scorer.device):
-        return [
-            scorer.scores([state.candidates], state.round_index, draw)[0]
-            for draw in range(searches.FINAL_DRAWS)
-        ]
+        return final_scores(scorer, state.candidates, state.round_index)
 
 
 class SearchContent(TypedDict):
@@ -354,44 +347,13 @@ def saved_search(settings: Search) -> SavedSearch:
 
 def rules_of(settings: Search) -> SearchSettings:
     """How Algorithm 1 decides, by the settings of the command."""
-    return SearchSettings(
-        seed=settings.seed,
-        criteria=settings.criteria,
-        inputs="two" if settings.value("two_inputs") else "all",
-        **{name: settings.value(name) for name in searches.RULES},
-    )
+    return search_rules(settings.criteria, vars(settings.resolved()))
 
 
 def scorer_of(settings: Search, device: str) -> CellScorer:
     """The scorer of supernet and candidates."""
     settings = settings.resolved()
-    source = source_in(settings)
-    counts = (settings.tasks, settings.ways, settings.shots, settings.queries)
-    size = network_size(settings, settings.ways)
-    return CellScorer(
-        network=replace(size, initialisation=settings.initialisation),
-        seed=settings.seed,
-        tasks=partial(draw_tasks, source, counts) if "condition" in settings.criteria else None,
-        patches=partial(draw_patches, source) if "regions" in settings.criteria else None,
-        settings=ScoreSettings(
-            settings.kernel, settings.outputs, measure=settings.metric, dynamics=dynamics_of(settings)
-        ),
-        device=device,
-        own=score_of(settings.score),
+    images, size = partial(cached_data, *source_in(settings)), network_size(settings, settings.ways)
+    return search_scorer(
+        images, settings.criteria, vars(settings), size, device, own=score_of(settings.score)
     )
-
-
-def dynamics_of(settings: Search) -> Dynamics:
-    """λτ = ∞ with the ridge in the support inverse, or gradient flow for a finite λτ without ridge."""
-    endless = math.isinf(settings.inner_time)
-    return Converged(settings.ridge) if endless else GradientFlow(settings.inner_time)
-
-
-def draw_tasks(source: tuple, counts: tuple[int, int, int, int], random: torch.Generator) -> tuple[Task, ...]:
-    """The tasks of one repeat, from images that every process reads once."""
-    return searches.draw_tasks(cached_data(*source), counts, random)
-
-
-def draw_patches(source: tuple, random: torch.Generator) -> Tensor:
-    """The inputs of the region count in one repeat, likewise."""
-    return searches.draw_patches(cached_data(*source), random)

@@ -14,14 +14,14 @@ from mamltheory.nas.scoring.condition_number import score_kernels
 from mamltheory.nas.scoring.operator_gradient import GradientScorer
 from mamltheory.nas.scoring.score import ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer
+from mamltheory.nas.search_scorer import Images, draw_patches, draw_tasks
 from mamltheory.rng import derived_seed, generator
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.interrupt import check_interrupted
 
 from ..data.counts import refuse_shortage, stability_shortage
-from ..data.loading import data_of, source_in
+from ..data.loading import cached_data, data_of, source_in
 from ..genotypes import network_size
-from ..search.search import draw_patches, draw_tasks
 from .measurements import Record, measure_missing
 from .settings import WAYS, Stability
 from .stability_report import report_stability
@@ -68,20 +68,20 @@ def repeat_scorer(settings: Stability, device: str, tasks: int, score: Measure =
     Returns:
         The scorer.
     """
-    source = source_in(settings)
+    images = partial(cached_data, *source_in(settings))
     return CellScorer(
         network_size(settings, WAYS),
         settings.seed,
-        tasks=partial(draw_tasks, source, (tasks, WAYS, 1, 1)) if tasks else None,
-        patches=None if tasks else partial(patches_of, source, settings.patches),
+        tasks=partial(draw_tasks, images, (tasks, WAYS, 1, 1)) if tasks else None,
+        patches=None if tasks else partial(patches_of, images, settings.patches),
         settings=ScoreSettings(settings.kernel, settings.outputs, measure=score),
         device=device,
     )
 
 
-def patches_of(source: tuple, count: int, random: torch.Generator) -> torch.Tensor:
+def patches_of(images: Images, count: int, random: torch.Generator) -> torch.Tensor:
     """The first patches in one repeat of the search."""
-    return draw_patches(source, random)[:count]
+    return draw_patches(images, random)[:count]
 
 
 def measure_repeat(settings: Stability, device: str, item: Item) -> Record:

@@ -16,7 +16,8 @@ from mamltheory.fewshot.training import TrainConfig, start_training, train_epoch
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import Network, derived_network, parameter_count
 from mamltheory.nas.scoring.pool import PoolSettings, PoolTasks, trained_scores
-from mamltheory.nas.sizes import Band, multiply_accumulates, random_genotype_within
+from mamltheory.nas.short_trainings import different_genotypes
+from mamltheory.nas.sizes import Band, multiply_accumulates
 from mamltheory.nas.table import TABLE_FILE, table_from, table_of
 from mamltheory.rng import derived_seed, generator, numpy_generator
 from mamltheory.runtime.device import choose_device
@@ -94,12 +95,8 @@ def _name(item: Item) -> str:
 def genotypes_of(settings: Tabulate) -> tuple[Genotype, ...]:
     """The random genotypes of the band, no two alike; more networks keep the first ones."""
     size = network_size(settings, len(data_of(settings).train.class_names))
-    band, found = Band(*limits_of(settings.parameters)), dict[Genotype, None]()
-    random = generator(settings.seed, "table genotypes")
-    while len(found) < settings.networks:
-        found[random_genotype_within(band, random, size, settings.inputs)] = None
-        check_interrupted()
-    return tuple(found)
+    band, random = Band(*limits_of(settings.parameters)), generator(settings.seed, "table genotypes")
+    return different_genotypes(band, settings.networks, random, size, settings.inputs, check_interrupted)
 
 
 def measure_training(settings: Tabulate, device: str, item: Item) -> Record:

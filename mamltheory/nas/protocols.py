@@ -114,9 +114,9 @@ OWN_SCORE: Mapping[str, Any] = {
 }
 """Changes of the protocol by a user's score; of them flags may override the regions, whose ranks are then added."""
 
-KERNELS: Mapping[Method, Mapping[str, Any]] = {
-    "te-nas": {"kernel": "ntk", "inner_time": math.inf, "ridge": 1e-3}
-}
+KERNEL: Mapping[str, Any] = {"kernel": "maml", "inner_time": math.inf, "ridge": 1e-3}
+"""The usual kernel: the MetaNTK of MAML at λτ = ∞."""
+KERNELS: Mapping[Method, Mapping[str, Any]] = {"te-nas": {**KERNEL, "kernel": "ntk"}}
 """The kernel of a method, which replaces the kernel of a preset or a flag."""
 
 

@@ -4,12 +4,10 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from operator import attrgetter
 from typing import Any, get_args
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mamltheory.accelerator import memory_budget
 from mamltheory.arguments import (
@@ -23,41 +21,36 @@ from mamltheory.arguments import (
 from mamltheory.errors import ConfigurationError
 from mamltheory.fewshot.counts import TaskCounts, check_counts
 from mamltheory.fewshot.datasets import Data, data_from
-from mamltheory.fewshot.episodes import episode_tasks
-from mamltheory.fewshot.images import ImageData, normalise, take
+from mamltheory.fewshot.images import ImageData
 from mamltheory.fewshot.trained import TrainedNetwork
 from mamltheory.fewshot.training_state import inputs_of
-from mamltheory.linalg import Converged
 from mamltheory.nas import short_trainings
 from mamltheory.nas.algorithms.algorithm1 import step
 from mamltheory.nas.algorithms.halving import DEFAULT_RUNGS, Measured, Rung, check_rungs
 from mamltheory.nas.algorithms.rounds import Round, rounds_ahead
 from mamltheory.nas.algorithms.sampled import SAMPLED, SampledCell, rank_cells, scored_cells
-from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.algorithms.state import Decision, SearchState
 from mamltheory.nas.genotype import Candidates, Genotype
 from mamltheory.nas.network import NetworkSettings, derived_network
-from mamltheory.nas.protocols import METHODS, OWN_SCORE, PROTOCOLS, Method, Protocol, criteria
-from mamltheory.nas.scoring.linear_regions import random_patches
-from mamltheory.nas.scoring.operator_gradient import GradientScorer
+from mamltheory.nas.protocols import (
+    KERNEL,
+    KERNELS,
+    METHODS,
+    OWN_SCORE,
+    PROTOCOLS,
+    Method,
+    Protocol,
+    criteria,
+)
 from mamltheory.nas.scoring.own_score import OwnScore
-from mamltheory.nas.scoring.score import Score, Scorer, ScoreSettings
-from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
+from mamltheory.nas.scoring.score import Score
+from mamltheory.nas.scoring.scorers import CellScorer
+from mamltheory.nas.search_scorer import final_scores, scorer_by, search_rules, search_scorer
 from mamltheory.nas.sizes import Band
 from mamltheory.nas.space import PAPER, Space, check_operations, checked_space
 from mamltheory.notebook import notebook_bar
 from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task
-
-PATCHES, PATCH_IMAGES = 3000, 300
-"""Inputs of the region count (released code), and the images that they are cut from."""
-FINAL_DRAWS = 4
-"""New draws for the scores of the found network."""
-RULES = (
-    *("repeats", "ties", "difference", "estimator", "shrinkage", "stopping", "least_repeats"),
-    "common_random_numbers",
-)
-"""The settings of a protocol that say how Algorithm 1 decides."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,27 +154,28 @@ def search(
         What was found. ConfigurationError is raised for wrong settings, DataError for data. See :class:`Found`.
     """
     _check_names(method, protocol, size, space, seed, progress)
-    check_whole(**(counts := {"ways": ways, "shots": shots, "queries": queries}))
     band, stages = _band(method, parameters), _rungs(rungs) if method == "halving" else ()
-    values = _values(method, protocol, own_score := _own_score(score, method), tasks=tasks, repeats=repeats)
+    counts = {"ways": ways, "shots": shots, "queries": queries, "tasks": tasks, "repeats": repeats}
+    values = _values(method, protocol, own := _own_score(score, method), counts) | {"seed": seed}
     device, data = str(checked_device(device)), data_from(data, image_size)
     size = dataclasses.replace(size or NetworkSettings(), classes=len(data.train.class_names))
     with _said(progress, len(stages) or (values["repeats"] if band else _rounds(space, values))) as say:
         if band and stages:
             return _halved(data, size, space, band, stages, seed, device, say)
-        scorer = _scorer(data, method, values, size, counts, own_score, seed, device)
+        scorer = _scorer(data, method, values, size, own, device)
         if band:
             return _sampled(scorer, values, size, space, band, samples, say)
         return _pruned(scorer, method, values, size, space, say)
 
 
 def _values(
-    method: Method, protocol: Protocol, own_score: OwnScore | None, **given: int | None
-) -> Mapping[str, Any]:
+    method: Method, protocol: Protocol, own: OwnScore | None, counts: Mapping[str, Any]
+) -> dict[str, Any]:
     """The settings of the protocol, as the method, an own score and what was given change them."""
-    own = {name: value for name, value in given.items() if value is not None}
-    check_whole(**own)
-    return {**PROTOCOLS[protocol], **METHODS[method], **(OWN_SCORE if own_score else {}), **own}
+    usual = {**PROTOCOLS[protocol], **KERNELS.get(method, KERNEL), **METHODS[method]}
+    given = {name: value for name, value in counts.items() if value is not None or name not in usual}
+    check_whole(**given)
+    return {**usual, **(OWN_SCORE if own else {}), **given}
 
 
 def _check_names(
@@ -252,33 +246,16 @@ def _scorer(
     method: Method,
     values: Mapping[str, Any],
     size: NetworkSettings,
-    counts: Mapping[str, int],
     own: OwnScore | None,
-    seed: int,
     device: str,
 ) -> CellScorer:
-    """The scorer of networks by the criteria of a method, on data that are large enough for its tasks."""
+    """The scorer by the criteria of a method, on data that are large enough for its tasks."""
     chosen = criteria(method, bool(values["regions"]))
     if "condition" in chosen:
-        check_counts(data, {**counts, "tasks": values["tasks"]}, [TaskCounts("train", tasks="tasks")])
-    kernel = ScoreSettings(
-        "ntk" if method == "te-nas" else "maml",
-        values["outputs"],
-        measure=values["metric"],
-        dynamics=Converged(ridge=1e-3),
-    )
-    return CellScorer(
-        network=dataclasses.replace(size, classes=counts["ways"], initialisation=values["initialisation"]),
-        seed=seed,
-        tasks=partial(draw_tasks, data, (values["tasks"], *counts.values()))
-        if "condition" in chosen
-        else None,
-        patches=partial(draw_patches, data) if "regions" in chosen else None,
-        settings=kernel,
-        device=device,
-        memory=memory_budget(device, 0) or None,  # one for all batches, on whose sizes the last bits depend
-        own=own,
-    )
+        counts = {name: values[name] for name in ("ways", "shots", "queries", "tasks")}
+        check_counts(data, counts, [TaskCounts("train", tasks="tasks")])
+    memory = memory_budget(device, 0) or None  # one for all batches, on whose sizes the last bits depend
+    return search_scorer(lambda: data, chosen, values, size, device, own, memory)
 
 
 def _pruned(
@@ -290,12 +267,7 @@ def _pruned(
     say: Callable[[str], None],
 ) -> Found:
     """Algorithm 1 from the full supernet to its end."""
-    rules = SearchSettings(
-        seed=scorer.seed,
-        criteria=criteria(method, bool(values["regions"])),
-        inputs="two" if values["two_inputs"] else "all",
-        **{name: values[name] for name in RULES},
-    )
+    rules = search_rules(criteria(method, bool(values["regions"])), values)
     state = SearchState(Candidates.of(space))
     while not Round.of(state, rules).is_finished:
         before, state = state, step(state, scorer_by(rules, scorer), rules)
@@ -334,44 +306,12 @@ def _sampled(
 def _found(
     scorer: CellScorer, method: Method, genotype: Genotype, size: NetworkSettings, index: int, **more: Any
 ) -> Found:
-    """What was found, with its untrained network and its scores on draws of a round that has scored nothing."""
-    draws = range(FINAL_DRAWS if method != "random" else 0)
-    scores = tuple(scorer.scores([genotype.candidates()], index, draw)[0] for draw in draws)
+    """What was found, with its untrained network and its scores on new draws."""
+    scores = final_scores(scorer, genotype.candidates(), index) if method != "random" else ()
     own = scorer.own
     found = tuple(own.ranked(each.condition) for each in scores) if own else scores
     network = derived_network(genotype, size, derived_seed(scorer.seed, "training weights"))
     return Found(method, genotype, network.to(scorer.device), found, **more)
-
-
-def draw_tasks(
-    data: ImageData, counts: tuple[int, int, int, int], random: torch.Generator
-) -> tuple[Task, ...]:
-    """The tasks of one repeat from the training classes, without repeated images.
-
-    Args:
-        data: the images.
-        counts: tasks, ways, shots and queries.
-        random: draws the images.
-
-    Returns:
-        The tasks.
-    """
-    tasks, ways, shots, queries = counts
-    seed = int(torch.randint(2**62, (1,), generator=random))
-    return episode_tasks(data.train, tasks, ways, shots, queries, seed, mean=data.mean, std=data.std)
-
-
-def draw_patches(data: ImageData, random: torch.Generator) -> Tensor:
-    """The inputs of the region count in one repeat."""
-    rows = torch.randint(len(data.train), (PATCH_IMAGES,), generator=random).numpy()
-    return random_patches(normalise(take(data.train.images, rows), data.mean, data.std), PATCHES, random)
-
-
-def scorer_by(rules: SearchSettings, scorer: CellScorer) -> Scorer:
-    """The scorer that these rules name, with the size, settings and samplers of ``scorer``."""
-    if rules.estimator == "gradient":
-        return GradientScorer(scorer)
-    return scorer if rules.common_random_numbers else IndependentDraws(scorer)
 
 
 def _halved(

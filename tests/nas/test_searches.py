@@ -21,6 +21,7 @@ from mamltheory.nas import (
     Space,
     random_genotype,
     search,
+    search_scorer,
     searches,
     short_trainings,
 )
@@ -32,7 +33,7 @@ from mamltheory.nas.scoring.linear_regions import random_patches
 from mamltheory.nas.scoring.operator_gradient import GradientScorer
 from mamltheory.nas.scoring.score import Score, ScoreSettings
 from mamltheory.nas.scoring.scorers import CellScorer, IndependentDraws
-from mamltheory.nas.searches import scorer_by
+from mamltheory.nas.search_scorer import scorer_by
 from mamltheory.nas.short_trainings import different_genotypes
 from mamltheory.nas.sizes import Band, genotype_parameters
 from mamltheory.nas.spelling import operation_words
@@ -118,7 +119,7 @@ PAIR = Space({name: Space().operations[name] for name in ("skip_connect", "conv_
 def test_a_method_gives_its_settings_and_its_draws_to_the_scorer(data, monkeypatch, method, kernel, outputs):
     lines = []
     monkeypatch.setattr(Recorded, "asked", ())
-    monkeypatch.setattr(searches, "CellScorer", Recorded)
+    monkeypatch.setattr(search_scorer, "CellScorer", Recorded)
     counts = {"ways": 2, "shots": 3, "queries": 4, "tasks": 2, "repeats": 2}
     found = search(data, method, size=SIZE, space=PAIR, seed=5, progress=lines.append, **counts)
     scorer = Recorded.asked[0][0]
@@ -143,7 +144,7 @@ def test_a_method_gives_its_settings_and_its_draws_to_the_scorer(data, monkeypat
 
 
 def test_an_own_score_is_reported_with_its_sign(data, monkeypatch):
-    monkeypatch.setattr(searches, "CellScorer", Recorded)
+    monkeypatch.setattr(search_scorer, "CellScorer", Recorded)
     score = OwnScore(lambda *_: 0.0, largest_is_best=True)
     found = search(data, score=score, size=SIZE, space=PAIR, ways=2, tasks=1, repeats=1)
     assert found.scores == (-4.0, -5.0, -6.0, -7.0)
@@ -196,6 +197,10 @@ def test_settings_that_a_method_does_not_have_are_refused(data):
         ({"protocol": "mine"}, "expected one of paper"),
         ({"method": "halving"}, "parameters is None: expected two numbers"),
         ({"method": "te-nas", "parameters": (1, 2)}, "leave it out, or choose halving or metantk-nas"),
+        *(
+            ({name: None}, f"{name} is None: expected a whole number")
+            for name in ("ways", "shots", "queries")
+        ),
         ({"parameters": (1, 2), "samples": 1}, "samples is 1: expected a whole number from 2"),
     ):
         with as_users_run_it(), pytest.raises(ConfigurationError, match=message):

@@ -9,7 +9,7 @@ import pytest
 from experiments.genotypes import read_genotype
 from experiments.search import sampling, search
 from mamltheory import nas
-from mamltheory.nas import searches
+from mamltheory.nas import search_scorer
 from mamltheory.nas.network import NetworkSettings
 from mamltheory.nas.scoring.score import Score
 from mamltheory.nas.sizes import genotype_parameters
@@ -60,7 +60,7 @@ def test_the_best_of_random_cells_in_the_band_has_the_least_sum_of_ranks(sampled
 
 
 def test_from_python_the_same_cells_are_drawn_and_the_same_one_is_chosen(sampled, few_images, monkeypatch):
-    monkeypatch.setattr(searches, "FINAL_DRAWS", 2)
+    monkeypatch.setattr(search_scorer, "FINAL_DRAWS", 2)
     lines: list[str] = []
     found = nas.search(few_images, **FROM_PYTHON, progress=lines.append)
     told = json.loads((sampled.out / "search.json").read_text())

@@ -12,6 +12,7 @@ from experiments.data import loading
 from experiments.search import report, search
 from experiments.training import train
 from mamltheory.errors import ConfigurationError, DataError
+from mamltheory.linalg import Converged, GradientFlow
 from mamltheory.nas.algorithms.algorithm1 import run_search
 from mamltheory.nas.algorithms.rounds import Round
 from mamltheory.nas.algorithms.settings import SearchSettings
@@ -111,7 +112,7 @@ def test_every_score_of_a_search_on_a_gpu_is_computed_deterministically(tmp_path
         monkeypatch.setattr(runs, "environment", lambda _, *rest: environment("cpu", *rest))
         search.search_cells(settings)
         found = read_run(settings.out)["environment"]["deterministic"]
-        search.final_scores(search.saved_search(settings).state, settings.resolved())
+        search.scores_of_found(search.saved_search(settings).state, settings.resolved())
         assert seen
         assert all(seen)
         assert found is True
@@ -238,8 +239,11 @@ def test_a_mistake_in_the_counts_does_not_occupy_the_run_folder(tmp_path):
 
 
 def test_a_finite_inner_time_and_infinity_give_their_dynamics(tmp_path):
-    assert search.dynamics_of(search_settings(tmp_path, ridge=0.5)).ridge == 0.5
-    assert search.dynamics_of(search_settings(tmp_path, inner_time=2.0)).time == 2.0
+    def dynamics(**given):
+        return search.scorer_of(search_settings(tmp_path, **given), "cpu").settings.dynamics
+
+    assert dynamics(ridge=0.5) == Converged(0.5)
+    assert dynamics(inner_time=2.0) == GradientFlow(2.0)
 
 
 def test_a_batch_that_did_not_fit_the_memory_is_said_once(capsys):
@@ -275,7 +279,7 @@ def test_a_search_says_a_line_a_round_and_at_the_end_what_it_found(tmp_path, cap
 
 
 def test_a_finished_search_says_the_same_again_and_neither_scores_nor_draws(searched, capsys, monkeypatch):
-    for name in ("draw_cells", "draw_trace", "final_scores", "score_chunk", "data_of"):
+    for name in ("draw_cells", "draw_trace", "scores_of_found", "score_chunk", "data_of"):
         monkeypatch.setattr(search, name, None)
     assert search.search_and_draw(searched) == 0
     first, _, *summary = capsys.readouterr().out.splitlines()
