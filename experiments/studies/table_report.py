@@ -87,7 +87,7 @@ def answers(found: TableFindings, searches: Replays) -> list[str]:
     ]
     if (row := free.get("maml condition")) is not None:
         lines += [
-            f"C_N of the MetaNTK has Spearman's ρ {shown(row.mean.rho)} with accuracy at equal size (τ "
+            f"A small C_N of the MetaNTK has Spearman's ρ {shown(row.mean.rho)} with accuracy at equal size (τ "
             f"{shown(row.mean.tau)}).",
             condition_answer(row, found.kernels),
         ]
