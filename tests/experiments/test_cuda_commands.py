@@ -141,7 +141,7 @@ def test_meta_training_has_the_losses_of_the_cpu(tmp_path):
 def study(monkeypatch):
     """Studies whose report only keeps what was measured."""
     data, kept = glyph_data(16, 12, 6, 6, samples_per_class=20), []
-    for module in (loading, correlation, search):
+    for module in (loading, correlation, stability):
         monkeypatch.setattr(module, "cached_data", lambda *_: data)
     for module, name in ((correlation, "report_correlation"), (stability, "report_stability")):
         monkeypatch.setattr(module, name, lambda _, records: kept.append(records))
