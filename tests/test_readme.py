@@ -83,8 +83,8 @@ def test_the_numbers_of_the_findings_are_in_the_files_that_they_link_to():
     findings = re.split(r"^\d\. ", section, flags=re.MULTILINE)[1:]
     assert len(findings) == 3
     for finding in findings:
-        [link] = re.findall(r"\]\(([^)#]+)\)", finding)
-        linked = (ROOT / link).read_text(encoding="utf-8")
+        links = re.findall(r"\]\(([^)#]+)\)", finding)
+        linked = "".join((ROOT / link).read_text(encoding="utf-8") for link in links)
         numbers = re.findall(r"[−+]?\d+\.\d+(?:e-\d+)?(?: ± \d+\.\d+| \[[^]]+\])?", finding)
         assert numbers, finding
         for number in numbers:

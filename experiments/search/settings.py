@@ -47,8 +47,8 @@ class Search(OneSize):
     """The criteria: MetaNTK and linear regions, the plain NTK and linear regions (TE-NAS), linear regions alone, or
     chance; like a protocol, they decide settings below that no flag gives (see mamltheory/nas/protocols.py).
     Or halving: train random cells of one size a little, keep the best, train those further. At equal size, on glyphs,
-    a small C_N has Spearman's ρ −0.18 [−0.33, −0.01] with accuracy, the best of 16 cells by C_N + R_N gains 0.8 points
-    [−0.6, 2.2] over a random one, and halving 6.6 ± 3.8 (figures/equal_size.md, figures/table_glyphs_halving.md)."""
+    a small C_N is no better than chance, the best of 16 cells by C_N + R_N gains 0.8 points [−0.6, 2.2] over a random
+    one, and halving 6.6 ± 3.8 (figures/equal_size.md, figures/table_glyphs_halving.md)."""
     space: str | None = None
     """MODULE:NAME of your own search space, a mamltheory.nas.Space, as in experiments/examples/own_space.py."""
     score: str | None = None
