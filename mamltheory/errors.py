@@ -58,6 +58,10 @@ class DataError(MamlTheoryError, OSError):
     """A data set is missing, broken, or not what it claims to be."""
 
 
+class ImageSizesError(DataError):
+    """Images of a data set have different sizes, and no size was given to bring them to."""
+
+
 class CheckpointError(MamlTheoryError, OSError):
     """A saved state is missing, broken, or belongs to another configuration."""
 

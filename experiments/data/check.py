@@ -1,5 +1,6 @@
 """``data`` and ``glyphs``: what a data set on disk is, whether it is complete, and contact sheets of its images."""
 
+import dataclasses
 import textwrap
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mamltheory.errors import DataError, printable
+from mamltheory.errors import DataError, ImageSizesError, printable
 from mamltheory.fewshot.datasets import complete, embedded_count, load_data, refuse_needless_split
 from mamltheory.fewshot.formats import Options, recognise
 from mamltheory.fewshot.formats.common import SPLITS, in_memory, no_progress
@@ -21,11 +22,14 @@ from mamltheory.fewshot.inspection import Overlap, channel_order, copies, image_
 from ..plotting import figure, save_figure
 from ..requirements import require
 from ..runs import image_stage, warn, without_paths
-from ..settings import shares_of
+from ..settings import ExperimentSettings, shares_of
 from .counts import fitting_defaults
 from .loading import describe_copies
 from .report import Report, channel_line, size_lines, storage_lines
 from .settings import Data, Glyphs
+
+USUAL_SIZE: int = ExperimentSettings.image_size
+"""The side at which images of several sizes are read where no other is given."""
 
 
 def check_data(settings: Data) -> int:
@@ -50,12 +54,12 @@ def check_data(settings: Data) -> int:
     if report.splits:
         draw_splits(report.splits, settings)
     if report.problems:
-        raise DataError(report.problems[0])
+        raise DataError("; ".join(report.problems))
     data = report.complete()
     print(printable(channel_line(channel_order(data.train), report)))
     check_images(report, settings.path)
     for line in fitting_defaults(data):
-        print(printable(f"{'small':10} the usual counts of a command do not fit; these do: {line}"))
+        print(printable(f"{'small':10} {line}"))
     if settings.prepare is not None:
         write_prepared_data(data, settings, settings.prepare)
     return 0
@@ -84,6 +88,15 @@ def read_splits(settings: Data) -> Report:
         try:
             with image_stage(f"read {split}") as advance:
                 splits[split] = layout.load(folder, split, options_of(settings, advance, left_out))
+        except ImageSizesError as error:
+            if settings.prepare is None:
+                print(
+                    printable(
+                        f"{'sizes':10} {error}; read at {USUAL_SIZE} × {USUAL_SIZE}, as by other commands"
+                    )
+                )
+                return read_splits(dataclasses.replace(settings, image_size=USUAL_SIZE))
+            problems.append(str(error))
         except DataError as error:
             problems.append(str(error))
     name, mirrors = f"{layout.name} ({layout.layout})", layout.mirrors(folder)

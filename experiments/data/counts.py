@@ -126,11 +126,17 @@ def study_shortage(settings: Correlation | Tabulate, data: ImageData) -> Shortag
 
 
 def fitting_defaults(data: ImageData) -> list[str]:
-    """The commands whose default counts do not fit the data, each with the flags that do."""
+    """The commands whose default counts do not fit the data, each with the flags that do, or that none do."""
     found = {
         "search": search_shortage(Search(), data),
         "train": train_shortage(Train(), data),
         "meta-train": meta_train_shortage(MetaTrain(), data),
         "evaluate": evaluate_shortage(Evaluate(), data),
     }
-    return [f"{name} {short.flags()}" for name, short in found.items() if short is not None and short.fitting]
+    return [
+        f"the usual counts of a command do not fit; these do: {name} {short.flags()}"
+        if short.fitting
+        else f"no counts of {name} fit: {'; '.join(short.reasons)}"
+        for name, short in found.items()
+        if short is not None
+    ]

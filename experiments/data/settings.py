@@ -16,7 +16,7 @@ class Data:
     """One of the embedded sets ("glyphs", "glyphs-mini", "pictures"), or the folder of a data set in any known
     layout. The flag is optional: data check PATH."""
     image_size: int | None = None
-    """Side of the square images in pixels; without it, the stored size."""
+    """Side of the square images in pixels; without it, the stored size, or 32 for images of several sizes."""
     split: str | None = None
     """For folders CLASS/* without splits: shares of the classes for training, validation and test, as in 60/20/20."""
     split_seed: int = 0

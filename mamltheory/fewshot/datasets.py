@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from mamltheory.errors import DataError
+from mamltheory.errors import DataError, ImageSizesError
 from mamltheory.fewshot.formats import recognise
 from mamltheory.fewshot.formats.common import SPLITS, Format, Options, no_progress, python_warning
 from mamltheory.fewshot.formats.folders import FLAT_FORMAT
@@ -127,7 +127,17 @@ def read_data(path: Path, options: Options) -> ImageData:
         raise DataError(
             f"{folder} holds {layout.name}, of which {', '.join(missing)} is missing: expected {layout.layout}"
         )
-    return complete(layout, folder, {split: layout.load(folder, split, options) for split in SPLITS})
+    splits, problems = dict[str, ImageSplit](), list[DataError]()
+    for split in SPLITS:
+        try:
+            splits[split] = layout.load(folder, split, options)
+        except ImageSizesError:
+            raise  # of every split, and said once
+        except DataError as error:
+            problems.append(error)
+    if problems:
+        raise DataError("; ".join(map(str, problems)))
+    return complete(layout, folder, splits)
 
 
 def refuse_needless_split(layout: Format, folder: Path, options: Options) -> None:

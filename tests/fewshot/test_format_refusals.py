@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mamltheory.errors import DataError
+from mamltheory.errors import DataError, ImageSizesError
 from mamltheory.fewshot.datasets import load_data, read_data
 from mamltheory.fewshot.formats import Options
 from mamltheory.fewshot.formats.arrays import open_npz_member
@@ -40,13 +40,29 @@ def test_broken_images_empty_classes_and_mixed_sizes_are_named(tmp_path):
     with pytest.raises(DataError, match="web page"):
         load_data(tmp_path)
     Image.new("RGB", (9, 9)).save(broken)
-    with pytest.raises(DataError, match="different sizes"):
+    with pytest.raises(ImageSizesError, match="different sizes"):
         load_data(tmp_path)
     assert load_data(tmp_path, image_size=9).val.images.shape[1:] == (9, 9, 3)
     (tmp_path / "test" / "empty").mkdir()
     broken.write_bytes(whole)
     with pytest.raises(DataError, match="empty holds no images"):
         load_data(tmp_path)
+
+
+def test_all_broken_images_and_empty_classes_are_named_at_once(tmp_path):
+    layouts.write_folders(tmp_path, tiny_splits())
+    classes = [next(iter(sorted((tmp_path / split).iterdir()))) for split in ("train", "val")]
+    broken = [file for each in classes for file in sorted(each.iterdir())[:2]]
+    for file in broken:
+        file.write_bytes(b"no image")
+    for name in ("empty", "void"):
+        (tmp_path / "test" / name).mkdir()
+    with pytest.raises(DataError) as caught:
+        load_data(tmp_path)
+    said = str(caught.value)
+    assert all(file.name in said for file in broken)
+    assert said.count("2 images are broken") == 2
+    assert "empty holds no images, nor do void" in said
 
 
 @pytest.mark.parametrize("side", [10_000, 20_000])

@@ -62,12 +62,16 @@ def read_classes(
     left_out = total([skipped or {}, *(listing.left_out for listing in listings.values())])
     if left_out:
         options.notice(f"{split}: left out {in_words(left_out)}")
-    for name, listing in listings.items():
-        if not listing.files:
-            but = f", and {in_words(listing.left_out)}" if listing.left_out else ""
-            raise DataError(
-                f"{classes[name]} holds no images{but}: expected one folder per class with {usual_suffixes()} files"
-            )
+    empty = [name for name, listing in listings.items() if not listing.files]
+    if empty:
+        but = (
+            f", and {in_words(left)}" if (left := total([listings[name].left_out for name in empty])) else ""
+        )
+        others = f", nor do {', '.join(empty[1:])}" if empty[1:] else ""
+        raise DataError(
+            f"{classes[empty[0]]} holds no images{others}{but}: expected one folder per class with {usual_suffixes()} "
+            "files"
+        )
     files = [file for listing in listings.values() for file in listing.files]
     labels = np.repeat(np.arange(len(listings)), [len(listing.files) for listing in listings.values()])
     images = decoded(((str(file), file) for file in files), len(files), split, options)

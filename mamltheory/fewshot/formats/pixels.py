@@ -4,18 +4,20 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from os import cpu_count
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from mamltheory.errors import DataError
+from mamltheory.errors import DataError, ImageSizesError
 from mamltheory.fewshot.formats.common import Options
 from mamltheory.fewshot.formats.decoding import Source, rgb_image
 
 CHUNK = 512  # images between two calls of ``advance``
+MOST_NAMED = 5
+"""Broken images that a message names."""
 Named = tuple[str, Source]
 
 
@@ -48,7 +50,8 @@ def decoded(images: Iterable[Named], count: int, split: str, options: Options) -
         options: the size of the images, and where they are written; without a size all must have the same one.
 
     Raises:
-        DataError: an image cannot be read, is too large or has another size, or there are not ``count`` of them.
+        DataError: images cannot be read or are too large, all of which are counted; or there are not ``count`` of them.
+        ImageSizesError: an image has another size than the first.
     """
     done, target, rest, several = 0, None, iter(images), 0
     with warnings.catch_warnings():
@@ -56,13 +59,18 @@ def decoded(images: Iterable[Named], count: int, split: str, options: Options) -
         # Other warnings of Pillow, such as those on palettes, do not matter.
         warnings.filterwarnings("ignore", category=UserWarning)
         while chunk := list(islice(rest, CHUNK)):
-            if target is None:
-                first, _ = _decode(*chunk[0], options.image_size)
-                target = options.allocate(split, (count, *first.shape))
             if done + len(chunk) > count:
                 break
-            work = partial(_decode_into, target, chunk, done, options.image_size)
-            several += sum(_in_threads(work, range(len(chunk))))
+            try:
+                if target is None:
+                    first, _ = _decode(*chunk[0], options.image_size)
+                    target = options.allocate(split, (count, *first.shape))
+                work = partial(_decode_into, target, chunk, done, options.image_size)
+                several += sum(_in_threads(work, range(len(chunk))))
+            except ImageSizesError:
+                raise
+            except DataError as error:
+                raise DataError(_all_broken(error, chain(chunk, rest), options.image_size)) from None
             done += len(chunk)
             options.advance(len(chunk))
     if target is None or done != count or next(rest, None) is not None:
@@ -72,16 +80,30 @@ def decoded(images: Iterable[Named], count: int, split: str, options: Options) -
     return target
 
 
+def _all_broken(first: DataError, images: Iterable[Named], size: int | None) -> str:
+    """The message on the first broken image, with the number and names of all in its chunk and later ones."""
+    broken = []
+    for name, source in images:
+        try:
+            _decode(name, source, size)
+        except DataError:
+            broken.append(name)
+    if len(broken) < 2:
+        return str(first)
+    more = f" and {len(broken) - MOST_NAMED} more" if len(broken) > MOST_NAMED else ""
+    return f"{first}; {len(broken)} images are broken: {', '.join(broken[:MOST_NAMED])}{more}"
+
+
 def _decode_into(
     target: np.ndarray, chunk: Sequence[Named], start: int, size: int | None, index: int
 ) -> bool:
     name, source = chunk[index]
     image, several = _decode(name, source, size)
     if image.shape != target.shape[1:]:
-        raise DataError(
+        raise ImageSizesError(
             f"{name} has {image.shape[1]}×{image.shape[0]} pixels and the first image has "
-            f"{target.shape[2]}×{target.shape[1]}: images of different sizes; give image_size to bring them "
-            "to one"
+            f"{target.shape[2]}×{target.shape[1]}: images of different sizes; give image_size (--image-size) to bring "
+            "them to one"
         )
     target[start + index] = image
     return several

@@ -7,9 +7,11 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import __main__ as shell
 from experiments.data import check
+from experiments.data.counts import fitting_defaults
 from experiments.data.settings import Data
 from experiments.doctor import print_environment as doctor
 from experiments.settings import Doctor
@@ -59,6 +61,25 @@ def test_a_report_names_layout_sizes_and_storage_and_draws_a_sheet(tmp_path, cap
     assert files(tmp_path / "sheet") == {f"contact_sheet.{end}" for end in ("png", "pdf", "json")}
     record = json.loads((tmp_path / "sheet" / "contact_sheet.json").read_text())
     assert record["data"]["classes"]["val"] == ["n00000020", "n00000022"]
+
+
+def test_photos_of_several_sizes_are_read_as_other_commands_read_them(tmp_path, capsys):
+    layouts.write_folders(tmp_path / "own", tiny_splits())
+    Image.new("RGB", (40, 30)).save(next((tmp_path / "own" / "val" / "n00000021").iterdir()))
+    code, report, error = look(tmp_path / "own", capsys)
+    assert (code, error) == (0, [])
+    assert "--image-size" in report["sizes"]
+    assert report["images"] == "32 × 32 pixels"
+    code, _, [error] = look(tmp_path / "own", capsys, "--prepare", str(tmp_path / "ready"))
+    assert code == 2
+    assert "--image-size" in error
+
+
+def test_commands_that_no_counts_fit_are_named():
+    data = noise_data(8, classes=3, per_class=1)
+    assert fitting_defaults(data)[0].split(":")[0] == "no counts of search fit"
+    few = noise_data(8, classes=3, per_class=4)
+    assert "these do: search --ways 3" in fitting_defaults(few)[0]
 
 
 def test_the_published_sizes_are_recognised(tmp_path, capsys, monkeypatch):
