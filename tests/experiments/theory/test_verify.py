@@ -32,8 +32,10 @@ def test_the_report_and_the_figure_say_what_is_printed(tmp_path, capsys):
     assert data["scales"] == [32.0, 256.0]
     assert len(data["verdicts"]) == 5
     for verdict in data["verdicts"]:
-        assert f"| {verdict['statement']} | **" in report
-        assert verdict["text"] in report
+        mark = command.MARKS[verdict["holds"]]
+        assert verdict["text"].startswith(mark)
+        line = next(line for line in report.splitlines() if line.startswith(f"| {verdict['statement']} |"))
+        assert line == f"| {verdict['statement']} | **{mark}**{verdict['text'].removeprefix(mark)} |"
         assert verdict["text"] in printed
     assert "divided by l," in report
     assert shell.main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
