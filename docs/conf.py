@@ -6,6 +6,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import zmq
+from jupyter_client.manager import KernelManager
+
 import mamltheory
 
 project, author, copyright = "mamltheory", "The mamltheory authors", "2026, the mamltheory authors"
@@ -53,6 +56,9 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 1200  # seconds a cell, for busy machines
 nb_execution_in_temp = True
 nb_merge_streams = True
+# A kernel that talks over TCP without encryption writes a warning, one for every notebook.
+if hasattr(KernelManager, "transport_encryption") and zmq.has("curve"):
+    KernelManager.transport_encryption.default_value = "auto"
 
 # The look. Formulas are MathML, which browsers draw without scripts and without a network.
 html_theme = "furo"

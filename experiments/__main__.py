@@ -203,7 +203,9 @@ def _parse(name: str, command: Command, base: object, flags: Sequence[str]) -> o
     config = Annotated[
         Path | None,
         tyro.conf.arg(
-            help="Take settings from a run.json or another JSON file.", metavar="PATH", help_behavior_hint=""
+            help="Take settings from a run.json or another file in JSON or TOML.",
+            metavar="PATH",
+            help_behavior_hint="",
         ),
     ]
     debug = Annotated[

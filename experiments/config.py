@@ -1,7 +1,8 @@
-"""Settings from and to JSON, strictly: an unknown key or a value of another type is an error."""
+"""Settings from JSON or TOML, strictly: an unknown key or a value of another type is an error."""
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -19,13 +20,14 @@ S = TypeVar("S", bound="DataclassInstance")
 
 
 def read_config(path: Path, command: str) -> dict[str, Any]:
-    """The settings in ``path``: a ``run.json`` of this command, its folder, or a JSON object of settings."""
+    """The settings in ``path``: a ``run.json`` of this command, its folder, or settings in JSON or (.toml) TOML."""
     from mamltheory.files import read_regular, reason, shown
     from mamltheory.strict_json import MOST_BYTES, unsealed
 
     path = path / "run.json" if path.is_dir() else path
     try:
-        content, _ = unsealed(read_regular(path, MOST_BYTES))
+        data = read_regular(path, MOST_BYTES)
+        content = _from_toml(data) if path.suffix.lower() == ".toml" else unsealed(data)[0]
     except OSError as error:
         require(False, f"cannot read the configuration {path}: {reason(error)}")
     except ValueError as error:
@@ -44,6 +46,22 @@ def read_config(path: Path, command: str) -> dict[str, Any]:
     )
     settings: Any = content["config"]
     return settings
+
+
+def _from_toml(data: bytes) -> dict[str, Any]:
+    """The settings in a TOML text, with infinite numbers as JSON has them; raises ValueError for any other text."""
+    import tomllib
+
+    try:
+        content = tomllib.loads(data.decode("utf-8-sig"))
+    except RecursionError:
+        raise ValueError("is nested too deep") from None
+    except ValueError as error:
+        raise ValueError(f"is not TOML ({error})") from None
+    infinite = {
+        key for key, value in content.items() if isinstance(value, float) and not math.isfinite(value)
+    }
+    return {key: str(value) if key in infinite else value for key, value in content.items()}
 
 
 def settings_from(kind: type[S], content: Mapping[str, Any], base: S | None = None) -> S:

@@ -16,6 +16,7 @@ from .blocks import Account, Block, DataTable, Drawing, Fragment, PageVerdict, S
 from .charts import embedded_image
 from .findings import verdict_of
 from .results import Folder, is_result
+from .searches import cpu_time
 
 DRAWN_AGAIN = ("cells", "trace", "rungs", "learning_curves", "meta_curves")
 """Figures that a page draws from the numbers of the run."""
@@ -30,6 +31,7 @@ def documents_account(folder: Folder, name: str) -> Account:
     sections = [*result_sections(folder, found), *_measured_sections(folder)]
     count = _measurements(folder)
     facts = [(count[0], count[1])] if count else []
+    facts += cpu_time(folder) if "cpu_seconds" in folder.results else []
     if folder.status != "finished":
         verdict = PageVerdict(f"Not finished: {count[1] if count else 'no'} measurements are done", "open")
     elif len(known) == 1:
@@ -114,7 +116,7 @@ def _measured_sections(folder: Folder) -> list[Section]:
     rows = [line for line in folder.metrics if "width" in line]
     if not rows:
         return []
-    names = [key for key, value in rows[0].items() if isinstance(value, float)]
+    names = [key for key in rows[0] if all(isinstance(line.get(key), float) for line in rows)]
     widths = sorted({line["width"] for line in rows})
     table = []
     for width in widths:

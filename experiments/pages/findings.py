@@ -121,8 +121,14 @@ def _verification(content: Content) -> PageVerdict:
     parts += [f"{counts[False]} do{'es' * (counts[False] == 1)} not"] if counts[False] else []
     parts += [f"{counts[None]} {'is' if counts[None] == 1 else 'are'} undecided"] if counts[None] else []
     tone: Tone = "fails" if counts[False] else "weak" if counts[None] else "clear"
-    # The text of a statement begins with its verdict.
-    return PageVerdict(", ".join(parts), tone, tuple(f"{one['statement']}: {one['text']}" for one in found))
+    # The numbers are in the table of verification.md, which the page shows below.
+    named = {"Does not hold": False, "Undecided": None}
+    lists = {
+        word: [one["statement"] for one in found if one["holds"] is value] for word, value in named.items()
+    }
+    return PageVerdict(
+        ", ".join(parts), tone, tuple(f"{word}: {'; '.join(some)}." for word, some in lists.items() if some)
+    )
 
 
 def _correlation(content: Content) -> PageVerdict:

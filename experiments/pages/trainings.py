@@ -158,6 +158,7 @@ def meta_training_account(run: Folder, name: str) -> Account:
     facts += [
         ("chance", in_percent(chance)),
         ("outer steps", f"{rows[-1]['step'] if rows else 0} of {config['steps']}"),
+        *cpu_time(run),
     ]
     sections = []
     if rows:

@@ -1,6 +1,6 @@
 """The measurements of a study: independent JSON files in the run folder, checked before they are read."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
@@ -151,5 +151,19 @@ def measure_missing(
                 found[name] = measured
                 replace_file(files[name], sealed(to_json(record)))
                 advance(note=name)
-        log.close(measurements=len(found))
+        log.close(measurements=len(found), **_cpu_seconds(found.values()))
     return {name: found[name] for name in items}
+
+
+def _cpu_seconds(records: Iterable[Record]) -> dict[str, float]:
+    """The CPU seconds of all measurements as an entry of the results; none where a record does not know its own."""
+    spent = 0.0
+    for record in records:
+        found = record.get("cpu_seconds")
+        parts = list(found.values()) if isinstance(found, dict) else [found]
+        parts.append(record.get("evaluation_seconds", 0.0))
+        if not all(isinstance(part, float) for part in parts):
+            return {}
+        # Operators taken out one by one give all measures at once: each has the time of all.
+        spent += sum(parts) if record.get("estimator") in (None, "gradient") else parts[0]
+    return {"cpu_seconds": spent}

@@ -6,11 +6,12 @@ Eq. (16), with η0 = 1/(σ_max + σ_min) of the limit kernel Φ, half of what Th
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -222,6 +223,7 @@ class _Row(TypedDict):
 
     width: int
     seed: int
+    cpu_seconds: NotRequired[Annotated[float, 0]]
 
 
 def _shape(picked: list[object]) -> tuple[int, ...]:
@@ -266,15 +268,31 @@ def run_sweep(settings: Theory, command: str, measurement: Measurement | None = 
         free=("widths", "seeds", *ON_ONE_THREAD),
         again=f"the same command; finished runs lie in {folder}",
     ) as log:
-        done = {(row["width"], row["seed"]): row for row in read_metrics(folder, _Row)}
+        done, seconds = {}, []
+        for row in read_metrics(folder, _Row):
+            seconds.append(row.pop("cpu_seconds", None))
+            done[row["width"], row["seed"]] = row
         todo = [pair for pair in _pairs(settings) if pair not in done]
         with workers(settings.jobs) as spread, stage(title, len(todo)) as advance:
-            for pair, row in spread(partial(chosen.function, settings, problem), todo):
+            for pair, (row, spent) in spread(partial(_timed, chosen.function, settings, problem), todo):
                 done[pair] = row
-                log.log(**row)
+                seconds.append(spent)
+                log.log(**row, cpu_seconds=spent)
                 advance()
-        log.close(runs=len(done))
+        # Networks of earlier versions do not know their time, and a sum over the others would be no use.
+        spent_in_all = {} if None in seconds else {"cpu_seconds": sum(seconds)}
+        log.close(runs=len(done), **spent_in_all)
     return Sweep(settings, problem, tuple(done[pair] for pair in _pairs(settings)))
+
+
+def _timed(
+    function: Callable[[Any, Problem, tuple[int, int]], dict[str, Any]],
+    settings: Theory,
+    problem: Problem,
+    pair: tuple[int, int],
+) -> tuple[dict[str, Any], float]:
+    begun = time.process_time()
+    return function(settings, problem, pair), time.process_time() - begun
 
 
 def sweep_folder(settings: Theory, measurement: Measurement | None = None) -> Path:

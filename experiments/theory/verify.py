@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from mamltheory import InnerLoop, Task, generator, verify
 from mamltheory.errors import ConfigurationError
 from mamltheory.finite_width.bounds import theorem3_residual_bound
-from mamltheory.finite_width.verdicts import bounds_of
+from mamltheory.finite_width.verdicts import Verdict, bounds_of
 from mamltheory.finite_width.verification import Build, Verification, drawn, found_scale, stable_inner_loop
 from mamltheory.networks import output_of
 from mamltheory.runtime.interrupt import check_interrupted
@@ -104,8 +104,8 @@ def write_verification(settings: Verify, found: Verification, power: int) -> Non
     """
     scale = {0: "1", 1: "l"}.get(power, f"l^{power}")
     lines = [f"# {settings.network}", ""]
-    lines += ["| statement | verdict | numbers |", "|---|---|---|"]
-    lines += [f"| {one.statement} | **{MARKS[one.holds]}** | {one.text} |" for one in found.verdicts]
+    lines += ["| statement | verdict |", "|---|---|"]
+    lines += [f"| {one.statement} | {_emphasised(one)} |" for one in found.verdicts]
     lines += [
         "",
         f"Widths {', '.join(map(str, found.widths))} with {settings.seeds} seeds each; {settings.algorithm.upper()}, "
@@ -119,6 +119,12 @@ def write_verification(settings: Verify, found: Verification, power: int) -> Non
     replace_file(report, ("\n".join(lines) + "\n").encode())
     figure_path = draw_verification(settings, found)
     print(f"wrote {report} and {figure_path} (and .pdf, .json)")
+
+
+def _emphasised(verdict: Verdict) -> str:
+    """The text of a verdict, which begins with whether the statement holds; that in bold."""
+    mark = MARKS[verdict.holds]
+    return f"**{mark}**{verdict.text.removeprefix(mark)}"
 
 
 def draw_verification(settings: Verify, found: Verification) -> str:

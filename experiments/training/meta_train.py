@@ -1,8 +1,10 @@
 """``meta-train``: Conv4 by second-order MAML or ANIL on few-shot tasks; it can stop after every step."""
 
 import dataclasses
+import math
+import time
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from mamltheory.fewshot.meta_train import (
     start_meta_training,
 )
 from mamltheory.rng import derived_seed
-from mamltheory.runtime.checkpoint import load_state, save_state
+from mamltheory.runtime.checkpoint import check_state, load_state, save_state
 from mamltheory.runtime.device import choose_device
 from mamltheory.runtime.progress import stage
 from mamltheory.runtime.runlog import RunLog, check_complete, read_metrics
@@ -52,6 +54,12 @@ class MetaTrainLine(TypedDict):
     val_half_width: float
 
 
+class MetaTrainContent(TypedDict):
+    """The keys of a saved meta-training that this command adds; ``restore_meta_training`` checks the others."""
+
+    cpu_seconds: NotRequired[Annotated[float, 0]]
+
+
 NAMES = {"val": "validation", "test": "test"}
 
 
@@ -67,14 +75,17 @@ def meta_train(settings: MetaTrain) -> int:
     free, again = (*FREE, "save_minutes"), continue_with("meta-train", settings)
     with opened_run("meta-train", settings, device, free=free, again=again) as log:
         before = accuracy_on_new_classes(state, settings)
-        checkpoint = load_state(settings.out / "state", report=print)
+        checkpoint, spent = load_state(settings.out / "state", report=print), 0.0
         if checkpoint is not None:
+            check_state(checkpoint, MetaTrainContent)
             state = restore_meta_training(state, checkpoint.tensors, checkpoint.state)
+            # Meta-trainings of earlier versions do not know their time, of which a part would be no use.
+            spent = checkpoint.state.get("cpu_seconds", math.nan)
             curve_points(settings, state.step)
             say_if_finished(log, "trained")
-        state = remaining_steps(state, settings, log)
+        state, spent = remaining_steps(state, settings, log, spent)
         after = accuracy_on_new_classes(state, settings)
-        log.close(before=before, accuracy=after[0], half_width=after[1])
+        log.close(before=before, accuracy=after[0], half_width=after[1], **_seconds(spent))
     print(describe_result(settings, before, after))
     draw_meta_curves(settings, before, after)
     return 0
@@ -86,8 +97,21 @@ def meta_train_config(settings: MetaTrain) -> MetaTrainConfig:
     return MetaTrainConfig(**{name: getattr(settings, name) for name in names})
 
 
-def remaining_steps(state: MetaTrainState, settings: MetaTrain, log: RunLog) -> MetaTrainState:
-    """Take the remaining steps; a line of the curve is of one step, so that a continued run repeats it exactly."""
+def remaining_steps(
+    state: MetaTrainState, settings: MetaTrain, log: RunLog, spent: float = 0.0
+) -> tuple[MetaTrainState, float]:
+    """Take the remaining steps; a line of the curve is of one step, so that a continued run repeats it exactly.
+
+    Args:
+        state: The meta-training so far.
+        settings: The settings.
+        log: The record of the run, which gets the lines of the curve.
+        spent: CPU seconds of the steps so far; NaN if they are not known.
+
+    Returns:
+        The meta-training at its end, and the CPU seconds of all steps with the points of the curve.
+    """
+    begun = time.process_time() - spent
     with stage(f"meta-train in {settings.out}, steps", settings.steps - state.step) as advance:
         images = settings.tasks * settings.ways * (settings.shots + settings.queries)
         pauses = CheckpointTimer(settings.save_minutes, bool, advance, images)
@@ -101,9 +125,14 @@ def remaining_steps(state: MetaTrainState, settings: MetaTrain, log: RunLog) -> 
                 log.log(**dataclasses.asdict(metrics), val_accuracy=mean, val_half_width=half_width)
             if pauses() or due:
                 tensors, numbers = meta_state_tensors(state)
-                save_state(settings.out / "state", tensors, numbers)
+                spent = time.process_time() - begun
+                save_state(settings.out / "state", tensors, {**numbers, **_seconds(spent)})
                 pauses.saved()
-    return state
+    return state, spent
+
+
+def _seconds(spent: float) -> dict[str, float]:
+    return {} if math.isnan(spent) else {"cpu_seconds": spent}
 
 
 def accuracy_on_new_classes(state: MetaTrainState, settings: MetaTrain) -> tuple[float, float]:

@@ -124,14 +124,15 @@ def test_a_study_measures_only_what_could_not_be_written(tmp_path):
 
     def measure(item):
         calls.append(item)
-        return {"value": item}
+        return {"value": item, "cpu_seconds": 0.5 * item}
 
     with refusing("b.json", errno.EDQUOT), pytest.raises(OSError, match="quota"):
         measurements.measure_missing(settings, "correlation", items, measure, (), "cpu")
     assert read_run(tmp_path / "runs")["status"] == "failed"
     found = measurements.measure_missing(settings, "correlation", items, measure, (), "cpu")
-    assert found == {name: {"value": item} for name, item in items.items()}
+    assert found == {name: {"value": item, "cpu_seconds": 0.5 * item} for name, item in items.items()}
     assert calls == [1, 2, 2, 3]
+    assert read_run(tmp_path / "runs")["results"] == {"measurements": 3, "cpu_seconds": 3.0}
 
 
 def test_images_for_which_there_is_no_room_end_in_a_line_and_are_prepared_when_there_is(tmp_path, capsys):

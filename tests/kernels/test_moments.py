@@ -61,6 +61,10 @@ def test_tanh_takes_as_many_nodes_as_the_function_says(monkeypatch, variance, mo
     first = 65 if variance == 1 else 257  # 1 + 17 √60 = 132.7
     assert seen == [(nodes, 1) for nodes in (65, 129, 257, 513, 1025) if first <= nodes <= most]
     seen.clear()
+    quadrature_moments("tanh", *pair(10.0, 0.5, 10.0))
+    # Against the rule with every other node; the distance from one with every third would ask for 513.
+    assert [nodes for nodes, _ in seen] == [65, 129, 257]
+    seen.clear()
     three = [
         torch.cat(parts) for parts in zip(pair(0.01, 0.5, 0.01), *[pair(1.0, 0.5, 1.0)] * 2, strict=True)
     ]

@@ -43,8 +43,8 @@ def reliability(values, edges, types=None):
     return (operators - error) / (operators + (repeats - 1) * error)
 
 
-def shrunken(scores, edges, types, share=None, earlier=None, weight=1.0):
-    """Least-squares effects of types plus λ times the rest of the mean, and λ; earlier repeats have a weight each."""
+def shrunken(scores, edges, types, share=None, earlier=None):
+    """Least-squares effects of types plus λ times the rest of the mean, and λ; all repeats count equally."""
     values = standardised(scores, edges)
     repeats = values.shape[1]
     if share is None:
@@ -53,8 +53,7 @@ def shrunken(scores, edges, types, share=None, earlier=None, weight=1.0):
     mean = pooled = values.mean(1, keepdims=True)
     if earlier is not None:
         before = standardised(earlier, edges)
-        total = values.sum(1, keepdims=True) + weight * before.sum(1, keepdims=True)
-        pooled = total / (repeats + weight * before.shape[1])
+        pooled = np.hstack([values, before]).mean(1, keepdims=True)
     common = least_squares(pooled, edges, types)[0]
     return (common + share * (mean - least_squares(mean, edges, types)[0]))[:, 0], share
 
@@ -79,11 +78,8 @@ def agreement(scores, edges, random, types, draws, earlier=None):
         orders = [random.permutation(repeats) for _ in range(draws)]
         return [(order[: repeats // 2], order[repeats // 2 : repeats // 2 * 2]) for order in orders]
 
-    halves, weight = halved(scores.shape[1]), 1.0
+    halves = halved(scores.shape[1])
     before = [(None, None)] * draws if earlier is None else halved(earlier.shape[1])
-    if earlier is not None:  # all repeats count equally, also one that no half has
-        sizes = [each.shape[1] for each in (scores, earlier)]
-        weight = sizes[1] / (sizes[1] // 2) / (sizes[0] / (sizes[0] // 2))
     members = [rows for rows in rows_of(edges) if len(rows) > 1]
     pairs = [len(rows) * (len(rows) - 1) / 2 for rows in members]
     chosen = random.integers(len(members), size=(len(members), draws))
@@ -95,7 +91,7 @@ def agreement(scores, edges, random, types, draws, earlier=None):
                 found.append(standardised(scores, edges)[:, half].mean(1))
             else:
                 old = None if others is None else earlier[:, others]
-                found.append(shrunken(scores[:, half], edges, types, None, old, weight)[0])
+                found.append(shrunken(scores[:, half], edges, types, None, old)[0])
         left, right = found
         concordant = [
             sum(np.sign((left[i] - left[j]) * (right[i] - right[j])) for i in rows for j in rows if i < j)

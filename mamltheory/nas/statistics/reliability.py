@@ -138,6 +138,15 @@ def half_agreement(
 ) -> Agreement:
     """Agreement between disjoint halves of the repeats; of an odd number of repeats, every draw omits one.
 
+    Every half is scored as :func:`shrunken_scores` scores a search that has these repeats alone, h = ⌊R/2⌋ of the
+    round and g = ⌊E/2⌋ of earlier rounds: its effects of types are those of the mean
+
+        (h · mean over its repeats of the round + g · mean over its earlier repeats)/(h + g).
+
+    So each draw compares two independent searches of h and g repeats, and where repeats are exchangeable, ``tau`` and
+    ``same`` are unbiased for what such searches agree on. Weights R and E in place of h and g, which differ when one
+    of the two is odd, would score halves as no search does.
+
     Args:
         scores: operators × repeats.
         edges: the edge of every operator.
@@ -215,7 +224,8 @@ def _summaries(
     shares = [_signal_share(rest[:, half > 0], len(values) - basis.shape[1]) for half in halves.T]
     pooled = means
     if before is not None:
-        pooled = weighted_mean(means, len(halves), standardised(before[0], edges) @ before[1], len(before[1]))
+        counts = len(halves) // 2, len(before[1]) // 2
+        pooled = weighted_mean(means, counts[0], standardised(before[0], edges) @ before[1], counts[1])
     return combined(means, pooled, basis, np.array(shares))
 
 

@@ -59,6 +59,10 @@ def test_every_command_leaves_its_figure_in_three_formats_and_writes_nowhere_els
     assert files(folder) == figures | {one / name for one in runs for name in ("run.json", "metrics.jsonl")}
     assert all(path.stat().st_size > 0 for path in figures)
     assert [read_run(one)["status"] for one in runs] == ["finished", "finished"]
+    for one in runs:
+        spent = [line["cpu_seconds"] for line in read_metrics(one)]
+        assert read_run(one)["results"] == {"runs": 6, "cpu_seconds": pytest.approx(sum(spent))}
+        assert min(spent) > 0
 
 
 def test_the_residuals_drawn_are_those_measured_and_lie_below_the_bound(swept):

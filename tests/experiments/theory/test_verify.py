@@ -32,8 +32,10 @@ def test_the_report_and_the_figure_say_what_is_printed(tmp_path, capsys):
     assert data["scales"] == [32.0, 256.0]
     assert len(data["verdicts"]) == 5
     for verdict in data["verdicts"]:
-        assert f"| {verdict['statement']} | **" in report
-        assert verdict["text"] in report
+        mark = command.MARKS[verdict["holds"]]
+        assert verdict["text"].startswith(mark)
+        line = next(line for line in report.splitlines() if line.startswith(f"| {verdict['statement']} |"))
+        assert line == f"| {verdict['statement']} | **{mark}**{verdict['text'].removeprefix(mark)} |"
         assert verdict["text"] in printed
     assert "divided by l," in report
     assert shell.main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
@@ -41,7 +43,12 @@ def test_the_report_and_the_figure_say_what_is_printed(tmp_path, capsys):
     words = " ".join(Elements(page).words)
     held = sum(verdict["holds"] is True for verdict in data["verdicts"])
     assert f"{held} of 5 statements hold" in words
-    assert f"{data['verdicts'][0]['statement']}: {data['verdicts'][0]['text']}" in words
+    for verdict in data["verdicts"]:
+        numbers = verdict["text"].removeprefix(command.MARKS[verdict["holds"]]).strip(" ,:")
+        assert words.count(numbers) == 1, "the page says every verdict once"
+        assert (f"{verdict['statement']}." in words or f"{verdict['statement']};" in words) is (
+            verdict["holds"] is not True
+        )
     assert page.count("data:image/png;base64") == 1
     assert fetched_by(page) == []
 

@@ -13,7 +13,7 @@ from mamltheory.errors import ConfigurationError
 from mamltheory.fewshot.conv4 import conv4
 from mamltheory.fewshot.glyphs import glyph_data
 from mamltheory.fewshot.meta_train import meta_train_step, start_meta_training
-from mamltheory.runtime.checkpoint import load_state
+from mamltheory.runtime.checkpoint import load_state, save_state
 from mamltheory.runtime.runlog import read_metrics, read_run
 from tests.experiments.stops import ctrl_c_during
 from tests.experiments.tiny import files, meta_train_settings
@@ -46,6 +46,7 @@ def test_a_meta_training_leaves_its_curves_and_its_result(whole):
     assert data["chance"] == pytest.approx(1 / 3)
     results = read_run(whole.out)["results"]
     assert 0 <= results["accuracy"] <= 1
+    assert results["cpu_seconds"] == load_state(whole.out / "state", print).state["cpu_seconds"] > 0
 
 
 @pytest.mark.parametrize("call", [1, 4])
@@ -54,7 +55,8 @@ def test_a_meta_training_stopped_after_any_step_goes_on_bit_for_bit(whole, tmp_p
     with ctrl_c_during(meta_train, "meta_train_step", call) as stopped:
         meta_train.meta_train(settings)
     assert stopped.value.continue_with == f"python -m experiments meta-train --config {settings.out}"
-    assert load_state(settings.out / "state", print).state["step"] == call
+    numbers = load_state(settings.out / "state", print).state
+    assert numbers["step"] == call
     capsys.readouterr()
     assert meta_train.meta_train(settings) == 0
     assert re.match(r"\d+\.\d\d ± \d+\.\d\d % \(95 % interval over 3 tasks", capsys.readouterr().out)
@@ -62,7 +64,23 @@ def test_a_meta_training_stopped_after_any_step_goes_on_bit_for_bit(whole, tmp_p
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert read_metrics(settings.out) == read_metrics(whole.out)
-    assert read_run(settings.out)["results"] == read_run(whole.out)["results"]
+    results, expected = (read_run(each.out)["results"] for each in (settings, whole))
+    assert results.pop("cpu_seconds") > numbers["cpu_seconds"] > 0
+    assert results == {name: value for name, value in expected.items() if name != "cpu_seconds"}
+
+
+def test_a_finished_meta_training_keeps_its_cpu_seconds_and_one_that_lacks_them_gets_none(whole, tmp_path):
+    seconds = read_run(whole.out)["results"]["cpu_seconds"]
+    assert meta_train.meta_train(whole) == 0
+    assert read_run(whole.out)["results"]["cpu_seconds"] == seconds
+    settings = meta_train_settings(tmp_path / "run")
+    with ctrl_c_during(meta_train, "meta_train_step", 2):
+        meta_train.meta_train(settings)
+    found = load_state(settings.out / "state", print)
+    numbers = {name: value for name, value in found.state.items() if name != "cpu_seconds"}
+    save_state(settings.out / "state", found.tensors, numbers)
+    assert meta_train.meta_train(settings) == 0
+    assert "cpu_seconds" not in read_run(settings.out)["results"]
 
 
 def test_settings_can_be_chosen_on_validation_classes_without_a_look_at_the_test_classes(
