@@ -100,8 +100,9 @@ def _notes(found: Mapping) -> list[str]:
         f"stride {size['stem_stride']}; {kinds}. Kernels of summed outputs throughout: for paper that is a quarter of "
         "the cost of the full kernel. All searches of a protocol differ in their seed alone." + absent,
         f"Chance for the final operators is {found['chance']:.1f} of 18; released keeps two inputs a node and so 12 "
-        f"operators, of which chance would share about {chance_of_equals('released'):.1f}. r₁ is the reliability of one repeat of what "
-        "decides, within edges; noise: upper end of its permutation null (95 %). The reliability of a round is that of "
+        f"operators, of which chance would share about {chance_of_equals('released'):.1f}. r₁ is the reliability of "
+        "one repeat of what decides, within edges; noise: upper end of its permutation null (95 %). The reliability of "
+        "a round is that of "
         "the mean of its repeats, R r₁/(1 + (R − 1) r₁). A round is a tie when r₁ lies inside the null: stable then "
         "decides by the means of (cell type × operation) over this and earlier rounds, or by size where those say "
         "nothing either; on an undecided edge of any round it goes by those means. The others go by their scores all "
@@ -158,7 +159,13 @@ def draw_comparison(found: Mapping, settings: Protocols) -> None:
             right.plot([cost] * len(finals), finals, **{**style, "linestyle": "none"})
             if cost is not None:
                 right.plot(cost, chance_of_equals(name), **CHANCE | {"color": style["color"]})
-        left.plot(list(ROUNDS), [100 / (8 - k) for k in ROUNDS], color="0.6", linestyle=":", label="chance in a round")
+        left.plot(
+            list(ROUNDS),
+            [100 / (8 - k) for k in ROUNDS],
+            color="0.6",
+            linestyle=":",
+            label="chance in a round",
+        )
         left.set(xlabel="round", ylabel="same operator pruned (%)", ylim=(0, 103))
         right.set(xlabel="CPU seconds a search", ylabel="equal final operators of 18", ylim=(0, 18.5))
         right.set_yticks(range(0, 19, 3))
