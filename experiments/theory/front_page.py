@@ -1,6 +1,7 @@
-"""The picture of the front page, drawn from the numbers of two figures: ``python -m experiments.theory.front_page FOLDER``.
+"""The picture of the front page, drawn from the numbers of two figures.
 
-The folder holds ``convergence_sphere.json`` and ``drift_sphere.json``, and receives ``front_page.{png,pdf,json}``.
+``python -m experiments.theory.front_page FOLDER``, where the folder holds ``convergence_sphere.json`` and
+``drift_sphere.json``, writes ``front_page.{png,pdf,json}`` there.
 """
 
 import json
@@ -81,7 +82,14 @@ def draw_front_page(data: Mapping[str, Any], config: Mapping[str, Any], out: Pat
 
 
 def draw_movements(axes: Axes, data: Mapping[str, Any]) -> None:
-    """Draw how far MetaNTK and parameters move in training, relative to the narrowest width: then they share an axis."""
+    """Draw how far MetaNTK and parameters move in training.
+
+    Both are relative to the narrowest width, for their norms have no common unit.
+
+    Args:
+        axes: The panel.
+        data: The measurements by name, and their widths.
+    """
     widths = tuple(data["widths"])
     for i, (name, words) in enumerate(MOVED.items()):
         values = np.asarray(data[name]["values"])
