@@ -58,6 +58,7 @@ docs: $(SITE_STAMP)
 TANGENTS ?=
 figures: $(STAMP)
 	$(RUN) demo --out figures
+	$(BIN)/python -m experiments.theory.front_page figures
 	$(RUN) bounds --out figures
 	$(RUN) lipschitz --out figures
 	$(RUN) plateau --out figures

@@ -37,8 +37,10 @@ __all__ = [
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
-WIDTHS = {"column": 3.4, "page": 7.0}
-"""Widths in inches of one column and of the full page of a two-column article."""
+WIDTHS = {"column": 3.4, "page": 7.0, "front": 5.6}
+"""Widths in inches of one column and of the full page of a two-column article, and of the picture on the front page."""
+FRONT_PIXELS = 1600
+"""Width of the picture on the front page: twice that at which it is shown, and its type is as much larger."""
 
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True, "axes.grid": True, "axes.labelsize": 9, "axes.linewidth": 0.7,
@@ -93,7 +95,7 @@ def figure(
     """A figure in the common style, which holds inside the block; it needs no display.
 
     Args:
-        width: "column" or "page".
+        width: "column", "page" or "front".
         height: Height in inches.
         rows: Rows of axes.
         columns: Columns of axes.
@@ -112,6 +114,8 @@ def figure(
         matplotlib.rcParams.update(
             dict(matplotlib.rcParamsDefault) | {**STYLE, "backend": matplotlib.rcParams["backend"]}
         )
+        if width == "front":
+            matplotlib.rcParams["savefig.dpi"] = FRONT_PIXELS / WIDTHS[width]
         drawing = Figure(figsize=(WIDTHS[width], height), layout="constrained")
         yield drawing, drawing.subplots(rows, columns, squeeze=False, **subplots)
 

@@ -140,7 +140,7 @@ STYLES = {
 }
 """A method has one style in all panels, and no panel has two equal styles; also the order of the legends."""
 UNRESOLVED = 4
-"""Megabytes of free memory that a call may take without a rise that is seen."""
+"""Megabytes of free memory that a call may take without a rise that is seen; smaller peaks are drawn here."""
 
 
 def points_by_group(
@@ -174,14 +174,16 @@ def draw_panels(axes: np.ndarray, found: Mapping[str, Mapping[str, list]], clock
         for name in sorted(curves, key=_position):
             points = curves[name]
             _line(time, name, [(width, each["median_seconds"]) for width, each in points])
-            _line(memory, name, [(w, each["peak_bytes"] / 1e6) for w, each in points if each["peak_bytes"]])
+            peaks = [(w, each["peak_bytes"] / 1e6) for w, each in points if each["peak_bytes"] is not None]
+            _line(memory, name, [(w, max(peak, UNRESOLVED)) for w, peak in peaks])
         sizes = {width: 4e-6 * each["parameters"] for points in curves.values() for width, each in points}
         widths = sorted(sizes)
         memory.loglog(widths, [sizes[w] for w in widths], color="0.5", linewidth=0.8, label="the parameters")
         time.set_title(group)
         for panel in (time, memory):
             ticks_at(panel.xaxis, widths)
-        memory.axhspan(0, UNRESOLVED, color="0.9", zorder=0, label=f"below {UNRESOLVED} MB: not resolved")
+        memory.axhspan(0, UNRESOLVED, color="0.9", zorder=0, label=f"{UNRESOLVED} MB or less: not resolved")
+        memory.set_ylim(bottom=0.6 * UNRESOLVED)
         memory.set_xlabel("width $l$")
         legend_below(memory)
     axes[0][0].set_ylabel(f"{clock} seconds a call")

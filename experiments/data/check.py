@@ -158,8 +158,12 @@ def describe_overlap(overlap: Overlap) -> str:
 def draw_splits(splits: Mapping[str, ImageSplit], settings: Data) -> None:
     """Draw contact sheets of all splits, with evenly spaced classes and their first samples."""
     rows = max(min(settings.classes, len(split.class_names)) for split in splits.values())
-    height = 0.6 + 1.45 * rows / settings.samples
+    height = 0.8 + 1.45 * rows / settings.samples
     with figure("page", height, columns=len(splits)) as (drawing, axes):
+        drawing.suptitle(
+            f"{printable(Path(settings.path).name)}: the first images of some classes, a class a row",
+            parse_math=False,
+        )
         names = {}
         for panel, (name, split) in zip(axes[0], splits.items(), strict=True):
             chosen = some_classes(split, settings.classes, settings.samples)

@@ -1,14 +1,22 @@
 """The table and the figure of the comparison of protocols."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from matplotlib.lines import Line2D
+
+from mamltheory.nas.genotype import CELL_TYPES
+from mamltheory.nas.protocols import PROTOCOLS
+from mamltheory.nas.space import PAPER
 from mamltheory.nas.spelling import operation_words
 
 from ..plotting import curve, figure, save_figure
 from .settings import Protocols
 
 ROUNDS = range(1, 7)
+CHANCE = {"marker": "_", "markersize": 14, "markeredgewidth": 1.6, "linestyle": "none", "color": "0.4"}
+"""The mark of what random prunings of a protocol would share."""
 
 
 def comparison_table(found: Mapping) -> str:
@@ -92,8 +100,9 @@ def _notes(found: Mapping) -> list[str]:
         f"stride {size['stem_stride']}; {kinds}. Kernels of summed outputs throughout: for paper that is a quarter of "
         "the cost of the full kernel. All searches of a protocol differ in their seed alone." + absent,
         f"Chance for the final operators is {found['chance']:.1f} of 18; released keeps two inputs a node and so 12 "
-        "operators, of which chance would share about 1.2. r₁ is the reliability of one repeat of what "
-        "decides, within edges; noise: upper end of its permutation null (95 %). The reliability of a round is that of "
+        f"operators, of which chance would share about {chance_of_equals('released'):.1f}. r₁ is the reliability of "
+        "one repeat of what decides, within edges; noise: upper end of its permutation null (95 %). The reliability of "
+        "a round is that of "
         "the mean of its repeats, R r₁/(1 + (R − 1) r₁). A round is a tie when r₁ lies inside the null: stable then "
         "decides by the means of (cell type × operation) over this and earlier rounds, or by size where those say "
         "nothing either; on an undecided edge of any round it goes by those means. The others go by their scores all "
@@ -120,6 +129,21 @@ def _average(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+def chance_of_equals(protocol: str) -> float:
+    """The expected number of equal final operators of two searches that prune at random.
+
+    Args:
+        protocol: Name of the protocol, which keeps all edges or two a node.
+
+    Returns:
+        The sum over the edges of both cells of the probability that both searches keep the edge, with one operation.
+    """
+    sources = Counter(edge.node for edge in PAPER.edges)
+    two = PROTOCOLS[protocol]["two_inputs"]
+    kept = [2 / sources[edge.node] if two else 1.0 for edge in PAPER.edges]
+    return len(CELL_TYPES) * sum(share**2 for share in kept) / len(PAPER.operations)
+
+
 def draw_comparison(found: Mapping, settings: Protocols) -> None:
     """Draw the share of equal prunings by round, and equal final operators against the cost."""
     where = f"{Path(settings.data).name}, {settings.cells} cells of {settings.channels} channels"
@@ -132,15 +156,24 @@ def draw_comparison(found: Mapping, settings: Protocols) -> None:
             left.plot(list(ROUNDS)[: len(same)], [100 * v for v in same], label=name, **style)
             finals = [pair["final"] for pair in each["pairs"] if pair["final"] is not None]
             cost = each["summary"]["cpu_seconds"]
-            right.plot([cost] * len(finals), finals, label=name, **{**style, "linestyle": "none"})
-        left.plot(list(ROUNDS), [100 / (8 - k) for k in ROUNDS], color="0.6", linestyle=":", label="chance")
+            right.plot([cost] * len(finals), finals, **{**style, "linestyle": "none"})
+            if cost is not None:
+                right.plot(cost, chance_of_equals(name), **CHANCE | {"color": style["color"]})
+        left.plot(
+            list(ROUNDS),
+            [100 / (8 - k) for k in ROUNDS],
+            color="0.6",
+            linestyle=":",
+            label="chance in a round",
+        )
         left.set(xlabel="round", ylabel="same operator pruned (%)", ylim=(0, 103))
-        right.axhline(found["chance"], color="0.6", linestyle=":")
         right.set(xlabel="CPU seconds a search", ylabel="equal final operators of 18", ylim=(0, 18.5))
         right.set_yticks(range(0, 19, 3))
         right.set_xlim(0, 1.1 * max(right.dataLim.x1, 1))
-        drawing.legend(
-            *left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=7
-        )
-        numbers = {name: each["summary"] for name, each in found["protocols"].items()}
+        marks = [*left.get_lines(), Line2D([], [], **CHANCE, label="chance, in the colour of the protocol")]
+        drawing.legend(handles=marks, loc="outside lower center", ncols=5, frameon=False, fontsize=7)
+        numbers = {
+            name: each["summary"] | {"chance": chance_of_equals(name)}
+            for name, each in found["protocols"].items()
+        }
         save_figure(drawing, "protocols_figure", numbers, settings.out, {}, settings.seed)

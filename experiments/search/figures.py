@@ -31,12 +31,21 @@ from .settings import Search
 
 FIELD = 0.3
 """Height of a field in inches: the operation stands above its score."""
+LINE = 0.13
+"""Height of a line below the colours in inches."""
 ROW, GAP, HEAD, LEFT = 1.0, 0.3, 1.75, 1.0
 """Heights of a field, of the space between nodes and of the rounds' heads, and the width of the labels, in fields."""
 WARNING = "#D55E00"
 UNKNOWN = "#EDEDED"
 RULES = {"operators": "by scores", "types": "by types", "parameters": "by size", None: ""}
-SURE = LinearSegmentedColormap.from_list("sure", colormaps["Blues"]([0.02, 0.2, 0.42, 0.68]))
+RULES_IN_WORDS = {
+    "operators": "by scores: the scores of the operators of an edge decide",
+    "types": "by types: mean scores of (cell type × operation) decide, where single scores are noise",
+    "parameters": "by size: the smaller operator goes, where all scores are noise",
+}
+"""What the words under the number of a round mean."""
+# As dark as black numbers can be read on.
+SURE = LinearSegmentedColormap.from_list("sure", colormaps["Blues"]([0.02, 0.15, 0.3, 0.5]))
 
 
 def draw_trace(
@@ -61,7 +70,7 @@ def trace_figure(
     data: dict[str, list], space: Space, name: str, directory: Path, settings: Mapping[str, Any], seed: int
 ) -> tuple[Path, Path, Path]:
     """The figure of these numbers of :func:`trace_data`; the arguments are those of :func:`draw_trace`."""
-    height = FIELD * (len(rows(space)) + 6 * GAP + HEAD) + 0.85
+    height = FIELD * (len(rows(space)) + 6 * GAP + HEAD) + 0.85 + LINE * len(_rules(data))
     with figure("page", height) as (drawing, axes):
         drawing.suptitle(_title(settings, seed))
         _draw(drawing, axes[0, 0], data, space)
@@ -166,7 +175,7 @@ def _draw(drawing: Figure, axes: Axes, data: dict[str, list], space: Space) -> N
         axes.text(columns + 0.5, y + 0.5, name, weight="bold", **_middle(min(6.5, 90 / len(name))))
     axes.set(xlim=(-LEFT, columns + 1), ylim=(max(heights.values()) + ROW + 0.1, -HEAD))
     axes.set_axis_off()
-    _legend(drawing, axes, any(each["tied"] for each in data["fields"]))
+    _legend(drawing, axes, data)
 
 
 def _heights(space: Space) -> dict[tuple[str, int, int], float]:
@@ -215,7 +224,7 @@ def _draw_field(axes: Axes, at: tuple[float, float], found: Mapping[str, Any]) -
         axes.text(x + 0.5, y + 0.5, name, **_middle(size))
         return
     axes.text(x + 0.07, y + 0.36, name, ha="left", va="center", fontsize=size)
-    axes.text(x + 0.93, y + 0.69, _number(found["score"]), ha="right", va="center", fontsize=6, color="0.2")
+    axes.text(x + 0.93, y + 0.69, _number(found["score"]), ha="right", va="center", fontsize=6.5)
 
 
 def _number(score: float) -> str:
@@ -226,7 +235,13 @@ def _number(score: float) -> str:
     return f"{score:+.{digits}f}".replace("-", "−")
 
 
-def _legend(drawing: Figure, axes: Axes, tied: bool) -> None:
+def _rules(data: Mapping[str, list]) -> list[str]:
+    """What decided the rounds, a line for each rule."""
+    found = {each["basis"] for each in data["rounds"]}
+    return [words for rule, words in RULES_IN_WORDS.items() if rule in found]
+
+
+def _legend(drawing: Figure, axes: Axes, data: Mapping[str, list]) -> None:
     bar = drawing.colorbar(
         ScalarMappable(Normalize(0, 1), SURE), ax=axes, orientation="horizontal", fraction=0.025, pad=0.01
     )
@@ -234,11 +249,15 @@ def _legend(drawing: Figure, axes: Axes, tied: bool) -> None:
     bar.ax.tick_params(labelsize=7, length=2)
     bar.ax.grid(False)
     bar.outline.set_linewidth(0.5)
-    colour = (
-        "probability that other draws of the round's repeats take out the same operator (grey: not known)"
-    )
+    colour = "probability that other draws of the round's repeats take out the same operator"
+    if any(each["probability"] is None for each in data["fields"]):
+        colour += (
+            "\n(grey: unknown, for the round was random or by size, or the edge had no two finite scores)"
+        )
+    tied = any(each["tied"] for each in data["fields"])
     marks = f"dashed frame: undecided, below {SEPARATED:g} or by size" + "; =: equal sums of ranks" * tied
-    bar.set_label(f"{colour}\nnumber: score of the operator; {marks}", fontsize=7)
+    words = [colour, f"number: score of the operator; {marks}", *_rules(data)]
+    bar.set_label("\n".join(words), fontsize=7)
 
 
 def _middle(size: float) -> dict[str, Any]:

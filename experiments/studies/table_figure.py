@@ -14,19 +14,16 @@ from .table_findings import TableFindings
 from .table_replays import Replays, Tried
 from .table_words import LABELS, epochs_in_words, settings_words
 
-SHOWN_SCORES = (
-    "maml condition",
-    "maml harmonic",
-    "anil condition",
-    "ntk condition",
-    "regions",
-    "paper",
-    "te-nas",
-    "regression accuracy",
-)
 SHOWN_EPOCHS = ("1", "2", "4", "12")
 NETWORK, CELL = (COLOURS[0], "o"), (COLOURS[1], "s")
+ACCURACIES = (
+    "accuracy of one training, in which early values were read",
+    "without epochs: mean accuracy of two trainings;\nwith epochs: accuracy of the other training",
+)
+"""With what a row is compared: circles and squares."""
 SECONDS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+ASIDE = 1.06
+"""Factor by which a point of two at one place on the logarithmic axis is moved."""
 Row = tuple[str, str, Association, Association | None]
 """Group, label, association with this network's accuracy and with that of its cell."""
 
@@ -47,7 +44,7 @@ def draw_table(
         The paths of picture, PDF and numbers.
     """
     where = settings_words(config["table"], "data", "image_size", "cells", "channels", "epochs", "seed")
-    with figure("page", 5.4) as (drawing, axes):
+    with figure("page", 5.8) as (drawing, axes):
         axes[0, 0].remove()
         # Each part needs its own margins for its labels.
         left, right = drawing.subfigures(1, 2, width_ratios=(1, 1))
@@ -60,12 +57,12 @@ def draw_table(
 
 
 def forest_rows(found: TableFindings) -> Iterator[Row]:
-    """The rows that are drawn; the JSON and the text hold all."""
+    """The rows that are drawn: all scores at initialisation; the JSON and the text hold all of a training."""
     rows = {(row.group, row.name): row for row in found.predictors}
     for name in ("parameters", "macs"):
         row = rows["size", name]
         yield "size", LABELS[name], row.network, row.mean
-    for name in SHOWN_SCORES:
+    for name in LABELS:
         if (free := rows.get(("training-free", name))) is not None:
             yield "at initialisation", LABELS[name], free.network, free.mean
     kernels = {(row.epoch, row.name): row.every for row in found.kernels}
@@ -88,7 +85,7 @@ def draw_forest(axes: Axes, rows: Sequence[Row]) -> None:
         draw_interval(axes, place - 0.15, network.tau.value, network.tau.interval, NETWORK)
         if cell is not None:
             draw_interval(axes, place + 0.15, cell.tau.value, cell.tau.interval, CELL)
-    finish_rows(axes, [row[1] for row in rows], ("this training", "mean of two, or another"))
+    finish_rows(axes, [row[1] for row in rows], ACCURACIES)
     axes.set_xlabel("Kendall's $\\tau$ with final 1-shot accuracy\n(lines: 95 %; shaded: at initialisation)")
 
 
@@ -130,7 +127,8 @@ def finish_rows(axes: Axes, labels: Sequence[str], kinds: tuple[str, str]) -> No
     ]
     figure_of = axes.get_figure()
     assert figure_of is not None, "the panel lies in a figure"
-    figure_of.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, fontsize=7)
+    columns = 1 if "\n" in kinds[1] else 2
+    figure_of.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=7)
 
 
 def draw_price(axes: Axes, found: TableFindings) -> None:
@@ -145,15 +143,17 @@ def draw_price(axes: Axes, found: TableFindings) -> None:
         other = [row.other.tau.value for row in rows]
         axes.plot(seconds, other, color=colour, linestyle=":", marker=marker, markersize=2)
     scores = {row.name: row for row in found.predictors if row.group == "training-free"}
-    for name, label, marker in (("maml condition", "$C_N$", "X"), ("regions", "$R_N$", "P")):
+    # They take the same seconds, and are drawn on two sides of them.
+    for name, label, marker, side in (("maml condition", "$C_N$", "X", -1), ("regions", "$R_N$", "P", 1)):
         if name in scores:
-            place = scores[name].seconds, scores[name].mean.tau.value
+            place = scores[name].seconds * ASIDE**side, scores[name].mean.tau.value
             axes.plot(*place, color="black", marker=marker, markersize=5, linestyle="None", label=label)
     axes.axhline(0, color="0.3", linewidth=0.7)
     axes.set_xscale("log")
     spent = [row.seconds for row in found.predictors if row.seconds > 0]
     ticks_at(axes.xaxis, [t for t in SECONDS if min(spent) * 0.9 < t < max(spent) * 1.2])
-    axes.set_xlabel("CPU seconds a cell\n(dotted: another training; bands: 95 %)")
+    place = f"; $C_N$ and $R_N$ at {scores['regions'].seconds:.1f}" if "regions" in scores else ""
+    axes.set_xlabel(f"CPU seconds a cell{place}\n(dotted: the other training; bands: 95 %)")
     axes.set_ylabel("Kendall's $\\tau$")
     figure_of = axes.get_figure()
     assert figure_of is not None, "the panel lies in a figure"

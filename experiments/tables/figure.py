@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from ..plotting import curve, figure, save_figure, ticks_at
@@ -14,6 +16,9 @@ from .sheets import NAMES
 
 SIZE_TICKS = (5, 10, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000, 2000, 5000, 10_000, 20_000)
 """Thousands of parameters on the axis of sizes."""
+
+LEAST_BREAK, BROKEN_SHARE = 0.25, 0.12
+"""Share of the axis of sizes from which on a gap without networks is broken, and what it takes then."""
 
 
 def draw_figures(results: Results, experiment: Experiment) -> list[str]:
@@ -124,9 +129,7 @@ def sizes_figure(
                 style = curve(marked.index(SIZED.get(method, method))) | {"linestyle": "none"}
                 hollow = {"markerfacecolor": "white"} if method in SIZED else {}
                 panel.errorbar(x, y, error, **style | hollow, label=NAMES[method])
-            panel.set_xscale("log")
-            ticks_at(panel.xaxis, [t for t in SIZE_TICKS if min(sizes) / 1.5 < t < 1.5 * max(sizes)])
-            panel.set_xlabel("thousand parameters")
+            size_axis(panel, sizes)
             panel.set_ylabel(f"5-way {shots}-shot accuracy (%)")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         drawing.legend(handles, labels, loc="outside lower center", ncols=3)
@@ -134,6 +137,41 @@ def sizes_figure(
         data = {"data": RECIPES[experiment].data, "methods": points}
         save_figure(drawing, name, data, settings.out, without_paths(settings), settings.seed)
     return name
+
+
+def size_axis(panel: Axes, sizes: Sequence[float]) -> None:
+    """A logarithmic axis, broken at a gap that would leave much of the panel empty.
+
+    Args:
+        panel: The panel.
+        sizes: The thousands of parameters of all points.
+    """
+    panel.set_xlabel("thousand parameters")
+    known = np.unique(np.log(sizes))
+    steps, extent = np.diff(known), float(np.ptp(known))
+    if len(steps) < 2 or steps.max() < LEAST_BREAK * extent:
+        panel.set_xscale("log")
+        ticks_at(panel.xaxis, [t for t in SIZE_TICKS if min(sizes) / 1.5 < t < 1.5 * max(sizes)])
+        return
+    gap = int(steps.argmax())
+    # Piecewise linear in the logarithm, with the gap shortened.
+    corners = np.array([known[0] - 1, known[gap], known[gap + 1], known[-1] + 1])
+    places = np.cumsum([0, *(np.diff(corners) * (1, BROKEN_SHARE * extent / steps[gap], 1))])
+
+    def forward(thousands: np.ndarray) -> np.ndarray:
+        return np.interp(np.log(np.maximum(thousands, 1e-9)), corners, places)
+
+    def backward(place: np.ndarray) -> np.ndarray:
+        return np.exp(np.interp(place, places, corners))
+
+    panel.set_xscale("function", functions=(forward, backward))
+    panel.set_xlim(*np.exp([known[0] - 0.08 * extent, known[-1] + 0.08 * extent]))
+    low, high, most = np.exp([known[gap], known[gap + 1], known[-1]])
+    below = [t for t in SIZE_TICKS if min(sizes) / 1.1 < t < 1.05 * low]
+    above = [t for t in SIZE_TICKS if high <= t <= 1.05 * most]
+    ticks_at(panel.xaxis, [*below, *(above or [round(high)])])
+    middle = backward(places[1:3].mean())
+    panel.text(middle, 0, "//", transform=panel.get_xaxis_transform(), ha="center", va="center", fontsize=9)
 
 
 def _points(results: Results, experiment: Experiment, method: Method) -> list[dict[str, Any]]:

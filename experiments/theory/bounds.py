@@ -173,7 +173,7 @@ def draw_bounds(settings: Bounds, columns: dict[str, dict[str, Any]]) -> None:
         drawing,
         axes,
     ):
-        where = subtitle("The bounds of Theorem 3 hold from small widths on, with much to spare", settings)
+        where = subtitle(claim(columns), settings)
         drawing.suptitle(where.replace(f"$L$ = {settings.depth}; ", ""))
         for i, (title, data) in enumerate(columns.items()):
             axes[0, i].set_title(f"${title}$\n{networks_beyond(data['residual'])}", fontsize=8)
@@ -195,6 +195,25 @@ def draw_bounds(settings: Bounds, columns: dict[str, dict[str, Any]]) -> None:
             title_fontsize=7,
         )
         save_theory_figure(drawing, "bounds", columns, settings)
+
+
+def claim(columns: dict[str, dict[str, Any]]) -> str:
+    """What the numbers of the figure say about the bounds, in a line for the rate and one for path and drift."""
+    counted = [
+        (width, share)
+        for data in columns.values()
+        for part, name in ((data["share"], "share"), (data["residual"], "share_below_bound"))
+        for width, share in zip(part["widths"], part[name], strict=True)
+    ]
+    beyond = max((width for width, share in counted if share < 1), default=0)
+    within = sorted({width for width, _ in counted if width > beyond})
+    rate = f"Every network from $l$ = {within[0]} on" if within else "Not every network, at any width,"
+    ratio = max(
+        np.max(np.asarray(data[name]["values"]) / np.asarray(data[name]["bound"]))
+        for data in columns.values()
+        for name in MOVEMENTS
+    )
+    return f"{rate} is within bound (31) of Theorem 3;\npath and drift are at most {100 * ratio:.2g} % of their bounds"
 
 
 def networks_beyond(data: dict[str, Any]) -> str:

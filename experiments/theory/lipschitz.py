@@ -25,6 +25,8 @@ from .sweep import Sweep, initialised, make_problem
 
 DISTANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 """ε: distances of two parameter vectors on the two sides of a kink."""
+CONSTANTS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+"""Ticks of the panels of K."""
 NAMES = {"erf": "erf", "tanh": "tanh", "relu": "ReLU"}
 
 
@@ -104,9 +106,9 @@ def draw_lipschitz(settings: Lipschitz, data: dict[str, Any], kink: dict[str, An
         for panel, (title, column_) in zip(axes[0], data.items(), strict=False):
             panel.set_title(f"for the change of $J/\\sqrt{{l}}$\n${title}$, at $\\theta_0$")
             draw_constants(panel, settings, column_)
-        limits = np.array([panel.get_ylim() for panel in axes[0, :-1]])
         for panel in axes[0, :-1]:
-            panel.set_ylim(limits.min(), limits.max())
+            low, high = panel.get_ylim()
+            ticks_at(panel.yaxis, [tick for tick in CONSTANTS if low <= tick <= high])
             legend_below(panel)
         axes[0, 0].set_ylabel("least $K$ of Lemma 1")
         draw_kink(axes[0, -1], kink)

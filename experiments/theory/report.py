@@ -82,10 +82,16 @@ def power_law_words(what: str, law: Mapping[str, Any], widths: Sequence[int]) ->
     return f"{what} goes as width^{slope} [{low}, {high}] and is {law['rms'][-1]:.2g} at width {widths[-1]}"
 
 
-def draw_reference(axes: Axes, widths: tuple[int, ...], slope: float = -0.5) -> None:
-    """Draw a line with the slope of the paper below the data."""
-    low, _ = axes.get_ylim()
-    line = 0.8 * low * (np.asarray(widths) / widths[-1]) ** slope
+def draw_reference(axes: Axes, widths: tuple[int, ...], start: float, slope: float = -0.5) -> None:
+    """Draw a line with the slope of the paper.
+
+    Args:
+        axes: The panel.
+        widths: The widths.
+        start: Its height at the first of them, among the data: it needs no space then.
+        slope: Its slope.
+    """
+    line = start * (np.asarray(widths) / widths[0]) ** slope
     axes.loglog(
         widths,
         line,

@@ -35,12 +35,14 @@ from experiments.theory import (
     drift,
     ensemble,
     equivalence,
+    front_page,
     laziness,
     lipschitz,
     plateau,
 )
 from experiments.theory import settings as theory_settings
 from mamltheory.nas.space import PAPER
+from mamltheory.runtime.records import plain
 
 FIGURES = Path(__file__).resolve().parents[2] / "figures"
 
@@ -170,6 +172,11 @@ def draw_protocols(record: dict[str, Any], out: Path) -> None:
     comparison_report.draw_comparison(found, settings)
 
 
+def draw_front(record: dict[str, Any], out: Path) -> None:
+    assert [record["data"], record["config"]] == plain(front_page.front_page_numbers(FIGURES))
+    front_page.draw_front_page(record["data"], record["config"], out)
+
+
 DRAWERS: dict[str, Callable[[dict[str, Any], Path], None]] = {
     **{
         f"convergence_{tasks}": theory(theory_settings.Convergence, convergence.convergence_figure)
@@ -194,6 +201,7 @@ DRAWERS: dict[str, Callable[[dict[str, Any], Path], None]] = {
     "trace": draw_trace,
     "benchmark_cpu": draw_benchmark,
     "protocols_figure": draw_protocols,
+    "front_page": draw_front,
 }
 
 

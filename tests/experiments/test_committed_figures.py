@@ -2,13 +2,14 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from experiments import __main__ as shell
 from experiments.commands import COMMANDS
-from experiments.demo import DEMO_SEARCH, DEMO_THEORY
+from experiments.demo import DEMO_SEARCH, DEMO_THEORY, halving_search, paper_search
 from experiments.runs import without_paths
 from experiments.search.settings import Search
 from mamltheory.runtime.folders import check_results_folder
@@ -36,8 +37,8 @@ def settings_of(name, out):
     return found[0]
 
 
-def config(path):
-    return json.loads((FIGURES / path).read_text())["config"]
+def config(path, part=""):
+    return json.loads((FIGURES / path).read_text())[part or "config"]
 
 
 def recorded(settings):
@@ -95,6 +96,48 @@ def test_the_search_the_table_and_the_benchmarks_are_those_of_the_commands():
     for benchmark in (settings for name, settings in MADE if name == "benchmark"):
         found = config(f"{benchmark.name}_{benchmark.device}.json")
         assert found == {k: plain(getattr(benchmark, k)) for k in found}
+
+
+def rows_of_the_gallery():
+    """(figure, command) of every figure in the gallery that a command of the program makes."""
+    for line in (FIGURES / "README.md").read_text(encoding="utf-8").splitlines():
+        shown = re.findall(r"(?:href=\"|\]\()([^\")]+)\.png", line)
+        made = re.findall(r"`([^`]+)`", line.split("|")[-2]) if shown else []
+        assert len(made) in (len(shown), 0) or made == ["make ledger"], line
+        for figure, command in zip(shown, made, strict=False):
+            if command.split()[0] in COMMANDS:
+                yield figure, command
+
+
+GALLERY = dict(rows_of_the_gallery())
+
+
+def settings_behind(figure, command):
+    """The settings with which this command makes this figure."""
+    name, *flags = shlex.split(command)
+    settings = shell.resolve(name, flags)
+    if name == "demo":
+        settings = {"searched_cells": paper_search, "halving_cells": halving_search}[figure](settings)
+    if isinstance(settings, Search):
+        return {**Search.RETIRED, **recorded(settings.resolved())}
+    return recorded(settings)
+
+
+@pytest.mark.parametrize("figure", GALLERY)
+def test_the_command_of_a_row_of_the_gallery_has_the_settings_of_the_figure(figure):
+    made = settings_behind(figure, GALLERY[figure])
+    found = config(
+        {"protocols_figure": "protocols"}.get(figure, figure) + ".json", "size" * ("protocols" in figure)
+    )
+    if isinstance(found.get("table"), dict):  # the figure has the settings of the table's cells as well
+        found = found | {"table": found["table"]["data"]}
+    known = found.keys() & made.keys() - {"out", "runs", "work", "jobs"}
+    assert len(known) >= min(2, len(made))
+    assert {key: found[key] for key in known} == {key: made[key] for key in known}
+
+
+def test_the_gallery_has_commands_for_the_figures_of_the_program():
+    assert GALLERY.keys() >= {"convergence_sphere", "wide/drift_sphere", "glyph-5/trace", "benchmark_cpu"}
 
 
 def test_every_committed_figure_has_a_command_and_no_command_writes_there_by_default():

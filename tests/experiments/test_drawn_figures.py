@@ -18,7 +18,14 @@ from experiments.search.figures import score_scale
 from experiments.search.settings import Search
 from tests.experiments import redrawn
 
-QUICK = {"drift_sphere", "bounds_sphere", "glyph-5/stability", "glyph-5/cells", "table_pictures_differences"}
+QUICK = {
+    "drift_sphere",
+    "bounds_sphere",
+    "glyph-5/stability",
+    "glyph-5/cells",
+    "table_pictures_differences",
+    "front_page",
+}
 """Figures of the fast tests: they had the defects, or cost little."""
 
 
