@@ -15,9 +15,11 @@ from experiments.gpu_check import check
 from experiments.gpu_check.report import WELL
 from experiments.gpu_check.settings import STAGES, GpuCheck
 from experiments.pages import charts
+from experiments.pages.blocks import time_in_words
 from experiments.pages.documents import html_of
 from experiments.pages.findings import verdict_of
 from experiments.search.settings import Search
+from experiments.training.settings import MetaTrain
 from mamltheory.runtime.folders import check_results_folder, check_run_folder
 from tests.experiments.pages.runs import (
     FIGURES,
@@ -265,6 +267,17 @@ def test_measurements_of_the_theory_are_summed_up_by_width(tmp_path):
     page = page_of(tmp_path, write(tmp_path / "sweep", "theory sweep", {"depth": 2}, lines))
     assert headline(page) == "6 networks measured, and no figure of them in this folder"
     assert re.findall(r"<td>([\d.]+)</td>", page)[:6] == ["64", "3", "1.64", "128", "3", "2.28"]
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"), [("meta-train", MetaTrain(steps=20)), ("theory sweep", {"depth": 2})]
+)
+def test_the_cpu_time_of_meta_trainings_and_measurements_is_a_fact(tmp_path, command, settings):
+    lines = [{"step": 20, "loss": 1.0, "accuracy": 0.3, "val_accuracy": 0.3, "val_half_width": 0.02}]
+    lines = lines if command == "meta-train" else [{"width": 8, "seed": 0, "cpu_seconds": 1.0}]
+    results = {"before": [0.2, 0.02], "accuracy": 0.42, "half_width": 0.03, "cpu_seconds": 62.0}
+    page = page_of(tmp_path, write(tmp_path / "run", command, settings, lines, results=results))
+    assert re.findall(r"<dt>CPU time</dt><dd>(.*?)</dd>", page) == [time_in_words(62.0)]
 
 
 @pytest.mark.usefixtures("no_charts")
