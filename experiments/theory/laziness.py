@@ -1,4 +1,4 @@
-"""``laziness``: where the theory must fail, its two measures are seen to stay, and where it holds they fall.
+"""``laziness``: where the kernel moves at every width, and where it moves less in wider networks.
 
 Measured are the change of the MetaNTK in training and the distance of trained networks from the kernel regression of
 Theorem 2, both between 0 and 1, under four controls:

@@ -179,7 +179,7 @@ class Ensemble(Theory):
 
 @dataclass(frozen=True)
 class Laziness(Theory):
-    """Where the theory must fail it is seen to: mean field, rich multipliers, large rates, small initial weights."""
+    """Where the kernel moves: mean field and large rates at every width, small multipliers and weights if narrow."""
 
     out: Path = Path("runs/laziness")
     """Folder for the figures and their numbers."""

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from PIL import Image
 
 from experiments.search.figures import score_scale
 from experiments.search.settings import Search
@@ -27,6 +28,10 @@ QUICK = {
     "front_page",
 }
 """Figures of the fast tests: they had the defects, or cost little."""
+
+
+README_PIXELS = 820
+"""Width of the text of a README."""
 
 
 def name_of(path):
@@ -192,6 +197,18 @@ def test_a_panel_of_the_bounds_has_the_path_or_the_drift_with_its_bound():
     per_panel = [drawn_values(axes, found, found) for axes in panels(drawing_of(path))]
     assert sorted(len(each) for each in per_panel) == [0] * 6 + [2] * 6
     assert all(len({one[:2] for one in each}) == 1 for each in per_panel if each)
+
+
+def test_the_front_page_is_read_at_the_width_of_a_readme():
+    drawing = drawing_of(redrawn.FIGURES / "front_page.json")
+    with Image.open(redrawn.FIGURES / "front_page.png") as picture:
+        assert picture.width == 1600
+    words = [each for each in drawing.findobj(lambda one: hasattr(one, "get_fontsize")) if each.get_text()]
+    pixels = [each.get_fontsize() * README_PIXELS / 72 / drawing.get_figwidth() for each in words]
+    assert len(words) > 20
+    assert min(pixels) >= 13
+    first, second = (axes.get_position() for axes in panels(drawing))
+    assert (first.y0, first.y1) == pytest.approx((second.y0, second.y1))
 
 
 def test_a_found_cell_says_which_scores_are_good():

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from PIL import Image
 
 from experiments.benchmarks import report
 from experiments.search.comparison_report import chance_of_equals
@@ -17,26 +16,10 @@ from experiments.theory import bounds, front_page
 from experiments.theory.laziness import MEASURES, RATES
 from mamltheory.errors import ConfigurationError
 from tests.experiments.redrawn import FIGURES, rebuilt
-from tests.experiments.test_drawn_figures import drawing_of, panels
-
-README_PIXELS = 820
-"""Width of the text of a README."""
 
 
 def numbers(name):
     return json.loads((FIGURES / f"{name}.json").read_text())["data"]
-
-
-def test_the_front_page_is_read_at_the_width_of_a_readme():
-    drawing = drawing_of(FIGURES / "front_page.json")
-    with Image.open(FIGURES / "front_page.png") as picture:
-        assert picture.width == 1600
-    words = [each for each in drawing.findobj(lambda one: hasattr(one, "get_fontsize")) if each.get_text()]
-    pixels = [each.get_fontsize() * README_PIXELS / 72 / drawing.get_figwidth() for each in words]
-    assert len(words) > 20
-    assert min(pixels) >= 13
-    first, second = (axes.get_position() for axes in panels(drawing))
-    assert (first.y0, first.y1) == pytest.approx((second.y0, second.y1))
 
 
 def test_the_front_page_has_the_numbers_of_the_two_figures_that_it_names():
