@@ -228,7 +228,7 @@ def test_a_folder_of_runs_stands_for_all_of_them(tmp_path):
 def test_every_committed_result_of_a_known_kind_has_a_verdict(path):
     content = json.loads(path.read_text(encoding="utf-8"))
     drawn = re.compile(
-        r"glyphs_t|.*cells|trace|search|genotype|verdict_bars|protocols_figure|.*(sizes|differences)"
+        r"glyphs_t|.*cells|trace|search|genotype|verdict_bars|protocols_figure|front_page|.*(sizes|differences)"
     )
     verdict = verdict_of(path.stem, content)
     assert (verdict is None) == bool(drawn.match(path.stem))
