@@ -136,6 +136,11 @@ def test_the_command_of_a_row_of_the_gallery_has_the_settings_of_the_figure(figu
     assert {key: found[key] for key in known} == {key: made[key] for key in known}
 
 
+def test_the_picture_of_the_front_page_is_drawn_after_what_it_is_drawn_from():
+    recipe = (ROOT / "Makefile").read_text().split("\nfigures:")[1]
+    assert 0 < recipe.index("demo --out figures") < recipe.index("-m experiments.theory.front_page figures")
+
+
 def test_the_gallery_has_commands_for_the_figures_of_the_program():
     assert GALLERY.keys() >= {"convergence_sphere", "wide/drift_sphere", "glyph-5/trace", "benchmark_cpu"}
 

@@ -12,7 +12,7 @@ from experiments.studies.table_figure import forest_rows
 from experiments.studies.table_findings import TableFindings
 from experiments.studies.table_words import LABELS
 from experiments.tables.figure import size_axis
-from experiments.theory import bounds, front_page
+from experiments.theory import bounds, front_page, laziness
 from experiments.theory.laziness import MEASURES, RATES
 from mamltheory.errors import ConfigurationError
 from tests.experiments.redrawn import FIGURES, rebuilt
@@ -41,6 +41,10 @@ def test_the_front_page_needs_both_figures_with_equal_settings(tmp_path):
 
 
 def test_the_title_of_laziness_is_true_of_every_panel():
+    data = numbers("laziness_sphere")
+    assert laziness.claim(data).startswith("In mean field and beyond the critical rate the kernel moves")
+    data["measures"]["drift"]["sigma_w"][-1][0][0] = 2.0
+    assert laziness.claim(data).endswith("?")
     for found in (numbers("laziness_sphere")["measures"][measure] for measure in MEASURES):
         by_control = {
             name: np.sqrt((np.array(found[name]) ** 2).mean(axis=1))
