@@ -268,6 +268,8 @@ def run_sweep(settings: Theory, command: str, measurement: Measurement | None = 
     ) as log:
         done = {(row["width"], row["seed"]): row for row in read_metrics(folder, _Row)}
         todo = [pair for pair in _pairs(settings) if pair not in done]
+        if todo:
+            log.resume()
         with workers(settings.jobs) as spread, stage(title, len(todo)) as advance:
             for pair, row in spread(partial(chosen.function, settings, problem), todo):
                 done[pair] = row

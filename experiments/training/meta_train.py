@@ -72,6 +72,8 @@ def meta_train(settings: MetaTrain) -> int:
             state = restore_meta_training(state, checkpoint.tensors, checkpoint.state)
             curve_points(settings, state.step)
             say_if_finished(log, "trained")
+        if state.step < settings.steps:
+            log.resume()
         state = remaining_steps(state, settings, log)
         after = accuracy_on_new_classes(state, settings)
         log.close(before=before, accuracy=after[0], half_width=after[1])
