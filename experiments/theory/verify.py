@@ -22,7 +22,7 @@ from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import replace_file
 
 from ..named import function_of
-from ..plotting import curve, figure, legend_below, save_figure
+from ..plotting import curve, figure, legend_below, save_figure, ticks_at
 from ..runs import without_paths
 from .report import draw_power_law
 from .settings import Verify
@@ -149,6 +149,7 @@ def draw_verification(settings: Verify, found: Verification) -> str:
                 panel.loglog(found.widths, np.median(bounds[0], axis=1), "k--", label="bound (29)")
             panel.set_title(label)
             panel.set_xlabel("width $l$")
+            ticks_at(panel.xaxis, found.widths)  # the line of the bound put others
             few_ticks(panel)
             legend_below(panel)
         paths = save_figure(
