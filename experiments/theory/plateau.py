@@ -63,7 +63,7 @@ def plot_plateau(settings: Plateau) -> int:
 
 
 def plateau_verdict(data: dict[str, Any]) -> tuple[bool, str]:
-    """Whether the deviation from the form in discrete time falls with the width, and that in a sentence, from ``data``."""
+    """Whether the form in discrete time is approached with the width, and that in a sentence, from ``data``."""
     holds = falls_with_width(data["discrete"])
     if holds:
         return (

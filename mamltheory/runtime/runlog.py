@@ -374,7 +374,11 @@ def differences(
     usual = _defaults(now) if before is None else plain(before)
     then, ours = {**usual, **there}, {**usual, **plain(now)}
     keys = [key for key in {**there, **ours} if key not in but and then.get(key) != ours.get(key)]
-    return ", ".join(f"{key} ({shown(then.get(key))} there, {shown(ours.get(key))} now)" for key in keys)
+    return ", ".join(f"{key} ({_said(then.get(key))} there, {_said(ours.get(key))} now)" for key in keys)
+
+
+def _said(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else shown(value)
 
 
 def _defaults(settings: object) -> dict[str, Any]:
