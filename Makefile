@@ -1,5 +1,5 @@
 # Each command makes its own virtual environment in .venv, once; it needs Python 3.11+, pip and git.
-#   make demo    the whole paper on the embedded data: figures and a table in runs/, within five minutes on two cores
+#   make demo    the whole paper on the embedded data: figures and a table in runs/, within ten minutes on two cores
 #   make test    lint, types, the fast tests, and whether paper_checks.md agrees with them
 #   make slow    the tests that take minutes        make cuda   the tests that need a CUDA device, and gpu-check
 #   make explore the property tests fifty times, with random examples and in random order

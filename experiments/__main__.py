@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mamltheory.runtime.interrupt import Interrupted
 
 EXAMPLES = (
-    ("demo", "everything on the embedded data, in five minutes"),
+    ("demo", "everything on the embedded data, in ten minutes at most"),
     ("search --preset glyph-smoke --seed 1", "a small search; flags override presets"),
     ("search --config runs/search/run.json", "the same search again, or continued after a stop"),
     ("search --preset mini-5 --print-config", "all settings as JSON, which --config takes"),
@@ -209,10 +209,14 @@ def _parse(name: str, command: Command, base: object, flags: Sequence[str]) -> o
         ),
     ]
     debug = Annotated[
-        bool, tyro.conf.arg(help="Show the traceback of an error."), tyro.conf.FlagCreatePairsOff
+        bool,
+        tyro.conf.arg(help="Show the traceback of an error.", help_behavior_hint="(default: no)"),
+        tyro.conf.FlagCreatePairsOff,
     ]
     printed = Annotated[
-        bool, tyro.conf.arg(help="Print all settings as --config takes them."), tyro.conf.FlagCreatePairsOff
+        bool,
+        tyro.conf.arg(help="Print all settings as --config takes them.", help_behavior_hint="(default: no)"),
+        tyro.conf.FlagCreatePairsOff,
     ]
     fields += [
         ("config", config, dataclasses.field(default=None)),

@@ -24,7 +24,7 @@ def with_help_texts(base: Any) -> Any:
             settings that are None stand for, and ``value`` gives it.
 
     Returns:
-        Settings for tyro to show; a setting without a value shows no default.
+        Settings for tyro to show.
     """
     import tyro
 
@@ -38,7 +38,7 @@ def with_help_texts(base: Any) -> Any:
             values[name] = base.value(name)
         else:
             hint = hints[name]
-        note = f"(default: {words[name]})" if name in words else None if value is not None else ""
+        note = f"(default: {words[name]})" if name in words else _default_note(value)
         shown = tyro.conf.arg(help=docs.get(name), help_behavior_hint=note, metavar=metavar)
         changed.append((name, Annotated[hint, shown], dataclasses.field(default=values[name])))
     # The values are checked already, and those that stand for None may not be given together.
@@ -46,6 +46,18 @@ def with_help_texts(base: Any) -> Any:
     return dataclasses.make_dataclass(
         kind.__name__, changed, bases=(kind,), namespace=namespace, frozen=True
     )(**values)
+
+
+def _default_note(value: object) -> str | None:
+    """The default in words, for booleans and settings without a value; None where tyro shows the value well."""
+    if isinstance(value, bool):
+        return f"(default: {in_words(value)})"
+    return "(default: none)" if value is None or value in ("", ()) else None
+
+
+def in_words(value: object) -> str:
+    """A setting as help and messages show it: yes and no for booleans."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value}"
 
 
 def _plain(hint: Any) -> tuple[Any, str | None]:

@@ -23,6 +23,10 @@ def check_inputs(settings: Any) -> None:
     runs = getattr(settings, "runs", None)
     for path in runs if isinstance(runs, tuple) else ():
         require(path.exists(), f"there is no folder {path}: expected one that a command wrote")
+        require(
+            not path.is_dir() or _holds_json(path),
+            f"{path} holds nothing that a command wrote: expected {RUN_FILE}, or figures or tables with their JSON",
+        )
     if _has_begun(settings):
         return
     if isinstance(images := getattr(settings, "images", None), Path):
@@ -50,6 +54,12 @@ def _has_begun(settings: Any) -> bool:
         if isinstance(folder, Path)
         for pattern in (RUN_FILE, f"*/{RUN_FILE}")
     )
+
+
+def _holds_json(path: Path) -> bool:
+    from mamltheory.runtime.folders import DEPTH
+
+    return any(any(path.glob("*/" * depth + "*.json")) for depth in range(DEPTH + 1))
 
 
 def _check_data(settings: Any) -> None:

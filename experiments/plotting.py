@@ -17,6 +17,7 @@ from matplotlib.transforms import offset_copy
 
 from mamltheory.errors import ConfigurationError
 from mamltheory.runtime.records import plain, replace_file, to_json
+from mamltheory.version import __version__
 
 from .cell_drawing import draw_genotype
 
@@ -37,6 +38,7 @@ __all__ = [
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
+LIBRARIES = ("matplotlib", "numpy", "torch")
 WIDTHS = {"column": 3.4, "page": 7.0, "front": 5.6}
 """Widths in inches of one column and of the full page of a two-column article, and of the picture on the front page."""
 FRONT_PIXELS = 1600
@@ -155,7 +157,7 @@ def save_figure(
         "data": plain(data),
         "config": _without_absolute_paths(plain(config)),
         "seed": seed,
-        "versions": {package: version(package) for package in ("mamltheory", "matplotlib", "numpy", "torch")},
+        "versions": {"mamltheory": __version__, **{name: version(name) for name in LIBRARIES}},
     }
     undated = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     png, pdf, numbers = (Path(directory) / f"{name}.{ending}" for ending in ("png", "pdf", "json"))

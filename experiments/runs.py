@@ -89,7 +89,7 @@ def opened_run(
     where = environment(device, product_route()) | ({"processes": processes} if processes > 1 else {})
     place, kept = folder or settings.out, settings if config is None else config
     writer = summary_writer() if getattr(settings, "tensorboard", False) else None
-    log = open_run(place, command, kept, settings.seed, where, free, before, known)
+    log = open_run(place, command, kept, settings.seed, where, free, before, known, again is not None)
     with recorded(log, again):
         if writer is not None:
             log = dataclasses.replace(log, scalars=writer(str(place / SCALARS)))

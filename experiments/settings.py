@@ -133,6 +133,10 @@ class PublishedCells:
     out: Path = Path("genotype.json")
     """The file to write, for ``train --genotype``."""
 
+    def default_words(self) -> dict[str, str]:
+        """What settings without a value stand for, as help shows it."""
+        return {} if self.name else {"name": "the list"}
+
 
 MINI, TIERED = "data/mini-imagenet", "data/tiered-imagenet"
 GLYPHS_MINI = "glyphs-mini"

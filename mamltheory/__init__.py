@@ -52,6 +52,7 @@ Your own network
 from typing import TYPE_CHECKING
 
 from mamltheory.lazy import lazy_names
+from mamltheory.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from mamltheory.finite_width.verification import verify
@@ -85,8 +86,6 @@ if TYPE_CHECKING:
     from mamltheory.rates import largest_inner_rate, largest_rate
     from mamltheory.rng import generator
     from mamltheory.tasks import Task
-
-__version__ = "0.2.0"
 
 __all__ = [
     "Converged",

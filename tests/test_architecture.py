@@ -15,7 +15,7 @@ MOST_NAMES_OF_SEVERAL_MODULES = 20
 
 # From the ground up; a module may import from the rows below its own, and a part from itself.
 LAYERS = (
-    {"errors", "accelerator", "lazy", "notebook"},
+    {"errors", "accelerator", "lazy", "notebook", "version"},
     {"files", "rng", "tasks", "modules", "intervals", "arguments", "activations", "dynamics"},
     {"strict_json"},
     {"linalg", "products"},
@@ -38,7 +38,7 @@ LAYERS = (
 )
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
 # What runs need; it knows no mathematics, and only experiments may import it.
-SIDE = {"runtime": {"errors", "files", "notebook", "strict_json", "runtime"}}
+SIDE = {"runtime": {"errors", "files", "notebook", "strict_json", "runtime", "version"}}
 
 # Formulas of layers belong to kernels/layers; cells are made of modules.
 LAYER_FUNCTIONS = {

@@ -40,6 +40,10 @@ class Data:
         if self.image_size is not None:
             require_at_least(self, 8, ("image_size",))
 
+    def default_words(self) -> dict[str, str]:
+        """What settings without a value stand for, as help shows it."""
+        return {} if self.image_size else {"image_size": "the stored size"}
+
 
 @dataclass(frozen=True)
 class Glyphs:

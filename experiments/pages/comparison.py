@@ -60,12 +60,11 @@ def _verdict(accounts: Sequence[Account], evaluations: Sequence[int], pairs: Pai
             for i, j, each in pairs[:MOST_SENTENCES]
         ]
         return PageVerdict(differ, "plain", (*lines, "Each by its own 95 % interval over the tasks.", *note))
-    apart = (
-        ("The evaluations met different tasks, so that no difference is paired.",)
-        if len(evaluations) > 1
-        else ()
-    )
-    return PageVerdict(f"{len(accounts)} runs side by side", "open" if open_ else "plain", (*apart, *note))
+    apart = ("The evaluations met different tasks.",) if len(evaluations) > 1 else ()
+    found = [f"{each.name}: {each.verdict.headline}." for each in accounts[:MOST_SENTENCES]]
+    found += [f"And {len(accounts) - MOST_SENTENCES} more, see the table."] * (len(accounts) > MOST_SENTENCES)
+    headline = "No difference is measured, because no two runs were evaluated on the same tasks"
+    return PageVerdict(headline, "open" if open_ else "plain", (*apart, *found, *note))
 
 
 def _width(interval: Interval) -> str:

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from ..gpu_check.report import WELL, faults_of
 from ..theory import bounds, convergence, drift, ensemble, equivalence, laziness, lipschitz, plateau
-from .blocks import PageVerdict, Tone, in_percent
+from .blocks import PageVerdict, Tone
 
 Content = Mapping[str, Any]
 
@@ -18,100 +16,49 @@ def verdict_of(name: str, content: Content) -> PageVerdict | None:
     return VERDICTS[max(kinds, key=len)](content) if kinds else None
 
 
-def _if(holds: bool, yes: str, no: str, lines: list[str]) -> PageVerdict:
+def _if(holds: bool, headline: str, lines: list[str]) -> PageVerdict:
     tone: Tone = "clear" if holds else "weak"
-    return PageVerdict(yes if holds else no, tone, tuple(f"{line[:1].upper()}{line[1:]}." for line in lines))
+    return PageVerdict(headline, tone, tuple(f"{line[:1].upper()}{line[1:]}." for line in lines))
 
 
 def _convergence(content: Content) -> PageVerdict:
     data = content["data"]
-    return _if(
-        min(data["share_below_bound"]) == 1,
-        "The residual of every network stays below the bound of Theorem 3",
-        "Some networks leave the bound of Theorem 3",
-        [convergence.convergence_result(data)],
-    )
+    return _if(*convergence.convergence_verdict(data), [convergence.convergence_result(data)])
 
 
 def _bounds(content: Content) -> PageVerdict:
     data = content["data"]
-    shares = {depth: column["residual"]["share_below_bound"] for depth, column in data.items()}
-    return _if(
-        min(map(min, shares.values())) == 1,
-        "Every network stays below the bound of Theorem 3, at every depth and width",
-        f"Networks within the bound of Theorem 3: {in_percent(min(share[-1] for share in shares.values()), 0)} at the "
-        "largest width, fewer in narrow ones",
-        bounds.bounds_result(data),
-    )
-
-
-def _falls(law: Content) -> bool:
-    """Whether the interval of a slope lies below zero."""
-    return law["high"] < 0
+    return _if(*bounds.bounds_verdict(data), bounds.bounds_result(data))
 
 
 def _drift(content: Content) -> PageVerdict:
     data = content["data"]
-    return _if(
-        all(_falls(data[name]) for name in (*drift.MOVEMENTS, *drift.DRIFT, *drift.DEVIATION)),
-        "Parameters and kernel move less the wider the network",
-        "Not every movement falls with the width",
-        drift.drift_result(data),
-    )
+    return _if(*drift.drift_verdict(data), drift.drift_result(data))
 
 
 def _equivalence(content: Content) -> PageVerdict:
     data = content["data"]
-    return _if(
-        _falls(data["empirical kernel"]) and _falls(data["limit kernel"]),
-        "Trained networks approach kernel regression as the width grows",
-        "That trained networks approach kernel regression is not seen at these widths",
-        equivalence.equivalence_result(data),
-    )
+    return _if(*equivalence.equivalence_verdict(data), equivalence.equivalence_result(data))
 
 
 def _plateau(content: Content) -> PageVerdict:
     data = content["data"]
-    return _if(
-        _falls(data["discrete"]),
-        f"The closed form in discrete time is approached; the printed one stops at {data['plateau']:.3f}",
-        "That networks approach the closed form in discrete time is not seen at these widths",
-        plateau.plateau_result(data),
-    )
+    return _if(*plateau.plateau_verdict(data), plateau.plateau_result(data))
 
 
 def _lipschitz(content: Content) -> PageVerdict:
     data, widths = content["data"], content["config"]["widths"]
-    laws = [r["rate_of_change"] for name, column in data.items() if name != "kink" for r in column.values()]
-    return _if(
-        all(law["low"] <= 0 for law in laws),
-        "The constant of Lemma 1 does not grow with the width",
-        "The constant of Lemma 1 grows with the width",
-        lipschitz.lipschitz_result(data, widths),
-    )
+    return _if(*lipschitz.lipschitz_verdict(data), lipschitz.lipschitz_result(data, widths))
 
 
 def _ensemble(content: Content) -> PageVerdict:
     data = content["data"]
-    means = np.asarray(data["error_of_mean"])
-    return _if(
-        bool((np.diff(means) < 0).all()),
-        "The mean of trained networks approaches Eq. (12) as the width grows",
-        "That the mean of trained networks approaches Eq. (12) is not seen at these widths",
-        [ensemble.ensemble_result(data)],
-    )
+    return _if(*ensemble.ensemble_verdict(data), [ensemble.ensemble_result(data)])
 
 
 def _laziness(content: Content) -> PageVerdict:
-    data = content["data"]["measures"]
-    lazy = all(_falls(data[name][key]) for name in data for key in ("standard", "ntk"))
-    rich = all(not _falls(data[name]["mean field"]) for name in data)
-    return _if(
-        lazy and rich,
-        "In mean field the kernel moves at every width; in the other parameterisations less and less",
-        "The parameterisations do not differ as the theory says",
-        laziness.laziness_result(content["data"]),
-    )
+    data = content["data"]
+    return _if(*laziness.laziness_verdict(data), laziness.laziness_result(data))
 
 
 def _verification(content: Content) -> PageVerdict:
@@ -142,8 +89,8 @@ def _correlation(content: Content) -> PageVerdict:
     lines = [f"{networks} networks; Kendall's τ of the number of parameters with accuracy is {size}"]
     return _if(
         any(beyond.values()),
-        "Some scores predict accuracy better than the number of parameters",
-        "No score predicts accuracy better than the number of parameters",
+        f"{'Some scores predict' if any(beyond.values()) else 'No score predicts'} accuracy better than the number of "
+        "parameters",
         lines,
     )
 

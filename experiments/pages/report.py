@@ -75,7 +75,7 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 def _place(settings: RunReport, names: Sequence[str]) -> Path:
     """The file of the page; ConfigurationError if it holds something else, or cannot be written."""
     place = settings.out
-    if place.suffix != ".html" or place.is_dir():
+    if place.suffix.lower() not in (".html", ".htm") or place.is_dir():
         name = names[0].replace("/", "-") if len(names) == 1 else "comparison"
         place = place / f"{name}.html"
     if place.exists() and not is_page(place):
@@ -135,13 +135,14 @@ def _missing(folder: Folder) -> tuple[str, ...]:
 def _times(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     if not record.get("started") or not record.get("ended"):
         return ()
-    begun = datetime.fromisoformat(record["started"])
-    seconds = (datetime.fromisoformat(record["ended"]) - begun).total_seconds()
     starts = record.get("starts", 1)
-    pauses = f" ({starts} starts, pauses included)" * (starts > 1)
-    # The record has whole seconds.
-    shown = time_in_words(seconds) if seconds else "less than 1 s"
-    return ((f"time from start to end{pauses}", shown),)
+    if "seconds" in record:
+        name, pauses, seconds = "running time", "without pauses", record["seconds"]
+    else:  # the record of an earlier version, in whole seconds
+        started, ended = (datetime.fromisoformat(record[name]) for name in ("started", "ended"))
+        name, pauses, seconds = "time from start to end", "pauses included", (ended - started).total_seconds()
+    note = f" ({starts} starts, {pauses})" * (starts > 1)
+    return ((f"{name}{note}", time_in_words(seconds) if seconds else "less than 1 s"),)
 
 
 def _settings_section(folder: Folder) -> Section:

@@ -180,6 +180,8 @@ def search_rounds(
     """The search at its end; every round is said in a line, and with ``verbose`` in detail."""
     if settings.verbose and not Round.of(saved.state, rules).is_finished:
         print(legend(saved.state.candidates.space))
+    if not Round.of(saved.state, rules).is_finished:
+        log.resume()
     rate = None
     with spread_over(settings.jobs) as spread:
         while not Round.of(saved.state, rules).is_finished:

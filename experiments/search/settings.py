@@ -53,7 +53,7 @@ class Search(OneSize):
     """MODULE:NAME of your own search space, a mamltheory.nas.Space, as in experiments/examples/own_space.py."""
     score: str | None = None
     """MODULE:NAME of your own score, a function of network and tasks or a mamltheory.nas.OwnScore, as in
-    experiments/examples/own_score.py. It takes the place of the condition number; --regions True adds ranks of R_N."""
+    experiments/examples/own_score.py. It takes the place of the condition number; --regions adds ranks of R_N."""
     kernel: Literal["maml", "anil", "ntk"] = "maml"
     """Kernel whose condition number ranks the cells: MetaNTK of MAML or ANIL, or the plain NTK (TE-NAS)."""
     ways: int = 5
@@ -163,7 +163,10 @@ class Search(OneSize):
         )
         for name in ("estimator", "difference", "common_random_numbers"):
             given, only = getattr(self, name), OWN_SCORE[name]
-            require(given in (None, only), f"{name} is {given}: with --score it is {only}, leave it out")
+            require(
+                given in (None, only),
+                f"{name} is {_shown(given)}: with --score it is {_shown(only)}, leave it out",
+            )
 
     def value(self, name: str) -> Any:
         """The value of a setting; for None that of the method or the protocol."""

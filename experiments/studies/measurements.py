@@ -144,6 +144,8 @@ def measure_missing(
         files = {name: folder / f"{name}.json" for name in items}
         found = {name: read_record(path, dict, AGAIN) for name, path in files.items() if path.exists()}
         names = {items[name]: name for name in items if name not in found}
+        if names:
+            log.resume()
         with spread_over(settings.jobs) as spread, stage(command, len(names)) as advance:
             for item, record in spread(function, names):
                 name = names[item]

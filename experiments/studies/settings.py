@@ -22,7 +22,7 @@ class Correlation(ShortTraining):
     repeated: int = 10
     """Networks trained a second time, for the noise ceiling."""
     parameters: str | None = None
-    """A band: fewest and most parameters of the random networks, as in 36000:42000; None for networks of all sizes."""
+    """A band: fewest and most parameters of the random networks, as in 36000:42000."""
     table: str | None = None
     """"glyphs" (embedded) or a file of ``tabulate``: report what predicts accuracy among its cells, and train none."""
     inputs: Literal["two", "all"] = "two"
@@ -69,6 +69,10 @@ class Correlation(ShortTraining):
             require(self.table is None, both)
         fewer = self.repeated <= self.networks
         require(fewer, f"repeated is {self.repeated}: expected at most the {self.networks} networks")
+
+    def default_words(self) -> dict[str, str]:
+        """What settings without a value stand for, as help shows it."""
+        return {} if self.parameters else {"parameters": "networks of all sizes"}
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from .report import (
     power_law_record,
     save_theory_figure,
     subtitle,
+    verdict_words,
 )
 from .settings import Bounds, Theory
 from .sweep import Measurement, Problem, Sweep, network_of_width, run_sweep
@@ -127,8 +128,20 @@ def plot_bounds(settings: Bounds) -> int:
     """Measure and draw; returns 0."""
     columns = {f"L = {depth}": bounds_at_depth(settings, depth) for depth in range(1, settings.depth + 1)}
     draw_bounds(settings, columns)
-    print("\n".join(bounds_result(columns)))
+    print(verdict_words(bounds_verdict(columns)[1], bounds_result(columns)))
     return 0
+
+
+def bounds_verdict(data: dict[str, Any]) -> tuple[bool, str]:
+    """Whether all networks are within the bound at every depth, and that in a sentence, from the figure's ``data``."""
+    shares = [column["residual"]["share_below_bound"] for column in data.values()]
+    holds = bool(min(map(min, shares)) == 1)
+    if holds:
+        return True, "Every network stays below the bound of Theorem 3, at every depth and width"
+    return False, (
+        f"Networks within the bound of Theorem 3: {100 * min(share[-1] for share in shares):.0f} % at the largest "
+        "width, fewer in narrow ones"
+    )
 
 
 def bounds_result(columns: dict[str, dict[str, Any]]) -> list[str]:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from mamltheory.finite_width.bounds import theorem3_residual_bound
 
 from ..plotting import curve, figure, legend_below, ticks_at
-from .report import save_theory_figure, subtitle
+from .report import save_theory_figure, subtitle, verdict_words
 from .settings import Convergence, Theory
 from .sweep import Sweep, run_sweep
 
@@ -17,8 +17,17 @@ def plot_convergence(settings: Convergence) -> int:
     """Measure and draw; returns 0."""
     result = run_sweep(settings, "convergence")
     draw_convergence(result)
-    print(convergence_result(convergence_numbers(result)))
+    data = convergence_numbers(result)
+    print(verdict_words(convergence_verdict(data)[1], [convergence_result(data)]))
     return 0
+
+
+def convergence_verdict(data: dict[str, Any]) -> tuple[bool, str]:
+    """Whether all residuals are below the bound (31), and that in a sentence, from the figure's ``data``."""
+    holds = bool(min(data["share_below_bound"]) == 1)
+    if holds:
+        return True, "The residual of every network stays below the bound of Theorem 3"
+    return False, "Some networks leave the bound of Theorem 3"
 
 
 def convergence_result(data: dict[str, Any]) -> str:

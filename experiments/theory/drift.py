@@ -11,10 +11,12 @@ from ..plotting import curve, figure, legend_below, tall_left, ticks_at
 from .constants import constants, drift_bounds, path_bounds
 from .report import (
     draw_power_law,
+    falls_with_width,
     power_law_record,
     power_law_words,
     save_theory_figure,
     subtitle,
+    verdict_words,
 )
 from .settings import Drift, Theory
 from .sweep import Sweep, run_sweep
@@ -37,8 +39,16 @@ def plot_drift(settings: Drift) -> int:
     """Measure and draw; returns 0."""
     result = run_sweep(settings, "drift")
     data = draw_drift(result)
-    print("\n".join(drift_result(data)))
+    print(verdict_words(drift_verdict(data)[1], drift_result(data)))
     return 0
+
+
+def drift_verdict(data: dict[str, Any]) -> tuple[bool, str]:
+    """Whether all movements fall with the width, and that in a sentence, from the figure's ``data``."""
+    holds = all(falls_with_width(data[name]) for name in (*MOVEMENTS, *DRIFT, *DEVIATION))
+    if holds:
+        return True, "Parameters and kernel move less the wider the network"
+    return False, "Not every movement falls with the width"
 
 
 def drift_result(data: dict[str, Any]) -> list[str]:

@@ -28,7 +28,7 @@ from mamltheory.predictors import KernelPrediction
 from ..plotting import COLOURS, curve, figure, legend_below, ticks_at
 from .bounds import BATCH, batch_of_starts, trained_batch
 from .constants import sweep_settings
-from .report import save_theory_figure, subtitle
+from .report import save_theory_figure, subtitle, verdict_words
 from .settings import Ensemble, Theory
 from .sweep import Measurement, Problem, Sweep, network_of_width, run_sweep
 
@@ -44,8 +44,16 @@ def plot_ensemble(settings: Ensemble) -> int:
     result = run_sweep(batches, "ensemble", Measurement(f"circle-of-{BATCH}", measure_outputs))
     data = ensemble_numbers(result)
     draw_ensemble(settings, data)
-    print(ensemble_result(data))
+    print(verdict_words(ensemble_verdict(data)[1], [ensemble_result(data)]))
     return 0
+
+
+def ensemble_verdict(data: dict[str, Any]) -> tuple[bool, str]:
+    """Whether the distance of the mean falls from width to width, and that in a sentence, from ``data``."""
+    holds = bool((np.diff(np.asarray(data["error_of_mean"])) < 0).all())
+    if holds:
+        return True, "The mean of trained networks approaches Eq. (12) as the width grows"
+    return False, "That the mean of trained networks approaches Eq. (12) is not seen at these widths"
 
 
 def ensemble_result(data: dict[str, Any]) -> str:

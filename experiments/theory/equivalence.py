@@ -8,10 +8,12 @@ from ..plotting import figure, legend_below
 from .report import (
     draw_power_law,
     draw_reference,
+    falls_with_width,
     power_law_record,
     power_law_words,
     save_theory_figure,
     subtitle,
+    verdict_words,
 )
 from .settings import Equivalence, Theory
 from .sweep import CLOSED_FORMS, Sweep, run_sweep
@@ -28,16 +30,30 @@ def plot_equivalence(settings: Equivalence) -> int:
     """Measure and draw; returns 0."""
     result = run_sweep(settings, "equivalence")
     draw_equivalence(result)
-    print("\n".join(equivalence_result(equivalence_numbers(result))))
+    data = equivalence_numbers(result)
+    print(verdict_words(equivalence_verdict(data)[1], equivalence_result(data)))
     return 0
+
+
+def equivalence_verdict(data: dict[str, Any]) -> tuple[bool, str]:
+    """Whether the deviations from both exact forms fall with the width, and that in a sentence, from ``data``."""
+    holds = falls_with_width(data["empirical kernel"]) and falls_with_width(data["limit kernel"])
+    if holds:
+        return True, "Trained networks approach kernel regression as the width grows"
+    return False, "That trained networks approach kernel regression is not seen at these widths"
 
 
 def equivalence_result(data: dict[str, Any]) -> list[str]:
     """How the deviation from every closed form goes with the width, in words."""
     return [
-        power_law_words(f"the deviation from the closed form with the {name}", data[name], data["widths"])
+        power_law_words(f"{plain_label(name)}: the deviation", data[name], data["widths"])
         for name in CLOSED_FORMS
     ]
+
+
+def plain_label(name: str) -> str:
+    """The name of a closed form in the legend, as plain text."""
+    return LABELS[name].replace("$", "")
 
 
 def equivalence_numbers(result: Sweep) -> dict[str, Any]:

@@ -41,7 +41,15 @@ from mamltheory.tasks import Parameters
 
 from ..plotting import curve, figure, ticks_at
 from .constants import sweep_settings
-from .report import power_law_record, power_law_words, save_theory_figure, signed, subtitle
+from .report import (
+    falls_with_width,
+    power_law_record,
+    power_law_words,
+    save_theory_figure,
+    signed,
+    subtitle,
+    verdict_words,
+)
 from .settings import Laziness, Theory
 from .sweep import (
     Measurement,
@@ -70,8 +78,22 @@ def plot_laziness(settings: Laziness) -> int:
     result = run_sweep(sweep_settings(settings), "laziness", Measurement("laziness", measure_controls))
     data = laziness_numbers(result)
     draw_laziness(settings, data)
-    print("\n".join(laziness_result(data)))
+    print(verdict_words(laziness_verdict(data)[1], laziness_result(data)))
     return 0
+
+
+def laziness_verdict(data: dict[str, Any]) -> tuple[bool, str]:
+    """Whether the kernel moves in mean field alone, and that in a sentence, from the figure's ``data``."""
+    measures = data["measures"]
+    lazy = all(falls_with_width(laws[key]) for laws in measures.values() for key in ("standard", "ntk"))
+    rich = all(not falls_with_width(laws["mean field"]) for laws in measures.values())
+    holds = lazy and rich
+    if holds:
+        return (
+            True,
+            "In mean field the kernel moves at every width; in the other parameterisations less and less",
+        )
+    return False, "The parameterisations do not differ as the theory says"
 
 
 def laziness_result(data: dict[str, Any]) -> list[str]:

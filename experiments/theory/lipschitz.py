@@ -19,6 +19,7 @@ from .report import (
     power_law_words,
     save_theory_figure,
     subtitle,
+    verdict_words,
 )
 from .settings import Lipschitz
 from .sweep import Sweep, initialised, make_problem
@@ -37,8 +38,17 @@ def plot_lipschitz(settings: Lipschitz) -> int:
     kinks = {name: ratios_across_kink(settings, name) for name in settings.activations}
     kink = {"depth": settings.depth, "width": settings.widths[-1], "distances": DISTANCES, "ratios": kinks}
     draw_lipschitz(settings, data, kink)
-    print("\n".join(lipschitz_result(data | {"kink": kink}, settings.widths)))
+    print(verdict_words(lipschitz_verdict(data)[1], lipschitz_result(data | {"kink": kink}, settings.widths)))
     return 0
+
+
+def lipschitz_verdict(data: dict[str, Any]) -> tuple[bool, str]:
+    """Whether no slope of the constant is above zero, and that in a sentence, from the figure's ``data``."""
+    laws = [r["rate_of_change"] for name, column in data.items() if name != "kink" for r in column.values()]
+    holds = all(law["low"] <= 0 for law in laws)
+    if holds:
+        return True, "The constant of Lemma 1 does not grow with the width"
+    return False, "The constant of Lemma 1 grows with the width"
 
 
 def lipschitz_result(data: dict[str, Any], widths: Sequence[int]) -> list[str]:

@@ -29,11 +29,13 @@ from ..plotting import curve, figure, legend_below, ticks_at
 from .constants import sweep_settings
 from .report import (
     draw_power_law,
+    falls_with_width,
     power_law_record,
     power_law_words,
     save_theory_figure,
     signed,
     subtitle,
+    verdict_words,
 )
 from .settings import Plateau
 from .sweep import (
@@ -56,8 +58,19 @@ def plot_plateau(settings: Plateau) -> int:
     result = run_sweep(sweep_settings(settings), "plateau", Measurement("plateau", measure_deviations))
     data = plateau_numbers(settings, result)
     draw_plateau(settings, data)
-    print("\n".join(plateau_result(data)))
+    print(verdict_words(plateau_verdict(data)[1], plateau_result(data)))
     return 0
+
+
+def plateau_verdict(data: dict[str, Any]) -> tuple[bool, str]:
+    """Whether the form in discrete time is approached with the width, and that in a sentence, from ``data``."""
+    holds = falls_with_width(data["discrete"])
+    if holds:
+        return (
+            True,
+            f"The closed form in discrete time is approached; the printed one stops at {data['plateau']:.3f}",
+        )
+    return False, "That networks approach the closed form in discrete time is not seen at these widths"
 
 
 def plateau_result(data: dict[str, Any]) -> list[str]:

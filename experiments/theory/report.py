@@ -82,6 +82,16 @@ def power_law_words(what: str, law: Mapping[str, Any], widths: Sequence[int]) ->
     return f"{what} goes as width^{slope} [{low}, {high}] and is {law['rms'][-1]:.2g} at width {widths[-1]}"
 
 
+def verdict_words(verdict: str, details: Sequence[str]) -> str:
+    """The lines of a result: the verdict first, then the ``details`` that it rests on."""
+    return "\n".join([f"{verdict}:", *(f"  {line}" for line in details)])
+
+
+def falls_with_width(law: Mapping[str, Any]) -> bool:
+    """Whether the interval of a slope, of :func:`power_law_record`, lies below zero."""
+    return bool(law["high"] < 0)
+
+
 def draw_reference(axes: Axes, widths: tuple[int, ...], start: float, slope: float = -0.5) -> None:
     """Draw a line with the slope of the paper.
 

@@ -199,7 +199,7 @@ class Verify:
     """The theorems for a network of your own, MODULE:FUNCTION of the width: rate, drift, K, kernel regression."""
 
     network: str = ""
-    """MODULE:FUNCTION of the width that returns a module, the flag is optional; "" for a convolutional example."""
+    """MODULE:FUNCTION of the width that returns a module, the flag is optional: verify NETWORK."""
     widths: tuple[int, ...] = (8, 16, 32, 64)
     """Widths l of the networks, increasing."""
     seeds: int = 3
@@ -232,6 +232,14 @@ class Verify:
         require_at_least(self, 0, ("seed",))
         sizes = len(self.shape) > 0 and min(self.shape) >= 1
         require(sizes, f"shape is {self.shape}: expected whole numbers of at least 1")
+
+    def default_words(self) -> dict[str, str]:
+        """What settings without a value stand for, as help shows it."""
+        return {
+            name: word
+            for name, word in {"network": "a convolutional example", "tasks": "random points"}.items()
+            if not getattr(self, name)
+        }
 
 
 # Wide networks: the factored fast weights need one copy of the parameters for all tasks, 0.5 GB at l = 8192.

@@ -273,6 +273,8 @@ def run_sweep(settings: Theory, command: str, measurement: Measurement | None = 
             seconds.append(row.pop("cpu_seconds", None))
             done[row["width"], row["seed"]] = row
         todo = [pair for pair in _pairs(settings) if pair not in done]
+        if todo:
+            log.resume()
         with workers(settings.jobs) as spread, stage(title, len(todo)) as advance:
             for pair, (row, spent) in spread(partial(_timed, chosen.function, settings, problem), todo):
                 done[pair] = row

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from mamltheory import InnerLoop, Task, generator, verify
 from mamltheory.errors import ConfigurationError
 from mamltheory.finite_width.bounds import theorem3_residual_bound
-from mamltheory.finite_width.verdicts import Verdict, bounds_of
+from mamltheory.finite_width.verdicts import RULE, Verdict, bounds_of
 from mamltheory.finite_width.verification import Build, Verification, drawn, found_scale, stable_inner_loop
 from mamltheory.networks import output_of
 from mamltheory.runtime.interrupt import check_interrupted
@@ -21,7 +22,7 @@ from mamltheory.runtime.progress import stage
 from mamltheory.runtime.records import replace_file
 
 from ..named import function_of
-from ..plotting import curve, figure, save_figure
+from ..plotting import curve, figure, legend_below, save_figure, ticks_at
 from ..runs import without_paths
 from .report import draw_power_law
 from .settings import Verify
@@ -113,6 +114,8 @@ def write_verification(settings: Verify, found: Verification, power: int) -> Non
         f"which the NTK was found to grow; λ0 = {found.inner.lam0:.3g}, η0 = {found.eta0:.3g}, "
         f"σ_min = {found.sigma_min:.3g} at the largest width. Slopes of log-log fits with 95 % intervals.",
         "",
+        RULE,
+        "",
         "![Measurements](verification.png)",
     ]
     report = settings.out / "verification.md"
@@ -138,8 +141,8 @@ def draw_verification(settings: Verify, found: Verification) -> str:
         "values": found.values,
         "verdicts": [vars(one) for one in found.verdicts],
     }
-    with figure("page", 4.6, 2, 3) as (drawing, axes):
-        drawing.suptitle(f"{settings.network}: {settings.algorithm.upper()}, τ = {settings.tau}")
+    with figure("page", 6.2, 2, 3) as (drawing, axes):
+        drawing.suptitle(title_of(settings))
         draw_relative_residuals(axes[0, 0], found)
         bounds = bounds_of(found.widths, found.values, found.sigma_min) if "K" in found.values else None
         for i, (panel, (name, label)) in enumerate(zip(axes.flat[1:], PANELS.items(), strict=True)):
@@ -152,7 +155,9 @@ def draw_verification(settings: Verify, found: Verification) -> str:
                 panel.loglog(found.widths, np.median(bounds[0], axis=1), "k--", label="bound (29)")
             panel.set_title(label)
             panel.set_xlabel("width $l$")
-            panel.legend(fontsize=6)
+            ticks_at(panel.xaxis, found.widths)  # the line of the bound put others
+            few_ticks(panel)
+            legend_below(panel)
         paths = save_figure(
             drawing, "verification", data, settings.out, without_paths(settings), settings.seed
         )
@@ -169,4 +174,27 @@ def draw_relative_residuals(axes: Axes, found: Verification) -> None:
     axes.semilogy(theorem3_residual_bound(found.eta0, found.sigma_min, 1.0, steps), "k--", label="bound (31)")
     axes.set_title("residual")
     axes.set_xlabel("step $t$")
-    axes.legend(fontsize=6)
+    legend_below(axes, 2)
+
+
+def few_ticks(axes: Axes) -> None:
+    """Ticks of the vertical axis at 1, 2 and 5 times powers of ten, or at these powers where they are many."""
+    low, high = axes.get_ylim()
+    subs = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def title_of(settings: Verify) -> str:
+    """The title of the figure: the network and its training, and below it the data, tasks and seeds."""
+    shape = "×".join(map(str, settings.shape))
+    data = (
+        f"tasks of {settings.tasks}"
+        if settings.tasks
+        else (f"{settings.task_count} tasks of random points of shape {shape}, and as many held out")
+    )
+    return (
+        f"{settings.network}: {settings.algorithm.upper()}, τ = {settings.tau}, {settings.steps} steps\n"
+        f"{data}; {settings.seeds} initialisations per width, seed {settings.seed}"
+    )

@@ -83,6 +83,8 @@ def meta_train(settings: MetaTrain) -> int:
             spent = checkpoint.state.get("cpu_seconds", math.nan)
             curve_points(settings, state.step)
             say_if_finished(log, "trained")
+        if state.step < settings.steps:
+            log.resume()
         state, spent = remaining_steps(state, settings, log, spent)
         after = accuracy_on_new_classes(state, settings)
         log.close(before=before, accuracy=after[0], half_width=after[1], **_seconds(spent))

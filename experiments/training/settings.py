@@ -213,7 +213,7 @@ class Evaluate(LastLayer):
     """Accuracy of a trained network on few-shot test tasks, with its confidence interval (Table 1)."""
 
     data: str | None = None
-    """None: the data of the training. Another place, by name or folder, must hold the same training images; its
+    """The data. Another place than that of the training, by name or folder, must hold the same training images; its
     validation and test classes may differ."""
     split: Literal["val", "test"] = "test"
     """Classes to draw the tasks from."""
@@ -234,6 +234,10 @@ class Evaluate(LastLayer):
         super().__post_init__()
         require_at_least(self, 2, ("ways", "tasks"))
         require_at_least(self, 1, ("shots", "queries", "jobs"))
+
+    def default_words(self) -> dict[str, str]:
+        """What settings without a value stand for, as help shows it."""
+        return {} if self.data else {"data": "that of the training"}
 
 
 @dataclass(frozen=True)

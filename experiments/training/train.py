@@ -181,6 +181,8 @@ def _remaining_steps(
     begun = time.process_time() - spent
     name = json.loads(json.dumps(genotype.to_json())) if genotype is not None else None
     left = (until - state.epoch) * state.steps - state.step
+    if log is not None and left:
+        log.resume()
     with leading_stage(f"train in {settings.out}, steps", left, world.leads and shown) as advance:
         pauses = CheckpointTimer(settings.save_minutes, world.any, advance, settings.batch_size)
         pauses.note = f"epoch {state.epoch + 1}/{settings.epochs}"

@@ -1,7 +1,8 @@
 """Verdicts on the theorems from measurements over widths and seeds: slopes with intervals, and bounds that hold.
 
-A quantity that the theory sends to zero as l^(−1/2) falls where the whole interval of its slope lies below FALLS, and
-one that it bounds stays where the interval lies below STAYS. An interval that contains the threshold decides nothing.
+A quantity that the theory sends to zero as l^(−1/2) falls where the whole interval of its slope lies below FALLS. It
+does not where the interval lies above FALLS, or excludes −1/2 and reaches zero. A quantity that the theory bounds stays
+where the interval lies below STAYS, and does not where it lies above. Any other interval decides nothing.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,15 @@ from mamltheory.finite_width.bounds import theorem3_drift_bound, theorem3_path_b
 
 FALLS, STAYS = -0.25, 0.25
 """A slope below the first is a fall, half of the theory's −1/2; one below the second is no growth."""
+EXPECTED = -0.5
+"""The slope of what the theory sends to zero."""
+RULE = (
+    f"Rule, by the 95 % interval of a slope: where {EXPECTED:.2f} is expected, a statement holds if the interval lies "
+    f"below {FALLS}, half of that, and does not hold if it lies above {FALLS}, or excludes {EXPECTED:.2f} and reaches "
+    f"zero; where 0.00 is expected, it holds if the interval lies below {STAYS}, and does not hold if it lies above. "
+    "Otherwise it is undecided."
+)
+"""The rule of the verdicts, for those who read them."""
 NOTHING = 1e-12
 """What is below this at every width is zero but for rounding."""
 
@@ -124,12 +134,12 @@ def falls(widths: Sequence[int], values: np.ndarray, otherwise: str) -> tuple[bo
     if float(np.max(values)) < NOTHING:
         return True, "holds: nothing but rounding at all widths"
     law = fit_power_law(widths, np.maximum(values, np.finfo(float).tiny))
-    slope = f"slope {law.slope:.2f} [{law.low:.2f}, {law.high:.2f}], expected -0.50; {last}"
+    slope = f"slope {law.slope:.2f} [{law.low:.2f}, {law.high:.2f}], expected {EXPECTED:.2f}; {last}"
     if law.high < FALLS:
         return True, f"holds: {slope}"
-    if law.low > FALLS:
+    if law.low > FALLS or (law.low > EXPECTED and law.high >= 0):
         return False, f"does not hold, {otherwise}: {slope}"
-    return None, f"undecided: {slope}; take more seeds or wider networks"
+    return None, f"undecided: {slope}; the interval contains {FALLS}, take more seeds or wider networks"
 
 
 def stays(widths: Sequence[int], values: np.ndarray) -> tuple[bool | None, str]:
@@ -141,4 +151,4 @@ def stays(widths: Sequence[int], values: np.ndarray) -> tuple[bool | None, str]:
         return True, f"holds: {slope}"
     if law.low > STAYS:
         return False, f"does not hold, it grows with the width: {slope}"
-    return None, f"undecided: {slope}; take more seeds or wider networks"
+    return None, f"undecided: {slope}; the interval contains {STAYS}, take more seeds or wider networks"

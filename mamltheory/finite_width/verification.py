@@ -19,7 +19,7 @@ from mamltheory.errors import ConfigurationError, SingularKernelError, ValueRang
 from mamltheory.finite_width.asymptotics import fit_power_law
 from mamltheory.finite_width.bounds import extreme_eigenvalues
 from mamltheory.finite_width.lipschitz import lipschitz_constant
-from mamltheory.finite_width.verdicts import NOTHING, Verdict, verdicts_of
+from mamltheory.finite_width.verdicts import NOTHING, RULE, Verdict, verdicts_of
 from mamltheory.inner_loop import InnerLoop, algorithm_of
 from mamltheory.kernels.empirical import empirical_last_layer_ntk, empirical_ntk
 from mamltheory.kernels.meta import joint_inputs, meta_ntk
@@ -58,9 +58,9 @@ class Verification:
     verdicts: tuple[Verdict, ...]
 
     def __str__(self) -> str:
-        """A line for every verdict."""
+        """A line for every verdict, and the rule by which slopes are judged."""
         size = max(len(one.statement) for one in self.verdicts)
-        return "\n".join(f"{one.statement:{size}}  {one.text}" for one in self.verdicts)
+        return "\n".join([*(f"{one.statement:{size}}  {one.text}" for one in self.verdicts), RULE])
 
 
 def verify(
@@ -70,8 +70,10 @@ def verify(
 ) -> Verification:  # fmt: skip
     """Theorems 2 and 3, Lemmas 1 and 3 for your own network: trained at several widths, measured and judged.
 
-    Every network is trained by full-batch MAML or ANIL in float64. A slope is judged by its 95 % interval: below −0.25
-    is a fall, where l^(−1/2) is expected, and below 0.25 no growth. A diverging training is a ValueRangeError, a
+    Every network is trained by full-batch MAML or ANIL in float64. A slope is judged by its 95 % interval.
+    Where l^(−1/2) is expected, a statement holds if the interval lies below −0.25, and does not hold if it lies above,
+    or excludes −0.5 and reaches zero. Where no growth is expected, it holds if the interval lies below 0.25, and does
+    not hold if it lies above. Otherwise it is undecided. A diverging training is a ValueRangeError, a
     singular MetaNTK a SingularKernelError; errors on networks are those of :func:`mamltheory.maml.train`.
 
     Args:

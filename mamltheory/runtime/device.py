@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mamltheory.errors import ConfigurationError
+from mamltheory.version import __version__
 
 _own_gpu = 0  # the number of the GPU that "auto" and "cuda" stand for in this process
 
@@ -128,12 +129,13 @@ def environment(device: torch.device | str = "cpu", products: str | None = None)
         The entries by name.
     """
     device = torch.device(device)
-    versions = {package: version(package) for package in ("mamltheory", "numpy", "scipy")}
+    versions = {package: version(package) for package in ("numpy", "scipy")}
     return {
         "python": platform.python_version(),
         "torch": str(
             torch.__version__
         ),  # with the build, as in 2.11.0+cu130, which some wheels' metadata lack
+        "mamltheory": __version__,  # the metadata of an editable install keep the version of their day
         **versions,
         "system": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

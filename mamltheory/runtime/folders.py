@@ -99,7 +99,7 @@ def _check(directory: Path, command: str, is_known: Callable[[Path], bool]) -> N
 
 def is_page(path: Path) -> bool:
     """Whether a file is a page of ``report``."""
-    if path.suffix != ".html" or not path.is_file():
+    if path.suffix.lower() not in (".html", ".htm") or not path.is_file():
         return False
     with path.open("rb") as file:
         return f'<meta name="generator" content="{PAGE_MARK}">'.encode() in file.read(1000)

@@ -2,9 +2,10 @@
 
 import os
 import sys
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
@@ -16,10 +17,11 @@ from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.lock import hold, let_go
 from mamltheory.runtime.records import plain, read_record, replace_file, sync_directory, to_json
 from mamltheory.runtime.scalars import write_scalars
+from mamltheory.runtime.starts import STATES, same_results, seconds_before, sessions_after
 from mamltheory.runtime.temporary import remove_stale
 from mamltheory.strict_json import SEAL_BYTES, misfit, seal_of, sealed, unsealed
 
-METRICS_FILE, STATES = "metrics.jsonl", "state"
+METRICS_FILE = "metrics.jsonl"
 MOST_METRICS = 2**30
 NEW_RUN = "put back a copy of it, or choose another --out"
 EDITED = f"{NEW_RUN}; if it was changed on purpose, take out its last entry"
@@ -35,6 +37,8 @@ class Record(TypedDict):
     environment: NotRequired[dict[str, object]]
     started: NotRequired[str]
     ended: NotRequired[str | None]
+    resumed: NotRequired[str]
+    seconds: NotRequired[float]
     status: NotRequired[Status]
     starts: NotRequired[Annotated[int, 1]]
     sessions: NotRequired[list[dict[str, object]]]
@@ -48,18 +52,33 @@ class RunLog:
     Attributes:
         directory: the run folder.
         record: the content of ``run.json`` (see :class:`Record`). ``starts`` counts the starts, and ``sessions`` lists
-            their environments, each with the first start that had it.
+            their environments, each with the first start that had it. ``resumed`` is the time of the last start, and
+            ``seconds`` the running time of all starts without the pauses between them.
         was_finished: whether the run had come to its end before this start.
         scalars: the writer for TensorBoard, of :func:`mamltheory.runtime.scalars.summary_writer`; None for none.
+        kept: the record of a finished run, which stays in ``run.json`` until there is new work; otherwise empty.
+        notice: what :meth:`resume` says of a finished run, if it continues in another environment.
+        begun: when this start began, by the monotonic clock.
     """
 
     directory: Path
     record: dict[str, Any]
     was_finished: bool = False
     scalars: Any = None
+    kept: dict[str, Any] = field(default_factory=dict)
+    notice: str = ""
+    begun: float = field(default_factory=time.monotonic)
+
+    def resume(self) -> None:
+        """Record this start of a finished run, because there is new work; nothing changes for other runs."""
+        if self.kept:
+            self.kept.clear()
+            sys.stderr.write(self.notice)
+            self.write()
 
     def log(self, **values: object) -> None:
         """Append a line such as ``log(step=3, loss=0.7)`` to ``metrics.jsonl``, sealed with the line before."""
+        self.resume()
         path = self.directory / METRICS_FILE
         with path.open("a+b") as file:
             size = file.seek(0, os.SEEK_END)
@@ -80,6 +99,8 @@ class RunLog:
     def close(self, status: str = "finished", **results: object) -> "RunLog":
         """Write how the run ended, and release the folder to other processes.
 
+        The record of a finished run stays as it was, unless :meth:`resume` was called or the results are other ones.
+
         Args:
             status: "finished", "interrupted" or "failed".
             **results: the results in a few numbers.
@@ -92,11 +113,15 @@ class RunLog:
         """
         if status not in ("finished", "interrupted", "failed"):
             raise ConfigurationError(f"status is {status!r}: expected 'finished', 'interrupted' or 'failed'")
-        closed = replace(
-            self, record={**self.record, "ended": _now(), "status": status, "results": plain(results)}
-        )
+        found = plain(results)
+        stays = bool(self.kept) and (status != "finished" or same_results(found, self.kept.get("results")))
+        ends = {"ended": _now(), "status": status, "results": found}
+        if "seconds" in self.record:
+            ends["seconds"] = round(self.record["seconds"] + time.monotonic() - self.begun, 1)
+        closed = replace(self, record=dict(self.kept) if stays else {**self.record, **ends})
         try:
-            closed.write()
+            if not stays:
+                closed.write()
         finally:
             let_go(self.directory)
             if self.scalars is not None:
@@ -143,6 +168,7 @@ def open_run(
     may_differ: Collection[str] = (),
     before: object | None = None,
     known: Collection[str] = (),
+    continues: bool = True,
 ) -> RunLog:
     """Return the log of a run that begins in a directory, or continues if it was begun there.
 
@@ -160,6 +186,7 @@ def open_run(
             workers. They may have other values when a run continues.
         before: values of settings that a record does not hold, as in :func:`differences`.
         known: names of files that may be there without a record, in addition to files that the settings name.
+        continues: whether a start uses the work of earlier ones, so that their running times add up.
     """
     if not (directory / RUN_FILE).exists():
         check_run_folder(directory, command, (*known, *_inputs_in(directory, config)))
@@ -171,7 +198,7 @@ def open_run(
         if earlier is not None:
             check_same_run(directory, earlier, command, config, may_differ, before)
         begun = {"command": command, "config": plain(config), "seed": seed, "environment": plain(environment)}
-        return _started(directory, begun, earlier, may_differ)
+        return _started(directory, begun, earlier, may_differ, continues)
     except BaseException:
         if taken:
             let_go(directory)
@@ -179,19 +206,28 @@ def open_run(
 
 
 def _started(
-    directory: Path, begun: dict[str, Any], earlier: dict[str, Any] | None, may_differ: Collection[str]
+    directory: Path,
+    begun: dict[str, Any],
+    earlier: dict[str, Any] | None,
+    may_differ: Collection[str],
+    continues: bool,
 ) -> RunLog:
     starts, started, environment = 1, _now(), begun["environment"]
-    sessions = [{"start": 1, "environment": environment}]
+    sessions, notice = [{"start": 1, "environment": environment}], ""
+    seconds = seconds_before(directory, earlier) if earlier is not None and continues else 0.0
     if earlier is not None:
         started = earlier.get("started", started)
         starts = earlier.get("starts", 1) + 1
-        sessions = _sessions_after(earlier, starts, environment)
-        _report_changes(directory, earlier.get("environment"), environment, may_differ)
+        sessions = sessions_after(earlier, starts, environment)
+        notice = _changes(directory, earlier.get("environment"), environment, may_differ)
         _drop_partial_line(directory / METRICS_FILE)
-    times = {"started": started, "ended": None, "status": "running", "starts": starts}
-    finished = earlier is not None and earlier.get("status") == "finished"
-    log = RunLog(directory, {**begun, "sessions": sessions, **times}, finished)
+    times = {"started": started, "resumed": _now(), "ended": None, "status": "running", "starts": starts}
+    times |= {} if seconds is None else {"seconds": seconds}
+    record = {**begun, "sessions": sessions, **times}
+    if earlier is not None and earlier.get("status") == "finished":
+        return RunLog(directory, record, True, kept=dict(earlier), notice=notice)
+    sys.stderr.write(notice)
+    log = RunLog(directory, record)
     log.write()
     return log
 
@@ -203,29 +239,22 @@ def _inputs_in(directory: Path, config: object) -> list[str]:
     return [path.name for path in paths if path.parent.resolve() == directory.resolve()]
 
 
-def _sessions_after(earlier: Mapping[str, Any], start: int, environment: object) -> list[dict[str, Any]]:
-    """The environments of all starts so far, each with the first start that had it."""
-    sessions = earlier.get("sessions", [{"start": 1, "environment": earlier.get("environment")}])
-    sessions = [each for each in sessions if isinstance(each, dict)] if isinstance(sessions, list) else []
-    if sessions and sessions[-1].get("environment") == environment:
-        return sessions
-    return [*sessions, {"start": start, "environment": environment}]
-
-
-def _report_changes(directory: Path, there: object, now: Mapping[str, object], but: Collection[str]) -> None:
+def _changes(directory: Path, there: object, now: Mapping[str, object], but: Collection[str]) -> str:
+    """What is said of a run that continues in another environment; empty for the same one."""
     changes = differences(there, now, but) if isinstance(there, dict) else ""
-    if changes:
-        sys.stderr.write(
-            f"{directory} continues in another environment: {changes}; numbers may differ in their last digits from "
-            f"those of a run in one, and {RUN_FILE} keeps both\n"
-        )
+    if not changes:
+        return ""
+    return (
+        f"{directory} continues in another environment: {changes}; numbers may differ in their last digits from "
+        f"those of a run in one, and {RUN_FILE} keeps both\n"
+    )
 
 
 def read_run(path: Path) -> dict[str, Any]:
     """The record at ``path``, a run directory or a ``run.json``; raises CheckpointError if it is broken."""
     path = path / RUN_FILE if path.is_dir() else path
     record = read_record(path, Record, EDITED)
-    for name in ("started", "ended"):
+    for name in ("started", "resumed", "ended"):
         try:
             datetime.fromisoformat(record.get(name) or _now())
         except ValueError:
@@ -345,7 +374,11 @@ def differences(
     usual = _defaults(now) if before is None else plain(before)
     then, ours = {**usual, **there}, {**usual, **plain(now)}
     keys = [key for key in {**there, **ours} if key not in but and then.get(key) != ours.get(key)]
-    return ", ".join(f"{key} ({shown(then.get(key))} there, {shown(ours.get(key))} now)" for key in keys)
+    return ", ".join(f"{key} ({_said(then.get(key))} there, {_said(ours.get(key))} now)" for key in keys)
+
+
+def _said(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else shown(value)
 
 
 def _defaults(settings: object) -> dict[str, Any]:

@@ -56,6 +56,8 @@ def test_no_help_shows_none_as_a_default_and_all_fields_are_explained(name, caps
     text = shown(capsys, name)
     assert "default: None" not in text
     assert "{None}" not in text
+    assert "None" not in text
+    assert not re.search(r"default: (True|False|\))", text)
     kind = COMMANDS[name].settings
     assert set(field_docs(kind)) >= {field.name for field in dataclasses.fields(kind)}
 

@@ -28,6 +28,7 @@ from mamltheory import (
 )
 from mamltheory.errors import ConfigurationError, NetworkError, SingularKernelError, ValueRangeError
 from mamltheory.finite_width import verdicts
+from mamltheory.finite_width.asymptotics import PowerLaw
 from mamltheory.finite_width.lipschitz import lipschitz_constant
 from mamltheory.finite_width.verification import drawn, found_scale, stable_inner_loop
 from tests.paper.cases import make_tasks, relative
@@ -194,6 +195,24 @@ def test_an_interval_that_contains_the_threshold_decides_nothing():
     assert found is None
     assert "more seeds" in text
     assert verdicts.falls(WIDTHS, np.zeros((3, 2)), "it stays")[0] is True
+
+
+@pytest.mark.parametrize(
+    ("interval", "holds"),
+    [
+        ((-0.08, -0.34, 0.18), False),
+        ((-0.49, -0.77, -0.21), None),
+        ((-0.3, -0.45, -0.1), None),
+        ((-0.3, -0.7, 0.1), None),
+        ((-0.4, -0.5, -0.26), True),
+        ((-0.1, -0.2, -0.05), False),
+    ],
+)
+def test_an_interval_without_the_expected_slope_that_reaches_zero_is_no_fall(monkeypatch, interval, holds):
+    monkeypatch.setattr(verdicts, "fit_power_law", lambda *_: PowerLaw(*interval, 1.0))
+    found, text = verdicts.falls(WIDTHS, law(0.0), "it stays")
+    assert found is holds
+    assert text.startswith({True: "holds", False: "does not hold, it stays", None: "undecided"}[holds])
 
 
 @pytest.mark.parametrize(("slope", "holds"), [(0.0, True), (-0.5, True), (0.5, False)])

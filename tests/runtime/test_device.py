@@ -6,6 +6,7 @@ import subprocess
 import pytest
 import torch
 
+import mamltheory
 from mamltheory.errors import ConfigurationError
 from mamltheory.runtime import device as module
 from mamltheory.runtime.device import choose_device, commit, deterministic, environment, set_threads, take_gpu
@@ -129,6 +130,7 @@ def test_threads_can_be_set_and_read():
 def test_the_environment_is_a_record_of_versions_device_and_threads():
     record = environment("cpu")
     assert record["torch"] == torch.__version__
+    assert record["mamltheory"] == mamltheory.__version__
     assert (record["device"], record["threads"]) == ("cpu", torch.get_num_threads())
     assert to_json(record)
 

@@ -11,13 +11,15 @@ from markupsafe import Markup
 from PIL import Image
 
 from experiments import __main__ as shell
+from experiments.commands import Command
 from experiments.gpu_check import check
 from experiments.gpu_check.report import WELL
 from experiments.gpu_check.settings import STAGES, GpuCheck
-from experiments.pages import charts
+from experiments.pages import charts, report
 from experiments.pages.blocks import time_in_words
 from experiments.pages.documents import html_of
 from experiments.pages.findings import verdict_of
+from experiments.pages.settings import RunReport
 from experiments.search.settings import Search
 from experiments.training.settings import MetaTrain
 from mamltheory.runtime.folders import check_results_folder, check_run_folder
@@ -203,10 +205,40 @@ def test_two_evaluations_are_compared_on_their_tasks(tmp_path):
     assert {"run-0", "run-1", "run-2"} <= {each.get("id") for _, each in elements.found}
     other = evaluated(tmp_path / "c", better, digest="other tasks", shots=1)
     words = words_of(page_of(tmp_path, folders[0], other))
-    assert "different tasks, so that no difference is paired" in words
+    assert "No difference is measured, because no two runs were evaluated on the same tasks" in words
+    assert "The evaluations met different tasks." in words
     assert "Settings that differ" in words
     page = page_of(tmp_path, folders[1], evaluated(tmp_path / "d", [9, 8, 9, 10]))
     assert "cannot be told apart" in headline(page)
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ({"seconds": 164.0, "starts": 1}, ("running time", "2 min 44 s")),
+        ({"seconds": 164.0, "starts": 2}, ("running time (2 starts, without pauses)", "2 min 44 s")),
+        ({"starts": 2}, ("time from start to end (2 starts, pauses included)", "10 h 0 min")),
+    ],
+)
+def test_the_running_time_leaves_out_a_night_between_two_starts(entries, expected):
+    night = {"started": "2026-11-30T22:00:00+00:00", "ended": "2026-12-01T08:00:00+00:00"}
+    assert report._times(night | entries) == (expected,)
+
+
+@pytest.mark.usefixtures("no_charts")
+@pytest.mark.parametrize("name", ["x.htm", "x.html", "x.HTML"])
+def test_a_page_of_either_ending_is_a_file_and_is_replaced(tmp_path, name):
+    run = trained(tmp_path / "run")
+    for _ in range(2):
+        assert report.write_page(RunReport((run,), tmp_path / name)) == 0
+    assert (tmp_path / name).is_file()
+
+
+def test_a_folder_without_results_is_refused_before_anything_is_loaded(tmp_path, capsys, monkeypatch):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    monkeypatch.setattr(Command, "load", lambda _: pytest.fail("the command was loaded"))
+    assert shell.main(["report", str(tmp_path)]) == 2
+    assert "holds nothing that a command wrote" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_charts")

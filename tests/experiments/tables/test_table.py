@@ -244,7 +244,7 @@ def test_a_run_from_before_a_setting_existed_counts_where_the_table_takes_its_de
         ("shots", {}, None),
         ("shots", {"shots": 2}, r"shots \(1 there, 2 now\);"),
         ("shrinkage", {"protocol": "stable"}, None),
-        ("shrinkage", {"shrinkage": True}, r"shrinkage \(False there, True now\);"),
+        ("shrinkage", {"shrinkage": True}, r"shrinkage \(no there, yes now\);"),
         ("outputs", {"method": "te-nas"}, None),
         ("kernel", {"method": "te-nas"}, None),
         ("kernel", {"kernel": "anil"}, r"kernel \('maml' there, 'anil' now\);"),

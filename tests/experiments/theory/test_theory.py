@@ -113,6 +113,18 @@ def test_drift_and_equivalence_record_every_value_with_its_slope(swept):
     assert (own < without).all()
 
 
+def test_the_verdict_comes_first_and_the_names_are_those_of_the_legend(swept, capsys):
+    assert equivalence.plot_equivalence(small(swept[0], Equivalence)) == 0
+    verdict, *details = [line for line in capsys.readouterr().out.splitlines() if "wrote" not in line]
+    data = figure_json(swept[0], "equivalence")
+    falls = data["empirical kernel"]["high"] < 0 and data["limit kernel"]["high"] < 0
+    assert equivalence.equivalence_verdict(data) == (falls, verdict.removesuffix(":"))
+    names = [label.replace("$", "") for label in equivalence.LABELS.values()]
+    assert [line.strip().startswith(f"{name}: ") for name, line in zip(names, details, strict=True)] == [
+        True
+    ] * 4
+
+
 def test_a_figure_records_what_decides_its_numbers_and_not_where_they_lie(swept):
     folder = swept[0]
     config = json.loads((folder / "figures" / "drift_sphere.json").read_text())["config"]
