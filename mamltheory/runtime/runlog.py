@@ -222,8 +222,8 @@ def _started(
         notice = _changes(directory, earlier.get("environment"), environment, may_differ)
         _drop_partial_line(directory / METRICS_FILE)
     times = {"started": started, "resumed": _now(), "ended": None, "status": "running", "starts": starts}
-    times |= {} if seconds is None else {"seconds": seconds}
-    record = {**begun, "sessions": sessions, **times}
+    spent = {} if seconds is None else {"seconds": seconds}
+    record = {**begun, "sessions": sessions, **times, **spent}
     if earlier is not None and earlier.get("status") == "finished":
         return RunLog(directory, record, True, kept=dict(earlier), notice=notice)
     sys.stderr.write(notice)

@@ -261,7 +261,7 @@ def test_a_search_from_before_a_setting_existed_goes_on_with_its_default_or_the_
     without(tmp_path, name)
     if change is None:
         assert pipeline.finished_run(settings, "search") is not None
-        assert recorded_search(settings)["starts"] == 2
+        assert recorded_search(settings)["starts"] == 1
     else:
         assert pipeline.finished_run(settings, "search") is None
         with pytest.raises(ConfigurationError, match=f"holds a run with other settings: {change}"):

@@ -114,7 +114,10 @@ def test_drift_and_equivalence_record_every_value_with_its_slope(swept):
 
 
 def test_the_verdict_comes_first_and_the_names_are_those_of_the_legend(swept, capsys):
+    record = sweep.sweep_folder(small(swept[0])) / "run.json"
+    before = record.read_bytes()
     assert equivalence.plot_equivalence(small(swept[0], Equivalence)) == 0
+    assert record.read_bytes() == before
     verdict, *details = [line for line in capsys.readouterr().out.splitlines() if "wrote" not in line]
     data = figure_json(swept[0], "equivalence")
     falls = data["empirical kernel"]["high"] < 0 and data["limit kernel"]["high"] < 0
