@@ -1,7 +1,7 @@
 """The condition number of a network's MetaNTK with its uncertainty over initialisations and tasks."""
 
-import copy
 import math
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,6 +14,7 @@ from mamltheory.inner_loop import Algorithm
 from mamltheory.intervals import Interval, mean_interval
 from mamltheory.kernels.meta import meta_ntk
 from mamltheory.linalg import Converged, Dynamics, condition_number
+from mamltheory.redraw import check_drawable, redrawn
 from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task, check_tasks
 
@@ -37,8 +38,10 @@ def score(
     geometric mean. Networks with one seed are scored on the same tasks.
 
     Args:
-        network: a torch module, which keeps its weights: those of a copy are drawn by the ``reset_parameters`` of its
-            layers; or a function that makes a module from a seed, for other initialisations.
+        network: a torch module, or a function that makes a module from a seed. The weights that a module holds, trained
+            or of its own initialisation, have no influence: copies get torch's default weights, by the
+            ``reset_parameters`` of their layers, and a warning names weights that are clearly others. A function keeps
+            its own initialisation, ``mt.score(lambda seed: build(), tasks)``; torch's generator has that seed in it.
         tasks: at least one for every repeat, and as many for each; tasks that share no images are best.
         repeats: independent draws, at least two.
         seed: seed of the weights.
@@ -46,11 +49,12 @@ def score(
         dynamics: as for :func:`mamltheory.meta_ntk`.
 
     Returns:
-        Mean and half-width of log₁₀ C. Errors are raised as by :func:`mamltheory.meta_ntk`, and a ConfigurationError
-        for a network that is neither module nor function.
+        Mean and half-width of log₁₀ C. Errors are raised as by :func:`mamltheory.meta_ntk`; a ShapeError for tasks that
+        cannot be dealt evenly to the repeats; and a ConfigurationError for a network that is neither module nor
+        function, and for parameters that no layer can draw, such as a class token, which it names. Such parameters stay
+        constant with ``requires_grad=False``.
 
     Raises:
-        ShapeError: the tasks cannot be dealt evenly to the repeats.
         SingularKernelError: the kernel of one repeat has no finite condition number.
 
     Example:
@@ -64,12 +68,7 @@ def score(
         1.6
     """
     tasks = check_tasks(tasks)
-    check_whole(least=2, repeats=repeats)
-    if len(tasks) % repeats:
-        raise ShapeError(
-            f"got {len(tasks)} tasks for {repeats} repeats: give every repeat as many, {repeats} or "
-            f"{2 * repeats}, or lower repeats"
-        )
+    _check_settings(network, tasks, repeats, seed, dynamics)
     found = []
     for repeat in range(repeats):
         kernel = meta_ntk(_drawn(network, seed, repeat), tasks[repeat::repeats], algorithm, dynamics)
@@ -85,26 +84,20 @@ def score(
 
 def _drawn(network: nn.Module | Callable[[int], nn.Module], seed: int, repeat: int) -> nn.Module:
     """The network with the weights of a repeat."""
-    if not isinstance(network, nn.Module):
-        if not callable(network) or isinstance(network, type):
-            raise ConfigurationError(
-                f"the network is {network!r:.80}: expected a torch.nn.Module, or a function from a seed to one"
-            )
-        return _made(network, derived_seed(seed, "score weights", repeat) % SEEDS)
-    drawn = copy.deepcopy(network)
-    random = generator(seed, "score weights", repeat)
-    # Layers draw from torch's global generator alone; its state is put back afterwards.
-    with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(random.get_state())
-        for module in drawn.modules():
-            if callable(reset := getattr(module, "reset_parameters", None)):
-                reset()
-    return drawn
+    if isinstance(network, nn.Module):
+        return redrawn(network, generator(seed, "score weights", repeat))[0]
+    if not callable(network) or isinstance(network, type):
+        raise ConfigurationError(
+            f"the network is {network!r:.80}: expected a torch.nn.Module, or a function from a seed to one"
+        )
+    return _made(network, derived_seed(seed, "score weights", repeat) % SEEDS)
 
 
 def _made(function: Callable[[int], nn.Module], seed: int) -> nn.Module:
     try:
-        made = function(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            made = function(seed)
     except Exception as error:
         raise ConfigurationError(
             f"the function that makes the network failed for the seed {seed}: {type(error).__name__}: {error}"
@@ -114,3 +107,36 @@ def _made(function: Callable[[int], nn.Module], seed: int) -> nn.Module:
             f"the function made a {type(made).__name__}: expected a torch.nn.Module from a seed"
         )
     return made
+
+
+def _check_settings(
+    network: nn.Module | Callable[[int], nn.Module],
+    tasks: Sequence[Task],
+    repeats: int,
+    seed: int,
+    dynamics: Dynamics,
+) -> None:
+    """Check the repeats, and warn of lost weights and of queries that a converged loop fits as support samples."""
+    check_whole(least=2, repeats=repeats)
+    if len(tasks) % repeats:
+        raise ShapeError(
+            f"got {len(tasks)} tasks for {repeats} repeats: give every repeat as many, {repeats} or "
+            f"{2 * repeats}, or lower repeats"
+        )
+    if isinstance(network, nn.Module):
+        draws = [generator(seed, "score weights", repeat) for repeat in (0, 1)]
+        check_drawable(network, tasks[0].query_x, draws, stacklevel=4)
+    if not isinstance(dynamics, Converged):
+        return
+    shared = [
+        i
+        for i, task in enumerate(tasks)
+        if any(bool((task.query_x == x).flatten(1).all(1).any()) for x in task.support_x)
+    ]
+    if shared:
+        warnings.warn(
+            f"{len(shared)} of {len(tasks)} tasks, tasks[{shared[0]}] the first, have queries that are support samples "
+            "of the same task: the converged inner loop fits these up to its ridge, so that the ridge sets the "
+            "condition number, not the network; give queries that are other samples",
+            stacklevel=3,
+        )
