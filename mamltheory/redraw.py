@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,19 +75,19 @@ def _reset(name: str, module: nn.Module) -> None:
     reset = next((found for key in RESETS if callable(found := getattr(module, key, None))), None)
     if reset is None:
         return
-    parametrised = list(module.parametrizations) if parametrize.is_parametrized(module) else []
-    if any(True for key in parametrised for _ in module.parametrizations[key].buffers()):
+    held: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
+    if any(True for key in held for _ in held[key].buffers()):
         return  # buffers, such as the vectors of spectral_norm, belong to the old weights
     try:
         with torch.no_grad(), parametrize.cached():
             # The layer writes to the cached weight, from which the parametrised parameters are computed below.
-            values = {key: getattr(module, key) for key in parametrised}
+            values = {key: getattr(module, key) for key in held}
             reset()
     except Exception as error:
         raise ConfigurationError(
             f"{type(module).__name__} {name!r} fails to draw weights, {type(error).__name__}: {reason(error)}; {OWN}"
         ) from error
-    for key in parametrised:
+    for key in held:
         try:
             with torch.no_grad():
                 setattr(module, key, values[key])
