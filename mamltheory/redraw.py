@@ -95,9 +95,7 @@ def _reset(name: str, module: nn.Module) -> None:
             continue  # a parametrisation without inverse: its parameters are not drawn
 
 
-def check_drawable(
-    network: nn.Module, x: Tensor, random: Sequence[torch.Generator], stacklevel: int = 2
-) -> None:
+def check_drawable(network: nn.Module, x: Tensor, random: Sequence[torch.Generator], stacklevel: int) -> None:
     """Refuse a network with parameters that no layer draws, and warn of weights that are clearly no default draw.
 
     A UserWarning names parameters and running statistics with values that no draw has: other values where all draws

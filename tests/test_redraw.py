@@ -67,7 +67,7 @@ def test_two_draws_differ_in_every_parameter_that_is_random_by_default_and_none_
         assert fixed == frozenset()
         assert {key for key in first if torch.equal(first[key], second[key])} == constant_names(network)
         assert not any(value.isnan().any() for value in first.values())
-        check_drawable(network, X, draws(seed, seed + 100))
+        check_drawable(network, X, draws(seed, seed + 100), 2)
         assert all(torch.equal(value, given[key]) for key, value in network.state_dict().items())
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -145,7 +145,7 @@ class Fails(nn.Linear):
 )
 def test_parameters_that_no_layer_draws_are_refused_with_their_names_and_the_way_out(build, message):
     with pytest.raises(ConfigurationError, match=message) as raised:
-        check_drawable(build(), X, draws(0, 1))
+        check_drawable(build(), X, draws(0, 1), 2)
     assert "mt.score(lambda seed: build(), tasks)" in str(raised.value)
 
 
@@ -153,12 +153,12 @@ def test_unused_and_frozen_parameters_keep_their_values_and_tied_ones_stay_tied(
     frozen = Tokens()
     frozen.token.requires_grad_(False)
     for network in (Tokens(used=False), frozen):
-        check_drawable(network, X, draws(0, 1))
+        check_drawable(network, X, draws(0, 1), 2)
         drawn, fixed = redrawn(network, draws(0)[0])
         assert fixed == {"token"}
         assert torch.equal(drawn.token, network.token)
     network = tied()
-    check_drawable(network, X, draws(0, 1))
+    check_drawable(network, X, draws(0, 1), 2)
     drawn, fixed = redrawn(network, draws(0)[0])
     assert fixed == frozenset()
     assert drawn[2].weight is drawn[0].weight
@@ -183,7 +183,7 @@ def test_weights_that_are_no_default_draw_are_named_in_a_warning(change, name):
     with pytest.warns(
         UserWarning, match=rf"no default draw, in '{name}': .* mt.score\(lambda seed: build\(\), tasks\)"
     ):
-        check_drawable(network, X, draws(0, 1))
+        check_drawable(network, X, draws(0, 1), 2)
 
 
 def test_lazy_networks_are_refused_until_they_have_run_once():
@@ -191,6 +191,6 @@ def test_lazy_networks_are_refused_until_they_have_run_once():
         warnings.simplefilter("ignore")
         network = nn.Sequential(nn.LazyLinear(4))
     with pytest.raises(UnsupportedModelError, match="run the"):
-        check_drawable(network, X, draws(0, 1))
+        check_drawable(network, X, draws(0, 1), 2)
     network(X)
-    check_drawable(network, X, draws(0, 1))
+    check_drawable(network, X, draws(0, 1), 2)

@@ -87,7 +87,7 @@ def test_queries_among_the_support_samples_are_warned_of_unless_the_inner_loop_i
         mt.score(small(64), shared, repeats=3)
     with pytest.warns(UserWarning, match="1 of 6 tasks, tasks"):
         mt.score(small(64), [*TASKS[:5], shared[5]], repeats=3)
-    mt.score(small(64), shared, repeats=3, dynamics=mt.GradientFlow(1.0))
+    mt.score(small(64), shared, repeats=3, dynamics=mt.GradientFlow(1e-3))
 
 
 def test_tasks_that_do_not_divide_among_the_repeats_and_singular_kernels_are_refused():
