@@ -25,7 +25,7 @@ from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelEr
 from mamltheory.guard import ready_for_tasks
 from mamltheory.modules import plain_numerics
 from mamltheory.networks import Model, in_transform, not_differentiable, output_of
-from mamltheory.tasks import Parameters, Select, Task, selected_names
+from mamltheory.tasks import Parameters, Select, Task, params_optional, selected_names
 
 Algorithm = Literal["maml", "anil"]
 
@@ -227,6 +227,7 @@ def inner_path(model: Model, params: Parameters, task: Task, inner: InnerLoop) -
     return path
 
 
+@params_optional
 @plain_numerics()
 def adapt(model: Model | nn.Module, params: Parameters | None, task: Task, inner: InnerLoop) -> Parameters:
     """θ' = θ_τ, the parameters adapted to the task's support samples, Eq. (1).
@@ -235,7 +236,7 @@ def adapt(model: Model | nn.Module, params: Parameters | None, task: Task, inner
 
     Args:
         model: a network, as a Model or a torch module.
-        params: θ; None for those that a module holds.
+        params: θ; None, or left out, for those that a module holds.
         task: the task; its queries are not used.
         inner: the inner loop.
 
@@ -254,6 +255,7 @@ def adapt(model: Model | nn.Module, params: Parameters | None, task: Task, inner
     return inner_path(model, params, task, inner)[-1]
 
 
+@params_optional
 @plain_numerics()
 def meta_output(
     model: Model | nn.Module, params: Parameters | None, task: Task, inner: InnerLoop
@@ -264,7 +266,7 @@ def meta_output(
 
     Args:
         model: a network, as a Model or a torch module.
-        params: θ; None for those that a module holds.
+        params: θ; None, or left out, for those that a module holds.
         task: the task; the labels of its queries are not used.
         inner: the inner loop.
 

@@ -29,7 +29,15 @@ from mamltheory.modules import plain_numerics
 from mamltheory.networks import Model, output_of
 from mamltheory.notebook import notebook_bar
 from mamltheory.objective import Chosen, DenseGradient, MetaObjective, Method, chosen_method
-from mamltheory.tasks import Parameters, Select, Task, check_tasks, query_labels, selected_names
+from mamltheory.tasks import (
+    Parameters,
+    Select,
+    Task,
+    check_tasks,
+    params_optional,
+    query_labels,
+    selected_names,
+)
 
 
 @dataclass(frozen=True)
@@ -278,6 +286,7 @@ def _check_training(eta0: float, steps: int, kernel_steps: Sequence[int], progre
         )
 
 
+@params_optional
 @plain_numerics()
 def train(
     model: Model | nn.Module,
@@ -299,8 +308,8 @@ def train(
 
     Args:
         model: a Model, or a torch module.
-        params: θ_0; None for those that a module holds. The module keeps its weights: the trained ones are in the
-            record.
+        params: θ_0; None, or left out, for those that a module holds. The module keeps its weights: the trained ones
+            are in the record.
         tasks: the training tasks.
         inner: the inner loop.
         eta0: η0; the rate is η = η0 / l.

@@ -27,7 +27,7 @@ from mamltheory.inner_loop import InnerLoop, algorithm_of, plain_gradient, query
 from mamltheory.kernels.layers.allocator import keep_freed_memory
 from mamltheory.modules import plain_numerics
 from mamltheory.networks import Model, in_transform
-from mamltheory.tasks import Parameters, Task, check_tasks, query_labels
+from mamltheory.tasks import Parameters, Task, check_tasks, params_optional, query_labels
 
 Method = Literal["auto", "factored", "generic"]
 Chosen = Literal["factored", "generic"]
@@ -85,6 +85,7 @@ def chosen_method(method: Method, model: Model, tasks: Sequence[Task], inner: In
     return meta_method(model, tasks, inner) if method == "auto" else method
 
 
+@params_optional
 @plain_numerics()
 def meta_outputs(
     model: Model | nn.Module,
@@ -99,7 +100,7 @@ def meta_outputs(
 
     Args:
         model: a Model, or a torch module.
-        params: θ; None for those that a module holds.
+        params: θ; None, or left out, for those that a module holds.
         tasks: the tasks.
         inner: the inner loop.
         method: as for :func:`meta_gradient`.
@@ -142,6 +143,7 @@ def _in_order(stacks: Sequence[TaskStack], outputs: Sequence[Tensor]) -> Float[T
     return torch.cat([parts[i] for i in range(len(parts))])
 
 
+@params_optional
 def meta_loss(
     model: Model | nn.Module, params: Parameters | None, tasks: Sequence[Task], inner: InnerLoop
 ) -> Float[Tensor, ""]:
@@ -151,7 +153,7 @@ def meta_loss(
 
     Args:
         model: a Model, or a torch module.
-        params: θ; None for those that a module holds.
+        params: θ; None, or left out, for those that a module holds.
         tasks: the tasks.
         inner: the inner loop.
 
@@ -169,6 +171,7 @@ def meta_loss(
     return square_loss(meta_outputs(model, params, tasks, inner), query_labels(tasks))
 
 
+@params_optional
 @plain_numerics()
 def meta_gradient(
     model: Model | nn.Module,
@@ -186,7 +189,7 @@ def meta_gradient(
 
     Args:
         model: a Model, or a torch module.
-        params: θ; None for those that a module holds.
+        params: θ; None, or left out, for those that a module holds.
         tasks: the tasks; their labels have one column per output.
         inner: the inner loop.
         method: "auto" for what :func:`meta_method` says, or one of the two by name.

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,8 +18,34 @@ Parameters = dict[str, Tensor]
 Select = Collection[str] | Callable[[str], bool] | None
 """Names of parameters, or a predicate on names; None for all that require a gradient."""
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 PARTS = "query_x", "query_y", "support_x", "support_y"
+
+
+def params_optional(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let callers leave out the second argument, ``params``, which is None then: a module's own parameters.
+
+    Args:
+        function: takes (model, params, …).
+
+    Returns:
+        The same function, in which (model, tasks, …) and (model, tasks=…) stand for (model, None, tasks, …).
+    """
+
+    @wraps(function)
+    def called(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        second = args[1] if len(args) > 1 else None
+        if len(args) < 2:
+            kwargs.setdefault("params", None)
+        elif any(
+            isinstance(each, Task) for each in (second if isinstance(second, list | tuple) else [second])
+        ):
+            args = (args[0], None, *args[1:])  # type: ignore[assignment]
+        return function(*args, **kwargs)
+
+    return called
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +53,8 @@ class Task:
     """A few-shot task T = (X, Y, X', Y') of Section 3: unprimed is *query*, primed is *support*.
 
     All parts share one floating-point dtype, and are finite and non-empty. Samples may also be integers (token ids).
-    Labels are rows of real numbers: class indices become one-hot rows first.
+    Labels are rows of real numbers: class indices become one-hot rows first. NumPy arrays become tensors of their
+    dtype, which must be that of the network.
 
     Args:
         query_x: X, n × d, or n × any shape that the network takes.
@@ -51,7 +81,11 @@ class Task:
 
     def __post_init__(self) -> None:
         for name in PARTS:
-            _check_part(name, getattr(self, name))
+            if isinstance(part := getattr(self, name), np.ndarray) and part.dtype.kind in "fiu":
+                # a copy, for torch takes no negative strides and no foreign byte order
+                part = torch.from_numpy(np.array(part, part.dtype.newbyteorder("="), order="C"))
+                object.__setattr__(self, name, part)
+            _check_part(name, part)
         for part in ("query", "support"):
             x, y = getattr(self, f"{part}_x"), getattr(self, f"{part}_y")
             if len(x) != len(y):

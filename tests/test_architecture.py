@@ -22,7 +22,7 @@ LAYERS = (
     {"networks"},
     {"head"},
     {"guard"},
-    {"inner_loop"},
+    {"inner_loop", "redraw"},
     {"kernels.layers"},
     {"factored"},
     {"kernels", "objective"},

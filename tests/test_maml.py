@@ -21,7 +21,7 @@ from mamltheory import (
     meta_outputs,
     train,
 )
-from mamltheory.errors import ShapeError, UnsupportedModelError, ValueRangeError
+from mamltheory.errors import ConfigurationError, ShapeError, UnsupportedModelError, ValueRangeError
 from mamltheory.inner_loop import inner_path, square_loss
 from mamltheory.kernels.empirical import jacobian
 from mamltheory.kernels.empirical_meta import meta_jacobian, stacked_meta_jacobian
@@ -311,3 +311,37 @@ def test_distances_of_parameters_in_single_precision_neither_vanish_nor_overflow
     for size in (1e-30, 1e30):
         here, there = ({"weight": torch.full((3,), value, dtype=torch.float32)} for value in (size, 0.0))
         assert distance(here, there) == pytest.approx(3**0.5 * size, rel=1e-6)
+
+
+def test_params_may_be_left_out_for_a_module():
+    network = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2)).double()
+    tasks, inner = [task(k=2, seed=i) for i in range(2)], InnerLoop(0.1)
+    rates = {"inner": inner, "eta0": 0.1, "steps": 2}
+    expected = train(network, None, tasks, **rates).losses()
+    assert expected[2] < expected[0]
+    other = {name: 2 * value.detach() for name, value in network.named_parameters()}
+    for found in (
+        train(network, tasks, inner, 0.1, 2),
+        train(network, tuple(tasks), **rates),
+        train(network, tasks=tasks, **rates),
+        train(model=network, tasks=tasks, **rates),
+        train(tasks=tasks, model=network, params=None, **rates),
+    ):
+        assert torch.equal(found.losses(), expected)
+    for found in (
+        train(network, other, tasks, **rates),
+        train(network, params=other, tasks=tasks, **rates),
+    ):
+        assert not torch.equal(found.losses(), expected)
+    for function, what in (
+        (meta_outputs, tasks),
+        (meta_loss, tasks),
+        (meta_gradient, tasks),
+        (adapt, tasks[0]),
+        (meta_output, tasks[0]),
+    ):
+        torch.testing.assert_close(function(network, what, inner), function(network, None, what, inner))
+    with pytest.raises(ConfigurationError, match="holds no parameters"):
+        train(FullyConnected(4, 8, 1, 2).model, tasks, **rates)
+    with pytest.raises(TypeError, match="tasks"):
+        train(network, **rates)

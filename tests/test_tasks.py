@@ -23,7 +23,8 @@ def changed(part, value):
     ("value", "error", "message"),
     [
         (lambda t: t.long(), ShapeError, "floating-point"),
-        (lambda t: t.numpy(), ShapeError, "floating-point tensor, got ndarray"),
+        (lambda t: t.numpy().astype(object), ShapeError, "floating-point tensor, got ndarray"),
+        (lambda t: t.tolist(), ShapeError, "floating-point tensor, got list"),
         (lambda t: t.to(torch.complex128), ShapeError, "floating-point"),
         (lambda t: t[:, 0], ShapeError, "y\\[:, None\\]"),
         (lambda t: t[:0], ShapeError, "at least one"),
@@ -31,7 +32,7 @@ def changed(part, value):
         (lambda t: t / 0, ValueRangeError, "NaN or infinite"),
         (lambda t: t.clone().fill_(math.nan), ValueRangeError, "NaN or infinite"),
     ],
-    ids=["integer", "numpy", "complex", "vector", "empty", "no-columns", "infinite", "nan"],
+    ids=["integer", "objects", "list", "complex", "vector", "empty", "no-columns", "infinite", "nan"],
 )
 def test_a_bad_part_is_refused_by_name(part, value, error, message):
     with as_users_run_it(), pytest.raises(error, match=message) as caught:
@@ -58,6 +59,19 @@ def test_a_bad_part_is_refused_by_name(part, value, error, message):
 def test_parts_that_do_not_fit_together_are_refused_with_both_sizes(part, value, message):
     with pytest.raises(ShapeError, match=message):
         Task(**changed(part, value))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_numpy_arrays_become_tensors_of_their_own_memory(part):
+    good = task(k=2)
+    array = getattr(good, part).numpy()
+    for given in (array, array.astype(">f8"), array[::-1].copy()[::-1]):
+        with as_users_run_it():
+            found = getattr(Task(**changed(part, given)), part)
+        assert torch.equal(found, getattr(good, part))
+        assert found.data_ptr() != given.ctypes.data
+    with as_users_run_it(), pytest.raises(ShapeError, match="share one dtype"):
+        Task(**changed(part, array.astype("float32")))
 
 
 def test_images_are_samples_too():

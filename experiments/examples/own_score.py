@@ -18,7 +18,9 @@ def gradient_norm(network: nn.Module, tasks: Sequence[Task]) -> Tensor:
     """The norm of the gradient of the cross-entropy on all images of the tasks, by all weights.
 
     Args:
-        network: A network with new weights, of which each call gets its own.
+        network: A network with new weights, of which each call gets its own. It has GroupNorm and a classifier for the
+            classes of a task: its parameters are not as many as those of the network that is trained, which
+            ``--parameters`` limits and ``search.json`` tells.
         tasks: Few-shot tasks: images n×3×h×w, labels as one-hot rows.
 
     Returns:

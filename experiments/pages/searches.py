@@ -265,14 +265,17 @@ def _sampled_account(run: Folder, name: str, record: Mapping[str, Any]) -> Accou
             (
                 i,
                 in_figures(c["parameters"]),
-                in_figures(c["log condition"]),
-                in_figures(c["regions"]),
+                in_figures(c.get("log condition", c.get("score"))),
+                in_figures(c["regions"] if len(record.get("places", (0, 0))) > 1 else None),
                 c["rank"],
             )
             for i, c in ordered
         ]
-        head = ("cell", "parameters", "log C", "linear regions R", "sum of ranks")
-        caption = f"The best {len(rows)} of {len(cells)} sampled cells; less is better but for R."
+        own = "score" in cells[0]
+        head = ("cell", "parameters", "own score" if own else "log C", "linear regions R", "sum of ranks")
+        caption = f"The best {len(rows)} of {len(cells)} sampled cells; " + (
+            "the least sum of ranks is the best." if own else "less is better but for R."
+        )
         sections.append(Section("The best sampled cells", (DataTable(head, tuple(rows), caption),)))
     what = f"search among sampled cells of {run.config.get('parameters')} parameters"
     key = {"result": verdict.headline, "parameters": in_figures(parameters)}

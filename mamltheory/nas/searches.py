@@ -65,7 +65,8 @@ class Found:
             halving what each rung measured.
         trace: the decisions of Algorithm 1, round by round; none for halving.
         standings: the rungs of halving with the numbers of their candidates, the best first; none otherwise.
-        sampled: the cells that scores ranked at one size, the best first; none otherwise.
+        sampled: the cells that scores ranked at one size, the best first; none otherwise. Their ``parameters`` are
+            those of the network that is trained; the network that an own score gets has others, see :class:`OwnScore`.
 
     Example:
         >>> from mamltheory.fewshot.glyphs import glyph_data

@@ -3,6 +3,7 @@
 import inspect
 import re
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,6 +66,11 @@ def test_of_sampled_cells_the_first_by_their_score_is_found(data):
     sizes = [genotype_parameters(each.genotype, SIZE) for each in found.sampled]
     assert len(set(sizes)) > 1
     assert sizes == sorted(sizes)
+    trained = replace(SIZE, classes=len(data.train.class_names))
+    assert [each.parameters for each in found.sampled] == [
+        genotype_parameters(each.genotype, trained) for each in found.sampled
+    ]
+    assert {each.regions for each in found.sampled} == {None}  # they are no criterion, and not counted
     assert genotype_parameters(found.genotype, SIZE) == min(sizes)
 
 

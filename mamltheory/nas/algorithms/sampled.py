@@ -27,16 +27,17 @@ class SampledCell:
 
     Attributes:
         genotype: the cells.
-        parameters: of its network.
+        parameters: of the network that is trained. The network that is scored may have some more or less: its
+            norms are GroupNorm with weights and biases, and its classifier has an output for each class of a task.
         score: mean over the repeats of log C_N, or of what an own score returned.
-        regions: mean over the repeats of R_N; 1 if it is no criterion.
+        regions: mean over the repeats of R_N; None if it is no criterion, because no regions are counted then.
         rank: sum of its ranks by all criteria; the search takes the cell with the smallest.
     """
 
     genotype: Genotype
     parameters: int
     score: float
-    regions: float
+    regions: float | None
     rank: int
 
 
@@ -46,12 +47,12 @@ class CellRanking:
 
     Attributes:
         conditions: mean log C_N, or mean of a user's score with the sign such that small is good.
-        regions: mean R_N.
+        regions: mean R_N; None if it is no criterion.
         places: the ranks by each criterion in use.
     """
 
     conditions: tuple[float, ...]
-    regions: tuple[float, ...]
+    regions: tuple[float, ...] | None
     places: tuple[tuple[int, ...], ...]
 
     @property
@@ -81,9 +82,9 @@ def rank_cells(rows: Sequence[Sequence[Score]], ties: Ties, regions: bool, own: 
     cells = range(len(rows[0]))
     compared = [[each.condition if own else math.log(each.condition) for each in row] for row in rows]
     conditions = tuple(_mean([row[i] for row in compared]) for i in cells)
-    counted = tuple(_mean([row[i].regions for row in rows]) for i in cells)
+    counted = tuple(_mean([row[i].regions for row in rows]) for i in cells) if regions else None
     places = [ranks(conditions, ties)]
-    if regions:
+    if counted is not None:
         places.append(ranks([-value for value in counted], ties))
     return CellRanking(conditions, counted, tuple(map(tuple, places)))
 
@@ -104,7 +105,8 @@ def scored_cells(
     """
     means = [own.ranked(each) if own else each for each in ranking.conditions]
     sizes = [genotype_parameters(genotype, size) for genotype in genotypes]
-    parts = zip(genotypes, sizes, means, ranking.regions, ranking.totals, strict=True)
+    regions = ranking.regions or (None,) * len(genotypes)
+    parts = zip(genotypes, sizes, means, regions, ranking.totals, strict=True)
     return tuple(SampledCell(*each) for each in parts)
 
 

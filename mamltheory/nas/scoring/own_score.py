@@ -22,7 +22,9 @@ class OwnScore:
         function: gets the network, whose images are n×3×h×w, with new weights and GroupNorm, and the tasks, on the
             network's device; it may change the network, which is its own. It returns a finite number, or for a network
             that is of no use the infinity that counts as worst. It should follow from its arguments alone: what it
-            draws, it draws from a generator. With several processes, it must stand at the top level of a module.
+            draws, it draws from a generator. With several processes, it must stand at the top level of a module. Its
+            GroupNorm has weights and biases, and its classifier the classes of a task: it has another number of
+            parameters than the network that is trained, which searches at one size count.
         largest_is_best: whether large numbers are good; otherwise small ones are.
 
     Raises:

@@ -11,6 +11,8 @@ from experiments.examples import own_score
 from experiments.examples.own_space import space
 from experiments.genotypes import read_genotype
 from experiments.named import space_of
+from experiments.pages.results import read_results
+from experiments.pages.searches import search_account
 from experiments.search import search
 from experiments.search.settings import Search
 from experiments.training.trained import read_training
@@ -88,6 +90,9 @@ def test_sampled_cells_of_one_size_are_ranked_by_an_own_score_as_from_python(tmp
     found = json.loads((tmp_path / "search.json").read_text())
     rows = found["cells"]
     assert found["cell"] == max(range(3), key=lambda i: rows[i]["score"])
+    assert {row["regions"] for row in rows} == {None}
+    page = str(search_account(read_results(tmp_path), "search"))
+    assert all(word in page for word in ("own score", "the least sum of ranks is the best"))
     assert found["genotype"]["space"] == SPACE
     assert read_genotype(tmp_path / "genotype.json").space == space
     size = nas.NetworkSettings(SIZE["channels"], SIZE["cells"], stem_stride=SIZE["stem_stride"])
