@@ -91,7 +91,8 @@ def given_labels(labels: object, count: int) -> np.ndarray:
         found = np.empty(0, object)
     mixed = isinstance(labels, list | tuple) and found.dtype.kind == "U" and not _all_text(labels)
     if found.shape != (count,) or found.dtype.kind not in "iuU" or mixed:
-        what = "text and other values" if mixed else _what(labels)
+        listed = isinstance(labels, list | tuple)
+        what = "text and other values" if mixed else shown(labels) if listed else _what(labels)
         raise DataError(
             f"labels is {what} for {count} labelled images: give a whole number for each, or a name for each"
         )
