@@ -5,13 +5,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mamltheory.errors import CheckpointError, ConfigurationError, GenotypeError
-from mamltheory.files import reason
+from mamltheory.errors import CheckpointError, ConfigurationError
 from mamltheory.nas.genotype import Genotype, PublishedCell, published_genotypes
+from mamltheory.nas.genotype_file import GENOTYPE_FILE, genotype_path, parsed_file
 from mamltheory.nas.network import NetworkSettings
 from mamltheory.runtime.records import replace_file, to_json
 from mamltheory.runtime.runlog import RUN_FILE, read_run
-from mamltheory.strict_json import read_json_file
 
 from .named import space_of
 from .program import PROGRAM
@@ -59,33 +58,15 @@ def cell_list() -> str:
     return "\n".join([*lines, "", SOURCE])
 
 
-GENOTYPE_FILE, MOST_GENOTYPE = "genotype.json", 2**20
-
-
 def network_size(settings: ExperimentSettings, classes: int) -> NetworkSettings:
     """The size of the stacked network, with BatchNorm, for a number of classes."""
     return NetworkSettings(settings.channels, settings.cells, classes, settings.stem_stride)
 
 
 def read_genotype(path: Path) -> Genotype:
-    """The genotype in a JSON file; raises GenotypeError, or CheckpointError if the search there found another one."""
-    try:
-        content = read_json_file(path, MOST_GENOTYPE)
-    except OSError as error:
-        raise GenotypeError(
-            f"cannot read {path}: {reason(error)}; search first, or name another file"
-        ) from None
-    except ValueError as error:
-        raise GenotypeError(f"{path} {error}: expected a genotype as the search writes it") from None
-    if not isinstance(content, dict):
-        raise GenotypeError(
-            f"{path} holds no genotype: expected an object with the keys 'normal' and 'reduce'"
-        )
-    try:
-        genotype = genotype_from(content)
-    except GenotypeError as error:
-        raise GenotypeError(f"{path} holds no genotype: {error}") from None
-    _check_as_found(path, genotype)
+    """The genotype in a file or the folder of a search; raises CheckpointError if that search found another one."""
+    genotype = parsed_file(path, genotype_from)
+    _check_as_found(genotype_path(path), genotype)
     return genotype
 
 

@@ -13,10 +13,10 @@ def shares_of(split: str | None) -> tuple[int, ...] | None:
     """The three numbers of "60/20/20", or None; raises ConfigurationError for any other text."""
     if split is None:
         return None
-    words = split.split("/")
-    good = len(words) == 3 and all(word.isdecimal() and len(word) < 9 and int(word) > 0 for word in words)
-    require(good, f"the split is '{split}': expected three positive whole numbers, as in 60/20/20")
-    return tuple(map(int, words))
+    # Imported only here, as most runs have none: the package takes time to load.
+    from mamltheory.fewshot.places import shares_of as parsed
+
+    return parsed(split)
 
 
 @dataclass(frozen=True)

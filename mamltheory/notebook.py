@@ -1,4 +1,4 @@
-"""A live bar in Jupyter, which IPython updates in place; it needs no widgets, and shows nothing elsewhere."""
+"""Progress of functions: a live bar in Jupyter, which needs no widgets, and lines on a terminal."""
 
 import sys
 import time
@@ -8,6 +8,8 @@ from html import escape
 
 Advance = Callable[..., None]
 PATIENCE, SECONDS_BETWEEN_UPDATES = 1.0, 0.2
+SECONDS_BETWEEN_LINES = 2.0
+"""On a terminal; work that takes less than that shows nothing."""
 
 
 def in_notebook() -> bool:
@@ -76,6 +78,40 @@ def notebook_bar(
         raise
     if handle is not None:
         show("done")
+
+
+@contextmanager
+def shown_progress(
+    description: str, total: int | None = None, patience: float | None = None, quiet: bool = False
+) -> Iterator[Advance]:
+    """Show one stage of work: a bar in a notebook, lines where standard error is a terminal, nothing elsewhere.
+
+    Args:
+        description: name of the stage.
+        total: number of steps; None if it is not known, 0 to show nothing.
+        patience: seconds before the bar of a notebook appears, as for :func:`notebook_bar`.
+        quiet: whether a terminal shows nothing, because the caller tells of the progress in another way.
+
+    Yields:
+        ``advance(steps=1, note="")``, to be called as steps are done.
+    """
+    if quiet or total == 0 or in_notebook() or not sys.stderr.isatty():
+        with notebook_bar(description, total, patience) as advance:
+            yield advance
+        return
+    start = last = time.monotonic()
+    done = 0
+
+    def line(steps: int = 1, note: str = "") -> None:
+        nonlocal done, last
+        done, now = done + steps, time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES or (done == total and last > start):
+            last = now
+            text = _content(description, done, total, now - start, note, "")["text/plain"]
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+
+    yield line
 
 
 def _content(

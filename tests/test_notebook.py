@@ -3,6 +3,7 @@
 import io
 import sys
 import types
+from io import StringIO
 
 import pytest
 import torch
@@ -139,3 +140,18 @@ def test_outside_a_notebook_nothing_is_shown(monkeypatch, capsys, loaded):
     with notebook.notebook_bar("work", 3, 0.0) as advance:
         advance(3, "note")
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("terminal", "quiet"), [(True, False), (True, True), (False, False)])
+def test_long_work_shows_lines_on_a_terminal_unless_the_caller_does(monkeypatch, terminal, quiet):
+    stream, now = StringIO(), [0.0]
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr(notebook.sys, "stderr", stream)
+    monkeypatch.setattr(notebook.time, "monotonic", lambda: now[0])
+    for seconds in (0.1, 1.5):
+        with notebook.shown_progress("work", 3, quiet=quiet) as advance:
+            for i in range(3):
+                now[0] += seconds
+                advance(note=f"part {i}")
+    lines = ["work: 2/3, 0:03, 0:02 left  part 1", "work: 3/3, 0:04  part 2"]
+    assert stream.getvalue().splitlines() == (lines if terminal and not quiet else [])

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from mamltheory.errors import ConfigurationError, GenotypeError
 from mamltheory.nas.algorithms.state import RoundReport
 from mamltheory.nas.genotype import Genotype
-from mamltheory.nas.spelling import operation_words
+from mamltheory.nas.spelling import edge_words, operation_words
 
 from ..genotypes import genotype_from
 from ..search.halving import MEASUREMENTS
@@ -34,8 +34,6 @@ from .charts import cell_drawings, line_chart, noise_chart
 from .results import Folder
 
 METHODS = {"metantk-nas": "MetaNTK-NAS", "te-nas": "TE-NAS", "regions": "linear regions alone"}
-VERTICES = {0: "c(k−2)", 1: "c(k−1)"}
-"""The inputs of a cell; the other sources are its nodes."""
 BEST_SAMPLED = 10
 """Sampled cells in a table."""
 
@@ -227,9 +225,8 @@ def _removed(trace: Sequence[Sequence[Any]], genotype: Genotype | None) -> Marku
             )
         found = Markup("").join(_field(fields.get((cell, node, source, k), [])) for k in rounds)
         last = kept.get((cell, node, source), "–")
-        start = VERTICES.get(source, source - 2)
-        body += Markup('<tr><th scope="row">{} → {}</th>{}<td class="kept">{}</td></tr>').format(
-            start, node, found, operation_words(last)
+        body += Markup('<tr><th scope="row">{}</th>{}<td class="kept">{}</td></tr>').format(
+            edge_words(node, source), found, operation_words(last)
         )
     note = "Framed by dashes: undecided, so that other draws of the scores may remove another operator."
     return Markup(

@@ -9,8 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from mamltheory.errors import ConfigurationError, GenotypeError
-from mamltheory.fewshot.network_file import HEADER
-from mamltheory.fewshot.trained import NETWORK_FILE
+from mamltheory.fewshot.network_file import HEADER, NETWORK_FILE
 from mamltheory.files import read_regular
 from mamltheory.nas.genotype import Genotype
 from mamltheory.runtime.folders import MOST_BYTES

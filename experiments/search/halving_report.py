@@ -13,6 +13,7 @@ from mamltheory.nas.algorithms.halving import epochs_of
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import derived_network
 from mamltheory.nas.sizes import genotype_parameters, multiply_accumulates
+from mamltheory.nas.spelling import cells_in_words
 from mamltheory.strict_json import read_json_file
 
 from ..genotypes import network_size
@@ -49,6 +50,7 @@ def record_of(found: Found, settings: Search) -> dict[str, Any]:
     return {
         "method": "halving",
         "genotype": genotype.to_json(),
+        "words": cells_in_words(genotype.edges()),
         "cell": best,
         "parameters": genotype_parameters(genotype, size),
         "rungs": rungs,

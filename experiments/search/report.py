@@ -11,7 +11,7 @@ from mamltheory.nas.algorithms.state import RoundReport, SearchState, decision_t
 from mamltheory.nas.genotype import CELL_TYPES, Candidates, Operator
 from mamltheory.nas.operations import OPERATIONS
 from mamltheory.nas.space import Space
-from mamltheory.nas.spelling import edge_words, operation_words
+from mamltheory.nas.spelling import cells_in_words, edge_words, operation_words
 
 LETTERS = dict(zip(OPERATIONS, "ksdamfc", strict=True))
 RULES = {"types": "the means of (cell type × operation)", "parameters": "size: the smaller goes"}
@@ -121,9 +121,11 @@ def failures_of(state: SearchState) -> dict[str, int]:
 
 def search_record(state: SearchState, settings: dict[str, Any]) -> dict[str, Any]:
     """The content of ``search.json``: settings, a report for every round, and the trace."""
+    genotype = state.candidates.genotype()
     return {
         "settings": settings,
-        "genotype": state.candidates.genotype().to_json(),
+        "genotype": genotype.to_json(),
+        "words": cells_in_words(genotype.edges()),
         "rounds": [report.to_json() for report in state.reports],
         "undecided": {str(k): list(r.undecided) for k, r in enumerate(state.reports)},
         "failures": failures_of(state),

@@ -9,6 +9,7 @@ from mamltheory.nas.algorithms.sampled import SAMPLED, CellRanking, rank_cells, 
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.scoring.score import Score
 from mamltheory.nas.scoring.scorers import CellScorer
+from mamltheory.nas.spelling import cells_in_words
 from mamltheory.runtime.device import deterministic
 from mamltheory.runtime.distributed import spread_over
 from mamltheory.runtime.progress import stage
@@ -51,6 +52,7 @@ def best_of_sampled(
     record = {
         "method": "own score in a band" if own else "metantk-nas in a band",
         "genotype": cells[best].to_json(),
+        "words": cells_in_words(cells[best].edges()),
         "cell": best,
         "parameters": scored[best].parameters,
         "cells": [

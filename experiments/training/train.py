@@ -16,8 +16,8 @@ from mamltheory.errors import CheckpointError
 from mamltheory.fewshot.evaluation import validation_accuracy
 from mamltheory.fewshot.execution import Execution
 from mamltheory.fewshot.images import ImageData
-from mamltheory.fewshot.network_file import network_bytes
-from mamltheory.fewshot.trained import NETWORK_FILE, untrained_network
+from mamltheory.fewshot.network_file import NETWORK_FILE, network_bytes
+from mamltheory.fewshot.trained import untrained_network
 from mamltheory.fewshot.training import TrainConfig, TrainState, start_training, trained_to
 from mamltheory.fewshot.training_state import inputs_of, restore, state_tensors
 from mamltheory.nas.genotype import Genotype

@@ -10,6 +10,7 @@ from mamltheory.fewshot.formats.folders import FLAT_FORMAT
 from mamltheory.fewshot.glyphs import GLYPH_SETS, named_glyphs
 from mamltheory.fewshot.images import ImageData, ImageSplit, channel_statistics
 from mamltheory.fewshot.pictures import PICTURE_SETS, picture_data
+from mamltheory.fewshot.places import shares_of
 
 MOST_PIXELS = 2**14
 """The longest side of images."""
@@ -36,9 +37,9 @@ def load_data(
     seed: int = 0,
     tiered_bgr: bool = True,
     advance: Callable[[int], None] = no_progress,
-    split: Sequence[int] | None = None,
+    split: str | Sequence[int] | None = None,
     split_seed: int = 0,
-    notice: Callable[[str], None] = python_warning,
+    notice: Callable[[str], None] | None = None,
 ) -> ImageData:
     """Return an embedded data set, or one on disk, whose layout is recognised.
 
@@ -55,39 +56,37 @@ def load_data(
         seed: draws the embedded classes and images; data on disk do not depend on it.
         tiered_bgr: the published tieredImageNet arrays store the channels as BGR; False for a corrected copy.
         advance: is called with n when n more images are drawn, decoded or resized.
-        split: how many of the classes go to training, validation and test, as (60, 20, 20), for folders of classes
-            without splits.
+        split: how many of the classes go to training, validation and test, as "60/20/20" or (60, 20, 20), for folders
+            of classes without splits; ConfigurationError is raised for anything else.
         split_seed: draws these classes.
         notice: is called with a text about skipped files, or about a folder with the name of an embedded set; by
-            default it becomes a Python warning.
+            default all of them become one Python warning.
 
-    Raises:
-        DataError: the folder is missing, has no known layout, is damaged, or is not split by class; or the pictures
-            are not installed.
+    Returns:
+        The images. DataError is raised when the folder is missing, has no known layout, is damaged, or is not split by
+        class; or when the pictures are not installed.
 
     Example:
         See :func:`mamltheory.fewshot.tasks_from`.
     """
     _check_source(source, image_size)
-    if embedded_count(str(source)) is not None:
-        if split is not None:
-            raise DataError(f"{source} is split already: leave the split out")
-        if Path(source).is_dir():
-            notice(
-                f"{source} are the embedded images; to read the folder of this name, give its absolute path"
-            )
-        return _embedded_data(str(source), image_size, seed, advance)
-    return read_data(
-        Path(source),
-        Options(
-            image_size,
-            as_stored=not tiered_bgr,
-            advance=advance,
-            shares=None if split is None else tuple(split),
-            share_seed=split_seed,
-            notice=notice,
-        ),
+    shares, notes = shares_of(split), list[str]()
+    options = Options(
+        image_size,
+        as_stored=not tiered_bgr,
+        advance=advance,
+        shares=shares,
+        share_seed=split_seed,
+        notice=notice or notes.append,
     )
+    data = (
+        _embedded_data(str(source), options, seed)
+        if embedded_count(str(source))
+        else read_data(Path(source), options)
+    )
+    if notes:
+        python_warning(f"{source}: {'; '.join(notes)}")
+    return data
 
 
 def _check_source(source: object, image_size: object) -> None:
@@ -111,11 +110,17 @@ def embedded_count(source: str) -> int | None:
     return sizes["samples_per_class"] * sum(sizes[f"{split}_classes"] for split in SPLITS)
 
 
-def _embedded_data(name: str, image_size: int | None, seed: int, advance: Callable[[int], None]) -> ImageData:
+def _embedded_data(name: str, options: Options, seed: int) -> ImageData:
+    if options.shares is not None:
+        raise DataError(f"{name} is split already: leave the split out")
+    if Path(name).is_dir():
+        options.notice(
+            f"{name} are the embedded images; to read the folder of this name, give its absolute path"
+        )
     if name in GLYPH_SETS:
-        return named_glyphs(name, image_size, seed, advance)
-    size = {} if image_size is None else {"image_size": image_size}
-    return picture_data(**PICTURE_SETS[name] | size, seed=seed, advance=advance)
+        return named_glyphs(name, options.image_size, seed, options.advance)
+    size = {} if options.image_size is None else {"image_size": options.image_size}
+    return picture_data(**PICTURE_SETS[name] | size, seed=seed, advance=options.advance)
 
 
 def read_data(path: Path, options: Options) -> ImageData:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -10,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 from torch import nn
 
-from mamltheory.errors import CheckpointError, MamlTheoryError, UnsupportedModelError
+from mamltheory.errors import CheckpointError, ConfigurationError, MamlTheoryError, UnsupportedModelError
 from mamltheory.fewshot.resnet import ResNet12, resnet12
 from mamltheory.fewshot.training_state import Inputs, load_weights, recorded_inputs
 from mamltheory.files import reason
@@ -20,6 +21,8 @@ from mamltheory.nas.space import PAPER, Space
 from mamltheory.strict_json import misfit, parse
 
 HEADER, FORMAT = "mamltheory", 1
+NETWORK_FILE = "network.safetensors"
+"""The file of a trained network in the folder of its training."""
 
 
 class _Header(TypedDict):
@@ -75,3 +78,79 @@ def _network_of(header: Any, space: Space) -> nn.Module:
         return resnet12(len(header["classes"]), 0)
     genotype = Genotype.from_json(header["genotype"], space)
     return derived_network(genotype, NetworkSettings(**header["size"]), 0)
+
+
+def network_path(path: object) -> Path:
+    """The file of a trained network.
+
+    Args:
+        path: the file, or the folder of a training.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: there is none; the message says what is there.
+    """
+    if not isinstance(path, str | Path):
+        raise CheckpointError(f"the path is a {type(path).__name__}: expected a run folder or a file")
+    path = Path(path)
+    if path.suffix == ".json" and path.is_file():
+        raise CheckpointError(f"{path} is a JSON file and holds no weights: {_train_first(path)}")
+    file = path / NETWORK_FILE if path.is_dir() else path
+    if file.is_file():
+        return file
+    if (path / "train" / NETWORK_FILE).is_file():
+        raise CheckpointError(f"{path} is the folder of a search: load {path / 'train'}, which it trained")
+    if (path / "search.json").is_file():
+        raise CheckpointError(
+            f"{path} is the folder of a search, which holds cells without weights: {_train_first(path)}"
+        )
+    raise CheckpointError(
+        f"there is no {file}: name the folder of a finished training, or a saved network; a training of an earlier "
+        "version writes that file when its command is given again"
+    )
+
+
+def _train_first(path: Path) -> str:
+    return (
+        f"train a genotype first, as in mamltheory.fewshot.train(data, {str(path)!r}), and load what it saved"
+    )
+
+
+def write_network(path: object, content: bytes) -> Path:
+    """Write the file of a network, whole or not at all, over an older network but over no other file.
+
+    Args:
+        path: the file, or a folder, in which it is called ``network.safetensors``.
+        content: its bytes.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigurationError: something other than a path, another file, or a place that cannot be written.
+    """
+    if not isinstance(path, str | Path):
+        raise ConfigurationError(f"the path is a {type(path).__name__}: expected a file or a folder")
+    path = Path(path)
+    file = path / NETWORK_FILE if path.is_dir() else path
+    if file.exists() and not _is_network(file):
+        raise ConfigurationError(
+            f"{file} is there already and holds no network of this package: remove it, or name another file"
+        )
+    part = file.with_name(f".{file.name}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, file)
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {file}: {reason(error)}; name another file") from None
+    return file
+
+
+def _is_network(file: Path) -> bool:
+    try:
+        with safe_open(file, "pt") as opened:
+            return HEADER in (opened.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return False

@@ -1,8 +1,9 @@
 """Where image data can be, without the libraries that read them: a mistake in a path is answered before those load."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from mamltheory.errors import DataError
+from mamltheory.errors import ConfigurationError, DataError
 
 EMBEDDED = ("glyphs", "glyphs-mini", "pictures")
 """The names of the data sets that the package draws, or has from scikit-image."""
@@ -23,3 +24,26 @@ def check_folder(path: Path) -> None:
             else f"there is no folder {path}: give the path"
         )
         raise DataError(f"{what} of a data set, or glyphs or pictures for an embedded one")
+
+
+def shares_of(split: object) -> tuple[int, ...] | None:
+    """The shares of the classes for training, validation and test.
+
+    Args:
+        split: "60/20/20", or the three numbers; None for none.
+
+    Returns:
+        The three numbers, or None.
+
+    Raises:
+        ConfigurationError: anything else.
+    """
+    if split is None:
+        return None
+    given = split.split("/") if isinstance(split, str) else split
+    words = [str(each) for each in given] if isinstance(given, Sequence) else []
+    if len(words) != 3 or not all(word.isdecimal() and len(word) < 9 and int(word) > 0 for word in words):
+        raise ConfigurationError(
+            f"the split is {str(split)[:80]!r}: expected three positive whole numbers, as in 60/20/20"
+        )
+    return tuple(map(int, words))

@@ -2,9 +2,9 @@
 
 import copy
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from html import escape
 from pathlib import Path
 from typing import get_args
 
@@ -21,7 +21,7 @@ from mamltheory.arguments import (
     check_whole,
     checked_device,
 )
-from mamltheory.errors import CheckpointError, ConfigurationError, DataError
+from mamltheory.errors import ConfigurationError, DataError
 from mamltheory.fewshot.augment import Augmentation
 from mamltheory.fewshot.counts import TaskCounts, shortage_of
 from mamltheory.fewshot.datasets import Data, data_from
@@ -33,21 +33,24 @@ from mamltheory.fewshot.evaluation import (
     evaluate_network,
     predict,
 )
-from mamltheory.fewshot.formats.pixels import images_of_side
+from mamltheory.fewshot.given_images import Given, given_labels, images_of_side
 from mamltheory.fewshot.heads import Head
 from mamltheory.fewshot.images import ImageData, normalise
-from mamltheory.fewshot.network_file import network_bytes, read_network
+from mamltheory.fewshot.network_file import (
+    network_bytes,
+    network_path,
+    read_network,
+    write_network,
+)
 from mamltheory.fewshot.resnet import resnet12
 from mamltheory.fewshot.training import EpochMetrics, TrainConfig, start_training, trained_to
 from mamltheory.fewshot.training_state import Inputs, inputs_of
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import Network, NetworkSettings, derived_network
 from mamltheory.nas.space import PAPER, Space, checked_space
-from mamltheory.notebook import notebook_bar
+from mamltheory.notebook import shown_progress
 from mamltheory.rng import derived_seed
 
-NETWORK_FILE = "network.safetensors"
-"""The file of a trained network in the folder of its training."""
 BATCH = 256
 
 
@@ -85,24 +88,36 @@ class TrainedNetwork(nn.Module):
         """The cells of the network; None for ResNet-12 and networks of a user."""
         return self.network.candidates.genotype() if isinstance(self.network, Network) else None
 
+    def __repr__(self) -> str:
+        numbers = sum(parameter.numel() for parameter in self.parameters())
+        what = type(self.network).__name__ if self.genotype is None else repr(self.genotype)
+        side = self.inputs.image_size
+        return f"TrainedNetwork({len(self.classes)} classes, images of {side}×{side}, {numbers:,} parameters, {what})"
+
+    def _repr_html_(self) -> str:
+        cells = "" if self.genotype is None else self.genotype._repr_html_()
+        return f"<div>{escape(repr(self))}</div>{cells}"
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the training classes."""
+        _check_input(x)
         return self.network(x)
 
     def features(self, x: Tensor) -> Tensor:
         """What the few-shot heads work on."""
+        _check_input(x)
         return self.network.features(x)  # type: ignore[operator]
 
-    def normalised(self, images: np.ndarray | Sequence[str | Path]) -> Tensor:
-        """The network's input n×3×h×w for images uint8 n×h×w×3 or image files."""
+    def normalised(self, images: Given) -> Tensor:
+        """The network's input n×3×h×w for images in any form that :meth:`predict` takes."""
         images = images_of_side(self.inputs.image_size, "images", images)
         return normalise(torch.from_numpy(np.ascontiguousarray(images)), self.inputs.mean, self.inputs.std)
 
     def predict(
         self,
-        images: np.ndarray | Sequence[str | Path],
-        support: np.ndarray | Sequence[str | Path] | None = None,
-        labels: Sequence[int] | np.ndarray | None = None,
+        images: Given,
+        support: Given | None = None,
+        labels: Sequence[int] | Sequence[str] | np.ndarray | Tensor | None = None,
         *,
         head: Head = "logistic",
         C: float = 1.0,
@@ -112,9 +127,10 @@ class TrainedNetwork(nn.Module):
         """The classes of images: training classes, or new ones of which a few labelled images are given.
 
         Args:
-            images: uint8 n×h×w×3 of the size that the network expects, or image files, which are brought to it.
+            images: one or several: an array or tensor uint8 n×h×w×3 of the size that the network expects; or Pillow
+                images, image files or a folder of them, which are brought to it.
             support: labelled images of new classes, likewise; None for the training classes.
-            labels: their classes, whole numbers, at least two different ones.
+            labels: their classes, whole numbers or names, at least two different ones.
             head: the classifier of new classes, see :class:`mamltheory.fewshot.EvaluationConfig`.
             C: inverse of its ℓ2 penalty.
             copies: augmented versions of every labelled image; 0 takes them as they are.
@@ -132,18 +148,16 @@ class TrainedNetwork(nn.Module):
             images_of_side(self.inputs.image_size, "images", images),
             next(self.network.parameters()).device,
         )
+        if support is None and labels is not None:
+            raise DataError("labels are given without images: give the labelled images as well, by support")
         if support is None:
             return self._trained_classes(query, device)
-        few, named = images_of_side(self.inputs.image_size, "support", support), _numbers(labels)
-        if named.shape != (len(few),) or named.dtype.kind not in "iu":
-            raise DataError(
-                f"labels has shape {named.shape} and dtype {named.dtype} for {len(few)} labelled images: give a whole "
-                "number for each"
-            )
-        return predict(
+        few = images_of_side(self.inputs.image_size, "support", support)
+        names, numbers = np.unique(given_labels(labels, len(few)), return_inverse=True)
+        found = predict(
             self.network,
             few,
-            named,
+            numbers,
             query,
             self.inputs.mean,
             self.inputs.std,
@@ -154,27 +168,19 @@ class TrainedNetwork(nn.Module):
             seed=seed,
             device=device,
         )
+        return dataclasses.replace(found, labels=names[found.labels])
 
     def save(self, path: str | Path) -> Path:
-        """Write one file that :func:`load` reads, whole or not at all.
+        """Write one file that :func:`load` reads, whole or not at all; a file of another kind is kept.
 
         Args:
             path: the file, or a folder, in which it is called ``network.safetensors``.
 
         Returns:
-            The file. UnsupportedModelError is raised for a network of a user, whose ``state_dict`` torch can save.
-
-        Raises:
-            ConfigurationError: something other than a path.
+            The file. UnsupportedModelError is raised for a network of a user, whose ``state_dict`` torch can save;
+            ConfigurationError where another file is, or nothing can be written.
         """
-        if not isinstance(path, str | Path):
-            raise ConfigurationError(f"the path is a {type(path).__name__}: expected a file or a folder")
-        path = Path(path)
-        file = path / NETWORK_FILE if path.is_dir() else path
-        part = file.with_name(f".{file.name}.part")
-        part.write_bytes(network_bytes(self.network, self.inputs, self.classes))
-        os.replace(part, file)
-        return file
+        return write_network(path, network_bytes(self.network, self.inputs, self.classes))
 
     def _trained_classes(self, images: np.ndarray, device: torch.device) -> Predictions:
         parts = []
@@ -188,7 +194,7 @@ class TrainedNetwork(nn.Module):
 
 def train(
     data: Data,
-    network: Genotype | nn.Module,
+    network: Genotype | nn.Module | str | Path,
     config: TrainConfig | None = None,
     *,
     size: NetworkSettings | None = None,
@@ -201,14 +207,14 @@ def train(
 
     Args:
         data: the images.
-        network: the cells to stack, or a module with a method ``features`` and one logit per training class, which is
-            copied.
+        network: the cells to stack, the file of a genotype or the folder of a search; or a module with a method
+            ``features`` and one logit per training class, which is copied.
         config: the recipe; None for the paper's 100 epochs, with mirrored images unless the data are characters.
         size: channels and number of the stacked cells; the classes are those of the data.
         image_size: side of images that are read, in pixels; None for the stored size.
         seed: seed of the weights of stacked cells, and of the training without ``config``.
         device: where to compute.
-        progress: is called after every epoch. A notebook shows a bar in any case.
+        progress: is called after every epoch; by default a terminal shows lines, and a notebook a bar.
 
     Returns:
         The trained network, on the device. Errors are raised as by
@@ -226,6 +232,8 @@ def train(
     check_function(progress=progress)
     data, device = data_from(data, image_size), checked_device(device)
     inputs = inputs_of(data)
+    if isinstance(network, str | Path):
+        network = Genotype.load(network)
     if isinstance(network, Genotype):
         stacked = dataclasses.replace(size or NetworkSettings(), classes=inputs.classes)
         network = untrained_network(network, stacked, seed)
@@ -233,11 +241,11 @@ def train(
         network = copy.deepcopy(network)
     else:
         raise ConfigurationError(
-            f"the network is a {type(network).__name__}: expected a Genotype, or a torch.nn.Module with a method "
-            "features"
+            f"the network is a {type(network).__name__}: expected a Genotype, the file of one, or a torch.nn.Module "
+            "with a method features"
         )
     state = start_training(network, data, config or TrainConfig(flip=data.mirrors, seed=seed), device)
-    with notebook_bar("train, epochs", state.config.epochs) as advance:
+    with shown_progress("train, epochs", state.config.epochs, quiet=progress is not None) as advance:
         for _, metrics in trained_to(state, state.config.epochs):  # which updates the network in place
             advance(note="" if metrics is None else f"loss {metrics.loss:.3f}")
             if progress is not None and metrics is not None:
@@ -268,6 +276,8 @@ def evaluate(
     jobs: int = 1,
 ) -> Evaluation:
     """The accuracy of a network on few-shot tasks of unseen classes, with its 95 % interval.
+
+    A notebook shows a bar, a terminal lines.
 
     Args:
         network: a trained network, or a module with a method ``features``.
@@ -310,7 +320,7 @@ def evaluate_by(
     jobs: int = 1,
     advance: Callable[[], None] | None = None,
 ) -> Evaluation:
-    """What :func:`evaluate` does by these settings; ``advance`` (None: a bar in notebooks) is called a batch."""
+    """What :func:`evaluate` does by these settings; ``advance`` (None: shown as there) is called a batch."""
     known = network.inputs if isinstance(network, TrainedNetwork) else inputs_of(data)
     wanted, side = known.image_size, data.train.images.shape[1]
     counts = {name: getattr(config, name) for name in ("ways", "shots", "queries")}
@@ -325,7 +335,7 @@ def evaluate_by(
     part, device = getattr(data, split), next(network.parameters()).device
     total = batches(part, config, seed) if advance is None else 0
     with (
-        notebook_bar("evaluate, batches of images", total)
+        shown_progress("evaluate, batches of images", total)
         if advance is None
         else nullcontext(advance) as shown
     ):
@@ -341,11 +351,13 @@ def _check_heads(head: object, C: object, copies: object, seed: object) -> None:
     check_seed(seed)
 
 
-def _numbers(labels: object) -> np.ndarray:
-    try:
-        return np.asarray(labels)
-    except (TypeError, ValueError, RuntimeError):
-        raise DataError(f"labels is a {type(labels).__name__}: expected a list of whole numbers") from None
+def _check_input(x: object) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() != 4 or x.shape[1] != 3:
+        what = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise DataError(
+            f"the input is {what}: expected normalised images, floating-point n × 3 × height × width; call predict, or "
+            "normalise uint8 images n × height × width × 3 by normalised"
+        )
 
 
 def _check_network(network: object) -> None:
@@ -363,10 +375,7 @@ def load(path: str | Path, space: Space = PAPER) -> TrainedNetwork:
         space: that the cells of the network are of.
 
     Returns:
-        The network on the CPU, in evaluation mode.
-
-    Raises:
-        CheckpointError: there is no such file, or it holds no network.
+        The network on the CPU, in evaluation mode. CheckpointError is raised where there is none.
 
     Example:
         >>> import tempfile
@@ -384,13 +393,4 @@ def load(path: str | Path, space: Space = PAPER) -> TrainedNetwork:
         >>> evaluate(again, data, ways=2, queries=3, tasks=4).interval.half_width < 1
         True
     """
-    if not isinstance(path, str | Path):
-        raise CheckpointError(f"the path is a {type(path).__name__}: expected a run folder or a file")
-    path = Path(path)
-    file = path / NETWORK_FILE if path.is_dir() else path
-    if not file.is_file():
-        raise CheckpointError(
-            f"there is no {file}: name the folder of a finished training, or a saved network; a training of an earlier "
-            "version writes that file when its command is given again"
-        )
-    return TrainedNetwork(*read_network(file, checked_space(space)))
+    return TrainedNetwork(*read_network(network_path(path), checked_space(space)))

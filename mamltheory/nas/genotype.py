@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from torch import nn
 from mamltheory.arguments import check_choice, check_seed, check_whole
 from mamltheory.errors import ConfigurationError, GenotypeError
 from mamltheory.nas.drawing import cells_as_html
+from mamltheory.nas.genotype_file import check_keys, parsed_file, write_content
 from mamltheory.nas.space import CELL_TYPES, PAPER, CellType, Edge, Operator, Space, checked_space
 from mamltheory.nas.spelling import operation_words
 
@@ -135,8 +137,25 @@ class Genotype:
         Returns:
             The genotype. GenotypeError is raised for anything else, and for a genotype of another space.
         """
-        _check_keys(data, checked_space(space))
+        check_keys(data, checked_space(space))
         return Genotype(*(_cell_from_json(data, kind, space) for kind in CELL_TYPES))
+
+    @staticmethod
+    def load(path: str | Path, space: Space = PAPER) -> "Genotype":
+        """The genotype in a file.
+
+        Args:
+            path: a JSON file, or the run folder of a search.
+            space: that the genotype is of.
+
+        Returns:
+            The genotype. GenotypeError is raised for a file that cannot be read, or holds something else.
+        """
+        return parsed_file(path, lambda content: Genotype.from_json(content, space))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the genotype as a JSON file; GenotypeError is raised if another file is there."""
+        return write_content(path, self.to_json())
 
     def to_module(
         self, channels: int = 48, cells: int = 5, classes: int = 64, stem_stride: int = 1, seed: int = 0
@@ -172,32 +191,6 @@ class Genotype:
             used = {Edge(i, s): (o,) for i, node in enumerate(getattr(self, kind).nodes) for o, s in node}
             live[kind] = tuple(used.get(edge, ()) for edge in self.space.edges)
         return Candidates(**live, space=self.space)
-
-
-def _check_keys(data: object, space: Space) -> None:
-    if not isinstance(data, Mapping):
-        return  # _cell_from_json reports it
-    concatenated = [*range(2, space.nodes + 2)]  # all nodes, numbered as sources
-    for key, value in data.items():
-        if key in CELL_TYPES:
-            continue
-        if key == "space":
-            if space == PAPER:
-                raise GenotypeError(
-                    f"it is of the space {str(value)[:80]!r}: give that space as well, by the argument space"
-                )
-            continue
-        if key not in [f"{kind}_concat" for kind in CELL_TYPES]:
-            raise GenotypeError(
-                f"a genotype has no key {str(key)[:40]!r}: supported are 'normal', 'reduce' and, if they are "
-                f"{concatenated}, 'normal_concat' and 'reduce_concat'"
-            )
-        plain = isinstance(value, list | tuple | range) and all(type(each) is int for each in value)
-        if not plain or list(value) != concatenated:
-            shown = str(list(value[:8])) if plain else f"a {type(value).__name__} of other content"
-            raise GenotypeError(
-                f"{key!r} is {shown}: the networks here concatenate all nodes, {concatenated}, and no others"
-            )
 
 
 def _cell_from_json(data: Mapping, kind: str, space: Space) -> Cell:

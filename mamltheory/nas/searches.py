@@ -48,7 +48,7 @@ from mamltheory.nas.scoring.scorers import CellScorer
 from mamltheory.nas.search_scorer import final_scores, scorer_by, search_rules, search_scorer
 from mamltheory.nas.sizes import Band
 from mamltheory.nas.space import PAPER, Space, check_operations, checked_space
-from mamltheory.notebook import notebook_bar
+from mamltheory.notebook import shown_progress
 from mamltheory.rng import derived_seed, generator
 from mamltheory.tasks import Task
 
@@ -149,7 +149,7 @@ def search(
         score: an OwnScore, or a function of network and tasks with small numbers for good ones, in place of C_N.
         seed: seed of every random draw.
         device: where to compute.
-        progress: is called with a line after every round or rung. A notebook shows a bar in any case.
+        progress: is called with a line after every round or rung; by default a terminal shows it, a notebook a bar.
 
     Returns:
         What was found. ConfigurationError is raised for wrong settings, DataError for data. See :class:`Found`.
@@ -207,8 +207,8 @@ def _rounds(space: Space, values: Mapping[str, Any]) -> int:
 
 @contextmanager
 def _said(progress: Callable[[str], None] | None, total: int) -> Iterator[Callable[[str], None]]:
-    """A function for the line of every round or rung, which a notebook shows with a bar."""
-    with notebook_bar("search", total, patience=0.0) as advance:
+    """A function for the line of every round or rung, which a notebook or a terminal shows."""
+    with shown_progress("search", total, patience=0.0, quiet=progress is not None) as advance:
 
         def say(line: str) -> None:
             advance(note=line)

@@ -1,6 +1,8 @@
 """How text, figures and reports spell operations, edges and contests; genotypes keep the published names as data."""
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 OPERATION_WORDS = {
     "sep_conv_3x3": "sep conv 3×3",
@@ -29,6 +31,25 @@ def source_words(source: int, typeset: bool = False) -> str:
 def edge_words(node: int, source: int, typeset: bool = False) -> str:
     """The spelling of the edge from a source to a node: "cₖ₋₂ → 0"."""
     return f"{source_words(source, typeset)} → {node}"
+
+
+def cells_in_words(
+    cells: Mapping[Any, Sequence[tuple[int, int, str]]],
+) -> dict[str, dict[str, str]]:
+    """Cells as text and figures spell them, for records that people read as well as programs.
+
+    Args:
+        cells: for every name of a cell its edges: source, vertex and operation; node i is the vertex i + 2.
+
+    Returns:
+        For every cell the operation of each edge: ``{"normal": {"cₖ₋₂ → 0": "sep conv 3×3", …}, …}``.
+    """
+    return {
+        str(name): {
+            edge_words(vertex - 2, source): operation_words(operation) for source, vertex, operation in edges
+        }
+        for name, edges in cells.items()
+    }
 
 
 def contest_words(cell: str, node: int, source: int | None = None) -> str:

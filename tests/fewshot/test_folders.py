@@ -9,12 +9,13 @@ import unicodedata
 import numpy as np
 import pytest
 
-from mamltheory.errors import DataError
+from mamltheory.errors import ConfigurationError, DataError
 from mamltheory.fewshot.datasets import load_data
 from mamltheory.fewshot.formats import by_content, recognise
 from mamltheory.fewshot.formats.folders import drawn_classes
 from mamltheory.fewshot.images import ImageSplit
 from mamltheory.fewshot.inspection import copies, image_hashes, sampled
+from mamltheory.fewshot.places import shares_of
 from tests.fewshot import layouts, python2
 from tests.fewshot.layouts import SPLITS, encoded, tiny_splits
 from tests.fewshot.pictures import saved
@@ -65,8 +66,20 @@ def test_hidden_and_system_folders_are_no_classes_and_named(tmp_path, name):
 def test_what_is_left_out_is_a_warning_where_nobody_asks(tmp_path):
     layouts.write_folders(tmp_path, tiny_splits(2, 2))
     layouts.put(tmp_path / "val" / "n00000020" / "\x1b[31m.txt", b"")
-    with pytest.warns(UserWarning, match=r"^val: left out 1 .txt$"):
+    layouts.put(tmp_path / "test" / "n00000030" / "a.txt", b"")
+    with pytest.warns(UserWarning, match=r": val: left out 1 .txt; test: left out 1 .txt$") as told:
         load_data(tmp_path)
+    assert [warning.filename for warning in told] == [__file__]  # once, at the line of the caller
+
+
+def test_shares_are_spelt_as_the_command_spells_them_or_are_numbers(tmp_path):
+    for i in range(5):
+        layouts.put(tmp_path / f"bird{i}" / "a.png", encoded(np.full((8, 8, 3), i, np.uint8)))
+    text, numbers = (load_data(tmp_path, split=split) for split in ("60/20/20", [60, 20, 20]))
+    assert text.train.class_names == numbers.train.class_names
+    for wrong in ("60/20", "a/b/c", (1, 0, 1), (1, 2), (0.5, 0.25, 0.25), ""):
+        with pytest.raises(ConfigurationError, match="expected three positive whole numbers, as in 60/20/20"):
+            shares_of(wrong)
 
 
 def test_of_two_spellings_of_a_split_the_other_is_named_and_case_does_not_matter(tmp_path):

@@ -17,7 +17,9 @@ from mamltheory.nas.genotype import (
     published_genotypes,
     random_genotype,
 )
+from mamltheory.nas.genotype_file import check_keys, genotype_path
 from mamltheory.nas.operations import OPERATIONS
+from mamltheory.nas.space import PAPER
 from mamltheory.rng import generator
 
 FORMS = st.sampled_from(["two", "all"])
@@ -177,3 +179,24 @@ def test_a_path_is_single_when_no_edge_of_either_cell_has_a_choice():
     assert Candidates(one, one).is_single_path()
     assert not Candidates(two, one).is_single_path()
     assert not Candidates(one, two).is_single_path()
+
+
+def test_a_genotype_comes_back_from_its_file_and_another_file_is_kept(tmp_path):
+    genotype = published_genotypes()[0].genotype
+    file = genotype.save(tmp_path)
+    assert file == tmp_path / "genotype.json" == genotype.save(file)
+    for path in (file, str(file), tmp_path, str(tmp_path)):
+        assert Genotype.load(path) == genotype
+    with pytest.raises(GenotypeError, match=r"from_json takes the content .*Genotype\.load"):
+        check_keys(str(file), PAPER)
+    with pytest.raises(GenotypeError, match="holds something else"):
+        published_genotypes()[1].genotype.save(file)
+    with pytest.raises(GenotypeError, match="cannot read"):
+        Genotype.load(tmp_path / "none.json")
+    with pytest.raises(GenotypeError, match="cannot write"):
+        genotype.save(tmp_path / "none" / "genotype.json")
+    with pytest.raises(GenotypeError, match="the path is a int"):
+        genotype_path(3)
+    file.write_text('{"normal": []}')
+    with pytest.raises(GenotypeError, match=r"genotype\.json holds no genotype"):
+        Genotype.load(file)

@@ -178,11 +178,11 @@ def test_a_bar_has_the_rounds_of_a_search_with_two_inputs_or_the_rungs(data, mon
         bars.append((given, named))
         yield lambda note: bars.append(note)
 
-    monkeypatch.setattr(searches, "notebook_bar", bar)
+    monkeypatch.setattr(searches, "shown_progress", bar)
     found = search(data, "random", protocol="released", size=SIZE, seed=2)
     assert all(len(node) == 2 for node in (*found.genotype.normal.nodes, *found.genotype.reduce.nodes))
     assert found.scores == ()
-    assert bars[0] == (("search", 10), {"patience": 0.0})
+    assert bars[0] == (("search", 10), {"patience": 0.0, "quiet": False})
     assert bars[1] == "round 1: 18 operators left, 108 stay"
     assert bars[10] == "round 10: 2 operators left, 12 stay"
     own = derived_network(found.genotype, found.network.settings, derived_seed(2, "training weights"))
@@ -194,7 +194,7 @@ def test_a_bar_has_the_rounds_of_a_search_with_two_inputs_or_the_rungs(data, mon
     cells = different_genotypes(Band(*BAND), 2, stream, NetworkSettings(2, 3, 5, 4))
     found = search(data, "halving", size=SIZE, parameters=BAND, rungs=[Rung(2, 1)], seed=2)
     assert (found.genotype, found.scores, found.standings) == (cells[1], measured, kept)
-    assert bars[-1] == (("search", 1), {"patience": 0.0})
+    assert bars[-1] == (("search", 1), {"patience": 0.0, "quiet": False})
 
 
 def test_settings_that_a_method_does_not_have_are_refused(data):

@@ -4,7 +4,14 @@ from mamltheory.nas.algorithms.ranking import contests
 from mamltheory.nas.algorithms.state import RoundReport
 from mamltheory.nas.genotype import Candidates, Edge, published_genotypes
 from mamltheory.nas.operations import OPERATIONS
-from mamltheory.nas.spelling import OPERATION_WORDS, contest_words, edge_words, operation_words, source_words
+from mamltheory.nas.spelling import (
+    OPERATION_WORDS,
+    cells_in_words,
+    contest_words,
+    edge_words,
+    operation_words,
+    source_words,
+)
 
 
 def test_every_operation_has_a_spelling_of_its_own_and_a_users_keeps_its_name():
@@ -36,3 +43,11 @@ def test_a_notebook_draws_cells_in_that_spelling():
     assert all(name not in drawing for name in OPERATIONS)
     assert "sep conv 3×3" in drawing
     assert "5 × sep conv 3×3" in repr(published_genotypes()[0].genotype)
+
+
+def test_a_record_spells_cells_as_the_text_does():
+    genotype = published_genotypes()[0].genotype
+    words = cells_in_words(genotype.edges())
+    (operation, source), *_ = genotype.normal.nodes[0]
+    assert words["normal"][edge_words(0, source)] == operation_words(operation)
+    assert {kind: len(edges) for kind, edges in words.items()} == {"normal": 6, "reduce": 6}

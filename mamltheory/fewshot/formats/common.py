@@ -2,12 +2,14 @@
 
 import math
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 
 from mamltheory.errors import DataError, printable
@@ -17,6 +19,8 @@ from mamltheory.fewshot.safe_pickle import load_pickle, refuse_other_files
 from mamltheory.files import read_regular, shown
 from mamltheory.strict_json import unsealed
 
+INSIDE = (f"{Path(__file__).parents[2]}{os.sep}", f"{Path(jaxtyping.__file__).parent}{os.sep}", "<@")
+"""How the files of the package begin, and those of the type checks that tests put between its calls."""
 SPLITS = ("train", "val", "test")
 SPELLINGS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 """The names of the splits in files and folders."""
@@ -55,8 +59,11 @@ def no_progress(images: int) -> None:
 
 
 def python_warning(text: str) -> None:
-    """Turn a notice about skipped files into a Python warning."""
-    warnings.warn(printable(text), stacklevel=2)
+    """Turn a notice about skipped files into a Python warning at the line of the user that led to it."""
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(INSIDE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(printable(text), stacklevel=level)
 
 
 @dataclass(frozen=True)

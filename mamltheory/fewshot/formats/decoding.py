@@ -86,6 +86,17 @@ def rgb_image(name: str, source: Source, size: int | None = None) -> tuple[Image
         ) from None
 
 
+def upright_rgb(name: str, image: Image.Image) -> Image.Image:
+    """A Pillow image in RGB as :func:`rgb_image` decodes its file; raises DataError if it cannot be converted."""
+    try:
+        return _converted(image)
+    except _Unclear as error:
+        raise DataError(f"{name} {error}: convert it to RGB") from None
+    except Exception as error:  # a file that is closed or broken is decoded only here
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{name} cannot be converted to RGB ({reason}): load it again") from None
+
+
 def _opened(raw: bytes) -> Image.Image:
     if len(raw) > MOST_BYTES:
         raise _TooLarge(f"it has {len(raw)} bytes, and {MOST_BYTES} are read")

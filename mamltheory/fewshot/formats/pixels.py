@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice
 from os import cpu_count
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -37,7 +36,7 @@ def fitted(images: np.ndarray, split: str, options: Options) -> np.ndarray:
 
 
 def _resize_into(images: np.ndarray, target: np.ndarray, size: int, row: int) -> None:
-    target[row] = _fit(Image.fromarray(np.ascontiguousarray(images[row])), size)
+    target[row] = fit_image(Image.fromarray(np.ascontiguousarray(images[row])), size)
 
 
 def decoded(images: Iterable[Named], count: int, split: str, options: Options) -> np.ndarray:
@@ -111,10 +110,11 @@ def _decode_into(
 
 def _decode(name: str, source: Source, size: int | None) -> tuple[np.ndarray, bool]:
     image, several = rgb_image(name, source, size)
-    return _fit(image, size), several
+    return fit_image(image, size), several
 
 
-def _fit(image: Image.Image, size: int | None) -> np.ndarray:
+def fit_image(image: Image.Image, size: int | None) -> np.ndarray:
+    """The pixels of an RGB image as a square of this side, antialiased bilinear and centre-cropped."""
     if size is not None and image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     return np.asarray(image)
@@ -131,31 +131,3 @@ def _in_threads(work: partial, rows: range) -> list:
         return [work(row) for row in rows]
     with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
         return list(pool.map(work, rows))
-
-
-def images_of_side(side: int, name: str, images: np.ndarray | Sequence[str | Path]) -> np.ndarray:
-    """Images uint8 n×side×side×3, given as such an array or as image files.
-
-    Args:
-        side: in pixels.
-        name: of the images, for messages.
-        images: the array, or the paths of files, which are decoded at that size.
-
-    Returns:
-        The array.
-
-    Raises:
-        DataError: something else, or an array of another shape or type.
-    """
-    if isinstance(images, list | tuple) and images and all(isinstance(each, str | Path) for each in images):
-        named = [(str(file), Path(file)) for file in images]
-        return decoded(named, len(named), name, Options(side))
-    shape = getattr(images, "shape", None)
-    kind = getattr(images, "dtype", type(images).__name__)
-    fits = isinstance(images, np.ndarray) and images.ndim == 4 and images.shape[1:] == (side, side, 3)
-    if not isinstance(images, np.ndarray) or not fits or images.dtype != np.uint8 or not len(images):
-        raise DataError(
-            f"{name} has shape {shape} and type {kind}: expected a list of image files, or a numpy array of uint8 "
-            f"with the shape n × {side} × {side} × 3"
-        )
-    return images
