@@ -157,6 +157,10 @@ def test_unused_and_frozen_parameters_keep_their_values_and_tied_ones_stay_tied(
         drawn, fixed = redrawn(network, draws(0)[0])
         assert fixed == {"token"}
         assert torch.equal(drawn.token, network.token)
+    layer = nn.Linear(6, 2)
+    layer.weight.requires_grad_(False)
+    assert torch.equal(redrawn(layer, draws(0)[0])[0].weight, layer.weight)
+    assert not torch.equal(redrawn(layer, draws(0)[0])[0].bias, layer.bias)
     network = tied()
     check_drawable(network, X, draws(0, 1), 2)
     drawn, fixed = redrawn(network, draws(0)[0])

@@ -221,7 +221,7 @@ def _started(
         sessions = sessions_after(earlier, starts, environment)
         notice = _changes(directory, earlier.get("environment"), environment, may_differ)
         _drop_partial_line(directory / METRICS_FILE)
-    times = {"started": started, "resumed": _now(), "ended": None, "status": "running", "starts": starts}
+    times: dict[str, Any] = {"started": started, "resumed": _now(), "ended": None, "status": "running", "starts": starts}
     spent = {} if seconds is None else {"seconds": seconds}
     record = {**begun, "sessions": sessions, **times, **spent}
     if earlier is not None and earlier.get("status") == "finished":
