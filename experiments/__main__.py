@@ -43,6 +43,8 @@ EXAMPLES = (
 )
 
 PRINT_CONFIG = "--print-config"
+MEASUREMENTS = "measurements"
+"""A folder that `tabulate` takes up also where the record of the run is lost."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,7 +130,13 @@ def _answered(error: Exception, debug: bool) -> int:
 
 def _take_folders(name: str, settings: object) -> None:
     """Check before any work that folders are writable and that folders for results hold nothing else."""
-    from mamltheory.runtime.folders import check_results_folder, check_writable
+    from mamltheory.runtime.folders import (
+        RUN_FILE,
+        check_results_folder,
+        check_run_folder,
+        check_writable,
+        inputs_in,
+    )
 
     folders = {key: getattr(settings, key, None) for key in COMMANDS[name].folders}
     for folder in folders.values():
@@ -136,6 +144,9 @@ def _take_folders(name: str, settings: object) -> None:
             check_writable(folder)
     for key in COMMANDS[name].results:
         check_results_folder(getattr(settings, key), name)
+    run = folders.get("out")
+    if "out" not in COMMANDS[name].results and isinstance(run, Path) and not (run / RUN_FILE).exists():
+        check_run_folder(run, name, (*inputs_in(run, settings), MEASUREMENTS))
 
 
 def _refused(error: OSError) -> str:

@@ -129,6 +129,7 @@ def fitting_defaults(data: ImageData) -> list[str]:
     """The commands whose default counts do not fit the data, each with the flags that do, or that none do."""
     found = {
         "search": search_shortage(Search(), data),
+        "search --method halving": search_shortage(Search(method="halving"), data),
         "train": train_shortage(Train(), data),
         "meta-train": meta_train_shortage(MetaTrain(), data),
         "evaluate": evaluate_shortage(Evaluate(), data),

@@ -1,7 +1,8 @@
 """A score of your own: the norm of the gradient at initialisation. Copy this file, change it, and search with it:
 
-python -m experiments search --preset glyph-smoke --score experiments.examples.own_score:score
+python -m experiments search --preset glyph-smoke --parameters 8000:10000 --score experiments.examples.own_score:score
 
+That ranks 16 random cells in ten CPU seconds; without ``--parameters`` Algorithm 1 scores every operator, in minutes.
 In Python: ``mamltheory.nas.search("glyphs", score=score)``. A plain function is enough where small numbers are good.
 """
 

@@ -15,6 +15,7 @@ from mamltheory.nas.spelling import edge_words, operation_words
 
 from ..genotypes import genotype_from
 from ..search.halving import MEASUREMENTS
+from ..search.words import p_in_words, task_words
 from ..theory.report import signed
 from .blocks import (
     Account,
@@ -309,10 +310,13 @@ def _halving_verdict(record: Mapping[str, Any]) -> PageVerdict:
     ]
     room = record.get("headroom")
     if room:
-        sentences.append(
-            f"At {at} cells of this size differ by {100 * room['deviation']:.1f} points beyond the noise of the tasks "
-            f"({p_in_words(room['p_value'])})."
-        )
+        # A p-value of earlier versions took tasks that share images for independent.
+        units = room.get("units")
+        sure = f"the noise of {units} ({p_in_words(room['p_value'])})" if units else "the noise of the tasks"
+        differ = f"cells of this size differ by {100 * room['deviation']:.1f} points beyond {sure}"
+        if units and room["p_value"] > 0.05:
+            differ = f"{units} cannot tell whether cells of this size differ ({p_in_words(room['p_value'])})"
+        sentences.append(f"At {at} {differ}.")
     if record.get("diverged"):
         sentences.append(f"Trainings that diverged: cells {', '.join(map(str, record['diverged']))}.")
     confirmed = record.get("confirmed")
@@ -328,13 +332,8 @@ def _halving_verdict(record: Mapping[str, Any]) -> PageVerdict:
     return PageVerdict(headline, tone, tuple(sentences))
 
 
-def p_in_words(p: float) -> str:
-    """The p value of a test, which is never said to be zero."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-
-
 def _rungs(record: Mapping[str, Any]) -> Iterator[Drawing | DataTable | Sentences]:
-    best = record["cell"]
+    best, tasks = record["cell"], task_words(record.get("tasks"))
     ladder: dict[int, list[tuple[int, float]]] = {}
     for rung in record["rungs"]:
         for cell in rung["cells"]:
@@ -352,7 +351,7 @@ def _rungs(record: Mapping[str, Any]) -> Iterator[Drawing | DataTable | Sentence
     curves = {name: ([x for x, _ in points], [y for _, y in points]) for name, points in named.items()}
     yield Drawing(
         line_chart(curves, ("epochs of training", "accuracy, validation (%)")),
-        "5-way 1-shot accuracy on validation classes, of the cells that are left in each rung.",
+        f"{tasks.capitalize()}, of the cells that are left in each rung.",
     )
     rows = []
     for rung in record["rungs"]:

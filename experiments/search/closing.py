@@ -16,9 +16,9 @@ from ..program import PROGRAM
 from ..runs import quoted
 from ..training.settings import TRAIN, Train
 from .figures import NAMES, score_words
-from .halving_report import SEARCH_FILE, confirmed_words, cost_words, evaluate_command, gain_words
+from .halving_report import SEARCH_FILE, confirmed_words, cost_words, found_command, gain_words
 from .settings import Search
-from .words import cell_rows, verdict_words
+from .words import cell_rows, task_words, verdict_words
 
 Rows = list[tuple[str, str]]
 SHARED = ("data", "split", "split_seed", "image_size", "channels", "cells", "stem_stride")
@@ -95,7 +95,8 @@ def halving_rows(record: Mapping[str, Any], settings: Search) -> Rows:
     last = record["rungs"][-1]
     best = next(cell for cell in last["cells"] if cell["cell"] == record["cell"])
     diverged = record["diverged"]
-    accuracy = f"{100 * best['accuracy']:.1f} % on tasks of the validation classes, at epoch {last['epochs']}"
+    measure = task_words(record.get("tasks"))
+    accuracy = f"{100 * best['accuracy']:.1f} % {measure}, at epoch {last['epochs']}"
     seconds = float(read_run(settings.out).get("results", {}).get("cpu_seconds", 0.0))
     return [
         *_found(settings, genotype_from(record["genotype"]), record["parameters"]),
@@ -106,7 +107,7 @@ def halving_rows(record: Mapping[str, Any], settings: Search) -> Rows:
         ("diverged", f"the trainings of cells {', '.join(map(str, diverged))}" if diverged else ""),
         ("cost", cost_words(record, seconds)),
         ("figures", f"cells.png and rungs.png in {settings.out}"),
-        ("evaluate it", evaluate_command(settings) if settings.then_train is None else ""),
+        ("evaluate it", found_command(settings) if settings.then_train is None else ""),
     ]
 
 

@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypedDict
+from typing import Annotated, Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import torch
 
 from mamltheory.errors import ValueRangeError
 from mamltheory.fewshot.episodes import Episode
+from mamltheory.fewshot.statistics import unit_accuracies
 from mamltheory.nas.algorithms.halving import (
     Headroom,
     Measured,
@@ -31,7 +32,7 @@ from mamltheory.nas.algorithms.halving import (
     successive_halving,
 )
 from mamltheory.nas.genotype import Genotype
-from mamltheory.nas.short_trainings import questions, ranking_accuracies, ranking_tasks
+from mamltheory.nas.short_trainings import accuracies_of, ranking_hits, ranking_tasks, units_of
 from mamltheory.rng import derived_seed
 from mamltheory.runtime.distributed import spread_over
 from mamltheory.runtime.interrupt import check_interrupted
@@ -50,7 +51,7 @@ from ..training.settings import TRAIN, Train
 from ..training.train import epoch_lines, train_network
 from .one_size import at_scale, candidates_of, controls_of
 from .settings import Search
-from .words import rung_words
+from .words import p_in_words, rung_words
 
 CANDIDATES, MEASUREMENTS, GENOTYPES, TRAINED = "candidates", "measurements", "genotypes", "train"
 
@@ -71,6 +72,8 @@ class Item(NamedTuple):
 class Measurement(TypedDict):
     """What a candidate gave; a training that diverged has no numbers but its CPU seconds.
 
+    ``units`` are the contributions of validation classes or images to the accuracy, which records of earlier versions
+    lack, and ``correct`` the right answers in each task.
     CPU seconds are those of the process that finished the measurement: after a kill, the epochs that it found saved are
     not counted.
     """
@@ -80,6 +83,7 @@ class Measurement(TypedDict):
     accuracy: float | None
     test_accuracy: float | None
     correct: list[int]
+    units: NotRequired[list[float]]
     cpu_seconds: Annotated[float, 0]
 
 
@@ -150,7 +154,7 @@ def halve(settings: Search, genotypes: tuple[Genotype, ...], device: str) -> Fou
             if settings.verbose:
                 print(standing, flush=True)
             if rung.epochs == settings.rung_epochs[0]:
-                check_headroom(headroom_of([records[item] for item in items], settings), settings)
+                check_headroom(headroom_of([records[item] for item in items]), settings)
             return found
 
         standings = successive_halving(settings.rungs[0], rungs_of(settings), measure_rung)
@@ -213,9 +217,9 @@ def measure_candidate(
         network = train_network(
             train, genotypes[item.candidate], until=item.epochs, shown=False, free=("genotype",)
         )
-        accuracies = _accuracies(settings, network, "val", device)
+        hits = _hits(settings, network, "val", device)
         ends = item.epochs == settings.rung_epochs[-1]
-        test = float(_accuracies(settings, network, "test", device).mean()) if ends else None
+        test = float(accuracies_of(_hits(settings, network, "test", device)).mean()) if ends else None
     except ValueRangeError:
         seconds = time.process_time() - begun
         return Measurement(
@@ -225,16 +229,17 @@ def measure_candidate(
     return Measurement(
         diverged=False,
         loss=float(epoch_lines(train, item.epochs)[item.epochs]["loss"]),
-        accuracy=float(accuracies.mean()),
+        accuracy=float(accuracies_of(hits).mean()),
         test_accuracy=test,
-        correct=[round(float(each) * questions(data, "val")) for each in accuracies],
+        correct=hits.sum((1, 2)).tolist(),
+        units=unit_accuracies(hits, _tasks(settings, "val"), data.val.members).tolist(),
         cpu_seconds=time.process_time() - begun,
     )
 
 
-def _accuracies(settings: Search, network: torch.nn.Module, name: str, device: str) -> np.ndarray:
-    """Of a network, on every task of the validation or test classes."""
-    return ranking_accuracies(network, data_of(at_scale(settings)), name, _tasks(settings, name), device)
+def _hits(settings: Search, network: torch.nn.Module, name: str, device: str) -> np.ndarray:
+    """Whether a network classifies every query of every task of the validation or test classes correctly."""
+    return ranking_hits(network, data_of(at_scale(settings)), name, _tasks(settings, name), device)
 
 
 @lru_cache(maxsize=2)
@@ -317,22 +322,51 @@ def value_of(record: Measurement) -> Measured:
     return Measured(loss, accuracy, record["diverged"])
 
 
-def headroom_of(records: Sequence[Measurement], settings: Search) -> Headroom | None:
-    """What choosing among the candidates of a rung can gain; None for fewer than three trainings that went well."""
-    rows = [record["correct"] for record in records if not record["diverged"]]
-    if len(rows) < 3:
-        return None
-    return headroom(np.array(rows) / questions(data_of(at_scale(settings)), "val"))
+def headroom_of(records: Sequence[Measurement]) -> Headroom | None:
+    """What choosing among the candidates of a rung can gain.
+
+    The p-value is that of the hypothesis that they are equally accurate on other validation classes, or on other images
+    of these classes where one task has all of them.
+
+    Args:
+        records: The measurements of the rung.
+
+    Returns:
+        The estimate; None for fewer than three trainings that went well, or if a record of an earlier version has no
+        units.
+    """
+    rows = [record.get("units") for record in records if not record["diverged"]]
+    return headroom(np.array(rows)) if len(rows) >= 3 and None not in rows else None
+
+
+def units_words(settings: Search) -> str:
+    """How many classes or images the statements about a search are drawn from."""
+    data = data_of(at_scale(settings))
+    count, unit = units_of(data, "val")
+    if unit == "class":
+        return f"{count} validation classes"
+    return f"{count} images of {len(data.val.class_names)} validation classes"
 
 
 def check_headroom(room: Headroom | None, settings: Search) -> None:
-    """Say what a search can gain; raises ConfigurationError if it is nothing and more rungs are to come."""
+    """Say what a search can gain; raises ConfigurationError if it is nothing and more rungs are to come.
+
+    Where too few classes or images let equal networks differ by more than ``least_gain``, they cannot tell, and the
+    search continues.
+    """
     if room is None:
         return
-    nothing = room.p_value > 0.05 or 100 * room.most < settings.least_gain
+    units, epoch = units_words(settings), f"at epoch {settings.rung_epochs[0]}"
+    if not room.differ and 100 * room.luck >= settings.least_gain:
+        print(
+            f"{units} cannot tell whether networks of this size differ {epoch} ({p_in_words(room.p_value)}): the best "
+            f"of {settings.rungs[0]} would seem {100 * room.luck:.1f} points ahead of their mean by chance"
+        )
+        return
+    nothing = not room.differ or 100 * room.most < settings.least_gain
     found = (
-        f"at epoch {settings.rung_epochs[0]} networks of this size differ by {100 * room.deviation:.1f} points beyond "
-        f"the noise of the tasks (p = {room.p_value:.2g}); the best of {settings.rungs[0]} can be "
+        f"{epoch} networks of this size differ by {100 * room.deviation:.1f} points beyond the noise of "
+        f"{units} ({p_in_words(room.p_value)}); the best of {settings.rungs[0]} can be "
         f"{100 * room.most:.1f} points ahead of their mean, luck of the training included"
     )
     require(

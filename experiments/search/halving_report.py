@@ -12,19 +12,22 @@ from scipy import stats
 from mamltheory.nas.algorithms.halving import epochs_of
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import derived_network
+from mamltheory.nas.short_trainings import task_counts
 from mamltheory.nas.sizes import genotype_parameters, multiply_accumulates
 from mamltheory.nas.spelling import cells_in_words
 from mamltheory.strict_json import read_json_file
 
+from ..data.loading import data_of
 from ..genotypes import network_size
 from ..plotting import curve, figure, legend_below, save_figure
-from ..program import PROGRAM, program_in
+from ..program import program_in
 from ..runs import quoted, without_paths
-from ..settings import EMBEDDED_DATA
 from ..training.settings import TRAIN
-from .halving import TRAINED, Found, Item, full_training, headroom_of, rungs_of
+from ..training.train import evaluate_command
+from .halving import TRAINED, Found, Item, full_training, headroom_of, rungs_of, units_words
 from .one_size import at_scale, band_of, controls_of, full_size
 from .settings import Search
+from .words import p_in_words, task_words
 
 SEARCH_FILE = "search.json"
 
@@ -45,8 +48,9 @@ def record_of(found: Found, settings: Search) -> dict[str, Any]:
         for rung, alive in found.standings
     ]
     start = [found.records[Item(i, first)] for i in sorted(found.standings[0][1])]
-    room = headroom_of(start, settings)
-    genotype = found.genotypes[best]
+    room = headroom_of(start)
+    genotype, data = found.genotypes[best], data_of(at_scale(settings))
+    tasks, classes = task_counts(data, "val"), len(data.val.class_names)
     return {
         "method": "halving",
         "genotype": genotype.to_json(),
@@ -54,7 +58,8 @@ def record_of(found: Found, settings: Search) -> dict[str, Any]:
         "cell": best,
         "parameters": genotype_parameters(genotype, size),
         "rungs": rungs,
-        "headroom": None if room is None else dataclasses.asdict(room),
+        "tasks": {"ways": tasks.ways, "shots": tasks.shots, "queries": tasks.queries, "classes": classes},
+        "headroom": None if room is None else {**dataclasses.asdict(room), "units": units_words(settings)},
         "control": {
             "epochs": first,
             "random cells": _mean([each["accuracy"] for each in start]),
@@ -154,7 +159,10 @@ def gain_words(record: Mapping[str, Any], settings: Search) -> str:
     words = f"{gain:+.1f} points from the mean of all {drawn} at epoch {control['epochs']}"
     if room is None:
         return words
-    return f"{words}, where they differ by {100 * room['deviation']:.1f} beyond noise (p = {room['p_value']:.2g})"
+    units, sure = room["units"], p_in_words(room["p_value"])
+    if room["p_value"] > 0.05:
+        return f"{words}, where {units} cannot tell whether they differ ({sure})"
+    return f"{words}, where they differ by {100 * room['deviation']:.1f} beyond the noise of {units} ({sure})"
 
 
 def cost_words(record: Mapping[str, Any], cpu_seconds: float) -> str:
@@ -164,16 +172,11 @@ def cost_words(record: Mapping[str, Any], cpu_seconds: float) -> str:
     return f"{cost['epochs']} epochs, as much as {full} full trainings; {cpu_seconds:.0f} CPU seconds"
 
 
-def evaluate_command(settings: Search) -> str:
+def found_command(settings: Search) -> str:
     """The command that evaluates the network that the search keeps."""
-    small = "  # at the scale of the search" * (at_scale(settings) != settings)
-    place = quoted(settings.out / TRAINED)
-    return f"{PROGRAM} evaluate --checkpoint {place}{data_flag(settings)}{small}"
-
-
-def data_flag(settings: Search) -> str:
-    """The flag of ``evaluate`` that names the data of the search; empty where they are its default."""
-    return "" if settings.data == EMBEDDED_DATA else f" --data {quoted(Path(settings.data))}"
+    scale = at_scale(settings)
+    small = "  # at the scale of the search" * (scale != settings)
+    return f"{evaluate_command(settings.out / TRAINED, data_of(scale))}{small}"
 
 
 def confirmed_words(found: Mapping[str, Any]) -> str:
@@ -228,7 +231,7 @@ def draw_rungs(settings: Search) -> None:
         panel.plot(first["epochs"], 100 * first["random cells"], label=f"mean of the {drawn}", **mean)
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_xlabel("epochs of training")
-        panel.set_ylabel("5-way 1-shot accuracy,\nvalidation classes (%)")
+        panel.set_ylabel("\n".join(task_words(record.get("tasks")).split(", ")) + " (%)")
         legend_below(panel)
         panel.set_title(
             f"{settings.rungs[0]} cells, {band_of(settings)} parameters,\n"

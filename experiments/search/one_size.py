@@ -10,7 +10,7 @@ from mamltheory.nas.algorithms.surrogate import fit_surrogate
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import NetworkSettings
 from mamltheory.nas.short_trainings import CANDIDATES, SHOTS, different_genotypes
-from mamltheory.nas.sizes import Band
+from mamltheory.nas.sizes import Band, usual_band
 from mamltheory.nas.table import Table, load_table
 from mamltheory.rng import generator
 from mamltheory.runtime.interrupt import check_interrupted
@@ -37,17 +37,20 @@ def full_size(settings: Search) -> NetworkSettings:
 
 
 def band_of(settings: Search) -> Band:
-    """The sizes of the network that are allowed; raises ConfigurationError if none are named."""
+    """The sizes of the network that are allowed: those of ``parameters``, or about the median of random cells."""
     text = settings.parameters
-    require(
-        text is not None,
-        f"method {settings.method} compares cells of one size: give --parameters, as in --parameters 36000:42000 or "
-        "--parameters genotype.json for its size ± 8 %",
-    )
-    assert text is not None, "it was required"
+    if text is None:
+        return usual_band(full_size(settings), settings.seed, _form_of(settings), space_of(settings.space))
     if text.endswith(".json"):
         return Band.around(read_genotype(Path(text)), full_size(settings))
     return Band(*limits_of(text))
+
+
+def with_band(settings: Search) -> Search:
+    """The settings with the band that halving takes where none was given, as a run records it."""
+    if settings.method != "halving" or settings.parameters is not None:
+        return settings
+    return dataclasses.replace(settings, parameters=str(band_of(settings)))
 
 
 def random_cells(settings: Search, count: int, stream: str) -> tuple[Genotype, ...]:

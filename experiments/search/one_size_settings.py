@@ -16,8 +16,9 @@ class OneSize(ExperimentSettings):
 
     parameters: str | None = None
     """Fewest and most parameters of the network, as in 36000:42000, or a genotype file, for cells of its form
-    and its size ± 8 %. Halving needs it. With it metantk-nas scores random cells of that size and takes the
-    best, in place of Algorithm 1. It counts at --channels and --cells, whatever the scale of the search."""
+    and its size ± 8 %. Without it halving takes the median size of random cells ± 8 %. With it metantk-nas scores
+    random cells of that size and takes the best, in place of Algorithm 1. It counts at --channels and --cells,
+    whatever the scale of the search."""
     samples: int = 16
     """Random cells that metantk-nas scores if --parameters is given."""
     rungs: tuple[int, ...] = (32, 8, 4)

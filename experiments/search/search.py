@@ -37,18 +37,18 @@ from ..data.counts import refuse_shortage, search_shortage
 from ..data.loading import cached_data, data_of, source_in
 from ..genotypes import genotype_from, network_size
 from ..named import score_of, space_of
-from ..program import PROGRAM
-from ..runs import FREE, continue_with, opened_run, quoted, say_if_finished, without_paths
+from ..runs import FREE, continue_with, opened_run, say_if_finished, without_paths
 from ..terminal import screen_width
-from ..training.train import draw_learning_curves, train_network
+from ..training.train import draw_learning_curves, evaluate_command, train_network
 from .closing import band_rows, drawn_cells, halving_rows, is_drawn, pruned_rows, record_of_finished
 from .figures import draw_cells, draw_trace
 from .halving import checked_candidates, full_training, halve
-from .halving_report import SEARCH_FILE, data_flag, draw_rungs, record_of, training_command
+from .halving_report import SEARCH_FILE, draw_rungs, record_of, training_command
+from .one_size import band_of, with_band
 from .report import closing_lines, legend, round_lines, search_record, worst_so_far
 from .sampling import best_of_sampled, sampled_cells
 from .settings import Search
-from .words import left_words, round_words, seconds_per_work, summary
+from .words import all_rounds_words, first_words, left_words, round_words, seconds_per_work, summary
 
 CHUNK = 16
 """Scores between checkpoints."""
@@ -72,12 +72,12 @@ def train_found(settings: Search, genotype: Genotype) -> None:
     training = full_training(settings)
     train_network(training, genotype, free=("genotype",))
     draw_learning_curves(training)
-    print(f"evaluate it: {PROGRAM} evaluate --checkpoint {quoted(training.out)}{data_flag(settings)}")
+    print(f"evaluate it: {evaluate_command(training.out, data_of(training))}")
 
 
 def draw_found(settings: Search) -> None:
     """Draw what a finished search found, unless that is drawn already, and print the summary of it."""
-    settings = settings.resolved()
+    settings = with_band(settings.resolved())
     record: Any = read_json_file(settings.out / SEARCH_FILE)
     genotype = genotype_from(record["genotype"])
     drawn = drawn_cells(settings, genotype)
@@ -183,6 +183,8 @@ def search_rounds(
     if not Round.of(saved.state, rules).is_finished:
         log.resume()
     rate = None
+    if rules.criteria and not Round.of(saved.state, rules).is_finished:
+        print(first_words(rules, saved.state), flush=True)
     with spread_over(settings.jobs) as spread:
         while not Round.of(saved.state, rules).is_finished:
             begun, before = time.monotonic(), saved.state
@@ -221,9 +223,12 @@ def memory_record(saved: SavedSearch) -> dict[str, int]:
 
 def search_by_halving(settings: Search, device: torch.device) -> Genotype:
     """Run or continue a search by successive halving."""
-    genotypes = checked_candidates(settings)
+    genotypes, given = checked_candidates(settings), settings.parameters is not None
+    settings = with_band(settings)
     with opened_search(settings, device) as log:
         say_if_finished(log, "searched")
+        if not (given or log.was_finished):
+            print(f"{band_of(settings).words}; --parameters chooses others", flush=True)
         found = halve(settings, genotypes, shared_name(device))
         record = record_of(found, settings)
         genotype = write_found(genotypes[found.candidate], record, settings, log, found.cpu_seconds)
@@ -289,13 +294,16 @@ def finish_round(
     operators = len(saved.state.candidates.operators())
     title = f"round {saved.state.round_index + 1}: {operators} operators, {most}{rules.repeats} repeats"
     now = Round.of(saved.state, rules)
-    with stage(title, len(now.chunks(size, rules.repeats)), brief=True) as advance:
+    chunks, done, begun = len(now.chunks(size, rules.repeats)), 0, time.monotonic()
+    with stage(title, chunks, brief=True) as advance:
         while missing := now.chunks(size, ahead):
             for _, (found, seconds) in spread(score, missing):
                 saved = saved.with_scores(found, seconds)
                 write_state(settings, saved)
                 now = Round.of(saved.state, rules)
-                advance(note=worst_so_far(now))
+                done += 1
+                left = all_rounds_words(rules, saved.state, done, chunks, time.monotonic() - begun)
+                advance(note="; ".join(filter(None, (left, worst_so_far(now)))))
     saved = replace(saved, state=prune(now))
     if log is not None:
         # A crash between the two repeats the line; the other order would lose a round.

@@ -121,7 +121,7 @@ class Search(OneSize):
             f"method {self.method} does not use {', '.join(foreign)}: leave that out, or choose halving",
         )
         require(
-            not self.tensorboard or self.parameters is None,
+            not self.tensorboard or (self.parameters is None and self.method != "halving"),
             "a search at one size has no rounds to log: leave out --tensorboard, or give it to the training",
         )
         self._check_own()
@@ -172,7 +172,7 @@ class Search(OneSize):
         """The value of a setting; for None that of the method or the protocol."""
         given, usual = getattr(self, name), {**PROTOCOLS[self.protocol], **METHODS[self.method]}
         usual |= OWN_SCORE if self.score else {}
-        if self.parameters is not None:
+        if self.parameters is not None or self.method == "halving":
             usual["two_inputs"] = True
         return usual.get(name) if given is None else given
 

@@ -3,7 +3,7 @@
 import itertools
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from mamltheory.nas.algorithms.halving import Measured, Rung
@@ -90,6 +90,23 @@ def left_words(rules: SearchSettings, after: SearchState, rate: float | None) ->
     return f"; about {duration(left)} to go"
 
 
+def first_words(rules: SearchSettings, state: SearchState) -> str:
+    """What a search begins with, before anything is scored."""
+    ahead, operators = rounds_ahead(state.candidates, rules.inputs), len(state.candidates.operators())
+    number, most = state.round_index + 1, "at most " if rules.stopping else ""
+    return (
+        f"round {number} of {number + len(ahead) - 1} begins: {operators} operations, {most}{rules.repeats} repeats; "
+        "the times to go are estimates"
+    )
+
+
+def all_rounds_words(rules: SearchSettings, state: SearchState, done: int, total: int, seconds: float) -> str:
+    """The time that is left for this round and those after it, when a part of this one took so many seconds."""
+    works = [_work(rules, *each) for each in rounds_ahead(state.candidates, rules.inputs)]
+    whole = seconds * total / done * sum(works) / works[0]
+    return f"about {duration(max(0.0, whole - seconds))} for all rounds"
+
+
 def _work(rules: SearchSettings, live: int, competing: int) -> int:
     """Of a repeat: a gradient goes once through the supernet, leave-one-out once for every operator."""
     return live if rules.estimator == "gradient" else live * (competing + 1)
@@ -113,6 +130,19 @@ def rung_words(rungs: Sequence[Rung], rung: Rung, measured: Sequence[Measured], 
         if rate > SLOWEST_READING:
             parts.append(f"about {duration(rate * sum(epochs))} to go")
     return "; ".join(parts)
+
+
+def p_in_words(p: float) -> str:
+    """The p-value of a test, which is never said to be zero."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def task_words(tasks: Mapping[str, int] | None) -> str:
+    """The tasks that measured the candidates of halving, as ``search.json`` says; earlier records say nothing."""
+    if tasks is None:
+        return "few-shot accuracy on validation classes"
+    ways, shots, classes = (tasks[name] for name in ("ways", "shots", "classes"))
+    return f"{ways}-way {shots}-shot accuracy, {classes} validation classes"
 
 
 def verdict_words(reports: Sequence[RoundReport]) -> str:

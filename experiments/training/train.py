@@ -82,15 +82,21 @@ def train_and_draw(settings: Train) -> int:
 def training_result(settings: Train) -> str:
     """Loss and accuracy of the last epoch, and the next command, in two lines."""
     last = epoch_lines(settings, settings.epochs)[settings.epochs]
-    short = evaluate_shortage(Evaluate(), data_of(settings))
     validated = (
         f", {100 * last['val_accuracy']:.1f} % on few-shot validation tasks" if "val_accuracy" in last else ""
     )
     return (
         f"trained {settings.epochs} epochs: loss {last['loss']:.3f} nats, {100 * last['accuracy']:.1f} % of the "
-        f"augmented training images{validated}\nevaluate it: {PROGRAM} evaluate --checkpoint {quoted(settings.out)}"
-        + (f" {short.flags()}" if short and short.fitting else "")
+        f"augmented training images{validated}\n"
+        f"evaluate it: {evaluate_command(settings.out, data_of(settings))}"
     )
+
+
+def evaluate_command(checkpoint: Path, data: ImageData) -> str:
+    """The command that evaluates a network on the data of its training, with the flags that fit them."""
+    short = evaluate_shortage(Evaluate(), data)
+    flags = f" {short.flags()}" if short and short.fitting else ""
+    return f"{PROGRAM} evaluate --checkpoint {quoted(checkpoint)}{flags}"
 
 
 def train_network(

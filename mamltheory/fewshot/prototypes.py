@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from mamltheory.errors import ShapeError
 from mamltheory.fewshot.episodes import Episode, sample_episode
@@ -60,7 +60,23 @@ def prototype_accuracies(
         episodes: tasks of the same numbers of ways, shots and queries.
 
     Returns:
-        One accuracy per task.
+        One accuracy per task. ShapeError is raised if there is no task, or the tasks differ in their numbers.
+    """
+    hits = prototype_hits(features, episodes)
+    return hits.reshape(len(hits), -1).mean(1)
+
+
+def prototype_hits(
+    features: Float[np.ndarray, "n d"], episodes: Sequence[Episode]
+) -> Bool[np.ndarray, "tasks ways queries"]:
+    """Whether each query of each task lies nearest to the mean support feature of its class.
+
+    Args:
+        features: one row per image of the split.
+        episodes: tasks of the same numbers of ways, shots and queries.
+
+    Returns:
+        True for the queries that are classified correctly.
 
     Raises:
         ShapeError: there is no task, or the tasks differ in their numbers.
@@ -80,7 +96,7 @@ def prototype_accuracies(
         # −|q − c|² without the term |q|², which is the same for every class.
         closeness = 2 * queries @ prototypes.transpose(0, 2, 1) - (prototypes**2).sum(2)[:, None]
         truth = np.repeat(np.arange(query.shape[1]), query.shape[2])
-        parts.append((closeness.argmax(2) == truth).mean(1))
+        parts.append((closeness.argmax(2) == truth).reshape(query.shape))
     return np.concatenate(parts)
 
 

@@ -1,21 +1,27 @@
 """Statistics of accuracies: intervals over tasks, deviations over runs, and the comparison of two methods.
 
+Tasks that are drawn from the same images overlap: :func:`unit_accuracies` puts independent units in their place.
+
 The tasks of one trained network and the runs of a method are two levels. An interval over tasks is about one
 network. A statement about a method needs several runs, each with its search, training and evaluation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float
 from scipy import stats
 
 from mamltheory.errors import ShapeError
+from mamltheory.fewshot.episodes import Episode
 from mamltheory.intervals import Interval, mean_interval
 from mamltheory.rng import numpy_generator
 
 PATTERNS = 2**16
 """The most sign patterns of a test."""
+PERMUTATIONS, TOGETHER = 999, 32
+"""The most permutations of a test of several networks, and how many of them are computed at once."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,94 @@ def compare_networks(first: np.ndarray, second: np.ndarray) -> Interval:
     total = parts.sum()
     half = stats.t.ppf(0.975, total**2 / (parts**2 / freedom).sum()) * np.sqrt(total) if total else 0.0
     return Interval(float(difference.mean()), float(half))
+
+
+def unit_accuracies(
+    hits: Bool[np.ndarray, "tasks ways queries"], episodes: Sequence[Episode], members: Sequence[Sized]
+) -> Float[np.ndarray, " units"]:
+    """The contributions of independent units to the accuracy on overlapping tasks, as jackknife pseudo-values.
+
+    The units are the classes, or the images where every task has all classes. A thousand tasks know no more than the
+    classes or images from which they are drawn. Let θ be the accuracy, and θ₋ᵢ that of all answers in which unit i
+    takes no part, neither as support nor as query. One of K classes has the pseudo-value θ + (K - 1)(θ - θ₋ᵢ), and one
+    of n images in one of K classes θ + K(n - 1)(θ - θ₋ᵢ). The variance of their mean estimates that of θ.
+
+    Args:
+        hits: whether each query of each task is classified correctly.
+        episodes: the tasks.
+        members: the images of every class.
+
+    Returns:
+        One fraction per unit, which may be below 0 or above 1. A unit in all tasks, or in none, has θ.
+    """
+    if hits.shape[1] < len(members):
+        inside = np.zeros((len(members), len(hits)), bool)
+        for task, episode in enumerate(episodes):
+            inside[episode.classes, task] = True
+        accuracies = hits.mean((1, 2))
+        whole, left = accuracies.mean(), (~inside).sum(1)
+        without = np.where(left > 0, (~inside) @ accuracies / np.maximum(left, 1), whole)
+        return whole + (len(members) - 1) * (whole - without)
+    whole, without = _without_each_image(hits, episodes, sum(map(len, members)))
+    values = np.empty(len(without))
+    for row in members:
+        rows = np.asarray(row)
+        values[rows] = whole + len(members) * (len(rows) - 1) * (whole - without[rows])
+    return values
+
+
+def _without_each_image(
+    hits: np.ndarray, episodes: Sequence[Episode], images: int
+) -> tuple[float, np.ndarray]:
+    """The accuracy, and for every image that of the answers in which it takes no part; all classes count alike."""
+    order = [np.argsort(each.classes) for each in episodes]
+    support, query = (
+        np.stack([getattr(each, name)[rows] for each, rows in zip(episodes, order, strict=True)])
+        for name in ("support", "query")
+    )
+    hits = np.stack([each[rows] for each, rows in zip(hits, order, strict=True)])
+    tasks, ways, queries = hits.shape
+    supports = np.bincount(support.ravel(), minlength=images)  # tasks with the image among the support
+    parts = []
+    for way in range(ways):
+        asked = np.bincount(query[:, way].ravel(), minlength=images)
+        right = np.bincount(query[:, way].ravel(), hits[:, way].ravel(), images)
+        lost = np.bincount(support.ravel(), np.repeat(hits[:, way].sum(1), support[0].size), images)
+        left = tasks * queries - queries * supports - asked
+        mean = hits[:, way].mean()
+        parts.append(np.where(left > 0, (hits[:, way].sum() - lost - right) / np.maximum(left, 1), mean))
+    return float(hits.mean()), np.mean(parts, axis=0)
+
+
+def permutation_p_value(values: Float[np.ndarray, "networks units"]) -> float:
+    """The p-value of the hypothesis that all networks are equally good, by permutations of them within every unit.
+
+    Under the hypothesis the numbers of a unit could as well belong to the networks in another order. The statistic is
+    the variance of the networks' means; for two networks this is :func:`sign_flip_p_value`. All orders are taken if
+    there are at most ``PERMUTATIONS``. Otherwise as many are drawn, always the same ones, and the observed order counts
+    as one more. So the p-value is never zero, and never below 1/(networks!)^(units - 1).
+
+    Args:
+        values: contributions of independent units to the accuracy of every network, at least two of each.
+
+    Returns:
+        The p-value.
+    """
+
+    def variance(*rows: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.asarray(np.var([row.mean(axis) for row in rows], axis=0))
+
+    found = stats.permutation_test(
+        tuple(values),
+        variance,
+        permutation_type="samples",
+        alternative="greater",
+        vectorized=True,
+        n_resamples=PERMUTATIONS,
+        batch=TOGETHER,
+        rng=numpy_generator(0, "permutations"),
+    )
+    return float(found.pvalue)
 
 
 def sign_flip_p_value(differences: np.ndarray) -> float:

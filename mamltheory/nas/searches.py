@@ -46,7 +46,7 @@ from mamltheory.nas.scoring.own_score import OwnScore
 from mamltheory.nas.scoring.score import Score
 from mamltheory.nas.scoring.scorers import CellScorer
 from mamltheory.nas.search_scorer import final_scores, scorer_by, search_rules, search_scorer
-from mamltheory.nas.sizes import Band
+from mamltheory.nas.sizes import Band, usual_band
 from mamltheory.nas.space import PAPER, Space, check_operations, checked_space
 from mamltheory.notebook import shown_progress
 from mamltheory.rng import derived_seed, generator
@@ -142,7 +142,7 @@ def search(
         queries: query images per class.
         tasks: tasks of a score; None for the protocol's number.
         repeats: draws that are averaged, with stopping the most of them; None for the protocol's.
-        parameters: fewest and most, of the cells that halving trains; with them metantk-nas ranks such cells.
+        parameters: fewest and most, of cells that halving trains (None: the median size ± 8 %) or metantk-nas ranks.
         samples: how many of them.
         rungs: of halving, the cells and the epochs of each stage.
         space: the operations and the nodes of the cells.
@@ -161,8 +161,8 @@ def search(
     device, data = str(checked_device(device)), data_from(data, image_size)
     size = dataclasses.replace(size or NetworkSettings(), classes=len(data.train.class_names))
     with _said(progress, len(stages) or (values["repeats"] if band else _rounds(space, values))) as say:
-        if band and stages:
-            return _halved(data, size, space, band, stages, seed, device, say)
+        if stages:
+            return _halved(data, size, space, band, stages, seed, device, say, progress)
         scorer = _scorer(data, method, values, size, own, device)
         if band:
             return _sampled(scorer, values, size, space, band, samples, say)
@@ -219,8 +219,8 @@ def _said(progress: Callable[[str], None] | None, total: int) -> Iterator[Callab
 
 
 def _band(method: str, parameters: object) -> Band | None:
-    """The sizes that a search compares cells of; None for one that prunes a supernet."""
-    if parameters is None and method != "halving":
+    """The sizes that were given to a search among cells of one size; None if there are none."""
+    if parameters is None:
         return None
     if method not in ("halving", "metantk-nas"):
         raise ConfigurationError(
@@ -232,6 +232,16 @@ def _band(method: str, parameters: object) -> Band | None:
         )
     check_whole(**dict(zip(("parameters[0]", "parameters[1]"), parameters, strict=True)))
     return Band(*parameters)
+
+
+def _usual_band(
+    size: NetworkSettings, seed: int, space: Space, progress: Callable[[str], None] | None
+) -> Band:
+    """The sizes that halving takes where none were given, which it says."""
+    band = usual_band(size, seed, space=space)
+    if progress is not None:
+        progress(f"{band.words}; parameters chooses others")
+    return band
 
 
 def _rungs(rungs: object) -> tuple[Rung, ...]:
@@ -319,13 +329,15 @@ def _halved(
     data: ImageData,
     size: NetworkSettings,
     space: Space,
-    band: Band,
+    band: Band | None,
     rungs: tuple[Rung, ...],
     seed: int,
     device: str,
     say: Callable[[str], None],
+    progress: Callable[[str], None] | None,
 ) -> Found:
     """Successive halving of random cells of one size."""
+    band = band or _usual_band(size, seed, space, progress)
     check_counts(data, {}, [short_trainings.task_counts(data, "val")])
     stream = generator(seed, short_trainings.CANDIDATES)
     cells = short_trainings.different_genotypes(band, rungs[0].candidates, stream, size, space=space)

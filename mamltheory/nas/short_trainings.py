@@ -17,7 +17,7 @@ from mamltheory.errors import ConfigurationError, ValueRangeError
 from mamltheory.fewshot.counts import TaskCounts, fewer
 from mamltheory.fewshot.episodes import Episode, sample_episode
 from mamltheory.fewshot.images import ImageData, ImageSplit
-from mamltheory.fewshot.prototypes import prototype_accuracies, split_features
+from mamltheory.fewshot.prototypes import prototype_hits, split_features
 from mamltheory.fewshot.trained import untrained_network
 from mamltheory.fewshot.training import TrainConfig, TrainState, start_training, trained_to
 from mamltheory.nas.algorithms.halving import Measured, Rung, check_trained, successive_halving
@@ -103,7 +103,26 @@ def ranking_tasks(
 def ranking_accuracies(
     network: nn.Module, data: ImageData, name: str, tasks: Sequence[Episode], device: torch.device | str
 ) -> np.ndarray:
-    """The accuracy of a candidate on every task, by the nearest prototype.
+    """The accuracy of a candidate on every task; the arguments are those of :func:`ranking_hits`."""
+    return accuracies_of(ranking_hits(network, data, name, tasks, device))
+
+
+def accuracies_of(hits: np.ndarray) -> np.ndarray:
+    """The accuracy on every task, from which queries are classified correctly, tasks × ways × queries."""
+    return hits.reshape(len(hits), -1).mean(1)
+
+
+def units_of(data: ImageData, name: str) -> tuple[int, Literal["class", "image"]]:
+    """What is independent in these tasks, and how many there are: classes, or images where a task has all classes."""
+    split: ImageSplit = getattr(data, name)
+    classes = len(split.class_names)
+    return (classes, "class") if classes > WAYS else (len(split), "image")
+
+
+def ranking_hits(
+    network: nn.Module, data: ImageData, name: str, tasks: Sequence[Episode], device: torch.device | str
+) -> np.ndarray:
+    """Whether a candidate classifies each query of each task correctly, by the nearest prototype.
 
     Args:
         network: the network in training, in any memory layout; it stays as it is.
@@ -113,13 +132,13 @@ def ranking_accuracies(
         device: where the network is.
 
     Returns:
-        One accuracy per task.
+        Booleans, tasks × ways × queries.
     """
     if not all(each.is_contiguous() for each in network.state_dict().values()):
         # Sums may round differently in another layout, and a saved network has this one.
         network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     features = split_features(network, getattr(data, name), data.mean, data.std, device)
-    return prototype_accuracies(features, tasks)
+    return prototype_hits(features, tasks)
 
 
 def recipe(data: ImageData, epochs: int, seed: int) -> TrainConfig:

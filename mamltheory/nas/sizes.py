@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import median
 from typing import Literal
 
 import torch
@@ -18,7 +19,12 @@ from mamltheory.errors import ConfigurationError, UnsupportedModelError
 from mamltheory.nas.genotype import Candidates, Genotype, random_genotype
 from mamltheory.nas.network import Network, NetworkSettings, layout
 from mamltheory.nas.space import CELL_TYPES, PAPER, Edge, Operator, Space
+from mamltheory.rng import generator
 
+TOLERANCE = 0.08
+"""Half the width of a band, as a share of the size in its middle."""
+MEDIAN_OF = 32
+"""Random cells whose median size is the middle of the usual band."""
 CHANNELS = 16
 """Width at which the sizes of operations are compared; their order is the same at any other."""
 
@@ -89,8 +95,13 @@ class Band:
     def __str__(self) -> str:
         return f"{self.least}:{self.most}"
 
+    @property
+    def words(self) -> str:
+        """The cells of the band, in words."""
+        return f"cells of {self.least:,} to {self.most:,} parameters"
+
     @staticmethod
-    def around(genotype: Genotype, size: NetworkSettings, tolerance: float = 0.08) -> "Band":
+    def around(genotype: Genotype, size: NetworkSettings, tolerance: float = TOLERANCE) -> "Band":
         """The band around the size of a genotype's network.
 
         Args:
@@ -101,8 +112,34 @@ class Band:
         Returns:
             The band.
         """
-        parameters = genotype_parameters(genotype, size)
-        return Band(max(1, round(parameters * (1 - tolerance))), round(parameters * (1 + tolerance)))
+        return _band_around(genotype_parameters(genotype, size), tolerance)
+
+
+def _band_around(parameters: int, tolerance: float) -> Band:
+    return Band(max(1, round(parameters * (1 - tolerance))), round(parameters * (1 + tolerance)))
+
+
+def usual_band(
+    size: NetworkSettings, seed: int, inputs: Literal["all", "two"] = "two", space: Space = PAPER
+) -> Band:
+    """The band around the median size of random cells, for a search to which no sizes were given.
+
+    Args:
+        size: of the networks.
+        seed: of the random cells, which have a generator that nothing else uses.
+        inputs: "two" inputs of a node, or "all" edges.
+        space: that the cells are of.
+
+    Returns:
+        The sizes within ``TOLERANCE`` of the median of ``MEDIAN_OF`` cells.
+
+    Example:
+        >>> usual_band(NetworkSettings(channels=8, cells=3, stem_stride=2), seed=0)
+        Band(least=23512, most=27600)
+    """
+    random = generator(seed, "usual band")
+    drawn = (random_genotype(random, inputs, space) for _ in range(MEDIAN_OF))
+    return _band_around(round(median(genotype_parameters(each, size) for each in drawn)), TOLERANCE)
 
 
 def reachable_sizes(

@@ -67,6 +67,13 @@ def check_run_folder(directory: Path, command: str, known: Collection[str] = ())
     _check(directory, command, lambda path: path.name in known or _is_saved_state(path))
 
 
+def inputs_in(directory: Path, config: object) -> list[str]:
+    """Names of files in the directory that the settings read, such as a genotype."""
+    values = config.values() if isinstance(config, Mapping) else vars(config).values()
+    paths = [value for value in values if isinstance(value, Path)]
+    return [path.name for path in paths if path.parent.resolve() == directory.resolve()]
+
+
 def check_results_folder(directory: Path, command: str) -> None:
     """Raise ConfigurationError when a folder holds files that this program has not written.
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from mamltheory.errors import CheckpointError, ConfigurationError
 from mamltheory.files import read_regular, reason, shown
-from mamltheory.runtime.folders import RUN_FILE, check_run_folder
+from mamltheory.runtime.folders import RUN_FILE, check_run_folder, inputs_in
 from mamltheory.runtime.interrupt import Interrupted
 from mamltheory.runtime.lock import hold, let_go
 from mamltheory.runtime.records import plain, read_record, replace_file, sync_directory, to_json
@@ -189,7 +189,7 @@ def open_run(
         continues: whether a start uses the work of earlier ones, so that their running times add up.
     """
     if not (directory / RUN_FILE).exists():
-        check_run_folder(directory, command, (*known, *_inputs_in(directory, config)))
+        check_run_folder(directory, command, (*known, *inputs_in(directory, config)))
     taken = hold(directory)
     try:
         for place in (directory, directory / STATES) if taken else ():
@@ -221,7 +221,13 @@ def _started(
         sessions = sessions_after(earlier, starts, environment)
         notice = _changes(directory, earlier.get("environment"), environment, may_differ)
         _drop_partial_line(directory / METRICS_FILE)
-    times: dict[str, Any] = {"started": started, "resumed": _now(), "ended": None, "status": "running", "starts": starts}
+    times: dict[str, Any] = {
+        "started": started,
+        "resumed": _now(),
+        "ended": None,
+        "status": "running",
+        "starts": starts,
+    }
     spent = {} if seconds is None else {"seconds": seconds}
     record = {**begun, "sessions": sessions, **times, **spent}
     if earlier is not None and earlier.get("status") == "finished":
@@ -230,13 +236,6 @@ def _started(
     log = RunLog(directory, record)
     log.write()
     return log
-
-
-def _inputs_in(directory: Path, config: object) -> list[str]:
-    """Names of files in the directory that the settings read, such as a genotype."""
-    values = config.values() if isinstance(config, Mapping) else vars(config).values()
-    paths = [value for value in values if isinstance(value, Path)]
-    return [path.name for path in paths if path.parent.resolve() == directory.resolve()]
 
 
 def _changes(directory: Path, there: object, now: Mapping[str, object], but: Collection[str]) -> str:

@@ -56,6 +56,26 @@ def run(*arguments):
     )
 
 
+@pytest.mark.parametrize(
+    "words", ["search --method halving", "train", "meta-train", "evaluate", "tabulate", "drift"]
+)
+def test_a_folder_of_other_files_is_refused_before_torch_and_images_are_loaded(tmp_path, words):
+    (tmp_path / "mine.txt").touch()
+    code = (
+        "import sys; from experiments.__main__ import main; code = main(sys.argv[1:]); "
+        "sys.exit(code if 'torch' not in sys.modules else 99)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, *words.split(), "--out", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert found.returncode == 2, found.stderr
+    assert "holds 'mine.txt', which is no result of" in found.stderr
+
+
 @pytest.fixture
 def planted(monkeypatch):
     """A command "planted" that runs the given function on search settings."""

@@ -9,12 +9,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mamltheory.errors import ShapeError
+from mamltheory.fewshot.episodes import sample_episode
+from mamltheory.fewshot.prototypes import prototype_hits
 from mamltheory.fewshot.statistics import (
     PATTERNS,
     compare_networks,
     compare_runs,
     over_runs,
+    permutation_p_value,
     sign_flip_p_value,
+    unit_accuracies,
 )
 from mamltheory.intervals import Interval, mean_interval
 from mamltheory.rng import numpy_generator
@@ -70,6 +74,57 @@ def test_the_p_value_is_the_share_of_all_sign_patterns_with_as_large_a_sum(value
     as_large = np.abs(signs @ values) >= abs(values.sum()) - 1e-9
     # The smaller tail is doubled, which is the same for a symmetric distribution.
     assert sign_flip_p_value(values) == pytest.approx(as_large.mean(), abs=1e-12)
+
+
+def two_equal_networks(index, classes, images, tasks=120):
+    """(right answers of both on overlapping tasks, the tasks, the members): equally good on the images of any draw."""
+    random, ways = numpy_generator(index, "equal networks"), min(5, classes)
+    members = [np.arange(images * i, images * (i + 1)) for i in range(classes)]
+    episodes = [sample_episode(members, ways, 1, min(15, images - 1), index, i) for i in range(tasks)]
+    centres = random.standard_normal((classes, 4)).repeat(images, 0)
+    shared, own = random.standard_normal((len(centres), 4)), random.standard_normal((2, len(centres), 4))
+    return [prototype_hits(centres + 0.7 * shared + 0.7 * each, episodes) for each in own], episodes, members
+
+
+@pytest.mark.parametrize(("classes", "images"), [(2, 12), (7, 10)])
+def test_equal_networks_differ_in_one_of_twenty_draws_by_units_and_in_most_by_overlapping_tasks(
+    classes, images
+):
+    by_units, by_tasks = 0, 0
+    for index in range(40):
+        hits, episodes, members = two_equal_networks(index, classes, images)
+        units = np.array([unit_accuracies(each, episodes, members) for each in hits])
+        by_units += permutation_p_value(units) <= 0.05
+        by_tasks += permutation_p_value(np.array([each.mean((1, 2)) for each in hits])) <= 0.05
+    assert by_units <= stats.binom.ppf(0.99, 40, 0.05)
+    assert by_tasks > 20
+
+
+@pytest.mark.parametrize(("classes", "images"), [(3, 8), (8, 10)])
+def test_a_pseudo_value_is_that_of_the_accuracy_without_the_class_or_the_image(classes, images):
+    (hits, _), episodes, members = two_equal_networks(0, classes, images, 40)
+    found, whole = unit_accuracies(hits, episodes, members), hits.mean()
+    unit = 5
+    if classes > 5:
+        kept = [right.mean() for right, each in zip(hits, episodes, strict=True) if unit not in each.classes]
+        expected = whole + (classes - 1) * (whole - np.mean(kept))
+    else:
+        kept = {label: [] for label in range(classes)}
+        for right, each in zip(hits, episodes, strict=True):
+            for row, label in enumerate(each.classes if unit not in each.support else ()):
+                kept[label] += [
+                    hit for hit, image in zip(right[row], each.query[row], strict=True) if image != unit
+                ]
+        without = np.mean([np.mean(each) for each in kept.values()])
+        expected = whole + classes * (images - 1) * (whole - without)
+    assert found[unit] == pytest.approx(expected, abs=1e-12)
+    assert len(found) == (classes if classes > 5 else classes * images)
+
+
+def test_networks_that_differ_on_every_unit_have_a_small_p_value_and_never_zero():
+    values = np.random.default_rng(0).random(12) + np.array([[0.0], [0.5], [1.0]])
+    assert permutation_p_value(values) == 1e-3
+    assert permutation_p_value(values[:2, :4]) == 2 / 2**4 == sign_flip_p_value(values[0, :4] - values[1, :4])
 
 
 def test_beyond_sixteen_runs_the_p_value_is_an_estimate_that_does_not_change():

@@ -201,7 +201,7 @@ def test_settings_that_a_method_does_not_have_are_refused(data):
     for settings, message in (
         ({"method": "te-nass"}, "expected one of metantk-nas"),
         ({"protocol": "mine"}, "expected one of paper"),
-        ({"method": "halving"}, "parameters is None: expected two numbers"),
+        ({"method": "halving", "parameters": 5}, "parameters is 5: expected two numbers"),
         ({"method": "te-nas", "parameters": (1, 2)}, "leave it out, or choose halving or metantk-nas"),
         *(
             ({name: None}, f"{name} is None: expected a whole number")

@@ -2,6 +2,7 @@
 
 import inspect
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,6 +27,7 @@ from mamltheory.nas.sizes import (
     random_genotype_like,
     random_genotype_within,
     reachable_sizes,
+    usual_band,
 )
 from mamltheory.nas.space import PAPER, Space
 from mamltheory.rng import generator
@@ -46,6 +48,18 @@ def test_published_cells_have_their_published_sizes():
     for cell in published_genotypes():
         size = NetworkSettings(cells=cell.cells, classes=cell.classes)
         assert genotype_parameters(cell.genotype, size) == cell.parameters
+
+
+def test_the_usual_band_is_about_the_median_of_many_random_cells_and_a_function_of_the_seed():
+    many = generator(7, "cells")
+    sizes = [genotype_parameters(random_genotype(many, "two"), SMALL) for _ in range(200)]
+    for seed in range(3):
+        band = usual_band(SMALL, seed)
+        assert np.quantile(sizes, 0.25) < (band.least + band.most) / 2 < np.quantile(sizes, 0.75)
+        assert band.most / band.least == pytest.approx(1.08 / 0.92, rel=1e-3)
+        assert band == usual_band(SMALL, seed)
+        assert random_genotype_within(band, generator(seed, "within"), SMALL)
+    assert usual_band(SMALL, 0) != usual_band(SMALL, 1)
 
 
 @pytest.mark.parametrize("inputs", ["all", "two"])

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from mamltheory.errors import ConfigurationError, ShapeError
+from mamltheory.fewshot.statistics import permutation_p_value
 
 Ranking = Literal["accuracy", "loss"]
 """What ranks a rung: few-shot accuracy on the validation classes, or the training loss of the last epoch."""
@@ -137,47 +138,53 @@ class Headroom:
     """How much the networks of a rung differ, and what the best of them can be ahead of their mean.
 
     Attributes:
-        deviation: standard deviation of the networks' accuracies beyond the noise of the tasks, a fraction.
-        p_value: of the F test that all networks are equally accurate.
+        deviation: standard deviation of the networks' accuracies beyond the noise of the units, a fraction.
+        p_value: of the permutation test that all networks are equally accurate on classes or images such as these.
         most: expected lead of the best of so many networks over their mean, if each were known exactly. Half of it or
             more may be luck of the training.
+        luck: the lead that the best would seem to have if all were equally accurate, for there are few units.
     """
 
     deviation: float
     p_value: float
     most: float
+    luck: float
+
+    @property
+    def differ(self) -> bool:
+        """Whether the networks can be told apart, at 5 %."""
+        return self.p_value <= 0.05
 
 
-def headroom(accuracies: Float[np.ndarray, "networks tasks"]) -> Headroom:
-    """What can be gained by choosing among these networks, which were tested on the same tasks.
+def headroom(accuracies: Float[np.ndarray, "networks units"]) -> Headroom:
+    """What can be gained by choosing among these networks, which were tested on the same units.
 
-    Two-way analysis of variance: accuracy = mean + network + task + rest. With T tasks,
-        E[mean square of networks] = σ²_rest + T σ²_network,  E[mean square of the rest] = σ²_rest.
+    Two-way analysis of variance: accuracy = mean + network + unit + rest. With U units,
+        E[mean square of networks] = σ²_rest + U σ²_network,  E[mean square of the rest] = σ²_rest.
+    The p-value needs no normal rest: see :func:`mamltheory.fewshot.statistics.permutation_p_value`.
 
     Args:
-        accuracies: of every network on every task; at least two of each.
+        accuracies: of every network on every unit, at least two of each. Units must be independent, as classes are;
+            tasks that share images are not.
 
     Returns:
-        The estimate; its deviation is zero where tasks explain all differences.
+        The estimate; its deviation is zero where units explain all differences.
 
     Raises:
-        ShapeError: fewer than two networks or tasks.
+        ShapeError: fewer than two networks or units.
     """
-    n, tasks = accuracies.shape
-    if min(n, tasks) < 2:
-        raise ShapeError(f"got {n} networks and {tasks} tasks: expected at least two of each")
+    n, units = accuracies.shape
+    if min(n, units) < 2:
+        raise ShapeError(f"got {n} networks and {units} units: expected at least two of each")
     networks, columns = accuracies.mean(1), accuracies.mean(0)
     rest = accuracies - networks[:, None] - columns + accuracies.mean()
-    squares = tasks * float(networks.var(ddof=1)), float((rest**2).sum()) / ((n - 1) * (tasks - 1))
-    # Rounding must not pass for a difference where the networks are equal on every task.
-    rounding = tasks * (ROUNDING * float(np.abs(accuracies).max())) ** 2
+    squares = units * float(networks.var(ddof=1)), float((rest**2).sum()) / ((n - 1) * (units - 1))
+    # Rounding must not pass for a difference where the networks are equal on every unit.
+    rounding = units * (ROUNDING * float(np.abs(accuracies).max())) ** 2
     between, within = (0.0 if square <= rounding else square for square in squares)
-    if within == 0:  # no noise at all
-        p_value = 1.0 if between == 0 else 0.0
-    else:
-        p_value = float(stats.f.sf(between / within, n - 1, (n - 1) * (tasks - 1)))
-    deviation = math.sqrt(max(0.0, between - within) / tasks)
-    return Headroom(deviation, p_value, deviation * _expected_maximum(n))
+    p_value = permutation_p_value(accuracies) if between else 1.0
+    deviation, lead = math.sqrt(max(0.0, between - within) / units), _expected_maximum(n)
+    return Headroom(deviation, p_value, deviation * lead, math.sqrt(within / units) * lead)
 
 
 def _expected_maximum(count: int) -> float:

@@ -16,6 +16,7 @@ from experiments import __main__ as shell
 from experiments.data.loading import data_of
 from experiments.search import halving, search
 from experiments.search.halving import Item
+from experiments.search.halving_report import gain_words
 from experiments.training import evaluate, predict, train
 from experiments.training.settings import Predict
 from experiments.training.trained import read_training
@@ -259,7 +260,9 @@ def test_a_search_draws_its_rungs_and_says_how_to_go_on(halved, capsys):  # noqa
     assert f"number         cell {best} of 4\n" in said
     assert "cost           8 epochs, as much as 2.7 full trainings; " in said
     assert "2 finalists against 2 random cells" in said
-    assert f"evaluate it    python -m experiments evaluate --checkpoint {halved.out / 'train'}\n" in said
+    fits = f"evaluate --checkpoint {halved.out / 'train'} --queries 11"  # of 16 images a class, 5 support
+    assert f"evaluate it    python -m experiments {fits}\n" in said
+    assert "% 5-way 1-shot accuracy, 6 validation classes, at epoch 3" in said
     search.search_and_draw(halved)
     assert "cells ranked by" not in capsys.readouterr().out
     drawn = {f"{name}.{ending}" for name in ("cells", "rungs") for ending in ("png", "pdf", "json")}
@@ -270,7 +273,7 @@ def test_a_search_draws_its_rungs_and_says_how_to_go_on(halved, capsys):  # noqa
 
 
 def as_accurate(monkeypatch, correct):
-    """Trainings that take no time; ``correct(candidate, random)`` queries of every task are recognised."""
+    """Trainings that take no time; ``correct(candidate, random, count)`` of 75 queries of every unit are recognised."""
 
     def measure(settings, genotypes, device, item):
         del genotypes, device
@@ -279,7 +282,7 @@ def as_accurate(monkeypatch, correct):
         accuracy = float(np.mean(rows)) / 75
         return {
             **{"diverged": False, "loss": 1 - accuracy, "accuracy": accuracy, "test_accuracy": accuracy},
-            **{"correct": rows, "cpu_seconds": 1.0},
+            **{"correct": rows, "units": [row / 75 for row in rows], "cpu_seconds": 1.0},
         }
 
     monkeypatch.setattr(halving, "measure_candidate", measure)
@@ -287,8 +290,8 @@ def as_accurate(monkeypatch, correct):
 
 
 def test_where_networks_do_not_differ_the_search_stops_after_the_first_rung(tmp_path, monkeypatch, capsys):
-    as_accurate(monkeypatch, lambda _, random, count: random.integers(20, 40, count))
-    settings = halving_settings(tmp_path, anyway=False)
+    as_accurate(monkeypatch, lambda _, random, count: random.integers(28, 33, count))
+    settings = halving_settings(tmp_path, anyway=False, confirm=0)
     with pytest.raises(
         ConfigurationError, match=r"at epoch 1 networks of this size differ by .* give --anyway"
     ):
@@ -302,6 +305,20 @@ def test_where_networks_do_not_differ_the_search_stops_after_the_first_rung(tmp_
     with counted(halving, "measure_candidate") as calls:
         search.search_cells(dataclasses.replace(settings, anyway=True))
     assert {call[-1].epochs for call in calls} == {3}
+
+
+def test_where_the_data_cannot_tell_the_search_says_so_and_continues(tmp_path, monkeypatch, capsys):
+    as_accurate(monkeypatch, lambda _, random, count: random.integers(20, 40, count))
+    settings = halving_settings(tmp_path, anyway=False)
+    search.search_cells(settings)
+    room = found_in(settings)["headroom"]
+    assert room["p_value"] > 0.05
+    assert room["luck"] > 0.01
+    said = capsys.readouterr().out
+    assert "6 validation classes cannot tell whether networks of this size differ at epoch 1 (p = " in said
+    assert "6 validation classes cannot tell whether they differ (p = " in gain_words(
+        found_in(settings), settings
+    )
 
 
 def test_networks_that_differ_are_searched_and_what_can_be_gained_is_said(tmp_path, monkeypatch, capsys):

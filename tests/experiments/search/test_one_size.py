@@ -9,15 +9,18 @@ from experiments import genotypes
 from experiments.__main__ import resolve
 from experiments.data import loading
 from experiments.search import halving, one_size, search
+from mamltheory import nas
 from mamltheory.errors import CheckpointError, ConfigurationError, GenotypeError
 from mamltheory.fewshot.glyphs import glyph_data
 from mamltheory.nas import short_trainings
+from mamltheory.nas.algorithms.halving import Rung
 from mamltheory.nas.algorithms.surrogate import operation_counts
 from mamltheory.nas.genotype import random_genotype
 from mamltheory.nas.network import NetworkSettings
 from mamltheory.nas.short_trainings import questions, ranking_tasks
-from mamltheory.nas.sizes import Band, genotype_parameters
+from mamltheory.nas.sizes import Band, genotype_parameters, usual_band
 from mamltheory.rng import generator
+from mamltheory.runtime.runlog import read_run
 from tests.experiments.search.halving_cases import BAND, enough_images, halving_settings  # noqa: F401 - a fixture
 from tests.experiments.tiny import GENOTYPE, search_settings
 from tests.fewshot.small import noise_data
@@ -62,9 +65,30 @@ def test_a_genotype_file_names_its_form_and_its_size_within_eight_percent(tmp_pa
     assert all(abs(size - target) <= 0.08 * target + 1 for size in sizes)
 
 
+def test_without_parameters_halving_takes_the_median_size_of_random_cells_and_says_and_records_it(
+    tmp_path,
+    capsys,
+    enough_images,  # noqa: F811
+):
+    settings = halving_settings(tmp_path / "run", parameters=None, confirm=0)
+    assert search.search_and_draw(settings) == 0
+    said, band = capsys.readouterr().out, usual_band(SIZE, settings.seed)
+    assert f"cells of {band.least:,} to {band.most:,} parameters; --parameters chooses others\n" in said
+    assert read_run(settings.out)["config"]["parameters"] == str(band)
+    written = json.loads((settings.out / "search.json").read_text())
+    assert written["config"]["parameters"] == str(band)
+    assert written["parameters"] in band
+    assert search.search_and_draw(settings) == 0, "the same command takes up its run"
+    assert "already finished" in capsys.readouterr().out
+    lines = []
+    rungs = (Rung(4, 1), Rung(2, 3, "loss"))
+    found = nas.search(enough_images, "halving", size=SIZE, rungs=rungs, progress=lines.append)
+    assert lines[0] == f"cells of {band.least:,} to {band.most:,} parameters; parameters chooses others"
+    assert genotype_parameters(found.genotype, SIZE) in band
+
+
 def test_bands_that_cannot_be_searched_are_one_line(tmp_path, monkeypatch):
     run = tmp_path / "run"
-    refused(halving_settings(run, parameters=None), "give --parameters, as in --parameters 36000:42000")
     refused(halving_settings(run, parameters="90000:95000"), "have from 1402 to 21754; choose a band there")
     refused(halving_settings(run, parameters="no/cell.json"), "cannot read no/cell.json", GenotypeError)
     for text in ("5000", "8000:5000", "a:b"):

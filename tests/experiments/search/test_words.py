@@ -10,12 +10,16 @@ from experiments import __main__ as shell
 from experiments.search.closing import train_command
 from experiments.search.settings import SEARCH
 from experiments.search.words import (
+    all_rounds_words,
     cell_rows,
+    first_words,
     left_words,
+    p_in_words,
     round_words,
     rung_words,
     seconds_per_work,
     summary,
+    task_words,
     verdict_words,
 )
 from mamltheory.nas.algorithms.algorithm1 import step
@@ -68,6 +72,23 @@ def test_a_round_says_what_left_and_what_stays(states):
         assert ("choices are clear" in line) == (not found.tied)
     drawn = rounds_of(SearchSettings(criteria=()), None)
     assert round_words(drawn[0], drawn[1], "all").endswith("; 19 operations stay; drawn at random")
+
+
+def test_a_search_says_what_it_begins_with_and_estimates_all_rounds_from_a_part_of_the_first(states):
+    ahead, start = rounds_ahead(states[0].candidates, SURE.inputs), states[0]
+    operations = len(start.candidates.operators())
+    assert first_words(SURE, start).startswith(f"round 1 of {len(ahead)} begins: {operations} operations, ")
+    work = [live for live, _ in ahead]  # a gradient through a supernet takes as long as it has operators
+    left = round(20 * sum(work) / work[0] - 10)
+    assert all_rounds_words(SURE, start, 1, 2, 10.0) == f"about {left // 60}:{left % 60:02d} for all rounds"
+    assert all_rounds_words(SURE, states[-2], 3, 3, 10.0).startswith("about 0:0")
+
+
+def test_tasks_are_those_of_the_data_and_a_p_value_is_never_zero():
+    tasks = {"ways": 2, "shots": 1, "queries": 15, "classes": 2}
+    assert task_words(tasks) == "2-way 1-shot accuracy, 2 validation classes"
+    assert task_words(None) == "few-shot accuracy on validation classes"
+    assert (p_in_words(0.0), p_in_words(0.001), p_in_words(0.25)) == ("p < 0.001", "p = 0.001", "p = 0.25")
 
 
 def test_the_time_that_is_left_is_that_of_the_work_ahead(states):
