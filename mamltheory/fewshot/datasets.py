@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from mamltheory.arguments import check_kind
 from mamltheory.errors import DataError
 from mamltheory.fewshot.formats import recognise
 from mamltheory.fewshot.formats.common import SPLITS, Format, Options, no_progress, python_warning
@@ -39,6 +40,7 @@ def load_data(
     split: Sequence[int] | None = None,
     split_seed: int = 0,
     notice: Callable[[str], None] = python_warning,
+    mirrors: bool | None = None,
 ) -> ImageData:
     """Return an embedded data set, or one on disk, whose layout is recognised.
 
@@ -60,16 +62,20 @@ def load_data(
         split_seed: draws these classes.
         notice: is called with a text about skipped files, or about a folder with the name of an embedded set; by
             default it becomes a Python warning.
+        mirrors: whether a mirrored image shows the same class, so that trainings may mirror images: False for folders
+            of characters. None for what the data say; of image folders, True.
 
     Raises:
-        DataError: the folder is missing, has no known layout, is damaged, or is not split by class; or the pictures
-            are not installed.
+        DataError: the folder is missing, has no known layout, is damaged, or is not split by class; the pictures are
+            not installed; or ``mirrors`` contradicts embedded or prepared data.
 
     Example:
         See :func:`mamltheory.fewshot.tasks_from`.
     """
     _check_source(source, image_size)
+    check_kind(bool, mirrors=mirrors)
     if embedded_count(str(source)) is not None:
+        refuse_other_mirrors(str(source), mirrors)
         if split is not None:
             raise DataError(f"{source} is split already: leave the split out")
         if Path(source).is_dir():
@@ -86,8 +92,17 @@ def load_data(
             shares=None if split is None else tuple(split),
             share_seed=split_seed,
             notice=notice,
+            mirrors=mirrors,
         ),
     )
+
+
+def refuse_other_mirrors(name: str, mirrors: bool | None) -> None:
+    """Raise DataError if ``mirrors`` contradicts an embedded data set: glyphs are characters, pictures are not."""
+    known = name in PICTURE_SETS
+    if mirrors is not None and mirrors != known:
+        same = "the same class" if known else "another class"
+        raise DataError(f"mirrors is {mirrors}, and a mirrored image of {name} shows {same}: leave it out")
 
 
 def _check_source(source: object, image_size: object) -> None:
@@ -127,7 +142,31 @@ def read_data(path: Path, options: Options) -> ImageData:
         raise DataError(
             f"{folder} holds {layout.name}, of which {', '.join(missing)} is missing: expected {layout.layout}"
         )
-    return complete(layout, folder, {split: layout.load(folder, split, options) for split in SPLITS})
+    mirrors = mirrors_of(layout, folder, options.mirrors)  # before any image is read
+    return complete(layout, folder, {split: layout.load(folder, split, options) for split in SPLITS}, mirrors)
+
+
+def mirrors_of(layout: Format, folder: Path, given: bool | None) -> bool:
+    """Whether a mirrored image of a folder shows the same class.
+
+    Args:
+        layout: its layout.
+        folder: the folder.
+        given: what the user says; None for what the layout says.
+
+    Returns:
+        What the user says, or else the layout.
+
+    Raises:
+        DataError: the user says yes, and the data were prepared with no.
+    """
+    known = layout.mirrors(folder)
+    if given and not known:
+        raise DataError(
+            f"mirrors is True, and {folder} was prepared as images of characters: leave it out, or prepare the data "
+            "again"
+        )
+    return known if given is None else given
 
 
 def refuse_needless_split(layout: Format, folder: Path, options: Options) -> None:
@@ -137,7 +176,7 @@ def refuse_needless_split(layout: Format, folder: Path, options: Options) -> Non
         raise DataError(f"{folder} holds {layout.name} and is split already: leave out --split {shares}")
 
 
-def complete(layout: Format, folder: Path, splits: Mapping[str, ImageSplit]) -> ImageData:
+def complete(layout: Format, folder: Path, splits: Mapping[str, ImageSplit], mirrors: bool) -> ImageData:
     """The splits with the name and statistics of the data set; DataError if they share a class or differ in size."""
     mean, std = layout.statistics(folder) or channel_statistics(splits["train"])
-    return ImageData(layout.title(folder), **splits, mean=mean, std=std, mirrors=layout.mirrors(folder))
+    return ImageData(layout.title(folder), **splits, mean=mean, std=std, mirrors=mirrors)

@@ -72,6 +72,7 @@ class Options:
         shares: shares of the classes for training, validation and test, where the data have no splits.
         share_seed: draws these classes.
         notice: is called with a text about skipped files.
+        mirrors: whether a mirrored image shows the same class; None for what the layout says.
     """
 
     image_size: int | None = None
@@ -81,6 +82,7 @@ class Options:
     shares: tuple[int, ...] | None = None
     share_seed: int = 0
     notice: Callable[[str], None] = python_warning
+    mirrors: bool | None = None
 
 
 def folder_name(folder: Path) -> str:
