@@ -13,10 +13,8 @@ from mamltheory.fewshot.datasets import (
     complete,
     embedded_count,
     load_data,
-    mirrors_of,
-    refuse_needless_split,
 )
-from mamltheory.fewshot.formats import Options, recognise
+from mamltheory.fewshot.formats import Options, mirrors_of, recognise, refuse_needless_split
 from mamltheory.fewshot.formats.common import SPLITS, in_memory, no_progress
 from mamltheory.fewshot.formats.prepared import IMAGES, LABELS, UNFINISHED, room_in, write_prepared
 from mamltheory.fewshot.formats.tiered import NPZ_FORMAT

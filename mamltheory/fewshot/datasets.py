@@ -1,16 +1,17 @@
 """Load image data for few-shot learning, by name or by path."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mamltheory.arguments import check_kind
 from mamltheory.errors import DataError
-from mamltheory.fewshot.formats import recognise
+from mamltheory.fewshot.formats import mirrors_of, recognise, refuse_missing_splits, refuse_needless_split
 from mamltheory.fewshot.formats.common import SPLITS, Format, Options, no_progress, python_warning
-from mamltheory.fewshot.formats.folders import FLAT_FORMAT
 from mamltheory.fewshot.glyphs import GLYPH_SETS, named_glyphs
 from mamltheory.fewshot.images import ImageData, ImageSplit, channel_statistics
 from mamltheory.fewshot.pictures import PICTURE_SETS, picture_data
+from mamltheory.fewshot.places import check_embedded
 
 MOST_PIXELS = 2**14
 """The longest side of images."""
@@ -62,12 +63,12 @@ def load_data(
         split_seed: draws these classes.
         notice: is called with a text about skipped files, or about a folder with the name of an embedded set; by
             default it becomes a Python warning.
-        mirrors: whether a mirrored image shows the same class, so that trainings may mirror images: False for folders
-            of characters. None for what the data say; of image folders, True.
+        mirrors: whether a mirrored image shows the same class: False for folders of characters; None for what the data
+            say, which of image folders is True.
 
-    Raises:
-        DataError: the folder is missing, has no known layout, is damaged, or is not split by class; the pictures are
-            not installed; or ``mirrors`` contradicts embedded or prepared data.
+    Returns:
+        The images. DataError is raised when the folder is missing, of no known layout, damaged, or not split by class,
+        when the pictures are not installed, and when ``mirrors`` contradicts the data.
 
     Example:
         See :func:`mamltheory.fewshot.tasks_from`.
@@ -75,34 +76,15 @@ def load_data(
     _check_source(source, image_size)
     check_kind(bool, mirrors=mirrors)
     if embedded_count(str(source)) is not None:
-        refuse_other_mirrors(str(source), mirrors)
-        if split is not None:
-            raise DataError(f"{source} is split already: leave the split out")
+        check_embedded(str(source), split is not None, mirrors)
         if Path(source).is_dir():
             notice(
                 f"{source} are the embedded images; to read the folder of this name, give its absolute path"
             )
         return _embedded_data(str(source), image_size, seed, advance)
-    return read_data(
-        Path(source),
-        Options(
-            image_size,
-            as_stored=not tiered_bgr,
-            advance=advance,
-            shares=None if split is None else tuple(split),
-            share_seed=split_seed,
-            notice=notice,
-            mirrors=mirrors,
-        ),
-    )
-
-
-def refuse_other_mirrors(name: str, mirrors: bool | None) -> None:
-    """Raise DataError if ``mirrors`` contradicts an embedded data set: glyphs are characters, pictures are not."""
-    known = name in PICTURE_SETS
-    if mirrors is not None and mirrors != known:
-        same = "the same class" if known else "another class"
-        raise DataError(f"mirrors is {mirrors}, and a mirrored image of {name} shows {same}: leave it out")
+    shares = None if split is None else tuple(split)
+    options = Options(image_size, not tiered_bgr, advance=advance, shares=shares, share_seed=split_seed)
+    return read_data(Path(source), replace(options, notice=notice, mirrors=mirrors))
 
 
 def _check_source(source: object, image_size: object) -> None:
@@ -137,43 +119,9 @@ def read_data(path: Path, options: Options) -> ImageData:
     """The data set in a folder; raises DataError as :func:`load_data` does."""
     layout, folder = recognise(path)
     refuse_needless_split(layout, folder, options)
-    missing = [split for split in SPLITS if split not in layout.present(folder)]
-    if missing:
-        raise DataError(
-            f"{folder} holds {layout.name}, of which {', '.join(missing)} is missing: expected {layout.layout}"
-        )
+    refuse_missing_splits(layout, folder)
     mirrors = mirrors_of(layout, folder, options.mirrors)  # before any image is read
     return complete(layout, folder, {split: layout.load(folder, split, options) for split in SPLITS}, mirrors)
-
-
-def mirrors_of(layout: Format, folder: Path, given: bool | None) -> bool:
-    """Whether a mirrored image of a folder shows the same class.
-
-    Args:
-        layout: its layout.
-        folder: the folder.
-        given: what the user says; None for what the layout says.
-
-    Returns:
-        What the user says, or else the layout.
-
-    Raises:
-        DataError: the user says yes, and the data were prepared with no.
-    """
-    known = layout.mirrors(folder)
-    if given and not known:
-        raise DataError(
-            f"mirrors is True, and {folder} was prepared as images of characters: leave it out, or prepare the data "
-            "again"
-        )
-    return known if given is None else given
-
-
-def refuse_needless_split(layout: Format, folder: Path, options: Options) -> None:
-    """Raise DataError when the options ask to split data that are split already."""
-    if options.shares is not None and layout is not FLAT_FORMAT:
-        shares = "/".join(map(str, options.shares))
-        raise DataError(f"{folder} holds {layout.name} and is split already: leave out --split {shares}")
 
 
 def complete(layout: Format, folder: Path, splits: Mapping[str, ImageSplit], mirrors: bool) -> ImageData:

@@ -35,11 +35,12 @@ from mamltheory.fewshot.evaluation import (
 )
 from mamltheory.fewshot.formats.pixels import images_of_side
 from mamltheory.fewshot.heads import Head
-from mamltheory.fewshot.images import ImageData, normalise
+from mamltheory.fewshot.images import ImageData
 from mamltheory.fewshot.network_file import network_bytes, read_network
 from mamltheory.fewshot.resnet import resnet12
 from mamltheory.fewshot.training import EpochMetrics, TrainConfig, start_training, trained_to
 from mamltheory.fewshot.training_state import Inputs, inputs_of
+from mamltheory.fewshot.uploads import normalise
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import Network, NetworkSettings, derived_network
 from mamltheory.nas.space import PAPER, Space, checked_space
