@@ -61,34 +61,45 @@ def read_classes(
     left_out = total([skipped or {}, *(listing.left_out for listing in listings.values())])
     if left_out:
         options.notice(f"{split}: left out {in_words(left_out)}")
-    for name, listing in listings.items():
-        _refuse_empty(classes[name], listing)
+    _refuse_empty(classes, listings)
     files = [file for listing in listings.values() for file in listing.files]
     labels = np.repeat(np.arange(len(listings)), [len(listing.files) for listing in listings.values()])
     images = decoded(((str(file), file) for file in files), len(files), split, options)
     return ImageSplit(images, labels.astype(np.int64), tuple(listings))
 
 
-def _refuse_empty(folder: Path, listing: Listing) -> None:
-    if not listing.files:
-        but = f", and {in_words(listing.left_out)}" if listing.left_out else ""
+def _refuse_empty(classes: Mapping[str, Path], listings: Mapping[str, Listing]) -> None:
+    empty = [name for name, listing in listings.items() if not listing.files]
+    if empty:
+        left = total([listings[name].left_out for name in empty])
+        but = f", and {in_words(left)}" if left else ""
+        others = f", nor do {', '.join(empty[1:])}" if empty[1:] else ""
         raise DataError(
-            f"{folder} holds no images{but}: expected one folder per class with {usual_suffixes()} files"
+            f"{classes[empty[0]]} holds no images{others}{but}: expected one folder per class with {usual_suffixes()} "
+            "files"
         )
 
 
 def look_into_classes(folder: Path, options: Options) -> None:  # noqa: ARG001
-    """Raise DataError for a class of a split that has no images; the files after the first image are not listed."""
+    """Raise DataError for classes without images, of all splits; the files after a first image are not listed."""
+    problems = []
     for split in SPLITS:
-        for entry in class_folders(_split_folders(folder, split)[0])[0]:
-            _refuse_without_images(entry, folder)
+        try:
+            _refuse_without_images(class_folders(_split_folders(folder, split)[0])[0], folder)
+        except DataError as error:
+            problems.append(f"{error}")
+    if problems:
+        raise DataError("; ".join(problems))
 
 
-def _refuse_without_images(folder: Path, root: Path) -> None:
-    """Raise DataError for a folder without images at any depth; the first image ends the look."""
-    names = (name for _, _, files in os.walk(folder) for name in files)
-    if not any(map(_is_image, names)):
-        _refuse_empty(folder, image_files(folder, root))
+def _refuse_without_images(folders: Sequence[Path], root: Path) -> None:
+    """Raise DataError for folders without images at any depth."""
+    classes = {each.name: each for each in folders if not _has_image(each)}
+    _refuse_empty(classes, {name: image_files(each, root) for name, each in classes.items()})
+
+
+def _has_image(folder: Path) -> bool:
+    return any(_is_image(name) for _, _, files in os.walk(folder) for name in files)
 
 
 def _is_image(name: str) -> bool:
@@ -129,8 +140,7 @@ def look_into_flat(folder: Path, options: Options) -> None:
     """Raise DataError unless shares are given for three classes or more, each with an image."""
     classes, _ = class_folders(folder)
     _check_shares(len(classes), _shares(folder, len(classes), options))
-    for entry in classes:
-        _refuse_without_images(entry, folder)
+    _refuse_without_images(classes, folder)
 
 
 def _shares(folder: Path, classes: int, options: Options) -> tuple[int, ...]:
