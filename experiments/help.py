@@ -35,7 +35,7 @@ def with_help_texts(base: Any) -> Any:
     for name, value in values.items():
         hint, metavar = _plain(hints[name])
         if hint is bool and value is None:
-            values[name] = base.value(name)
+            values[name] = bool(hasattr(base, "value") and base.value(name))
         else:
             hint = hints[name]
         note = f"(default: {words[name]})" if name in words else _default_note(value)

@@ -3,10 +3,15 @@
 The messages are those of the functions that read them.
 """
 
+import importlib.util
+import os
+import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from .requirements import require
+from .settings import shares_of
 
 RUN_FILE = "run.json"
 EMBEDDED_TABLE = "glyphs"
@@ -42,6 +47,7 @@ def check_inputs(settings: Any) -> None:
     for table in (getattr(settings, "table", None), getattr(settings, "warm_start", None)):
         if table not in (None, EMBEDDED_TABLE):
             _check_table(Path(table))
+    _check_modules(settings)
     _check_data(settings)
 
 
@@ -63,12 +69,66 @@ def _holds_json(path: Path) -> bool:
 
 
 def _check_data(settings: Any) -> None:
-    from mamltheory.fewshot.places import check_place
-
     no_images = getattr(settings, "table", None) is not None or not getattr(settings, "measure", True)
     for place in (getattr(settings, "data", None), getattr(settings, "path", None)):
         if isinstance(place, str) and not no_images:
-            check_place(place)
+            _check_place(place, settings)
+
+
+def _check_place(place: str, settings: Any) -> None:
+    from mamltheory.fewshot.places import EMBEDDED, check_embedded, check_place
+
+    check_place(place)
+    if hasattr(settings, "checkpoint"):  # the training says how these images are read
+        return
+    # The split of meta-train says which classes are tested.
+    shares = shares_of(
+        getattr(settings, "class_split" if hasattr(settings, "class_split") else "split", None)
+    )
+    mirrors = getattr(settings, "mirrors", None)
+    if place in EMBEDDED:
+        check_embedded(place, shares is not None, mirrors)
+        return
+    from mamltheory.fewshot.formats import Options, check_layout
+
+    check_layout(Path(place), Options(shares=shares, mirrors=mirrors), whole=not hasattr(settings, "path"))
+
+
+def _check_modules(settings: Any) -> None:
+    """Raise ConfigurationError if a module of MODULE:NAME is not there; it is not imported, for it may load torch."""
+    for setting, expected in (("space", "a search space"), ("score", "a score")):
+        name = getattr(settings, setting, None)
+        lacking = _lacking_module(name.partition(":")[0]) if isinstance(name, str) else None
+        require(lacking is None, not_importable(f"{name}", expected, f"ModuleNotFoundError: {lacking}"))
+
+
+def _lacking_module(name: str) -> str | None:
+    """What the import of a module would say if there is none; None if it is there. No parent is imported."""
+    look_here()
+    places: Any = None
+    for end in range(1, len(parts := name.split(".")) + 1):
+        whole = ".".join(parts[:end])
+        if whole in sys.modules:
+            places = getattr(sys.modules[whole], "__path__", None)
+            continue
+        if end > 1 and places is None:
+            return f"No module named '{name}'; '{'.'.join(parts[: end - 1])}' is not a package"
+        found = importlib.util.find_spec(whole) if end == 1 else PathFinder.find_spec(whole, places)
+        if found is None:
+            return f"No module named '{whole}'"
+        places = found.submodule_search_locations
+    return None
+
+
+def look_here() -> None:
+    """Let modules of the current folder be found."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+def not_importable(name: str, expected: str, what: str) -> str:
+    """The message for a MODULE:NAME that cannot be imported."""
+    return f"cannot find {name!r} ({what}): expected MODULE:NAME of {expected} in an importable module"
 
 
 def _check_images(folder: Path) -> None:

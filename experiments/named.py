@@ -1,8 +1,6 @@
 """Functions and values of a user's own modules, which settings name as MODULE:NAME."""
 
 import importlib
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -12,6 +10,8 @@ from mamltheory.errors import ConfigurationError
 from mamltheory.files import reason
 from mamltheory.nas.scoring.own_score import OwnScore
 from mamltheory.nas.space import PAPER, Space, check_operations
+
+from .inputs import look_here, not_importable
 
 
 def named_value(name: str, expected: str) -> Any:
@@ -30,15 +30,12 @@ def named_value(name: str, expected: str) -> Any:
     module, colon, attribute = name.partition(":")
     if not (module and colon and attribute):
         raise ConfigurationError(f"got {name!r}: expected MODULE:NAME of {expected}, as in my_module:mine")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    look_here()
     try:
         return getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever the module does when it is imported
         what = f"{type(error).__name__}: {reason(error)}"
-        raise ConfigurationError(
-            f"cannot find {name!r} ({what}): expected MODULE:NAME of {expected} in an importable module"
-        ) from error
+        raise ConfigurationError(not_importable(name, expected, what)) from error
 
 
 def function_of(name: str) -> Callable[..., Any]:

@@ -30,6 +30,9 @@ class ExperimentSettings:
     """For folders CLASS/* without splits: shares of the classes for training, validation and test, as in 60/20/20."""
     split_seed: int = 0
     """Seed for this split, the same in every command whatever the seed of the run."""
+    mirrors: bool | None = None
+    """Whether a mirrored image shows the same class, so that trainings may mirror images: give --no-mirrors for
+    characters. Without it: what the data say; of image folders, yes."""
     image_size: int = 32
     """Side of the square images in pixels."""
     channels: int = 48

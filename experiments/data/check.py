@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mamltheory.errors import DataError, ImageSizesError, printable
-from mamltheory.fewshot.datasets import complete, embedded_count, load_data, refuse_needless_split
-from mamltheory.fewshot.formats import Options, recognise
+from mamltheory.fewshot.datasets import complete, embedded_count, load_data
+from mamltheory.fewshot.formats import Options, mirrors_of, recognise, refuse_needless_split
 from mamltheory.fewshot.formats.common import SPLITS, in_memory, no_progress
 from mamltheory.fewshot.formats.prepared import IMAGES, LABELS, UNFINISHED, room_in, write_prepared
 from mamltheory.fewshot.formats.tiered import NPZ_FORMAT
@@ -25,7 +25,7 @@ from ..runs import image_stage, warn, without_paths
 from ..settings import ExperimentSettings, shares_of
 from .counts import fitting_defaults
 from .loading import describe_copies
-from .report import Report, channel_line, size_lines, storage_lines
+from .report import Report, channel_line, mirror_line, size_lines, storage_lines
 from .settings import Data, Glyphs
 
 USUAL_SIZE: int = ExperimentSettings.image_size
@@ -57,6 +57,7 @@ def check_data(settings: Data) -> int:
         raise DataError("; ".join(report.problems))
     data = report.complete()
     print(printable(channel_line(channel_order(data.train), report)))
+    print(mirror_line(report))
     check_images(report, settings.path)
     for line in fitting_defaults(data):
         print(printable(f"{'small':10} {line}"))
@@ -71,12 +72,16 @@ def read_splits(settings: Data) -> Report:
         _refuse_as_stored(settings, "embedded images")
         with image_stage(f"draw {settings.path}", embedded) as advance:
             sizes: dict[str, Any] = {"image_size": settings.image_size, "split": shares_of(settings.split)}
+            sizes["mirrors"] = settings.mirrors
             data = load_data(settings.path, **sizes, advance=advance, notice=warn)
         drawn = {name: getattr(data, name) for name in SPLITS}
-        return Report("embedded images", settings.path, drawn, [], None, False, lambda: data)
+        return Report(
+            "embedded images", settings.path, drawn, [], None, False, lambda: data, mirrors=data.mirrors
+        )
     layout, folder = recognise(Path(settings.path))
     if layout is not NPZ_FORMAT:
         _refuse_as_stored(settings, layout.name)
+    mirrors = mirrors_of(layout, folder, settings.mirrors)
     splits: dict[str, ImageSplit] = {}
     problems: list[str] = []
     left_out: list[str] = []
@@ -99,11 +104,11 @@ def read_splits(settings: Data) -> Report:
             problems.append(str(error))
         except DataError as error:
             problems.append(str(error))
-    name, mirrors = f"{layout.name} ({layout.layout})", layout.mirrors(folder)
-    whole = partial(complete, layout, folder, splits)
+    name, photographs = f"{layout.name} ({layout.layout})", layout.mirrors(folder)
+    whole = partial(complete, layout, folder, splits, mirrors)
     to_rgb = not settings.as_stored if layout is NPZ_FORMAT else None
     public = layout.published(folder)
-    return Report(name, str(folder), splits, problems, public, mirrors, whole, to_rgb, left_out)
+    return Report(name, str(folder), splits, problems, public, photographs, whole, to_rgb, left_out, mirrors)
 
 
 def _refuse_as_stored(settings: Data, found: str) -> None:

@@ -20,7 +20,13 @@ MOST_HASHED = 2**30
 
 
 @lru_cache(maxsize=2)
-def cached_data(source: str, image_size: int, split: str | None = None, split_seed: int = 0) -> ImageData:
+def cached_data(
+    source: str,
+    image_size: int,
+    split: str | None = None,
+    split_seed: int = 0,
+    mirrors: bool | None = None,
+) -> ImageData:
     """The images, read once per process, with warnings about files that are not read and copies of images.
 
     Args:
@@ -28,6 +34,7 @@ def cached_data(source: str, image_size: int, split: str | None = None, split_se
         image_size: Side of the images in pixels.
         split: Shares of the classes, such as "60/20/20".
         split_seed: Seed of that split.
+        mirrors: Whether a mirrored image shows the same class; None for what the data say.
 
     Returns:
         The images.
@@ -35,7 +42,7 @@ def cached_data(source: str, image_size: int, split: str | None = None, split_se
     embedded = embedded_count(source)
     once = f"`data {quoted(Path(source))} --image-size {image_size} --prepare READY` does this once for all"
     description = printable(f"{'draw' if embedded else 'read'} {source}")
-    classes: dict[str, Any] = {"split": shares_of(split), "split_seed": split_seed}
+    classes: dict[str, Any] = {"split": shares_of(split), "split_seed": split_seed, "mirrors": mirrors}
     with image_stage(description, embedded, note=printable(once)) as advance:
         data = load_data(source, image_size=image_size, advance=advance, notice=warn, **classes)
     if not embedded and alone_or_leading():
@@ -77,9 +84,17 @@ def is_without_splits(data: str) -> bool:
 
 def source_in(settings: ExperimentSettings | MetaTrain) -> tuple:
     """The arguments of :func:`cached_data` for the settings."""
-    split = settings.class_split if isinstance(settings, MetaTrain) else settings.split
-    drawn = () if split is None else (split, settings.split_seed)
-    return (source_of(settings.data), settings.image_size, *drawn)
+    place = (source_of(settings.data), settings.image_size)
+    if isinstance(settings, MetaTrain):  # which mirrors no image
+        return place if settings.class_split is None else (*place, settings.class_split, settings.split_seed)
+    if settings.mirrors is not None:
+        return (
+            *place,
+            settings.split,
+            0 if settings.split is None else settings.split_seed,
+            settings.mirrors,
+        )
+    return place if settings.split is None else (*place, settings.split, settings.split_seed)
 
 
 def source_of(data: str) -> str:

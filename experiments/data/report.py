@@ -26,6 +26,8 @@ class Report:
     """Whether BGR was converted to RGB; None for layouts that keep the order of the channels."""
     left_out: list[str] = field(default_factory=list)
     """Files that were not read, by split and reason."""
+    mirrors: bool = True
+    """Whether a mirrored image shows the same class."""
 
 
 def size_lines(report: Report) -> Iterator[str]:
@@ -87,11 +89,17 @@ def channel_line(order: ChannelOrder, report: Report) -> str:
     means = ", ".join(f"{value:.1f}" for value in order.means)
     evidence = f"means {means}; first − third {order.difference:+.1f} ± {order.error:.1f} over classes"
     verdict = f"{order.verdict} ({evidence}; photographs are warmer than grey: ImageNet has +15.9)"
-    if not report.photographs:
+    if not (report.photographs and report.mirrors):
         verdict = f"of drawn images, of any colour ({evidence})"
     elif order.verdict == "blue first":
         verdict += f": {_advice(report)}"
     return f"{'channels':10} {verdict}"
+
+
+def mirror_line(report: Report) -> str:
+    """Whether trainings mirror the images, and the flag for folders of characters, which look like any other."""
+    advice = "yes; --no-mirrors if these are characters" if report.photographs else "yes"
+    return f"{'mirrors':10} mirrored images in training: {advice if report.mirrors else 'no'}"
 
 
 def _advice(report: Report) -> str:

@@ -21,6 +21,9 @@ class Data:
     """For folders CLASS/* without splits: shares of the classes for training, validation and test, as in 60/20/20."""
     split_seed: int = 0
     """Seed that draws this split."""
+    mirrors: bool | None = None
+    """Whether a mirrored image shows the same class: give --no-mirrors for characters. Without it: what the data say;
+    of image folders, yes. --prepare writes it."""
     as_stored: bool = False
     """Keep the order of the channels of tieredImageNet arrays: for a copy that is RGB already."""
     prepare: Path | None = None

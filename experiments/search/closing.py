@@ -21,7 +21,7 @@ from .settings import Search
 from .words import cell_rows, task_words, verdict_words
 
 Rows = list[tuple[str, str]]
-SHARED = ("data", "split", "split_seed", "image_size", "channels", "cells", "stem_stride")
+SHARED = ("data", "split", "split_seed", "mirrors", "image_size", "channels", "cells", "stem_stride")
 """Settings of a search that its training has as well."""
 
 

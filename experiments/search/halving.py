@@ -250,7 +250,7 @@ def _tasks(settings: Search, name: str) -> tuple[Episode, ...]:
 def candidate_training(settings: Search, item: Item) -> Train:
     """The training of a candidate: all share the initial weights of equal layers, the order and the augmentation."""
     scale = at_scale(settings)
-    shared = ("data", "split", "split_seed", "image_size", "channels", "cells", "stem_stride")
+    shared = ("data", "split", "split_seed", "mirrors", "image_size", "channels", "cells", "stem_stride")
     return Train(
         **{name: getattr(scale, name) for name in shared},
         seed=settings.seed if item.training == 0 else derived_seed(settings.seed, "halving again") % 2**31,
@@ -289,6 +289,7 @@ def full_training(settings: Search) -> Train:
         "data",
         "split",
         "split_seed",
+        "mirrors",
         "image_size",
         "channels",
         "cells",

@@ -104,7 +104,7 @@ def controls_of(settings: Search) -> range:
 def _check_table(table: Table, settings: Search) -> None:
     """Raise ConfigurationError unless a table is of such trainings as those of the search."""
     scale, there = at_scale(settings), dict(table.settings)
-    names = ("split", "split_seed", "image_size", "channels", "cells", "stem_stride")
+    names = ("split", "split_seed", "mirrors", "image_size", "channels", "cells", "stem_stride")
     ours = {name: getattr(scale, name) for name in names}
     ours |= {"data": source_of(scale.data), "inputs": _form_of(settings)}
     wrong = differences(there, ours, there.keys() - ours.keys(), {})

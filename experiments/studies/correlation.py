@@ -8,8 +8,9 @@ import torch
 
 from mamltheory.fewshot.episodes import sample_episode, sample_episodes
 from mamltheory.fewshot.evaluation import EvaluationConfig, evaluate_network
-from mamltheory.fewshot.images import ImageData, normalise, take
+from mamltheory.fewshot.images import ImageData
 from mamltheory.fewshot.training import TrainConfig, start_training, train_epoch
+from mamltheory.fewshot.uploads import normalise, take
 from mamltheory.nas.genotype import Genotype, random_genotype
 from mamltheory.nas.network import Network, derived_network, parameter_count, supernet
 from mamltheory.nas.scoring.linear_regions import random_patches, region_count

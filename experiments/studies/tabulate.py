@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from mamltheory.errors import ValueRangeError
-from mamltheory.fewshot.images import ImageData, normalise, take
+from mamltheory.fewshot.images import ImageData
 from mamltheory.fewshot.prototypes import followed_accuracies
 from mamltheory.fewshot.training import TrainConfig, start_training, train_epoch
+from mamltheory.fewshot.uploads import normalise, take
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import Network, derived_network, parameter_count
 from mamltheory.nas.scoring.pool import PoolSettings, PoolTasks, trained_scores

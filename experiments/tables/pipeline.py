@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from mamltheory.errors import ConfigurationError
 from mamltheory.fewshot.counts import Shortage
 from mamltheory.nas.genotype import Genotype, random_genotype
 from mamltheory.nas.sizes import Band, random_genotype_like, random_genotype_within
@@ -198,6 +199,7 @@ def _lacking_a_result(settings: Table, runs: Iterable[Run]) -> list[Run]:
 def refuse_small_data(settings: Table) -> None:
     """Raise ConfigurationError if data are too small for a method without results; all counts are named together."""
     found: dict[str, Shortage] = {}
+    lacking: set[tuple[Experiment, Method]] = set()
     for run in {(run.experiment, run.method): run for run in _unevaluated(settings)}.values():
         training, chosen = train_settings(settings, run), search_settings(settings, run)
         data = data_of(training)
@@ -205,10 +207,38 @@ def refuse_small_data(settings: Table) -> None:
         shortages += [evaluate_shortage(each, data) for each in run.recipe.evaluate.values()]
         shortages += [search_shortage(chosen, data)] if chosen is not None else []
         for each in (short for short in shortages if short is not None):
+            lacking.add((run.experiment, run.method))
             # The recipes of a table have no flags.
             found[data.name] = joint_shortage(found.get(data.name), dataclasses.replace(each, fitting={}))
     each_once = [dataclasses.replace(s, reasons=tuple(dict.fromkeys(s.reasons))) for s in found.values()]
-    require(not each_once, "; ".join(short.message(flags=True) for short in each_once))
+    advice = _smaller_table(settings, lacking) or _needed(settings)
+    require(not each_once, "; ".join([*(short.message(flags=True) for short in each_once), advice]))
+
+
+def _smaller_table(settings: Table, lacking: set[tuple[Experiment, Method]]) -> str:
+    """The flags of the experiments, or else the methods, that fit their data; empty if none do."""
+    for setting, place in (("experiments", 0), ("methods", 1)):
+        refused = {pair[place] for pair in lacking}
+        left = tuple(each for each in getattr(settings, setting) if each not in refused)
+        try:
+            dataclasses.replace(settings, **{setting: left})
+        except ConfigurationError:  # none is left, or one that needs the cell of another
+            continue
+        return f"or leave out what does not fit: --{setting} {' '.join(left)}"
+    return ""
+
+
+def _needed(settings: Table) -> str:
+    """The classes and images that the evaluations and the batches of the recipes need."""
+    recipes = [RECIPES[name] for name in settings.experiments]
+    tests = [each for recipe in recipes for each in recipe.evaluate.values()]
+    images = max(each.shots + each.queries for each in tests)
+    return (
+        f"the recipes of the table need {max(each.ways for each in tests)} test classes of {images} images, "
+        f"{max(recipe.search.ways for recipe in recipes)} training classes and "
+        f"{max(recipe.train.batch_size for recipe in recipes)} training images; search, train and evaluate have flags "
+        "for fewer, which `data check` names"
+    )
 
 
 def _unevaluated(settings: Table) -> list[Run]:

@@ -65,7 +65,7 @@ class Trained:
                     f"from here ({error}): name their folder with --data"
                 ) from None
         split = self.settings.split if is_without_splits(place) else None
-        return data_of(dataclasses.replace(self.settings, data=place, split=split))
+        return data_of(dataclasses.replace(self.settings, data=place, split=split, mirrors=None))
 
 
 def read_training(folder: Path) -> Trained:

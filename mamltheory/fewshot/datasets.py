@@ -3,14 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from mamltheory.arguments import check_kind
 from mamltheory.errors import DataError, ImageSizesError
-from mamltheory.fewshot.formats import recognise
+from mamltheory.fewshot.formats import mirrors_of, recognise, refuse_missing_splits, refuse_needless_split
 from mamltheory.fewshot.formats.common import SPLITS, Format, Options, no_progress, python_warning
-from mamltheory.fewshot.formats.folders import FLAT_FORMAT
 from mamltheory.fewshot.glyphs import GLYPH_SETS, named_glyphs
 from mamltheory.fewshot.images import ImageData, ImageSplit, channel_statistics
 from mamltheory.fewshot.pictures import PICTURE_SETS, picture_data
-from mamltheory.fewshot.places import shares_of
+from mamltheory.fewshot.places import check_embedded, shares_of
 
 MOST_PIXELS = 2**14
 """The longest side of images."""
@@ -40,6 +40,7 @@ def load_data(
     split: str | Sequence[int] | None = None,
     split_seed: int = 0,
     notice: Callable[[str], None] | None = None,
+    mirrors: bool | None = None,
 ) -> ImageData:
     """Return an embedded data set, or one on disk, whose layout is recognised.
 
@@ -61,15 +62,18 @@ def load_data(
         split_seed: draws these classes.
         notice: is called with a text about skipped files, or about a folder with the name of an embedded set; by
             default all of them become one Python warning.
+        mirrors: whether a mirrored image shows the same class: False for folders of characters; None for what the data
+            say, which of image folders is True.
 
     Returns:
-        The images. DataError is raised when the folder is missing, has no known layout, is damaged, or is not split by
-        class; or when the pictures are not installed.
+        The images. DataError is raised when the folder is missing, of no known layout, damaged, or not split by class,
+        when the pictures are not installed, and when ``mirrors`` contradicts the data.
 
     Example:
         See :func:`mamltheory.fewshot.tasks_from`.
     """
     _check_source(source, image_size)
+    check_kind(bool, mirrors=mirrors)
     shares, notes = shares_of(split), list[str]()
     options = Options(
         image_size,
@@ -78,12 +82,13 @@ def load_data(
         shares=shares,
         share_seed=split_seed,
         notice=notice or notes.append,
+        mirrors=mirrors,
     )
-    data = (
-        _embedded_data(str(source), options, seed)
-        if embedded_count(str(source))
-        else read_data(Path(source), options)
-    )
+    if embedded_count(str(source)):
+        check_embedded(str(source), split is not None, mirrors)
+        data = _embedded_data(str(source), options, seed)
+    else:
+        data = read_data(Path(source), options)
     if notes:
         python_warning(f"{source}: {'; '.join(notes)}")
     return data
@@ -111,8 +116,6 @@ def embedded_count(source: str) -> int | None:
 
 
 def _embedded_data(name: str, options: Options, seed: int) -> ImageData:
-    if options.shares is not None:
-        raise DataError(f"{name} is split already: leave the split out")
     if Path(name).is_dir():
         options.notice(
             f"{name} are the embedded images; to read the folder of this name, give its absolute path"
@@ -127,11 +130,8 @@ def read_data(path: Path, options: Options) -> ImageData:
     """The data set in a folder; raises DataError as :func:`load_data` does."""
     layout, folder = recognise(path)
     refuse_needless_split(layout, folder, options)
-    missing = [split for split in SPLITS if split not in layout.present(folder)]
-    if missing:
-        raise DataError(
-            f"{folder} holds {layout.name}, of which {', '.join(missing)} is missing: expected {layout.layout}"
-        )
+    refuse_missing_splits(layout, folder)
+    mirrors = mirrors_of(layout, folder, options.mirrors)  # before any image is read
     splits, problems = dict[str, ImageSplit](), list[DataError]()
     for split in SPLITS:
         try:
@@ -142,17 +142,10 @@ def read_data(path: Path, options: Options) -> ImageData:
             problems.append(error)
     if problems:
         raise DataError("; ".join(map(str, problems)))
-    return complete(layout, folder, splits)
+    return complete(layout, folder, splits, mirrors)
 
 
-def refuse_needless_split(layout: Format, folder: Path, options: Options) -> None:
-    """Raise DataError when the options ask to split data that are split already."""
-    if options.shares is not None and layout is not FLAT_FORMAT:
-        shares = "/".join(map(str, options.shares))
-        raise DataError(f"{folder} holds {layout.name} and is split already: leave out --split {shares}")
-
-
-def complete(layout: Format, folder: Path, splits: Mapping[str, ImageSplit]) -> ImageData:
+def complete(layout: Format, folder: Path, splits: Mapping[str, ImageSplit], mirrors: bool) -> ImageData:
     """The splits with the name and statistics of the data set; DataError if they share a class or differ in size."""
     mean, std = layout.statistics(folder) or channel_statistics(splits["train"])
-    return ImageData(layout.title(folder), **splits, mean=mean, std=std, mirrors=layout.mirrors(folder))
+    return ImageData(layout.title(folder), **splits, mean=mean, std=std, mirrors=mirrors)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mamltheory.accelerator import uploaded
 from mamltheory.errors import ConfigurationError, DataError, ShapeError
-from mamltheory.fewshot.images import ImageSplit, normalise, take
+from mamltheory.fewshot.images import ImageSplit
+from mamltheory.fewshot.uploads import normalise, take
 from mamltheory.rng import numpy_generator
 from mamltheory.tasks import Task, trusted_task
 

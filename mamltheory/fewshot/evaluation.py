@@ -21,7 +21,8 @@ from mamltheory.fewshot.augment import Augmentation, apply_draws, draw_augmentat
 from mamltheory.fewshot.counts import fewer
 from mamltheory.fewshot.episodes import Episode, sample_episode
 from mamltheory.fewshot.heads import Head, fit_confidence, fit_predict, make_head, unit_norm
-from mamltheory.fewshot.images import ImageData, ImageSplit, normalise, resident, take
+from mamltheory.fewshot.images import ImageData, ImageSplit
+from mamltheory.fewshot.uploads import normalise, resident, take
 from mamltheory.intervals import Interval, mean_interval
 from mamltheory.rng import generator
 

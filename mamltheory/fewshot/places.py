@@ -9,6 +9,29 @@ EMBEDDED = ("glyphs", "glyphs-mini", "pictures")
 """The names of the data sets that the package draws, or has from scikit-image."""
 
 
+PHOTOGRAPHS = ("pictures",)
+"""Those of them whose mirrored images show the same class."""
+
+
+def check_embedded(name: str, split: bool, mirrors: bool | None) -> None:
+    """Refuse settings that embedded data do not take: they are split, and known to be characters or photographs.
+
+    Args:
+        name: the name of an embedded data set.
+        split: whether shares of the classes are given.
+        mirrors: whether a mirrored image is said to show the same class; None if nothing is said.
+
+    Raises:
+        DataError: shares are given, or ``mirrors`` says something else than is known.
+    """
+    known = name in PHOTOGRAPHS
+    if mirrors is not None and mirrors != known:
+        same = "the same class" if known else "another class"
+        raise DataError(f"mirrors is {mirrors}, and a mirrored image of {name} shows {same}: leave it out")
+    if split:
+        raise DataError(f"{name} is split already: leave the split out")
+
+
 def check_place(source: str | Path) -> None:
     """Raise DataError unless this is the name of an embedded data set, or a folder."""
     if str(source) not in EMBEDDED:

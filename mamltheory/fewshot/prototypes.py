@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float
 from mamltheory.errors import ShapeError
 from mamltheory.fewshot.episodes import Episode, sample_episode
 from mamltheory.fewshot.evaluation import FeatureMap
-from mamltheory.fewshot.images import ImageData, ImageSplit, resident
+from mamltheory.fewshot.images import ImageData, ImageSplit
+from mamltheory.fewshot.uploads import resident
 
 TASKS_TOGETHER = 64
 """Tasks whose features are gathered at once: some 30 MB for 5-way tasks with 100 features."""

@@ -35,7 +35,7 @@ from mamltheory.fewshot.evaluation import (
 )
 from mamltheory.fewshot.given_images import Given, given_labels, images_of_side
 from mamltheory.fewshot.heads import Head
-from mamltheory.fewshot.images import ImageData, normalise
+from mamltheory.fewshot.images import ImageData
 from mamltheory.fewshot.network_file import (
     network_bytes,
     network_path,
@@ -45,6 +45,7 @@ from mamltheory.fewshot.network_file import (
 from mamltheory.fewshot.resnet import resnet12
 from mamltheory.fewshot.training import EpochMetrics, TrainConfig, start_training, trained_to
 from mamltheory.fewshot.training_state import Inputs, inputs_of
+from mamltheory.fewshot.uploads import normalise
 from mamltheory.nas.genotype import Genotype
 from mamltheory.nas.network import Network, NetworkSettings, derived_network
 from mamltheory.nas.space import PAPER, Space, checked_space

@@ -32,7 +32,8 @@ from mamltheory.fewshot.execution import (
     placed,
     runner,
 )
-from mamltheory.fewshot.images import ImageData, resident, take
+from mamltheory.fewshot.images import ImageData
+from mamltheory.fewshot.uploads import resident, take
 from mamltheory.kernels.layers.allocator import keep_freed_memory
 from mamltheory.rng import derived_seed, generator
 

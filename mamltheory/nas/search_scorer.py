@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mamltheory.fewshot.episodes import episode_tasks
-from mamltheory.fewshot.images import ImageData, normalise, take
+from mamltheory.fewshot.images import ImageData
+from mamltheory.fewshot.uploads import normalise, take
 from mamltheory.linalg import Converged, Dynamics, GradientFlow
 from mamltheory.nas.algorithms.settings import SearchSettings
 from mamltheory.nas.genotype import Candidates

@@ -19,7 +19,7 @@ from mamltheory.fewshot.augment import (
     join_draws,
     select_draws,
 )
-from mamltheory.fewshot.images import normalise
+from mamltheory.fewshot.uploads import normalise
 from mamltheory.rng import generator
 from tests.fewshot.small import noise_split
 from tests.reference.fewshot_augment import augment_in_reals, augment_with_pillow

@@ -13,7 +13,8 @@ from mamltheory.fewshot.episodes import (
     sample_episodes,
     tasks_of_episodes,
 )
-from mamltheory.fewshot.images import ImageSplit, normalise
+from mamltheory.fewshot.images import ImageSplit
+from mamltheory.fewshot.uploads import normalise
 from mamltheory.rng import numpy_generator
 from mamltheory.tasks import check_tasks
 from tests.fewshot.small import noise_split

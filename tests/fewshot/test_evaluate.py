@@ -26,7 +26,8 @@ from mamltheory.fewshot.evaluation import (
     validation_accuracy,
 )
 from mamltheory.fewshot.heads import fit_confidence, make_head, unit_norm
-from mamltheory.fewshot.images import ImageSplit, normalise
+from mamltheory.fewshot.images import ImageSplit
+from mamltheory.fewshot.uploads import normalise
 from mamltheory.rng import generator, numpy_generator
 from tests.fewshot.small import SmallNet, noise_data, noise_split
 from tests.reference.fewshot_evaluation import accuracies as plain_accuracies

@@ -3,15 +3,8 @@ import pytest
 import torch
 
 from mamltheory.errors import DataError, ValueRangeError
-from mamltheory.fewshot.images import (
-    ImageData,
-    ImageSplit,
-    channel_statistics,
-    fingerprint,
-    normalise,
-    resident,
-    take,
-)
+from mamltheory.fewshot.images import ImageData, ImageSplit, channel_statistics, fingerprint
+from mamltheory.fewshot.uploads import normalise, resident, take
 from tests.fewshot.small import noise_data, noise_split
 
 

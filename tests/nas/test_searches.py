@@ -12,8 +12,8 @@ import torch
 from mamltheory.errors import ConfigurationError, ValueRangeError
 from mamltheory.fewshot.episodes import episode_tasks
 from mamltheory.fewshot.glyphs import glyph_data
-from mamltheory.fewshot.images import normalise
 from mamltheory.fewshot.trained import TrainedNetwork
+from mamltheory.fewshot.uploads import normalise
 from mamltheory.linalg import Converged
 from mamltheory.nas import (
     NetworkSettings,

@@ -6,7 +6,7 @@ from pathlib import Path
 from mamltheory.errors import DataError
 from mamltheory.fewshot.formats.by_content import CONTENT_FORMATS
 from mamltheory.fewshot.formats.category_pickles import CACHE_FORMAT, CATEGORY_FORMAT, CIFAR_FORMAT
-from mamltheory.fewshot.formats.common import Format, Options
+from mamltheory.fewshot.formats.common import SPLITS, Format, Options
 from mamltheory.fewshot.formats.folders import FLAT_FORMAT, FOLDER_FORMAT, holds_images
 from mamltheory.fewshot.formats.image_lists import CSV_FORMAT, JSON_FORMAT
 from mamltheory.fewshot.formats.listing import hidden, refuse_outside
@@ -15,7 +15,16 @@ from mamltheory.fewshot.formats.prepared import PREPARED_FORMAT
 from mamltheory.fewshot.formats.tiered import NPZ_FORMAT, PNG_FORMAT
 from mamltheory.fewshot.places import check_folder
 
-__all__ = ["FORMATS", "OTHER_FORMATS", "Options", "recognise"]
+__all__ = [
+    "FORMATS",
+    "OTHER_FORMATS",
+    "Options",
+    "check_layout",
+    "mirrors_of",
+    "recognise",
+    "refuse_missing_splits",
+    "refuse_needless_split",
+]
 
 FORMATS = (
     PREPARED_FORMAT,
@@ -97,3 +106,59 @@ def _best(folder: Path, formats: Sequence[Format]) -> Format | None:
     present = [len(layout.present(folder)) for layout in formats]
     most = max(present)
     return formats[present.index(most)] if most else None
+
+
+def check_layout(path: Path, options: Options, whole: bool) -> None:
+    """Raise the DataError that reading a data set would raise for the names of its folders and files alone.
+
+    Args:
+        path: the folder of the data set.
+        options: how it is to be read.
+        whole: whether all splits must be there with images, as for every use but a report on what is there.
+    """
+    layout, folder = recognise(path)
+    refuse_needless_split(layout, folder, options)
+    if whole:
+        refuse_missing_splits(layout, folder)
+    mirrors_of(layout, folder, options.mirrors)
+    if whole or layout is FLAT_FORMAT:
+        layout.check(folder, options)
+
+
+def refuse_needless_split(layout: Format, folder: Path, options: Options) -> None:
+    """Raise DataError when the options ask to split data that are split already."""
+    if options.shares is not None and layout is not FLAT_FORMAT:
+        shares = "/".join(map(str, options.shares))
+        raise DataError(f"{folder} holds {layout.name} and is split already: leave out --split {shares}")
+
+
+def refuse_missing_splits(layout: Format, folder: Path) -> None:
+    """Raise DataError unless the folder has all three splits."""
+    missing = [split for split in SPLITS if split not in layout.present(folder)]
+    if missing:
+        raise DataError(
+            f"{folder} holds {layout.name}, of which {', '.join(missing)} is missing: expected {layout.layout}"
+        )
+
+
+def mirrors_of(layout: Format, folder: Path, given: bool | None) -> bool:
+    """Whether a mirrored image of a folder shows the same class.
+
+    Args:
+        layout: its layout.
+        folder: the folder.
+        given: what the user says; None for what the layout says.
+
+    Returns:
+        What the user says, or else the layout.
+
+    Raises:
+        DataError: the user says yes, and the data were prepared with no.
+    """
+    known = layout.mirrors(folder)
+    if given and not known:
+        raise DataError(
+            f"mirrors is True, and {folder} was prepared as images of characters: leave it out, or prepare the data "
+            "again"
+        )
+    return known if given is None else given

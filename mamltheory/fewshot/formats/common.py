@@ -79,6 +79,7 @@ class Options:
         shares: shares of the classes for training, validation and test, where the data have no splits.
         share_seed: draws these classes.
         notice: is called with a text about skipped files.
+        mirrors: whether a mirrored image shows the same class; None for what the layout says.
     """
 
     image_size: int | None = None
@@ -88,6 +89,7 @@ class Options:
     shares: tuple[int, ...] | None = None
     share_seed: int = 0
     notice: Callable[[str], None] = python_warning
+    mirrors: bool | None = None
 
 
 def folder_name(folder: Path) -> str:
@@ -108,6 +110,8 @@ class Format:
         statistics: folder -> channel means and standard deviations; None to compute them from the training images.
         published: folder -> name in :data:`mamltheory.fewshot.inspection.PUBLISHED` whose sizes the data should have.
         mirrors: folder -> whether a mirrored image shows the same class.
+        look: (folder, options) -> nothing; raises the errors of ``read`` for the names of folders and files alone; use
+            it through :meth:`check`.
     """
 
     name: str
@@ -118,6 +122,16 @@ class Format:
     statistics: Callable[[Path], Statistics | None] = lambda _: None
     published: Callable[[Path], str | None] = lambda _: None
     mirrors: Callable[[Path], bool] = lambda _: True
+    look: Callable[[Path, Options], None] = lambda *_: None
+
+    def check(self, folder: Path, options: Options) -> None:
+        """Raise the DataError that :meth:`load` would raise for the names of folders and files alone."""
+        try:
+            self.look(folder, options)
+        except DataError:
+            raise
+        except OSError as error:
+            raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
 
     def load(self, folder: Path, split: str, options: Options) -> ImageSplit:
         """The split; DataError if it is damaged, leads out of the folder, or the system refuses to read it."""

@@ -9,10 +9,9 @@ import numpy as np
 from mamltheory.errors import DataError
 from mamltheory.fewshot.formats.common import SPELLINGS, SPLITS, Format, Options
 from mamltheory.fewshot.formats.decoding import SUFFIXES
-from mamltheory.fewshot.formats.listing import class_folders, hidden, image_files, in_words, total
+from mamltheory.fewshot.formats.listing import Listing, class_folders, hidden, image_files, in_words, total
 from mamltheory.fewshot.formats.pixels import decoded
 from mamltheory.fewshot.images import ImageSplit
-from mamltheory.rng import numpy_generator
 
 OTHER_SPLITS = frozenset(("training", "testing", "eval", "evaluation", "dev", "trainval", "unseen"))
 """Further names of split folders, in addition to :data:`SPELLINGS`."""
@@ -55,27 +54,56 @@ def read_classes(
         options: the size of the images, where they are written, and who is told about skipped files.
         skipped: reason -> number of files that were skipped before.
 
-    Raises:
-        DataError: a class has no images.
+    Returns:
+        The images. DataError is raised if a class has none.
     """
     listings = {name: image_files(folder, root) for name, folder in classes.items()}
     left_out = total([skipped or {}, *(listing.left_out for listing in listings.values())])
     if left_out:
         options.notice(f"{split}: left out {in_words(left_out)}")
+    _refuse_empty(classes, listings)
+    files = [file for listing in listings.values() for file in listing.files]
+    labels = np.repeat(np.arange(len(listings)), [len(listing.files) for listing in listings.values()])
+    images = decoded(((str(file), file) for file in files), len(files), split, options)
+    return ImageSplit(images, labels.astype(np.int64), tuple(listings))
+
+
+def _refuse_empty(classes: Mapping[str, Path], listings: Mapping[str, Listing]) -> None:
     empty = [name for name, listing in listings.items() if not listing.files]
     if empty:
-        but = (
-            f", and {in_words(left)}" if (left := total([listings[name].left_out for name in empty])) else ""
-        )
+        left = total([listings[name].left_out for name in empty])
+        but = f", and {in_words(left)}" if left else ""
         others = f", nor do {', '.join(empty[1:])}" if empty[1:] else ""
         raise DataError(
             f"{classes[empty[0]]} holds no images{others}{but}: expected one folder per class with {usual_suffixes()} "
             "files"
         )
-    files = [file for listing in listings.values() for file in listing.files]
-    labels = np.repeat(np.arange(len(listings)), [len(listing.files) for listing in listings.values()])
-    images = decoded(((str(file), file) for file in files), len(files), split, options)
-    return ImageSplit(images, labels.astype(np.int64), tuple(listings))
+
+
+def look_into_classes(folder: Path, options: Options) -> None:  # noqa: ARG001
+    """Raise DataError for classes without images, of all splits; the files after a first image are not listed."""
+    problems = []
+    for split in SPLITS:
+        try:
+            _refuse_without_images(class_folders(_split_folders(folder, split)[0])[0], folder)
+        except DataError as error:
+            problems.append(f"{error}")
+    if problems:
+        raise DataError("; ".join(problems))
+
+
+def _refuse_without_images(folders: Sequence[Path], root: Path) -> None:
+    """Raise DataError for folders without images at any depth."""
+    classes = {each.name: each for each in folders if not _has_image(each)}
+    _refuse_empty(classes, {name: image_files(each, root) for name, each in classes.items()})
+
+
+def _has_image(folder: Path) -> bool:
+    return any(_is_image(name) for _, _, files in os.walk(folder) for name in files)
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not hidden(name)
 
 
 def usual_suffixes() -> str:
@@ -96,24 +124,33 @@ def find_flat(folder: Path, split: str) -> Path | None:  # noqa: ARG001
 def holds_images(folder: Path) -> bool:
     """Whether there are images in the folder itself."""
     with os.scandir(folder) as entries:
-        return any(
-            os.path.splitext(entry.name)[1].lower() in SUFFIXES and not hidden(entry.name) and entry.is_file()
-            for entry in entries
-        )
+        return any(_is_image(entry.name) and entry.is_file() for entry in entries)
 
 
 def read_flat(folder: Path, split: str, options: Options) -> ImageSplit:
     """Read the classes that :func:`drawn_classes` gives to a split; DataError if the options name no shares."""
     classes, skipped = class_folders(folder)
+    shares = _shares(folder, len(classes), options)
+    names = drawn_classes([entry.name for entry in classes], shares, options.share_seed)[split]
+    told = skipped if split == SPLITS[0] else None  # reported once
+    return read_classes({name: folder / name for name in names}, folder, split, options, told)
+
+
+def look_into_flat(folder: Path, options: Options) -> None:
+    """Raise DataError unless shares are given for three classes or more, each with an image."""
+    classes, _ = class_folders(folder)
+    _check_shares(len(classes), _shares(folder, len(classes), options))
+    _refuse_without_images(classes, folder)
+
+
+def _shares(folder: Path, classes: int, options: Options) -> tuple[int, ...]:
     if options.shares is None:
         raise DataError(
-            f"{folder} looks like classes without splits ({len(classes)} folders): give --split 60/20/20, the shares "
+            f"{folder} looks like classes without splits ({classes} folders): give --split 60/20/20, the shares "
             "of the classes for training, validation and test (for meta-train --class-split; in Python "
             "split=(60, 20, 20)), or sort the folders into train/, val/ and test/"
         )
-    names = drawn_classes([entry.name for entry in classes], options.shares, options.share_seed)[split]
-    told = skipped if split == SPLITS[0] else None  # reported once
-    return read_classes({name: folder / name for name in names}, folder, split, options, told)
+    return options.shares
 
 
 def drawn_classes(names: Sequence[str], shares: Sequence[int], seed: int) -> dict[str, list[str]]:
@@ -124,15 +161,12 @@ def drawn_classes(names: Sequence[str], shares: Sequence[int], seed: int) -> dic
         shares: three positive numbers, whose ratios count.
         seed: seed of the draw.
 
-    Raises:
-        DataError: other shares, or fewer than three classes.
+    Returns:
+        The names by split. DataError is raised for other shares, or fewer than three classes.
     """
-    if len(shares) != len(SPLITS) or not all(share > 0 for share in shares):
-        raise DataError(
-            f"the split is {'/'.join(map(str, shares))}: expected three positive shares as in 60/20/20"
-        )
-    if len(names) < len(SPLITS):
-        raise DataError(f"{len(names)} classes cannot be split into three parts: at least one each is needed")
+    from mamltheory.rng import numpy_generator  # only here, because that loads torch
+
+    _check_shares(len(names), shares)
     ordered = sorted(names)
     ends = [round(sum(shares[:i]) / sum(shares) * len(names)) for i in range(1, len(SPLITS))]
     first = min(max(ends[0], 1), len(names) - 2)
@@ -142,12 +176,26 @@ def drawn_classes(names: Sequence[str], shares: Sequence[int], seed: int) -> dic
     return {split: [ordered[i] for i in sorted(part)] for split, part in zip(SPLITS, parts, strict=True)}
 
 
+def _check_shares(classes: int, shares: Sequence[int]) -> None:
+    if len(shares) != len(SPLITS) or not all(share > 0 for share in shares):
+        raise DataError(
+            f"the split is {'/'.join(map(str, shares))}: expected three positive shares as in 60/20/20"
+        )
+    if classes < len(SPLITS):
+        raise DataError(f"{classes} classes cannot be split into three parts: at least one each is needed")
+
+
 FOLDER_FORMAT = Format(
-    "image folder", "{train,val,test}/CLASS/*.png, jpg or another image", find_folder, read_folder
+    "image folder",
+    "{train,val,test}/CLASS/*.png, jpg or another image",
+    find_folder,
+    read_folder,
+    look=look_into_classes,
 )
 FLAT_FORMAT = Format(
     "image folder without splits",
     "CLASS/*.png, jpg or another image, with --split 60/20/20",
     find_flat,
     read_flat,
+    look=look_into_flat,
 )

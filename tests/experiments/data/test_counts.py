@@ -124,8 +124,29 @@ def test_a_table_names_the_counts_of_all_stages_before_the_first_search(tmp_path
     settings = Table("tiny", ("glyphs",), ("metantk", "random"), 1, missing="make", work=tmp_path / "work")
     message = (
         "batch_size is 64, and there are 48 training images; shots + queries is 5 + 15, and the test class 'test0' "
-        "has 8 images; ways is 7, and there are 6 training classes; give data with more classes or images"
+        "has 8 images; ways is 7, and there are 6 training classes; give data with more classes or images; "
+        "the recipes of the table need 5 test classes of 20 images, 7 training classes and 64 training images; search, "
+        "train and evaluate have flags for fewer, which `data check` names"
     )
     with pytest.raises(ConfigurationError, match=short(message)):
         table.make_table(settings)
     assert not (tmp_path / "work").exists()
+
+
+def test_a_table_proposes_the_methods_whose_counts_fit(tmp_path, monkeypatch):
+    sizes = {name: value for name, value in SIZE.items() if name != "device"}
+    training = dataclasses.replace(train_settings(tmp_path), batch_size=16, epochs=1, milestones=())
+    recipe = Recipe(
+        search=Search(**sizes, ways=7),
+        methods=RECIPES["glyphs"].methods,
+        train=training,
+        evaluate={1: evaluate_settings(training, tmp_path, ways=5, shots=1, queries=5)},
+        inputs="all",
+        published="mini-5",
+    )
+    monkeypatch.setitem(RECIPES, "glyphs", recipe)
+    monkeypatch.setattr(pipeline, "data_of", lambda _: SMALL)
+    settings = Table("tiny", ("glyphs",), ("metantk", "random"), 1, missing="make", work=tmp_path / "work")
+    with pytest.raises(ConfigurationError, match=r"what does not fit: --methods random$"):
+        pipeline.refuse_small_data(settings)
+    pipeline.refuse_small_data(dataclasses.replace(settings, methods=("random",)))

@@ -15,14 +15,16 @@ from experiments import genotypes
 from experiments.data import check, loading
 from experiments.data.loading import cached_data
 from experiments.data.settings import Data
+from experiments.search.settings import Search
 from experiments.training import evaluate, predict, train
 from experiments.training.settings import MetaTrain, Predict, Train
+from experiments.training.trained import read_training
 from mamltheory.errors import ConfigurationError, DataError
 from mamltheory.fewshot.formats import Options
 from mamltheory.fewshot.formats.prepared import write_prepared
 from mamltheory.fewshot.images import ImageSplit
-from mamltheory.runtime.records import to_json
-from mamltheory.runtime.runlog import read_run
+from mamltheory.runtime.records import plain, to_json
+from mamltheory.runtime.runlog import differences, read_run
 from tests.experiments.tiny import GENOTYPE, evaluate_settings, train_settings
 from tests.fewshot import layouts
 from tests.fewshot.layouts import SPLITS, encoded, tiny_splits
@@ -77,6 +79,60 @@ def test_what_is_no_split_is_refused_with_an_example(split):
     for kind, name in ((Train, "split"), (Data, "split"), (MetaTrain, "class_split")):
         with pytest.raises(ConfigurationError, match="expected three positive whole numbers, as in 60/20/20"):
             kind(**{name: split})
+
+
+# --- --no-mirrors ---
+
+
+def test_folders_of_characters_are_mirrored_by_no_command_once_the_training_was_told(flat, tmp_path, capsys):
+    genotypes.write_genotype(tmp_path / "cell.json", GENOTYPE)
+    usual = {"genotype": tmp_path / "cell.json", "data": str(flat), "split": "50/25/25", "epochs": 1}
+    settings = train_settings(tmp_path / "train", **usual, milestones=(), mirrors=False)
+    assert not train.train_config(settings, loading.data_of(settings)).flip
+    train.train_and_draw(settings)
+    training = read_training(settings.out)
+    assert not training.inputs.mirrors
+    for place in (None, str(flat)):
+        test = evaluate_settings(settings, tmp_path / f"evaluate-{place is None}", data=place)
+        assert not evaluate.evaluation_config(test, training.data(place)).flip
+    assert loading.data_of(dataclasses.replace(settings, mirrors=None)).mirrors
+    assert cached_data(*loading.source_in(settings)) is loading.data_of(settings)
+    ready = str(tmp_path / "READY")
+    line = ["data", "check", str(flat), "--split", "50/25/25", "--out", str(tmp_path / "sheet")]
+    assert shell.main(line) == 0
+    assert "training: yes; --no-mirrors if these are characters\n" in capsys.readouterr().out
+    assert shell.main([*line, "--no-mirrors", "--prepare", ready]) == 0
+    told = capsys.readouterr().out
+    assert "mirrored images in training: no\n" in told
+    assert "of drawn images" in told
+    assert not cached_data(ready, 16).mirrors
+    assert shell.main(["data", "check", ready, "--mirrors", "--out", str(tmp_path / "sheet")]) == 2
+    assert "was prepared as images of characters" in capsys.readouterr().err
+
+
+def test_mirrors_that_contradict_embedded_images_are_refused(tmp_path, capsys):
+    for name, flag in (("glyphs", "--mirrors"), ("pictures", "--no-mirrors")):
+        assert shell.main(["data", name, flag, "--out", str(tmp_path)]) == 2
+        assert f"and a mirrored image of {name} shows" in capsys.readouterr().err
+    with pytest.raises(DataError, match="shows another class: leave it out"):
+        loading.data_of(Train(mirrors=True, image_size=16))
+
+
+def test_a_training_of_before_the_setting_continues_unless_it_is_given(flat, tmp_path):
+    genotypes.write_genotype(tmp_path / "cell.json", GENOTYPE)
+    usual = {"genotype": tmp_path / "cell.json", "data": str(flat), "split": "50/25/25", "epochs": 1}
+    settings = train_settings(tmp_path / "train", **usual, milestones=())
+    train.train_and_draw(settings)
+    record = read_run(settings.out)
+    assert record["config"].pop("mirrors") is None
+    (settings.out / "run.json").write_text(to_json(record))
+    assert "mirrors" not in read_run(settings.out)["config"]
+    assert read_training(settings.out).settings == settings
+    assert train.train_and_draw(settings) == 0
+    with pytest.raises(ConfigurationError, match=r"other settings: mirrors \(None there, False now\)"):
+        train.train_and_draw(dataclasses.replace(settings, mirrors=False))
+    begun = {key: value for key, value in vars(Search().resolved()).items() if key != "mirrors"}
+    assert differences(plain(begun), Search().resolved(), (), Search().before()) == ""
 
 
 # --- what a training tells the commands after it ---

@@ -17,8 +17,8 @@ from experiments.training.trained import read_training
 from mamltheory.errors import CheckpointError, ConfigurationError, DataError
 from mamltheory.fewshot.datasets import load_data
 from mamltheory.fewshot.heads import fit_predict, unit_norm
-from mamltheory.fewshot.images import normalise, take
 from mamltheory.fewshot.training_state import inputs_of, recorded_inputs
+from mamltheory.fewshot.uploads import normalise, take
 from mamltheory.runtime.checkpoint import load_state, save_state
 from mamltheory.runtime.runlog import read_run
 from tests.experiments.tiny import evaluate_settings, files

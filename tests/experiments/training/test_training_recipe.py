@@ -47,6 +47,7 @@ OPEN = {
     "precision": ("V100 and PyTorch's default of the time", "fp32"),
     "split": ("the data come with their splits", None),
     "split_seed": ("the data come with their splits", 0),
+    "mirrors": ("the data are photographs, which may be mirrored", None),
     "channels_last": ("changes roundings alone", True),
     "seed": ("at least 3 runs of different random seeds: --seed 0, 1, 2", 0),
     "save_minutes": ("changes no number", 10.0),
