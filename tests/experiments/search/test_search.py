@@ -165,7 +165,7 @@ def test_every_protocol_searches_to_the_end_and_is_recorded(tmp_path, protocol, 
         "stable": {"harmonic", "gradient"},
     }[protocol]
     said = capsys.readouterr().out
-    first, *codes = said.splitlines()[1:4]
+    first, *codes = said.splitlines()[2:5]
     assert first.startswith("round 1 of 2: ")
     assert codes[0].startswith("round 1: 7 operators, 2 repeats")
     assert "halves: tau" in codes[0]
@@ -258,6 +258,7 @@ def test_a_search_says_a_line_a_round_and_at_the_end_what_it_found(tmp_path, cap
     settings = begun(tmp_path / "search")
     assert search.search_and_draw(settings) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines.pop(0).startswith("round 1 of 2 begins: 22 operations, 1 repeats")
     assert [line.split(":")[0] for line in lines[:2]] == ["round 1 of 2", "round 2 of 2"]
     assert "19 operations stay; how sure is not known" in lines[0]
     assert lines[0].endswith(" to go")
