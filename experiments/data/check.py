@@ -54,7 +54,7 @@ def check_data(settings: Data) -> int:
     if report.splits:
         draw_splits(report.splits, settings)
     if report.problems:
-        raise DataError("; ".join(report.problems))
+        raise DataError("; ".join(dict.fromkeys(report.problems)))
     data = report.complete()
     print(printable(channel_line(channel_order(data.train), report)))
     print(mirror_line(report))

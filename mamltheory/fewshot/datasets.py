@@ -141,7 +141,7 @@ def read_data(path: Path, options: Options) -> ImageData:
         except DataError as error:
             problems.append(error)
     if problems:
-        raise DataError("; ".join(map(str, problems)))
+        raise DataError("; ".join(dict.fromkeys(map(str, problems))))
     return complete(layout, folder, splits, mirrors)
 
 

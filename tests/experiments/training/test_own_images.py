@@ -129,7 +129,7 @@ def test_a_training_of_before_the_setting_continues_unless_it_is_given(flat, tmp
     assert "mirrors" not in read_run(settings.out)["config"]
     assert read_training(settings.out).settings == settings
     assert train.train_and_draw(settings) == 0
-    with pytest.raises(ConfigurationError, match=r"other settings: mirrors \(None there, False now\)"):
+    with pytest.raises(ConfigurationError, match=r"other settings: mirrors \(None there, no now\)"):
         train.train_and_draw(dataclasses.replace(settings, mirrors=False))
     begun = {key: value for key, value in vars(Search().resolved()).items() if key != "mirrors"}
     assert differences(plain(begun), Search().resolved(), (), Search().before()) == ""
@@ -205,6 +205,7 @@ def test_the_check_names_the_flags_with_which_each_command_fits_small_data(flat,
     )
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("small")]
     assert [line.split(": ", 1)[1] for line in lines] == [
+        "search --method halving --search-batch-size 48",
         "train --batch-size 48",
         "meta-train --ways 3 --tasks 2",
         "evaluate --ways 3 --queries 3",
