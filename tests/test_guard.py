@@ -197,7 +197,7 @@ MISTAKES = {  # name -> (a call, what its message says)
     "a single task": (lambda: mt.meta_ntk(NET, TASKS[0]), r"\[task\]"),
     "a single task to train": (lambda: mt.train(NET, None, TASKS[0], INNER, 0.1, 1), r"\[task\]"),
     "arrays": (lambda: mt.empirical_ntk(NET, VECTORS.numpy()), "ndarray"),
-    "arrays in a task": (lambda: mt.Task(*[np.zeros((2, 2))] * 4), "ndarray"),
+    "lists in a task": (lambda: mt.Task(*[[[0.0]]] * 4), "list"),
     "arrays as a kernel": (lambda: mt.condition_number(np.eye(3)), "ndarray"),
     "a string for dynamics": (lambda: mt.meta_ntk(NET, TASKS, dynamics="converged"), r"Converged\(ridge\)"),
     "a string for the time": (lambda: mt.time_operator(torch.eye(2), "flow"), r"GradientFlow\(time\)"),

@@ -29,7 +29,7 @@ from .report import (
     power_law_record,
     save_theory_figure,
     subtitle,
-    verdict_words,
+    verdict_first,
 )
 from .settings import Bounds, Theory
 from .sweep import Measurement, Problem, Sweep, network_of_width, run_sweep
@@ -128,7 +128,7 @@ def plot_bounds(settings: Bounds) -> int:
     """Measure and draw; returns 0."""
     columns = {f"L = {depth}": bounds_at_depth(settings, depth) for depth in range(1, settings.depth + 1)}
     draw_bounds(settings, columns)
-    print(verdict_words(bounds_verdict(columns)[1], bounds_result(columns)))
+    print(verdict_first(bounds_verdict(columns)[1], bounds_result(columns)))
     return 0
 
 

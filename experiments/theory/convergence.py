@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from mamltheory.finite_width.bounds import theorem3_residual_bound
 
 from ..plotting import curve, figure, legend_below, ticks_at
-from .report import save_theory_figure, subtitle, verdict_words
+from .report import save_theory_figure, subtitle, verdict_first
 from .settings import Convergence, Theory
 from .sweep import Sweep, run_sweep
 
@@ -18,7 +18,7 @@ def plot_convergence(settings: Convergence) -> int:
     result = run_sweep(settings, "convergence")
     draw_convergence(result)
     data = convergence_numbers(result)
-    print(verdict_words(convergence_verdict(data)[1], [convergence_result(data)]))
+    print(verdict_first(convergence_verdict(data)[1], [convergence_result(data)]))
     return 0
 
 

@@ -16,7 +16,7 @@ from .report import (
     power_law_words,
     save_theory_figure,
     subtitle,
-    verdict_words,
+    verdict_first,
 )
 from .settings import Drift, Theory
 from .sweep import Sweep, run_sweep
@@ -39,7 +39,7 @@ def plot_drift(settings: Drift) -> int:
     """Measure and draw; returns 0."""
     result = run_sweep(settings, "drift")
     data = draw_drift(result)
-    print(verdict_words(drift_verdict(data)[1], drift_result(data)))
+    print(verdict_first(drift_verdict(data)[1], drift_result(data)))
     return 0
 
 

@@ -28,7 +28,7 @@ from mamltheory.predictors import KernelPrediction
 from ..plotting import COLOURS, curve, figure, legend_below, ticks_at
 from .bounds import BATCH, batch_of_starts, trained_batch
 from .constants import sweep_settings
-from .report import save_theory_figure, subtitle, verdict_words
+from .report import save_theory_figure, subtitle, verdict_first
 from .settings import Ensemble, Theory
 from .sweep import Measurement, Problem, Sweep, network_of_width, run_sweep
 
@@ -44,7 +44,7 @@ def plot_ensemble(settings: Ensemble) -> int:
     result = run_sweep(batches, "ensemble", Measurement(f"circle-of-{BATCH}", measure_outputs))
     data = ensemble_numbers(result)
     draw_ensemble(settings, data)
-    print(verdict_words(ensemble_verdict(data)[1], [ensemble_result(data)]))
+    print(verdict_first(ensemble_verdict(data)[1], [ensemble_result(data)]))
     return 0
 
 

@@ -13,7 +13,7 @@ from .report import (
     power_law_words,
     save_theory_figure,
     subtitle,
-    verdict_words,
+    verdict_first,
 )
 from .settings import Equivalence, Theory
 from .sweep import CLOSED_FORMS, Sweep, run_sweep
@@ -31,7 +31,7 @@ def plot_equivalence(settings: Equivalence) -> int:
     result = run_sweep(settings, "equivalence")
     draw_equivalence(result)
     data = equivalence_numbers(result)
-    print(verdict_words(equivalence_verdict(data)[1], equivalence_result(data)))
+    print(verdict_first(equivalence_verdict(data)[1], equivalence_result(data)))
     return 0
 
 

@@ -48,7 +48,7 @@ from .report import (
     save_theory_figure,
     signed,
     subtitle,
-    verdict_words,
+    verdict_first,
 )
 from .settings import Laziness, Theory
 from .sweep import (
@@ -78,7 +78,7 @@ def plot_laziness(settings: Laziness) -> int:
     result = run_sweep(sweep_settings(settings), "laziness", Measurement("laziness", measure_controls))
     data = laziness_numbers(result)
     draw_laziness(settings, data)
-    print(verdict_words(laziness_verdict(data)[1], laziness_result(data)))
+    print(verdict_first(laziness_verdict(data)[1], laziness_result(data)))
     return 0
 
 

@@ -19,7 +19,7 @@ from .report import (
     power_law_words,
     save_theory_figure,
     subtitle,
-    verdict_words,
+    verdict_first,
 )
 from .settings import Lipschitz
 from .sweep import Sweep, initialised, make_problem
@@ -38,7 +38,7 @@ def plot_lipschitz(settings: Lipschitz) -> int:
     kinks = {name: ratios_across_kink(settings, name) for name in settings.activations}
     kink = {"depth": settings.depth, "width": settings.widths[-1], "distances": DISTANCES, "ratios": kinks}
     draw_lipschitz(settings, data, kink)
-    print(verdict_words(lipschitz_verdict(data)[1], lipschitz_result(data | {"kink": kink}, settings.widths)))
+    print(verdict_first(lipschitz_verdict(data)[1], lipschitz_result(data | {"kink": kink}, settings.widths)))
     return 0
 
 

@@ -35,7 +35,7 @@ from .report import (
     save_theory_figure,
     signed,
     subtitle,
-    verdict_words,
+    verdict_first,
 )
 from .settings import Plateau
 from .sweep import (
@@ -58,7 +58,7 @@ def plot_plateau(settings: Plateau) -> int:
     result = run_sweep(sweep_settings(settings), "plateau", Measurement("plateau", measure_deviations))
     data = plateau_numbers(settings, result)
     draw_plateau(settings, data)
-    print(verdict_words(plateau_verdict(data)[1], plateau_result(data)))
+    print(verdict_first(plateau_verdict(data)[1], plateau_result(data)))
     return 0
 
 

@@ -82,7 +82,7 @@ def power_law_words(what: str, law: Mapping[str, Any], widths: Sequence[int]) ->
     return f"{what} goes as width^{slope} [{low}, {high}] and is {law['rms'][-1]:.2g} at width {widths[-1]}"
 
 
-def verdict_words(verdict: str, details: Sequence[str]) -> str:
+def verdict_first(verdict: str, details: Sequence[str]) -> str:
     """The lines of a result: the verdict first, then the ``details`` that it rests on."""
     return "\n".join([f"{verdict}:", *(f"  {line}" for line in details)])
 

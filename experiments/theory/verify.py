@@ -142,7 +142,7 @@ def draw_verification(settings: Verify, found: Verification) -> str:
         "verdicts": [vars(one) for one in found.verdicts],
     }
     with figure("page", 6.2, 2, 3) as (drawing, axes):
-        drawing.suptitle(title_of(settings))
+        drawing.suptitle(figure_title(settings))
         draw_relative_residuals(axes[0, 0], found)
         bounds = bounds_of(found.widths, found.values, found.sigma_min) if "K" in found.values else None
         for i, (panel, (name, label)) in enumerate(zip(axes.flat[1:], PANELS.items(), strict=True)):
@@ -186,7 +186,7 @@ def few_ticks(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def title_of(settings: Verify) -> str:
+def figure_title(settings: Verify) -> str:
     """The title of the figure: the network and its training, and below it the data, tasks and seeds."""
     shape = "×".join(map(str, settings.shape))
     data = (

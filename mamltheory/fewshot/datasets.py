@@ -1,6 +1,7 @@
 """Load image data for few-shot learning, by name or by path."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mamltheory.arguments import check_kind
@@ -75,15 +76,8 @@ def load_data(
     _check_source(source, image_size)
     check_kind(bool, mirrors=mirrors)
     shares, notes = shares_of(split), list[str]()
-    options = Options(
-        image_size,
-        as_stored=not tiered_bgr,
-        advance=advance,
-        shares=shares,
-        share_seed=split_seed,
-        notice=notice or notes.append,
-        mirrors=mirrors,
-    )
+    options = Options(image_size, not tiered_bgr, advance=advance, notice=notice or notes.append)
+    options = replace(options, shares=shares, share_seed=split_seed, mirrors=mirrors)
     if embedded_count(str(source)):
         check_embedded(str(source), split is not None, mirrors)
         data = _embedded_data(str(source), options, seed)
