@@ -29,7 +29,7 @@ templates_path = [str(Path(__file__).with_name("_templates"))]
 suppress_warnings = ["toc.not_included"]  # the tables of figures/ are linked to from their figures
 nitpicky = True
 nitpick_ignore_regex = [  # types of other libraries, and jaxtyping's shapes
-    ("py:class", r"(torch|numpy|collections\.abc|pathlib|jaxtyping|matplotlib)\..+|Tensor|'.*'"),
+    ("py:class", r"(torch|numpy|PIL|collections\.abc|pathlib|jaxtyping|matplotlib)\..+|Tensor|'.*'"),
     # Steps of the functions on the page "Parts that the reference names".
     (
         "py:func",
